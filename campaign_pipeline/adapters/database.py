@@ -1,0 +1,47 @@
+"""Which database holds the queue, and whether it can be used: the named one, else the embedded one."""
+
+from campaign_pipeline.adapters import schema
+from campaign_pipeline.adapters.embedded import DAGSTER_DATABASE, embedded_server
+from campaign_pipeline.adapters.environment import Environment, SettingError
+
+
+def queue_url(environment: Environment) -> str:
+    """The queue's database, reachable and with our schema.
+
+    The embedded one is started and brought up to date as needed: it is nobody else's. A named one is only looked at.
+    Raises SettingError or schema.DatabaseUnusable with one clear sentence.
+    """
+    if environment.database_url is None:
+        url = embedded_server(environment.home).url()
+        try:
+            schema.check(url)
+        except schema.DatabaseUnusable:
+            schema.upgrade(url)
+        return url
+    url = named_url(environment)
+    schema.check(url)
+    return url
+
+
+def named_url(environment: Environment) -> str:
+    """CAMPAIGN_DATABASE_URL, if it can be one. Raises SettingError."""
+    url = environment.database_url or ""
+    if not url.startswith(("postgresql://", "postgres://")):
+        scheme = url.partition("://")[0] if "://" in url else "no scheme"
+        raise SettingError(f"CAMPAIGN_DATABASE_URL has {scheme!r}, but must be a postgresql:// URL.")
+    return url
+
+
+def hold(environment: Environment) -> None:
+    """Keep the embedded server up for as long as this process lives; nothing to do for a named one."""
+    if environment.database_url is None:
+        embedded_server(environment.home)
+
+
+def dagster_storage_url(environment: Environment) -> str:
+    """Dagster's own storage on the embedded server: a database of its own, its driver named.
+
+    SQLAlchemy's default driver for postgresql:// is psycopg 3 by now, with which dagster-postgres does not work.
+    """
+    url = embedded_server(environment.home).url(DAGSTER_DATABASE)
+    return url.replace("postgresql://", "postgresql+psycopg2://", 1)

@@ -1,0 +1,164 @@
+"""HTTP for all providers: one fast client, one answer to "did the request leave?", and no key in any text.
+
+httpx is the interface; its own transport slows down with the number of requests in flight, so aiohttp's carries them
+(benchmarks/RESULTS.md). That transport maps aiohttp's errors loosely: a server that hangs up after it took the request
+comes out as `httpx.ConnectTimeout`. Whether something left is therefore read from the error beneath, never from httpx's.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import aiohttp
+import httpx
+import orjson
+from httpx_aiohttp import AiohttpTransport
+
+MAX_RETRY_AFTER_SECONDS = 3600.0
+MAX_KEPT_CHARS = 500
+
+# Raised before any byte of the request is written: no connection, so nothing left.
+_NOTHING_LEFT = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL)
+
+# What looks like a key where one has no business to be: after Bearer, in a query, or as a well-known prefix.
+_KEY = re.compile(
+    r"(?i)(bearer\s+|(?:api[_-]?key|token|secret|password|authorization)[\"']?\s*[:=]\s*[\"']?)[^\s\"',;&]+|sk-[\w-]{8,}"
+)
+_PHONE = re.compile(r"\d{8,}")
+
+
+def http_client(*, connections: int, read_timeout: float) -> httpx.AsyncClient:
+    """A client for one process. Close it when done.
+
+    Idle connections are dropped after 3 seconds: servers on Node.js (Evolution) close theirs after 5, and a request
+    that meets such a closing connection ends as unknown for no good reason.
+    """
+
+    def session() -> aiohttp.ClientSession:
+        connector = aiohttp.TCPConnector(limit=connections, keepalive_timeout=3.0)
+        return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
+
+    return httpx.AsyncClient(
+        transport=AiohttpTransport(client=session),
+        timeout=httpx.Timeout(read_timeout, connect=10.0, pool=None),
+    )
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A provider answered, with whatever status."""
+
+    status: int
+    body: Any  # parsed JSON; None where the body is none
+    text: str  # the raw body, cut and without keys
+    retry_after: float | None  # seconds
+
+
+@dataclass(frozen=True)
+class NoAnswer:
+    """No answer came. `left`: the request may have reached the provider."""
+
+    left: bool
+    reason: str
+
+
+async def post(
+    client: httpx.AsyncClient,
+    url: str,
+    body: Mapping[str, Any],
+    headers: Mapping[str, str],
+    timeout: float,
+) -> Answer | NoAnswer:
+    """POST some JSON. The body is serialised deterministically. Never raises for what the network does."""
+    content = orjson.dumps(body)
+    return await _request(client, "POST", url, {**headers, "Content-Type": "application/json"}, timeout, content)
+
+
+async def get(client: httpx.AsyncClient, url: str, headers: Mapping[str, str], timeout: float) -> Answer | NoAnswer:
+    """GET. Never raises for what the network does."""
+    return await _request(client, "GET", url, headers, timeout, None)
+
+
+async def _request(
+    client: httpx.AsyncClient, method: str, url: str, headers: Mapping[str, str], timeout: float, content: bytes | None
+) -> Answer | NoAnswer:
+    try:
+        response = await client.request(
+            method,
+            url,
+            headers=dict(headers),
+            content=content,
+            timeout=httpx.Timeout(timeout, connect=min(10.0, timeout), pool=None),
+        )
+    except httpx.InvalidURL as error:
+        return NoAnswer(left=False, reason=f"{redact(url)} is no usable URL: {error}.")
+    except (httpx.HTTPError, aiohttp.ClientError, TimeoutError, OSError) as error:
+        return _no_answer(error, method, url, timeout)
+    raw = response.content
+    return Answer(
+        response.status_code,
+        parse_json(raw),
+        redact(raw[: 4 * MAX_KEPT_CHARS].decode("utf-8", "replace")),
+        _retry_after(response),
+    )
+
+
+def _no_answer(error: Exception, method: str, url: str, timeout: float) -> NoAnswer:
+    beneath = error.__cause__ if isinstance(error.__cause__, Exception) else error
+    host = httpx.URL(url).netloc.decode("ascii", "replace")
+    if isinstance(error, httpx.UnsupportedProtocol) or isinstance(beneath, _NOTHING_LEFT):
+        return NoAnswer(
+            left=False, reason=f"{host} cannot be reached: {redact(str(beneath)) or type(beneath).__name__}."
+        )
+    if isinstance(beneath, TimeoutError):
+        return NoAnswer(left=True, reason=f"{host} did not answer {method} within {timeout:g} seconds.")
+    detail = redact(str(beneath)) or type(beneath).__name__
+    return NoAnswer(left=True, reason=f"The connection to {host} was lost after {method} was sent: {detail}.")
+
+
+def parse_json(raw: bytes) -> Any:
+    """The body as JSON, or None where it is none (a proxy's page, half an answer)."""
+    try:
+        return orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        return None
+
+
+def _retry_after(response: httpx.Response) -> float | None:
+    """Seconds to wait, from Retry-After (seconds or a date), capped."""
+    value = response.headers.get("retry-after", "").strip()
+    if not value:
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            at = parsedate_to_datetime(value)
+            # Against the server's own Date: this machine's clock may be an hour off.
+            now = parsedate_to_datetime(response.headers["date"])
+        except (KeyError, TypeError, ValueError):
+            return None
+        seconds = (at - now).total_seconds()
+    return min(max(0.0, seconds), MAX_RETRY_AFTER_SECONDS)
+
+
+def redact(text: str) -> str:
+    """Cut a text from outside and take out what looks like a key."""
+    return _KEY.sub(lambda found: f"{found[1] or ''}***", text)[:MAX_KEPT_CHARS]
+
+
+def redact_phones(text: str) -> str:
+    """Take out long numbers too, for texts that people read: reasons, logs."""
+    return _PHONE.sub(lambda found: f"{found[0][:4]}***", redact(text))
+
+
+def at(body: Any, *path: str | int) -> Any:
+    """What lies at a path of a JSON body, None where it does not lie there: bodies from outside have any shape."""
+    for step in path:
+        if isinstance(step, int):
+            body = body[step] if isinstance(body, list) and len(body) > step else None
+        else:
+            body = body.get(step) if isinstance(body, dict) else None
+    return body

@@ -1,0 +1,199 @@
+"""OpenRouter as the language model: one request, one completion or one classed failure.
+
+Contract: openrouter.ai/docs (API reference, errors, limits); errors can come inside a 200. The discriminator is
+`error.metadata.error_type`, then the HTTP status; never the message's text.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+
+from campaign_pipeline.adapters.http import Answer, NoAnswer, at, post, redact_phones
+from campaign_pipeline.core.ports import (
+    Completion,
+    Failure,
+    Permanent,
+    Prompt,
+    Scope,
+    Systemic,
+    Throttled,
+    Transient,
+)
+
+PERMANENT, TRANSIENT, THROTTLED = "permanent", "transient", "throttled"
+
+ERROR_TYPES: dict[str, tuple[str, Scope]] = {
+    # error.metadata.error_type -> class, and how far it reaches
+    "context_length_exceeded": (PERMANENT, Scope.MESSAGE),
+    "max_tokens_exceeded": (PERMANENT, Scope.MESSAGE),
+    "token_limit_exceeded": (PERMANENT, Scope.MESSAGE),
+    "string_too_long": (PERMANENT, Scope.MESSAGE),
+    "invalid_prompt": (PERMANENT, Scope.MESSAGE),
+    "content_policy_violation": (PERMANENT, Scope.MESSAGE),
+    "refusal": (PERMANENT, Scope.MESSAGE),
+    "invalid_request": (PERMANENT, Scope.MESSAGE),
+    "authentication": ("systemic", Scope.PROVIDER),
+    "payment_required": ("systemic", Scope.PROVIDER),
+    "permission_denied": ("systemic", Scope.PROVIDER),
+    "region_restricted": ("systemic", Scope.MODEL),
+    "rate_limit_exceeded": (THROTTLED, Scope.MODEL),
+    "capacity_exhausted": (THROTTLED, Scope.MODEL),
+    "server": (TRANSIENT, Scope.MESSAGE),
+    "unmapped": (TRANSIENT, Scope.MESSAGE),
+    "provider_unavailable": (TRANSIENT, Scope.MESSAGE),
+    "provider_overloaded": (TRANSIENT, Scope.MESSAGE),
+    "temporarily_unavailable": (TRANSIENT, Scope.MESSAGE),
+}
+
+STATUSES: dict[int, tuple[str, Scope, str]] = {
+    # HTTP status (or the code inside a 200) -> class, reach, our code
+    400: (PERMANENT, Scope.MESSAGE, "invalid_request"),
+    401: ("systemic", Scope.PROVIDER, "bad_key"),
+    402: ("systemic", Scope.PROVIDER, "no_credit"),
+    403: ("systemic", Scope.PROVIDER, "permission_denied"),
+    404: ("systemic", Scope.MODEL, "model_unavailable"),
+    408: (TRANSIENT, Scope.MESSAGE, "timeout"),
+    412: (PERMANENT, Scope.MESSAGE, "precondition"),
+    413: (PERMANENT, Scope.MESSAGE, "too_large"),
+    422: (PERMANENT, Scope.MESSAGE, "unprocessable"),
+    429: (THROTTLED, Scope.MODEL, "rate_limited"),
+}
+
+SENTENCES: dict[str, str] = {
+    "bad_key": "OpenRouter refuses the key (OPENROUTER_API_KEY); set a valid one.",
+    "authentication": "OpenRouter refuses the key (OPENROUTER_API_KEY); set a valid one.",
+    "no_credit": "The OpenRouter account or key has no credit left; add credit and the runs go on by themselves.",
+    "payment_required": "The OpenRouter account or key has no credit left; add credit and the runs go on by themselves.",
+    "model_not_found": "OpenRouter does not know this model; correct it in ai_agents.",
+    "model_unavailable": "No endpoint of OpenRouter offers this model now; choose another in ai_agents.",
+    "moderated": "The prompt was refused by moderation.",
+    "rate_limited": "The language model is asked too often.",
+    "rate_limit_exceeded": "The language model is asked too often.",
+}
+
+
+class OpenRouter:
+    """The language model of all workspaces, over one HTTP client."""
+
+    def __init__(self, client: httpx.AsyncClient, base_url: str, api_key: str | None) -> None:
+        self._client = client
+        self._url = f"{base_url.rstrip('/')}/chat/completions"
+        self._key = api_key
+
+    async def complete(self, prompt: Prompt) -> Completion | Failure:
+        """Generate once; see `core.ports.LanguageModel`."""
+        if not self._key:
+            reason = "OPENROUTER_API_KEY is not set; set it in the environment of the Dagster processes."
+            return Systemic("no_key", reason, Scope.PROVIDER)
+        answer = await post(
+            self._client,
+            self._url,
+            request_body(prompt),
+            {"Authorization": f"Bearer {self._key}", "X-OpenRouter-Title": "campaign_pipeline"},
+            prompt.timeout,
+        )
+        return read_answer(answer)
+
+
+def request_body(prompt: Prompt) -> dict[str, Any]:
+    """The request, always in the same order: the same prompt is the same bytes."""
+    body: dict[str, Any] = {
+        "model": prompt.model,
+        "messages": [{"role": "system", "content": prompt.system}, {"role": "user", "content": prompt.user}],
+        "max_tokens": prompt.max_tokens,
+        "temperature": prompt.temperature,
+    }
+    if prompt.json_schema is not None:
+        body["response_format"] = {"type": "json_schema", "json_schema": dict(prompt.json_schema)}
+        body["provider"] = {"require_parameters": True}
+    if prompt.reference:
+        body["user"] = prompt.reference
+    return body
+
+
+def read_answer(answer: Answer | NoAnswer) -> Completion | Failure:
+    """Class an answer. A generation whose answer is lost harms nobody: it may be asked for again."""
+    if isinstance(answer, NoAnswer):
+        return Transient("no_answer", answer.reason)
+    error = at(answer.body, "error") or at(answer.body, "choices", 0, "error")
+    if answer.status != httpx.codes.OK or error or at(answer.body, "choices", 0, "finish_reason") == "error":
+        return _failure(answer, error if isinstance(error, dict) else {})
+    return _completion(answer)
+
+
+def _failure(answer: Answer, error: dict[str, Any]) -> Failure:
+    code = error.get("code")
+    status = answer.status if answer.status != httpx.codes.OK or not isinstance(code, int) else code
+    error_type = at(error, "metadata", "error_type")
+    retry_after = answer.retry_after
+    hint = at(error, "availability", "retry_after")
+    if retry_after is None and isinstance(hint, int | float):
+        retry_after = float(hint)
+
+    if at(error, "availability", "code") == "model_not_found":
+        return Systemic("model_not_found", _sentence("model_not_found", status, error), Scope.MODEL, retry_after)
+    if status == httpx.codes.FORBIDDEN and _moderated(error):
+        return Permanent("moderated", _sentence("moderated", status, error))
+    if at(error, "availability", "retryable") is True:
+        return Transient("temporarily_unavailable", _sentence("temporarily_unavailable", status, error), retry_after)
+    if isinstance(error_type, str) and error_type in ERROR_TYPES:
+        kind, scope = ERROR_TYPES[error_type]
+        our_code = error_type
+    else:
+        # Anything else: the servers' trouble (5xx) or an answer nobody foresaw; neither reached a customer.
+        kind, scope, our_code = STATUSES.get(status, (TRANSIENT, Scope.MESSAGE, f"http_{status}"))
+    reason = _sentence(our_code, status, error)
+    make: dict[str, Callable[[], Failure]] = {
+        PERMANENT: lambda: Permanent(our_code, reason),
+        TRANSIENT: lambda: Transient(our_code, reason, retry_after),
+        THROTTLED: lambda: Throttled(our_code, reason, scope, retry_after),
+        "systemic": lambda: Systemic(our_code, reason, scope, retry_after),
+    }
+    return make[kind]()
+
+
+def _moderated(error: dict[str, Any]) -> bool:
+    """A guardrail or moderation: about this prompt, not about the account."""
+    metadata = error.get("metadata")
+    return isinstance(metadata, dict) and any(key in metadata for key in ("reasons", "patterns", "flagged_input"))
+
+
+def _sentence(code: str, status: int, error: dict[str, Any]) -> str:
+    said = redact_phones(str(error.get("message") or "")).strip()
+    return " ".join(piece for piece in (SENTENCES.get(code, f"OpenRouter answered {status}."), said) if piece)
+
+
+def _completion(answer: Answer) -> Completion | Failure:
+    choice = at(answer.body, "choices", 0)
+    if not isinstance(choice, dict):
+        return Transient("no_choice", "OpenRouter answered without a text (no choices, or no JSON).")
+    finish, content = choice.get("finish_reason"), at(choice, "message", "content")
+    if finish == "length":
+        return Transient("truncated", "The text did not fit in the tokens allowed.")
+    if finish == "content_filter":
+        return Permanent("content_filter", "The model's answer was withheld by a content filter.")
+    if not isinstance(content, str) or not content.strip():
+        return Transient("empty", "The model answered without a text.")
+    usage = at(answer.body, "usage")
+    return Completion(
+        text=content,
+        model=str(at(answer.body, "model") or ""),
+        prompt_tokens=_count(at(usage, "prompt_tokens")),
+        completion_tokens=_count(at(usage, "completion_tokens")),
+        cost=_cost(usage),
+        generation_id=at(answer.body, "id"),
+    )
+
+
+def _count(value: Any) -> int:
+    return int(value) if isinstance(value, int | float) else 0
+
+
+def _cost(usage: Any) -> float | None:
+    """What was charged, in US dollars. With a key of one's own at the model's maker, both fees together."""
+    cost = at(usage, "cost")
+    if not isinstance(cost, int | float):
+        return None
+    upstream = at(usage, "cost_details", "upstream_inference_cost") if at(usage, "is_byok") is True else 0.0
+    return float(cost) + (float(upstream) if isinstance(upstream, int | float) else 0.0)

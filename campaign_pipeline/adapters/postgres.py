@@ -1,0 +1,425 @@
+"""The queue in PostgreSQL: batches, contexts, leases, ledger, runs; all over named statements.
+
+`Queue` serves the steps of a batch on one connection at a time. `ShardStore` serves one shard's delivery: a small pool,
+and group commit for the three statements that every message needs.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import Any, TypeVar
+from uuid import UUID, uuid4
+
+import orjson
+import psycopg
+from psycopg.rows import DictRow, dict_row
+from psycopg.types.json import Jsonb, set_json_dumps, set_json_loads
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
+from tenacity import AsyncRetrying, RetryError, retry_if_exception_type, stop_after_delay, wait_exponential_jitter
+
+from campaign_pipeline.adapters.group_commit import GroupCommit
+from campaign_pipeline.core.model import LeasedMessage, Shard
+from campaign_pipeline.core.ports import (
+    Attempt,
+    BeginPart,
+    Begun,
+    LogLine,
+    Pause,
+    Scope,
+    Settled,
+    Settlement,
+    StoreUnavailable,
+    Systemic,
+    Throttled,
+)
+from campaign_pipeline.core.runs import RunState, RunWait, judge_run
+from campaign_pipeline.sql import statement
+
+T = TypeVar("T")
+Connection = psycopg.AsyncConnection[DictRow]
+
+set_json_dumps(lambda value: orjson.dumps(value).decode())
+set_json_loads(orjson.loads)
+
+# The connection is gone, the server is starting or stopping, or two transactions stood in each other's way. A repeat is
+# safe: every statement names the state that it expects.
+_TRANSIENT = (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout)
+_PATIENCE_SECONDS = 60.0
+"""How long a database that went away is waited for: a restart or a fail-over, not an outage."""
+
+
+def _connect_options(url: str) -> dict[str, Any]:
+    # Poolers in transaction mode (Supabase's port 6543) hand each statement to any server connection, where a prepared
+    # statement of another would be unknown. Planning anew costs little, for the heavy work is in functions that keep
+    # their plans.
+    return {"conninfo": url, "prepare_threshold": None, "row_factory": dict_row, "autocommit": True}
+
+
+async def _patiently(call: Callable[[], Awaitable[T]], patience_seconds: float = _PATIENCE_SECONDS) -> T:
+    """Repeat a call while the database is away. Raises StoreUnavailable when it stays away."""
+    try:
+        async for attempt in AsyncRetrying(
+            retry=retry_if_exception_type(_TRANSIENT),
+            wait=wait_exponential_jitter(initial=0.05, max=2.0, jitter=0.1),
+            stop=stop_after_delay(patience_seconds),
+        ):
+            with attempt:
+                return await call()
+    except RetryError as error:
+        cause = error.last_attempt.exception()
+        raise StoreUnavailable(f"The database did not answer for {patience_seconds:g} seconds: {cause}") from None
+    raise AssertionError("unreachable: the loop above returns or raises")
+
+
+def _json(items: Iterable[Mapping[str, Any]]) -> Jsonb:
+    return Jsonb([{key: value for key, value in item.items() if value is not None} for item in items])
+
+
+@dataclass(frozen=True)
+class BatchOptions:
+    """How a batch is claimed."""
+
+    batch_size: int
+    owner: str  # who claims, for people
+    lease_seconds: float = 120.0
+    max_age: timedelta = timedelta(hours=1)
+
+
+@dataclass
+class Batch:
+    """What was claimed, and what was done on the way."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    token: str | None = None
+    recovered: int = 0  # leases that were given back
+    expired: int = 0  # messages that were too old
+    cancelled: int = 0  # messages of cancelled runs that were settled
+    spread: int = 0  # overdue messages of resumed runs
+    waits: list[RunWait] = field(default_factory=list)  # running runs that wait, and why
+
+
+class Queue:
+    """The queue as the steps of a batch see it."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    @contextlib.asynccontextmanager
+    async def _connection(self) -> AsyncIterator[Connection]:
+        connection: Connection = await psycopg.AsyncConnection.connect(**_connect_options(self._url))
+        async with connection:
+            yield connection
+
+    async def _all(self, name: str, **parameters: Any) -> list[dict[str, Any]]:
+        async def call() -> list[dict[str, Any]]:
+            async with self._connection() as connection:
+                return await (await connection.execute(statement(name), parameters)).fetchall()
+
+        return await _patiently(call)
+
+    async def claim_batch(self, options: BatchOptions) -> Batch:
+        """Give back dead leases, expire, spread, and lease up to `batch_size` due messages, all in one transaction."""
+
+        async def call() -> Batch:
+            async with self._connection() as connection, connection.transaction():
+                return await _ClaimBatch(connection, options).run()
+
+        return await _patiently(call)
+
+    async def get_lead_contexts(self, lead_ids: Sequence[str]) -> list[dict[str, Any]]:
+        """Everything the CRM knows of these leads, in one statement."""
+        return await self._all("get_lead_contexts", lead_ids=list(lead_ids))
+
+    async def get_batch_settings(
+        self, config_ids: Sequence[str], workspace_ids: Sequence[str], inbox_ids: Sequence[str]
+    ) -> dict[str, Any]:
+        """What the messages of a batch share."""
+        rows = await self._all(
+            "get_batch_settings",
+            config_ids=list(config_ids),
+            workspace_ids=list(workspace_ids),
+            inbox_ids=list(inbox_ids),
+        )
+        settings: dict[str, Any] = rows[0]["settings"]
+        return settings
+
+    async def get_inbox_connection(self, inbox_id: str) -> dict[str, Any] | None:
+        """How to reach an inbox, with its keys; None where it has no instance."""
+        rows = await self._all("get_inbox_connection", inbox_id=inbox_id)
+        return rows[0] if rows else None
+
+    async def close_runs(self) -> list[dict[str, Any]]:
+        """Close every run that can change no more; returns those that this call closed."""
+        return await self._all("close_runs")
+
+    async def next_due(self) -> tuple[datetime | None, datetime]:
+        """When the next message is due, and what time it is."""
+        row = (await self._all("next_due"))[0]
+        return row["next_due"], row["now"]
+
+
+class _ClaimBatch:
+    """One transaction of `claim_batch`."""
+
+    def __init__(self, connection: Connection, options: BatchOptions) -> None:
+        self._connection = connection
+        self._options = options
+        self._batch = Batch()
+
+    async def _all(self, name: str, **parameters: Any) -> list[dict[str, Any]]:
+        return await (await self._connection.execute(statement(name), parameters)).fetchall()
+
+    async def run(self) -> Batch:
+        options, batch = self._options, self._batch
+        batch.recovered = len(await self._all("recover_leases"))
+        batch.cancelled = len(await self._all("settle_cancelled_runs"))
+        await self._connection.execute(statement("drop_spent_throttles"))
+        pauses = await self._all("list_pauses")
+        states = [judge_run(row, pauses, options.max_age) for row in await self._all("list_running_runs")]
+        await self._spread([state for state in states if state.resumed])
+        open_states = [state for state in states if state.wait is None]
+        if open_states:
+            expired = await self._all(
+                "expire_old_messages",
+                run_ids=[state.run_id for state in open_states],
+                cutoffs=[state.too_old_before for state in open_states],
+                max_age_minutes=round(options.max_age.total_seconds() / 60),
+            )
+            batch.expired = len(expired)
+        await self._note_waits(states)
+        await self._claim(states, pauses)
+        return batch
+
+    async def _spread(self, resumed: list[RunState]) -> None:
+        if resumed:
+            ids = [state.run_id for state in resumed]
+            intervals = [state.interval_seconds for state in resumed]
+            self._batch.spread = len(await self._all("spread_overdue_messages", run_ids=ids, intervals=intervals))
+            await self._connection.execute(statement("mark_runs_resumed"), {"run_ids": ids})
+
+    async def _note_waits(self, states: list[RunState]) -> None:
+        self._batch.waits = [state.wait for state in states if state.wait and state.has_due]
+        changed = [state for state in states if state.note_changed]
+        if changed:
+            await self._connection.execute(
+                statement("note_run_waits"),
+                {
+                    "run_ids": [state.run_id for state in changed],
+                    "codes": [state.wait.code if state.wait else None for state in changed],
+                    "reasons": [state.wait.reason if state.wait else None for state in changed],
+                    "untils": [state.wait.until if state.wait else None for state in changed],
+                },
+            )
+
+    async def _claim(self, states: list[RunState], pauses: list[dict[str, Any]]) -> None:
+        options, batch = self._options, self._batch
+        quotas = {state.run_id: options.batch_size for state in states if state.wait is None and state.has_due}
+        probes: dict[UUID, dict[str, Any]] = {}
+        for pause in pauses:
+            if pause["probe_due"]:
+                # One message of one run goes ahead; the others of the scope wait for what comes of it.
+                probe = next((s for s in states if s.has_due and s.waits_only_for(pause)), None)
+                if probe and probe.run_id not in probes:
+                    probes[probe.run_id] = pause
+                    quotas[probe.run_id] = 1
+        if not quotas:
+            return
+        token = uuid4()
+        batch.token = str(token)
+        batch.rows = await self._all(
+            "claim_messages",
+            run_ids=list(quotas),
+            quotas=list(quotas.values()),
+            batch_size=options.batch_size,
+            token=token,
+            owner=options.owner,
+            lease_seconds=options.lease_seconds,
+        )
+        for row in batch.rows:
+            if row["run_id"] in probes:
+                pause = probes.pop(row["run_id"])
+                await self._connection.execute(
+                    statement("begin_probe"),
+                    {"scope": pause["scope"], "scope_id": pause["scope_id"], "message_id": row["message_id"]},
+                )
+
+
+class ShardStore:
+    """The queue as one shard sees it: `core.ports.DeliveryStore` under the shard's own lease token."""
+
+    def __init__(self, pool: AsyncConnectionPool[Connection], shard: Shard, owner: str, lease_seconds: float) -> None:
+        self._pool = pool
+        self._shard = shard
+        self._owner = owner
+        self._lease_seconds = lease_seconds
+        self._token = uuid4()
+        self._lines: list[LogLine] = []
+        self._pauses: tuple[float, list[Pause]] = (float("-inf"), [])
+        self._starting = GroupCommit[str, str](self._start_group)
+        self._beginning = GroupCommit[dict[str, Any], Begun](self._begin_group)
+        self._settling = GroupCommit[dict[str, Any], Settled](self._settle_group)
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def open(cls, url: str, shard: Shard, owner: str, lease_seconds: float) -> AsyncIterator["ShardStore"]:
+        """Open a small pool for one shard; writes what is left of its log at the end."""
+        pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
+            url,
+            min_size=1,
+            max_size=4,
+            open=False,
+            timeout=10.0,
+            kwargs={key: value for key, value in _connect_options(url).items() if key != "conninfo"},
+            connection_class=psycopg.AsyncConnection[DictRow],
+            # A connection that died with the server must not be handed out: the caller would only see it fail.
+            check=AsyncConnectionPool.check_connection,
+        )
+        async with pool:
+            store = cls(pool, shard, owner, lease_seconds)
+            try:
+                yield store
+            finally:
+                with contextlib.suppress(StoreUnavailable):
+                    await store.flush_logs()
+
+    async def _all(self, name: str, **parameters: Any) -> list[dict[str, Any]]:
+        async def call() -> list[dict[str, Any]]:
+            async with self._pool.connection() as connection:
+                return await (await connection.execute(statement(name), parameters)).fetchall()
+
+        return await _patiently(call)
+
+    async def take_over(self) -> tuple[list[LeasedMessage], dict[str, int], datetime | None]:
+        """Put the shard's messages under a token of our own.
+
+        Returns the messages that are ours now, why others were left (verdict -> count), and the database's time.
+        """
+        verdicts = await self._all(
+            "take_over_messages",
+            ids=[UUID(message_id) for message_id in self._shard.message_ids],
+            batch_token=UUID(self._shard.batch_token),
+            token=self._token,
+            owner=self._owner,
+            lease_seconds=self._lease_seconds,
+        )
+        left: dict[str, int] = {}
+        taken = []
+        for row in verdicts:
+            if row["verdict"] == "taken":
+                taken.append(row["message_id"])
+            else:
+                left[row["verdict"]] = left.get(row["verdict"], 0) + 1
+        rows = await self._all("read_leased_messages", ids=taken, token=self._token)
+        return [LeasedMessage.from_row(row) for row in rows], left, rows[0]["now"] if rows else None
+
+    async def renew(self, message_ids: Sequence[str]) -> set[str]:
+        """See DeliveryStore. Also the moment at which the log is written."""
+        await self.flush_logs()
+        rows = await self._all(
+            "renew_leases",
+            ids=[UUID(message_id) for message_id in message_ids],
+            token=self._token,
+            lease_seconds=self._lease_seconds,
+        )
+        return {str(row["id"]) for row in rows}
+
+    async def start_generating(self, message_id: str) -> str:
+        """See DeliveryStore."""
+        return await self._starting.submit(message_id)
+
+    async def _start_group(self, message_ids: Sequence[str]) -> list[str]:
+        rows = await self._all(
+            "start_generating", items=_json({"id": i, "token": str(self._token)} for i in message_ids)
+        )
+        verdicts = {str(row["message_id"]): row["verdict"] for row in rows}
+        return [verdicts[message_id] for message_id in message_ids]
+
+    async def begin_part(self, begin: BeginPart) -> Begun:
+        """See DeliveryStore."""
+        item = asdict(begin)
+        item |= {"id": item.pop("message_id"), "token": str(self._token), "inbox_id": self._shard.inbox_id}
+        return await self._beginning.submit(item)
+
+    async def keep_text(self, begin: BeginPart) -> None:
+        """See DeliveryStore."""
+        await self.begin_part(replace(begin, part_no=0))
+
+    async def _begin_group(self, items: Sequence[dict[str, Any]]) -> list[Begun]:
+        rows = await self._all("begin_parts", items=_json(items))
+        begun = {
+            str(row["message_id"]): Begun(
+                row["verdict"], str(row["conversation_id"]) if row["conversation_id"] else None
+            )
+            for row in rows
+        }
+        return [begun[item["id"]] for item in items]
+
+    async def settle(self, settlement: Settlement) -> Settled:
+        """See DeliveryStore."""
+        item = asdict(settlement)
+        item |= {"id": item.pop("message_id"), "token": str(self._token)}
+        return await self._settling.submit(item)
+
+    async def _settle_group(self, items: Sequence[dict[str, Any]]) -> list[Settled]:
+        rows = await self._all("settle", items=_json(items))
+        settled = {str(row["message_id"]): Settled(row["applied"], row["moved"], row["final"]) for row in rows}
+        return [settled[item["id"]] for item in items]
+
+    async def pauses(self) -> Sequence[Pause]:
+        """See DeliveryStore."""
+        now = asyncio.get_running_loop().time()
+        if now - self._pauses[0] > 1.0:
+            rows = await self._all("read_pauses")
+            found = [
+                Pause(
+                    Scope(r["scope"]), r["scope_id"], r["kind"], r["code"], r["reason"], max(0.0, float(r["seconds"]))
+                )
+                for r in rows
+            ]
+            self._pauses = (now, found)
+        return self._pauses[1]
+
+    async def open_pause(self, scope: Scope, scope_id: str, failure: Throttled | Systemic) -> float:
+        """See DeliveryStore."""
+        rows = await self._all(
+            "open_pause",
+            scope=scope.value,
+            scope_id=scope_id,
+            kind="systemic" if isinstance(failure, Systemic) else "throttled",
+            code=failure.code,
+            reason=failure.reason,
+            seconds=failure.retry_after,
+        )
+        self._pauses = (float("-inf"), [])
+        return max(0.0, float(rows[0]["seconds"])) if rows else 0.0
+
+    async def known_sends(self, inbox_id: str, attempt: Attempt) -> Attempt:
+        """See DeliveryStore."""
+        rows = await self._all(
+            "find_control_part",
+            inbox_id=UUID(inbox_id),
+            address=attempt.envelope.address,
+            started_at=attempt.started_at,
+        )
+        return replace(
+            attempt,
+            control_provider_id=rows[0]["control_provider_id"],
+            taken_provider_ids=frozenset(rows[0]["taken_provider_ids"]),
+        )
+
+    def log(self, line: LogLine) -> None:
+        """See DeliveryStore. Kept in memory until the next heartbeat or the end."""
+        self._lines.append(line)
+
+    async def flush_logs(self) -> None:
+        """Write the log lines gathered so far, in one statement."""
+        lines, self._lines = self._lines, []
+        if lines:
+
+            async def call() -> None:
+                async with self._pool.connection() as connection:
+                    await connection.execute(statement("write_logs"), {"lines": _json(lines)})
+
+            await _patiently(call)

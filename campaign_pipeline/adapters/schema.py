@@ -1,0 +1,90 @@
+"""The queue's schema: brought up to date by alembic and one file of SQL functions; checked before work begins."""
+
+from pathlib import Path
+
+import psycopg
+import sqlalchemy
+from alembic import command
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+
+from campaign_pipeline import sql
+
+_LOCK = 7_235_019_244_518_873  # an advisory lock of our own, so that two upgrades do not run into each other
+
+
+class DatabaseUnusable(RuntimeError):
+    """The queue's database cannot be reached, or has not the schema that this code needs; the text says what to do."""
+
+
+def _alembic_config() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(Path(sql.__file__).parent / "migrations"))
+    return config
+
+
+def head_revision() -> str:
+    """The newest migration in the folder."""
+    head = ScriptDirectory.from_config(_alembic_config()).get_current_head()
+    assert head is not None
+    return head
+
+
+def sqlalchemy_url(url: str) -> str:
+    """The same database for SQLAlchemy, with the driver named: its default changes between releases."""
+    _, _, rest = url.partition("://")
+    return f"postgresql+psycopg://{rest}"
+
+
+def upgrade(url: str) -> str:
+    """Bring the schema up to date, in one transaction; harmless when it is. Returns the revision."""
+    engine = sqlalchemy.create_engine(sqlalchemy_url(url), poolclass=sqlalchemy.NullPool)
+    config = _alembic_config()
+    try:
+        with engine.begin() as connection:
+            connection.execute(sqlalchemy.text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+            driver = connection.connection.driver_connection
+            assert isinstance(driver, psycopg.Connection)
+            driver.execute(sql.functions_text().encode())
+    except sqlalchemy.exc.OperationalError as error:
+        raise DatabaseUnusable(_unreachable(url, error.orig)) from None
+    finally:
+        engine.dispose()
+    return head_revision()
+
+
+def check(url: str) -> None:
+    """Make sure that the database answers and has our schema. Raises DatabaseUnusable with one sentence if not."""
+    try:
+        with psycopg.connect(url, connect_timeout=10, autocommit=True) as connection:
+            found = connection.execute("SELECT to_regclass(%s)::text", [sql.VERSION_TABLE]).fetchone()
+            version = None
+            if found and found[0]:
+                row = connection.execute(f"SELECT version_num FROM {sql.VERSION_TABLE}").fetchone()  # noqa: S608 (a constant)
+                version = row[0] if row else None
+    except (psycopg.OperationalError, psycopg.ProgrammingError) as error:
+        raise DatabaseUnusable(_unreachable(url, error)) from None
+    if version != sql.HEAD:
+        raise DatabaseUnusable(
+            f"The database {describe(url)} has the campaign schema {version or 'not at all'}, but {sql.HEAD} is needed: "
+            "run `campaign-pipeline db upgrade`."
+        )
+
+
+def describe(url: str) -> str:
+    """Host, port and name of a database, without user and password."""
+    try:
+        parts = psycopg.conninfo.conninfo_to_dict(url)
+    except psycopg.ProgrammingError:
+        return "named by CAMPAIGN_DATABASE_URL"
+    return f"{parts.get('dbname', '?')} at {parts.get('host', 'localhost')}:{parts.get('port', 5432)}"
+
+
+def _unreachable(url: str, error: BaseException | None) -> str:
+    reason = str(error).strip().splitlines()[0] if error and str(error).strip() else "no answer"
+    return (
+        f"The database {describe(url)} cannot be used: {reason}. CAMPAIGN_DATABASE_URL must be a postgresql:// URL of a "
+        "PostgreSQL 14 or newer that answers from here."
+    )

@@ -1,0 +1,191 @@
+"""What the model may know about a lead, as data that cannot be anything else.
+
+People outside fill in these fields: the lead itself on a form, a scraper, an import. So each value is bounded, on one
+line, without characters that hide or reorder text, and without the brackets that delimit data in a prompt.
+"""
+
+import json
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from decimal import ROUND_HALF_UP, Decimal, InvalidOperation
+from itertools import islice
+from typing import Any, Final
+
+from campaign_pipeline.core import texts
+from campaign_pipeline.core.splitting import cluster_starts
+
+VALUE_CHARS: Final = 200
+BUSINESS_CHARS: Final = 300
+NAME_CHARS: Final = 60  # of a custom field
+TAG_CHARS: Final = 50
+MOST_TAGS: Final = 20
+MOST_OTHERS: Final = 10  # custom fields beyond the business ones
+MOST_FIELDS: Final = 500  # custom fields looked at, however many there are
+
+_LARGEST_VALUE: Final = Decimal(10) ** 15
+_CENT: Final = Decimal("0.01")
+_LOOKED_AT: Final = 8  # times the limit: the characters of a huge value that are read at all
+
+# Format characters that hide, reorder or smuggle text: directions, zero widths, tags, supplementary selectors. The
+# joiners U+200C and U+200D stay, emoji and several scripts need them.
+_HIDDEN: Final = re.compile(
+    "[\u00ad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    "\ud800-\udfff\U000e0000-\U000e0fff]"
+)
+_CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f]")
+# Square brackets and braces too: a model that repeats "Loja [Matriz]" would seem to have left a field to fill in.
+_NEUTRAL: Final = str.maketrans("<>＜＞﹤﹥[]{}［］｛｝`", "‹›‹›‹›()()()()'")
+_LIKE_JSON: Final = re.compile(r"\s*[\[{]\s*(?:[\[{\"}\]]|\Z)")
+
+
+@dataclass(frozen=True)
+class LeadContext:
+    """A lead's fields, tidy and bounded; empty where the CRM has nothing. Build it with `from_row`."""
+
+    client_name: str = ""
+    company: str = ""
+    deal_value: Decimal | None = None  # in reais; None when unknown or not positive
+    priority: str = ""
+    tags: tuple[str, ...] = ()
+    whatsapp_name: str = ""
+    funnel: str = ""
+    column: str = ""
+    custom_fields: tuple[tuple[str, str], ...] = ()  # name and value: business fields in their order, then others
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> "LeadContext":
+        """Build it from a JSON-like row; what is missing or of a wrong type is left empty. Never raises."""
+        return cls(
+            client_name=_text(row.get("client_name")),
+            company=_text(row.get("company")),
+            deal_value=_money(row.get("deal_value")),
+            priority=_text(row.get("priority")),
+            tags=tuple(_tags(row.get("tags"))),
+            whatsapp_name=_text(row.get("whatsapp_name")),
+            funnel=_text(row.get("funnel")),
+            column=_text(row.get("column")),
+            custom_fields=tuple(_custom_fields(row.get("custom_fields"))),
+        )
+
+    def render(self) -> str:
+        """Write the fields as labelled Portuguese lines; none holds `<`, `>` or a line break in its value."""
+        lines = [
+            (texts.LABEL_NAME, self.client_name),
+            (texts.LABEL_COMPANY, self.company),
+            (texts.LABEL_DEAL_VALUE, "" if self.deal_value is None else _reais(self.deal_value)),
+            (texts.LABEL_PRIORITY, texts.PRIORITIES.get(self.priority.casefold(), self.priority)),
+            (texts.LABEL_TAGS, ", ".join(self.tags)),
+            (texts.LABEL_WHATSAPP_NAME, self.whatsapp_name),
+            (texts.LABEL_FUNNEL, self.funnel),
+            (texts.LABEL_COLUMN, self.column),
+        ]
+        shown = [(label, _tidy(value, VALUE_CHARS)) for label, value in lines]
+        # Tidied once more, so that a context that was not built by `from_row` cannot break out either.
+        shown += [(_tidy(name, NAME_CHARS), _tidy(value, BUSINESS_CHARS)) for name, value in self.custom_fields]
+        return "\n".join(f"{label}: {value}".translate(_NEUTRAL) for label, value in shown if value)
+
+
+def _text(value: object, limit: int = VALUE_CHARS) -> str:
+    """Read a text or a number; anything else is empty."""
+    if isinstance(value, str):
+        return _tidy(value, limit)
+    if isinstance(value, bool):
+        return texts.YES if value else texts.NO
+    if isinstance(value, int):
+        return str(value) if abs(value) < _LARGEST_VALUE else ""
+    if isinstance(value, float | Decimal):
+        number = Decimal(str(value))
+        return format(number, "f") if number.is_finite() and Decimal("1e-9") < abs(number) < _LARGEST_VALUE else ""
+    return ""
+
+
+def _tidy(text: str, limit: int) -> str:
+    """Put a text on one line without hidden characters, cut to `limit` characters between what a reader sees."""
+    head = text[: limit * _LOOKED_AT]
+    line = " ".join(_CONTROL.sub(" ", _HIDDEN.sub("", head)).split())
+    if len(line) <= limit and len(head) == len(text):
+        return line
+    cut = min(len(line), limit - 1)
+    starts = cluster_starts(line[: cut + 1])
+    while 0 < cut < len(line) and not starts[cut]:
+        cut -= 1
+    return f"{line[:cut].rstrip()}…" if cut else ""
+
+
+def _money(value: object) -> Decimal | None:
+    if isinstance(value, bool) or not isinstance(value, int | float | Decimal | str):
+        return None
+    if isinstance(value, int) and abs(value) >= _LARGEST_VALUE:  # before a conversion that grows with the digits
+        return None
+    try:
+        amount = Decimal(value.strip()[:40] if isinstance(value, str) else str(value))
+    except InvalidOperation:
+        return None
+    if not amount.is_finite() or not _CENT / 2 <= amount < _LARGEST_VALUE:
+        return None
+    return amount.quantize(_CENT, ROUND_HALF_UP)
+
+
+def _reais(amount: Decimal) -> str:
+    return "R$ " + f"{amount:,.2f}".translate(str.maketrans(",.", ".,"))
+
+
+def _tags(value: object) -> Iterator[str]:
+    """Read the tags, each once."""
+    listed = [value] if isinstance(value, str) else value
+    if isinstance(listed, list | tuple):
+        tags = (_tidy(tag, TAG_CHARS) for tag in islice(listed, MOST_FIELDS) if isinstance(tag, str))
+        yield from islice(dict.fromkeys(tag for tag in tags if tag), MOST_TAGS)
+
+
+def _custom_fields(value: object) -> Iterator[tuple[str, str]]:
+    """Read the business fields in their order, then others that are short and not JSON; each name once."""
+    business: dict[str, str] = {}
+    others: dict[str, tuple[str, str]] = {}
+    for name, raw in _named_values(value):
+        key = _key(name)
+        if key in _BUSINESS_KEYS:
+            text = _text(raw, BUSINESS_CHARS)
+            if text:
+                business.setdefault(key, text)
+        elif _is_short(raw) and (text := _text(raw)):
+            others.setdefault(key, (name, text))
+    yield from ((label, business[key]) for key, label in _BUSINESS_KEYS.items() if key in business)
+    yield from islice(others.values(), MOST_OTHERS)
+
+
+def _named_values(value: object) -> Iterator[tuple[str, object]]:
+    if not isinstance(value, list | tuple):
+        return
+    for item in islice(value, MOST_FIELDS):
+        if isinstance(item, Mapping) and (name := _text(item.get("name"), NAME_CHARS)):
+            yield name, item.get("value")
+
+
+def _is_short(value: object) -> bool:
+    """Tell whether a value is worth a line: neither long nor a structure that some tool left there."""
+    if not isinstance(value, str):
+        return True  # numbers are short, structures have no text
+    text = value.strip()
+    return len(text) <= VALUE_CHARS and not _LIKE_JSON.match(text) and not _is_json(text)
+
+
+def _is_json(text: str) -> bool:
+    if not text.startswith(("[", "{")):
+        return False
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _key(name: str) -> str:
+    """Compare names without case and accents: operators type them by hand."""
+    plain = unicodedata.normalize("NFKD", name.casefold())
+    return "".join(char for char in plain if not unicodedata.combining(char))
+
+
+_BUSINESS_KEYS: Final = {_key(label): label for label in texts.BUSINESS_FIELDS}

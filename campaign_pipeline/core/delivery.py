@@ -1,0 +1,728 @@
+"""The life of a shard, above the life of a message, above the life of a part.
+
+A shard keeps a window of `concurrency` messages in flight: as one ends the next begins, and none waits for a chunk to
+finish. Every request to a provider has its intent committed before it and its outcome after it; every step asks the
+store, which answers `go` only to the holder of the lease.
+"""
+
+import asyncio
+import contextlib
+import random
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import Any, NoReturn
+
+from campaign_pipeline.core.address import InvalidAddress, normalize_phone
+from campaign_pipeline.core.generation import TextProblem, check_text, first_contact_prompt, split_prompt
+from campaign_pipeline.core.model import (
+    BatchSettings,
+    ErrorClass,
+    Lead,
+    LeasedMessage,
+    MessageStatus,
+    PartStatus,
+    Shard,
+    ShardReport,
+)
+from campaign_pipeline.core.ports import (
+    Attempt,
+    BeginPart,
+    Clock,
+    Completion,
+    DeliveryStore,
+    Envelope,
+    Failure,
+    Found,
+    LanguageModel,
+    LookUp,
+    LookUpAnswer,
+    MessageChannel,
+    Permanent,
+    Prompt,
+    Scope,
+    Sent,
+    Settlement,
+    StoreUnavailable,
+    Systemic,
+    Throttled,
+    Transient,
+    Unknown,
+)
+from campaign_pipeline.core.retry import Decision, RetryPolicy
+from campaign_pipeline.core.splitting import (
+    TextTooLong,
+    accept_proposal,
+    effective_max_parts,
+    parse_proposal,
+    split_text,
+)
+from campaign_pipeline.core.window import InvalidWindow, SendingWindow
+
+STEPS = ("prepare", "split", "send", "look_up", "lease", "pause")
+"""The steps that a campaign's log names, in their order."""
+
+SPLIT_SCHEMA: Mapping[str, Any] = {
+    "name": "parts",
+    "strict": True,
+    "schema": {
+        "type": "object",
+        "properties": {"parts": {"type": "array", "items": {"type": "string"}}},
+        "required": ["parts"],
+        "additionalProperties": False,
+    },
+}
+"""What a model is asked to answer when it proposes a split."""
+
+LANGUAGE_MODEL_ACCOUNT = "openrouter"
+"""Scope id of the language-model account that all tenants share."""
+
+
+@dataclass(frozen=True)
+class DeliveryPolicy:
+    """How a shard works."""
+
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
+    lease_seconds: float = 120.0
+    max_inline_wait_seconds: float = 60.0  # throttles up to this long are waited out in place
+    max_inline_waits: int = 3  # per message
+    generation_timeout_seconds: float = 30.0
+    max_tokens: int = 500
+    temperature: float = 0.7
+    grace_seconds: float = 20.0  # for requests in flight when the shard is told to stop
+
+
+class _Stop(Exception):
+    """End a message's life here; everything about it is committed."""
+
+
+@dataclass
+class _Part:
+    """A part as it goes through its life."""
+
+    no: int
+    text: str
+    status: PartStatus = PartStatus.PLANNED
+    attempts: int = 0
+    attempted_at: float = 0.0  # seconds since the epoch, by the database's clock
+    address: str | None = None  # where the last attempt went
+
+
+@dataclass
+class _Work:
+    """A message under way."""
+
+    message: LeasedMessage
+    lead: Lead | None
+    parts: list[_Part]
+    address: str = ""
+    text: dict[str, Any] = field(default_factory=dict)  # of BeginPart: to be committed with the first attempt
+
+    @property
+    def id(self) -> str:
+        return self.message.id
+
+    @property
+    def begun(self) -> bool:
+        """Whether a part went out already: then the message is finished, whatever is paused meanwhile."""
+        return any(part.status is PartStatus.SENT for part in self.parts)
+
+
+@dataclass
+class ShardDelivery:
+    """One shard at work."""
+
+    shard: Shard
+    messages: Sequence[LeasedMessage]
+    started_at: datetime  # by the database's clock, when the messages were read
+    settings: BatchSettings
+    leads: Mapping[str, Lead]
+    store: DeliveryStore
+    model: LanguageModel
+    channel: MessageChannel
+    channel_kind: str  # whatsapp, email
+    clock: Clock
+    policy: DeliveryPolicy = field(default_factory=DeliveryPolicy)
+    chance: Callable[[], float] = random.random
+    report: ShardReport = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.report = ShardReport(self.shard.key, self.shard.inbox_id, claimed=len(self.messages))
+        self._waiting: deque[LeasedMessage] = deque(self.messages)
+        self._live: dict[str, LeasedMessage] = {message.id: message for message in self.messages}
+        self._open_attempts: dict[str, tuple[int, int]] = {}  # message -> part and attempt whose request is under way
+        self._windows: dict[str, SendingWindow | InvalidWindow] = {}
+        self._broken: dict[tuple[Scope, str], Systemic] = {}  # scopes in which nothing works: no further request
+        self._warned: set[str] = set()  # campaigns whose settings were complained of
+        self._slow_until: dict[tuple[Scope, str], float] = {}  # monotonic
+        self._stopping: str | None = None
+        self._origin = self.clock.monotonic()
+        self._lease_good_until = self._origin + self.policy.lease_seconds
+
+    # A shard's life -------------------------------------------------------------------------------------------------
+
+    async def run(self, concurrency: int) -> ShardReport:
+        """Work every message, at most `concurrency` at once; give back what is left, whatever ends it.
+
+        Raises StoreUnavailable when the database stays away: leases then expire by themselves.
+        """
+        heartbeat = asyncio.create_task(self._keep_leases())
+        workers: list[asyncio.Task[None]] = []
+        try:
+            refusal = await self.channel.check_connection() if self.messages else None
+            if isinstance(refusal, Systemic | Throttled):
+                await self._close_scope(self.messages[0], refusal)
+            workers += [asyncio.create_task(self._work()) for _ in range(min(concurrency, len(self.messages)))]
+            await asyncio.gather(*workers)
+        except asyncio.CancelledError:
+            self.stop("The run was terminated.")
+            if workers:
+                await asyncio.wait(workers, timeout=self.policy.grace_seconds)
+            raise
+        finally:
+            for task in (*workers, heartbeat):
+                task.cancel()
+            await asyncio.gather(*workers, heartbeat, return_exceptions=True)
+            await self._give_back_rest()
+            self.report.seconds = round(self.clock.monotonic() - self._origin, 3)
+        return self.report
+
+    def stop(self, reason: str) -> None:
+        """Start nothing new: requests in flight end and are recorded, the rest goes back to the queue."""
+        self._stopping = self._stopping or reason
+        self.report.stopped_by = self._stopping
+
+    async def _work(self) -> None:
+        while self._waiting and not self._stopping:
+            message = self._waiting.popleft()
+            if message.id not in self._live:
+                continue  # lost while it waited, and reported by the heartbeat
+            try:
+                await self._live_message(message)
+            except _Stop:
+                pass
+            except StoreUnavailable:
+                raise
+            except Exception as error:  # noqa: BLE001 (whatever one message does, its neighbours go on)
+                await self._end_after_bug(message, error)
+            self._live.pop(message.id, None)
+
+    async def _end_after_bug(self, message: LeasedMessage, error: Exception) -> None:
+        """Our own mistake. Tried again like a transient failure, unless a request may be out: then it is unknown."""
+        work = _Work(message, None, [])
+        with contextlib.suppress(_Stop):
+            reason = f"{type(error).__name__} while it was worked; this is a bug of the pipeline."
+            attempt = self._open_attempts.get(message.id)
+            if attempt is None:
+                await self._end(work, Transient("internal_error", reason))
+            delay = self.policy.retry.look_up_patience_seconds
+            decision = Decision(MessageStatus.PENDING, ErrorClass.UNKNOWN, "internal_error", reason, delay)
+            settlement = Settlement(message.id, *attempt, outcome=PartStatus.UNKNOWN.value)
+            await self._apply(work, decision, settlement)
+
+    async def _keep_leases(self) -> None:
+        while True:
+            await self.clock.sleep(self.policy.lease_seconds / 3)
+            asked = self.clock.monotonic()
+            asked_for = list(self._live)
+            try:
+                held = await self.store.renew(asked_for)
+            except StoreUnavailable:
+                continue  # the leases run on; `_still_ours` stops every message before they end
+            self._lease_good_until = asked + self.policy.lease_seconds
+            # One that ended meanwhile is not held any more either, and is nobody's loss.
+            lost = [
+                message_id for message_id in asked_for if message_id not in held and message_id in self._waiting_ids()
+            ]
+            for message_id in lost:
+                self._live.pop(message_id, None)
+                self.report.count("left", "lease_lost", message_id, "The lease was lost before its turn came.")
+
+    def _waiting_ids(self) -> set[str]:
+        return {message.id for message in self._waiting}
+
+    def _still_ours(self, message: LeasedMessage) -> bool:
+        """Whether the lease is surely good. A process that slept past it must not trust an older `go`."""
+        return message.id in self._live and self.clock.monotonic() < self._lease_good_until
+
+    async def _give_back_rest(self) -> None:
+        """Return what was not finished, in an orderly way."""
+        reason = self._stopping or "The shard ended before this message was finished."
+
+        async def give_back(message: LeasedMessage) -> None:
+            attempt = self._open_attempts.get(message.id)
+            settlement = Settlement(message.id, status=MessageStatus.PENDING.value, code="given_back", reason=reason)
+            if attempt is not None:
+                settlement = replace(
+                    settlement,
+                    part_no=attempt[0],
+                    attempt_no=attempt[1],
+                    outcome=PartStatus.UNKNOWN.value,
+                    error_class=ErrorClass.UNKNOWN.value,
+                    delay_seconds=self.policy.retry.look_up_patience_seconds,
+                )
+            if (await self.store.settle(settlement)).moved:
+                self.report.returned += 1
+                self.report.count("returned", "given_back", message.id, reason)
+
+        rest = list(self._live.values())
+        self._live.clear()
+        # Where even this fails the database is away, and the leases will expire.
+        await asyncio.gather(*(give_back(message) for message in rest), return_exceptions=True)
+
+    # A message's life -----------------------------------------------------------------------------------------------
+
+    async def _live_message(self, message: LeasedMessage) -> None:
+        lead = self.leads.get(message.lead_id) if message.lead_id else None
+        parts = [
+            _Part(p.part_no, p.text, p.status, p.attempts, p.attempted_at or 0.0, p.address) for p in message.parts
+        ]
+        work = _Work(message, lead, parts)
+        for part in parts:
+            if part.status in {PartStatus.ATTEMPTING, PartStatus.UNKNOWN}:
+                died = Unknown("worker_died", "The process that sent this part ended before it could record an answer.")
+                await self._settle_unknown(work, part, died)
+        if not work.begun:
+            await self._refuse_hopeless(work)
+        work.address = await self._address(work)
+        if not parts:
+            await self._write_text(work)
+        for part in work.parts:
+            if part.status is not PartStatus.SENT:
+                await self._send(work, part)
+
+    async def _refuse_hopeless(self, work: _Work) -> None:
+        """End what need not be begun: its lead is gone, its window is closed, its scope is broken."""
+        if work.lead is None:
+            reason = "The lead was deleted before this message was sent."
+            await self._conclude(work, Settlement(work.id, status="skipped", code="lead_deleted", reason=reason))
+        window = self._window(work.message.config_id)
+        if isinstance(window, InvalidWindow):
+            await self._give_back(work, "invalid_window", str(window))
+        elif not window.is_open(self.now()):
+            await self._give_back(work, "window_closed", "The campaign's sending window closed before its turn came.")
+        broken = next((self._broken[scope] for scope in self._scopes(work.message) if scope in self._broken), None)
+        if broken:
+            await self._give_back(work, broken.code, broken.reason, ErrorClass.SYSTEMIC)
+
+    def now(self) -> datetime:
+        """The database's time: what it was when the messages were read, and what has passed since."""
+        return self.started_at + timedelta(seconds=self.clock.monotonic() - self._origin)
+
+    def _window(self, config_id: str) -> SendingWindow | InvalidWindow:
+        if config_id not in self._windows:
+            try:
+                self._windows[config_id] = self.settings.campaigns[config_id].window()
+            except InvalidWindow as error:
+                self._windows[config_id] = error
+        return self._windows[config_id]
+
+    async def _address(self, work: _Work) -> str:
+        """Where to: as a part before, else the message's own number, else the lead's."""
+        for part in work.parts:
+            if part.address and part.status is PartStatus.SENT:
+                return part.address
+        try:
+            return normalize_phone(work.message.phone_number or (work.lead.phone if work.lead else None))
+        except InvalidAddress as error:
+            await self._end(work, Permanent(error.code, str(error)))
+
+    # Its text -------------------------------------------------------------------------------------------------------
+
+    async def _write_text(self, work: _Work) -> None:
+        """Fix the message's text and parts: the stored text, else one written now (and paid for once)."""
+        if work.message.text is not None:
+            text = await self._checked(work, work.message.text)
+        else:
+            completion, milliseconds = await self._generate(work)
+            self.report.generation_ms.append(milliseconds)
+            text = await self._checked(work, completion.text)
+            work.text = {
+                "ai_model": completion.model,
+                "ai_tokens_used": completion.total_tokens,
+                "ai_cost_usd": completion.cost,
+                "ai_generation_time_ms": milliseconds,
+            }
+        texts = await self._split(work, text)
+        work.text |= {"text": text, "parts": texts}
+        work.parts = [_Part(number, part) for number, part in enumerate(texts, start=1)]
+
+    async def _checked(self, work: _Work, text: str) -> str:
+        limit = self.channel.traits.max_part_chars * (self._max_parts(work) if self._splits(work) else 1)
+        try:
+            return check_text(text, limit)
+        except TextProblem as problem:
+            # A text written anew may be better; a stored one stays as it is.
+            kind = Transient if work.message.text is None else Permanent
+            await self._end(work, kind(problem.code, str(problem)))
+
+    async def _generate(self, work: _Work) -> tuple[Completion, int]:
+        message, lead = work.message, work.lead
+        model = self.settings.models.get(message.workspace_id)
+        if model is None or lead is None:
+            reason = "The workspace has no active AI agent with a model; set one in ai_agents."
+            await self._end(work, Permanent("no_model", reason))
+        system, user = first_contact_prompt(self.settings.campaigns[message.config_id].instructions, lead.context)
+        prompt = Prompt(
+            model,
+            system,
+            user,
+            max_tokens=self.policy.max_tokens,
+            temperature=self.policy.temperature,
+            timeout=self.policy.generation_timeout_seconds,
+            reference=message.id,
+            workspace_id=message.workspace_id,
+        )
+        await self._cleared(work, lambda: self.store.start_generating(message.id))
+        started = self.clock.monotonic()
+        answer = await self._complete(work, prompt)
+        if isinstance(answer, Transient) and answer.code == "truncated":
+            # Once with twice the room: the same room would only be paid for again.
+            answer = await self._complete(work, replace(prompt, max_tokens=2 * prompt.max_tokens))
+            if isinstance(answer, Transient) and answer.code == "truncated":
+                answer = Permanent(answer.code, answer.reason)
+        if not isinstance(answer, Completion):
+            await self._end(work, answer)
+        return answer, round(1000 * (self.clock.monotonic() - started))
+
+    async def _complete(self, work: _Work, prompt: Prompt) -> Completion | Failure:
+        """Ask the model; wait out its throttles where they are short."""
+        for _ in range(self.policy.max_inline_waits):
+            await self._wait_for_turn(work.message)
+            answer = await self.model.complete(prompt)
+            if isinstance(answer, Completion):
+                self.report.tokens += answer.total_tokens
+                self.report.cost_usd += answer.cost or 0.0
+            if not isinstance(answer, Throttled):
+                break
+            if await self._close_scope(work.message, answer) > self.policy.max_inline_wait_seconds:
+                break
+        return answer
+
+    def _splits(self, work: _Work) -> bool:
+        return self.channel.traits.may_split and self.settings.campaigns[work.message.config_id].split_messages
+
+    def _max_parts(self, work: _Work) -> int:
+        parts, warning = effective_max_parts(self.settings.campaigns[work.message.config_id].max_split_parts)
+        if warning and work.message.config_id not in self._warned:
+            self._warned.add(work.message.config_id)
+            self._log(work.message, "split", "warning", warning)
+        return parts
+
+    async def _split(self, work: _Work, text: str) -> tuple[str, ...]:
+        if not self._splits(work):
+            return (text,)
+        splitter, max_parts, max_chars = (
+            self.settings.splitter,
+            self._max_parts(work),
+            self.channel.traits.max_part_chars,
+        )
+        if splitter.strategy == "model" and len(text) >= splitter.min_chars and max_parts > 1:
+            proposed = await self._proposed_split(work, text, max_parts, max_chars)
+            if proposed:
+                return proposed
+        try:
+            return split_text(text, max_parts, max_chars, splitter.min_chars)
+        except TextTooLong as error:
+            await self._end(work, Permanent("too_long", str(error)))
+
+    async def _proposed_split(self, work: _Work, text: str, max_parts: int, max_chars: int) -> tuple[str, ...] | None:
+        """The model's proposal, if it changes nothing of the text; None sends us to the local splitter."""
+        splitter = self.settings.splitter
+        model = splitter.model or self.settings.models.get(work.message.workspace_id)
+        if model is None:
+            return None
+        system, user = split_prompt(text, max_parts)
+        prompt = Prompt(
+            model,
+            splitter.system_prompt or system,
+            user,
+            max_tokens=splitter.max_tokens,
+            temperature=splitter.temperature,
+            timeout=20.0,
+            json_schema=SPLIT_SCHEMA,
+            reference=f"{work.id}:split",
+            workspace_id=work.message.workspace_id,
+        )
+        answer = await self._complete(work, prompt)
+        proposal = parse_proposal(answer.text) if isinstance(answer, Completion) else None
+        accepted = accept_proposal(text, proposal, max_parts, max_chars) if proposal else None
+        if accepted is None:
+            note = "The model's split was not usable or changed the text; it was split locally."
+            self._log(work.message, "split", "warning", note)
+        return accepted
+
+    # A part's life --------------------------------------------------------------------------------------------------
+
+    async def _send(self, work: _Work, part: _Part) -> None:
+        """Send one part: intent committed, request, outcome committed. Short throttles are waited out."""
+        for _ in range(self.policy.max_inline_waits):
+            conversation_id = await self._intend(work, part)
+            delay = self.settings.splitter.delay_ms if part.no > 1 else 0
+            envelope = Envelope(work.id, part.no, part.text, work.address, delay, conversation_id)
+            started = self.clock.monotonic()
+            outcome = await self.channel.send(envelope)
+            milliseconds = round(1000 * (self.clock.monotonic() - started))
+            settlement = Settlement(work.id, part.no, part.attempts, duration_ms=milliseconds)
+            match outcome:
+                case Sent():
+                    await self._settle_sent(work, part, settlement, outcome)
+                    return
+                case Unknown():
+                    self.report.unknown_outcomes += 1
+                    await self._settle_unknown(work, part, outcome)
+                    return
+                case Throttled(code, reason):
+                    failure = outcome
+                    if await self._close_scope(work.message, outcome) > self.policy.max_inline_wait_seconds:
+                        break
+                    planned = PartStatus.PLANNED.value
+                    await self._commit(work, replace(settlement, outcome=planned, code=code, reason=reason))
+                    part.status = PartStatus.PLANNED
+                case _:
+                    await self._end(work, outcome, settlement)
+        await self._end(work, failure, settlement)
+
+    async def _intend(self, work: _Work, part: _Part) -> str | None:
+        """Commit the intent; returns the conversation. Comes back only if the request may leave."""
+        part.attempts += 1
+        part.address = work.address
+        conversation_id: str | None = None
+        begin = BeginPart(
+            work.id,
+            part.no,
+            part.attempts,
+            address=work.address,
+            channel=self.channel_kind,
+            contact_name=work.lead.context.client_name if work.lead else None,
+            **work.text,
+        )
+
+        async def commit() -> str:
+            nonlocal conversation_id
+            begun = await self.store.begin_part(begin)
+            conversation_id = begun.conversation_id
+            return begun.verdict
+
+        await self._cleared(work, commit)
+        work.text = {}
+        part.status = PartStatus.ATTEMPTING
+        part.attempted_at = self.now().timestamp()
+        self._open_attempts[work.id] = (part.no, part.attempts)
+        # The database said `go`; a process that was asleep since then may not act on it.
+        if not self._still_ours(work.message):
+            await self._lost(work)
+        return conversation_id
+
+    async def _settle_sent(self, work: _Work, part: _Part, settlement: Settlement, sent: Sent) -> None:
+        answer = await self.store.settle(
+            replace(
+                settlement,
+                outcome=PartStatus.SENT.value,
+                provider_message_id=sent.provider_message_id,
+                response=sent.response,
+                address=sent.address,
+            )
+        )
+        self._open_attempts.pop(work.id, None)
+        part.status = PartStatus.SENT
+        self.report.parts_sent += 1
+        if settlement.duration_ms is not None:
+            self.report.send_ms.append(settlement.duration_ms)
+        if answer.final in {MessageStatus.SENT.value, MessageStatus.REPLIED.value}:
+            self.report.sent += 1
+            self._log(work.message, "send", "success", "Sent.", parts=len(work.parts))
+            raise _Stop
+        if not answer.applied:
+            await self._lost(work)
+
+    async def _settle_unknown(self, work: _Work, part: _Part, unknown: Unknown) -> None:
+        """Find out about a part that may have gone out (I5). Comes back only if it turns out to be sent."""
+        look_up = self.channel.traits.look_up
+        settlement = Settlement(work.id, part.no, part.attempts, looked_up=look_up is not LookUp.NONE)
+        if part.status is PartStatus.ATTEMPTING and work.id in self._open_attempts:
+            # Written down before asking: if we die while we ask, the next one knows that there is something to ask.
+            noted = replace(settlement, outcome=PartStatus.UNKNOWN.value, code=unknown.code, reason=unknown.reason)
+            await self._commit(work, replace(noted, looked_up=False))
+            self._open_attempts.pop(work.id, None)
+        answer: LookUpAnswer | None = None
+        if settlement.looked_up:
+            envelope = Envelope(work.id, part.no, part.text, part.address or work.address)
+            attempt = Attempt(envelope, part.attempted_at)
+            answer = await self.channel.find_accepted(await self.store.known_sends(work.message.inbox_id, attempt))
+        age = self.now().timestamp() - part.attempted_at
+        decision = self.policy.retry.decide_unknown(look_up, answer, age)
+        match decision:
+            case Found(provider_message_id, response):
+                self.report.recovered_sends += 1
+                self._log(work.message, "look_up", "warning", "It had gone out: found at the provider.", part=part.no)
+                await self._settle_sent(work, part, settlement, Sent(provider_message_id, response))
+            case Transient():
+                await self._end(work, decision, settlement)
+            case Decision():
+                decided = replace(decision, reason=f"{unknown.reason} {decision.reason}")
+                await self._apply(work, decided, replace(settlement, outcome=PartStatus.UNKNOWN.value))
+
+    # Ends -----------------------------------------------------------------------------------------------------------
+
+    async def _end(self, work: _Work, failure: Failure, settlement: Settlement | None = None) -> NoReturn:
+        """End the message's life here by what the policy says of a failure. Always raises _Stop."""
+        if isinstance(failure, Systemic):
+            await self._close_scope(work.message, failure)
+        decision = self.policy.retry.decide(failure, work.message.retry_count, self.chance)
+        if settlement is not None:
+            outcome = PartStatus.FAILED if isinstance(failure, Permanent) else PartStatus.PLANNED
+            settlement = replace(settlement, outcome=outcome.value)
+        await self._apply(work, decision, settlement or Settlement(work.id))
+
+    async def _apply(self, work: _Work, decision: Decision, settlement: Settlement) -> NoReturn:
+        await self._conclude(
+            work,
+            replace(
+                settlement,
+                status=decision.status.value,
+                error_class=decision.error_class.value,
+                code=decision.code,
+                reason=decision.reason,
+                delay_seconds=decision.delay_seconds,
+                count_attempt=decision.count_attempt,
+            ),
+        )
+
+    async def _give_back(
+        self, work: _Work, code: str, reason: str, error_class: ErrorClass | None = None, delay: float | None = None
+    ) -> NoReturn:
+        """Return the message to the queue as it was. Always raises _Stop."""
+        await self._conclude(
+            work,
+            Settlement(
+                work.id,
+                status=MessageStatus.PENDING.value,
+                error_class=error_class.value if error_class else None,
+                code=code,
+                reason=reason,
+                delay_seconds=delay,
+            ),
+        )
+
+    async def _conclude(self, work: _Work, settlement: Settlement) -> NoReturn:
+        """Commit the end of the message's life here, count it and log it. Always raises _Stop."""
+        if work.text and work.text.get("parts"):
+            # A text that was paid for is kept, though its first part may not leave now (I3).
+            await self.store.keep_text(BeginPart(work.id, 1, 1, work.address, self.channel_kind, **work.text))
+        await self._commit(work, settlement)
+        status, code, reason = settlement.status or "", settlement.code or "", settlement.reason or ""
+        match status:
+            case "failed":
+                self.report.failed += 1
+            case "skipped":
+                self.report.skipped += 1
+            case _:
+                self.report.returned += 1
+        self.report.count("returned" if status == "pending" else status, code, work.id, reason)
+        level = {"failed": "error", "skipped": "warning"}.get(status, "info")
+        self._log(work.message, "send" if settlement.part_no else "prepare", level, reason, status=status, code=code)
+        raise _Stop
+
+    async def _commit(self, work: _Work, settlement: Settlement) -> None:
+        answer = await self.store.settle(settlement)
+        if settlement.outcome is not None:
+            self._open_attempts.pop(work.id, None)
+        if settlement.status is not None and not answer.moved:
+            await self._lost(work)
+
+    async def _lost(self, work: _Work) -> NoReturn:
+        """Somebody else has the message, or may take it any moment: leave it alone, and say so. Always raises _Stop."""
+        self._live.pop(work.id, None)
+        reason = "The lease was lost before this message was finished; its new holder goes on with it."
+        self.report.count("left", "lease_lost", work.id, reason)
+        self._log(work.message, "lease", "warning", reason)
+        raise _Stop
+
+    # Scopes ---------------------------------------------------------------------------------------------------------
+
+    def _scopes(self, message: LeasedMessage) -> list[tuple[Scope, str]]:
+        """The scopes that a message needs to be well."""
+        scopes = [(Scope.INBOX, message.inbox_id), (Scope.RUN, message.run_id)]
+        if message.text is None and not message.parts:
+            scopes += [(Scope.WORKSPACE, message.workspace_id), (Scope.PROVIDER, LANGUAGE_MODEL_ACCOUNT)]
+            scopes += [(Scope.MODEL, self.settings.models.get(message.workspace_id, ""))]
+        return scopes
+
+    def _scope_id(self, message: LeasedMessage, scope: Scope) -> str:
+        ids = {
+            Scope.INBOX: message.inbox_id,
+            Scope.RUN: message.run_id,
+            Scope.WORKSPACE: message.workspace_id,
+            Scope.MODEL: self.settings.models.get(message.workspace_id, ""),
+            Scope.PROVIDER: LANGUAGE_MODEL_ACCOUNT,
+        }
+        return ids[scope]
+
+    async def _close_scope(self, message: LeasedMessage, failure: Systemic | Throttled) -> float:
+        """Pause or slow down a scope, here at once and for everybody through the database. Returns seconds."""
+        scope = (failure.scope, self._scope_id(message, failure.scope))
+        if isinstance(failure, Systemic):
+            first = scope not in self._broken
+            self._broken[scope] = failure
+            if first:
+                self._log(message, "pause", "error", failure.reason, scope=failure.scope.value, code=failure.code)
+        seconds = await self.store.open_pause(*scope, failure)
+        if isinstance(failure, Throttled):
+            until = self.clock.monotonic() + max(seconds, failure.retry_after or 0.0)
+            self._slow_until[scope] = max(until, self._slow_until.get(scope, 0.0))
+            return until - self.clock.monotonic()
+        return seconds
+
+    async def _wait_for_turn(self, message: LeasedMessage) -> None:
+        """Wait until no throttle of the message's scopes holds any more."""
+        until = max((self._slow_until.get(scope, 0.0) for scope in self._scopes(message)), default=0.0)
+        left = until - self.clock.monotonic()
+        if left > 0:
+            # Not all at the same instant, or they would be throttled together again.
+            await self.clock.sleep(left * (1 + 0.1 * self.chance()))
+
+    async def _cleared(self, work: _Work, ask: Callable[[], Awaitable[str]]) -> None:
+        """Ask the store until it says `go`, waiting out short throttles of others; otherwise end the message here."""
+        for _ in range(self.policy.max_inline_waits):
+            if self._stopping and not work.begun:
+                await self._give_back(work, "given_back", self._stopping)
+            await self._wait_for_turn(work.message)
+            verdict = await ask()
+            if verdict == "go":
+                return
+            if verdict == "lost":
+                await self._lost(work)
+            if verdict != "scope_paused":
+                await self._give_back(work, verdict, f"The run is {verdict.removeprefix('run_')}.")
+            await self._wait_for_others(work)
+        await self._give_back(work, "scope_paused", "Slowed down too often; it goes on with the next batch.", delay=5.0)
+
+    async def _wait_for_others(self, work: _Work) -> None:
+        """Somebody paused one of our scopes: take it over, so that the next message need not ask."""
+        scopes = self._scopes(work.message)
+        for pause in await self.store.pauses():
+            scope = (pause.scope, pause.scope_id)
+            if scope not in scopes:
+                continue
+            if pause.kind == "systemic" or pause.seconds > self.policy.max_inline_wait_seconds:
+                error_class = ErrorClass.SYSTEMIC if pause.kind == "systemic" else ErrorClass.THROTTLED
+                if pause.kind == "systemic":
+                    self._broken.setdefault(scope, Systemic(pause.code, pause.reason, pause.scope))
+                await self._give_back(work, pause.code, pause.reason, error_class)
+            self._slow_until[scope] = max(self.clock.monotonic() + pause.seconds, self._slow_until.get(scope, 0.0))
+
+    def _log(self, message: LeasedMessage, step: str, level: str, text: str, **details: object) -> None:
+        self.store.log(
+            {
+                "run_id": message.run_id,
+                "lead_id": message.lead_id,
+                "message_id": message.id,
+                "step_name": step,
+                "step_number": STEPS.index(step) + 1,
+                "level": level,
+                "message": text,
+                "details": details,
+            }
+        )

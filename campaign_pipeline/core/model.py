@@ -1,0 +1,289 @@
+"""The records that travel: a batch's settings, a shard, its messages, and what came of them."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import time
+from enum import Enum
+from typing import Any
+
+from campaign_pipeline.core.context import LeadContext
+from campaign_pipeline.core.window import InvalidWindow, SendingWindow
+
+
+class MessageStatus(str, Enum):
+    """Where a message is; the CRM's words."""
+
+    PENDING = "pending"
+    QUEUED = "queued"
+    GENERATING = "generating"
+    SENDING = "sending"
+    SENT = "sent"
+    REPLIED = "replied"
+    FAILED = "failed"
+    SKIPPED = "skipped"
+
+
+class ErrorClass(str, Enum):
+    """What ended or delays a message."""
+
+    PERMANENT = "permanent"
+    TRANSIENT = "transient"
+    EXHAUSTED = "exhausted"
+    THROTTLED = "throttled"
+    SYSTEMIC = "systemic"
+    UNKNOWN = "unknown"
+
+
+class PartStatus(str, Enum):
+    """Where a part is; the ledger's words."""
+
+    PLANNED = "planned"
+    ATTEMPTING = "attempting"
+    UNKNOWN = "unknown"
+    SENT = "sent"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class PartRecord:
+    """One row of the ledger, as read when the message was taken over."""
+
+    part_no: int
+    text: str
+    status: PartStatus
+    attempts: int
+    attempted_at: float | None = None  # seconds since the epoch, by the database's clock
+    address: str | None = None  # where the last attempt went
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> "PartRecord":
+        """Build from the ledger's JSON."""
+        at = row.get("attempted_at")
+        return cls(
+            part_no=int(row["part_no"]),
+            text=str(row["text"]),
+            status=PartStatus(row["status"]),
+            attempts=int(row["attempts"]),
+            attempted_at=None if at is None else float(at),
+            address=row.get("address"),
+        )
+
+
+@dataclass(frozen=True)
+class LeasedMessage:
+    """A message that this shard may work, with its stored text and ledger."""
+
+    id: str
+    run_id: str
+    config_id: str
+    workspace_id: str
+    inbox_id: str
+    lead_id: str | None
+    phone_number: str | None
+    text: str | None  # fixed once and for all, or not yet written
+    retry_count: int
+    parts: tuple[PartRecord, ...]
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> "LeasedMessage":
+        """Build from the statement `read_leased_messages`."""
+        return cls(
+            id=str(row["id"]),
+            run_id=str(row["run_id"]),
+            config_id=str(row["config_id"]),
+            workspace_id=str(row["workspace_id"]),
+            inbox_id=str(row["inbox_id"]),
+            lead_id=None if row["lead_id"] is None else str(row["lead_id"]),
+            phone_number=row["phone_number"],
+            text=row["text"],
+            retry_count=int(row["retry_count"]),
+            parts=tuple(PartRecord.from_row(part) for part in row["parts"]),
+        )
+
+    @property
+    def begun(self) -> bool:
+        """Whether any part went out, or may have."""
+        return any(part.status is not PartStatus.PLANNED for part in self.parts)
+
+
+@dataclass(frozen=True)
+class Lead:
+    """A lead of the batch: where it can be reached and what the model may know of it."""
+
+    id: str
+    phone: str | None
+    context: LeadContext
+
+
+@dataclass(frozen=True)
+class CampaignSettings:
+    """What the messages of one campaign share."""
+
+    instructions: str
+    split_messages: bool
+    max_split_parts: int | None
+    start_time: str | None
+    end_time: str | None
+    timezone: str | None
+    frequency: str | None
+
+    def window(self) -> SendingWindow:
+        """When it may send. Raises InvalidWindow."""
+        return SendingWindow.parse(_time(self.start_time), _time(self.end_time), self.timezone, self.frequency)
+
+
+def _time(value: str | None) -> time | None:
+    return None if value is None else time.fromisoformat(value)
+
+
+@dataclass(frozen=True)
+class SplitterSettings:
+    """How texts are split into parts."""
+
+    strategy: str = "local"  # or `model`: the model proposes, we check
+    min_chars: int = 150
+    delay_ms: int = 500
+    max_tokens: int = 1000
+    temperature: float = 0.3
+    model: str | None = None
+    system_prompt: str | None = None
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any] | None) -> "SplitterSettings":
+        """Build from the settings of a batch; what is unset keeps its default."""
+        return cls(**{key: value for key, value in (row or {}).items() if value is not None})
+
+
+@dataclass(frozen=True)
+class BatchSettings:
+    """Everything that is read once for a whole batch."""
+
+    campaigns: Mapping[str, CampaignSettings]
+    models: Mapping[str, str]  # workspace -> language model
+    inbox_names: Mapping[str, str]
+    splitter: SplitterSettings
+
+    @classmethod
+    def from_json(cls, settings: Mapping[str, Any]) -> "BatchSettings":
+        """Build from the statement `get_batch_settings`."""
+        return cls(
+            campaigns={
+                key: CampaignSettings(**{**row, "instructions": row["instructions"] or ""})
+                for key, row in (settings.get("campaigns") or {}).items()
+            },
+            models=settings.get("models") or {},
+            inbox_names={key: row["name"] or key for key, row in (settings.get("inboxes") or {}).items()},
+            splitter=SplitterSettings.from_json(settings.get("splitter")),
+        )
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The messages of one inbox that one mapped step works: a handle, no content."""
+
+    key: str  # also Dagster's mapping key
+    inbox_id: str
+    batch_token: str  # the lease under which the batch claimed them
+    message_ids: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """For the step's output."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> "Shard":
+        """From the step's input."""
+        return cls(row["key"], row["inbox_id"], row["batch_token"], tuple(row["message_ids"]))
+
+
+@dataclass
+class ShardReport:
+    """What came of a shard: counts and times, never content."""
+
+    key: str
+    inbox_id: str
+    claimed: int = 0
+    sent: int = 0
+    failed: int = 0
+    skipped: int = 0
+    returned: int = 0  # went back to the queue, for a reason that `reasons` counts
+    left: dict[str, int] = field(default_factory=dict)  # not taken over, by why
+    reasons: Counter[str] = field(default_factory=Counter)  # `failed: not_on_whatsapp` -> how many
+    examples: dict[str, tuple[str, str]] = field(default_factory=dict)  # the same key -> a message id and the sentence
+    parts_sent: int = 0
+    unknown_outcomes: int = 0
+    recovered_sends: int = 0  # found at the provider after their answer was lost
+    tokens: int = 0
+    cost_usd: float = 0.0
+    generation_ms: list[int] = field(default_factory=list)
+    send_ms: list[int] = field(default_factory=list)
+    seconds: float = 0.0
+    stopped_by: str | None = None  # why the shard ended early
+
+    def count(self, status: str, code: str, message_id: str, reason: str) -> None:
+        """Count one message that ended other than sent, with an example of its kind."""
+        key = f"{status}: {code}"
+        self.reasons[key] += 1
+        self.examples.setdefault(key, (message_id, reason))
+
+    def to_json(self) -> dict[str, Any]:
+        """For the step's output: times as figures, not as lists of thousands."""
+        row = asdict(self)
+        row["reasons"] = dict(self.reasons)
+        row["generation_ms"] = summarize(self.generation_ms)
+        row["send_ms"] = summarize(self.send_ms)
+        return row
+
+
+def summarize(values: Sequence[int]) -> dict[str, int]:
+    """Count, sum, median and 95th percentile (nearest rank) of some milliseconds."""
+    if not values:
+        return {"count": 0, "sum": 0, "median": 0, "p95": 0}
+    ordered = sorted(values)
+    last = len(ordered) - 1
+    return {
+        "count": len(ordered),
+        "sum": sum(ordered),
+        "median": ordered[last // 2],
+        "p95": ordered[min(last, round(0.95 * last))],
+    }
+
+
+def split_batch(rows: Sequence[Mapping[str, Any]], shard_size: int) -> list[Shard]:
+    """Group the messages of a batch by inbox, then cut by `shard_size`; messages keep their order."""
+    by_inbox: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        by_inbox.setdefault(str(row["inbox_id"]), []).append(row)
+    shards = []
+    for inbox_id, members in sorted(by_inbox.items()):
+        for number, start in enumerate(range(0, len(members), shard_size)):
+            piece = members[start : start + shard_size]
+            shards.append(
+                Shard(
+                    # The whole id: two inboxes may share their first characters, and a mapping key must be unique.
+                    key=f"inbox_{inbox_id.replace('-', '_')}_{number:03d}",
+                    inbox_id=inbox_id,
+                    batch_token=str(piece[0]["lease_token"]),
+                    message_ids=tuple(str(row["message_id"]) for row in piece),
+                )
+            )
+    return shards
+
+
+__all__ = [
+    "BatchSettings",
+    "CampaignSettings",
+    "ErrorClass",
+    "InvalidWindow",
+    "Lead",
+    "LeasedMessage",
+    "MessageStatus",
+    "PartRecord",
+    "PartStatus",
+    "Shard",
+    "ShardReport",
+    "SplitterSettings",
+    "split_batch",
+    "summarize",
+]

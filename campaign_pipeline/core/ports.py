@@ -1,0 +1,348 @@
+"""What the core asks of the outside: a language model, a message channel, a store; and the outcomes they answer with.
+
+The vocabulary of outcomes is the same for every adapter. An adapter says *what happened*; what that means for a message
+(its status, its next attempt) is decided in `core.retry` alone.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Protocol, TypeAlias
+
+
+class Scope(str, Enum):
+    """How far a systemic or throttled outcome reaches."""
+
+    MESSAGE = "message"
+    RUN = "run"  # this execution of a campaign: its configuration is wrong
+    INBOX = "inbox"  # this number or mailbox: disconnected, refused, too fast
+    WORKSPACE = "workspace"  # this tenant: no credit, bad key of its own
+    MODEL = "model"  # this language model, for every tenant that uses it
+    PROVIDER = "provider"  # the language-model account that all tenants share
+
+
+@dataclass(frozen=True)
+class Sent:
+    """The provider accepted the part and gave it an id."""
+
+    provider_message_id: str
+    response: Mapping[str, Any] = field(default_factory=dict)  # what it answered, trimmed and without keys
+    address: str | None = None  # the address that the provider really used (a jid), where it tells
+
+
+@dataclass(frozen=True)
+class Permanent:
+    """This message or recipient will never work: no retry."""
+
+    code: str  # stable, machine readable: `not_on_whatsapp`
+    reason: str  # one sentence for the operator
+
+
+@dataclass(frozen=True)
+class Transient:
+    """Surely not accepted, may work later: counts as an attempt."""
+
+    code: str
+    reason: str
+    retry_after: float | None = None  # seconds, when the provider gave a hint
+
+
+@dataclass(frozen=True)
+class Throttled:
+    """Surely not accepted because we go too fast: the scope slows down, no attempt is counted."""
+
+    code: str
+    reason: str
+    scope: Scope
+    retry_after: float | None = None  # seconds
+
+
+@dataclass(frozen=True)
+class Systemic:
+    """Nothing in this scope can work until its cause is gone: the claim goes back untouched, the scope is paused."""
+
+    code: str
+    reason: str
+    scope: Scope
+    retry_after: float | None = None  # seconds, when the provider said when to come back
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """The request left and no answer can be trusted: never followed by a blind resend."""
+
+    code: str
+    reason: str
+
+
+Failure: TypeAlias = Permanent | Transient | Throttled | Systemic | Unknown
+Outcome: TypeAlias = Sent | Failure
+
+
+class LookUp(str, Enum):
+    """How well a channel can say whether it accepted a part whose answer was lost."""
+
+    EXACT = "exact"  # by our own key
+    SEARCH = "search"  # by address, text and time: a miss counts only once a known message was found the same way
+    NONE = "none"
+
+
+@dataclass(frozen=True)
+class ChannelTraits:
+    """What a channel can do; declared by each adapter."""
+
+    name: str  # `evolution`
+    max_part_chars: int  # the longest text that one part may have
+    look_up: LookUp
+    number_check: bool = False
+    may_split: bool = True  # False where a message must go out as one (templates, e-mail)
+
+
+@dataclass(frozen=True)
+class Envelope:
+    """One part on its way: all that a channel needs to send it."""
+
+    message_id: str
+    part_no: int  # from 1
+    text: str
+    address: str  # international digits for WhatsApp (`5511987654321`)
+    delay_ms: int = 0  # how long the provider should show "typing" before it sends
+    conversation_id: str | None = None
+
+    @property
+    def idempotency_key(self) -> str:
+        """The same for every attempt at this part; given to each provider that takes one."""
+        return idempotency_key(self.message_id, self.part_no)
+
+
+def idempotency_key(message_id: str, part_no: int) -> str:
+    """Name a part for ever: `<message id>:<part no>`."""
+    return f"{message_id}:{part_no}"
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """An attempt whose outcome is not known, as the ledger has it."""
+
+    envelope: Envelope
+    started_at: float  # seconds since the epoch, by the database's clock
+    control_provider_id: str | None = None  # id of a part that this inbox surely sent, to prove that looking up works
+    taken_provider_ids: frozenset[str] = frozenset()  # ids that belong to other parts already: never an answer
+
+
+@dataclass(frozen=True)
+class Found:
+    """The provider has the part: it was sent."""
+
+    provider_message_id: str
+    response: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Absent:
+    """The provider does not have the part. `proven` is False where a miss proves nothing."""
+
+    proven: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class LookUpFailed:
+    """The provider could not be asked just now."""
+
+    reason: str
+
+
+LookUpAnswer: TypeAlias = Found | Absent | LookUpFailed
+
+
+class MessageChannel(Protocol):
+    """One inbox of one provider."""
+
+    @property
+    def traits(self) -> ChannelTraits:
+        """What this channel can do."""
+        ...
+
+    async def check_connection(self) -> Failure | None:
+        """Ask whether the inbox can send now; None means yes."""
+        ...
+
+    async def send(self, envelope: Envelope) -> Outcome:
+        """Send one part, once. Never raises for what a provider or the network does."""
+        ...
+
+    async def find_accepted(self, attempt: Attempt) -> LookUpAnswer:
+        """Look a part up whose answer was lost. Never raises for what a provider or the network does."""
+        ...
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One request to a language model."""
+
+    model: str
+    system: str
+    user: str
+    max_tokens: int = 500
+    temperature: float = 0.7
+    timeout: float = 30.0  # seconds
+    json_schema: Mapping[str, Any] | None = None  # ask for structured output of this shape
+    reference: str = ""  # the message's id: tells two equal prompts apart
+    workspace_id: str = ""  # whose account pays, where a workspace has one of its own
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a language model answered."""
+
+    text: str
+    model: str  # the model that really ran
+    prompt_tokens: int
+    completion_tokens: int
+    cost: float | None  # US dollars as charged; None where the provider does not say
+    generation_id: str | None = None
+
+    @property
+    def total_tokens(self) -> int:
+        """Tokens in and out."""
+        return self.prompt_tokens + self.completion_tokens
+
+
+class LanguageModel(Protocol):
+    """Where texts come from."""
+
+    async def complete(self, prompt: Prompt) -> Completion | Failure:
+        """Generate once. Never raises for what the provider or the network does."""
+        ...
+
+
+class Clock(Protocol):
+    """Time as it passes in this process: for waiting and measuring, never for deciding what is due."""
+
+    def monotonic(self) -> float:
+        """Seconds that only grow."""
+        ...
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait."""
+        ...
+
+
+LogLine: TypeAlias = Mapping[str, Any]
+Rows: TypeAlias = Sequence[Mapping[str, Any]]
+
+
+class StoreUnavailable(RuntimeError):
+    """The queue's database stayed away for longer than it is waited for."""
+
+
+@dataclass(frozen=True)
+class BeginPart:
+    """The intent to send a part, committed before its request leaves."""
+
+    message_id: str
+    part_no: int
+    attempt_no: int
+    address: str
+    channel: str  # whatsapp, email
+    contact_name: str | None = None
+    parts: tuple[str, ...] | None = None  # with the first attempt at a message: its text for ever
+    text: str | None = None
+    ai_model: str | None = None
+    ai_tokens_used: int | None = None
+    ai_cost_usd: float | None = None
+    ai_generation_time_ms: int | None = None
+
+
+@dataclass(frozen=True)
+class Begun:
+    """May the request leave? Only if `verdict` is `go`."""
+
+    verdict: str
+    conversation_id: str | None = None
+
+
+@dataclass(frozen=True)
+class Settlement:
+    """What is now known of a part, where its message goes, or both; committed together."""
+
+    message_id: str
+    part_no: int | None = None
+    attempt_no: int | None = None
+    outcome: str | None = None  # the part's new status
+    status: str | None = None  # the message's; None: it stays
+    error_class: str | None = None
+    code: str | None = None
+    reason: str | None = None
+    delay_seconds: float | None = None
+    count_attempt: bool = False
+    provider_message_id: str | None = None
+    response: Mapping[str, Any] | None = None
+    address: str | None = None
+    duration_ms: int | None = None
+    looked_up: bool = False
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What a settlement changed."""
+
+    applied: bool  # the ledger has the outcome
+    moved: bool  # the message is where it was sent to
+    final: str | None  # its status now; None: the message is gone
+
+
+@dataclass(frozen=True)
+class Pause:
+    """A scope in which nothing may be requested now."""
+
+    scope: Scope
+    scope_id: str
+    kind: str  # systemic, throttled
+    code: str
+    reason: str
+    seconds: float  # from now
+
+
+class DeliveryStore(Protocol):
+    """The queue as one shard sees it: every write is fenced by the shard's own lease.
+
+    Each method raises StoreUnavailable when the database stays away.
+    """
+
+    async def renew(self, message_ids: Sequence[str]) -> set[str]:
+        """Keep the leases; returns the messages that are still held."""
+        ...
+
+    async def start_generating(self, message_id: str) -> str:
+        """`go`, or why the model may not be called: lost, run_paused, run_cancelled, scope_paused."""
+        ...
+
+    async def begin_part(self, begin: BeginPart) -> Begun:
+        """Commit the text and the intent to send a part."""
+        ...
+
+    async def keep_text(self, begin: BeginPart) -> None:
+        """Keep a text that was paid for and whose sending may not begin now."""
+        ...
+
+    async def settle(self, settlement: Settlement) -> Settled:
+        """Commit what came of it."""
+        ...
+
+    async def pauses(self) -> Sequence[Pause]:
+        """Every paused scope, at most a second old."""
+        ...
+
+    async def open_pause(self, scope: Scope, scope_id: str, failure: Throttled | Systemic) -> float:
+        """Pause or slow down a scope for everybody; returns for how many seconds."""
+        ...
+
+    async def known_sends(self, inbox_id: str, attempt: Attempt) -> Attempt:
+        """The attempt, completed with a control id and with the ids that are taken."""
+        ...
+
+    def log(self, line: LogLine) -> None:
+        """Write a line of the campaign's log, soon and in bulk."""
+        ...

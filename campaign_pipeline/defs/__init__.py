@@ -1,0 +1,1 @@
+"""Orchestration: the only rooms, with `definitions`, that import dagster."""

@@ -1,0 +1,126 @@
+"""Where step outputs go: private files that other processes, re-runs and people with the right can read.
+
+Tables (pandas DataFrames) become Parquet and are reported as asset materializations; handles become JSON. Both hold
+personal data, so local files are 0600 in folders of 0700; remote stores (`s3://…`) keep their own rules.
+"""
+
+import io
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import fsspec
+import orjson
+import pandas as pd
+import pyarrow.parquet as pq
+
+PREVIEW_COLUMNS = ("message_id", "run_id", "lead_id", "inbox_id", "workspace_id", "due_at", "retry_count")
+"""Columns that may be shown in the UI: ids and times, nothing of a person."""
+
+PREVIEW_ROWS = 5
+
+
+class PrivateFiles:
+    """A folder of any file system fsspec knows, written to privately and in one move."""
+
+    def __init__(self, base: str) -> None:
+        self._fs, self._root = fsspec.core.url_to_fs(base)
+        self._local = "file" in (self._fs.protocol if isinstance(self._fs.protocol, tuple) else (self._fs.protocol,))
+
+    def path(self, *parts: str) -> str:
+        """A path below the folder."""
+        return "/".join((self._root.rstrip("/"), *parts))
+
+    def write(self, path: str, content: bytes) -> None:
+        """Write a whole file; on a local disk nobody ever sees half of one, or may read another's."""
+        parent = path.rpartition("/")[0]
+        if not self._local:
+            self._fs.makedirs(parent, exist_ok=True)
+            self._fs.pipe_file(path, content)
+            return
+        Path(parent).mkdir(mode=0o700, parents=True, exist_ok=True)
+        draft = f"{path}.{os.getpid()}.part"
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+        Path(draft).replace(path)
+
+    def read(self, path: str) -> bytes:
+        """Read a whole file."""
+        content: bytes = self._fs.cat_file(path)
+        return content
+
+
+def _where(context: dg.OutputContext) -> list[str]:
+    """The path of an output: run, step, output, mapping key; a partition has its runs apart already."""
+    parts = [context.run_id or "no_run", *(context.step_key or "step").replace("[", ".").replace("]", "").split("/")]
+    parts.append(context.name or "result")
+    return [part.replace("/", "_") for part in parts] + ([context.mapping_key] if context.mapping_key else [])
+
+
+class TableIOManager(dg.ConfigurableIOManager):
+    """Writes DataFrames as private Parquet files under a base path, and reports each as an asset materialization.
+
+    An input may ask for `list` (rows as dicts): then pandas is not involved, and only the columns are read once.
+    """
+
+    base_path: str
+
+    def handle_output(self, context: dg.OutputContext, obj: pd.DataFrame) -> None:
+        """Write one table."""
+        files = PrivateFiles(self.base_path)
+        path = files.path(*_where(context)) + ".parquet"
+        buffer = io.BytesIO()
+        obj.to_parquet(buffer, index=False)
+        content = buffer.getvalue()
+        files.write(path, content)
+        shown = [column for column in PREVIEW_COLUMNS if column in obj.columns]
+        context.log_event(
+            dg.AssetMaterialization(
+                asset_key=context.name,
+                description=(context.definition_metadata or {}).get("description"),
+                metadata={
+                    "dagster/row_count": len(obj),
+                    "columns": dg.MetadataValue.json(list(obj.columns)),
+                    "preview": dg.MetadataValue.md(_markdown(obj[shown].head(PREVIEW_ROWS))),
+                    "path": dg.MetadataValue.path(path),
+                    "bytes": len(content),
+                },
+            )
+        )
+
+    def load_input(self, context: dg.InputContext) -> Any:
+        """Read one table, as rows or as a DataFrame."""
+        assert context.upstream_output is not None
+        files = PrivateFiles(self.base_path)
+        content = files.read(files.path(*_where(context.upstream_output)) + ".parquet")
+        table = pq.read_table(io.BytesIO(content))
+        return table.to_pandas() if context.dagster_type.typing_type is pd.DataFrame else table.to_pylist()
+
+
+class HandleIOManager(dg.ConfigurableIOManager):
+    """Writes small JSON handles (ids, settings, counts) as private files; JSON, so that people can read them."""
+
+    base_path: str
+
+    def handle_output(self, context: dg.OutputContext, obj: Mapping[str, Any] | None) -> None:
+        """Write one handle."""
+        files = PrivateFiles(self.base_path)
+        files.write(files.path(*_where(context)) + ".json", orjson.dumps(obj, default=str))
+
+    def load_input(self, context: dg.InputContext) -> Any:
+        """Read one handle."""
+        assert context.upstream_output is not None
+        files = PrivateFiles(self.base_path)
+        return orjson.loads(files.read(files.path(*_where(context.upstream_output)) + ".json"))
+
+
+def _markdown(frame: pd.DataFrame) -> str:
+    """A small table; pandas' own needs another package."""
+    if frame.empty:
+        return "no rows"
+    head = "| " + " | ".join(frame.columns) + " |\n|" + "---|" * len(frame.columns)
+    rows = ("| " + " | ".join("" if pd.isna(cell) else str(cell) for cell in row) + " |" for row in frame.to_numpy())
+    return "\n".join((head, *rows))

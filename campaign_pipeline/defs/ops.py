@@ -1,0 +1,183 @@
+"""The steps of a batch. Each does one thing to the queue through a resource; what must hold is held there, not here."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import dagster as dg
+import pandas as pd
+from pydantic import Field
+
+from campaign_pipeline.adapters.environment import DeliverySettings, SettingError
+from campaign_pipeline.adapters.postgres import BatchOptions
+from campaign_pipeline.adapters.schema import DatabaseUnusable
+from campaign_pipeline.core.model import BatchSettings, Shard, split_batch
+from campaign_pipeline.core.ports import StoreUnavailable
+from campaign_pipeline.defs.report import describe_batch, describe_runs, describe_shard
+from campaign_pipeline.defs.resources import LanguageModelResource, ProvidersResource, QueueDatabase
+from campaign_pipeline.defs.shard import deliver, run_async
+
+BATCH_COLUMNS = (
+    "message_id",
+    "run_id",
+    "config_id",
+    "workspace_id",
+    "inbox_id",
+    "lead_id",
+    "lease_token",
+    "due_at",
+    "retry_count",
+)
+CONTEXT_COLUMNS = ("lead_id", "phone", "context")
+
+
+@contextlib.contextmanager
+def _plain_failures() -> Iterator[None]:
+    """Trouble of the pipeline itself fails the step with its one sentence, not with a traceback (I9)."""
+    try:
+        yield
+    except (DatabaseUnusable, SettingError, StoreUnavailable) as error:
+        raise dg.Failure(description=str(error)) from None
+
+
+def _within(name: str, value: int, lowest: int, highest: int) -> int:
+    if not lowest <= value <= highest:
+        text = f"{name} is {value}, but must be between {lowest:,} and {highest:,}."
+        raise dg.Failure(description=text, allow_retries=False)
+    return value
+
+
+class FetchMessageBatchConfig(dg.Config):
+    """How much to claim."""
+
+    batch_size: int = Field(
+        default=1000,
+        description="How many due messages to claim at most, 1 to 10,000: what the run can send before leases get long.",
+    )
+
+
+@dg.op(
+    out={"message_batch": dg.Out(io_manager_key="tables", description="One row per claimed message: ids and times.")}
+)
+def fetch_message_batch(
+    context: dg.OpExecutionContext,
+    config: FetchMessageBatchConfig,
+    database: QueueDatabase,
+    language_model: LanguageModelResource,
+) -> pd.DataFrame:
+    """Give back dead leases, skip what is too old, and claim the messages that are due, fairly between runs."""
+    size = _within("batch_size", config.batch_size, 1, 10_000)
+    with _plain_failures():
+        settings = DeliverySettings.from_environment()
+        queue = database.queue()
+        next_due, now = run_async(queue.next_due())
+        missing = language_model.missing_setting()
+        if missing and next_due is not None and next_due <= now:
+            raise dg.Failure(description=f"{missing} Nothing was claimed.", allow_retries=False)
+        options = BatchOptions(
+            batch_size=size,
+            owner=f"run {context.run_id[:8]}",
+            lease_seconds=settings.lease_seconds,
+            max_age=settings.max_age,
+        )
+        batch = run_async(queue.claim_batch(options))
+    describe_batch(context, batch)
+    return pd.DataFrame([{k: _plain(row[k]) for k in BATCH_COLUMNS} for row in batch.rows], columns=[*BATCH_COLUMNS])
+
+
+def _plain(value: Any) -> Any:
+    """Ids as text: a column of UUID objects is none that Parquet knows."""
+    return str(value) if type(value).__name__ == "UUID" else value
+
+
+@dg.op(
+    out={
+        "lead_contexts": dg.Out(
+            io_manager_key="tables", description="One row per lead: phone and context for the model."
+        ),
+        "batch_settings": dg.Out(io_manager_key="handles", description="What the messages of the batch share."),
+    }
+)
+def fetch_lead_contexts(database: QueueDatabase, message_batch: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Fetch the context of every lead of the batch in one statement, and once each what its messages share."""
+    with _plain_failures():
+        queue = database.queue()
+        leads = message_batch["lead_id"].dropna().unique().tolist()
+        rows = run_async(queue.get_lead_contexts(leads))
+        settings = run_async(
+            queue.get_batch_settings(
+                *(
+                    message_batch[column].dropna().unique().tolist()
+                    for column in ("config_id", "workspace_id", "inbox_id")
+                )
+            )
+        )
+    contexts = pd.DataFrame([{k: _plain(row[k]) for k in CONTEXT_COLUMNS} for row in rows], columns=[*CONTEXT_COLUMNS])
+    return contexts, settings
+
+
+class SplitIntoShardsConfig(dg.Config):
+    """How the batch is cut."""
+
+    shard_size: int = Field(
+        default=250,
+        description="How many messages one mapped step sends at most, 1 to 10,000. 1 gives a step a message, at about a "
+        "third of a second each.",
+    )
+
+
+@dg.op(out=dg.DynamicOut(io_manager_key="handles", description="The messages of one inbox for one step."))
+def split_into_shards(
+    config: SplitIntoShardsConfig, message_batch: list[Any]
+) -> Iterator[dg.DynamicOutput[dict[str, Any]]]:
+    """Group the batch by inbox, then by size: the unit of fan-out, of a re-run, and of a crash."""
+    for shard in split_batch(message_batch, _within("shard_size", config.shard_size, 1, 10_000)):
+        yield dg.DynamicOutput(shard.to_json(), mapping_key=shard.key)
+
+
+class SendShardConfig(dg.Config):
+    """How a shard is sent."""
+
+    concurrency: int = Field(
+        default=20,
+        description="How many messages of the shard are in flight at once, 1 to 500; there is no barrier between them.",
+    )
+
+
+@dg.op(out={"shard_report": dg.Out(io_manager_key="handles", description="Counts and times; no content.")})
+def send_shard(
+    context: dg.OpExecutionContext,
+    config: SendShardConfig,
+    database: QueueDatabase,
+    providers: ProvidersResource,
+    shard: dict[str, Any],
+    lead_contexts: list[Any],
+    batch_settings: dict[str, Any],
+) -> dict[str, Any]:
+    """Write and send the messages of one shard; those that cannot go now return to the queue with their reason."""
+    concurrency = _within("concurrency", config.concurrency, 1, 500)
+    with _plain_failures():
+        report = run_async(
+            deliver(
+                database.url(),
+                Shard.from_json(shard),
+                lead_contexts,
+                BatchSettings.from_json(batch_settings),
+                providers,
+                concurrency,
+                owner=f"run {context.run_id[:8]} {shard['key']}",
+            )
+        )
+    describe_shard(context, report)
+    return report.to_json()
+
+
+@dg.op(out={"closed_runs": dg.Out(io_manager_key="handles", description="The runs that this batch closed.")})
+def close_completed_runs(
+    context: dg.OpExecutionContext, database: QueueDatabase, shard_reports: list[Any]
+) -> list[dict[str, Any]]:
+    """Close, each exactly once, the runs of which no message can change any more."""
+    with _plain_failures():
+        closed = run_async(database.queue().close_runs())
+    describe_runs(context, shard_reports, closed)
+    return [{key: _plain(value) for key, value in row.items()} for row in closed]

@@ -1,0 +1,106 @@
+"""Resources: how ops reach the queue, the language model and the inboxes. Keys come from the environment, late."""
+
+import contextlib
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import dagster as dg
+import httpx
+
+from campaign_pipeline.adapters import evolution
+from campaign_pipeline.adapters.database import queue_url
+from campaign_pipeline.adapters.environment import DeliverySettings, Environment
+from campaign_pipeline.adapters.http import http_client
+from campaign_pipeline.adapters.openrouter import OpenRouter
+from campaign_pipeline.adapters.postgres import Queue
+from campaign_pipeline.adapters.unconfigured import Unconfigured
+from campaign_pipeline.core.delivery import DeliveryPolicy
+from campaign_pipeline.core.ports import LanguageModel, MessageChannel
+from campaign_pipeline.core.retry import RetryPolicy
+
+ChannelBuilder: TypeAlias = Callable[[httpx.AsyncClient, Mapping[str, Any], Mapping[str, str], float], MessageChannel]
+
+CHANNELS: dict[str, ChannelBuilder] = {
+    # instances.provider_type -> how to build its channel; a new provider is one file in adapters and one line here
+    "evolution": evolution.from_connection,
+}
+
+
+class QueueDatabase(dg.ConfigurableResource[Any]):
+    """The queue's PostgreSQL: CAMPAIGN_DATABASE_URL, else the embedded one under CAMPAIGN_HOME."""
+
+    def url(self) -> str:
+        """Where it is; reachable and with our schema. Raises SettingError or DatabaseUnusable."""
+        return queue_url(Environment.read())
+
+    def queue(self) -> Queue:
+        """The queue on it."""
+        return Queue(self.url())
+
+
+class LanguageModelResource(dg.ConfigurableResource[Any]):
+    """The language model of all workspaces: OpenRouter, with OPENROUTER_API_KEY."""
+
+    def missing_setting(self) -> str | None:
+        """One sentence if it cannot be used at all."""
+        if Environment.read().openrouter_api_key is None:
+            return "OPENROUTER_API_KEY is not set; set it in the environment of the Dagster processes."
+        return None
+
+
+@dataclass(frozen=True)
+class Outside:
+    """The outside systems of one shard."""
+
+    model: LanguageModel
+    channel: MessageChannel
+    channel_kind: str  # whatsapp, email
+
+
+class ProvidersResource(dg.ConfigurableResource[Any]):
+    """The message providers: each inbox through its instance's adapter, keys from its row or the environment."""
+
+    @contextlib.asynccontextmanager
+    async def open(self, connection: Mapping[str, Any] | None, concurrency: int) -> AsyncIterator[Outside]:
+        """Open the language model and one inbox on one HTTP client, for one shard."""
+        environment, settings = Environment.read(), DeliverySettings.from_environment()
+        # A generation and a send of the same message never overlap, but a slow close of one connection may.
+        async with http_client(connections=2 * concurrency, read_timeout=60.0) as client:
+            model = OpenRouter(client, environment.openrouter_base_url, environment.openrouter_api_key)
+            channel = _channel(client, connection, environment, settings)
+            yield Outside(model, channel, (connection or {}).get("provider") or "whatsapp")
+
+
+def _channel(
+    client: httpx.AsyncClient,
+    connection: Mapping[str, Any] | None,
+    environment: Environment,
+    settings: DeliverySettings,
+) -> MessageChannel:
+    if connection is None:
+        return Unconfigured("inbox_without_instance", "The inbox has no instance; link one in inbox_instances.")
+    kind = connection["provider_type"] or "evolution"
+    build = CHANNELS.get(kind)
+    if build is None:
+        known = ", ".join(sorted(CHANNELS))
+        reason = f"The instance {connection['name']} has provider_type {kind!r}, but only {known} can be used."
+        return Unconfigured("unknown_provider", reason)
+    try:
+        return build(client, connection, environment.providers, settings.send_timeout_seconds)
+    except LookupError as error:
+        return Unconfigured("provider_not_configured", str(error.args[0]))
+
+
+def delivery_policy(settings: DeliverySettings) -> DeliveryPolicy:
+    """The environment's patience, in the core's words."""
+    return DeliveryPolicy(
+        retry=RetryPolicy(
+            delays_seconds=tuple(60 * minutes for minutes in settings.retry_delays_minutes),
+            max_attempts=settings.max_attempts,
+            look_up_patience_seconds=settings.look_up_patience_seconds,
+        ),
+        lease_seconds=settings.lease_seconds,
+        max_inline_wait_seconds=settings.max_inline_wait_seconds,
+        generation_timeout_seconds=settings.generation_timeout_seconds,
+    )

@@ -1,0 +1,113 @@
+"""One shard in one process: an event loop of its own, orderly stopping, and the parts of a delivery put together."""
+
+import asyncio
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+import dagster as dg
+import orjson
+
+from campaign_pipeline.adapters.environment import DeliverySettings
+from campaign_pipeline.adapters.postgres import Queue, ShardStore
+from campaign_pipeline.core.context import LeadContext
+from campaign_pipeline.core.delivery import ShardDelivery
+from campaign_pipeline.core.model import BatchSettings, Lead, Shard, ShardReport
+from campaign_pipeline.defs.resources import ProvidersResource, delivery_policy
+
+T = TypeVar("T")
+
+
+class _ProcessClock:
+    """Time as it passes here; see `core.ports.Clock`."""
+
+    def monotonic(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+
+def run_async(main: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine on a fast event loop of its own."""
+    try:
+        import uvloop
+    except ImportError:  # not on Windows
+        return asyncio.run(main)
+    return uvloop.run(main)
+
+
+async def deliver(
+    url: str,
+    shard: Shard,
+    contexts: Sequence[Mapping[str, Any]],
+    settings: BatchSettings,
+    providers: ProvidersResource,
+    concurrency: int,
+    owner: str,
+    on_started: Callable[[ShardDelivery], None] = lambda _: None,
+) -> ShardReport:
+    """Take a shard over and deliver it. A first signal to stop ends it in an orderly way."""
+    options = DeliverySettings.from_environment()
+    connection = await Queue(url).get_inbox_connection(shard.inbox_id)
+    async with (
+        ShardStore.open(url, shard, owner, options.lease_seconds) as store,
+        providers.open(connection, concurrency) as outside,
+    ):
+        messages, left, now = await store.take_over()
+        if now is None:
+            return ShardReport(shard.key, shard.inbox_id, left=left)
+        wanted = {message.lead_id for message in messages}
+        delivery = ShardDelivery(
+            shard=shard,
+            messages=messages,
+            started_at=now,
+            settings=settings,
+            leads={row["lead_id"]: _lead(row) for row in contexts if row["lead_id"] in wanted},
+            store=store,
+            model=outside.model,
+            channel=outside.channel,
+            channel_kind=outside.channel_kind,
+            clock=_ProcessClock(),
+            policy=delivery_policy(options),
+        )
+        delivery.report.left = left
+        on_started(delivery)
+        with _stopped_by_signals(delivery):
+            return await delivery.run(concurrency)
+
+
+def _lead(row: Mapping[str, Any]) -> Lead:
+    return Lead(row["lead_id"], row["phone"], LeadContext.from_row(orjson.loads(row["context"])))
+
+
+@contextlib.contextmanager
+def _stopped_by_signals(delivery: ShardDelivery) -> Iterator[None]:
+    """Let Ctrl-C and a terminated run end the shard in an orderly way, then let Dagster have its interrupt.
+
+    Dagster's own handler raises wherever the process happens to be, which in an event loop may be the middle of any
+    task: an answer could be lost between the provider and the ledger.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    loop = asyncio.get_running_loop()
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    received: list[int] = []
+
+    def stop(number: int) -> None:
+        received.append(number)
+        delivery.stop("The run was terminated.")
+
+    for number in before:
+        loop.add_signal_handler(number, stop, number)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            loop.remove_signal_handler(number)
+            signal.signal(number, handler)
+    if received:
+        raise dg.DagsterExecutionInterruptedError

@@ -1,0 +1,546 @@
+-- Functions and triggers of the pipeline. Applied anew at every `campaign-pipeline db upgrade`.
+--
+-- Every function that changes messages works on a whole set at once (a JSON array of items), because messages that
+-- finish together are committed together. Every change of a leased message names its lease token.
+
+-- The clock ----------------------------------------------------------------------------------------------------------
+
+-- The only clock that decides anything. Tests and rehearsals move it: SET campaign.clock_offset = '3 hours'.
+CREATE OR REPLACE FUNCTION campaign_now() RETURNS timestamptz
+LANGUAGE sql STABLE PARALLEL SAFE AS $$
+    SELECT now() + COALESCE(NULLIF(current_setting('campaign.clock_offset', true), ''), '0')::interval
+$$;
+
+-- Counters (I6) ------------------------------------------------------------------------------------------------------
+
+-- Counters follow the messages, whoever changes them and in the same transaction: a trigger, so that a statement typed
+-- by hand or by the CRM cannot make them wrong. One UPDATE per run and statement. Runs are locked in the order of
+-- their ids, or two transactions that finish messages of the same two runs could wait for each other for ever.
+CREATE OR REPLACE FUNCTION campaign_add_to_counters(p_changes jsonb) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    delta record;
+BEGIN
+    FOR delta IN
+        SELECT run_id,
+               COALESCE(sum(n) FILTER (WHERE status IN ('sent', 'replied')), 0) AS success,
+               COALESCE(sum(n) FILTER (WHERE status = 'failed'), 0)             AS failed,
+               COALESCE(sum(n) FILTER (WHERE status = 'skipped'), 0)            AS skipped
+        FROM jsonb_to_recordset(p_changes) AS c (run_id uuid, status text, n integer)
+        GROUP BY run_id
+        ORDER BY run_id
+    LOOP
+        UPDATE campaign_runs
+        SET leads_success   = leads_success + delta.success,
+            leads_failed    = leads_failed + delta.failed,
+            leads_skipped   = leads_skipped + delta.skipped,
+            leads_processed = leads_processed + delta.success + delta.failed + delta.skipped
+        WHERE id = delta.run_id AND (delta.success, delta.failed, delta.skipped) <> (0, 0, 0);
+    END LOOP;
+END $$;
+
+-- A transition table belongs to one kind of statement, hence three triggers. Only statuses that are counted are summed:
+-- a heartbeat or a claim adds nothing and locks no run.
+CREATE OR REPLACE FUNCTION campaign_count_updated() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM campaign_add_to_counters(jsonb_agg(change)) FROM (
+        SELECT run_id, status, sum(n)::integer AS n
+        FROM (SELECT run_id, status, 1 AS n FROM new_rows WHERE status IN ('sent', 'replied', 'failed', 'skipped')
+              UNION ALL
+              SELECT run_id, status, -1 FROM old_rows WHERE status IN ('sent', 'replied', 'failed', 'skipped')) both_sides
+        GROUP BY run_id, status
+    ) change WHERE change.n <> 0;
+    RETURN NULL;
+END $$;
+CREATE OR REPLACE TRIGGER campaign_count_updated AFTER UPDATE ON campaign_messages
+    REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows
+    FOR EACH STATEMENT EXECUTE FUNCTION campaign_count_updated();
+
+CREATE OR REPLACE FUNCTION campaign_count_inserted() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM campaign_add_to_counters(jsonb_agg(change)) FROM (
+        SELECT run_id, status, count(*)::integer AS n FROM new_rows WHERE status IN ('sent', 'replied', 'failed', 'skipped') GROUP BY run_id, status
+    ) change WHERE change.n <> 0;
+    RETURN NULL;
+END $$;
+CREATE OR REPLACE TRIGGER campaign_count_inserted AFTER INSERT ON campaign_messages
+    REFERENCING NEW TABLE AS new_rows
+    FOR EACH STATEMENT EXECUTE FUNCTION campaign_count_inserted();
+
+CREATE OR REPLACE FUNCTION campaign_count_deleted() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM campaign_add_to_counters(jsonb_agg(change)) FROM (
+        SELECT run_id, status, -count(*)::integer AS n FROM old_rows WHERE status IN ('sent', 'replied', 'failed', 'skipped') GROUP BY run_id, status
+    ) change WHERE change.n <> 0;
+    RETURN NULL;
+END $$;
+CREATE OR REPLACE TRIGGER campaign_count_deleted AFTER DELETE ON campaign_messages
+    REFERENCING OLD TABLE AS old_rows
+    FOR EACH STATEMENT EXECUTE FUNCTION campaign_count_deleted();
+
+-- Resuming -----------------------------------------------------------------------------------------------------------
+
+-- Whoever resumes a run, by whatever tool, only sets its status. The time is kept so that the next batch spreads what
+-- became overdue meanwhile instead of sending it in a burst, and does not take it for too old.
+CREATE OR REPLACE FUNCTION campaign_note_resume() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    NEW.resumed_at := campaign_now();
+    RETURN NEW;
+END $$;
+CREATE OR REPLACE TRIGGER campaign_note_resume BEFORE UPDATE OF status ON campaign_runs
+    FOR EACH ROW WHEN (OLD.status = 'paused' AND NEW.status = 'running')
+    EXECUTE FUNCTION campaign_note_resume();
+
+-- Claiming -----------------------------------------------------------------------------------------------------------
+
+-- Lease up to p_batch due messages of the given runs to p_token.
+-- Fair: every run gets the same share, what a run does not use goes to the others, and runs are taken in random order,
+-- so that a batch smaller than the number of runs starves none. Never waits: rows that another claimer holds are
+-- passed over. p_quotas caps each run (1 where only a probe may go).
+CREATE OR REPLACE FUNCTION campaign_claim_messages(
+    p_runs uuid[], p_quotas integer[], p_batch integer, p_token uuid, p_owner text, p_lease_seconds double precision
+) RETURNS SETOF uuid LANGUAGE plpgsql AS $$
+DECLARE
+    runs      uuid[];
+    quotas    integer[];
+    picked    uuid[];
+    share     integer;
+    remaining integer := p_batch;
+BEGIN
+    SELECT array_agg(r.id ORDER BY r.place), array_agg(r.quota ORDER BY r.place) INTO runs, quotas
+    FROM (SELECT u.id, u.quota, random() AS place FROM unnest(p_runs, p_quotas) AS u (id, quota) WHERE u.quota > 0) r;
+
+    WHILE remaining > 0 AND cardinality(runs) > 0 LOOP
+        share := greatest(1, remaining / cardinality(runs));
+        SELECT array_agg(m.id),
+               -- the runs that gave their whole share may have more
+               (SELECT array_agg(f.run_id) FROM (SELECT c.run_id FROM unnest(array_agg(m.run_id)) AS c (run_id)
+                                                  GROUP BY c.run_id HAVING count(*) >= share) f)
+        INTO picked, runs
+        FROM (
+            SELECT d.id, d.run_id
+            FROM unnest(runs, quotas) AS r (run_id, quota)
+            CROSS JOIN LATERAL (
+                SELECT m.id, m.run_id
+                FROM campaign_messages m
+                WHERE m.run_id = r.run_id
+                  AND m.status = 'pending'
+                  AND COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) <= campaign_now()
+                ORDER BY COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at)
+                LIMIT least(share, r.quota)
+                FOR UPDATE SKIP LOCKED
+            ) d
+            LIMIT remaining
+        ) m;
+        EXIT WHEN picked IS NULL;
+
+        UPDATE campaign_messages
+        SET status = 'queued', queued_at = campaign_now(), lease_token = p_token, lease_owner = p_owner,
+            lease_expires_at = campaign_now() + make_interval(secs => p_lease_seconds)
+        WHERE id = ANY (picked);
+
+        RETURN QUERY SELECT unnest(picked);
+        remaining := remaining - cardinality(picked);
+        -- A run whose quota is used up gets no second helping.
+        SELECT array_agg(u.id), array_agg(u.quota - share) INTO runs, quotas
+        FROM unnest(p_runs, p_quotas) AS u (id, quota) WHERE u.id = ANY (runs) AND u.quota > share;
+    END LOOP;
+END $$;
+
+-- Take the messages of a shard over under a token of its own, so that an older process that still holds the batch's
+-- token can change nothing any more. Taken: what the batch leased, what a dead holder let expire, and what was given
+-- back and is due. Left: what somebody else holds, what waits for its time, what is finished.
+CREATE OR REPLACE FUNCTION campaign_take_over(
+    p_ids uuid[], p_batch_token uuid, p_token uuid, p_owner text, p_lease_seconds double precision
+) RETURNS TABLE (message_id uuid, verdict text) LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM campaign_recover_leases(p_ids);
+    RETURN QUERY
+    WITH seen AS MATERIALIZED (
+        SELECT m.id,
+               CASE
+                   WHEN m.status IN ('queued', 'generating', 'sending') AND m.lease_token = p_batch_token THEN 'taken'
+                   WHEN m.status IN ('queued', 'generating', 'sending') THEN 'held_by_another'
+                   WHEN m.status = 'pending'
+                        AND COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) <= campaign_now() THEN 'taken'
+                   WHEN m.status = 'pending' THEN 'waits_for_its_time'
+                   ELSE 'finished'
+               END AS verdict
+        FROM campaign_messages m
+        WHERE m.id = ANY (p_ids)
+        ORDER BY m.id
+        FOR UPDATE OF m
+    ), taken AS (
+        UPDATE campaign_messages m
+        SET status = 'queued', queued_at = COALESCE(m.queued_at, campaign_now()),
+            lease_token = p_token, lease_owner = p_owner,
+            lease_expires_at = campaign_now() + make_interval(secs => p_lease_seconds)
+        FROM seen
+        WHERE m.id = seen.id AND seen.verdict = 'taken'
+    )
+    SELECT i.id, COALESCE(seen.verdict, 'deleted')
+    FROM unnest(p_ids) AS i (id) LEFT JOIN seen ON seen.id = i.id;
+END $$;
+
+-- Give back what the holder did not renew (I1). A part that was being attempted may have gone out: `unknown` (I5).
+-- p_ids NULL: all. Rows that somebody works on right now are passed over.
+CREATE OR REPLACE FUNCTION campaign_recover_leases(p_ids uuid[] DEFAULT NULL)
+RETURNS TABLE (message_id uuid, run_id uuid, was text, owner text) LANGUAGE plpgsql AS $$
+DECLARE
+    dead uuid[];
+BEGIN
+    SELECT array_agg(d.id) INTO dead
+    FROM (SELECT m.id
+          FROM campaign_messages m
+          WHERE m.status IN ('queued', 'generating', 'sending')
+            -- No token: queued by the system that this one replaces, which never came back for it.
+            AND COALESCE(m.lease_expires_at, COALESCE(m.queued_at, m.created_at) + interval '15 minutes') <= campaign_now()
+            AND (p_ids IS NULL OR m.id = ANY (p_ids))
+          FOR UPDATE SKIP LOCKED) d;
+    IF dead IS NULL THEN
+        RETURN;
+    END IF;
+
+    UPDATE campaign_message_parts p
+    SET status = 'unknown', error_class = 'unknown', error_code = 'worker_died',
+        error_message = 'The process that was sending this part ended before it could record an answer.'
+    WHERE p.message_id = ANY (dead) AND p.status = 'attempting';
+
+    RETURN QUERY
+    UPDATE campaign_messages m
+    SET status = 'pending', lease_token = NULL, lease_expires_at = NULL,
+        last_error = format('Taken back from %s, which stopped renewing its lease.', COALESCE(m.lease_owner, 'a dead process'))
+    FROM campaign_messages old
+    WHERE m.id = ANY (dead) AND old.id = m.id
+    RETURNING m.id, m.run_id, old.status, old.lease_owner;
+END $$;
+
+-- Working a message --------------------------------------------------------------------------------------------------
+
+-- May this leased message go on? 'go', or why not. With its text begun to be sent (p_begun) only a lost lease or a
+-- closed inbox stops it: half a message is worse than a late pause.
+CREATE OR REPLACE FUNCTION campaign_verdict(
+    m campaign_messages, p_token uuid, p_begun boolean, p_needs_model boolean
+) RETURNS text LANGUAGE sql STABLE AS $$
+    SELECT CASE
+        WHEN m.id IS NULL OR m.lease_token IS DISTINCT FROM p_token
+             OR m.status NOT IN ('queued', 'generating', 'sending') OR m.lease_expires_at <= campaign_now() THEN 'lost'
+        WHEN NOT p_begun AND r.status <> 'running' THEN 'run_' || r.status
+        WHEN EXISTS (
+            SELECT 1 FROM campaign_pauses p
+            WHERE (p.kind = 'systemic' OR p.until > campaign_now()) AND p.probe_message_id IS DISTINCT FROM m.id
+              AND (   (p.scope = 'inbox' AND p.scope_id = c.inbox_id::text)
+                   OR (NOT p_begun AND p.scope = 'run' AND p.scope_id = r.id::text)
+                   OR (p_needs_model AND p.scope = 'workspace' AND p.scope_id = c.workspace_id::text)
+                   OR (p_needs_model AND p.scope = 'provider')
+                   OR (p_needs_model AND p.scope = 'model' AND p.scope_id IN (
+                        SELECT a.model FROM ai_agents a WHERE a.workspace_id = c.workspace_id AND a.is_active)))
+        ) THEN 'scope_paused'
+        ELSE 'go'
+    END
+    FROM campaign_runs r LEFT JOIN campaign_configs c ON c.id = r.config_id
+    WHERE r.id = m.run_id
+$$;
+
+-- Before the model is called: still leased, run still running, nothing paused? Then status `generating`.
+-- Items: {id, token}.
+CREATE OR REPLACE FUNCTION campaign_start_generating(p_items jsonb)
+RETURNS TABLE (message_id uuid, verdict text) LANGUAGE sql AS $$
+    WITH item AS MATERIALIZED (
+        SELECT i.id, COALESCE(campaign_verdict(m, i.token, false, true), 'lost') AS verdict
+        FROM jsonb_to_recordset(p_items) AS i (id uuid, token uuid)
+        LEFT JOIN campaign_messages m ON m.id = i.id
+    ), started AS (
+        UPDATE campaign_messages m SET status = 'generating'
+        FROM item, jsonb_to_recordset(p_items) AS i (id uuid, token uuid)
+        WHERE m.id = item.id AND i.id = item.id AND item.verdict = 'go'
+          AND m.lease_token = i.token AND m.status IN ('queued', 'generating')
+        RETURNING m.id
+    )
+    SELECT item.id, CASE WHEN item.verdict = 'go' AND started.id IS NULL THEN 'lost' ELSE item.verdict END
+    FROM item LEFT JOIN started ON started.id = item.id
+$$;
+
+-- Before a part is sent (I2, I3): the text and its parts are fixed, the conversation is found or made, the attempt is
+-- written down. Only what answers 'go' may be requested from the provider. A text is kept whenever the lease is held,
+-- though its first part may not leave now: it was paid for.
+-- Items: {id, token, part_no, attempt_no, address, inbox_id, channel, contact_name, and with a new text:
+--         text, parts[], ai_model, ai_tokens_used, ai_cost_usd, ai_generation_time_ms}. part_no 0: only keep the text.
+-- Repeating an item after a lost connection is safe: the same token and attempt number find their own row and go on.
+CREATE OR REPLACE FUNCTION campaign_begin_parts(p_items jsonb)
+RETURNS TABLE (message_id uuid, verdict text, conversation_id uuid) LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    verdicts jsonb;    -- message -> verdict
+    held     uuid[];   -- the caller has the lease
+    going    uuid[];   -- and the request may leave
+BEGIN
+    -- Locked from here to the commit, so that nobody takes a message over between the check and the intent.
+    PERFORM 1 FROM campaign_messages m
+    WHERE m.id IN (SELECT i.id FROM jsonb_to_recordset(p_items) AS i (id uuid)) ORDER BY m.id FOR UPDATE;
+
+    SELECT jsonb_object_agg(s.id, s.verdict),
+           array_agg(s.id) FILTER (WHERE s.verdict <> 'lost'),
+           array_agg(s.id) FILTER (WHERE s.verdict = 'go' AND s.part_no > 0)
+    INTO verdicts, held, going
+    FROM (
+        SELECT i.id, i.part_no, COALESCE(campaign_verdict(m, i.token,
+                   EXISTS (SELECT 1 FROM campaign_message_parts p WHERE p.message_id = i.id AND p.status = 'sent'),
+                   false), 'lost') AS verdict
+        FROM jsonb_to_recordset(p_items) AS i (id uuid, token uuid, part_no integer)
+        LEFT JOIN campaign_messages m ON m.id = i.id
+    ) s;
+
+    -- A new text: its parts, the one to be sent now already as an attempt.
+    INSERT INTO campaign_message_parts AS p
+        (message_id, part_no, text, status, idempotency_key, attempts, attempt_token, attempted_at, address, inbox_id)
+    SELECT i.id, t.no, t.text,
+           CASE WHEN now_.yes THEN 'attempting' ELSE 'planned' END,
+           i.id || ':' || t.no,
+           CASE WHEN now_.yes THEN 1 ELSE 0 END,
+           CASE WHEN now_.yes THEN i.token END,
+           CASE WHEN now_.yes THEN campaign_now() END,
+           NULLIF(i.address, ''), i.inbox_id
+    FROM jsonb_to_recordset(p_items) AS i (id uuid, token uuid, part_no integer, address text, inbox_id uuid, parts text[])
+    CROSS JOIN LATERAL unnest(i.parts) WITH ORDINALITY AS t (text, no)
+    CROSS JOIN LATERAL (SELECT t.no = i.part_no AND i.id = ANY (going) AS yes) now_
+    WHERE i.id = ANY (held)
+    ON CONFLICT DO NOTHING;
+
+    -- A later part, or another attempt at one.
+    UPDATE campaign_message_parts p
+    SET status = 'attempting', attempts = i.attempt_no, attempt_token = i.token, attempted_at = campaign_now(),
+        address = i.address, inbox_id = i.inbox_id, error_class = NULL, error_code = NULL, error_message = NULL
+    FROM jsonb_to_recordset(p_items) AS i (id uuid, token uuid, part_no integer, attempt_no integer, address text, inbox_id uuid)
+    WHERE i.id = ANY (going) AND p.message_id = i.id AND p.part_no = i.part_no
+      AND p.status = 'planned' AND p.attempts = i.attempt_no - 1;
+
+    -- Nothing may be requested that the ledger does not have as this very attempt.
+    SELECT array_agg(p.message_id) INTO going
+    FROM jsonb_to_recordset(p_items) AS i (id uuid, token uuid, part_no integer, attempt_no integer)
+    JOIN campaign_message_parts p ON p.message_id = i.id AND p.part_no = i.part_no
+    WHERE i.id = ANY (going) AND p.status = 'attempting' AND p.attempts = i.attempt_no AND p.attempt_token = i.token;
+
+    PERFORM campaign_attach_conversations(p_items, going);
+
+    UPDATE campaign_messages m
+    SET status                = CASE WHEN m.id = ANY (going) THEN 'sending' ELSE m.status END,
+        generated_message     = COALESCE(m.generated_message, i.text),
+        ai_model              = COALESCE(i.ai_model, m.ai_model),
+        ai_tokens_used        = COALESCE(i.ai_tokens_used, m.ai_tokens_used),
+        ai_cost_usd           = COALESCE(i.ai_cost_usd, m.ai_cost_usd),
+        ai_generation_time_ms = COALESCE(i.ai_generation_time_ms, m.ai_generation_time_ms),
+        address               = COALESCE(NULLIF(i.address, ''), m.address),
+        phone_normalized      = COALESCE(NULLIF(i.address, ''), m.phone_normalized)
+    FROM jsonb_to_recordset(p_items) AS i (id uuid, address text, text text, ai_model text, ai_tokens_used integer,
+         ai_cost_usd numeric, ai_generation_time_ms integer)
+    WHERE m.id = i.id AND m.id = ANY (held);
+
+    -- A probe that got its text proves that the language model works again.
+    DELETE FROM campaign_pauses
+    WHERE probe_message_id = ANY (going) AND scope IN ('workspace', 'model', 'provider');
+
+    RETURN QUERY
+    SELECT i.id, CASE WHEN i.id = ANY (going) OR (i.part_no = 0 AND i.id = ANY (held)) THEN 'go'
+                      WHEN verdicts ->> i.id::text = 'go' THEN 'lost'
+                      ELSE verdicts ->> i.id::text END,
+           m.conversation_id
+    FROM jsonb_to_recordset(p_items) AS i (id uuid, part_no integer) LEFT JOIN campaign_messages m ON m.id = i.id;
+END $$;
+
+-- The conversation of each message: the lead's newest, else the phone's newest, else a new one; in the same channel.
+CREATE OR REPLACE FUNCTION campaign_attach_conversations(p_items jsonb, p_ids uuid[]) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    UPDATE campaign_messages m
+    SET conversation_id = found.id
+    FROM (
+        SELECT m.id AS message_id, COALESCE(by_lead.id, by_phone.id) AS id
+        FROM jsonb_to_recordset(p_items) AS i (id uuid, address text, channel text)
+        JOIN campaign_messages m ON m.id = i.id AND m.conversation_id IS NULL
+        JOIN campaign_runs r ON r.id = m.run_id
+        JOIN campaign_configs c ON c.id = r.config_id
+        LEFT JOIN LATERAL (
+            SELECT v.id FROM conversations v
+            WHERE v.workspace_id = c.workspace_id AND v.lead_id = m.lead_id AND COALESCE(v.channel, i.channel) = i.channel
+            ORDER BY v.last_message_at DESC NULLS LAST, v.created_at DESC LIMIT 1) by_lead ON true
+        LEFT JOIN LATERAL (
+            SELECT v.id FROM conversations v
+            WHERE by_lead.id IS NULL AND v.workspace_id = c.workspace_id
+              AND v.contact_phone IN (i.address, '+' || i.address, m.phone_number)
+              AND COALESCE(v.channel, i.channel) = i.channel
+            ORDER BY v.last_message_at DESC NULLS LAST, v.created_at DESC LIMIT 1) by_phone ON true
+        WHERE m.id = ANY (p_ids)
+    ) found
+    WHERE m.id = found.message_id AND found.id IS NOT NULL;
+
+    -- One new conversation a lead, though two of its messages are begun in this very statement.
+    WITH missing AS (
+        SELECT DISTINCT ON (c.workspace_id, COALESCE(m.lead_id, m.id))
+               gen_random_uuid() AS id, c.workspace_id, c.inbox_id, m.lead_id, m.run_id, i.contact_name, i.address, i.channel
+        FROM jsonb_to_recordset(p_items) AS i (id uuid, address text, channel text, contact_name text)
+        JOIN campaign_messages m ON m.id = i.id AND m.conversation_id IS NULL
+        JOIN campaign_runs r ON r.id = m.run_id
+        JOIN campaign_configs c ON c.id = r.config_id
+        WHERE m.id = ANY (p_ids)
+        ORDER BY c.workspace_id, COALESCE(m.lead_id, m.id)
+    ), made AS (
+        INSERT INTO conversations (id, workspace_id, inbox_id, lead_id, contact_name, contact_phone, channel, status,
+                                   campaign_run_id, created_at)
+        SELECT id, workspace_id, inbox_id, lead_id, contact_name, address, channel, 'open', run_id, campaign_now()
+        FROM missing
+        RETURNING id, workspace_id, lead_id, contact_phone
+    )
+    UPDATE campaign_messages m
+    SET conversation_id = made.id
+    FROM jsonb_to_recordset(p_items) AS i (id uuid, address text), campaign_runs r, campaign_configs c, made
+    WHERE m.id = i.id AND m.id = ANY (p_ids) AND m.conversation_id IS NULL
+      AND r.id = m.run_id AND c.id = r.config_id
+      AND made.workspace_id = c.workspace_id
+      AND (made.lead_id = m.lead_id OR (m.lead_id IS NULL AND made.contact_phone = i.address));
+END $$;
+
+-- What came of it: the outcome of a part, the next state of its message, or both; all of one commit.
+-- Items: {id, token, part_no, attempt_no, outcome, code, reason, provider_message_id, response, address, duration_ms,
+--         looked_up, status, error_class, delay_seconds, count_attempt}.
+--   outcome  what is now known of attempt attempt_no of the part: sent, planned (surely not out), unknown, failed; or null
+--   status   where the message goes: sent, pending, failed, skipped; null: it stays where it is
+-- The fact that a part was sent is taken from whoever brings it, even after its lease is lost: it can only prevent a
+-- double. Everything else needs the lease.
+-- `applied`: the ledger changed; `moved`: the message is in the wanted state; `final`: its status now.
+CREATE OR REPLACE FUNCTION campaign_settle(p_items jsonb)
+RETURNS TABLE (message_id uuid, applied boolean, moved boolean, final text) LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    held      uuid[];   -- messages whose lease the caller holds
+    sent_now  uuid[];   -- messages that became sent by this call
+    out_now   jsonb;    -- parts that became sent by this call: [{id, part_no}]
+    changed   uuid[];   -- messages with a part that changed
+BEGIN
+    -- All rows in one order, leased or not: a late fact and the new holder may meet here.
+    PERFORM 1 FROM campaign_messages m
+    WHERE m.id IN (SELECT i.id FROM jsonb_to_recordset(p_items) AS i (id uuid)) ORDER BY m.id FOR UPDATE;
+
+    SELECT array_agg(m.id) INTO held
+    FROM jsonb_to_recordset(p_items) AS i (id uuid, token uuid)
+    JOIN campaign_messages m ON m.id = i.id AND m.lease_token = i.token AND m.status IN ('queued', 'generating', 'sending');
+
+    WITH settled AS (
+        UPDATE campaign_message_parts p
+        SET status = i.outcome,
+            provider_message_id = COALESCE(i.provider_message_id, p.provider_message_id),
+            provider_response = COALESCE(i.response, p.provider_response),
+            address = COALESCE(i.address, p.address),
+            sent_at = CASE WHEN i.outcome = 'sent' THEN campaign_now() END,
+            looked_up_at = CASE WHEN i.looked_up THEN campaign_now() ELSE p.looked_up_at END,
+            duration_ms = COALESCE(i.duration_ms, p.duration_ms),
+            error_class = CASE WHEN i.outcome <> 'sent' THEN COALESCE(i.error_class, i.outcome) END,
+            error_code = i.code, error_message = i.reason,
+            history = CASE WHEN i.outcome = 'sent' AND NOT COALESCE(i.looked_up, false) THEN p.history
+                           ELSE p.history || jsonb_build_array(jsonb_build_object(
+                                'at', campaign_now(), 'attempt', p.attempts, 'started', p.attempted_at,
+                                'outcome', i.outcome, 'code', i.code, 'reason', i.reason, 'looked_up', i.looked_up)) END
+        FROM jsonb_to_recordset(p_items) AS i (id uuid, part_no integer, attempt_no integer, outcome text, code text,
+             reason text, provider_message_id text, response jsonb, address text, duration_ms integer, looked_up boolean,
+             error_class text)
+        WHERE p.message_id = i.id AND p.part_no = i.part_no AND p.attempts = i.attempt_no
+          AND p.status IN ('attempting', 'unknown')
+          AND i.outcome IS NOT NULL
+          AND (i.outcome = 'sent' OR i.id = ANY (held))
+        RETURNING p.message_id, p.part_no, p.status
+    )
+    SELECT array_agg(s.message_id),
+           jsonb_agg(jsonb_build_object('id', s.message_id, 'part_no', s.part_no)) FILTER (WHERE s.status = 'sent')
+    INTO changed, out_now FROM settled s;
+
+    -- A message whose parts are all sent is sent, whatever its caller thought or whoever holds it.
+    WITH complete AS (
+        SELECT i.id
+        FROM jsonb_to_recordset(p_items) AS i (id uuid)
+        WHERE i.id = ANY (changed)
+          AND NOT EXISTS (SELECT 1 FROM campaign_message_parts p WHERE p.message_id = i.id AND p.status <> 'sent')
+    ), done AS (
+        UPDATE campaign_messages m
+        SET status = 'sent', sent_at = campaign_now(), finished_at = campaign_now(),
+            provider_message_id = last.provider_message_id, provider_response = last.provider_response,
+            send_time_ms = total.duration_ms,
+            error_class = NULL, error_code = NULL, error_message = NULL,
+            lease_expires_at = CASE WHEN m.id = ANY (held) THEN m.lease_expires_at END
+        FROM complete
+        CROSS JOIN LATERAL (SELECT p.provider_message_id, p.provider_response FROM campaign_message_parts p
+                            WHERE p.message_id = complete.id ORDER BY p.part_no DESC LIMIT 1) last
+        CROSS JOIN LATERAL (SELECT sum(p.duration_ms)::integer AS duration_ms FROM campaign_message_parts p
+                            WHERE p.message_id = complete.id) total
+        WHERE m.id = complete.id AND m.status NOT IN ('sent', 'replied')
+        RETURNING m.id
+    )
+    SELECT array_agg(done.id) INTO sent_now FROM done;
+
+    -- Everything else that the caller decided, for messages that it still holds.
+    UPDATE campaign_messages m
+    SET status = i.status,
+        lease_token = CASE WHEN i.status = 'pending' THEN NULL ELSE m.lease_token END,
+        lease_expires_at = CASE WHEN i.status = 'pending' THEN NULL ELSE m.lease_expires_at END,
+        -- No delay: due as before, so that a claim given back untouched keeps its place.
+        next_attempt_at = CASE WHEN i.delay_seconds IS NOT NULL
+                               THEN campaign_now() + make_interval(secs => i.delay_seconds) ELSE m.next_attempt_at END,
+        retry_count = m.retry_count + CASE WHEN i.count_attempt THEN 1 ELSE 0 END,
+        error_class = i.error_class, error_code = i.code,
+        error_message = CASE WHEN i.status IN ('failed', 'skipped') THEN i.reason END,
+        last_error = COALESCE(i.reason, m.last_error),
+        finished_at = CASE WHEN i.status IN ('failed', 'skipped') THEN campaign_now() END
+    FROM jsonb_to_recordset(p_items) AS i (id uuid, status text, code text, reason text, error_class text,
+         delay_seconds double precision, count_attempt boolean)
+    WHERE m.id = i.id AND m.id = ANY (held) AND i.status IN ('pending', 'failed', 'skipped')
+      AND m.status IN ('queued', 'generating', 'sending');
+
+    -- A late fact about a message that ended as unknown, with parts still to go: no longer unknown, back-fill finds it.
+    UPDATE campaign_messages m
+    SET error_class = 'exhausted', error_code = 'incomplete',
+        error_message = 'A part turned out to be sent after all; the parts after it were never tried.'
+    WHERE m.id = ANY (changed) AND m.status = 'failed' AND m.error_class = 'unknown'
+      AND NOT EXISTS (SELECT 1 FROM campaign_message_parts p WHERE p.message_id = m.id AND p.status IN ('unknown', 'attempting'));
+
+    PERFORM campaign_show_in_conversation(out_now);
+    PERFORM campaign_move_leads(sent_now);
+
+    -- A probe that went out closes the circuits it was sent to try.
+    DELETE FROM campaign_pauses WHERE probe_message_id = ANY (sent_now);
+
+    RETURN QUERY
+    SELECT i.id, COALESCE(i.id = ANY (changed), false),
+           i.status IS NOT NULL AND m.status = i.status AND (i.status = 'pending' OR m.lease_token = i.token), m.status
+    FROM jsonb_to_recordset(p_items) AS i (id uuid, token uuid, status text)
+    LEFT JOIN campaign_messages m ON m.id = i.id;
+END $$;
+
+-- Parts that went out appear in the CRM's chat. p_parts: [{id, part_no}] or null.
+CREATE OR REPLACE FUNCTION campaign_show_in_conversation(p_parts jsonb) RETURNS void LANGUAGE sql AS $$
+    WITH part AS (
+        SELECT m.conversation_id, m.run_id, m.lead_id, p.text, p.provider_message_id, p.part_no, p.sent_at
+        FROM jsonb_to_recordset(p_parts) AS i (id uuid, part_no integer)
+        JOIN campaign_message_parts p ON p.message_id = i.id AND p.part_no = i.part_no
+        JOIN campaign_messages m ON m.id = i.id
+        WHERE m.conversation_id IS NOT NULL
+    ), shown AS (
+        INSERT INTO messages (conversation_id, content_type, message_type, text_content, provider_message_id, is_read,
+                              sent_by, created_at)
+        SELECT conversation_id, 'text', 'outgoing', text, provider_message_id, true, 'ai', sent_at FROM part ORDER BY part_no
+    ), newest AS (
+        SELECT DISTINCT ON (conversation_id) * FROM part ORDER BY conversation_id, part_no DESC
+    )
+    UPDATE conversations v
+    SET last_message = newest.text, last_message_at = newest.sent_at, campaign_run_id = newest.run_id,
+        lead_id = COALESCE(v.lead_id, newest.lead_id)
+    FROM newest WHERE v.id = newest.conversation_id
+$$;
+
+-- A contacted lead moves on in the sales funnel, unless somebody moved it meanwhile.
+CREATE OR REPLACE FUNCTION campaign_move_leads(p_ids uuid[]) RETURNS void LANGUAGE sql AS $$
+    UPDATE leads l
+    SET column_id = CASE WHEN l.column_id = c.source_column_id AND c.target_column_id IS NOT NULL
+                         THEN c.target_column_id ELSE l.column_id END,
+        last_activity_at = campaign_now()
+    FROM campaign_messages m
+    JOIN campaign_runs r ON r.id = m.run_id
+    JOIN campaign_configs c ON c.id = r.config_id
+    WHERE m.id = ANY (p_ids) AND l.id = m.lead_id
+$$;

@@ -1,0 +1,1 @@
+"""The migrations, in order; none is ever changed once released."""

@@ -1,0 +1,13 @@
+"""The CRM's own tables, where they do not exist."""
+
+from alembic import op
+
+from campaign_pipeline.sql import run_migration
+
+revision = "0001"
+down_revision = None
+
+
+def upgrade() -> None:
+    """Create what is missing; leave what is there."""
+    run_migration(op.get_bind(), "0001_crm_tables")

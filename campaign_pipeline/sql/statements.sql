@@ -1,0 +1,288 @@
+-- Named statements of the pipeline. Values are bound, never formatted in. `COALESCE(next_attempt_at, scheduled_at,
+-- created_at)`, when a message is due, is spelled as in the index campaign_messages_due.
+
+-- name: recover_leases
+-- Give back every message whose holder stopped renewing its lease.
+SELECT message_id, run_id, was, owner FROM campaign_recover_leases();
+
+-- name: list_running_runs
+-- Every running run with what decides whether it may be worked now. One row a run, an index probe each.
+SELECT r.id AS run_id, r.name, r.wait_code, r.wait_reason, r.resumed_at, campaign_now() AS now,
+       c.id AS config_id, c.workspace_id, c.inbox_id, c.is_active, c.start_time, c.end_time, c.timezone, c.frequency,
+       c.min_interval_seconds,
+       connection.instance_id, connection.status AS instance_status, connection.name AS instance_name,
+       (SELECT a.model FROM ai_agents a WHERE a.workspace_id = c.workspace_id AND a.is_active AND a.model IS NOT NULL
+        ORDER BY a.created_at DESC LIMIT 1) AS model,
+       due.first_due
+FROM campaign_runs r
+LEFT JOIN campaign_configs c ON c.id = r.config_id
+LEFT JOIN LATERAL (
+    SELECT i.id AS instance_id, i.status, i.name FROM inbox_instances x JOIN instances i ON i.id = x.instance_id
+    WHERE x.inbox_id = c.inbox_id
+    ORDER BY (i.status = 'connected') DESC NULLS LAST, i.last_connected_at DESC NULLS LAST, i.id LIMIT 1) connection ON true
+LEFT JOIN LATERAL (
+    SELECT COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) AS first_due FROM campaign_messages m
+    WHERE m.run_id = r.id AND m.status = 'pending'
+    ORDER BY COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) LIMIT 1) due ON true
+WHERE r.status = 'running'
+ORDER BY r.id;
+
+-- name: list_pauses
+-- Every paused scope; `probe_due` where one message may try whether the cause is gone. The rows that may be probed are
+-- locked, so that of two claimers only one sends a probe; the other sees them as still paused.
+WITH probe AS (
+    SELECT scope, scope_id FROM campaign_pauses WHERE kind = 'systemic' AND until <= campaign_now()
+    FOR UPDATE SKIP LOCKED
+)
+SELECT p.scope, p.scope_id, p.kind, p.code, p.reason, p.until,
+       EXISTS (SELECT 1 FROM probe WHERE probe.scope = p.scope AND probe.scope_id = p.scope_id) AS probe_due
+FROM campaign_pauses p
+WHERE p.kind = 'systemic' OR p.until > campaign_now();
+
+-- name: read_pauses
+-- The paused scopes, for a shard at work.
+SELECT scope, scope_id, kind, code, reason, EXTRACT(epoch FROM until - campaign_now()) AS seconds
+FROM campaign_pauses
+WHERE kind = 'systemic' OR until > campaign_now();
+
+-- name: begin_probe
+-- Let one message through a paused scope; everybody else waits for what comes of it, at most a minute.
+UPDATE campaign_pauses
+SET probe_message_id = %(message_id)s, until = campaign_now() + interval '1 minute'
+WHERE scope = %(scope)s AND scope_id = %(scope_id)s;
+
+-- name: open_pause
+-- Pause or slow down a scope. A systemic pause that fails its probe waits twice as long, from 1 minute to 15. A longer
+-- known wait (Retry-After) wins; a mere throttle never shortens or replaces a systemic pause.
+INSERT INTO campaign_pauses AS p (scope, scope_id, kind, code, reason, since, until)
+VALUES (%(scope)s, %(scope_id)s, %(kind)s, %(code)s, %(reason)s, campaign_now(),
+        campaign_now() + make_interval(secs => COALESCE(%(seconds)s::double precision,
+                                                        CASE WHEN %(kind)s = 'systemic' THEN 60 ELSE 5 END)))
+ON CONFLICT (scope, scope_id) DO UPDATE
+SET kind = EXCLUDED.kind, code = EXCLUDED.code, reason = EXCLUDED.reason,
+    -- Many messages in flight fail of one cause together: only a failed probe, or a cause after its wait, counts again.
+    failures = CASE WHEN p.probe_message_id IS NOT NULL OR p.until <= campaign_now() THEN p.failures + 1 ELSE p.failures END,
+    until = CASE
+        WHEN p.probe_message_id IS NOT NULL OR p.until <= campaign_now()
+            THEN campaign_now() + make_interval(secs => COALESCE(%(seconds)s::double precision,
+                 CASE WHEN EXCLUDED.kind = 'systemic' THEN least(900, 60 * 2 ^ least(p.failures, 5)) ELSE least(60, 5 * 2 ^ least(p.failures, 5)) END))
+        ELSE greatest(p.until, EXCLUDED.until) END,
+    probe_message_id = NULL
+WHERE NOT (p.kind = 'systemic' AND EXCLUDED.kind = 'throttled')
+RETURNING EXTRACT(epoch FROM until - campaign_now()) AS seconds;
+
+-- name: drop_spent_throttles
+-- A slow-down that is over leaves no trace, half an hour later: until then a new one starts where it left off.
+DELETE FROM campaign_pauses WHERE kind = 'throttled' AND until < campaign_now() - interval '30 minutes';
+
+-- name: expire_old_messages
+-- Skip what has been due for longer than it may be (of open time: the cut-off comes from core.window). Never a message
+-- of which a part may have gone out.
+WITH late AS (
+    SELECT d.id
+    FROM unnest(%(run_ids)s::uuid[], %(cutoffs)s::timestamptz[]) AS c (run_id, cutoff)
+    CROSS JOIN LATERAL (
+        SELECT m.id FROM campaign_messages m
+        WHERE m.run_id = c.run_id AND m.status = 'pending'
+          AND COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) < c.cutoff
+          AND NOT EXISTS (SELECT 1 FROM campaign_message_parts p WHERE p.message_id = m.id AND p.status <> 'planned')
+        FOR UPDATE SKIP LOCKED) d
+)
+UPDATE campaign_messages m
+SET status = 'skipped', error_code = 'too_old', finished_at = campaign_now(),
+    error_message = format('Due since %%s UTC, longer than the maximum age of %%s minutes of open time.',
+        to_char(COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI'),
+        %(max_age_minutes)s::integer)
+FROM late WHERE m.id = late.id
+RETURNING m.id, m.run_id;
+
+-- name: spread_overdue_messages
+-- After a pause: what became overdue goes out one by one, %(intervals)s seconds apart, the oldest first, from now.
+UPDATE campaign_messages m
+SET next_attempt_at = campaign_now() + make_interval(secs => o.place * o.seconds)
+FROM (
+    SELECT d.id, d.place, s.seconds
+    FROM unnest(%(run_ids)s::uuid[], %(intervals)s::double precision[]) AS s (run_id, seconds)
+    CROSS JOIN LATERAL (
+        SELECT held.id, row_number() OVER (ORDER BY held.due) - 1 AS place
+        FROM (SELECT m.id, COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) AS due
+              FROM campaign_messages m
+              WHERE m.run_id = s.run_id AND m.status = 'pending'
+                AND COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) <= campaign_now()
+              FOR UPDATE SKIP LOCKED) held) d
+) o
+WHERE m.id = o.id
+RETURNING m.id;
+
+-- name: mark_runs_resumed
+-- Their overdue messages are spread: the resume is dealt with.
+UPDATE campaign_runs SET resumed_at = NULL WHERE id = ANY (%(run_ids)s) AND resumed_at IS NOT NULL;
+
+-- name: note_run_waits
+-- Say on each run why it waits, or clear it; rows that say so already are left alone.
+UPDATE campaign_runs r
+SET wait_code = w.code, wait_reason = w.reason, wait_until = w.until
+FROM unnest(%(run_ids)s::uuid[], %(codes)s::text[], %(reasons)s::text[], %(untils)s::timestamptz[])
+     AS w (run_id, code, reason, until)
+WHERE r.id = w.run_id
+  AND (r.wait_code, r.wait_reason, r.wait_until) IS DISTINCT FROM (w.code, w.reason, w.until)
+RETURNING r.id, r.wait_code, r.wait_reason;
+
+-- name: settle_cancelled_runs
+-- What is left of a cancelled run is skipped, and counted; but what may have gone out is said to be unknown.
+WITH rest AS (
+    SELECT m.id,
+           EXISTS (SELECT 1 FROM campaign_message_parts p WHERE p.message_id = m.id AND p.status IN ('unknown', 'attempting')) AS unknown,
+           EXISTS (SELECT 1 FROM campaign_message_parts p WHERE p.message_id = m.id AND p.status = 'sent') AS begun
+    FROM campaign_runs r JOIN campaign_messages m ON m.run_id = r.id AND m.status = 'pending'
+    WHERE r.status = 'cancelled' AND r.completed_at IS NULL
+    FOR UPDATE OF m SKIP LOCKED
+)
+UPDATE campaign_messages m
+SET status = CASE WHEN rest.unknown OR rest.begun THEN 'failed' ELSE 'skipped' END,
+    error_class = CASE WHEN rest.unknown THEN 'unknown' WHEN rest.begun THEN 'exhausted' END,
+    error_code = 'run_cancelled', finished_at = campaign_now(),
+    error_message = CASE WHEN rest.unknown THEN 'The run was cancelled while it was not known whether a part had gone out.'
+                         WHEN rest.begun THEN 'The run was cancelled after some parts of this message had gone out.'
+                         ELSE 'The run was cancelled before this message was sent.' END
+FROM rest WHERE m.id = rest.id
+RETURNING m.id, m.run_id;
+
+-- name: close_runs
+-- Close what can change no more: running runs become completed, cancelled ones get their end. Each exactly once, since
+-- the state that is left is named in the WHERE clause. Totals are not consulted: they may be wrong. A run that has no
+-- message yet but expects some is given five minutes, for whoever is still writing them.
+UPDATE campaign_runs r
+SET status = CASE WHEN r.status = 'running' THEN 'completed' ELSE r.status END,
+    completed_at = campaign_now(), wait_code = NULL, wait_reason = NULL, wait_until = NULL
+WHERE (r.status = 'running' OR (r.status = 'cancelled' AND r.completed_at IS NULL))
+  AND NOT EXISTS (SELECT 1 FROM campaign_messages m WHERE m.run_id = r.id AND m.status = 'pending')
+  AND NOT EXISTS (SELECT 1 FROM campaign_messages m
+                  WHERE m.run_id = r.id AND m.status IN ('queued', 'generating', 'sending'))
+  AND (r.status = 'cancelled' OR r.leads_processed > 0 OR r.leads_total = 0
+       OR COALESCE(r.started_at, r.run_date::timestamptz, '-infinity') < campaign_now() - interval '5 minutes')
+RETURNING r.id, r.name, r.status, r.leads_total, r.leads_success, r.leads_failed, r.leads_skipped;
+
+-- name: claim_messages
+-- Lease the next due messages, fairly (see campaign_claim_messages), and say what the batch needs to know of them.
+SELECT m.id AS message_id, m.run_id, r.config_id, c.workspace_id, c.inbox_id, m.lead_id, %(token)s::uuid AS lease_token,
+       COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) AS due_at, m.retry_count
+FROM campaign_claim_messages(%(run_ids)s, %(quotas)s, %(batch_size)s, %(token)s, %(owner)s, %(lease_seconds)s) AS claimed (id)
+JOIN campaign_messages m ON m.id = claimed.id
+JOIN campaign_runs r ON r.id = m.run_id
+JOIN campaign_configs c ON c.id = r.config_id
+ORDER BY due_at, m.id;
+
+-- name: get_lead_contexts
+-- All that the CRM knows of each lead, for a whole batch in one statement. Values are cut: a field of 100 kB is of no
+-- use to a model, and what is over 200 characters is left out by core.context anyway.
+SELECT l.id AS lead_id, l.phone, l.whatsapp_jid,
+       jsonb_build_object(
+           'client_name', left(l.client_name, 400), 'company', left(l.company, 400), 'deal_value', l.deal_value,
+           'priority', left(l.priority, 100), 'tags', l.tags[1:20], 'whatsapp_name', left(l.whatsapp_name, 400),
+           'funnel', f.name, 'column', k.title, 'custom_fields', COALESCE(v.fields, '[]'))::text AS context
+FROM leads l
+LEFT JOIN funnels f ON f.id = l.funnel_id
+LEFT JOIN funnel_columns k ON k.id = l.column_id
+LEFT JOIN (
+    SELECT v.lead_id, jsonb_agg(jsonb_build_object('name', d.name, 'value', left(v.value, 400))
+                                ORDER BY d.position NULLS LAST, d.name) AS fields
+    FROM lead_custom_values v JOIN custom_fields d ON d.id = v.custom_field_id
+    WHERE v.lead_id = ANY (%(lead_ids)s)
+    GROUP BY v.lead_id
+) v ON v.lead_id = l.id
+WHERE l.id = ANY (%(lead_ids)s);
+
+-- name: get_batch_settings
+-- What the messages of a batch share: instructions and window of each campaign, model of each workspace, splitter
+-- settings, state of each inbox. No keys: this is written to a file.
+SELECT jsonb_build_object(
+    'campaigns', (SELECT jsonb_object_agg(c.id, jsonb_build_object(
+            'instructions', c.ai_instructions, 'split_messages', COALESCE(c.split_messages, false),
+            'max_split_parts', c.max_split_parts, 'start_time', c.start_time, 'end_time', c.end_time,
+            'timezone', c.timezone, 'frequency', c.frequency))
+        FROM campaign_configs c WHERE c.id = ANY (%(config_ids)s)),
+    'models', (SELECT jsonb_object_agg(a.workspace_id, a.model) FROM (
+            SELECT DISTINCT ON (a.workspace_id) a.workspace_id, a.model FROM ai_agents a
+            WHERE a.workspace_id = ANY (%(workspace_ids)s) AND a.is_active AND a.model IS NOT NULL
+            ORDER BY a.workspace_id, a.created_at DESC) a),
+    'inboxes', (SELECT jsonb_object_agg(b.id, jsonb_build_object('name', b.name)) FROM inboxes b
+        WHERE b.id = ANY (%(inbox_ids)s)),
+    'splitter', (SELECT jsonb_build_object('strategy', s.strategy, 'min_chars', s.min_chars_to_split,
+            'delay_ms', s.delay_between_messages, 'max_tokens', s.max_tokens, 'temperature', s.temperature, 'model', s.model,
+            'system_prompt', s.system_prompt)
+        FROM ai_message_splitter_config s WHERE s.is_active LIMIT 1)) AS settings;
+
+-- name: get_inbox_connection
+-- How to reach an inbox, keys included: read by each shard for itself and never written anywhere.
+SELECT b.id AS inbox_id, b.workspace_id, i.id AS instance_id, i.name, i.provider, i.provider_type, i.api_key,
+       i.instance_token, i.phone_number, i.status, COALESCE(i.settings, '{}') AS settings,
+       COALESCE(i.provider_config, '{}') AS provider_config
+FROM inboxes b
+JOIN inbox_instances x ON x.inbox_id = b.id
+JOIN instances i ON i.id = x.instance_id
+WHERE b.id = %(inbox_id)s
+ORDER BY (i.status = 'connected') DESC NULLS LAST, i.last_connected_at DESC NULLS LAST, i.id
+LIMIT 1;
+
+-- name: take_over_messages
+-- Put the messages of a shard under the shard's own lease; see campaign_take_over.
+SELECT t.message_id, t.verdict
+FROM campaign_take_over(%(ids)s, %(batch_token)s, %(token)s, %(owner)s, %(lease_seconds)s) t;
+
+-- name: read_leased_messages
+-- What a shard works on: the messages that it holds, with their stored text and ledger.
+SELECT m.id, m.run_id, r.config_id, c.workspace_id, c.inbox_id, m.lead_id, m.phone_number, m.generated_message AS text,
+       m.retry_count, campaign_now() AS now,
+       COALESCE((SELECT jsonb_agg(jsonb_build_object('part_no', p.part_no, 'text', p.text, 'status', p.status,
+                        'attempts', p.attempts, 'address', p.address,
+                        'attempted_at', EXTRACT(epoch FROM p.attempted_at)) ORDER BY p.part_no)
+                 FROM campaign_message_parts p WHERE p.message_id = m.id), '[]') AS parts
+FROM campaign_messages m
+JOIN campaign_runs r ON r.id = m.run_id
+JOIN campaign_configs c ON c.id = r.config_id
+WHERE m.id = ANY (%(ids)s) AND m.lease_token = %(token)s AND m.status = 'queued'
+ORDER BY COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at), m.id;
+
+-- name: renew_leases
+-- Heartbeat: keep what is still ours, and say which that is.
+UPDATE campaign_messages
+SET lease_expires_at = campaign_now() + make_interval(secs => %(lease_seconds)s)
+WHERE id = ANY (%(ids)s) AND lease_token = %(token)s AND status IN ('queued', 'generating', 'sending')
+RETURNING id;
+
+-- name: start_generating
+SELECT message_id, verdict FROM campaign_start_generating(%(items)s);
+
+-- name: begin_parts
+SELECT message_id, verdict, conversation_id FROM campaign_begin_parts(%(items)s);
+
+-- name: settle
+SELECT message_id, applied, moved, final FROM campaign_settle(%(items)s);
+
+-- name: find_control_part
+-- A part that this inbox surely sent a while ago, to prove that looking up works; and the provider ids that other parts
+-- to the same address took since the attempt began, none of which can be its answer.
+SELECT (SELECT p.provider_message_id FROM campaign_message_parts p
+        WHERE p.inbox_id = %(inbox_id)s AND p.status = 'sent' AND p.sent_at < campaign_now() - interval '10 seconds'
+        ORDER BY p.sent_at DESC LIMIT 1) AS control_provider_id,
+       (SELECT COALESCE(array_agg(p.provider_message_id), '{}') FROM campaign_message_parts p
+        WHERE p.inbox_id = %(inbox_id)s AND p.status = 'sent' AND p.address = %(address)s
+          AND p.sent_at >= to_timestamp(%(started_at)s) - interval '5 minutes') AS taken_provider_ids;
+
+-- name: write_logs
+-- What happened, in bulk.
+INSERT INTO campaign_logs (run_id, step_number, step_name, level, message, details, lead_id, message_id, created_at)
+SELECT l.run_id, l.step_number, l.step_name, l.level, l.message, l.details, l.lead_id, l.message_id, campaign_now()
+FROM jsonb_to_recordset(%(lines)s) AS l (run_id uuid, step_number integer, step_name text, level text, message text,
+     details jsonb, lead_id uuid, message_id uuid);
+
+-- name: next_due
+-- When the next message of a running run is due: nothing (null), the past (now), or later.
+SELECT min(due.first_due) AS next_due, campaign_now() AS now
+FROM campaign_runs r
+CROSS JOIN LATERAL (
+    SELECT COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) AS first_due FROM campaign_messages m
+    WHERE m.run_id = r.id AND m.status = 'pending'
+    ORDER BY COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) LIMIT 1) due
+WHERE r.status = 'running';

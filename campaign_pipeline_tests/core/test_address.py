@@ -1,0 +1,228 @@
+import pickle
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from campaign_pipeline.core.address import InvalidAddress, alternatives, masked, normalize_phone
+
+thorough = settings(max_examples=300, deadline=None)  # no deadline: the machine does other things too
+area_codes = st.builds("{}{}".format, st.integers(1, 9), st.integers(1, 9))
+mobiles = st.builds("{}9{:08d}".format, area_codes, st.integers(0, 99_999_999))
+landlines = st.builds("{}{}{:07d}".format, area_codes, st.integers(2, 5), st.integers(0, 9_999_999))
+
+
+def problem(raw: str | None, region: str = "BR") -> InvalidAddress:
+    with pytest.raises(InvalidAddress) as caught:
+        normalize_phone(raw, region)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        "5511987654321",
+        "+5511987654321",
+        "+55 (11) 98765-4321",
+        "(+55) 11 98765-4321",
+        "55 11 98765.4321",
+        "11987654321",
+        "(11) 98765-4321",
+        "(11) 98765–4321",
+        "011 98765-4321",
+        "0 (11) 98765-4321",
+        "0 15 11 98765-4321",
+        "00 55 11 98765-4321",
+        "005511987654321",
+        "+55 011 98765-4321",
+        "  11\u00a098765\t4321\n",
+        "\u202a+55 11 98765-4321\u202c",
+        "５５１１９８７６５４３２１",
+        "5511987654321@s.whatsapp.net",
+        "5511987654321:12@s.whatsapp.net",
+        "5511987654321:12",
+        "5511987654321@c.us",
+    ],
+)
+def test_a_brazilian_mobile_is_understood_however_it_is_written(raw: str) -> None:
+    assert normalize_phone(raw) == "5511987654321"
+
+
+@pytest.mark.parametrize(
+    ("raw", "digits"),
+    [
+        ("1133334444", "551133334444"),
+        ("551187654321", "551187654321"),
+        ("(55) 99999-8888", "5555999998888"),
+        ("5533334444", "555533334444"),
+        ("5555999998888", "5555999998888"),
+        ("0800 591 0000", "558005910000"),
+        ("11 12345-6789", "5511123456789"),
+    ],
+)
+def test_other_brazilian_numbers_keep_all_their_digits(raw: str, digits: str) -> None:
+    """Area code 55 (Santa Maria) looks like the country; a range that the library does not know passes by length."""
+    assert normalize_phone(raw) == digits
+
+
+@pytest.mark.parametrize(
+    ("raw", "digits"),
+    [
+        ("+1 415-555-2671", "14155552671"),
+        ("+351 912 345 678", "351912345678"),
+        ("351912345678", "351912345678"),
+        ("00351912345678", "351912345678"),
+        ("+54 9 11 2345-6789", "5491123456789"),
+        ("+39 06 6982 1234", "390669821234"),
+        ("14155552671@s.whatsapp.net", "14155552671"),
+    ],
+)
+def test_numbers_of_other_countries_keep_their_code(raw: str, digits: str) -> None:
+    assert normalize_phone(raw) == digits
+
+
+def test_a_number_without_country_code_belongs_to_the_given_region() -> None:
+    assert normalize_phone("912 345 678", "PT") == "351912345678"
+    assert normalize_phone("(415) 555-2671", "US") == "14155552671"
+
+
+@pytest.mark.parametrize("raw", [None, "", "   ", "\u200b\u200e", "\n"])
+def test_no_number_is_said_to_be_none(raw: str | None) -> None:
+    found = problem(raw)
+    assert (found.code, str(found)) == ("no_phone", "The lead has no phone number.")
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        "0800 FLOWERS",
+        "11 98765-4321 ramal 5",
+        "11 98765-4321 ext. 5",
+        "11 98765-432l",
+        "a definir",
+        "ana@exemplo.com",
+        "11 98765-4321 / 11 91234-5678",
+        "3333-4444/55",
+        "11987654321;1133334444",
+        "11987654321#12",
+        "5511 98765++4321",
+        "55+11987654321",
+        "123456789012345678@g.us",
+        "123456789012345@lid",
+        "5511987654321:x@s.whatsapp.net",
+        "٥٥١١٩٨٧٦٥٤٣٢١ ش",
+        "²²²²²²²²²²",
+        "1" * 101,
+        "98765-4321",
+        "3333-4444",
+        "4004-0001",
+        "190",
+        "1",
+        "+",
+        "()-",
+        "+55",
+        "0",
+        "00",
+        "00000000000",
+        "+00000000000",
+        "119876543210",
+        "551198765432100",
+        "+5511",
+        "+999 12345678",
+        "+55 98765-4321",
+        "1234567890123456",
+    ],
+)
+def test_what_is_no_number_is_refused_in_one_sentence(raw: str) -> None:
+    found = problem(raw)
+    assert found.code == "invalid_phone"
+    assert str(found).startswith("The phone number ")
+    assert str(found).endswith(".")
+
+
+def test_the_refusal_does_not_tell_the_number() -> None:
+    assert "119876543210" not in str(problem("119876543210"))
+    assert "1198****3210" in str(problem("119876543210"))
+
+
+def test_a_region_that_does_not_exist_is_a_refusal_and_no_crash() -> None:
+    assert problem("912345678", "XX").code == "invalid_phone"
+
+
+def test_a_refusal_survives_the_way_to_another_process() -> None:
+    found = pickle.loads(pickle.dumps(problem("1")))  # noqa: S301 - our own bytes
+    assert (type(found), found.code) == (InvalidAddress, "invalid_phone")
+
+
+@thorough
+@given(mobiles | landlines, st.sampled_from(["", "55", "+55", "0055", "+55 "]), st.booleans())
+def test_a_normalized_brazilian_number_stays_as_it_is(national: str, prefix: str, jid: bool) -> None:
+    digits = normalize_phone(prefix + national)
+    assert digits == f"55{national}"
+    assert normalize_phone(digits + "@s.whatsapp.net" * jid) == digits
+
+
+@thorough
+@given(st.text() | st.text("0123456789+-() .:@/x", max_size=25))
+def test_any_text_is_a_number_or_a_refusal(raw: str) -> None:
+    try:
+        digits = normalize_phone(raw)
+    except InvalidAddress as found:
+        assert raw.strip() == "" or found.code in {"no_phone", "invalid_phone"}  # noqa: PT017 - both are allowed
+        return
+    assert digits.isascii()
+    assert digits.isdigit()
+    assert 4 <= len(digits) <= 17
+
+
+# --- the ninth digit --------------------------------------------------------------------------------------------------
+
+
+def test_a_mobile_has_a_twin_without_the_ninth_digit_and_comes_first_itself() -> None:
+    assert alternatives("5511987654321") == ("5511987654321", "551187654321")
+    assert alternatives("551187654321") == ("551187654321", "5511987654321")
+
+
+@pytest.mark.parametrize(
+    "digits",
+    ["551133334444", "5511933334444", "14155552671", "351912345678", "5501987654321", "", "abc", "55119876543211"],
+)
+def test_land_lines_and_other_countries_have_no_twin(digits: str) -> None:
+    assert alternatives(digits) == (digits,)
+
+
+@thorough
+@given(mobiles)
+def test_twins_are_each_others_twins(national: str) -> None:
+    digits = f"55{national}"
+    both = alternatives(digits)
+    assert both[0] == digits
+    assert len(set(both)) == len(both)
+    assert all(set(alternatives(twin)) == set(both) and alternatives(twin)[0] == twin for twin in both)
+
+
+# --- what logs may show -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("5511987654321", "5511*****4321"),
+        ("551187654321", "5511****4321"),
+        ("5511987654321@s.whatsapp.net", "5511*****4321@s.whatsapp.net"),
+        ("ana.souza@exemplo.com", "a***@exemplo.com"),
+        ("@exemplo.com", "***@exemplo.com"),
+        ("12345678", "******78"),
+        ("1234", "****"),
+        ("", ""),
+    ],
+)
+def test_the_middle_of_an_address_is_hidden(address: str, shown: str) -> None:
+    assert masked(address) == shown
+
+
+@thorough
+@given(st.text("0123456789", min_size=5, max_size=20))
+def test_at_least_a_third_of_every_number_is_hidden(digits: str) -> None:
+    assert masked(digits).count("*") >= len(digits) / 3
+    assert len(masked(digits)) == len(digits)

@@ -88,24 +88,25 @@ class EmbeddedServer:
         assert self._server is not None
         return int(self._server.get_postmaster_info().pid)
 
-    def leave(self) -> None:
-        """Let go of the server; stop it if nobody else uses it."""
+    def leave(self) -> bool:
+        """Let go of the server; stop it if nobody else uses it. Returns whether it was stopped."""
         # A forked child inherits this object and its hooks, but not the right to stop its parent's server.
         if self._users is None or self._server is None or os.getpid() != self._pid:
-            return
+            return False
         users, self._users = self._users, None
         _servers.pop(self._folder, None)
         with self._alone(), users:
-            try:
+            stopped = False
+            # Refused while somebody else still uses it.
+            with contextlib.suppress(BlockingIOError):
                 fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                pass  # somebody else still uses it
-            else:
                 self._server.stop()
+                stopped = True
             # The wheel's own book-keeping, which would otherwise run at exit and miss what is stopped.
             atexit.unregister(self._server._cleanup)
             self._server.cleanup()
             self._server._instances.pop(self._server.pgdata, None)
+        return stopped
 
 
 def _wheel_server(data: Path) -> PostgresServer:

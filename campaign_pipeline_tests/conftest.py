@@ -1,0 +1,75 @@
+"""Shared fixtures: one PostgreSQL a session, one template database, a cheap copy of it a test; and a sandbox."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import psycopg
+import pytest
+from filelock import FileLock
+
+from campaign_pipeline.adapters import schema
+from campaign_pipeline.adapters.embedded import EmbeddedServer, embedded_server
+from campaign_pipeline.sandbox import Sandbox
+from campaign_pipeline_tests.factories import World
+
+TEMPLATE = "campaign_template"
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[EmbeddedServer]:
+    """The embedded PostgreSQL, shared by all workers of a test run, in a folder of its own."""
+    run = os.environ.get("PYTEST_XDIST_TESTRUNUID", uuid4().hex)
+    home = Path(tempfile.gettempdir()) / f"campaign_tests_{run[:12]}"
+    home.mkdir(exist_ok=True)
+    server = embedded_server(home)
+    with psycopg.connect(server.url("postgres"), autocommit=True) as admin, FileLock(home / "template.lock"):
+        # Nothing here outlives the test run, so nothing needs to reach the disk.
+        for setting in ("fsync", "full_page_writes", "synchronous_commit"):
+            admin.execute(f"ALTER SYSTEM SET {setting} = off")
+        admin.execute("SELECT pg_reload_conf()")
+        if not admin.execute("SELECT 1 FROM pg_database WHERE datname = %s", [TEMPLATE]).fetchone():
+            admin.execute(f"CREATE DATABASE {TEMPLATE}")
+            schema.upgrade(server.url(TEMPLATE))
+    yield server
+    if server.leave():
+        shutil.rmtree(home, ignore_errors=True)
+
+
+@pytest.fixture
+def database_url(server: EmbeddedServer) -> Iterator[str]:
+    """A database of the test's own, with the schema and nothing in it."""
+    name = f"test_{uuid4().hex[:16]}"
+    with psycopg.connect(server.url("postgres"), autocommit=True) as admin:
+        admin.execute(f"CREATE DATABASE {name} TEMPLATE {TEMPLATE} STRATEGY wal_log")
+        yield server.url(name)
+        admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def world(database_url: str) -> Iterator[World]:
+    """Factories on that database."""
+    with World(database_url) as world:
+        yield world
+
+
+@pytest.fixture
+def environment(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """The variables of a process that works on that database; providers are set by who needs them."""
+    for name in list(os.environ):
+        if name.startswith(("CAMPAIGN_", "OPENROUTER_", "EVOLUTION_", "DAGSTER_")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("CAMPAIGN_DATABASE_URL", database_url)
+    monkeypatch.setenv("CAMPAIGN_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("DAGSTER_DISABLE_TELEMETRY", "1")
+    return monkeypatch
+
+
+def point_at(monkeypatch: pytest.MonkeyPatch, sandbox: Sandbox) -> None:
+    """Let the process that `environment` prepared talk to a sandbox."""
+    monkeypatch.setenv("OPENROUTER_API_KEY", "sk-or-test-key-of-no-account")
+    monkeypatch.setenv("OPENROUTER_BASE_URL", sandbox.openrouter_url)
+    monkeypatch.setenv("EVOLUTION_API_URL", sandbox.evolution_url)

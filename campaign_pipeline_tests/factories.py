@@ -30,8 +30,12 @@ class World:
         self._phones = 0
 
     def __enter__(self) -> "World":
-        self.connection = psycopg.connect(self.url, autocommit=True, row_factory=dict_row)
+        self.reconnect()
         return self
+
+    def reconnect(self) -> None:
+        """Connect, or connect again after the server was restarted."""
+        self.connection = psycopg.connect(self.url, autocommit=True, row_factory=dict_row)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.connection.close()

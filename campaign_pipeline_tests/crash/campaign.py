@@ -1,0 +1,165 @@
+"""A random campaign of kills: many workers on one queue, mixed faults, and anything may die at any time.
+
+    python -m campaign_pipeline_tests.crash.campaign --messages 2000 --kills 40 --seed 7      (or: make crash-test)
+
+The seed fixes faults, latencies, victims and moments (as far as a machine repeats itself). At the end workers that are
+left alone bring the queue to rest, and every invariant is recounted. Exit code 1 if one does not hold.
+"""
+
+import argparse
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import uuid4
+
+import psycopg
+from rich.console import Console
+from rich.progress import Progress
+
+from campaign_pipeline.adapters import schema
+from campaign_pipeline.adapters.embedded import EmbeddedServer, embedded_server
+from campaign_pipeline.sandbox import Behaviour, Fault, Kind, Latency, SandboxProcess
+from campaign_pipeline_tests.crash.harness import (
+    many_messages,
+    open_messages,
+    recover,
+    restart_immediately,
+    start_worker,
+    violations,
+)
+from campaign_pipeline_tests.factories import World
+
+FAULTS = (
+    # 30 % of the sends go wrong, in every way that the provider knows; answers are late, cut, broken or lies
+    ("send", "cut_after", 0.04),
+    ("send", "late", 0.02),
+    ("send", "hang_after", 0.02),
+    ("send", "malformed_json", 0.03),
+    ("send", "no_id", 0.02),
+    ("send", "server_error_500", 0.03),
+    ("send", "proxy_html_502", 0.03),
+    ("send", "gateway_timeout_504", 0.02),
+    ("send", "timeout_408", 0.02),
+    ("send", "timed_out", 0.02),
+    ("send", "cut_before", 0.02),
+    ("send", "rate_overlimit", 0.01),
+    ("send", "other_400", 0.03),
+    ("send", "not_on_whatsapp", 0.02),
+    ("generation", "server_error_500", 0.03),
+    ("generation", "error_in_200", 0.03),
+    ("generation", "malformed_json", 0.02),
+    ("generation", "choice_error_in_200", 0.02),
+    ("generation", "rate_limit_429", 0.01),
+    ("generation", "cut_after", 0.02),
+    ("look_up", "server_error_500", 0.03),
+    ("look_up", "malformed_json", 0.02),
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a random campaign does."""
+
+    messages: int
+    kills: int
+    workers: int
+    seed: int
+    looks_up: bool = True  # whether the provider can be asked for what it sent
+    database_restarts: int = 2
+    provider_kills: int = 2
+
+
+def behaviour(plan: Plan) -> Behaviour:
+    """A provider with 30 % mixed faults and uneven latencies."""
+    faults = tuple(
+        Fault(kind=Kind(kind), name=name, rate=rate, seconds={"late": 0.5, "hang_after": 5.0, "rate_limit_429": 0.2}.get(name))
+        for kind, name, rate in FAULTS
+    )
+    latencies = {Kind.GENERATION: Latency(0.05, 0.5), Kind.SEND: Latency(0.03, 0.5)}
+    return Behaviour(seed=plan.seed, latencies=latencies, faults=faults, saves_messages=plan.looks_up)
+
+
+def run(plan: Plan, server: EmbeddedServer, world: World, progress: Progress | None = None) -> list[str]:
+    """Run the campaign; returns what is wrong at its end, in words."""
+    chance = random.Random(plan.seed)
+    many_messages(world, plan.messages, runs=10, inboxes=5)
+    events = ["worker"] * plan.kills + ["database"] * plan.database_restarts + ["provider"] * plan.provider_kills
+    chance.shuffle(events)
+    bar = progress.add_task("kills", total=len(events)) if progress else None
+    with SandboxProcess(behaviour(plan)) as sandbox:
+        workers: list[subprocess.Popen[str]] = []
+        try:
+            for event in events:
+                workers = [worker for worker in workers if worker.poll() is None]
+                while len(workers) < plan.workers:
+                    size = {"batch": chance.choice([50, 100, 200]), "shard": chance.choice([20, 50])}
+                    workers.append(start_worker(world.url, sandbox, concurrency=chance.choice([5, 10, 20]), **size))
+                time.sleep(chance.uniform(0.3, 1.5))  # not a test's wait: the moment of death is what is drawn
+                _strike(event, chance, workers, server, world, sandbox)
+                if progress and bar is not None:
+                    progress.advance(bar)
+        finally:
+            for worker in workers:
+                worker.kill()
+                worker.communicate()
+        recover(world, sandbox, workers=2)
+        record = sandbox.record()
+    return violations(world, record)
+
+
+def _strike(
+    event: str,
+    chance: random.Random,
+    workers: "list[subprocess.Popen[str]]",
+    server: EmbeddedServer,
+    world: World,
+    sandbox: SandboxProcess,
+) -> None:
+    match event:
+        case "worker":
+            victim = chance.choice(workers)
+            victim.send_signal(chance.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM]))
+        case "database":
+            restart_immediately(server)
+            world.reconnect()
+        case "provider":
+            sandbox.kill()
+            sandbox.restart()
+
+
+def main() -> int:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description="Kill everything at random, recover, and recount.")
+    parser.add_argument("--messages", type=int, default=2000)
+    parser.add_argument("--kills", type=int, default=40)
+    parser.add_argument("--workers", type=int, default=8, help="at once on the one queue")
+    parser.add_argument("--seed", type=int, default=random.randrange(10_000))
+    parser.add_argument("--no-look-up", action="store_true", help="the provider cannot be asked for what it sent")
+    options = parser.parse_args()
+    plan = Plan(options.messages, options.kills, options.workers, options.seed, not options.no_look_up)
+    console = Console()
+    console.print(f"{plan}  (the seed repeats it)")
+    server = embedded_server(Path(tempfile.gettempdir()) / "campaign_crash_test")
+    name = f"crash_{uuid4().hex[:12]}"
+    with psycopg.connect(server.url("postgres"), autocommit=True) as admin:
+        admin.execute(f"CREATE DATABASE {name}")
+    schema.upgrade(server.url(name))
+    with World(server.url(name)) as world, Progress(console=console) as progress:
+        wrong = run(plan, server, world, progress)
+        for row in world.all("SELECT status, error_class, error_code, count(*) FROM campaign_messages"
+                             " GROUP BY 1, 2, 3 ORDER BY 4 DESC"):
+            console.print("  ".join(str(value) for value in row.values()))
+        console.print(f"open: {open_messages(world)}")
+    for line in wrong[:50]:
+        console.print(f"[red]{line}")
+    console.print(f"{len(wrong)} violations")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

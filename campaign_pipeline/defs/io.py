@@ -15,11 +15,16 @@ import fsspec
 import orjson
 import pandas as pd
 import pyarrow.parquet as pq
+from pydantic import Field
+
+from campaign_pipeline.adapters.environment import Environment
 
 PREVIEW_COLUMNS = ("message_id", "run_id", "lead_id", "inbox_id", "workspace_id", "due_at", "retry_count")
 """Columns that may be shown in the UI: ids and times, nothing of a person."""
 
 PREVIEW_ROWS = 5
+
+BASE_PATH = "A folder, or s3://bucket/prefix and the like; unset: CAMPAIGN_OUTPUTS, else outputs under CAMPAIGN_HOME."
 
 
 class PrivateFiles:
@@ -40,7 +45,10 @@ class PrivateFiles:
             self._fs.makedirs(parent, exist_ok=True)
             self._fs.pipe_file(path, content)
             return
-        Path(parent).mkdir(mode=0o700, parents=True, exist_ok=True)
+        # One by one: a mode given to `parents=True` would hold for the last folder only.
+        for folder in reversed([Path(parent), *Path(parent).parents]):
+            if not folder.exists():
+                folder.mkdir(mode=0o700, exist_ok=True)
         draft = f"{path}.{os.getpid()}.part"
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "wb") as file:
@@ -51,6 +59,10 @@ class PrivateFiles:
         """Read a whole file."""
         content: bytes = self._fs.cat_file(path)
         return content
+
+
+def _files(base_path: str | None) -> PrivateFiles:
+    return PrivateFiles(base_path or Environment.read().outputs_path)
 
 
 def _where(context: dg.OutputContext) -> list[str]:
@@ -66,11 +78,11 @@ class TableIOManager(dg.ConfigurableIOManager):
     An input may ask for `list` (rows as dicts): then pandas is not involved, and only the columns are read once.
     """
 
-    base_path: str
+    base_path: str | None = Field(default=None, description=BASE_PATH)
 
     def handle_output(self, context: dg.OutputContext, obj: pd.DataFrame) -> None:
         """Write one table."""
-        files = PrivateFiles(self.base_path)
+        files = _files(self.base_path)
         path = files.path(*_where(context)) + ".parquet"
         buffer = io.BytesIO()
         obj.to_parquet(buffer, index=False)
@@ -94,7 +106,7 @@ class TableIOManager(dg.ConfigurableIOManager):
     def load_input(self, context: dg.InputContext) -> Any:
         """Read one table, as rows or as a DataFrame."""
         assert context.upstream_output is not None
-        files = PrivateFiles(self.base_path)
+        files = _files(self.base_path)
         content = files.read(files.path(*_where(context.upstream_output)) + ".parquet")
         table = pq.read_table(io.BytesIO(content))
         return table.to_pandas() if context.dagster_type.typing_type is pd.DataFrame else table.to_pylist()
@@ -103,17 +115,17 @@ class TableIOManager(dg.ConfigurableIOManager):
 class HandleIOManager(dg.ConfigurableIOManager):
     """Writes small JSON handles (ids, settings, counts) as private files; JSON, so that people can read them."""
 
-    base_path: str
+    base_path: str | None = Field(default=None, description=BASE_PATH)
 
     def handle_output(self, context: dg.OutputContext, obj: Mapping[str, Any] | None) -> None:
         """Write one handle."""
-        files = PrivateFiles(self.base_path)
+        files = _files(self.base_path)
         files.write(files.path(*_where(context)) + ".json", orjson.dumps(obj, default=str))
 
     def load_input(self, context: dg.InputContext) -> Any:
         """Read one handle."""
         assert context.upstream_output is not None
-        files = PrivateFiles(self.base_path)
+        files = _files(self.base_path)
         return orjson.loads(files.read(files.path(*_where(context.upstream_output)) + ".json"))
 
 

@@ -52,7 +52,7 @@ class FetchMessageBatchConfig(dg.Config):
 
     batch_size: int = Field(
         default=1000,
-        description="How many due messages to claim at most, 1 to 10,000: what the run can send before leases get long.",
+        description="How many due messages to claim at most, 1 to 10,000; a claimed message waits for its turn.",
     )
 
 
@@ -92,9 +92,7 @@ def _plain(value: Any) -> Any:
 
 @dg.op(
     out={
-        "lead_contexts": dg.Out(
-            io_manager_key="tables", description="One row per lead: phone and context for the model."
-        ),
+        "lead_contexts": dg.Out(io_manager_key="tables", description="One row per lead: phone and context."),
         "batch_settings": dg.Out(io_manager_key="handles", description="What the messages of the batch share."),
     }
 )

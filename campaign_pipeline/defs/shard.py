@@ -50,12 +50,13 @@ async def deliver(
     on_started: Callable[[ShardDelivery], None] = lambda _: None,
 ) -> ShardReport:
     """Take a shard over and deliver it. A first signal to stop ends it in an orderly way."""
-    options = DeliverySettings.from_environment()
+    options, clock = DeliverySettings.from_environment(), _ProcessClock()
     connection = await Queue(url).get_inbox_connection(shard.inbox_id)
     async with (
         ShardStore.open(url, shard, owner, options.lease_seconds) as store,
         providers.open(connection, concurrency) as outside,
     ):
+        leased_at = clock.monotonic()
         messages, left, now = await store.take_over()
         if now is None:
             return ShardReport(shard.key, shard.inbox_id, left=left)
@@ -70,8 +71,9 @@ async def deliver(
             model=outside.model,
             channel=outside.channel,
             channel_kind=outside.channel_kind,
-            clock=_ProcessClock(),
+            clock=clock,
             policy=delivery_policy(options),
+            leased_at=leased_at,
         )
         delivery.report.left = left
         on_started(delivery)

@@ -47,6 +47,7 @@ class SandboxProcess(Addresses):
         try:
             self.start()
         except BaseException:
+            self.kill()
             self._forget_folder()
             raise
         return self
@@ -80,7 +81,12 @@ class SandboxProcess(Addresses):
         command += ["--ready-file", str(ready_file)]
         with errors_file.open("wb") as errors:
             self._child = subprocess.Popen(  # noqa: S603  # our own module, started without a shell
-                command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+                # Ctrl-C in a terminal must not take the provider away from those who are still being answered.
+                start_new_session=True,
             )
         deadline = time.monotonic() + _START_TIMEOUT
         while not ready_file.exists():

@@ -1,1 +1,1 @@
-"""Real processes are killed; then the invariants are recounted from the database and from what the providers received."""
+"""Real processes are killed; then what must hold is recounted from the database and the providers' records."""

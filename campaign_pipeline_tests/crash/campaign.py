@@ -77,7 +77,12 @@ class Plan:
 def behaviour(plan: Plan) -> Behaviour:
     """A provider with 30 % mixed faults and uneven latencies."""
     faults = tuple(
-        Fault(kind=Kind(kind), name=name, rate=rate, seconds={"late": 0.5, "hang_after": 5.0, "rate_limit_429": 0.2}.get(name))
+        Fault(
+            kind=Kind(kind),
+            name=name,
+            rate=rate,
+            seconds={"late": 0.5, "hang_after": 5.0, "rate_limit_429": 0.2}.get(name),
+        )
         for kind, name, rate in FAULTS
     )
     latencies = {Kind.GENERATION: Latency(0.05, 0.5), Kind.SEND: Latency(0.03, 0.5)}
@@ -151,8 +156,9 @@ def main() -> int:
     schema.upgrade(server.url(name))
     with World(server.url(name)) as world, Progress(console=console) as progress:
         wrong = run(plan, server, world, progress)
-        for row in world.all("SELECT status, error_class, error_code, count(*) FROM campaign_messages"
-                             " GROUP BY 1, 2, 3 ORDER BY 4 DESC"):
+        for row in world.all(
+            "SELECT status, error_class, error_code, count(*) FROM campaign_messages GROUP BY 1, 2, 3 ORDER BY 4 DESC"
+        ):
             console.print("  ".join(str(value) for value in row.values()))
         console.print(f"open: {open_messages(world)}")
     for line in wrong[:50]:

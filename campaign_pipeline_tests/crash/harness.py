@@ -92,8 +92,10 @@ def recover(world: World, sandbox: SandboxProcess, moved: timedelta = timedelta(
             finish(worker)
         if not open_messages(world):
             return moved
-    left = world.all("SELECT status, error_class, error_code, last_error, count(*) FROM campaign_messages"
-                     " WHERE status IN ('pending', 'queued', 'generating', 'sending') GROUP BY 1, 2, 3, 4")
+    left = world.all(
+        "SELECT status, error_class, error_code, last_error, count(*) FROM campaign_messages"
+        " WHERE status IN ('pending', 'queued', 'generating', 'sending') GROUP BY 1, 2, 3, 4"
+    )
     raise AssertionError(f"recovery did not come to an end: {left}")
 
 
@@ -157,19 +159,18 @@ def _runs(world: World) -> list[str]:
     """I6, I7."""
     wrong = [f"counters differ from a recount: {row}" for row in world.wrong_counters()]
     still = world.all(
-        "SELECT id, status FROM campaign_runs r WHERE status = 'running' AND NOT EXISTS (SELECT 1 FROM campaign_messages m"
-        " WHERE m.run_id = r.id AND m.status IN ('pending', 'queued', 'generating', 'sending'))"
+        "SELECT id, status FROM campaign_runs r WHERE status = 'running' AND NOT EXISTS"
+        " (SELECT 1 FROM campaign_messages m WHERE m.run_id = r.id AND m.status IN ('pending', 'queued', 'generating', 'sending'))"
     )
     return wrong + [f"run {row['id']} has nothing left to do, but is {row['status']}" for row in still]
 
 
 def many_messages(world: World, count: int, *, runs: int = 4, inboxes: int = 2, split: bool = True) -> list[UUID]:
-    """Due messages spread over runs of two tenants and their inboxes, inserted at once."""
+    """Due messages spread over runs of some tenants, an inbox each; inserted at once."""
+    tenants = [world.workspace() for _ in range(inboxes)]
+    places = [(workspace, world.inbox(workspace)) for workspace in tenants]
     made = []
     for number in range(runs):
-        if number < inboxes:
-            workspace = world.workspace()
-            places = [*(places if number else []), (workspace, world.inbox(workspace))]
         workspace, inbox = places[number % inboxes]
         config = world.campaign(workspace, inbox, split_messages=split and number % 2 == 1, max_split_parts=3)
         made.append(world.run(config, leads_total=count // runs))

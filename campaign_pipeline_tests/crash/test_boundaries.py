@@ -1,4 +1,4 @@
-"""A worker is killed at every persisted boundary, before and after; then others recover, and everything is recounted."""
+"""A worker is killed before and after every persisted boundary; others recover, and everything is recounted."""
 
 import signal
 
@@ -50,8 +50,10 @@ def test_a_kill_while_looking_up_leaves_the_question_open_for_the_next(world: Wo
             doomed = start_worker(world.url, sandbox, CRASH_AT=boundary)
             doomed.communicate(timeout=120)
             assert doomed.returncode == -signal.SIGKILL
-            world.do("UPDATE campaign_messages SET lease_expires_at = campaign_now() WHERE status <> 'pending'"
-                     " AND lease_expires_at IS NOT NULL")
+            world.do(
+                "UPDATE campaign_messages SET lease_expires_at = campaign_now() WHERE status <> 'pending'"
+                " AND lease_expires_at IS NOT NULL"
+            )
         recover(world, sandbox)
         record = sandbox.record()
     assert violations(world, record) == []

@@ -1,7 +1,7 @@
-"""A worker process to be killed: claims batches and delivers their shards with the pipeline's own code, without Dagster.
+"""A worker process to be killed: claims batches and delivers shards with the pipeline's own code, without Dagster.
 
-`CRASH_AT=<point>:<n>` lets it kill itself with SIGKILL at the n-th passing of a point: `before:` or `after:` a call of the
-store, the language model or the channel. Production code has no such points: they are put around it here.
+`CRASH_AT=<side>:<point>:<n>` lets it kill itself with SIGKILL at the n-th passing of a point, before or after a call of
+the store, the language model or the channel. Production code has no such points: they are put around it here.
 """
 
 import asyncio
@@ -10,7 +10,6 @@ import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable
-from datetime import timedelta
 from typing import Any
 
 from campaign_pipeline.adapters.environment import DeliverySettings

@@ -18,8 +18,8 @@ import pandas as pd
 import pytest
 from dagster import DagsterInstance, reconstructable
 
-from campaign_pipeline.defs.jobs import process_campaign_queue
 from campaign_pipeline.definitions import defs
+from campaign_pipeline.defs.jobs import process_campaign_queue
 from campaign_pipeline.sandbox import Behaviour, Fault, Kind, Latency, SandboxProcess
 from campaign_pipeline_tests.factories import World
 
@@ -201,8 +201,9 @@ def test_a_thousand_messages_make_fewer_than_two_hundred_events(
     for _ in range(4):
         run = world.run(world.campaign(workspace, world.inbox(workspace)))
         world.do(
-            "WITH l AS (INSERT INTO leads (workspace_id, client_name, phone) SELECT %s, 'Ana', '+55 11 9' || (20000000 + n)"
-            " FROM generate_series(1, 250) n RETURNING id) INSERT INTO campaign_messages (run_id, lead_id, scheduled_at)"
+            "WITH l AS (INSERT INTO leads (workspace_id, client_name, phone)"
+            " SELECT %s, 'Ana', '+55 11 9' || (20000000 + n) FROM generate_series(1, 250) n RETURNING id)"
+            " INSERT INTO campaign_messages (run_id, lead_id, scheduled_at)"
             " SELECT %s, id, now() - interval '1 minute' FROM l",
             workspace,
             run,
@@ -232,8 +233,10 @@ def dagster_run(database_url: str, home: Path, *more: str) -> "subprocess.Popen[
     """A Dagster run as an operator starts it from a shell, in a process group of its own."""
     home.mkdir(exist_ok=True)
     return subprocess.Popen(
-        [str(Path(sys.executable).parent / "dagster"), "job", "execute", "-m", "campaign_pipeline.definitions"]
-        + ["-j", "process_campaign_queue", *more],
+        [
+            *(str(Path(sys.executable).parent / "dagster"), "job", "execute", "-m", "campaign_pipeline.definitions"),
+            *("-j", "process_campaign_queue", *more),
+        ],
         env=os.environ | {"DAGSTER_HOME": str(home), "CAMPAIGN_DATABASE_URL": database_url},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

@@ -1,0 +1,44 @@
+# Each target makes what it needs, from nothing but Python 3.10 to 3.13. `make` alone says what there is.
+.DEFAULT_GOAL := help
+.PHONY: help demo dev test lint format clean
+
+PYTHON ?= python3
+PORT ?= 3000
+DEMO ?=
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+
+help: ## Say what there is
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(READY) ## Send a made-up campaign through the real job, against sandbox providers (DEMO="--count 50")
+	@$(BIN)/campaign-pipeline demo $(DEMO)
+
+dev: $(READY) ## Dagster's UI on http://127.0.0.1:3000 (PORT=3001 for another port)
+	@$(BIN)/campaign-pipeline dev --port $(PORT)
+
+test: $(READY) ## All tests
+	$(BIN)/python -m pytest -n 2
+
+lint: $(READY) ## Style, types, import contracts, and whether Dagster can load the code location
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --config setup.cfg
+	DAGSTER_DISABLE_TELEMETRY=1 $(BIN)/dagster definitions validate -w workspace.yaml
+
+format: $(READY) ## Mend what can be mended without thinking
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## Remove what was installed and cached; the data under .campaign stays
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 10) <= v <= (3, 13) or sys.exit("Python 3.10 to 3.13 is needed, but $(PYTHON) is %d.%d; name another: make PYTHON=python3.12" % v)'
+	@$(BIN)/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
+	@echo "Installing into $(VENV), once"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt
+	@touch $@

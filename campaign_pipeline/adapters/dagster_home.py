@@ -1,0 +1,49 @@
+"""The folder from which Dagster runs for one person: its own settings, its storage on the embedded server."""
+
+import json
+import os
+from pathlib import Path
+
+CODE_LOCATION = "campaign_pipeline"
+"""The code location's name, as in the workspace.yaml of the checkout; runs are listed under it."""
+
+_DAGSTER_YAML = """\
+# Written by campaign-pipeline at every start. For settings of your own, make another folder and set DAGSTER_HOME.
+storage:
+  postgres:
+    postgres_url: {storage_url}
+telemetry:
+  enabled: false
+nux:
+  enabled: false
+"""
+
+_WORKSPACE_YAML = """\
+# Written by campaign-pipeline at every start: found from whatever folder `campaign-pipeline dev` is started in.
+load_from:
+  - python_module:
+      module_name: campaign_pipeline.definitions
+      location_name: {location}
+"""
+
+
+def write_dagster_home(home: Path, storage_url: str) -> Path:
+    """Write dagster.yaml and workspace.yaml into `home`/dagster, private to this user; returns that folder.
+
+    `storage_url` has to name the driver (`postgresql+psycopg2://`), and reach the server for as long as Dagster runs.
+    Raises OSError where the folder cannot be written.
+    """
+    folder = home / "dagster"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # A JSON string is a YAML string, whatever a path may contain.
+    _write(folder / "dagster.yaml", _DAGSTER_YAML.format(storage_url=json.dumps(storage_url)))
+    _write(folder / "workspace.yaml", _WORKSPACE_YAML.format(location=CODE_LOCATION))
+    return folder
+
+
+def _write(path: Path, text: str) -> None:
+    """In one move: a Dagster process that starts right now reads the old file or the new one."""
+    draft = path.with_name(f"{path.name}.{os.getpid()}")
+    draft.write_text(text, encoding="utf-8")
+    draft.chmod(0o600)
+    draft.replace(path)

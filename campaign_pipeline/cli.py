@@ -1,0 +1,472 @@
+"""`campaign-pipeline`: the operator's command line.
+
+Exit codes: 0 it worked (messages that failed are data, not a failure), 1 the pipeline could not work, 2 wrong usage or
+configuration, 130 interrupted. What only some commands need is imported by them: help and errors answer at once.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from campaign_pipeline.adapters.environment import DeliverySettings, Environment, SettingError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from campaign_pipeline.launch import JobResult
+
+INTERRUPTED = 130
+DEV_LEADS = 60
+"""Messages that `dev` puts in an empty queue, so that a first launch from the UI has something to send."""
+
+_STOP_PATIENCE = 60.0  # seconds for Dagster's processes, and the runs that they started, to end
+_SHOWN_WAITS = 20
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Trouble(click.ClickException):
+    """The pipeline could not work; one sentence says why."""
+
+    exit_code = 1
+
+
+class WrongSetting(Trouble):
+    """What it was told cannot be; one sentence says what would be right."""
+
+    exit_code = 2
+
+
+class _Plainly(click.Group):
+    """Commands that end in one sentence where the trouble is known, and with status 130 where they are interrupted."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            click.echo("Interrupted.", err=True)
+            raise click.exceptions.Exit(INTERRUPTED) from None
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as error:
+            trouble = _known_trouble(error)
+            if trouble is None:
+                raise
+            raise trouble from None
+
+
+def _known_trouble(error: Exception) -> Trouble | None:
+    """The one sentence for what an operator can mend; None for a bug of ours, whose traceback is wanted."""
+    from psycopg import Error as DatabaseError
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from campaign_pipeline.adapters.schema import DatabaseUnusable
+    from campaign_pipeline.demo.leads import LeadsFileError
+    from campaign_pipeline.sandbox import BehaviourError, RecordError, SandboxFailed
+
+    if isinstance(error, SettingError | LeadsFileError | BehaviourError | RecordError):
+        return WrongSetting(str(error))
+    if isinstance(error, DatabaseUnusable | SandboxFailed):
+        return Trouble(str(error))
+    if isinstance(error, DatabaseError | SQLAlchemyError):
+        return Trouble(f"The database refused: {_first_line(error)}")
+    if isinstance(error, subprocess.SubprocessError):
+        return Trouble(f"The embedded PostgreSQL could not be started: {_first_line(error)}")
+    if isinstance(error, OSError):
+        return Trouble(_first_line(error))
+    return None
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+@click.group(
+    cls=_Plainly,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Exit codes: 0 it worked (messages that failed are data, see the tables), 1 the pipeline could not work, "
+    "2 wrong usage or configuration, 130 interrupted.",
+)
+@click.version_option(package_name="campaign_pipeline")
+def cli() -> None:
+    """Send the outbound campaigns of a CRM: nothing sent twice, nothing lost.
+
+    The queue is the database that CAMPAIGN_DATABASE_URL names, else an embedded PostgreSQL under CAMPAIGN_HOME
+    (.campaign in the current folder).
+    """
+
+
+@cli.command()
+@click.option(
+    "--leads",
+    "leads_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="A CSV of leads instead of made-up ones. Columns are known by name (Nome, Telefone, Empresa, …), others "
+    "become custom fields; rows that cannot be used are named by line.",
+)
+@click.option(
+    "--count", type=click.IntRange(1, 10_000), default=300, show_default=True, help="How many leads to make up."
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the leads, latencies and faults.")
+def demo(leads_file: Path | None, count: int, seed: int) -> None:
+    """Run the real job on a made-up CRM, and show what came of it.
+
+    Always on the embedded database and against sandbox providers on this machine: no real message is sent, whatever
+    the environment says.
+    """
+    from campaign_pipeline.demo.demo import run_demo
+    from campaign_pipeline.launch import interrupted_by_signals
+
+    with interrupted_by_signals():
+        worked = run_demo(_console(), leads_file, count, seed)
+    sys.exit(0 if worked else 1)
+
+
+@cli.group()
+def db() -> None:
+    """The queue's database."""
+
+
+@db.command()
+def upgrade() -> None:
+    """Bring the database up to date: the CRM's tables where they are missing, and what the pipeline adds to them.
+
+    In one transaction; harmless when there is nothing to do.
+    """
+    from campaign_pipeline.adapters import schema
+
+    url = _plain_url()
+    revision = schema.upgrade(url)
+    click.echo(f"{schema.describe(url)} has schema {revision}.")
+
+
+@db.command()
+@click.option("--hold", is_flag=True, help="Keep the embedded server up until interrupted, for psql and the like.")
+def url(hold: bool) -> None:
+    """Print the database's URL, password included.
+
+    The embedded server runs only while somebody uses it: `dev`, a run, or this command with --hold.
+    """
+    from campaign_pipeline.launch import interrupted_by_signals
+
+    click.echo(_plain_url())
+    if hold:
+        click.echo("Ctrl-C lets go of it.", err=True)
+        with interrupted_by_signals():
+            signal.pause()
+
+
+def _plain_url() -> str:
+    """The database's URL, whatever its schema; the embedded server is started."""
+    from campaign_pipeline.adapters.database import named_url
+    from campaign_pipeline.adapters.embedded import embedded_server
+    from campaign_pipeline.launch import uninterrupted
+
+    environment = Environment.read()
+    if environment.database_url is not None:
+        return named_url(environment)
+    with uninterrupted():
+        return embedded_server(environment.home).url()
+
+
+@cli.command()
+@click.option(
+    "--batch-size",
+    type=click.IntRange(1, 10_000),
+    default=1000,
+    show_default=True,
+    help="How many due messages to claim at most.",
+)
+@click.option(
+    "--shard-size",
+    type=click.IntRange(1, 10_000),
+    default=250,
+    show_default=True,
+    help="How many messages one step sends at most.",
+)
+@click.option(
+    "--concurrency",
+    type=click.IntRange(1, 500),
+    default=20,
+    show_default=True,
+    help="How many messages of a step are in flight at once.",
+)
+@click.option(
+    "--in-process", is_flag=True, help="All steps in one process, one after another: quickest for few messages."
+)
+def process(batch_size: int, shard_size: int, concurrency: int, in_process: bool) -> None:
+    """Send one batch of what is due: one run of the job process_campaign_queue.
+
+    With DAGSTER_HOME set, the run is kept there; else where `dev` shows it.
+    """
+    from campaign_pipeline.adapters.database import queue_url
+    from campaign_pipeline.launch import JobConfig, JobProcess, follow, interrupted_by_signals, uninterrupted
+
+    console = _console()
+    DeliverySettings.from_environment()
+    environment = Environment.read()
+    with console.status("Connecting to the database"), uninterrupted():
+        url = queue_url(environment)
+        dagster_home = _dagster_home(environment)
+    variables = {**os.environ, "CAMPAIGN_HOME": str(environment.home)}
+    config = JobConfig(batch_size, shard_size, concurrency, in_process)
+    with interrupted_by_signals(), JobProcess(config, dagster_home, environment.home / "logs", variables) as job:
+        result = follow(job, url, console)
+        log_file = job.log_file
+    _show_result(console, result, url)
+    if not result.succeeded:
+        raise Trouble(" ".join(result.failures) + f" (Dagster's log: {log_file})")
+
+
+def _dagster_home(environment: Environment) -> Path:
+    """The person's own DAGSTER_HOME, else ours."""
+    from campaign_pipeline.adapters.dagster_home import write_dagster_home
+    from campaign_pipeline.adapters.database import dagster_storage_url
+
+    own = os.environ.get("DAGSTER_HOME", "").strip()
+    if own and not (Path(own).is_absolute() and Path(own).is_dir()):
+        raise SettingError(f"DAGSTER_HOME is {own}, but must be the absolute path of a folder that exists.")
+    return Path(own) if own else write_dagster_home(environment.home, dagster_storage_url(environment))
+
+
+def _show_result(console: Console, result: JobResult, url: str) -> None:
+    """Say what became of the batch, and which runs wait for what."""
+    from rich.text import Text
+
+    def whole(name: str) -> str:
+        return f"{int(result.totals.get(name, 0)):,}"
+
+    if result.totals.get("messages"):
+        console.print(
+            f"Run {result.run_id}: {whole('messages')} claimed, {whole('sent')} sent, {whole('failed')} failed, "
+            f"{whole('skipped')} skipped, {whole('returned')} returned to the queue; "
+            f"{whole('runs_closed')} campaign runs closed; {whole('tokens')} tokens, "
+            f"US$ {result.totals.get('cost_usd', 0):.4f}.",
+            highlight=False,
+            soft_wrap=True,
+        )
+    elif result.succeeded:
+        console.print(f"Run {result.run_id}: nothing was due that may be sent now.", highlight=False, soft_wrap=True)
+    waits = _waits(url)
+    for name, reason in waits[:_SHOWN_WAITS]:
+        console.print(Text(f"{name} waits: {reason}", style="yellow"))
+    if len(waits) > _SHOWN_WAITS:
+        console.print(Text(f"… and {len(waits) - _SHOWN_WAITS} more runs wait; see campaign_runs.wait_reason."))
+
+
+def _waits(url: str) -> list[tuple[str, str]]:
+    import psycopg
+
+    with psycopg.connect(url) as connection:
+        rows = connection.execute(
+            "SELECT COALESCE(name, id::text), wait_reason FROM campaign_runs "
+            "WHERE status = 'running' AND wait_reason IS NOT NULL ORDER BY id"
+        ).fetchall()
+    return [(row[0], row[1]) for row in rows]
+
+
+def _behaviour_options(command: F) -> F:
+    """The flags of `python -m campaign_pipeline.sandbox`."""
+    options = (
+        click.option("--seed", type=int, help="Of latencies and faults."),
+        click.option("--generation-latency", type=float, metavar="SECONDS", help="Mean; 0.7 unless a file says so."),
+        click.option("--generation-sigma", type=float, metavar="SIGMA", help="Spread; above 0 it is log-normal."),
+        click.option("--send-latency", type=float, metavar="SECONDS", help="Mean; 0.2 unless a file says so."),
+        click.option("--send-sigma", type=float, metavar="SIGMA", help="Spread; above 0 it is log-normal."),
+        click.option(
+            "--fault",
+            "faults",
+            multiple=True,
+            metavar="RULE",
+            help="[provider/]kind:name[:key=value]..., with the keys rate, phone, text, instance, times, times_each, "
+            "seconds, accepts; may be repeated, the first that applies wins. Example: send:not_on_whatsapp:rate=0.02",
+        ),
+        click.option("--behaviour-file", type=click.Path(path_type=Path), help="A whole behaviour as JSON."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@cli.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=0, help="Port to listen on; any that is free by default."
+)
+@_behaviour_options
+@click.option("--record-file", type=click.Path(path_type=Path), help="Keep what is accepted here, a line each.")
+@click.option("--ready-file", type=click.Path(path_type=Path), help="Write address and URLs here when serving.")
+@click.option("--list-faults", is_flag=True, help="Print every fault and what it does, and leave.")
+def sandbox(
+    host: str, port: int, record_file: Path | None, ready_file: Path | None, list_faults: bool, **flags: Any
+) -> None:
+    """Serve stand-ins for OpenRouter, Evolution and UAZAPI over HTTP, until interrupted.
+
+    What they received is told at /_sandbox/record and counted at /_sandbox/summary.
+    """
+    from campaign_pipeline.sandbox import FAULTS, Sandbox, SandboxOptions, behaviour_from_flags, serve
+
+    if list_faults:
+        for kind, faults in FAULTS.items():
+            click.echo(f"{kind.value}")
+            for name, meaning in faults.items():
+                click.echo(f"  {name:22} {meaning}")
+        return
+
+    def announce(sandbox: Sandbox) -> None:
+        click.echo(f"The sandbox serves at {sandbox.url}; Ctrl-C stops it. Point the pipeline at it with:")
+        click.echo("  export OPENROUTER_API_KEY=any EVOLUTION_API_KEY=any")
+        click.echo(f"  export OPENROUTER_BASE_URL={sandbox.openrouter_url}")
+        click.echo(f"  export EVOLUTION_API_URL={sandbox.evolution_url}")
+        click.echo(f"  export UAZAPI_API_URL={sandbox.uazapi_url}")
+
+    behaviour = behaviour_from_flags(**flags)
+    serve(SandboxOptions(host, port, behaviour, record_file, ready_file), announce)
+
+
+@cli.command()
+@click.option("--port", type=click.IntRange(1, 65535), default=3000, show_default=True, help="Of the UI, on 127.0.0.1.")
+@click.option(
+    "--sandbox/--no-sandbox",
+    "sandboxed",
+    default=None,
+    help="Whether providers are a sandbox. By default they are if OPENROUTER_API_KEY is not set and the embedded "
+    "database holds no waiting messages of your own.",
+)
+def dev(port: int, sandboxed: bool | None) -> None:
+    """Start Dagster's UI and daemon on 127.0.0.1, for the same database as the other commands.
+
+    Runs are kept in the database `dagster` of the embedded server. With a sandbox and an empty queue, a few made-up
+    messages are put in the queue first, so that the job can be launched from the Launchpad as it is.
+    """
+    import contextlib
+
+    from campaign_pipeline.adapters.dagster_home import write_dagster_home
+    from campaign_pipeline.adapters.database import dagster_storage_url, queue_url
+    from campaign_pipeline.demo.demo import sandbox_behaviour, sandbox_variables
+    from campaign_pipeline.launch import interrupted_by_signals, uninterrupted
+    from campaign_pipeline.sandbox import SandboxProcess
+
+    console = _console()
+    DeliverySettings.from_environment()
+    environment = Environment.read()
+    _refuse_taken_port(port)
+    with interrupted_by_signals(), contextlib.ExitStack() as stack:
+        with console.status("Starting PostgreSQL"), uninterrupted():
+            url = queue_url(environment)
+            home = write_dagster_home(environment.home, dagster_storage_url(environment))
+        variables = {**os.environ, "CAMPAIGN_HOME": str(environment.home)}
+        if _wants_sandbox(console, environment, url, sandboxed):
+            sandbox = stack.enter_context(SandboxProcess(sandbox_behaviour(seed=0)))
+            # Made-up messages wait until somebody launches the job, be it tomorrow.
+            variables = {"CAMPAIGN_MAX_AGE_MINUTES": "100000"} | sandbox_variables(sandbox, variables)
+            console.print(f"OpenRouter and WhatsApp are a sandbox at {sandbox.url}: no real message is sent.")
+            _fill_empty_queue(console, environment, url)
+        console.print(
+            f"The UI will be at http://127.0.0.1:{port} in a few seconds; Ctrl-C stops it. To launch the job: "
+            f"http://127.0.0.1:{port}/locations/campaign_pipeline/jobs/process_campaign_queue/playground",
+            highlight=False,
+            soft_wrap=True,
+        )
+        _run_dagster_dev(home, port, variables)
+
+
+def _refuse_taken_port(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            sentence = f"Port {port} on 127.0.0.1 cannot be used ({error.strerror}); choose another with --port."
+            raise WrongSetting(sentence) from None
+
+
+def _wants_sandbox(console: Console, environment: Environment, url: str, sandboxed: bool | None) -> bool:
+    """Never by itself where somebody's own messages would be marked as sent without having been."""
+    from campaign_pipeline.demo.world import count_waiting
+
+    if sandboxed is not None or environment.openrouter_api_key is not None:
+        return bool(sandboxed)
+    own = environment.database_url is not None or count_waiting(url)[1] > 0
+    if own:
+        console.print("OPENROUTER_API_KEY is not set, so runs will send nothing; set it, or try with --sandbox.")
+    return not own
+
+
+def _fill_empty_queue(console: Console, environment: Environment, url: str) -> None:
+    """Only where nobody but the demo ever made a workspace."""
+    from campaign_pipeline.demo.leads import make_leads
+    from campaign_pipeline.demo.world import count_waiting, holds_only_demos, make_world
+
+    if environment.database_url is None and holds_only_demos(url) and count_waiting(url) == (0, 0):
+        make_world(url, make_leads(DEV_LEADS, seed=1), "Dev")
+        console.print(f"The queue was empty: {DEV_LEADS} made-up messages are due now.", highlight=False)
+
+
+def _run_dagster_dev(home: Path, port: int, variables: dict[str, str]) -> None:
+    """Run `dagster dev` until interrupted; leave none of its processes behind."""
+    command = [sys.executable, "-W", "ignore", "-m", "dagster", "dev", "-w", str(home / "workspace.yaml")]
+    command += ["-h", "127.0.0.1", "-p", str(port)]
+    child = subprocess.Popen(  # noqa: S603 (our own arguments, without a shell)
+        command,
+        env={**variables, "DAGSTER_HOME": str(home), "DAGSTER_DISABLE_TELEMETRY": "1"},
+        # A session of its own: Ctrl-C reaches us alone, and all that it started can be found again.
+        start_new_session=True,
+    )
+    try:
+        status = child.wait()
+    except KeyboardInterrupt:
+        click.echo("Stopping Dagster …", err=True)
+    else:
+        raise Trouble(f"Dagster ended by itself with status {status}; what it said is above.")
+    finally:
+        _end_group(child)
+
+
+def _end_group(leader: subprocess.Popen[bytes]) -> None:
+    """End a process and all that it started: runs finish what is in flight; what does not end in time is killed."""
+    try:
+        _signal_group(leader, signal.SIGINT)
+        leader.wait(_STOP_PATIENCE)
+        deadline = time.monotonic() + _STOP_PATIENCE
+        while _signal_group(leader, 0) and time.monotonic() < deadline:
+            time.sleep(0.1)
+    except (subprocess.TimeoutExpired, KeyboardInterrupt):
+        pass  # no more patience: ours, or theirs who interrupt a second time
+    _signal_group(leader, signal.SIGKILL)
+    leader.wait()
+
+
+def _signal_group(leader: subprocess.Popen[bytes], number: int) -> bool:
+    """Signal all that is left of a process's group; returns whether anything was."""
+    try:
+        os.killpg(leader.pid, number)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console()
+
+
+def main() -> None:
+    """The console script."""
+    try:
+        cli(prog_name="campaign-pipeline")
+    finally:
+        # What is left to do is to stop the embedded server, which an impatient second Ctrl-C must not cut short.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)

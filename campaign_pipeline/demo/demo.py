@@ -1,0 +1,144 @@
+"""The demo: a made-up CRM, the real job on a real PostgreSQL, and providers that exist only on this machine."""
+
+import os
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from campaign_pipeline.adapters.dagster_home import write_dagster_home
+from campaign_pipeline.adapters.database import dagster_storage_url, queue_url
+from campaign_pipeline.adapters.environment import Environment, SettingError
+from campaign_pipeline.demo.leads import Lead, LeadsFileError, Problem, make_leads, read_leads_csv
+from campaign_pipeline.demo.report import read_report, read_samples, report_table, sample_panels
+from campaign_pipeline.demo.world import World, count_waiting, make_world
+from campaign_pipeline.launch import JobConfig, JobProcess, JobResult, follow, uninterrupted
+from campaign_pipeline.sandbox import Behaviour, Fault, Kind, Latency, SandboxProcess
+
+MOST_LEADS = 10_000
+"""A batch of the job takes no more, and the demo is one batch."""
+
+_SHOWN_PROBLEMS = 20
+_OUTSIDE = ("OPENROUTER_", "EVOLUTION_", "UAZAPI_")
+
+
+def sandbox_behaviour(seed: int) -> Behaviour:
+    """Providers at a lively pace, to which a few numbers are unknown."""
+    return Behaviour(
+        seed=seed,
+        latencies={Kind.GENERATION: Latency(0.7, 0.4), Kind.SEND: Latency(0.2, 0.4)},
+        faults=(Fault(Kind.SEND, "not_on_whatsapp", rate=0.03),),
+    )
+
+
+def sandbox_variables(sandbox: SandboxProcess, variables: Mapping[str, str]) -> dict[str, str]:
+    """An environment in which every provider is the sandbox, and no key of a real one is left."""
+    kept = {name: value for name, value in variables.items() if not name.startswith(_OUTSIDE)}
+    return kept | {
+        "OPENROUTER_API_KEY": "only-for-the-sandbox",
+        "OPENROUTER_BASE_URL": sandbox.openrouter_url,
+        "EVOLUTION_API_URL": sandbox.evolution_url,
+        "EVOLUTION_API_KEY": "only-for-the-sandbox",
+        "UAZAPI_API_URL": sandbox.uazapi_url,
+    }
+
+
+def refuse_foreign_messages(url: str, what: str) -> None:
+    """Keep messages that somebody means to send out of a sandbox, which would mark them as sent.
+
+    Raises SettingError with what to do.
+    """
+    _, foreign = count_waiting(url)
+    if foreign:
+        raise SettingError(
+            f"The embedded database holds {foreign:,} waiting messages of your own workspaces, and {what} would mark "
+            "them as sent; set CAMPAIGN_HOME to another folder for it."
+        )
+
+
+def gather_leads(console: Console, leads_file: Path | None, count: int, seed: int) -> list[Lead]:
+    """Read the leads of a file, and show which rows were left out and why; or make some up.
+
+    Raises LeadsFileError where a file has nothing to send to, or too much.
+    """
+    if leads_file is None:
+        return make_leads(count, seed)
+    leads, problems = read_leads_csv(leads_file)
+    _show_problems(console, leads_file, problems)
+    if not leads:
+        raise LeadsFileError(f"{leads_file} has no row that can be used: correct the rows named above.")
+    if len(leads) > MOST_LEADS:
+        raise LeadsFileError(f"{leads_file} has {len(leads):,} leads, but the demo takes at most {MOST_LEADS:,}.")
+    console.print(f"{leads_file}: {len(leads):,} leads.", markup=False, highlight=False)
+    return leads
+
+
+def _show_problems(console: Console, leads_file: Path, problems: Sequence[Problem]) -> None:
+    for problem in problems[:_SHOWN_PROBLEMS]:
+        column = f" ({problem.column})" if problem.column else ""
+        console.print(Text(f"{leads_file.name}, line {problem.line}{column}: {problem.message}", style="yellow"))
+    if len(problems) > _SHOWN_PROBLEMS:
+        console.print(Text(f"… and {len(problems) - _SHOWN_PROBLEMS} more problems.", style="yellow"))
+    if problems:
+        rows = len({problem.line for problem in problems})
+        console.print(Text(f"{rows} rows were left out; the others are used.", style="yellow"))
+
+
+def run_demo(console: Console, leads_file: Path | None, count: int, seed: int) -> bool:
+    """Make a world, run the job on it against a sandbox, and show what came of it. Returns whether the job worked.
+
+    It works on the embedded database and on its own sandbox, whatever the environment says. Stopped by
+    KeyboardInterrupt, it leaves no process behind, and what was not sent waits as pending.
+
+    Raises LeadsFileError, SettingError, schema.DatabaseUnusable, SandboxFailed.
+    """
+    leads = gather_leads(console, leads_file, count, seed)
+    variables = {name: value for name, value in os.environ.items() if name != "CAMPAIGN_DATABASE_URL"}
+    if "CAMPAIGN_DATABASE_URL" in os.environ:
+        console.print("CAMPAIGN_DATABASE_URL is left alone: the demo works on the embedded database.")
+    environment = Environment.read(variables)
+    with console.status("Starting PostgreSQL"), uninterrupted():
+        url = queue_url(environment)
+        dagster_home = write_dagster_home(environment.home, dagster_storage_url(environment))
+    refuse_foreign_messages(url, "the demo")
+    world = make_world(url, leads, f"Demo {datetime.now().astimezone():%Y-%m-%d %H:%M:%S}")
+    console.print(
+        f"A workspace with 2 inboxes, {len(world.runs)} campaigns and {world.messages:,} leads "
+        f"in the embedded PostgreSQL under {environment.home}.",
+        highlight=False,
+    )
+    with SandboxProcess(sandbox_behaviour(seed)) as sandbox:
+        console.print(f"OpenRouter and WhatsApp are a sandbox at {sandbox.url}: no real message leaves this machine.")
+        job_variables = sandbox_variables(sandbox, variables) | {"CAMPAIGN_HOME": str(environment.home)}
+        config = JobConfig(batch_size=MOST_LEADS)
+        with JobProcess(config, dagster_home, environment.home / "logs", job_variables) as job:
+            result = follow(job, url, console)
+            log_file = job.log_file
+    _show(console, url, world, result)
+    if not result.succeeded:
+        console.print(Text(f"Dagster's log of the run: {log_file}"))
+    return result.succeeded
+
+
+def _show(console: Console, url: str, world: World, result: JobResult) -> None:
+    runs = list(world.runs.values())
+    console.print()
+    console.print(report_table(read_report(url, runs)))
+    console.print()
+    console.print(sample_panels(read_samples(url, runs)))
+    for failure in result.failures:
+        console.print(Text(failure, style="red"))
+    console.print()
+    console.print(
+        f"The same run in Dagster's UI: [bold]{dev_command()}[/bold], then open\n"
+        f"http://127.0.0.1:3000/runs/{result.run_id}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def dev_command() -> str:
+    """How this person starts the UI: by make in a checkout, else by the console script."""
+    return "make dev" if Path("Makefile").is_file() and Path("workspace.yaml").is_file() else "campaign-pipeline dev"

@@ -1,0 +1,195 @@
+"""What came of campaign runs, read from the database and laid out for a terminal."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+import psycopg
+from psycopg.rows import dict_row
+from rich import box
+from rich.console import Group, RenderableType
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+STAGES = {"writing_ms": "writing", "sending_ms": "sending"}
+"""Of a message's time: with the language model, and with the message provider, typing delays included."""
+
+_RUNS = """
+    SELECT r.id, r.name, r.leads_total AS total,
+           count(*) FILTER (WHERE m.status IN ('sent', 'replied')) AS sent,
+           count(*) FILTER (WHERE m.status NOT IN ('sent', 'replied', 'failed', 'skipped')) AS waiting,
+           COALESCE(sum(m.ai_tokens_used), 0) AS tokens, COALESCE(sum(m.ai_cost_usd), 0) AS cost_usd,
+           EXTRACT(epoch FROM max(m.finished_at) - min(m.queued_at))::double precision AS seconds,
+           percentile_cont(0.5) WITHIN GROUP (ORDER BY m.ai_generation_time_ms)
+               FILTER (WHERE m.sent_at IS NOT NULL) AS writing_ms,
+           percentile_cont(0.5) WITHIN GROUP (ORDER BY m.send_time_ms)
+               FILTER (WHERE m.sent_at IS NOT NULL) AS sending_ms
+    FROM campaign_runs r LEFT JOIN campaign_messages m ON m.run_id = r.id
+    WHERE r.id = ANY (%s)
+    GROUP BY r.id
+    ORDER BY array_position(%s, r.id)
+"""
+
+_REASONS = """
+    SELECT run_id, status, COALESCE(error_code, 'no reason') AS code, count(*) AS messages
+    FROM campaign_messages
+    WHERE run_id = ANY (%s) AND status IN ('failed', 'skipped')
+    GROUP BY run_id, status, code
+    ORDER BY messages DESC, code
+"""
+
+_SAMPLES = """
+    SELECT r.name AS campaign, l.client_name AS lead, l.company, m.parts
+    FROM campaign_runs r
+    CROSS JOIN LATERAL (
+        SELECT m.lead_id, array_agg(p.text ORDER BY p.part_no) AS parts
+        FROM campaign_messages m JOIN campaign_message_parts p ON p.message_id = m.id
+        WHERE m.run_id = r.id AND m.status = 'sent'
+        GROUP BY m.id
+        ORDER BY count(*) DESC, m.sent_at, m.id
+        LIMIT 1) m
+    JOIN leads l ON l.id = m.lead_id
+    WHERE r.id = ANY (%s)
+    ORDER BY array_position(%s, r.id)
+"""
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """What came of one run of a campaign."""
+
+    name: str
+    total: int
+    sent: int
+    failed: Mapping[str, int]  # reason -> messages
+    skipped: Mapping[str, int]  # reason -> messages
+    waiting: int  # not finished: pending, or held by somebody
+    tokens: int
+    cost_usd: Decimal
+    seconds: float | None  # from the first claim to the last end; None where nothing was finished
+    stages: Mapping[str, float]  # stage -> median milliseconds a message that was sent
+
+    @property
+    def per_second(self) -> float | None:
+        """Messages sent a second."""
+        return self.sent / self.seconds if self.seconds else None
+
+    @property
+    def slowest_stage(self) -> tuple[str, float] | None:
+        """Where a usual message spends most of its time, in milliseconds; None where nothing was sent."""
+        return max(self.stages.items(), key=lambda stage: stage[1], default=None)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A message as its recipient sees it."""
+
+    campaign: str
+    lead: str
+    company: str | None
+    parts: tuple[str, ...]
+
+
+def read_report(url: str, run_ids: Sequence[UUID]) -> list[RunReport]:
+    """Recount these runs from their messages, in this order."""
+    with psycopg.connect(url, row_factory=dict_row) as connection:
+        runs = connection.execute(_RUNS, [list(run_ids), list(run_ids)]).fetchall()
+        reasons = connection.execute(_REASONS, [list(run_ids)]).fetchall()
+    return [_to_report(run, [reason for reason in reasons if reason["run_id"] == run["id"]]) for run in runs]
+
+
+def _to_report(run: Mapping[str, Any], reasons: Sequence[Mapping[str, Any]]) -> RunReport:
+    return RunReport(
+        name=run["name"],
+        total=run["total"],
+        sent=run["sent"],
+        failed={row["code"]: row["messages"] for row in reasons if row["status"] == "failed"},
+        skipped={row["code"]: row["messages"] for row in reasons if row["status"] == "skipped"},
+        waiting=run["waiting"],
+        tokens=run["tokens"],
+        cost_usd=run["cost_usd"],
+        seconds=run["seconds"],
+        stages={stage: run[column] for column, stage in STAGES.items() if run[column] is not None},
+    )
+
+
+def read_samples(url: str, run_ids: Sequence[UUID]) -> list[Sample]:
+    """One message that was sent of each run, those in several parts first."""
+    with psycopg.connect(url, row_factory=dict_row) as connection:
+        rows = connection.execute(_SAMPLES, [list(run_ids), list(run_ids)]).fetchall()
+    return [Sample(row["campaign"], row["lead"], row["company"], tuple(row["parts"])) for row in rows]
+
+
+def report_table(reports: Sequence[RunReport]) -> Table:
+    """A column a campaign, and one for all of them; narrow enough for a small terminal."""
+    columns = [*reports, _sum(reports)] if len(reports) > 1 else [*reports]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("")
+    for report in columns:
+        # Names and codes come from the database: never to be read as markup.
+        table.add_column(Text(report.name))
+    rows: list[tuple[str, Callable[[RunReport], str]]] = [
+        ("Sent", lambda report: f"{report.sent:,} of {report.total:,}"),
+        ("Failed, and why", lambda report: _reasons(report.failed)),
+        ("Skipped, and why", lambda report: _reasons(report.skipped)),
+        ("Tokens", lambda report: f"{report.tokens:,}"),
+        ("Cost", lambda report: f"US$ {report.cost_usd:.4f}"),
+        ("Sent a second", lambda report: _figure(report.per_second)),
+        ("Slowest stage", _stage),
+    ]
+    if any(report.waiting for report in reports):
+        rows.insert(3, ("Waiting", lambda report: f"{report.waiting:,}"))
+    for heading, cell in rows:
+        table.add_row(heading, *(Text(cell(report)) for report in columns))
+    return table
+
+
+def _sum(reports: Sequence[RunReport]) -> RunReport:
+    """All of them together; they ran at the same time, so it took as long as the longest."""
+    failed, skipped = Counter[str](), Counter[str]()
+    for report in reports:
+        failed.update(report.failed)
+        skipped.update(report.skipped)
+    return RunReport(
+        name="All",
+        total=sum(report.total for report in reports),
+        sent=sum(report.sent for report in reports),
+        failed=dict(failed.most_common()),
+        skipped=dict(skipped.most_common()),
+        waiting=sum(report.waiting for report in reports),
+        tokens=sum(report.tokens for report in reports),
+        cost_usd=sum((report.cost_usd for report in reports), Decimal(0)),
+        seconds=max((report.seconds for report in reports if report.seconds), default=None),
+        stages={},
+    )
+
+
+def sample_panels(samples: Sequence[Sample]) -> RenderableType:
+    """The messages as their recipients see them: a paragraph a part."""
+    panels = []
+    for sample in samples:
+        to = sample.lead + (f", {sample.company}" if sample.company else "")
+        parts = "" if len(sample.parts) == 1 else f" · {len(sample.parts)} parts"
+        text = Text("\n⋯\n".join(sample.parts))
+        panels.append(Panel(text, title=Text(f"{sample.campaign} → {to}{parts}"), title_align="left"))
+    return Group(*panels)
+
+
+def _reasons(reasons: Mapping[str, int]) -> str:
+    if not reasons:
+        return "0"
+    lines = [f"{count:,} {code.replace('_', ' ')}" for code, count in reasons.items()]
+    return "\n".join(lines)
+
+
+def _figure(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1f}"
+
+
+def _stage(report: RunReport) -> str:
+    slowest = report.slowest_stage
+    return "" if slowest is None else f"{slowest[0]}, {slowest[1] / 1000:.1f} s"

@@ -1,0 +1,61 @@
+"""The console script as tests run it: as an operator does, in a process of its own, with nothing of ours in its way."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+SCRIPT = str(Path(sys.executable).with_name("campaign-pipeline"))
+OURS = ("CAMPAIGN_", "OPENROUTER_", "EVOLUTION_", "UAZAPI_", "DAGSTER_")
+
+
+def variables(home: Path, **more: str) -> dict[str, str]:
+    """This process's environment without what the pipeline reads, and a home of the test's own."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
+    return {**kept, "CAMPAIGN_HOME": str(home), "COLUMNS": "100", **more}
+
+
+def run(home: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+    """Run it to its end."""
+    return subprocess.run(
+        [SCRIPT, *arguments], env=variables(home, **more), capture_output=True, text=True, timeout=150, check=False
+    )
+
+
+def start(home: Path, *arguments: str, **more: str) -> "subprocess.Popen[str]":
+    """Start it, as the leader of a session, as a terminal would."""
+    return subprocess.Popen(
+        [SCRIPT, *arguments],
+        env=variables(home, **more),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_until(what: Callable[[], bool], seconds: float = 60.0) -> None:
+    """Look until something is so. Raises TimeoutError if it does not become so."""
+    deadline = time.monotonic() + seconds
+    while not what():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"not so within {seconds:g} seconds")
+        time.sleep(0.05)
+
+
+def processes_of(home: Path) -> list[str]:
+    """Command lines of living processes that work with this home: by what they were told, or where they write."""
+    return [command for environment, command in _processes() if str(home) in environment or str(home) in command]
+
+
+def _processes() -> Iterator[tuple[str, str]]:
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            environment = (folder / "environ").read_bytes().decode(errors="replace")
+            command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:  # it ended meanwhile, or is somebody else's
+            continue
+        if command:  # a zombie has none
+            yield environment, command

@@ -1,0 +1,387 @@
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import orjson
+import psycopg
+import pytest
+from click.testing import CliRunner, Result
+
+from campaign_pipeline import sql
+from campaign_pipeline.adapters.embedded import EmbeddedServer
+from campaign_pipeline.cli import cli
+from campaign_pipeline.sandbox import Behaviour, Kind, Latency, SandboxProcess
+from campaign_pipeline_tests.commands import processes_of, run, start, wait_until
+from campaign_pipeline_tests.factories import World
+
+COMMANDS = (["demo"], ["dev"], ["process"], ["sandbox"], ["db"], ["db", "upgrade"], ["db", "url"])
+
+
+def call(*arguments: str) -> Result:
+    return CliRunner().invoke(cli, arguments)
+
+
+def sentence(result: Result) -> str:
+    """The one sentence of an error, without Click's own word before it."""
+    (line,) = result.stderr.strip().splitlines()
+    return line.removeprefix("Error: ")
+
+
+@pytest.fixture
+def dagster_home(environment: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """An operator's own Dagster instance; without one, a run starts an embedded server for Dagster's storage."""
+    folder = tmp_path / "dagster"
+    folder.mkdir()
+    (folder / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
+    environment.setenv("DAGSTER_HOME", str(folder))
+    return folder
+
+
+def providers(sandbox: SandboxProcess) -> dict[str, str]:
+    return {
+        "OPENROUTER_API_KEY": "sk-or-test-key-of-no-account",
+        "OPENROUTER_BASE_URL": sandbox.openrouter_url,
+        "EVOLUTION_API_URL": sandbox.evolution_url,
+    }
+
+
+def point_to(environment: pytest.MonkeyPatch, sandbox: SandboxProcess) -> None:
+    for name, value in providers(sandbox).items():
+        environment.setenv(name, value)
+
+
+@pytest.fixture
+def empty_database(server: EmbeddedServer) -> Iterator[str]:
+    with psycopg.connect(server.url("postgres"), autocommit=True) as admin:
+        admin.execute("CREATE DATABASE empty_for_cli")
+        yield server.url("empty_for_cli")
+        admin.execute("DROP DATABASE empty_for_cli WITH (FORCE)")
+
+
+@pytest.mark.parametrize("command", [[], *COMMANDS], ids=" ".join)
+def test_help_explains_every_command_and_each_of_its_options(command: list[str]) -> None:
+    result = call(*command, "--help")
+    assert result.exit_code == 0
+    assert "Usage:" in result.output
+    described = [line.split(maxsplit=1)[-1] for line in result.output.splitlines() if line.strip().startswith("--")]
+    assert all(described)
+
+
+def test_help_tells_what_exit_codes_mean() -> None:
+    text = " ".join(call("--help").output.split())
+    for code in ("0 it worked", "1 the pipeline could not work", "2 wrong usage", "130 interrupted"):
+        assert code in text
+
+
+def test_help_and_usage_errors_import_neither_dagster_nor_a_database_driver() -> None:
+    code = (
+        "import sys; from click.testing import CliRunner; from campaign_pipeline.cli import cli; "
+        "CliRunner().invoke(cli, ['process', '--help']); CliRunner().invoke(cli, ['process', '--batch-size', '0']); "
+        "print(sorted({'dagster', 'psycopg', 'sqlalchemy', 'pandas', 'aiohttp'} & set(sys.modules)))"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert said.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["process", "--batch-size", "0"], "--batch-size"),
+        (["process", "--batch-size", "10001"], "--batch-size"),
+        (["process", "--concurrency", "501"], "--concurrency"),
+        (["process", "--shard-size", "many"], "--shard-size"),
+        (["demo", "--count", "0"], "--count"),
+        (["dev", "--port", "0"], "--port"),
+        (["nothing"], "nothing"),
+    ],
+    ids=str,
+)
+def test_wrong_usage_ends_with_2_and_names_what_is_wrong(arguments: list[str], named: str) -> None:
+    result = call(*arguments)
+    assert result.exit_code == 2
+    assert named in result.stderr
+
+
+# --------------------------------------------------------------------------------------------------------- the database
+
+
+def test_db_url_prints_the_named_database(environment: pytest.MonkeyPatch, database_url: str) -> None:
+    result = call("db", "url")
+    assert (result.exit_code, result.output) == (0, f"{database_url}\n")
+
+
+def test_a_url_of_another_database_system_is_refused(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("CAMPAIGN_DATABASE_URL", "mysql://root:secret@db/crm")
+    for command in (["db", "url"], ["db", "upgrade"], ["process"]):
+        result = call(*command)
+        assert result.exit_code == 2
+        assert sentence(result) == "CAMPAIGN_DATABASE_URL has 'mysql', but must be a postgresql:// URL."
+
+
+@pytest.mark.parametrize("command", [["db", "upgrade"], ["process"]], ids=" ".join)
+def test_a_database_that_does_not_answer_is_one_sentence_without_the_password(
+    environment: pytest.MonkeyPatch, command: list[str]
+) -> None:
+    environment.setenv("CAMPAIGN_DATABASE_URL", "postgresql://crm:secret@127.0.0.1:1/crm")
+    result = call(*command)
+    assert result.exit_code == 1
+    assert sentence(result).startswith("The database crm at 127.0.0.1:1 cannot be used:")
+    assert "secret" not in result.output
+
+
+def test_db_upgrade_makes_the_schema_and_is_harmless_when_it_is_there(
+    environment: pytest.MonkeyPatch, empty_database: str
+) -> None:
+    environment.setenv("CAMPAIGN_DATABASE_URL", empty_database)
+    for _ in range(2):
+        result = call("db", "upgrade")
+        assert result.exit_code == 0
+        assert f"has schema {sql.HEAD}." in result.output
+    with psycopg.connect(empty_database) as connection:
+        assert connection.execute("SELECT count(*) FROM campaign_messages").fetchone() == (0,)
+
+
+def test_process_says_what_to_run_where_the_schema_is_missing(
+    environment: pytest.MonkeyPatch, empty_database: str
+) -> None:
+    environment.setenv("CAMPAIGN_DATABASE_URL", empty_database)
+    result = call("process")
+    assert result.exit_code == 1
+    assert sentence(result).endswith("run `campaign-pipeline db upgrade`.")
+
+
+def test_db_url_holds_the_embedded_server_until_interrupted() -> None:
+    home = Path(tempfile.mkdtemp(prefix="campaign-hold-"))
+    held = start(home, "db", "url", "--hold")
+    assert held.stdout is not None
+    url = held.stdout.readline().strip()
+    held.stdout.readline()
+    with psycopg.connect(url) as connection:
+        assert connection.execute("SELECT current_database()").fetchone() == ("campaign",)
+    held.send_signal(signal.SIGINT)
+    held.communicate(timeout=60)
+    assert held.returncode == 130
+    with pytest.raises(psycopg.OperationalError):
+        psycopg.connect(url)
+    shutil.rmtree(home)
+
+
+# -------------------------------------------------------------------------------------------------------------- process
+
+
+@pytest.mark.parametrize("options", [[], ["--in-process"]], ids=["processes", "in process"])
+def test_process_sends_what_is_due_and_counts_it(
+    world: World, environment: pytest.MonkeyPatch, dagster_home: Path, options: list[str]
+) -> None:
+    run_id = world.run()
+    world.due_messages(run_id, 5)
+    world.due_message(run_id, world.lead(phone=None))
+    with SandboxProcess() as sandbox:
+        point_to(environment, sandbox)
+        result = call("process", *options)
+        assert len(sandbox.record(kind="send", accepted=True)) == 5
+    assert result.exit_code == 0, result.output
+    assert "6 claimed, 5 sent, 1 failed, 0 skipped, 0 returned to the queue; 1 campaign runs closed" in result.stdout
+    assert world.value("SELECT count(*) FROM campaign_messages WHERE status = 'sent'") == 5
+    assert world.wrong_counters() == []
+
+
+def test_process_claims_no_more_than_its_batch_size(
+    world: World, environment: pytest.MonkeyPatch, dagster_home: Path
+) -> None:
+    world.due_messages(world.run(), 3)
+    with SandboxProcess() as sandbox:
+        point_to(environment, sandbox)
+        result = call("process", "--batch-size", "2", "--in-process")
+    assert result.exit_code == 0, result.output
+    assert world.value("SELECT count(*) FROM campaign_messages WHERE status = 'sent'") == 2
+
+
+def test_process_without_a_key_ends_with_1_and_its_name_and_claims_nothing(
+    world: World, environment: pytest.MonkeyPatch, dagster_home: Path
+) -> None:
+    message = world.due_message(world.run())
+    result = call("process", "--in-process")
+    assert result.exit_code == 1
+    assert sentence(result).startswith("OPENROUTER_API_KEY is not set; ")
+    assert world.value("SELECT status FROM campaign_messages WHERE id = %s", message) == "pending"
+
+
+def test_process_with_nothing_due_works_and_says_why_runs_wait(
+    world: World, environment: pytest.MonkeyPatch, dagster_home: Path
+) -> None:
+    workspace = world.workspace()
+    inbox = world.inbox(workspace, status="disconnected")
+    world.due_message(world.run(world.campaign(workspace, inbox), name="Sem sinal"))
+    with SandboxProcess() as sandbox:
+        point_to(environment, sandbox)
+        result = call("process", "--in-process")
+    assert result.exit_code == 0, result.output
+    assert "nothing was due that may be sent now" in result.stdout
+    assert "Sem sinal waits: " in result.stdout
+    assert "not connected" in " ".join(result.stdout.split())
+
+
+def test_an_interrupted_process_returns_what_it_held_and_ends_with_130(
+    world: World, dagster_home: Path, tmp_path: Path
+) -> None:
+    world.due_messages(world.run(), 60)
+    slow = Behaviour(latencies={Kind.GENERATION: Latency(1.0), Kind.SEND: Latency(0.5)})
+    with SandboxProcess(slow) as sandbox:
+        process = start(
+            tmp_path / "home",
+            *("process", "--concurrency", "5"),
+            CAMPAIGN_DATABASE_URL=world.url,
+            DAGSTER_HOME=str(dagster_home),
+            **providers(sandbox),
+        )
+        wait_until(lambda: bool(world.value("SELECT EXISTS (SELECT FROM campaign_messages WHERE status = 'sending')")))
+        process.send_signal(signal.SIGINT)
+        said, _ = process.communicate(timeout=90)
+        accepted = len(sandbox.record(kind="send", accepted=True))
+    assert process.returncode == 130, said
+    assert world.value("SELECT count(*) FROM campaign_messages WHERE status = 'sent'") == accepted > 0
+    assert world.value("SELECT count(*) FROM campaign_messages WHERE status = 'pending'") == 60 - accepted
+    assert (
+        world.value("SELECT count(*) FROM campaign_messages WHERE status = 'pending' AND lease_token IS NOT NULL") == 0
+    )
+    assert world.wrong_counters() == []
+    assert processes_of(tmp_path / "home") == []
+
+
+def test_a_dagster_home_that_is_no_folder_is_refused(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("DAGSTER_HOME", "not/absolute")
+    result = call("process")
+    assert result.exit_code == 2
+    assert sentence(result) == "DAGSTER_HOME is not/absolute, but must be the absolute path of a folder that exists."
+
+
+def test_a_setting_that_is_no_number_is_refused_before_anything_starts(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("CAMPAIGN_LEASE_SECONDS", "two minutes")
+    result = call("process")
+    assert result.exit_code == 2
+    assert sentence(result) == "CAMPAIGN_LEASE_SECONDS is 'two minutes', but must be a number of at least 1."
+
+
+# -------------------------------------------------------------------------------------------------------------- sandbox
+
+
+def test_sandbox_serves_until_interrupted_and_says_how_to_point_at_it(tmp_path: Path) -> None:
+    serving = start(tmp_path, "sandbox", "--fault", "send:not_on_whatsapp:rate=0.5")
+    assert serving.stdout is not None
+    url = serving.stdout.readline().split("at ")[1].split(";")[0]
+    with urllib.request.urlopen(f"{url}/_sandbox/behaviour", timeout=10) as response:  # noqa: S310
+        behaviour = orjson.loads(response.read())
+    serving.send_signal(signal.SIGINT)
+    rest, _ = serving.communicate(timeout=30)
+    assert behaviour["faults"] == [{"kind": "send", "name": "not_on_whatsapp", "rate": 0.5}]
+    assert f"OPENROUTER_BASE_URL={url}" in rest
+    assert serving.returncode == 0
+
+
+def test_a_fault_that_there_is_not_is_one_sentence() -> None:
+    result = call("sandbox", "--fault", "send:explode")
+    assert result.exit_code == 2
+    assert "'explode' is no fault of send" in sentence(result)
+
+
+def test_sandbox_lists_its_faults() -> None:
+    result = call("sandbox", "--list-faults")
+    assert result.exit_code == 0
+    assert "not_on_whatsapp" in result.output
+
+
+# ------------------------------------------------------------------------------------------------------------------ dev
+
+
+JOBS = "{repositoriesOrError{...on RepositoryConnection{nodes{jobs{name}}}}}"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def ask(port: int, query: str) -> dict[str, object]:
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/graphql",
+        orjson.dumps({"query": query}),
+        {"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=30) as response:  # noqa: S310
+        answer: dict[str, object] = orjson.loads(response.read())["data"]
+    return answer
+
+
+def test_dev_refuses_a_port_that_is_taken(environment: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        result = call("dev", "--port", str(taken.getsockname()[1]))
+    assert result.exit_code == 2
+    assert sentence(result).endswith("choose another with --port.")
+
+
+def test_dev_serves_the_job_with_something_to_send_and_leaves_nothing_running() -> None:
+    home = Path(tempfile.mkdtemp(prefix="campaign-dev-"))
+    port = free_port()
+    dev = start(home, "dev", "--port", str(port))
+    launch = """mutation { launchRun(executionParams: {mode: "default", runConfigData: "{}", selector: {
+        jobName: "process_campaign_queue", repositoryName: "__repository__",
+        repositoryLocationName: "campaign_pipeline"}}) { __typename ... on LaunchRunSuccess { run { runId } } } }"""
+
+    def answers() -> bool:
+        assert dev.poll() is None, dev.communicate()[0]
+        try:
+            return "process_campaign_queue" in str(
+                ask(port, "{repositoriesOrError{...on RepositoryConnection{nodes{jobs{name}}}}}")
+            )
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            return False
+
+    def ended() -> bool:
+        return "SUCCESS" in str(ask(port, "{runsOrError{... on Runs{results{status}}}}"))
+
+    try:
+        wait_until(answers, 90)
+        assert "LaunchRunSuccess" in str(ask(port, launch))
+        wait_until(ended, 90)
+    finally:
+        dev.send_signal(signal.SIGINT)
+        said, _ = dev.communicate(timeout=120)
+    assert dev.returncode == 0, said
+    assert "60 made-up messages are due now" in " ".join(said.split())
+    assert "Traceback" not in said
+    wait_until(lambda: processes_of(home) == [])
+    looked = run(home, "db", "url")
+    assert looked.returncode == 0
+    server = EmbeddedServer(home / "postgres")
+    server.start()
+    with World(server.url()) as world:
+        assert world.value("SELECT count(*) FROM campaign_messages WHERE status = 'sent'") > 40
+        assert (
+            world.value("SELECT count(*) FROM campaign_messages WHERE status NOT IN ('sent', 'failed', 'skipped')") == 0
+        )
+    server.leave()
+    shutil.rmtree(home)
+
+
+def test_dev_keeps_messages_of_a_named_database_out_of_a_sandbox(world: World) -> None:
+    world.due_message(world.run())
+    home = Path(tempfile.mkdtemp(prefix="campaign-dev-"))
+    dev = start(home, "dev", "--port", str(free_port()), CAMPAIGN_DATABASE_URL=world.url)
+    assert dev.stdout is not None
+    first = dev.stdout.readline()
+    os.kill(dev.pid, signal.SIGINT)
+    dev.communicate(timeout=120)
+    assert "OPENROUTER_API_KEY is not set, so runs will send nothing" in first
+    assert dev.returncode in {0, 130}
+    assert world.value("SELECT count(*) FROM campaign_messages") == 1
+    shutil.rmtree(home)

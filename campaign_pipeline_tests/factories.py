@@ -37,7 +37,9 @@ class World:
         """Connect, or connect again after the server was restarted."""
         self.connection = psycopg.connect(self.url, autocommit=True, row_factory=dict_row)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.connection.close()
 
     # Reading and moving ---------------------------------------------------------------------------------------------
@@ -73,7 +75,9 @@ class World:
 
     def messages(self, run: UUID | None = None) -> list[dict[str, Any]]:
         """Messages, oldest first."""
-        return self.all("SELECT * FROM campaign_messages WHERE %s::uuid IS NULL OR run_id = %s ORDER BY scheduled_at, id", run, run)
+        return self.all(
+            "SELECT * FROM campaign_messages WHERE %s::uuid IS NULL OR run_id = %s ORDER BY scheduled_at, id", run, run
+        )
 
     # Making ---------------------------------------------------------------------------------------------------------
 
@@ -92,7 +96,9 @@ class World:
             self.insert("ai_agents", workspace_id=workspace, model=model)
         return workspace
 
-    def inbox(self, workspace: UUID, *, status: str | None = "connected", name: str | None = None, **instance: Any) -> UUID:
+    def inbox(
+        self, workspace: UUID, *, status: str | None = "connected", name: str | None = None, **instance: Any
+    ) -> UUID:
         """A WhatsApp number; with no instance if status is None."""
         inbox = self.insert("inboxes", workspace_id=workspace, name="Vendas")
         if status is not None:
@@ -133,12 +139,15 @@ class World:
         """A lead with a number of its own."""
         self._phones += 1
         phone = f"+55 11 9{10_000_000 + self._phones:08d}"
-        return self.insert("leads", **{"workspace_id": workspace, "client_name": "Ana Souza", "phone": phone, **columns})
+        return self.insert(
+            "leads", **{"workspace_id": workspace, "client_name": "Ana Souza", "phone": phone, **columns}
+        )
 
     def due_message(self, run: UUID, lead: UUID | None = None, **columns: Any) -> UUID:
         """A pending message that has been due for a minute, to a new lead of the run's workspace."""
         workspace = self.value(
-            "SELECT c.workspace_id FROM campaign_runs r JOIN campaign_configs c ON c.id = r.config_id WHERE r.id = %s", run
+            "SELECT c.workspace_id FROM campaign_runs r JOIN campaign_configs c ON c.id = r.config_id WHERE r.id = %s",
+            run,
         )
         due = self.value("SELECT campaign_now() - interval '1 minute'")
         return self.insert(

@@ -27,8 +27,11 @@ def named_url(environment: Environment) -> str:
     """CAMPAIGN_DATABASE_URL, if it can be one. Raises SettingError."""
     url = environment.database_url or ""
     if not url.startswith(("postgresql://", "postgres://")):
-        scheme = url.partition("://")[0] if "://" in url else "no scheme"
-        raise SettingError(f"CAMPAIGN_DATABASE_URL has {scheme!r}, but must be a postgresql:// URL.")
+        scheme, found, _ = url.partition("://")
+        shown = repr(scheme) if found and scheme.isalnum() else "no scheme"
+        raise SettingError(f"CAMPAIGN_DATABASE_URL has {shown}, but must be a postgresql:// URL.")
+    if not schema.is_readable(url):
+        raise SettingError(schema.UNREADABLE)
     return url
 
 

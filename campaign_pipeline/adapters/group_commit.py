@@ -5,7 +5,7 @@ trips and flushes. While one group is being committed the next one gathers: the 
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from typing import Any, Generic, TypeVar
 
 import psycopg
@@ -20,42 +20,62 @@ _ITEM_ERRORS = (psycopg.DataError, psycopg.IntegrityError, psycopg.ProgrammingEr
 class GroupCommit(Generic[Item, Result]):
     """Gathers items for one set-based statement.
 
-    `execute` takes a list of items and returns their results in the same order. At most `groups` statements are under
-    way at once, of at most `size` items each.
+    `execute` takes a list of items and returns their results in the same order. One statement is under way at a time,
+    of at most `size` items. Items of the same `key` never share a statement: the later one goes with a later group.
     """
 
     def __init__(
-        self, execute: Callable[[Sequence[Item]], Awaitable[Sequence[Result]]], *, size: int = 200, groups: int = 1
+        self,
+        execute: Callable[[Sequence[Item]], Awaitable[Sequence[Result]]],
+        *,
+        size: int = 200,
+        key: Callable[[Item], Hashable] | None = None,
     ) -> None:
         self._execute = execute
         self._size = size
-        self._groups = groups
+        self._key = key
         self._waiting: list[tuple[Item, asyncio.Future[Result]]] = []
-        self._running: set[asyncio.Task[None]] = set()
+        self._running: asyncio.Task[None] | None = None
 
     async def submit(self, item: Item) -> Result:
         """Run one item in some group; raises what its own statement raises, never a neighbour's error."""
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, future))
-        if len(self._running) < self._groups:
-            self._start()
+        if self._running is None or self._running.done():
+            self._running = asyncio.create_task(self._drain())
         return await future
-
-    def _start(self) -> None:
-        task: asyncio.Task[None] = asyncio.create_task(self._drain())
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
 
     async def _drain(self) -> None:
         # One turn of the loop, so that items which became ready together go together.
         await asyncio.sleep(0)
         while self._waiting:
+            await self._run(self._next_group())
+
+    def _next_group(self) -> list[tuple[Item, "asyncio.Future[Result]"]]:
+        if self._key is None:
             group, self._waiting = self._waiting[: self._size], self._waiting[self._size :]
-            await self._run(group)
+            return group
+        group, later = [], []
+        keys: set[Hashable] = set()
+        for member in self._waiting:
+            key = self._key(member[0])
+            if len(group) == self._size or key in keys:
+                later.append(member)
+            else:
+                keys.add(key)
+                group.append(member)
+        self._waiting = later
+        return group
+
+    async def _executed(self, items: list[Item]) -> Sequence[Result]:
+        results = await self._execute(items)
+        if len(results) != len(items):  # nobody may wait for ever for the one that is missing
+            raise RuntimeError(f"a group of {len(items)} items came back with {len(results)} results")
+        return results
 
     async def _run(self, group: list[tuple[Item, "asyncio.Future[Result]"]]) -> None:
         try:
-            results = await self._execute([item for item, _ in group])
+            results = await self._executed([item for item, _ in group])
         except _ITEM_ERRORS as error:
             if len(group) == 1:
                 _fail(group[0][1], error)
@@ -72,11 +92,6 @@ class GroupCommit(Generic[Item, Result]):
             for (_, future), result in zip(group, results, strict=True):
                 if not future.done():
                     future.set_result(result)
-
-    async def drained(self) -> None:
-        """Wait until nothing is under way."""
-        while self._running:
-            await asyncio.gather(*self._running, return_exceptions=True)
 
 
 def _fail(future: "asyncio.Future[Any]", error: BaseException) -> None:

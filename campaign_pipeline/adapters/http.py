@@ -2,9 +2,10 @@
 
 httpx is the interface; its own transport slows down with the number of requests in flight, so aiohttp's carries them
 (benchmarks/RESULTS.md). That transport maps aiohttp's errors loosely: a server that hangs up after it took the request
-comes out as `httpx.ConnectTimeout`. Whether something left is therefore read from the error beneath, never from httpx's.
+comes out as `httpx.ConnectTimeout`. Whether something left is therefore read from the error beneath, not from httpx's.
 """
 
+import asyncio
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,10 +23,14 @@ MAX_KEPT_CHARS = 500
 # Raised before any byte of the request is written: no connection, so nothing left.
 _NOTHING_LEFT = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL)
 
-# What looks like a key where one has no business to be: after Bearer, in a query, or as a well-known prefix.
+# What looks like a key where one has no business to be: in a URL's user part, after Bearer, in a query, or as a
+# well-known prefix.
 _KEY = re.compile(
-    r"(?i)(bearer\s+|(?:api[_-]?key|token|secret|password|authorization)[\"']?\s*[:=]\s*[\"']?)[^\s\"',;&]+|sk-[\w-]{8,}"
+    r"(?i)(://)[^\s/@]+(?=@)|(bearer\s+|"
+    r"(?:api[_-]?key|token|secret|password|authorization)[\"']?\s*[:=]\s*[\"']?(?:bearer\s+)?)[^\s\"',;&]+|sk-[\w-]{8,}"
 )
+_SECRET_HEADERS = frozenset({"authorization", "apikey", "token", "admintoken", "x-service-role-key"})
+_SHORTEST_SECRET = 6  # characters; anything shorter would blot out innocent words
 _PHONE = re.compile(r"\d{8,}")
 
 
@@ -84,19 +89,34 @@ async def get(client: httpx.AsyncClient, url: str, headers: Mapping[str, str], t
 async def _request(
     client: httpx.AsyncClient, method: str, url: str, headers: Mapping[str, str], timeout: float, content: bytes | None
 ) -> Answer | NoAnswer:
+    secrets = _secrets(headers)
+    if secrets is None:
+        # Found here and not by the client, whose error would quote the header.
+        return NoAnswer(left=False, reason="A key has characters that no HTTP header can bear.")
+    connect = min(10.0, timeout)
+    auth: httpx.Auth | None = None
     try:
-        response = await client.request(
+        place = httpx.URL(url)
+        if place.userinfo:  # of a proxy in front of the provider; aiohttp refuses it within the URL
+            auth = httpx.BasicAuth(place.username, place.password)
+            place = place.copy_with(username="", password="")
+        request = client.build_request(
             method,
-            url,
+            place,
             headers=dict(headers),
             content=content,
-            timeout=httpx.Timeout(timeout, connect=min(10.0, timeout), pool=None),
+            timeout=httpx.Timeout(timeout, connect=connect, pool=None),
         )
-    except httpx.InvalidURL as error:
-        return NoAnswer(left=False, reason=f"{redact(url)} is no usable URL: {error}.")
-    except (httpx.HTTPError, aiohttp.ClientError, TimeoutError, OSError) as error:
-        return _no_answer(error, method, url, timeout)
+    except (httpx.InvalidURL, ValueError) as error:
+        return NoAnswer(left=False, reason=f"{redact(url)} is no usable URL: {redact(str(error))}.")
+    try:
+        # The client's own limit is for each piece of an answer; one that comes in drops must end too.
+        response = await asyncio.wait_for(client.send(request, auth=auth), connect + timeout)
+    except (httpx.HTTPError, aiohttp.ClientError, TimeoutError, asyncio.TimeoutError, OSError, ValueError) as error:
+        return _no_answer(error, request, timeout)
     raw = response.content
+    for secret in secrets:
+        raw = raw.replace(secret, b"***")  # here, once: no body that quotes our key goes any further
     return Answer(
         response.status_code,
         parse_json(raw),
@@ -105,17 +125,23 @@ async def _request(
     )
 
 
-def _no_answer(error: Exception, method: str, url: str, timeout: float) -> NoAnswer:
+def _secrets(headers: Mapping[str, str]) -> list[bytes] | None:
+    """The keys that a request bears; None where a header cannot be sent at all."""
+    if not all(value.isascii() and value.isprintable() for value in headers.values()):
+        return None
+    keys = (value.split(" ")[-1] for name, value in headers.items() if name.lower() in _SECRET_HEADERS)
+    return [key.encode() for key in keys if len(key) >= _SHORTEST_SECRET]
+
+
+def _no_answer(error: Exception, request: httpx.Request, timeout: float) -> NoAnswer:
     beneath = error.__cause__ if isinstance(error.__cause__, Exception) else error
-    host = httpx.URL(url).netloc.decode("ascii", "replace")
-    if isinstance(error, httpx.UnsupportedProtocol) or isinstance(beneath, _NOTHING_LEFT):
-        return NoAnswer(
-            left=False, reason=f"{host} cannot be reached: {redact(str(beneath)) or type(beneath).__name__}."
-        )
-    if isinstance(beneath, TimeoutError):
-        return NoAnswer(left=True, reason=f"{host} did not answer {method} within {timeout:g} seconds.")
+    host = request.url.netloc.decode("ascii", "replace")
     detail = redact(str(beneath)) or type(beneath).__name__
-    return NoAnswer(left=True, reason=f"The connection to {host} was lost after {method} was sent: {detail}.")
+    if isinstance(error, httpx.UnsupportedProtocol) or isinstance(beneath, _NOTHING_LEFT):
+        return NoAnswer(left=False, reason=f"{host} cannot be reached: {detail}.")
+    if isinstance(beneath, (TimeoutError, asyncio.TimeoutError)):
+        return NoAnswer(left=True, reason=f"{host} did not answer {request.method} within {timeout:g} seconds.")
+    return NoAnswer(left=True, reason=f"The connection to {host} was lost after {request.method} was sent: {detail}.")
 
 
 def parse_json(raw: bytes) -> Any:
@@ -138,15 +164,16 @@ def _retry_after(response: httpx.Response) -> float | None:
             at = parsedate_to_datetime(value)
             # Against the server's own Date: this machine's clock may be an hour off.
             now = parsedate_to_datetime(response.headers["date"])
-        except (KeyError, TypeError, ValueError):
+            seconds = (at - now).total_seconds()
+        except (KeyError, TypeError, ValueError, OverflowError):
             return None
-        seconds = (at - now).total_seconds()
     return min(max(0.0, seconds), MAX_RETRY_AFTER_SECONDS)
 
 
 def redact(text: str) -> str:
-    """Cut a text from outside and take out what looks like a key."""
-    return _KEY.sub(lambda found: f"{found[1] or ''}***", text)[:MAX_KEPT_CHARS]
+    """Cut a text from outside and take out what looks like a key, and characters that no log can hold."""
+    clean = "".join(char if char.isprintable() else " " for char in text)
+    return _KEY.sub(lambda found: f"{found[1] or found[2] or ''}***", clean)[:MAX_KEPT_CHARS].strip()
 
 
 def redact_phones(text: str) -> str:

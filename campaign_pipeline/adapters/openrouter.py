@@ -63,10 +63,11 @@ STATUSES: dict[int, tuple[str, Scope, str]] = {
 SENTENCES: dict[str, str] = {
     "bad_key": "OpenRouter refuses the key (OPENROUTER_API_KEY); set a valid one.",
     "authentication": "OpenRouter refuses the key (OPENROUTER_API_KEY); set a valid one.",
-    "no_credit": "The OpenRouter account or key has no credit left; add credit and the runs go on by themselves.",
-    "payment_required": "The OpenRouter account or key has no credit left; add credit and the runs go on by themselves.",
+    "no_credit": "The OpenRouter account or key has no credit left; add some and the runs go on by themselves.",
+    "payment_required": "The OpenRouter account or key has no credit left; add some and the runs go on by themselves.",
     "model_not_found": "OpenRouter does not know this model; correct it in ai_agents.",
     "model_unavailable": "No endpoint of OpenRouter offers this model now; choose another in ai_agents.",
+    "redirected": "OpenRouter redirects the request; set OPENROUTER_BASE_URL to the address it leads to.",
     "moderated": "The prompt was refused by moderation.",
     "rate_limited": "The language model is asked too often.",
     "rate_limit_exceeded": "The language model is asked too often.",
@@ -86,6 +87,9 @@ class OpenRouter:
         if not self._key:
             reason = "OPENROUTER_API_KEY is not set; set it in the environment of the Dagster processes."
             return Systemic("no_key", reason, Scope.PROVIDER)
+        if not (self._key.isascii() and self._key.isprintable()):
+            reason = "OPENROUTER_API_KEY has characters that no key has; copy it anew."
+            return Systemic("bad_key", reason, Scope.PROVIDER)
         answer = await post(
             self._client,
             self._url,
@@ -123,8 +127,7 @@ def read_answer(answer: Answer | NoAnswer) -> Completion | Failure:
 
 
 def _failure(answer: Answer, error: dict[str, Any]) -> Failure:
-    code = error.get("code")
-    status = answer.status if answer.status != httpx.codes.OK or not isinstance(code, int) else code
+    status = _inner_status(error.get("code")) if answer.status == httpx.codes.OK else answer.status
     error_type = at(error, "metadata", "error_type")
     retry_after = answer.retry_after
     hint = at(error, "availability", "retry_after")
@@ -135,14 +138,7 @@ def _failure(answer: Answer, error: dict[str, Any]) -> Failure:
         return Systemic("model_not_found", _sentence("model_not_found", status, error), Scope.MODEL, retry_after)
     if status == httpx.codes.FORBIDDEN and _moderated(error):
         return Permanent("moderated", _sentence("moderated", status, error))
-    if at(error, "availability", "retryable") is True:
-        return Transient("temporarily_unavailable", _sentence("temporarily_unavailable", status, error), retry_after)
-    if isinstance(error_type, str) and error_type in ERROR_TYPES:
-        kind, scope = ERROR_TYPES[error_type]
-        our_code = error_type
-    else:
-        # Anything else: the servers' trouble (5xx) or an answer nobody foresaw; neither reached a customer.
-        kind, scope, our_code = STATUSES.get(status, (TRANSIENT, Scope.MESSAGE, f"http_{status}"))
+    kind, scope, our_code = _classify(status, error_type, error)
     reason = _sentence(our_code, status, error)
     make: dict[str, Callable[[], Failure]] = {
         PERMANENT: lambda: Permanent(our_code, reason),
@@ -151,6 +147,25 @@ def _failure(answer: Answer, error: dict[str, Any]) -> Failure:
         "systemic": lambda: Systemic(our_code, reason, scope, retry_after),
     }
     return make[kind]()
+
+
+def _classify(status: int, error_type: Any, error: dict[str, Any]) -> tuple[str, Scope, str]:
+    """Class, reach and our code of an error."""
+    if isinstance(error_type, str) and error_type in ERROR_TYPES:
+        return (*ERROR_TYPES[error_type], error_type)
+    if at(error, "availability", "retryable") is True and STATUSES.get(status, ("",))[0] != THROTTLED:
+        return TRANSIENT, Scope.MESSAGE, "temporarily_unavailable"
+    if httpx.codes.is_redirect(status):
+        return "systemic", Scope.PROVIDER, "redirected"
+    # Anything else: the servers' trouble (5xx) or an answer nobody foresaw; neither reached a customer.
+    return STATUSES.get(status, (TRANSIENT, Scope.MESSAGE, f"http_{status}"))
+
+
+def _inner_status(code: Any) -> int:
+    """The status inside a 200: a number, or one written as a text."""
+    if isinstance(code, str) and code.isascii() and code.isdigit():
+        code = int(code[:6])
+    return code if isinstance(code, int) and not isinstance(code, bool) else httpx.codes.OK
 
 
 def _moderated(error: dict[str, Any]) -> bool:
@@ -186,8 +201,12 @@ def _completion(answer: Answer) -> Completion | Failure:
     )
 
 
+_MOST_TOKENS = 2**31 - 1
+_HIGHEST_COST = 1000.0  # US dollars for one text: beyond it, the figure is garbage
+
+
 def _count(value: Any) -> int:
-    return int(value) if isinstance(value, int | float) else 0
+    return int(value) if isinstance(value, int | float) and 0 <= value <= _MOST_TOKENS else 0
 
 
 def _cost(usage: Any) -> float | None:
@@ -196,4 +215,5 @@ def _cost(usage: Any) -> float | None:
     if not isinstance(cost, int | float):
         return None
     upstream = at(usage, "cost_details", "upstream_inference_cost") if at(usage, "is_byok") is True else 0.0
-    return float(cost) + (float(upstream) if isinstance(upstream, int | float) else 0.0)
+    total = float(cost) + (float(upstream) if isinstance(upstream, int | float) else 0.0)
+    return total if 0 <= total <= _HIGHEST_COST else None

@@ -9,6 +9,7 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timedelta
+from operator import itemgetter
 from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
@@ -17,7 +18,7 @@ import psycopg
 from psycopg.rows import DictRow, dict_row
 from psycopg.types.json import Jsonb, set_json_dumps, set_json_loads
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
-from tenacity import AsyncRetrying, RetryError, retry_if_exception_type, stop_after_delay, wait_exponential_jitter
+from tenacity import AsyncRetrying, RetryError, retry_if_exception_type, stop_after_delay, wait_exponential, wait_random
 
 from campaign_pipeline.adapters.group_commit import GroupCommit
 from campaign_pipeline.core.model import LeasedMessage, Shard
@@ -53,28 +54,54 @@ _PATIENCE_SECONDS = 60.0
 def _connect_options(url: str) -> dict[str, Any]:
     # Poolers in transaction mode (Supabase's port 6543) hand each statement to any server connection, where a prepared
     # statement of another would be unknown. Planning anew costs little, for the heavy work is in functions that keep
-    # their plans.
-    return {"conninfo": url, "prepare_threshold": None, "row_factory": dict_row, "autocommit": True}
+    # their plans. A server that vanished without a word (its machine is gone) is noticed within half a minute.
+    return {
+        "conninfo": url,
+        "prepare_threshold": None,
+        "row_factory": dict_row,
+        "autocommit": True,
+        "connect_timeout": 10,
+        "keepalives_idle": 15,
+        "keepalives_interval": 5,
+        "keepalives_count": 3,
+    }
 
 
-async def _patiently(call: Callable[[], Awaitable[T]], patience_seconds: float = _PATIENCE_SECONDS) -> T:
+async def _patiently(call: Callable[[], Awaitable[T]], patience_seconds: float) -> T:
     """Repeat a call while the database is away. Raises StoreUnavailable when it stays away."""
     try:
         async for attempt in AsyncRetrying(
             retry=retry_if_exception_type(_TRANSIENT),
-            wait=wait_exponential_jitter(initial=0.05, max=2.0, jitter=0.1),
+            wait=wait_exponential(multiplier=0.05, max=2.0) + wait_random(0, 0.1),
             stop=stop_after_delay(patience_seconds),
         ):
             with attempt:
                 return await call()
     except RetryError as error:
-        cause = error.last_attempt.exception()
+        cause = str(error.last_attempt.exception()).strip().partition("\n")[0]
         raise StoreUnavailable(f"The database did not answer for {patience_seconds:g} seconds: {cause}") from None
     raise AssertionError("unreachable: the loop above returns or raises")
 
 
 def _json(items: Iterable[Mapping[str, Any]]) -> Jsonb:
-    return Jsonb([{key: value for key, value in item.items() if value is not None} for item in items])
+    """Items for a set-based statement. What PostgreSQL cannot store of a text is dropped, not the text."""
+    rows = [{key: value for key, value in item.items() if value is not None} for item in items]
+    try:
+        if b"\\u0000" not in orjson.dumps(rows):
+            return Jsonb(rows)
+    except orjson.JSONEncodeError:  # half of a surrogate pair, which a provider's JSON may well contain
+        pass
+    return Jsonb(_storable(rows))
+
+
+def _storable(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.replace("\0", "").encode("utf-8", "replace").decode()
+    if isinstance(value, Mapping):
+        return {_storable(key): _storable(member) for key, member in value.items()}
+    if isinstance(value, list | tuple):
+        return [_storable(member) for member in value]
+    return value
 
 
 @dataclass(frozen=True)
@@ -103,8 +130,9 @@ class Batch:
 class Queue:
     """The queue as the steps of a batch see it."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, patience_seconds: float = _PATIENCE_SECONDS) -> None:
         self._url = url
+        self._patience = patience_seconds
 
     @contextlib.asynccontextmanager
     async def _connection(self) -> AsyncIterator[Connection]:
@@ -117,16 +145,18 @@ class Queue:
             async with self._connection() as connection:
                 return await (await connection.execute(statement(name), parameters)).fetchall()
 
-        return await _patiently(call)
+        return await _patiently(call, self._patience)
 
     async def claim_batch(self, options: BatchOptions) -> Batch:
         """Give back dead leases, expire, spread, and lease up to `batch_size` due messages, all in one transaction."""
 
         async def call() -> Batch:
             async with self._connection() as connection, connection.transaction():
+                # A claimer that falls asleep or vanishes in the middle must not keep its rows from everybody else.
+                await connection.execute("SET LOCAL idle_in_transaction_session_timeout = '30s'")
                 return await _ClaimBatch(connection, options).run()
 
-        return await _patiently(call)
+        return await _patiently(call, self._patience)
 
     async def get_lead_contexts(self, lead_ids: Sequence[str]) -> list[dict[str, Any]]:
         """Everything the CRM knows of these leads, in one statement."""
@@ -151,8 +181,14 @@ class Queue:
         return rows[0] if rows else None
 
     async def close_runs(self) -> list[dict[str, Any]]:
-        """Close every run that can change no more; returns those that this call closed."""
-        return await self._all("close_runs")
+        """Close every run that can change no more, leftovers of cancelled ones settled; returns those closed here."""
+
+        async def call() -> list[dict[str, Any]]:
+            async with self._connection() as connection, connection.transaction():
+                await connection.execute(statement("settle_cancelled_runs"))
+                return await (await connection.execute(statement("close_runs"))).fetchall()
+
+        return await _patiently(call, self._patience)
 
     async def next_due(self) -> tuple[datetime | None, datetime]:
         """When the next message is due, and what time it is."""
@@ -193,11 +229,27 @@ class _ClaimBatch:
         return batch
 
     async def _spread(self, resumed: list[RunState]) -> None:
-        if resumed:
-            ids = [state.run_id for state in resumed]
-            intervals = [state.interval_seconds for state in resumed]
-            self._batch.spread = len(await self._all("spread_overdue_messages", run_ids=ids, intervals=intervals))
-            await self._connection.execute(statement("mark_runs_resumed"), {"run_ids": ids})
+        if not resumed:
+            return
+        # Spread while the window is closed, all would be overdue again when it opens: that waits for the opening.
+        open_states = [state for state in resumed if state.wait is None]
+        put_off: set[UUID] = set()
+        if open_states:
+            spread = await self._all(
+                "spread_overdue_messages",
+                run_ids=[state.run_id for state in open_states],
+                intervals=[state.interval_seconds for state in open_states],
+                closings=[state.closes_at for state in open_states],
+            )
+            self._batch.spread = len(spread)
+            put_off = {row["run_id"] for row in spread if row["put_off"]}
+        again_at = [
+            (state.closes_at if state.run_id in put_off else None) if state.wait is None else state.resumed_at
+            for state in resumed
+        ]
+        await self._connection.execute(
+            statement("mark_runs_resumed"), {"run_ids": [state.run_id for state in resumed], "again_at": again_at}
+        )
 
     async def _note_waits(self, states: list[RunState]) -> None:
         self._batch.waits = [state.wait for state in states if state.wait and state.has_due]
@@ -216,14 +268,14 @@ class _ClaimBatch:
     async def _claim(self, states: list[RunState], pauses: list[dict[str, Any]]) -> None:
         options, batch = self._options, self._batch
         quotas = {state.run_id: options.batch_size for state in states if state.wait is None and state.has_due}
-        probes: dict[UUID, dict[str, Any]] = {}
-        for pause in pauses:
-            if pause["probe_due"]:
-                # One message of one run goes ahead; the others of the scope wait for what comes of it.
-                probe = next((s for s in states if s.has_due and s.waits_only_for(pause)), None)
-                if probe and probe.run_id not in probes:
-                    probes[probe.run_id] = pause
-                    quotas[probe.run_id] = 1
+        # One message of one run goes ahead of each paused scope; the others wait for what comes of it.
+        probe_due = {(pause["scope"], pause["scope_id"]) for pause in pauses if pause["probe_due"]}
+        probes: dict[UUID, tuple[tuple[str, str], ...]] = {}
+        for state in states:
+            if state.has_due and state.may_probe(probe_due):
+                probes[state.run_id] = state.pauses
+                probe_due -= set(state.pauses)
+                quotas[state.run_id] = 1
         if not quotas:
             return
         token = uuid4()
@@ -238,46 +290,59 @@ class _ClaimBatch:
             lease_seconds=options.lease_seconds,
         )
         for row in batch.rows:
-            if row["run_id"] in probes:
-                pause = probes.pop(row["run_id"])
+            for scope, scope_id in probes.get(row["run_id"], ()):
                 await self._connection.execute(
                     statement("begin_probe"),
-                    {"scope": pause["scope"], "scope_id": pause["scope_id"], "message_id": row["message_id"]},
+                    {"scope": scope, "scope_id": scope_id, "message_id": row["message_id"]},
                 )
 
 
 class ShardStore:
     """The queue as one shard sees it: `core.ports.DeliveryStore` under the shard's own lease token."""
 
-    def __init__(self, pool: AsyncConnectionPool[Connection], shard: Shard, owner: str, lease_seconds: float) -> None:
+    def __init__(
+        self,
+        pool: AsyncConnectionPool[Connection],
+        shard: Shard,
+        owner: str,
+        lease_seconds: float,
+        patience_seconds: float = _PATIENCE_SECONDS,
+    ) -> None:
         self._pool = pool
+        self._patience = patience_seconds
         self._shard = shard
         self._owner = owner
         self._lease_seconds = lease_seconds
         self._token = uuid4()
         self._lines: list[LogLine] = []
         self._pauses: tuple[float, list[Pause]] = (float("-inf"), [])
-        self._starting = GroupCommit[str, str](self._start_group)
-        self._beginning = GroupCommit[dict[str, Any], Begun](self._begin_group)
-        self._settling = GroupCommit[dict[str, Any], Settled](self._settle_group)
+        # One item a message in a group: of two, a set-based statement would apply either.
+        self._starting = GroupCommit[str, str](self._start_group, key=str)
+        self._beginning = GroupCommit[dict[str, Any], Begun](self._begin_group, key=itemgetter("id"))
+        self._settling = GroupCommit[dict[str, Any], Settled](self._settle_group, key=itemgetter("id"))
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def open(cls, url: str, shard: Shard, owner: str, lease_seconds: float) -> AsyncIterator["ShardStore"]:
-        """Open a small pool for one shard; writes what is left of its log at the end."""
+    async def open(
+        cls, url: str, shard: Shard, owner: str, lease_seconds: float, patience_seconds: float = _PATIENCE_SECONDS
+    ) -> AsyncIterator["ShardStore"]:
+        """Open a small pool for one shard; writes what is left of its log at the end.
+
+        `patience_seconds` is how long a database that went away is waited for, by every call.
+        """
         pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
             url,
             min_size=1,
             max_size=4,
             open=False,
-            timeout=10.0,
+            timeout=min(10.0, patience_seconds),
             kwargs={key: value for key, value in _connect_options(url).items() if key != "conninfo"},
             connection_class=psycopg.AsyncConnection[DictRow],
             # A connection that died with the server must not be handed out: the caller would only see it fail.
             check=AsyncConnectionPool.check_connection,
         )
         async with pool:
-            store = cls(pool, shard, owner, lease_seconds)
+            store = cls(pool, shard, owner, lease_seconds, patience_seconds)
             try:
                 yield store
             finally:
@@ -289,7 +354,7 @@ class ShardStore:
             async with self._pool.connection() as connection:
                 return await (await connection.execute(statement(name), parameters)).fetchall()
 
-        return await _patiently(call)
+        return await _patiently(call, self._patience)
 
     async def take_over(self) -> tuple[list[LeasedMessage], dict[str, int], datetime | None]:
         """Put the shard's messages under a token of our own.
@@ -416,10 +481,23 @@ class ShardStore:
     async def flush_logs(self) -> None:
         """Write the log lines gathered so far, in one statement."""
         lines, self._lines = self._lines, []
-        if lines:
+        if not lines:
+            return
+        try:
+            await self._write(lines)
+        except StoreUnavailable:
+            self._lines = lines + self._lines  # with the next heartbeat
+            raise
+        except psycopg.Error:
+            # A line that the CRM's table refuses (a constraint of its own, a bad id) must cost neither the others nor
+            # the heartbeat that writes them.
+            for line in lines:
+                with contextlib.suppress(psycopg.Error):
+                    await self._write([line])
 
-            async def call() -> None:
-                async with self._pool.connection() as connection:
-                    await connection.execute(statement("write_logs"), {"lines": _json(lines)})
+    async def _write(self, lines: Sequence[LogLine]) -> None:
+        async def call() -> None:
+            async with self._pool.connection() as connection:
+                await connection.execute(statement("write_logs"), {"lines": _json(lines)})
 
-            await _patiently(call)
+        await _patiently(call, self._patience)

@@ -1,5 +1,6 @@
 """The queue's schema: brought up to date by alembic and one file of SQL functions; checked before work begins."""
 
+import re
 from pathlib import Path
 
 import psycopg
@@ -30,15 +31,16 @@ def head_revision() -> str:
     return head
 
 
-def sqlalchemy_url(url: str) -> str:
-    """The same database for SQLAlchemy, with the driver named: its default changes between releases."""
-    _, _, rest = url.partition("://")
-    return f"postgresql+psycopg://{rest}"
-
-
 def upgrade(url: str) -> str:
-    """Bring the schema up to date, in one transaction; harmless when it is. Returns the revision."""
-    engine = sqlalchemy.create_engine(sqlalchemy_url(url), poolclass=sqlalchemy.NullPool)
+    """Bring the schema up to date, in one transaction; harmless when it is. Returns the revision.
+
+    Raises DatabaseUnusable with one sentence when it cannot be reached or refuses.
+    """
+    _refuse_unreadable(url)
+    # SQLAlchemy reads URLs in its own way (no second host, other escapes); the database is to be the same for both.
+    engine = sqlalchemy.create_engine(
+        "postgresql+psycopg://", creator=lambda: psycopg.connect(url, connect_timeout=10), poolclass=sqlalchemy.NullPool
+    )
     config = _alembic_config()
     try:
         with engine.begin() as connection:
@@ -48,8 +50,10 @@ def upgrade(url: str) -> str:
             driver = connection.connection.driver_connection
             assert isinstance(driver, psycopg.Connection)
             driver.execute(sql.functions_text().encode())
-    except sqlalchemy.exc.OperationalError as error:
+    except sqlalchemy.exc.DBAPIError as error:
         raise DatabaseUnusable(_unreachable(url, error.orig)) from None
+    except psycopg.Error as error:
+        raise DatabaseUnusable(_unreachable(url, error)) from None
     finally:
         engine.dispose()
     return head_revision()
@@ -57,6 +61,7 @@ def upgrade(url: str) -> str:
 
 def check(url: str) -> None:
     """Make sure that the database answers and has our schema. Raises DatabaseUnusable with one sentence if not."""
+    _refuse_unreadable(url)
     try:
         with psycopg.connect(url, connect_timeout=10, autocommit=True) as connection:
             found = connection.execute("SELECT to_regclass(%s)::text", [sql.VERSION_TABLE]).fetchone()
@@ -68,23 +73,56 @@ def check(url: str) -> None:
         raise DatabaseUnusable(_unreachable(url, error)) from None
     if version != sql.HEAD:
         raise DatabaseUnusable(
-            f"The database {describe(url)} has the campaign schema {version or 'not at all'}, but {sql.HEAD} is needed: "
-            "run `campaign-pipeline db upgrade`."
+            f"The database {describe(url)} has the campaign schema {version or 'not at all'}, but {sql.HEAD} is "
+            "needed: run `campaign-pipeline db upgrade`."
         )
+
+
+_READABLE = re.compile(
+    r"postgres(ql)?://"
+    r"([^:@/?#\s]*(:[^@/?#\s]*)?@)?"
+    r"(\[[^\]@/?#\s]*\]|[^:@/?#\s,]*)(:\d+)?(,(\[[^\]@/?#\s]*\]|[^:@/?#\s,]*)(:\d+)?)*"
+    r"(/[^@?#\s]*)?"
+    r"(\?(\w+=[^&#\s]*)(&\w+=[^&#\s]*)*)?"
+)
+_BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})|%00")
+
+
+def is_readable(url: str) -> bool:
+    """Whether a URL can be read in one way only.
+
+    With a bare @ or / in the password libpq takes its rest for a host or a port, and says so in its errors, which are
+    logged. Such a URL is refused before anybody reads it.
+    """
+    if not _READABLE.fullmatch(url) or _BAD_ESCAPE.search(url):
+        return False
+    try:
+        psycopg.conninfo.conninfo_to_dict(url)
+    except psycopg.ProgrammingError:
+        return False
+    return True
+
+
+UNREADABLE = (
+    "CAMPAIGN_DATABASE_URL cannot be read as a URL such as postgresql://user:password@host:5432/database; characters "
+    "like @ : / ? # % in the user or the password must be percent-encoded (@ is %40)."
+)
+
+
+def _refuse_unreadable(url: str) -> None:
+    if not is_readable(url):
+        raise DatabaseUnusable(UNREADABLE)
 
 
 def describe(url: str) -> str:
     """Host, port and name of a database, without user and password."""
-    try:
-        parts = psycopg.conninfo.conninfo_to_dict(url)
-    except psycopg.ProgrammingError:
-        return "named by CAMPAIGN_DATABASE_URL"
+    parts = psycopg.conninfo.conninfo_to_dict(url)
     return f"{parts.get('dbname', '?')} at {parts.get('host', 'localhost')}:{parts.get('port', 5432)}"
 
 
 def _unreachable(url: str, error: BaseException | None) -> str:
     reason = str(error).strip().splitlines()[0] if error and str(error).strip() else "no answer"
     return (
-        f"The database {describe(url)} cannot be used: {reason}. CAMPAIGN_DATABASE_URL must be a postgresql:// URL of a "
-        "PostgreSQL 14 or newer that answers from here."
+        f"The database {describe(url)} cannot be used: {reason.rstrip('.')}. CAMPAIGN_DATABASE_URL must be a "
+        "postgresql:// URL of a PostgreSQL 14 or newer that answers from here."
     )

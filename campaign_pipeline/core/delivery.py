@@ -6,13 +6,12 @@ store, which answers `go` only to the holder of the lease.
 """
 
 import asyncio
-import contextlib
 import random
-from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from campaign_pipeline.core.address import InvalidAddress, normalize_phone
 from campaign_pipeline.core.generation import TextProblem, check_text, first_contact_prompt, split_prompt
@@ -27,6 +26,7 @@ from campaign_pipeline.core.model import (
     ShardReport,
 )
 from campaign_pipeline.core.ports import (
+    Absent,
     Attempt,
     BeginPart,
     Clock,
@@ -38,11 +38,13 @@ from campaign_pipeline.core.ports import (
     LanguageModel,
     LookUp,
     LookUpAnswer,
+    LookUpFailed,
     MessageChannel,
     Permanent,
     Prompt,
     Scope,
     Sent,
+    Settled,
     Settlement,
     StoreUnavailable,
     Systemic,
@@ -59,6 +61,8 @@ from campaign_pipeline.core.splitting import (
     split_text,
 )
 from campaign_pipeline.core.window import InvalidWindow, SendingWindow
+
+T = TypeVar("T")
 
 STEPS = ("prepare", "split", "send", "look_up", "lease", "pause")
 """The steps that a campaign's log names, in their order."""
@@ -77,6 +81,12 @@ SPLIT_SCHEMA: Mapping[str, Any] = {
 
 LANGUAGE_MODEL_ACCOUNT = "openrouter"
 """Scope id of the language-model account that all tenants share."""
+
+MODEL_REFUSES = "model_refuses_requests"
+"""A model that takes none of our requests: its own settings or ours are wrong, not a message."""
+
+FIRST_REFUSALS = 3
+"""So many invalid requests before any good one are no accident of single messages any more."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +108,20 @@ class _Stop(Exception):
 
 
 @dataclass
+class _OpenAttempt:
+    """An attempt that the ledger has as under way."""
+
+    part_no: int
+    attempt_no: int
+    left: bool = False  # whether its request may have reached the provider
+
+    def closed(self, settlement: Settlement) -> Settlement:
+        """The settlement, with what is known of this attempt where no answer came."""
+        outcome = PartStatus.UNKNOWN if self.left else PartStatus.PLANNED
+        return replace(settlement, part_no=self.part_no, attempt_no=self.attempt_no, outcome=outcome.value)
+
+
+@dataclass
 class _Part:
     """A part as it goes through its life."""
 
@@ -107,6 +131,7 @@ class _Part:
     attempts: int = 0
     attempted_at: float = 0.0  # seconds since the epoch, by the database's clock
     address: str | None = None  # where the last attempt went
+    inbox_id: str | None = None  # through which it was made
 
 
 @dataclass
@@ -128,6 +153,11 @@ class _Work:
         """Whether a part went out already: then the message is finished, whatever is paused meanwhile."""
         return any(part.status is PartStatus.SENT for part in self.parts)
 
+    @property
+    def needs_model(self) -> bool:
+        """Whether its text is still to be written."""
+        return self.message.text is None and not self.parts and not self.text
+
 
 @dataclass
 class ShardDelivery:
@@ -145,20 +175,27 @@ class ShardDelivery:
     clock: Clock
     policy: DeliveryPolicy = field(default_factory=DeliveryPolicy)
     chance: Callable[[], float] = random.random
+    leased_at: float | None = None  # by `clock`, before the messages were taken over; None: now
     report: ShardReport = field(init=False)
 
     def __post_init__(self) -> None:
         self.report = ShardReport(self.shard.key, self.shard.inbox_id, claimed=len(self.messages))
         self._waiting: deque[LeasedMessage] = deque(self.messages)
         self._live: dict[str, LeasedMessage] = {message.id: message for message in self.messages}
-        self._open_attempts: dict[str, tuple[int, int]] = {}  # message -> part and attempt whose request is under way
+        self._works: dict[str, _Work] = {}  # under way
+        self._open: dict[str, _OpenAttempt] = {}  # by message
+        self._commits: dict[str, asyncio.Future[Any]] = {}  # by message: what must not be torn by a cancellation
         self._windows: dict[str, SendingWindow | InvalidWindow] = {}
         self._broken: dict[tuple[Scope, str], Systemic] = {}  # scopes in which nothing works: no further request
+        self._slow: dict[tuple[Scope, str], tuple[float, str, str]] = {}  # until (monotonic), code, reason
         self._warned: set[str] = set()  # campaigns whose settings were complained of
-        self._slow_until: dict[tuple[Scope, str], float] = {}  # monotonic
+        self._refusals: Counter[str] = Counter()  # by model: invalid requests before any good one
+        self._good_models: set[str] = set()
         self._stopping: str | None = None
+        self._stopped = asyncio.Event()
         self._origin = self.clock.monotonic()
-        self._lease_good_until = self._origin + self.policy.lease_seconds
+        leased_at = self._origin if self.leased_at is None else self.leased_at
+        self._lease_good_until = leased_at + self.policy.lease_seconds
 
     # A shard's life -------------------------------------------------------------------------------------------------
 
@@ -170,15 +207,20 @@ class ShardDelivery:
         heartbeat = asyncio.create_task(self._keep_leases())
         workers: list[asyncio.Task[None]] = []
         try:
-            refusal = await self.channel.check_connection() if self.messages else None
-            if isinstance(refusal, Systemic | Throttled):
-                await self._close_scope(self.messages[0], refusal)
+            await self._check_connection()
             workers += [asyncio.create_task(self._work()) for _ in range(min(concurrency, len(self.messages)))]
-            await asyncio.gather(*workers)
+            if workers:
+                # Not gather: cancelled, it would cancel the workers in the middle of their requests.
+                ended, _ = await asyncio.wait(workers, return_when=asyncio.FIRST_EXCEPTION)
+                for task in ended:
+                    task.result()
         except asyncio.CancelledError:
             self.stop("The run was terminated.")
             if workers:
                 await asyncio.wait(workers, timeout=self.policy.grace_seconds)
+            raise
+        except StoreUnavailable:
+            self._live.clear()  # nothing can be given back: the leases expire
             raise
         finally:
             for task in (*workers, heartbeat):
@@ -192,6 +234,20 @@ class ShardDelivery:
         """Start nothing new: requests in flight end and are recorded, the rest goes back to the queue."""
         self._stopping = self._stopping or reason
         self.report.stopped_by = self._stopping
+        self._stopped.set()
+
+    async def _check_connection(self) -> None:
+        """Ask once for the whole shard, before anything is generated for an inbox that cannot send."""
+        if not self.messages:
+            return
+        try:
+            refusal = await self.channel.check_connection()
+        except Exception as error:  # noqa: BLE001 (a question that could not be asked: sending will tell)
+            text = f"{type(error).__name__} while the inbox was asked for its state; this is a bug of the pipeline."
+            self._log(self.messages[0], "prepare", "warning", text)
+            return
+        if isinstance(refusal, Systemic | Throttled):
+            await self._close_scope(self.messages[0], refusal)
 
     async def _work(self) -> None:
         while self._waiting and not self._stopping:
@@ -207,19 +263,37 @@ class ShardDelivery:
             except Exception as error:  # noqa: BLE001 (whatever one message does, its neighbours go on)
                 await self._end_after_bug(message, error)
             self._live.pop(message.id, None)
+            self._works.pop(message.id, None)
+            self._open.pop(message.id, None)
 
     async def _end_after_bug(self, message: LeasedMessage, error: Exception) -> None:
         """Our own mistake. Tried again like a transient failure, unless a request may be out: then it is unknown."""
-        work = _Work(message, None, [])
-        with contextlib.suppress(_Stop):
-            reason = f"{type(error).__name__} while it was worked; this is a bug of the pipeline."
-            attempt = self._open_attempts.get(message.id)
-            if attempt is None:
-                await self._end(work, Transient("internal_error", reason))
+        reason = f"{type(error).__name__} while it was worked; this is a bug of the pipeline."
+        try:
+            await self._end_bugged(self._works.get(message.id) or _Work(message, None, []), reason)
+        except _Stop:
+            pass
+        except StoreUnavailable:
+            raise
+        except Exception:  # noqa: BLE001 (not even that could be written down: the lease expires, the ledger is safe)
+            self.report.count("left", "internal_error", message.id, reason)
+
+    async def _end_bugged(self, work: _Work, reason: str) -> NoReturn:
+        attempt = self._open.get(work.id)
+        if attempt is not None and attempt.left:
             delay = self.policy.retry.look_up_patience_seconds
             decision = Decision(MessageStatus.PENDING, ErrorClass.UNKNOWN, "internal_error", reason, delay)
-            settlement = Settlement(message.id, *attempt, outcome=PartStatus.UNKNOWN.value)
+            settlement = Settlement(work.id, attempt.part_no, attempt.attempt_no, outcome=PartStatus.UNKNOWN.value)
             await self._apply(work, decision, settlement)
+        doubtful = next((part for part in work.parts if part.status is PartStatus.UNKNOWN), None)
+        if doubtful is not None:
+            age = self.now().timestamp() - doubtful.attempted_at
+            look_up = self.channel.traits.look_up
+            verdict = self.policy.retry.decide_unknown(look_up, LookUpFailed(reason), age)
+            if isinstance(verdict, Decision):
+                await self._apply(work, verdict, Settlement(work.id))
+        settlement = Settlement(work.id, attempt.part_no, attempt.attempt_no) if attempt else Settlement(work.id)
+        await self._end(work, Transient("internal_error", reason), settlement)
 
     async def _keep_leases(self) -> None:
         while True:
@@ -230,17 +304,18 @@ class ShardDelivery:
                 held = await self.store.renew(asked_for)
             except StoreUnavailable:
                 continue  # the leases run on; `_still_ours` stops every message before they end
+            except Exception as error:  # noqa: BLE001 (a heart that stops would lose every message of the shard)
+                self._log(self.messages[0], "lease", "error", f"{type(error).__name__} while leases were renewed.")
+                continue
+            # Those in flight too: an older `go` must not outlive this answer. One that ended meanwhile is not held any
+            # more either, and is nobody's loss.
+            waiting = {message.id for message in self._waiting}
+            for message_id in asked_for:
+                if message_id in held:
+                    continue
+                if self._live.pop(message_id, None) is not None and message_id in waiting:
+                    self.report.count("left", "lease_lost", message_id, "The lease was lost before its turn came.")
             self._lease_good_until = asked + self.policy.lease_seconds
-            # One that ended meanwhile is not held any more either, and is nobody's loss.
-            lost = [
-                message_id for message_id in asked_for if message_id not in held and message_id in self._waiting_ids()
-            ]
-            for message_id in lost:
-                self._live.pop(message_id, None)
-                self.report.count("left", "lease_lost", message_id, "The lease was lost before its turn came.")
-
-    def _waiting_ids(self) -> set[str]:
-        return {message.id for message in self._waiting}
 
     def _still_ours(self, message: LeasedMessage) -> bool:
         """Whether the lease is surely good. A process that slept past it must not trust an older `go`."""
@@ -248,39 +323,50 @@ class ShardDelivery:
 
     async def _give_back_rest(self) -> None:
         """Return what was not finished, in an orderly way."""
-        reason = self._stopping or "The shard ended before this message was finished."
-
-        async def give_back(message: LeasedMessage) -> None:
-            attempt = self._open_attempts.get(message.id)
-            settlement = Settlement(message.id, status=MessageStatus.PENDING.value, code="given_back", reason=reason)
-            if attempt is not None:
-                settlement = replace(
-                    settlement,
-                    part_no=attempt[0],
-                    attempt_no=attempt[1],
-                    outcome=PartStatus.UNKNOWN.value,
-                    error_class=ErrorClass.UNKNOWN.value,
-                    delay_seconds=self.policy.retry.look_up_patience_seconds,
-                )
-            if (await self.store.settle(settlement)).moved:
-                self.report.returned += 1
-                self.report.count("returned", "given_back", message.id, reason)
-
+        # What was being committed when its task was cancelled is committed all the same: first see what came of it.
+        await asyncio.gather(*self._commits.values(), return_exceptions=True)
         rest = list(self._live.values())
         self._live.clear()
         # Where even this fails the database is away, and the leases will expire.
-        await asyncio.gather(*(give_back(message) for message in rest), return_exceptions=True)
+        await asyncio.gather(*(self._give_back_one(message) for message in rest), return_exceptions=True)
+
+    async def _give_back_one(self, message: LeasedMessage) -> None:
+        reason = self._stopping or "The shard ended before this message was finished."
+        work, attempt = self._works.get(message.id), self._open.get(message.id)
+        if work is not None:
+            await self._keep_text(work)
+        settlement = Settlement(message.id, status=MessageStatus.PENDING.value, code="given_back", reason=reason)
+        if attempt is not None:
+            settlement = attempt.closed(settlement)
+            if attempt.left:
+                delay = self.policy.retry.look_up_patience_seconds
+                settlement = replace(settlement, error_class=ErrorClass.UNKNOWN.value, delay_seconds=delay)
+        if (await self.store.settle(settlement)).moved:
+            self.report.returned += 1
+            self.report.count("returned", "given_back", message.id, reason)
+
+    async def _durably(self, message_id: str, commit: Coroutine[Any, Any, T]) -> T:
+        """Await a commit that goes on though this message's task be cancelled meanwhile."""
+        task = asyncio.ensure_future(commit)
+        self._commits[message_id] = task
+        try:
+            return await asyncio.shield(task)
+        finally:
+            if task.done():
+                self._commits.pop(message_id, None)
 
     # A message's life -----------------------------------------------------------------------------------------------
 
     async def _live_message(self, message: LeasedMessage) -> None:
         lead = self.leads.get(message.lead_id) if message.lead_id else None
         parts = [
-            _Part(p.part_no, p.text, p.status, p.attempts, p.attempted_at or 0.0, p.address) for p in message.parts
+            _Part(p.part_no, p.text, p.status, p.attempts, p.attempted_at or 0.0, p.address, p.inbox_id)
+            for p in message.parts
         ]
-        work = _Work(message, lead, parts)
+        work = self._works[message.id] = _Work(message, lead, parts)
         for part in parts:
             if part.status in {PartStatus.ATTEMPTING, PartStatus.UNKNOWN}:
+                part.status = PartStatus.UNKNOWN
                 died = Unknown("worker_died", "The process that sent this part ended before it could record an answer.")
                 await self._settle_unknown(work, part, died)
         if not work.begun:
@@ -291,18 +377,25 @@ class ShardDelivery:
         for part in work.parts:
             if part.status is not PartStatus.SENT:
                 await self._send(work, part)
+        # The last part that is sent ends the message, so nothing was left to send: somebody put it back by hand.
+        reason = "All parts of this message were sent before; it was put back in the queue by hand."
+        await self._conclude(work, Settlement(work.id, status="skipped", code="already_sent", reason=reason))
 
     async def _refuse_hopeless(self, work: _Work) -> None:
         """End what need not be begun: its lead is gone, its window is closed, its scope is broken."""
+        message = work.message
         if work.lead is None:
             reason = "The lead was deleted before this message was sent."
             await self._conclude(work, Settlement(work.id, status="skipped", code="lead_deleted", reason=reason))
-        window = self._window(work.message.config_id)
+        if message.config_id not in self.settings.campaigns or message.inbox_id != self.shard.inbox_id:
+            reason = "The campaign or its inbox was exchanged after this batch was read; the next batch reads it anew."
+            await self._give_back(work, "settings_changed", reason)
+        window = self._window(message.config_id)
         if isinstance(window, InvalidWindow):
             await self._give_back(work, "invalid_window", str(window))
         elif not window.is_open(self.now()):
             await self._give_back(work, "window_closed", "The campaign's sending window closed before its turn came.")
-        broken = next((self._broken[scope] for scope in self._scopes(work.message) if scope in self._broken), None)
+        broken = next((self._broken[scope] for scope in self._scopes(work) if scope in self._broken), None)
         if broken:
             await self._give_back(work, broken.code, broken.reason, ErrorClass.SYSTEMIC)
 
@@ -339,6 +432,7 @@ class ShardDelivery:
             self.report.generation_ms.append(milliseconds)
             text = await self._checked(work, completion.text)
             work.text = {
+                "text": text,
                 "ai_model": completion.model,
                 "ai_tokens_used": completion.total_tokens,
                 "ai_cost_usd": completion.cost,
@@ -374,7 +468,6 @@ class ShardDelivery:
             reference=message.id,
             workspace_id=message.workspace_id,
         )
-        await self._cleared(work, lambda: self.store.start_generating(message.id))
         started = self.clock.monotonic()
         answer = await self._complete(work, prompt)
         if isinstance(answer, Transient) and answer.code == "truncated":
@@ -383,21 +476,39 @@ class ShardDelivery:
             if isinstance(answer, Transient) and answer.code == "truncated":
                 answer = Permanent(answer.code, answer.reason)
         if not isinstance(answer, Completion):
-            await self._end(work, answer)
+            if isinstance(answer, Permanent) and answer.code == "invalid_request":
+                answer = await self._judge_refusal(answer, model)
+            await self._end(work, answer, model=model)
+        self._good_models.add(model)
         return answer, round(1000 * (self.clock.monotonic() - started))
 
+    async def _judge_refusal(self, refusal: Permanent, model: str) -> Permanent | Systemic:
+        """A model that refuses the first requests one and all refuses us, not a message."""
+        if model in self._good_models:
+            return refusal
+        self._refusals[model] += 1
+        known = any(pause.code == MODEL_REFUSES and pause.scope_id == model for pause in await self.store.pauses())
+        if self._refusals[model] < FIRST_REFUSALS and not known:
+            return refusal
+        reason = f"{refusal.reason} The model {model} refused the first requests one and all; check ai_agents."
+        return Systemic(MODEL_REFUSES, reason, Scope.MODEL)
+
     async def _complete(self, work: _Work, prompt: Prompt) -> Completion | Failure:
-        """Ask the model; wait out its throttles where they are short."""
+        """Ask the model, and the store before each request; wait out the model's throttles where they are short."""
         for _ in range(self.policy.max_inline_waits):
-            await self._wait_for_turn(work.message)
-            answer = await self.model.complete(prompt)
-            if isinstance(answer, Completion):
-                self.report.tokens += answer.total_tokens
-                self.report.cost_usd += answer.cost or 0.0
+            await self._cleared(work, lambda: self.store.start_generating(work.id))
+            answer = await self._ask_model(prompt)
             if not isinstance(answer, Throttled):
                 break
-            if await self._close_scope(work.message, answer) > self.policy.max_inline_wait_seconds:
+            if await self._close_scope(work.message, answer, prompt.model) > self.policy.max_inline_wait_seconds:
                 break
+        return answer
+
+    async def _ask_model(self, prompt: Prompt) -> Completion | Failure:
+        answer = await self.model.complete(prompt)
+        if isinstance(answer, Completion):
+            self.report.tokens += answer.total_tokens
+            self.report.cost_usd += answer.cost or 0.0
         return answer
 
     def _splits(self, work: _Work) -> bool:
@@ -445,7 +556,7 @@ class ShardDelivery:
             reference=f"{work.id}:split",
             workspace_id=work.message.workspace_id,
         )
-        answer = await self._complete(work, prompt)
+        answer = await self._ask_for_split(work, prompt)
         proposal = parse_proposal(answer.text) if isinstance(answer, Completion) else None
         accepted = accept_proposal(text, proposal, max_parts, max_chars) if proposal else None
         if accepted is None:
@@ -453,16 +564,34 @@ class ShardDelivery:
             self._log(work.message, "split", "warning", note)
         return accepted
 
+    async def _ask_for_split(self, work: _Work, prompt: Prompt) -> Completion | Failure | None:
+        """Ask once and never wait: a text that is written can be split locally."""
+        account = (Scope.WORKSPACE, work.message.workspace_id), (Scope.PROVIDER, LANGUAGE_MODEL_ACCOUNT)
+        scopes = (*account, (Scope.MODEL, prompt.model))
+        if self._stopping or self._slowed(scopes) or any(scope in self._broken for scope in scopes):
+            return None
+        verdict = await self.store.start_generating(work.id)
+        if verdict == "lost":
+            await self._lost(work)
+        if verdict != "go" or not self._still_ours(work.message):
+            return None  # whoever begins the part finds out why
+        answer = await self._ask_model(prompt)
+        if isinstance(answer, Systemic | Throttled):
+            await self._close_scope(work.message, answer, prompt.model)
+        return answer
+
     # A part's life --------------------------------------------------------------------------------------------------
 
     async def _send(self, work: _Work, part: _Part) -> None:
         """Send one part: intent committed, request, outcome committed. Short throttles are waited out."""
-        for _ in range(self.policy.max_inline_waits):
-            conversation_id = await self._intend(work, part)
+        for waits_left in reversed(range(self.policy.max_inline_waits)):
+            conversation_id, open_attempt = await self._intend(work, part)
             delay = self.settings.splitter.delay_ms if part.no > 1 else 0
             envelope = Envelope(work.id, part.no, part.text, work.address, delay, conversation_id)
             started = self.clock.monotonic()
+            open_attempt.left = True
             outcome = await self.channel.send(envelope)
+            open_attempt.left = isinstance(outcome, Sent | Unknown)
             milliseconds = round(1000 * (self.clock.monotonic() - started))
             settlement = Settlement(work.id, part.no, part.attempts, duration_ms=milliseconds)
             match outcome:
@@ -474,21 +603,19 @@ class ShardDelivery:
                     await self._settle_unknown(work, part, outcome)
                     return
                 case Throttled(code, reason):
-                    failure = outcome
-                    if await self._close_scope(work.message, outcome) > self.policy.max_inline_wait_seconds:
-                        break
-                    planned = PartStatus.PLANNED.value
-                    await self._commit(work, replace(settlement, outcome=planned, code=code, reason=reason))
-                    part.status = PartStatus.PLANNED
+                    seconds = await self._close_scope(work.message, outcome)
+                    if not waits_left or seconds > self.policy.max_inline_wait_seconds:
+                        await self._end(work, outcome, settlement)
+                    planned = PartStatus.PLANNED
+                    await self._commit(work, replace(settlement, outcome=planned.value, code=code, reason=reason))
+                    part.status = planned
                 case _:
                     await self._end(work, outcome, settlement)
-        await self._end(work, failure, settlement)
 
-    async def _intend(self, work: _Work, part: _Part) -> str | None:
+    async def _intend(self, work: _Work, part: _Part) -> tuple[str | None, _OpenAttempt]:
         """Commit the intent; returns the conversation. Comes back only if the request may leave."""
         part.attempts += 1
-        part.address = work.address
-        conversation_id: str | None = None
+        part.address, part.inbox_id = work.address, self.shard.inbox_id
         begin = BeginPart(
             work.id,
             part.no,
@@ -498,34 +625,35 @@ class ShardDelivery:
             contact_name=work.lead.context.client_name if work.lead else None,
             **work.text,
         )
+        conversation_id: str | None = None
 
         async def commit() -> str:
             nonlocal conversation_id
             begun = await self.store.begin_part(begin)
-            conversation_id = begun.conversation_id
+            if begun.verdict == "go":
+                self._open[work.id] = _OpenAttempt(part.no, part.attempts)
+                work.text = {}
+                conversation_id = begun.conversation_id
             return begun.verdict
 
-        await self._cleared(work, commit)
-        work.text = {}
+        await self._cleared(work, lambda: self._durably(work.id, commit()))
         part.status = PartStatus.ATTEMPTING
         part.attempted_at = self.now().timestamp()
-        self._open_attempts[work.id] = (part.no, part.attempts)
-        # The database said `go`; a process that was asleep since then may not act on it.
-        if not self._still_ours(work.message):
-            await self._lost(work)
-        return conversation_id
+        return conversation_id, self._open[work.id]
 
     async def _settle_sent(self, work: _Work, part: _Part, settlement: Settlement, sent: Sent) -> None:
-        answer = await self.store.settle(
+        """Write down that a part went out. Comes back only if further parts follow."""
+        # The address of the ledger stays the one that was asked for: it is what the part is searched by, and what tells
+        # which ids belong to other parts. The provider's own name for it goes with its answer.
+        address = {"address": sent.address} if sent.address else {}
+        answer = await self._settle(
             replace(
                 settlement,
                 outcome=PartStatus.SENT.value,
                 provider_message_id=sent.provider_message_id,
-                response=sent.response,
-                address=sent.address,
+                response={**sent.response, **address},
             )
         )
-        self._open_attempts.pop(work.id, None)
         part.status = PartStatus.SENT
         self.report.parts_sent += 1
         if settlement.duration_ms is not None:
@@ -534,23 +662,26 @@ class ShardDelivery:
             self.report.sent += 1
             self._log(work.message, "send", "success", "Sent.", parts=len(work.parts))
             raise _Stop
-        if not answer.applied:
-            await self._lost(work)
+        # Whether the lease is lost is asked before the next part.
 
     async def _settle_unknown(self, work: _Work, part: _Part, unknown: Unknown) -> None:
         """Find out about a part that may have gone out (I5). Comes back only if it turns out to be sent."""
         look_up = self.channel.traits.look_up
         settlement = Settlement(work.id, part.no, part.attempts, looked_up=look_up is not LookUp.NONE)
-        if part.status is PartStatus.ATTEMPTING and work.id in self._open_attempts:
+        if part.status is PartStatus.ATTEMPTING:
             # Written down before asking: if we die while we ask, the next one knows that there is something to ask.
             noted = replace(settlement, outcome=PartStatus.UNKNOWN.value, code=unknown.code, reason=unknown.reason)
             await self._commit(work, replace(noted, looked_up=False))
-            self._open_attempts.pop(work.id, None)
+            part.status = PartStatus.UNKNOWN
         answer: LookUpAnswer | None = None
         if settlement.looked_up:
             envelope = Envelope(work.id, part.no, part.text, part.address or work.address)
             attempt = Attempt(envelope, part.attempted_at)
-            answer = await self.channel.find_accepted(await self.store.known_sends(work.message.inbox_id, attempt))
+            if part.inbox_id not in {None, self.shard.inbox_id}:
+                # This inbox's search finds nothing of another's, and that would prove nothing.
+                answer = Absent(proven=False, reason="It was sent through another inbox than the campaign has now.")
+            else:
+                answer = await self.channel.find_accepted(await self.store.known_sends(self.shard.inbox_id, attempt))
         age = self.now().timestamp() - part.attempted_at
         decision = self.policy.retry.decide_unknown(look_up, answer, age)
         match decision:
@@ -566,15 +697,18 @@ class ShardDelivery:
 
     # Ends -----------------------------------------------------------------------------------------------------------
 
-    async def _end(self, work: _Work, failure: Failure, settlement: Settlement | None = None) -> NoReturn:
+    async def _end(
+        self, work: _Work, failure: Failure, settlement: Settlement | None = None, model: str | None = None
+    ) -> NoReturn:
         """End the message's life here by what the policy says of a failure. Always raises _Stop."""
         if isinstance(failure, Systemic):
-            await self._close_scope(work.message, failure)
+            await self._close_scope(work.message, failure, model)
         decision = self.policy.retry.decide(failure, work.message.retry_count, self.chance)
-        if settlement is not None:
+        settlement = settlement or Settlement(work.id)
+        if settlement.part_no is not None:
             outcome = PartStatus.FAILED if isinstance(failure, Permanent) else PartStatus.PLANNED
             settlement = replace(settlement, outcome=outcome.value)
-        await self._apply(work, decision, settlement or Settlement(work.id))
+        await self._apply(work, decision, settlement)
 
     async def _apply(self, work: _Work, decision: Decision, settlement: Settlement) -> NoReturn:
         await self._conclude(
@@ -594,23 +728,20 @@ class ShardDelivery:
         self, work: _Work, code: str, reason: str, error_class: ErrorClass | None = None, delay: float | None = None
     ) -> NoReturn:
         """Return the message to the queue as it was. Always raises _Stop."""
-        await self._conclude(
-            work,
-            Settlement(
-                work.id,
-                status=MessageStatus.PENDING.value,
-                error_class=error_class.value if error_class else None,
-                code=code,
-                reason=reason,
-                delay_seconds=delay,
-            ),
+        settlement = Settlement(
+            work.id,
+            status=MessageStatus.PENDING.value,
+            error_class=error_class.value if error_class else None,
+            code=code,
+            reason=reason,
+            delay_seconds=delay,
         )
+        attempt = self._open.get(work.id)
+        await self._conclude(work, attempt.closed(settlement) if attempt else settlement)
 
     async def _conclude(self, work: _Work, settlement: Settlement) -> NoReturn:
         """Commit the end of the message's life here, count it and log it. Always raises _Stop."""
-        if work.text and work.text.get("parts"):
-            # A text that was paid for is kept, though its first part may not leave now (I3).
-            await self.store.keep_text(BeginPart(work.id, 1, 1, work.address, self.channel_kind, **work.text))
+        await self._keep_text(work)
         await self._commit(work, settlement)
         status, code, reason = settlement.status or "", settlement.code or "", settlement.reason or ""
         match status:
@@ -625,16 +756,43 @@ class ShardDelivery:
         self._log(work.message, "send" if settlement.part_no else "prepare", level, reason, status=status, code=code)
         raise _Stop
 
+    async def _keep_text(self, work: _Work) -> None:
+        """Keep a text that was paid for, though its first part may not leave now (I3)."""
+        if not work.text:
+            return
+        begin = BeginPart(work.id, 1, 1, work.address, self.channel_kind, **work.text)
+        work.text = {}
+        try:
+            await self._durably(work.id, self._kept(begin))
+        except StoreUnavailable:
+            raise
+        except Exception as error:  # noqa: BLE001 (a text that cannot be stored must not keep the message from ending)
+            reason = f"The text could not be kept ({type(error).__name__}); it will be written anew."
+            self._log(work.message, "prepare", "warning", reason)
+
+    async def _kept(self, begin: BeginPart) -> None:
+        await self.store.keep_text(begin)
+
     async def _commit(self, work: _Work, settlement: Settlement) -> None:
-        answer = await self.store.settle(settlement)
-        if settlement.outcome is not None:
-            self._open_attempts.pop(work.id, None)
+        answer = await self._settle(settlement)
         if settlement.status is not None and not answer.moved:
             await self._lost(work)
+
+    async def _settle(self, settlement: Settlement) -> Settled:
+        async def commit() -> Settled:
+            answer = await self.store.settle(settlement)
+            if settlement.outcome is not None:
+                self._open.pop(settlement.message_id, None)
+            if answer.moved or answer.final in {MessageStatus.SENT.value, MessageStatus.REPLIED.value}:
+                self._live.pop(settlement.message_id, None)  # it ended: nothing to give back
+            return answer
+
+        return await self._durably(settlement.message_id, commit())
 
     async def _lost(self, work: _Work) -> NoReturn:
         """Somebody else has the message, or may take it any moment: leave it alone, and say so. Always raises _Stop."""
         self._live.pop(work.id, None)
+        self._open.pop(work.id, None)
         reason = "The lease was lost before this message was finished; its new holder goes on with it."
         self.report.count("left", "lease_lost", work.id, reason)
         self._log(work.message, "lease", "warning", reason)
@@ -642,27 +800,35 @@ class ShardDelivery:
 
     # Scopes ---------------------------------------------------------------------------------------------------------
 
-    def _scopes(self, message: LeasedMessage) -> list[tuple[Scope, str]]:
+    def _scopes(self, work: _Work) -> list[tuple[Scope, str]]:
         """The scopes that a message needs to be well."""
-        scopes = [(Scope.INBOX, message.inbox_id), (Scope.RUN, message.run_id)]
-        if message.text is None and not message.parts:
-            scopes += [(Scope.WORKSPACE, message.workspace_id), (Scope.PROVIDER, LANGUAGE_MODEL_ACCOUNT)]
-            scopes += [(Scope.MODEL, self.settings.models.get(message.workspace_id, ""))]
-        return scopes
+        message = work.message
+        needed = [Scope.INBOX, Scope.RUN]
+        if work.needs_model:
+            needed += [Scope.WORKSPACE, Scope.PROVIDER, Scope.MODEL]
+        return [(scope, self._scope_id(message, scope)) for scope in needed]
 
-    def _scope_id(self, message: LeasedMessage, scope: Scope) -> str:
+    def _scope_id(self, message: LeasedMessage, scope: Scope, model: str | None = None) -> str:
         ids = {
             Scope.INBOX: message.inbox_id,
             Scope.RUN: message.run_id,
             Scope.WORKSPACE: message.workspace_id,
-            Scope.MODEL: self.settings.models.get(message.workspace_id, ""),
+            Scope.MODEL: model or self.settings.models.get(message.workspace_id, ""),
             Scope.PROVIDER: LANGUAGE_MODEL_ACCOUNT,
         }
         return ids[scope]
 
-    async def _close_scope(self, message: LeasedMessage, failure: Systemic | Throttled) -> float:
-        """Pause or slow down a scope, here at once and for everybody through the database. Returns seconds."""
-        scope = (failure.scope, self._scope_id(message, failure.scope))
+    async def _close_scope(
+        self, message: LeasedMessage, failure: Systemic | Throttled, model: str | None = None
+    ) -> float:
+        """Pause or slow down a scope, here at once and for everybody through the database. Returns seconds.
+
+        `model` is the one that was asked, where it is not the workspace's own.
+        """
+        scope = (failure.scope, self._scope_id(message, failure.scope, model))
+        if failure.retry_after is not None:
+            # "Come back at once" would make a loop as fast as the network.
+            failure = replace(failure, retry_after=max(1.0, failure.retry_after))
         if isinstance(failure, Systemic):
             first = scope not in self._broken
             self._broken[scope] = failure
@@ -670,27 +836,53 @@ class ShardDelivery:
                 self._log(message, "pause", "error", failure.reason, scope=failure.scope.value, code=failure.code)
         seconds = await self.store.open_pause(*scope, failure)
         if isinstance(failure, Throttled):
-            until = self.clock.monotonic() + max(seconds, failure.retry_after or 0.0)
-            self._slow_until[scope] = max(until, self._slow_until.get(scope, 0.0))
-            return until - self.clock.monotonic()
+            seconds = max(seconds, failure.retry_after or 0.0)
+            self._slow_down(scope, seconds, failure.code, failure.reason)
         return seconds
 
-    async def _wait_for_turn(self, message: LeasedMessage) -> None:
-        """Wait until no throttle of the message's scopes holds any more."""
-        until = max((self._slow_until.get(scope, 0.0) for scope in self._scopes(message)), default=0.0)
-        left = until - self.clock.monotonic()
-        if left > 0:
+    def _slow_down(self, scope: tuple[Scope, str], seconds: float, code: str, reason: str) -> None:
+        until = self.clock.monotonic() + seconds
+        if until > self._slow.get(scope, (0.0, "", ""))[0]:
+            self._slow[scope] = (until, code, reason)
+
+    def _slowed(self, scopes: Sequence[tuple[Scope, str]]) -> tuple[float, str, str] | None:
+        """The longest throttle of some scopes that still holds: until, code, reason."""
+        longest = max((self._slow[scope] for scope in scopes if scope in self._slow), default=None)
+        return longest if longest and longest[0] > self.clock.monotonic() else None
+
+    async def _wait_for_turn(self, work: _Work) -> None:
+        """Wait until no throttle of the message's scopes holds any more; give it back where that takes too long."""
+        while not self._stopping and (slowed := self._slowed(self._scopes(work))):
+            until, code, reason = slowed
+            left = until - self.clock.monotonic()
+            if left > self.policy.max_inline_wait_seconds:
+                await self._give_back(work, code, reason, ErrorClass.THROTTLED)
             # Not all at the same instant, or they would be throttled together again.
-            await self.clock.sleep(left * (1 + 0.1 * self.chance()))
+            await self._sleep(left * (1 + 0.1 * self.chance()))
+
+    async def _sleep(self, seconds: float) -> None:
+        """Wait, but no longer than until the shard is told to stop."""
+        waits = [asyncio.ensure_future(self.clock.sleep(seconds)), asyncio.ensure_future(self._stopped.wait())]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
 
     async def _cleared(self, work: _Work, ask: Callable[[], Awaitable[str]]) -> None:
         """Ask the store until it says `go`, waiting out short throttles of others; otherwise end the message here."""
         for _ in range(self.policy.max_inline_waits):
-            if self._stopping and not work.begun:
-                await self._give_back(work, "given_back", self._stopping)
-            await self._wait_for_turn(work.message)
+            await self._wait_for_turn(work)
+            if not work.begun:
+                if self._stopping:
+                    await self._give_back(work, "given_back", self._stopping)
+                await self._refuse_hopeless(work)
             verdict = await ask()
             if verdict == "go":
+                if not self._still_ours(work.message):
+                    # The database said `go`; a process that was asleep since then may not act on it.
+                    reason = "This process was asleep for longer than its lease, so nothing was requested."
+                    await self._give_back(work, "overslept", reason)
                 return
             if verdict == "lost":
                 await self._lost(work)
@@ -701,7 +893,7 @@ class ShardDelivery:
 
     async def _wait_for_others(self, work: _Work) -> None:
         """Somebody paused one of our scopes: take it over, so that the next message need not ask."""
-        scopes = self._scopes(work.message)
+        scopes = self._scopes(work)
         for pause in await self.store.pauses():
             scope = (pause.scope, pause.scope_id)
             if scope not in scopes:
@@ -711,7 +903,7 @@ class ShardDelivery:
                 if pause.kind == "systemic":
                     self._broken.setdefault(scope, Systemic(pause.code, pause.reason, pause.scope))
                 await self._give_back(work, pause.code, pause.reason, error_class)
-            self._slow_until[scope] = max(self.clock.monotonic() + pause.seconds, self._slow_until.get(scope, 0.0))
+            self._slow_down(scope, pause.seconds, pause.code, pause.reason)
 
     def _log(self, message: LeasedMessage, step: str, level: str, text: str, **details: object) -> None:
         self.store.log(

@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import time
 from enum import Enum
 from typing import Any
 
@@ -55,6 +54,7 @@ class PartRecord:
     attempts: int
     attempted_at: float | None = None  # seconds since the epoch, by the database's clock
     address: str | None = None  # where the last attempt went
+    inbox_id: str | None = None  # through which it was made
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> "PartRecord":
@@ -67,6 +67,7 @@ class PartRecord:
             attempts=int(row["attempts"]),
             attempted_at=None if at is None else float(at),
             address=row.get("address"),
+            inbox_id=row.get("inbox_id"),
         )
 
 
@@ -130,11 +131,7 @@ class CampaignSettings:
 
     def window(self) -> SendingWindow:
         """When it may send. Raises InvalidWindow."""
-        return SendingWindow.parse(_time(self.start_time), _time(self.end_time), self.timezone, self.frequency)
-
-
-def _time(value: str | None) -> time | None:
-    return None if value is None else time.fromisoformat(value)
+        return SendingWindow.parse(self.start_time, self.end_time, self.timezone, self.frequency)
 
 
 @dataclass(frozen=True)

@@ -144,6 +144,7 @@ class Absent:
 
     proven: bool
     reason: str
+    may_improve: bool = False  # a later look may prove more: the means of proof are still missing
 
 
 @dataclass(frozen=True)

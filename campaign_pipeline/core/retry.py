@@ -43,6 +43,7 @@ class RetryPolicy:
     jitter: float = 0.2  # a delay is stretched by up to this share, so that failures of one moment do not return as one
     look_up_patience_seconds: float = 90.0  # how long a provider may take to show a message that it accepted
     give_up_look_up_seconds: float = 24 * 3600.0
+    wait_for_proof_seconds: float = 2 * 3600.0  # how long a look-up may stay without the means to prove an absence
 
     def decide(self, failure: Failure, attempts_before: int, chance: Callable[[], float]) -> Decision:
         """Decide for a failure that is not about an unknown outcome. `chance` gives numbers in [0, 1)."""
@@ -83,6 +84,9 @@ class RetryPolicy:
                 text = f"It is not known whether it went out; the provider is asked again. {answer.reason}"
                 delay = max(1.0, self.look_up_patience_seconds - age_seconds)
                 return Decision(MessageStatus.PENDING, ErrorClass.UNKNOWN, "look_up_pending", text, delay)
+            case Absent(may_improve=True) if age_seconds < self.wait_for_proof_seconds:
+                text = f"It is not known whether it went out; the provider is asked again. {answer.reason}"
+                return Decision(MessageStatus.PENDING, ErrorClass.UNKNOWN, "look_up_pending", text, 120.0)
             case Absent(proven=True):
                 return Transient("not_accepted", f"The provider does not have it. {answer.reason}")
             case _:

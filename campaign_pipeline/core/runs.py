@@ -1,6 +1,6 @@
-"""May a run be worked now, and if not, why. A run's `status` is what people want; its wait is what the pipeline finds."""
+"""May a run be worked now, and if not, why. A run's `status` is what people want; its wait is what we find."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -12,6 +12,11 @@ DEFAULT_INTERVAL_SECONDS = 30.0
 """Between overdue messages that go out after a pause, where the campaign does not say; the CRM's own minimum."""
 
 WINDOW_CLOSED = "window_closed"
+
+SLOWED_DOWN = "slowed_down"
+"""The wait for a throttle that is soon over: no pause, so what waited for it goes on at once, not spread."""
+
+SHORT_THROTTLE = timedelta(minutes=10)
 
 
 @dataclass(frozen=True)
@@ -34,13 +39,18 @@ class RunState:
     resumed: bool  # what became overdue while it was held is to be spread
     interval_seconds: float
     too_old_before: datetime  # messages due before this are skipped
+    resumed_at: datetime  # since when that is so
+    closes_at: datetime | None  # when its window closes; None: never, or it is not open
     note_changed: bool  # its wait is not what its row says
     pauses: tuple[tuple[str, str], ...] = ()  # paused scopes that cover it
     only_paused: bool = False  # nothing but pauses keeps it
 
-    def waits_only_for(self, pause: Mapping[str, Any]) -> bool:
-        """Whether this one paused scope is all that keeps it: then it may send the probe."""
-        return self.only_paused and self.pauses == ((pause["scope"], pause["scope_id"]),)
+    def may_probe(self, probe_due: Set[tuple[str, str]]) -> bool:
+        """Whether nothing but these scopes keeps it, each of which may be probed now.
+
+        All of them at once: were each to wait until the others are gone, two paused scopes would keep each other.
+        """
+        return self.only_paused and probe_due >= set(self.pauses)
 
 
 def judge_run(row: Mapping[str, Any], pauses: Sequence[Mapping[str, Any]], max_age: timedelta) -> RunState:
@@ -54,26 +64,37 @@ def judge_run(row: Mapping[str, Any], pauses: Sequence[Mapping[str, Any]], max_a
     except InvalidWindow as error:
         waits.append(RunWait(row["run_id"], "invalid_window", str(error)))
     only_paused = not waits and bool(covering) and window is not None and window.is_open(now)
-    waits += [RunWait(row["run_id"], pause["code"], pause["reason"], pause["until"]) for pause in covering]
+    pause_waits = [_pause_wait(row["run_id"], pause) for pause in covering]
+    waits += [wait for wait in pause_waits if wait.code != SLOWED_DOWN]
     held = bool(waits)
+    waits += [wait for wait in pause_waits if wait.code == SLOWED_DOWN]
     if window is not None and not window.is_open(now):
         opening = window.next_opening(now)
-        text = f"The sending window is closed; it opens at {opening.astimezone(window.zone):%Y-%m-%d %H:%M} ({window.zone})."
+        local = opening.astimezone(window.zone)
+        text = f"The sending window is closed; it opens at {local:%Y-%m-%d %H:%M} ({window.zone})."
         waits.append(RunWait(row["run_id"], WINDOW_CLOSED, text, opening))
     wait = waits[0] if waits else None
-    was_held = row["wait_code"] not in {None, WINDOW_CLOSED}
-    due = row["first_due"]
+    was_held = row["wait_code"] not in {None, WINDOW_CLOSED, SLOWED_DOWN}
+    to_be_spread = row["resumed_at"] is not None and row["resumed_at"] <= now
     return RunState(
         run_id=row["run_id"],
         wait=wait,
-        has_due=due is not None and due <= now,
-        resumed=not held and (was_held or row["resumed_at"] is not None),
+        has_due=row["has_due"],
+        resumed=not held and (was_held or to_be_spread),
         interval_seconds=float(row["min_interval_seconds"] or DEFAULT_INTERVAL_SECONDS),
         too_old_before=window.age_cutoff(now, max_age) if window else now - max_age,
-        note_changed=(row["wait_code"], row["wait_reason"]) != ((wait.code, wait.reason) if wait else (None, None)),
+        resumed_at=row["resumed_at"] or now,
+        closes_at=window.closes_at(now) if window else None,
+        note_changed=(row["wait_code"], row["wait_reason"], row["wait_until"])
+        != ((wait.code, wait.reason, wait.until) if wait else (None, None, None)),
         pauses=tuple((pause["scope"], pause["scope_id"]) for pause in covering),
         only_paused=only_paused,
     )
+
+
+def _pause_wait(run_id: UUID, pause: Mapping[str, Any]) -> RunWait:
+    short = pause["kind"] == "throttled" and pause["until"] - pause["since"] <= SHORT_THROTTLE
+    return RunWait(run_id, SLOWED_DOWN if short else pause["code"], pause["reason"], pause["until"])
 
 
 def _covers(pause: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
@@ -100,9 +121,7 @@ def _configuration_waits(row: Mapping[str, Any]) -> list[RunWait]:
         text = f"The inbox {row['inbox_id']} has no instance; link one in inbox_instances."
         return [RunWait(run_id, "inbox_without_instance", text)]
     if row["instance_status"] != "connected":
-        text = (
-            f"The instance {row['instance_name'] or row['instance_id']} is {row['instance_status'] or 'of no known status'}, "
-            "not connected; connect it and the run goes on by itself."
-        )
+        name, status = row["instance_name"] or row["instance_id"], row["instance_status"] or "of no known status"
+        text = f"The instance {name} is {status}, not connected; connect it and the run goes on by itself."
         return [RunWait(run_id, "inbox_disconnected", text)]
     return []

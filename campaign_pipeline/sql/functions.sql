@@ -77,6 +77,15 @@ CREATE OR REPLACE TRIGGER campaign_count_deleted AFTER DELETE ON campaign_messag
     REFERENCING OLD TABLE AS old_rows
     FOR EACH STATEMENT EXECUTE FUNCTION campaign_count_deleted();
 
+CREATE OR REPLACE FUNCTION campaign_count_truncated() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    UPDATE campaign_runs SET leads_success = 0, leads_failed = 0, leads_skipped = 0, leads_processed = 0
+    WHERE (leads_success, leads_failed, leads_skipped, leads_processed) <> (0, 0, 0, 0);
+    RETURN NULL;
+END $$;
+CREATE OR REPLACE TRIGGER campaign_count_truncated AFTER TRUNCATE ON campaign_messages
+    FOR EACH STATEMENT EXECUTE FUNCTION campaign_count_truncated();
+
 -- Resuming -----------------------------------------------------------------------------------------------------------
 
 -- Whoever resumes a run, by whatever tool, only sets its status. The time is kept so that the next batch spreads what
@@ -101,6 +110,7 @@ CREATE OR REPLACE FUNCTION campaign_claim_messages(
 ) RETURNS SETOF uuid LANGUAGE plpgsql AS $$
 DECLARE
     runs      uuid[];
+    before    uuid[];      -- the runs of this round, to which `quotas` belongs
     quotas    integer[];
     picked    uuid[];
     share     integer;
@@ -111,6 +121,7 @@ BEGIN
 
     WHILE remaining > 0 AND cardinality(runs) > 0 LOOP
         share := greatest(1, remaining / cardinality(runs));
+        before := runs;
         SELECT array_agg(m.id),
                -- the runs that gave their whole share may have more
                (SELECT array_agg(f.run_id) FROM (SELECT c.run_id FROM unnest(array_agg(m.run_id)) AS c (run_id)
@@ -140,9 +151,9 @@ BEGIN
 
         RETURN QUERY SELECT unnest(picked);
         remaining := remaining - cardinality(picked);
-        -- A run whose quota is used up gets no second helping.
+        -- A run whose quota is used up gets no further helping.
         SELECT array_agg(u.id), array_agg(u.quota - share) INTO runs, quotas
-        FROM unnest(p_runs, p_quotas) AS u (id, quota) WHERE u.id = ANY (runs) AND u.quota > share;
+        FROM unnest(before, quotas) AS u (id, quota) WHERE u.id = ANY (runs) AND u.quota > share;
     END LOOP;
 END $$;
 
@@ -158,7 +169,8 @@ BEGIN
     WITH seen AS MATERIALIZED (
         SELECT m.id,
                CASE
-                   WHEN m.status IN ('queued', 'generating', 'sending') AND m.lease_token = p_batch_token THEN 'taken'
+                   -- Under p_token already: this very call was committed and its answer lost with the connection.
+                   WHEN m.status IN ('queued', 'generating', 'sending') AND m.lease_token IN (p_batch_token, p_token) THEN 'taken'
                    WHEN m.status IN ('queued', 'generating', 'sending') THEN 'held_by_another'
                    WHEN m.status = 'pending'
                         AND COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) <= campaign_now() THEN 'taken'
@@ -303,7 +315,8 @@ BEGIN
     FROM jsonb_to_recordset(p_items) AS i (id uuid, token uuid, part_no integer, address text, inbox_id uuid, parts text[])
     CROSS JOIN LATERAL unnest(i.parts) WITH ORDINALITY AS t (text, no)
     CROSS JOIN LATERAL (SELECT t.no = i.part_no AND i.id = ANY (going) AS yes) now_
-    WHERE i.id = ANY (held)
+    -- Only where no text was cut yet: parts of two texts must never stand in one ledger.
+    WHERE i.id = ANY (held) AND NOT EXISTS (SELECT 1 FROM campaign_message_parts old WHERE old.message_id = i.id)
     ON CONFLICT DO NOTHING;
 
     -- A later part, or another attempt at one.
@@ -403,9 +416,9 @@ END $$;
 --         looked_up, status, error_class, delay_seconds, count_attempt}.
 --   outcome  what is now known of attempt attempt_no of the part: sent, planned (surely not out), unknown, failed; or null
 --   status   where the message goes: sent, pending, failed, skipped; null: it stays where it is
--- The fact that a part was sent is taken from whoever brings it, even after its lease is lost: it can only prevent a
--- double. Everything else needs the lease.
--- `applied`: the ledger changed; `moved`: the message is in the wanted state; `final`: its status now.
+-- The fact that a part was sent is taken from whoever brings it, even after its lease is lost and whatever was believed
+-- of that attempt meanwhile: it can only prevent a double. Everything else needs the lease.
+-- `applied`: the ledger has this outcome, now or from an earlier call whose answer was lost; `moved`: the message is in the wanted state; `final`: its status now.
 CREATE OR REPLACE FUNCTION campaign_settle(p_items jsonb)
 RETURNS TABLE (message_id uuid, applied boolean, moved boolean, final text) LANGUAGE plpgsql AS $$
 #variable_conflict use_column
@@ -432,7 +445,8 @@ BEGIN
             sent_at = CASE WHEN i.outcome = 'sent' THEN campaign_now() END,
             looked_up_at = CASE WHEN i.looked_up THEN campaign_now() ELSE p.looked_up_at END,
             duration_ms = COALESCE(i.duration_ms, p.duration_ms),
-            error_class = CASE WHEN i.outcome <> 'sent' THEN COALESCE(i.error_class, i.outcome) END,
+            error_class = CASE WHEN i.outcome <> 'sent' THEN COALESCE(i.error_class, CASE i.outcome
+                               WHEN 'unknown' THEN 'unknown' WHEN 'failed' THEN 'permanent' END) END,
             error_code = i.code, error_message = i.reason,
             history = CASE WHEN i.outcome = 'sent' AND NOT COALESCE(i.looked_up, false) THEN p.history
                            ELSE p.history || jsonb_build_array(jsonb_build_object(
@@ -441,15 +455,22 @@ BEGIN
         FROM jsonb_to_recordset(p_items) AS i (id uuid, part_no integer, attempt_no integer, outcome text, code text,
              reason text, provider_message_id text, response jsonb, address text, duration_ms integer, looked_up boolean,
              error_class text)
-        WHERE p.message_id = i.id AND p.part_no = i.part_no AND p.attempts = i.attempt_no
-          AND p.status IN ('attempting', 'unknown')
-          AND i.outcome IS NOT NULL
-          AND (i.outcome = 'sent' OR i.id = ANY (held))
+        WHERE p.message_id = i.id AND p.part_no = i.part_no
+          AND CASE WHEN i.outcome = 'sent' THEN p.status <> 'sent' AND i.attempt_no <= p.attempts
+                   ELSE i.id = ANY (held) AND p.attempts = i.attempt_no AND p.status IN ('attempting', 'unknown') END
         RETURNING p.message_id, p.part_no, p.status
     )
     SELECT array_agg(s.message_id),
            jsonb_agg(jsonb_build_object('id', s.message_id, 'part_no', s.part_no)) FILTER (WHERE s.status = 'sent')
     INTO changed, out_now FROM settled s;
+
+    -- Counters are raised twice below, for what is sent and for what is not. Their runs are locked once and in order,
+    -- or two shards that work the same two runs could wait for each other.
+    PERFORM 1 FROM campaign_runs r
+    WHERE r.id IN (SELECT m.run_id FROM jsonb_to_recordset(p_items) AS i (id uuid, outcome text, status text)
+                   JOIN campaign_messages m ON m.id = i.id
+                   WHERE i.outcome = 'sent' OR i.status IN ('failed', 'skipped'))
+    ORDER BY r.id FOR NO KEY UPDATE;
 
     -- A message whose parts are all sent is sent, whatever its caller thought or whoever holds it.
     WITH complete AS (
@@ -481,7 +502,8 @@ BEGIN
         lease_expires_at = CASE WHEN i.status = 'pending' THEN NULL ELSE m.lease_expires_at END,
         -- No delay: due as before, so that a claim given back untouched keeps its place.
         next_attempt_at = CASE WHEN i.delay_seconds IS NOT NULL
-                               THEN campaign_now() + make_interval(secs => i.delay_seconds) ELSE m.next_attempt_at END,
+                               -- A provider's Retry-After may be any number; a week is the longest that is believed.
+                               THEN campaign_now() + make_interval(secs => least(i.delay_seconds, 604800)) ELSE m.next_attempt_at END,
         retry_count = m.retry_count + CASE WHEN i.count_attempt THEN 1 ELSE 0 END,
         error_class = i.error_class, error_code = i.code,
         error_message = CASE WHEN i.status IN ('failed', 'skipped') THEN i.reason END,
@@ -492,11 +514,12 @@ BEGIN
     WHERE m.id = i.id AND m.id = ANY (held) AND i.status IN ('pending', 'failed', 'skipped')
       AND m.status IN ('queued', 'generating', 'sending');
 
-    -- A late fact about a message that ended as unknown, with parts still to go: no longer unknown, back-fill finds it.
+    -- A late fact about a message that ended as unknown or skipped, with parts still to go: back-fill finds it.
     UPDATE campaign_messages m
-    SET error_class = 'exhausted', error_code = 'incomplete',
+    SET status = 'failed', error_class = 'exhausted', error_code = 'incomplete',
         error_message = 'A part turned out to be sent after all; the parts after it were never tried.'
-    WHERE m.id = ANY (changed) AND m.status = 'failed' AND m.error_class = 'unknown'
+    WHERE m.id IN (SELECT (o ->> 'id')::uuid FROM jsonb_array_elements(out_now) AS o)
+      AND (m.status = 'skipped' OR (m.status = 'failed' AND m.error_class = 'unknown'))
       AND NOT EXISTS (SELECT 1 FROM campaign_message_parts p WHERE p.message_id = m.id AND p.status IN ('unknown', 'attempting'));
 
     PERFORM campaign_show_in_conversation(out_now);
@@ -506,9 +529,11 @@ BEGIN
     DELETE FROM campaign_pauses WHERE probe_message_id = ANY (sent_now);
 
     RETURN QUERY
-    SELECT i.id, COALESCE(i.id = ANY (changed), false),
-           i.status IS NOT NULL AND m.status = i.status AND (i.status = 'pending' OR m.lease_token = i.token), m.status
-    FROM jsonb_to_recordset(p_items) AS i (id uuid, token uuid, status text)
+    SELECT i.id,
+           EXISTS (SELECT 1 FROM campaign_message_parts p WHERE p.message_id = i.id AND p.part_no = i.part_no
+                   AND p.status = i.outcome AND p.attempts >= i.attempt_no),
+           COALESCE(m.status = i.status AND (i.status = 'pending' OR m.lease_token = i.token), false), m.status
+    FROM jsonb_to_recordset(p_items) AS i (id uuid, token uuid, status text, part_no integer, attempt_no integer, outcome text)
     LEFT JOIN campaign_messages m ON m.id = i.id;
 END $$;
 

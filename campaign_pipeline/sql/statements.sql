@@ -6,14 +6,15 @@
 SELECT message_id, run_id, was, owner FROM campaign_recover_leases();
 
 -- name: list_running_runs
--- Every running run with what decides whether it may be worked now. One row a run, an index probe each.
-SELECT r.id AS run_id, r.name, r.wait_code, r.wait_reason, r.resumed_at, campaign_now() AS now,
-       c.id AS config_id, c.workspace_id, c.inbox_id, c.is_active, c.start_time, c.end_time, c.timezone, c.frequency,
-       c.min_interval_seconds,
+-- Every running run with what decides whether it may be worked now. One row a run, an index probe each. Times of day
+-- are read as text: '24:00' is a time of day for PostgreSQL and none for Python, and one campaign's must not stop all.
+SELECT r.id AS run_id, r.name, r.wait_code, r.wait_reason, r.wait_until, r.resumed_at, campaign_now() AS now,
+       c.id AS config_id, c.workspace_id, c.inbox_id, c.is_active, c.start_time::text AS start_time,
+       c.end_time::text AS end_time, c.timezone, c.frequency, c.min_interval_seconds,
        connection.instance_id, connection.status AS instance_status, connection.name AS instance_name,
        (SELECT a.model FROM ai_agents a WHERE a.workspace_id = c.workspace_id AND a.is_active AND a.model IS NOT NULL
         ORDER BY a.created_at DESC LIMIT 1) AS model,
-       due.first_due
+       COALESCE(due.first_due <= campaign_now(), false) AS has_due
 FROM campaign_runs r
 LEFT JOIN campaign_configs c ON c.id = r.config_id
 LEFT JOIN LATERAL (
@@ -34,7 +35,7 @@ WITH probe AS (
     SELECT scope, scope_id FROM campaign_pauses WHERE kind = 'systemic' AND until <= campaign_now()
     FOR UPDATE SKIP LOCKED
 )
-SELECT p.scope, p.scope_id, p.kind, p.code, p.reason, p.until,
+SELECT p.scope, p.scope_id, p.kind, p.code, p.reason, p.since, p.until,
        EXISTS (SELECT 1 FROM probe WHERE probe.scope = p.scope AND probe.scope_id = p.scope_id) AS probe_due
 FROM campaign_pauses p
 WHERE p.kind = 'systemic' OR p.until > campaign_now();
@@ -53,19 +54,23 @@ WHERE scope = %(scope)s AND scope_id = %(scope_id)s;
 
 -- name: open_pause
 -- Pause or slow down a scope. A systemic pause that fails its probe waits twice as long, from 1 minute to 15. A longer
--- known wait (Retry-After) wins; a mere throttle never shortens or replaces a systemic pause.
+-- known wait (Retry-After, believed up to a week) wins; a mere throttle never shortens or replaces a systemic pause.
 INSERT INTO campaign_pauses AS p (scope, scope_id, kind, code, reason, since, until)
 VALUES (%(scope)s, %(scope_id)s, %(kind)s, %(code)s, %(reason)s, campaign_now(),
-        campaign_now() + make_interval(secs => COALESCE(%(seconds)s::double precision,
-                                                        CASE WHEN %(kind)s = 'systemic' THEN 60 ELSE 5 END)))
+        campaign_now() + make_interval(secs => least(604800, COALESCE(%(seconds)s::double precision,
+                                                             CASE WHEN %(kind)s = 'systemic' THEN 60 ELSE 5 END))))
 ON CONFLICT (scope, scope_id) DO UPDATE
 SET kind = EXCLUDED.kind, code = EXCLUDED.code, reason = EXCLUDED.reason,
+    since = CASE WHEN p.kind <> EXCLUDED.kind OR (p.kind = 'throttled' AND p.until <= campaign_now())
+                 THEN EXCLUDED.since ELSE p.since END,
     -- Many messages in flight fail of one cause together: only a failed probe, or a cause after its wait, counts again.
-    failures = CASE WHEN p.probe_message_id IS NOT NULL OR p.until <= campaign_now() THEN p.failures + 1 ELSE p.failures END,
+    -- What was only a slow-down before is a first failure.
+    failures = CASE WHEN p.kind <> EXCLUDED.kind THEN 1
+                    WHEN p.probe_message_id IS NOT NULL OR p.until <= campaign_now() THEN p.failures + 1 ELSE p.failures END,
     until = CASE
-        WHEN p.probe_message_id IS NOT NULL OR p.until <= campaign_now()
-            THEN campaign_now() + make_interval(secs => COALESCE(%(seconds)s::double precision,
-                 CASE WHEN EXCLUDED.kind = 'systemic' THEN least(900, 60 * 2 ^ least(p.failures, 5)) ELSE least(60, 5 * 2 ^ least(p.failures, 5)) END))
+        WHEN p.kind = EXCLUDED.kind AND (p.probe_message_id IS NOT NULL OR p.until <= campaign_now())
+            THEN campaign_now() + make_interval(secs => least(604800, COALESCE(%(seconds)s::double precision,
+                 CASE WHEN EXCLUDED.kind = 'systemic' THEN least(900, 60 * 2 ^ least(p.failures, 5)) ELSE least(60, 5 * 2 ^ least(p.failures, 5)) END)))
         ELSE greatest(p.until, EXCLUDED.until) END,
     probe_message_id = NULL
 WHERE NOT (p.kind = 'systemic' AND EXCLUDED.kind = 'throttled')
@@ -97,12 +102,14 @@ FROM late WHERE m.id = late.id
 RETURNING m.id, m.run_id;
 
 -- name: spread_overdue_messages
--- After a pause: what became overdue goes out one by one, %(intervals)s seconds apart, the oldest first, from now.
+-- After a pause: what became overdue goes out one by one, %(intervals)s seconds apart, the oldest first, from now. What
+-- does not fit before the window closes is due when it closes, to be spread anew when it opens (`put_off`).
 UPDATE campaign_messages m
-SET next_attempt_at = campaign_now() + make_interval(secs => o.place * o.seconds)
+SET next_attempt_at = least(o.closes, campaign_now() + make_interval(secs => o.place * o.seconds))
 FROM (
-    SELECT d.id, d.place, s.seconds
-    FROM unnest(%(run_ids)s::uuid[], %(intervals)s::double precision[]) AS s (run_id, seconds)
+    SELECT d.id, d.place, s.seconds, s.closes
+    FROM unnest(%(run_ids)s::uuid[], %(intervals)s::double precision[], %(closings)s::timestamptz[])
+         AS s (run_id, seconds, closes)
     CROSS JOIN LATERAL (
         SELECT held.id, row_number() OVER (ORDER BY held.due) - 1 AS place
         FROM (SELECT m.id, COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) AS due
@@ -112,11 +119,13 @@ FROM (
               FOR UPDATE SKIP LOCKED) held) d
 ) o
 WHERE m.id = o.id
-RETURNING m.id;
+RETURNING m.id, m.run_id, m.next_attempt_at >= o.closes AS put_off;
 
 -- name: mark_runs_resumed
--- Their overdue messages are spread: the resume is dealt with.
-UPDATE campaign_runs SET resumed_at = NULL WHERE id = ANY (%(run_ids)s) AND resumed_at IS NOT NULL;
+-- Their overdue messages are spread: the resume is dealt with (null), or is to be gone on with from some time on.
+UPDATE campaign_runs r SET resumed_at = s.again_at
+FROM unnest(%(run_ids)s::uuid[], %(again_at)s::timestamptz[]) AS s (run_id, again_at)
+WHERE r.id = s.run_id AND r.resumed_at IS DISTINCT FROM s.again_at;
 
 -- name: note_run_waits
 -- Say on each run why it waits, or clear it; rows that say so already are left alone.
@@ -152,40 +161,49 @@ RETURNING m.id, m.run_id;
 -- Close what can change no more: running runs become completed, cancelled ones get their end. Each exactly once, since
 -- the state that is left is named in the WHERE clause. Totals are not consulted: they may be wrong. A run that has no
 -- message yet but expects some is given five minutes, for whoever is still writing them.
+WITH done AS MATERIALIZED (
+    SELECT r.id FROM campaign_runs r
+    WHERE (r.status = 'running' OR (r.status = 'cancelled' AND r.completed_at IS NULL))
+      AND NOT EXISTS (SELECT 1 FROM campaign_messages m WHERE m.run_id = r.id AND m.status = 'pending')
+      AND NOT EXISTS (SELECT 1 FROM campaign_messages m
+                      WHERE m.run_id = r.id AND m.status IN ('queued', 'generating', 'sending'))
+      AND (r.status = 'cancelled' OR r.leads_processed > 0 OR r.leads_total = 0
+           OR COALESCE(r.started_at, r.run_date::timestamptz, '-infinity') < campaign_now() - interval '5 minutes')
+    ORDER BY r.id FOR NO KEY UPDATE  -- in one order: closers do not wait for each other in a circle
+)
 UPDATE campaign_runs r
 SET status = CASE WHEN r.status = 'running' THEN 'completed' ELSE r.status END,
     completed_at = campaign_now(), wait_code = NULL, wait_reason = NULL, wait_until = NULL
-WHERE (r.status = 'running' OR (r.status = 'cancelled' AND r.completed_at IS NULL))
-  AND NOT EXISTS (SELECT 1 FROM campaign_messages m WHERE m.run_id = r.id AND m.status = 'pending')
-  AND NOT EXISTS (SELECT 1 FROM campaign_messages m
-                  WHERE m.run_id = r.id AND m.status IN ('queued', 'generating', 'sending'))
-  AND (r.status = 'cancelled' OR r.leads_processed > 0 OR r.leads_total = 0
-       OR COALESCE(r.started_at, r.run_date::timestamptz, '-infinity') < campaign_now() - interval '5 minutes')
+FROM done WHERE r.id = done.id
 RETURNING r.id, r.name, r.status, r.leads_total, r.leads_success, r.leads_failed, r.leads_skipped;
 
 -- name: claim_messages
--- Lease the next due messages, fairly (see campaign_claim_messages), and say what the batch needs to know of them.
+-- Lease the next due messages, fairly (see campaign_claim_messages), and say what the batch needs to know of them. As an
+-- array: joined to the function, whose rows it takes for a thousand, the planner reads the whole table of messages.
 SELECT m.id AS message_id, m.run_id, r.config_id, c.workspace_id, c.inbox_id, m.lead_id, %(token)s::uuid AS lease_token,
-       COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) AS due_at, m.retry_count
-FROM campaign_claim_messages(%(run_ids)s, %(quotas)s, %(batch_size)s, %(token)s, %(owner)s, %(lease_seconds)s) AS claimed (id)
-JOIN campaign_messages m ON m.id = claimed.id
+       greatest(COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at), '1970-01-01Z') AS due_at, m.retry_count
+FROM campaign_messages m
 JOIN campaign_runs r ON r.id = m.run_id
 JOIN campaign_configs c ON c.id = r.config_id
+WHERE m.id = ANY (ARRAY(SELECT campaign_claim_messages(
+    %(run_ids)s, %(quotas)s, %(batch_size)s, %(token)s, %(owner)s, %(lease_seconds)s)))
 ORDER BY due_at, m.id;
 
 -- name: get_lead_contexts
 -- All that the CRM knows of each lead, for a whole batch in one statement. Values are cut: a field of 100 kB is of no
 -- use to a model, and what is over 200 characters is left out by core.context anyway.
-SELECT l.id AS lead_id, l.phone, l.whatsapp_jid,
+SELECT l.id AS lead_id, left(l.phone, 100) AS phone, left(l.whatsapp_jid, 200) AS whatsapp_jid,
        jsonb_build_object(
            'client_name', left(l.client_name, 400), 'company', left(l.company, 400), 'deal_value', l.deal_value,
-           'priority', left(l.priority, 100), 'tags', l.tags[1:20], 'whatsapp_name', left(l.whatsapp_name, 400),
-           'funnel', f.name, 'column', k.title, 'custom_fields', COALESCE(v.fields, '[]'))::text AS context
+           'priority', left(l.priority, 100),
+           'tags', (SELECT array_agg(left(t.tag, 200)) FROM unnest(l.tags[1:20]) AS t (tag)),
+           'whatsapp_name', left(l.whatsapp_name, 400), 'funnel', left(f.name, 400), 'column', left(k.title, 400),
+           'custom_fields', COALESCE(v.fields, '[]'))::text AS context
 FROM leads l
 LEFT JOIN funnels f ON f.id = l.funnel_id
 LEFT JOIN funnel_columns k ON k.id = l.column_id
 LEFT JOIN (
-    SELECT v.lead_id, jsonb_agg(jsonb_build_object('name', d.name, 'value', left(v.value, 400))
+    SELECT v.lead_id, jsonb_agg(jsonb_build_object('name', left(d.name, 400), 'value', left(v.value, 400))
                                 ORDER BY d.position NULLS LAST, d.name) AS fields
     FROM lead_custom_values v JOIN custom_fields d ON d.id = v.custom_field_id
     WHERE v.lead_id = ANY (%(lead_ids)s)
@@ -235,7 +253,7 @@ FROM campaign_take_over(%(ids)s, %(batch_token)s, %(token)s, %(owner)s, %(lease_
 SELECT m.id, m.run_id, r.config_id, c.workspace_id, c.inbox_id, m.lead_id, m.phone_number, m.generated_message AS text,
        m.retry_count, campaign_now() AS now,
        COALESCE((SELECT jsonb_agg(jsonb_build_object('part_no', p.part_no, 'text', p.text, 'status', p.status,
-                        'attempts', p.attempts, 'address', p.address,
+                        'attempts', p.attempts, 'address', p.address, 'inbox_id', p.inbox_id,
                         'attempted_at', EXTRACT(epoch FROM p.attempted_at)) ORDER BY p.part_no)
                  FROM campaign_message_parts p WHERE p.message_id = m.id), '[]') AS parts
 FROM campaign_messages m
@@ -268,7 +286,7 @@ SELECT (SELECT p.provider_message_id FROM campaign_message_parts p
         ORDER BY p.sent_at DESC LIMIT 1) AS control_provider_id,
        (SELECT COALESCE(array_agg(p.provider_message_id), '{}') FROM campaign_message_parts p
         WHERE p.inbox_id = %(inbox_id)s AND p.status = 'sent' AND p.address = %(address)s
-          AND p.sent_at >= to_timestamp(%(started_at)s) - interval '5 minutes') AS taken_provider_ids;
+          AND p.sent_at >= to_timestamp(%(started_at)s) - interval '1 day') AS taken_provider_ids;
 
 -- name: write_logs
 -- What happened, in bulk.
@@ -278,8 +296,8 @@ FROM jsonb_to_recordset(%(lines)s) AS l (run_id uuid, step_number integer, step_
      details jsonb, lead_id uuid, message_id uuid);
 
 -- name: next_due
--- When the next message of a running run is due: nothing (null), the past (now), or later.
-SELECT min(due.first_due) AS next_due, campaign_now() AS now
+-- When the next message of a running run is due: nothing (null), the past (now), or later. 'infinity' is never.
+SELECT CASE WHEN min(due.first_due) < '9999-01-01Z' THEN greatest(min(due.first_due), '1970-01-01Z') END AS next_due, campaign_now() AS now
 FROM campaign_runs r
 CROSS JOIN LATERAL (
     SELECT COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) AS first_due FROM campaign_messages m

@@ -1434,8 +1434,8 @@ def test_nothing_of_a_key_is_in_messages_logs_ledger_or_pauses(world: World, pla
     async def scenario(rig: Rig) -> None:
         await rig.batch()
         written = """SELECT (SELECT json_agg(t) FROM campaign_messages t), (SELECT json_agg(t) FROM campaign_runs t),
-                            (SELECT json_agg(t) FROM campaign_message_parts t), (SELECT json_agg(t) FROM campaign_logs t),
-                            (SELECT json_agg(t) FROM campaign_pauses t)"""
+                            (SELECT json_agg(t) FROM campaign_message_parts t),
+                            (SELECT json_agg(t) FROM campaign_logs t), (SELECT json_agg(t) FROM campaign_pauses t)"""
         dump = str(list(world.connection.execute(written)))
         assert "OPENROUTER_API_KEY" in dump, "the refusal is written down"
         assert "sk-or-test-key" not in dump

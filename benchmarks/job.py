@@ -1,0 +1,63 @@
+"""The process in which the job runs, for `benchmarks.ours`.
+
+A step's process imports the main module of its parent again, so this one imports nothing at its top that a step needs
+not.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+
+class RunFailed(RuntimeError):
+    """A run did not end well, so that there is nothing to measure."""
+
+
+def main(spec_json: str, result_file: str) -> None:
+    """Run the job as often as `{"run_config": ..., "runs": ...}` says, and write down what Dagster recorded of each."""
+    import dagster as dg
+    from dagster._core.definitions.reconstruct import ReconstructableRepository
+
+    spec = json.loads(spec_json)
+    # As `dagster job execute -m` does: the job is found by its module, which is what the fork server preloads.
+    repository = ReconstructableRepository.for_module("campaign_pipeline.definitions", "defs", str(Path.cwd()))
+    job = repository.get_reconstructable_job("process_campaign_queue")
+    with dg.DagsterInstance.get() as instance:
+        runs = [
+            measure(dg.execute_job(job, instance, run_config=spec["run_config"]), instance) for _ in range(spec["runs"])
+        ]
+    Path(result_file).write_text(json.dumps(runs), encoding="utf-8")
+
+
+def measure(result: Any, instance: Any) -> dict[str, Any]:
+    """What Dagster recorded of a run; the names are those of `ours.JobRun`. Raises RunFailed."""
+    if not result.success:
+        raise RunFailed("The run failed; the lines above say why.")
+    record = instance.get_run_record_by_id(result.run_id)
+    entries = [entry for entry in instance.all_logs(result.run_id) if entry.is_dagster_event]
+    events = [entry.dagster_event for entry in entries]
+    reports = [
+        event.step_output_data.metadata
+        for event in events
+        if event.is_successful_output and event.step_key.startswith("send_shard[")
+    ]
+    starts = {entry.step_key: entry.timestamp for entry in entries if entry.dagster_event.is_step_start}
+    ends = {entry.step_key: entry.timestamp for entry in entries if entry.dagster_event.is_step_success}
+    return {
+        "started": record.start_time,
+        "ended": record.end_time,
+        "events": len(events),
+        "sent": sum(int(metadata["sent"].value) for metadata in reports),
+        "shard_seconds": [float(metadata["seconds"].value) for metadata in reports],
+        "step_seconds": {step: round(ends[step] - starts[step], 3) for step in ends if step in starts},
+        "step_pids": {
+            event.step_key: int(event.event_specific_data.metadata["pid"].value)
+            for event in events
+            if event.event_type_value == "STEP_WORKER_STARTED" and "pid" in event.event_specific_data.metadata
+        },
+    }
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

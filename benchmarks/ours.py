@@ -1,0 +1,182 @@
+"""The pipeline itself as a contestant: the real job in a process of its own, timed by Dagster's own run records."""
+
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from campaign_pipeline.sandbox import SandboxProcess
+
+_TIMEOUT = 3600.0  # seconds
+_LOOK_EVERY = 0.05  # seconds
+
+
+class JobFailed(RuntimeError):
+    """The job did not end well, so that there is nothing to measure."""
+
+
+@dataclass(frozen=True)
+class JobSpec:
+    """How the job is to run."""
+
+    concurrency: int
+    batch_size: int = 1000
+    shard_size: int = 1000
+    in_process: bool = False
+    max_concurrent: int = 4  # steps at once
+    runs: int = 1  # one after another, in one process: a batch takes at most 10,000
+
+    def to_dict(self) -> dict[str, Any]:
+        """For the job's process: Dagster's run config, and how often."""
+        executor: dict[str, Any] = {"multiprocess": {"max_concurrent": self.max_concurrent}}
+        run_config = {
+            "execution": {"config": {"in_process": {}} if self.in_process else executor},
+            "ops": {
+                "fetch_message_batch": {"config": {"batch_size": self.batch_size}},
+                "split_into_shards": {"config": {"shard_size": self.shard_size}},
+                "send_shard": {"config": {"concurrency": self.concurrency}},
+            },
+        }
+        return {"run_config": run_config, "runs": self.runs}
+
+
+@dataclass
+class JobRun:
+    """One or more runs of the job, one after another."""
+
+    started: float  # seconds since the epoch, as Dagster recorded them
+    ended: float
+    events: int
+    sent: int
+    shard_seconds: list[float]  # of each shard, as its report says
+    step_seconds: dict[str, float]  # of the last run
+    step_pids: dict[str, int]  # of the last run; empty in process
+    peak_mb: dict[str, float] = field(default_factory=dict)  # step -> peak resident memory, where it was watched
+
+    @property
+    def seconds(self) -> float:
+        """From the first run's start to the last run's success."""
+        return self.ended - self.started
+
+    def shard_peak_mb(self) -> float:
+        """The peak of the largest shard's process; raises ValueError where none was seen."""
+        return max(mb for step, mb in self.peak_mb.items() if step.startswith("send_shard"))
+
+
+def run_job(
+    variables: Mapping[str, str], spec: JobSpec, *, watch_memory: bool = False, preload_folder: Path | None = None
+) -> JobRun:
+    """Run the job until its end. `preload_folder` comes first on the import path.
+
+    Raises JobFailed with the end of what it said.
+    """
+    with tempfile.TemporaryDirectory(prefix="bench-job-") as folder:
+        result = Path(folder, "result.json")
+        env = dict(variables)
+        if preload_folder is not None:
+            env["PYTHONPATH"] = f"{preload_folder}:{env['PYTHONPATH']}"
+        log = Path(folder, "job.log")
+        with log.open("wb") as output:
+            child = subprocess.Popen(
+                [sys.executable, "-m", "benchmarks.job", orjson.dumps(spec.to_dict()).decode(), str(result)],
+                env=env,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        watcher = MemoryWatcher(child.pid) if watch_memory else None
+        try:
+            child.wait(_TIMEOUT)
+        except BaseException:
+            child.kill()
+            child.wait()
+            raise
+        finally:
+            if watcher is not None:
+                watcher.stop()
+        if child.returncode != 0 or not result.exists():
+            raise JobFailed(f"The job ended with status {child.returncode}: {log.read_text(errors='replace')[-3000:]}")
+        run = JobRun(**_total(orjson.loads(result.read_bytes())))
+    if watcher is not None:
+        run.peak_mb = {step: watcher.peaks[pid] for step, pid in run.step_pids.items() if pid in watcher.peaks}
+    return run
+
+
+def run_against(
+    variables: Mapping[str, str], spec: JobSpec, sandbox: SandboxProcess, expected: int, **more: Any
+) -> JobRun:
+    """Run the job after resetting the sandbox, and make sure that it did all the work, once."""
+    sandbox.reset()
+    run = run_job(variables, spec, **more)
+    twice = sandbox.summary()["accepted_twice"]
+    if run.sent != expected or twice:
+        raise JobFailed(f"{run.sent} of {expected} messages were sent, {len(twice)} of them twice.")
+    return run
+
+
+def _total(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    return {
+        "started": runs[0]["started"],
+        "ended": runs[-1]["ended"],
+        "events": sum(run["events"] for run in runs),
+        "sent": sum(run["sent"] for run in runs),
+        "shard_seconds": [seconds for run in runs for seconds in run["shard_seconds"]],
+        "step_seconds": runs[-1]["step_seconds"],
+        "step_pids": runs[-1]["step_pids"],
+    }
+
+
+class MemoryWatcher:
+    """Looks at the peak resident memory of all descendants of a process for as long as it lives.
+
+    The kernel keeps the peak itself; a process inherits at its fork what its parent had mapped just then.
+    """
+
+    def __init__(self, root: int) -> None:
+        self.peaks: dict[int, float] = {}  # pid -> MB
+        self._root = root
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Look no more."""
+        self._stopped.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._stopped.wait(_LOOK_EVERY):
+            for pid in _descendants(self._root):
+                peak = _peak_mb(pid)
+                if peak is not None:
+                    self.peaks[pid] = max(peak, self.peaks.get(pid, 0.0))
+
+
+def _descendants(root: int) -> set[int]:
+    parents = {int(folder.name): _parent(folder) for folder in Path("/proc").glob("[0-9]*")}
+    found, before = {root}, 0
+    while len(found) > before:
+        before = len(found)
+        found |= {pid for pid, parent in parents.items() if parent in found}
+    return found
+
+
+def _parent(folder: Path) -> int | None:
+    try:
+        return int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+    except (OSError, ValueError):
+        return None  # it ended meanwhile
+
+
+def _peak_mb(pid: int) -> float | None:
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:")), None)

@@ -1,0 +1,32 @@
+"""The races, by name; each says in its docstring what is compared with what."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from types import ModuleType
+
+from benchmarks.races import claim, contexts, footprint, old_way, thousand, throughput
+from benchmarks.report import Result
+from benchmarks.world import Bench, Options
+
+_MODULES = (old_way, thousand, throughput, claim, contexts, footprint)
+
+
+def _runner(module: ModuleType) -> Callable[[Bench, Options], Result]:
+    def run(bench: Bench, options: Options) -> Result:
+        title, _, compared = inspect.cleandoc(module.__doc__ or "").partition("\n\n")
+        result = Result(
+            name=module.__name__.rpartition(".")[2],
+            title=title.removesuffix("."),
+            compared=compared,
+            trusted=not options.short,
+        )
+        module.race(bench, options, result)
+        return result
+
+    return run
+
+
+RACES: Mapping[str, Callable[[Bench, Options], Result]] = {
+    module.__name__.rpartition(".")[2]: _runner(module) for module in _MODULES
+}
+"""In the order in which they are run."""

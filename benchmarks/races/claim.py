@@ -1,0 +1,304 @@
+"""Claiming 500 of 10,000 and of 10 million.
+
+Claiming and the housekeeping round it in a queue of 10,000 messages against one of 10 million (1 % of them due, 200
+runs running): does the time stay what it was as the table grows? Each claim takes 500 due messages and is committed;
+nothing is put back between them. Then eight claimers at once, each with a connection of its own.
+"""
+
+import asyncio
+import contextlib
+import re
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import psycopg
+from psycopg.rows import DictRow, dict_row
+
+from benchmarks.report import Plot, Result
+from benchmarks.world import TOKEN, Bench, Options, Times
+from campaign_pipeline.adapters.postgres import BatchOptions, Queue
+from campaign_pipeline.sql import functions_text, statement
+
+BATCH, RUNS, CLAIMERS = 500, 200, 8
+SMALL = 10_000
+MOST_MS, MOST_GROWTH, LEAST_ROWS, MOST_HOUSEKEEPING_MS = 15.0, 1.3, 5000.0, 10.0
+LOADED_AT_ONCE = 1_000_000
+
+# Every run of the queue, and many that are over, to which most messages belong.
+_CONFIGS = """
+INSERT INTO workspaces (id, name) VALUES (md5('workspace')::uuid, 'Aurora');
+INSERT INTO ai_agents (workspace_id, model) VALUES (md5('workspace')::uuid, 'openai/gpt-4o-mini');
+INSERT INTO inboxes (id, workspace_id)
+SELECT md5('inbox' || i)::uuid, md5('workspace')::uuid FROM generate_series(0, 19) i;
+INSERT INTO instances (id, workspace_id, name, instance_token, status)
+SELECT md5('instance' || i)::uuid, md5('workspace')::uuid, 'numero_' || i, %(token)s, 'connected'
+FROM generate_series(0, 19) i;
+INSERT INTO inbox_instances
+SELECT md5('inbox' || i)::uuid, md5('instance' || i)::uuid FROM generate_series(0, 19) i;
+INSERT INTO campaign_configs (id, workspace_id, inbox_id, ai_instructions)
+SELECT md5('config' || c)::uuid, md5('workspace')::uuid, md5('inbox' || c %% 20)::uuid, 'Apresente-se.'
+FROM generate_series(0, %(runs)s - 1) c;
+INSERT INTO campaign_runs (id, config_id, name, status, started_at, completed_at, leads_total)
+SELECT md5('run' || r)::uuid, md5('config' || r %% %(runs)s)::uuid, 'Campanha ' || r,
+       CASE WHEN r < %(runs)s THEN 'running' ELSE 'completed' END, now() - interval '1 day',
+       CASE WHEN r >= %(runs)s THEN now() END, 100
+FROM generate_series(0, 10 * %(runs)s - 1) r
+"""
+
+# Of a hundred messages of the large queue one is due, ten are planned for later, the rest is done with. What is due is
+# too young to be expired by a claim.
+_MESSAGES = """
+INSERT INTO campaign_messages (id, run_id, lead_id, status, scheduled_at, sent_at, finished_at, phone_number,
+                               generated_message, provider_message_id, created_at)
+SELECT gen_random_uuid(),
+       md5('run' || CASE WHEN kind = 'sent' THEN %(runs)s + n %% (9 * %(runs)s) ELSE (n / 100) %% %(runs)s END)::uuid,
+       md5('lead' || n)::uuid, CASE WHEN kind = 'sent' THEN 'sent' ELSE 'pending' END,
+       CASE kind WHEN 'due' THEN now() - random() * interval '20 minutes'
+                 WHEN 'later' THEN now() + interval '1 day' + random() * interval '3 days'
+                 ELSE now() - interval '1 day' - random() * interval '90 days' END,
+       CASE WHEN kind = 'sent' THEN now() - interval '1 day' END,
+       CASE WHEN kind = 'sent' THEN now() - interval '1 day' END,
+       '+55 11 9' || (10000000 + n), CASE WHEN kind = 'sent' THEN repeat('Olá, tudo bem? ', 8) END,
+       CASE WHEN kind = 'sent' THEN '3EB0' || md5(n::text) END, now() - interval '100 days'
+FROM (SELECT n, CASE WHEN n %% 100 < %(due)s THEN 'due' WHEN n %% 100 < %(due)s + 10 THEN 'later' ELSE 'sent' END
+           AS kind
+      FROM generate_series(%(first)s::bigint, %(last)s) n) numbered
+"""
+
+# What campaign_claim_messages does for each helping; kept here for EXPLAIN, which does not look into functions.
+_PICK = """
+SELECT m.id, m.run_id
+FROM campaign_messages m
+WHERE m.run_id = r.run_id
+  AND m.status = 'pending'
+  AND COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) <= campaign_now()
+ORDER BY COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at)
+LIMIT least(share, r.quota)
+FOR UPDATE SKIP LOCKED
+"""
+
+
+@dataclass
+class Measured:
+    """One size of queue."""
+
+    rows: int
+    claim: Times  # the statement and its commit
+    batch: Times  # the whole transaction of a claiming step, with its connection
+    idle: Times  # is anything due?
+    rows_per_second: float  # eight claimers at once
+    doubles: int
+    housekeeping: dict[str, Times]
+
+
+def race(bench: Bench, options: Options, result: Result) -> None:
+    """Measure both sizes in the same way; the large one also under eight claimers, with its plans kept."""
+    rows = options.pick(options.rows, 8_000)
+    plans = options.out / "plans" if not options.short else None
+    # The small queue has as many due messages as the claims take; 1 % of 10,000 would not be one claim.
+    small = _measure(bench, options, options.pick(SMALL, 2_000), 90, None)
+    large = _measure(bench, options, rows, options.pick(1, 80), plans)
+    result.judge(f"claim of {BATCH} at {large.rows:,} rows", large.claim.ms, "ms", most=MOST_MS, digits=1)
+    result.judge(f"claim of {BATCH} at {small.rows:,} rows", small.claim.ms, "ms", most=MOST_MS, digits=1)
+    result.judge("large / small", large.claim.median / small.claim.median, "×", most=MOST_GROWTH)
+    for each in (small, large):
+        words = f"at {each.rows:,} rows"
+        result.tell(
+            f"the whole claiming transaction {words}, connecting and 200 runs judged included",
+            each.batch.ms,
+            "ms",
+            digits=1,
+        )
+    result.judge(f"{CLAIMERS} claimers at once", large.rows_per_second, "rows/s", least=LEAST_ROWS, digits=0)
+    result.judge("messages claimed twice", large.doubles + small.doubles, most=0, digits=0)
+    for name, times in large.housekeeping.items():
+        result.judge(f"{name} at {large.rows:,} rows", times.ms, "ms", most=MOST_HOUSEKEEPING_MS, digits=1)
+    result.tell(f"idle tick at {large.rows:,} rows: one statement", large.idle.ms, "ms")
+    result.plots.append(
+        Plot(
+            f"Milliseconds at {small.rows:,} and at {large.rows:,} rows",
+            "ms",
+            {
+                f"this project: claim of {BATCH}, {small.rows:,} rows": small.claim.ms,
+                f"this project: claim of {BATCH}, {large.rows:,} rows": large.claim.ms,
+                **{f"{name}, {large.rows:,} rows": times.ms for name, times in large.housekeeping.items()},
+            },
+            ("the bar of a claim", MOST_MS),
+        )
+    )
+    if plans is not None:
+        result.notes.append("Plans of every statement at this size are in `plans/`.")
+
+
+def _measure(bench: Bench, options: Options, rows: int, due: int, plans: Path | None) -> Measured:
+    repeat = options.pick(11, 1)
+    with bench.database("bench_claim") as url:
+        _fill(url, rows, due)
+        claim, batch, idle = Times(), Times(), Times()
+        with _connect(url) as connection:
+            runs = [row["id"] for row in connection.execute("SELECT id FROM campaign_runs WHERE status = 'running'")]
+            connection.commit()
+            for _ in range(repeat):
+                claim.time(lambda: _claim(connection, runs))
+                idle.time(lambda: connection.execute(statement("next_due")).fetchall())
+                connection.commit()
+        claimer = BatchOptions(BATCH, "benchmark")
+        for _ in range(options.pick(3, 1)):
+            batch.time(lambda: asyncio.run(Queue(url).claim_batch(claimer)))
+        rate, doubles = _claim_at_once(url, runs, options.pick(5 if rows > SMALL else 1, 1))
+        with _connect(url) as connection:
+            housekeeping = _housekeeping(connection, runs, repeat)
+            if plans is not None:
+                _keep_plans(connection, runs, plans, rows)
+    return Measured(rows, claim, batch, idle, rate, doubles, housekeeping)
+
+
+def _connect(url: str) -> psycopg.Connection[DictRow]:
+    return psycopg.connect(url, row_factory=dict_row, prepare_threshold=None)
+
+
+def _fill(url: str, rows: int, due: int) -> None:
+    """Load without triggers and foreign keys, then build the indexes as the schema has them."""
+    with psycopg.connect(url, autocommit=True, cursor_factory=psycopg.ClientCursor) as connection:
+        connection.execute("SET session_replication_role = replica")
+        connection.execute("SET maintenance_work_mem = '512MB'")
+        connection.execute(_CONFIGS, {"runs": RUNS, "token": TOKEN})
+        found = connection.execute(
+            "SELECT c.relname, pg_get_indexdef(i.indexrelid) FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid"
+            " WHERE i.indrelid = 'campaign_messages'::regclass AND NOT i.indisprimary"
+        ).fetchall()
+        for name, _ in found:
+            connection.execute(f'DROP INDEX "{name}"')
+        for first in range(0, rows, LOADED_AT_ONCE):
+            last = min(rows, first + LOADED_AT_ONCE) - 1
+            connection.execute(_MESSAGES, {"runs": RUNS, "due": due, "first": first, "last": last})
+        for _, definition in found:
+            connection.execute(definition)
+        # The counters that the triggers would have kept.
+        connection.execute(
+            "UPDATE campaign_runs r SET leads_success = n.sent, leads_processed = n.sent"
+            " FROM (SELECT run_id, count(*) AS sent FROM campaign_messages WHERE status = 'sent' GROUP BY run_id) n"
+            " WHERE n.run_id = r.id"
+        )
+        connection.execute("VACUUM ANALYZE")
+        connection.execute("CHECKPOINT")
+
+
+def _claim(connection: psycopg.Connection[DictRow], runs: list[UUID]) -> list[UUID]:
+    rows = connection.execute(
+        statement("claim_messages"),
+        {
+            "run_ids": runs,
+            "quotas": [BATCH] * len(runs),
+            "batch_size": BATCH,
+            "token": uuid4(),
+            "owner": "benchmark",
+            "lease_seconds": 3600.0,
+        },
+    ).fetchall()
+    connection.commit()
+    return [row["message_id"] for row in rows]
+
+
+def _claim_at_once(url: str, runs: list[UUID], claims: int) -> tuple[float, int]:
+    """Rows a second of all claimers together, and how many messages two of them got."""
+    claimed: list[list[UUID]] = []
+    ready = threading.Barrier(CLAIMERS + 1)
+
+    def work() -> None:
+        with _connect(url) as connection:
+            connection.execute("SELECT 1")
+            connection.commit()
+            ready.wait()
+            claimed.extend(_claim(connection, runs) for _ in range(claims))
+
+    threads = [threading.Thread(target=work) for _ in range(CLAIMERS)]
+    for thread in threads:
+        thread.start()
+    ready.wait()
+    started = time.perf_counter()
+    for thread in threads:
+        thread.join()
+    seconds = time.perf_counter() - started
+    counts = Counter(message for batch in claimed for message in batch)
+    return sum(counts.values()) / seconds, sum(count - 1 for count in counts.values())
+
+
+def _statements(connection: psycopg.Connection[DictRow], runs: list[UUID]) -> dict[str, tuple[str, dict[str, Any]]]:
+    row = connection.execute("SELECT campaign_now() - interval '1 hour' AS cutoff").fetchone()
+    assert row is not None
+    cutoffs = [row["cutoff"]] * len(runs)
+    return {
+        "closing runs": (statement("close_runs"), {}),
+        "expiring": (statement("expire_old_messages"), {"run_ids": runs, "cutoffs": cutoffs, "max_age_minutes": 60}),
+        "recovering leases": (statement("recover_leases"), {}),
+        "settling cancelled runs": (statement("settle_cancelled_runs"), {}),
+    }
+
+
+@contextlib.contextmanager
+def _something_to_do(connection: psycopg.Connection[DictRow], runs: list[UUID]) -> Iterator[None]:
+    """A run that can close, 20 messages too old, 20 leases that expired; undone afterwards."""
+    held = "SELECT id FROM campaign_messages WHERE run_id = %s AND status = 'queued' LIMIT 20"
+    connection.execute(
+        f"UPDATE campaign_messages SET lease_expires_at = now() - interval '1 minute' WHERE id IN ({held})",  # noqa: S608
+        [runs[0]],
+    )
+    old = "SELECT id FROM campaign_messages WHERE run_id = %s AND status = 'pending' LIMIT 20"
+    connection.execute(
+        f"UPDATE campaign_messages SET scheduled_at = now() - interval '9 hours' WHERE id IN ({old})",  # noqa: S608
+        [runs[1]],
+    )
+    connection.execute(
+        "UPDATE campaign_messages SET status = 'skipped' WHERE run_id = %s AND status IN ('pending', 'queued')",
+        [runs[2]],
+    )
+    try:
+        yield
+    finally:
+        connection.rollback()
+
+
+def _housekeeping(connection: psycopg.Connection[DictRow], runs: list[UUID], repeat: int) -> dict[str, Times]:
+    """Each statement when it finds something and, since most of the time there is nothing, when it does not."""
+    found: dict[str, Times] = {}
+    for name, (text, values) in _statements(connection, runs).items():
+        nothing, something = found.setdefault(f"{name}, nothing to do", Times()), found.setdefault(name, Times())
+        for _ in range(repeat):
+            nothing.time(lambda: connection.execute(text, values).fetchall())  # noqa: B023 (called at once)
+            connection.rollback()
+            with _something_to_do(connection, runs):
+                something.time(lambda: connection.execute(text, values).fetchall())  # noqa: B023
+    return found
+
+
+def _keep_plans(connection: psycopg.Connection[DictRow], runs: list[UUID], folder: Path, rows: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    pick = re.sub(r"\s+", " ", _PICK).strip()
+    if pick not in re.sub(r"\s+", " ", functions_text()):
+        raise AssertionError("campaign_claim_messages picks otherwise than the statement that is explained here.")
+    share = max(1, BATCH // len(runs))
+    claim = (
+        f"SELECT d.id FROM unnest(%(runs)s::uuid[]) AS r (run_id) CROSS JOIN LATERAL ({_PICK}) d LIMIT {BATCH}".replace(  # noqa: S608
+            "least(share, r.quota)", str(share)
+        )
+    )
+    statements = {
+        "claim_messages": (claim, {"runs": runs}),
+        "list_running_runs": (statement("list_running_runs"), {}),
+        "next_due": (statement("next_due"), {}),
+        **{name.replace(" ", "_"): each for name, each in _statements(connection, runs).items()},
+    }
+    for name, (text, values) in statements.items():
+        plan = connection.execute(f"EXPLAIN (ANALYZE, BUFFERS, COSTS) {text}", values).fetchall()
+        connection.rollback()
+        lines = "\n".join(str(line["QUERY PLAN"]) for line in plan)
+        (folder / f"{name}.txt").write_text(
+            f"{rows:,} messages, {len(runs)} running runs\n\n{lines}\n", encoding="utf-8"
+        )

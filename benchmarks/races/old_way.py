@@ -1,0 +1,96 @@
+"""The old system's work: 100 messages, five in flight.
+
+100 messages, five in flight, at log-normal latencies (generation 0.7 s, send 0.2 s, sigma 0.5): this project's send
+phase (what `send_shard` reports) and its whole Dagster run (from start to success, as Dagster records them), against
+the system that is replaced, rebuilt from its description, and against a bare asyncio loop. All ask for the same texts
+and send the same messages, so all meet the same latencies; the limit is their sum divided by five.
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any
+
+from benchmarks.ours import JobSpec, run_against
+from benchmarks.report import Plot, Result
+from benchmarks.rivals.bare_loop import run_bare_loop
+from benchmarks.rivals.letters import read_letters
+from benchmarks.rivals.old_way import OldWay
+from benchmarks.world import USUAL_LATENCIES, Bench, Options, fill, medians, read_drawn
+from campaign_pipeline.sandbox import Behaviour, Latency, SandboxProcess
+
+IN_FLIGHT = 5
+PHASE = 1.05  # times the limit
+IN_PROCESS = 3.0  # seconds beyond the limit
+MULTIPROCESS = 6.0
+
+
+def race(bench: Bench, options: Options, result: Result) -> None:
+    """Run every contestant once for each seed."""
+    count = options.pick(100, 10)
+    figures = medians([_once(bench, options, count, seed) for seed in options.seeds])
+    limit = figures["limit"]
+    result.tell("the limit", limit, "s")
+    result.judge("send phase, in process / limit", figures["phase in process"], "×", most=PHASE, digits=3)
+    result.judge("send phase, multiprocess / limit", figures["phase multiprocess"], "×", most=PHASE, digits=3)
+    result.judge("whole run in process, beyond the limit", figures["over in process"], "s", most=IN_PROCESS)
+    result.judge("whole run multiprocess, beyond the limit", figures["over multiprocess"], "s", most=MULTIPROCESS)
+    seconds = {
+        "this project: send phase": figures["seconds phase"],
+        "this project: whole run in process": figures["seconds in process"],
+        "this project: whole run multiprocess": figures["seconds multiprocess"],
+        "bare asyncio loop, 5 in flight": figures["bare loop"],
+        "old way: chunks of five": figures["chunks"],
+        "old way: one by one": figures["one by one"],
+    }
+    for name, value in list(seconds.items())[3:]:
+        result.tell(f"{name} / limit", value / limit, "×", digits=3)
+    for name, value in seconds.items():
+        result.tell(name, value, "s")
+    ratio = figures["chunks"] / figures["seconds in process"]
+    result.tell("old way in chunks / this project's whole run in process", ratio, "×")
+    result.plots.append(Plot(f"{count} messages, five in flight", "seconds", seconds, ("the limit", limit)))
+    result.notes.append(
+        "The old way's calls to the CRM are waits of 100 ms and 5 ms without any work; a real call costs more. Nobody "
+        "reaches the limit: the last messages leave places empty in the window."
+    )
+    if options.short:
+        result.notes.append("Latencies are a tenth here.")
+
+
+def _once(bench: Bench, options: Options, count: int, seed: int) -> Mapping[str, float]:
+    latencies = USUAL_LATENCIES
+    if options.short:
+        latencies = {kind: Latency(usual.mean / 10, usual.sigma) for kind, usual in latencies.items()}
+    behaviour = Behaviour(seed=seed, latencies=latencies)
+    figures: dict[str, float] = {}
+    with SandboxProcess(behaviour) as sandbox:
+        for name, in_process in (("in process", True), ("multiprocess", False)):
+            with bench.database("bench_old_way") as url:
+                fill(url, count)
+                letters = read_letters(url, sandbox)
+                spec = JobSpec(IN_FLIGHT, in_process=in_process)
+                run = run_against(bench.environment(url, sandbox), spec, sandbox, count)
+            limit = read_drawn(sandbox, behaviour).limit(IN_FLIGHT)
+            figures |= {
+                f"phase {name}": run.shard_seconds[0] / limit,
+                f"over {name}": run.seconds - limit,
+                f"seconds {name}": run.seconds,
+                "seconds phase": run.shard_seconds[0],
+                "limit": limit,
+            }
+        old = OldWay(letters)
+        contestants: dict[str, Callable[[], Coroutine[Any, Any, float]]] = {
+            "bare loop": lambda: run_bare_loop(letters, IN_FLIGHT),
+            "chunks": old.chunks,
+            "one by one": old.one_by_one,
+        }
+        for name, contestant in contestants.items():
+            sandbox.reset()
+            figures[name] = asyncio.run(contestant())
+            _refuse_other_work(read_drawn(sandbox, behaviour).limit(IN_FLIGHT), figures["limit"])
+    return figures
+
+
+def _refuse_other_work(theirs: float, ours: float) -> None:
+    if abs(theirs - ours) > 1e-6:
+        raise AssertionError(f"The contestants met different latencies: {theirs:.3f} s and {ours:.3f} s at the limit.")

@@ -1,0 +1,71 @@
+"""Counting database round trips on the wire: a proxy in front of the server that reads what clients send.
+
+A client waits for the server after each Query and each Sync message and at no other time, so these are the round trips:
+transactions, checks of a pool and empty queries included, whatever a driver says of itself.
+"""
+
+import asyncio
+import contextlib
+import threading
+from pathlib import Path
+from types import TracebackType
+from urllib.parse import parse_qs, quote, urlencode, urlsplit, urlunsplit
+
+_WAITS = frozenset(b"QS")  # Query, Sync
+_SOCKET = ".s.PGSQL.5432"
+
+
+class CountingProxy:
+    """A Unix socket in `folder` in front of the server of `url`; a context manager."""
+
+    def __init__(self, url: str, folder: Path) -> None:
+        self.round_trips = 0
+        parts = urlsplit(url)
+        (host,) = parse_qs(parts.query)["host"]
+        self._server_socket = str(Path(host, _SOCKET))
+        self._folder = folder
+        self.url = urlunsplit(parts._replace(query=urlencode({"host": str(folder)}, quote_via=quote)))
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+
+    def __enter__(self) -> "CountingProxy":
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._thread.start()
+        listening = asyncio.start_unix_server(self._serve, str(self._folder / _SOCKET))
+        self._listener = asyncio.run_coroutine_threadsafe(listening, self._loop).result(10)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._loop.call_soon_threadsafe(self._listener.close)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+        (self._folder / _SOCKET).unlink(missing_ok=True)
+
+    async def _serve(self, client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
+        server, to_server = await asyncio.open_unix_connection(self._server_socket)
+        back = asyncio.create_task(_copy(server, to_client))
+        try:
+            # The start-up message alone has no type before its length.
+            head = await client.readexactly(4)
+            to_server.write(head + await client.readexactly(int.from_bytes(head, "big") - 4))
+            while True:
+                head = await client.readexactly(5)
+                self.round_trips += head[0] in _WAITS
+                to_server.write(head + await client.readexactly(int.from_bytes(head[1:], "big") - 4))
+                await to_server.drain()
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass  # the client has left
+        finally:
+            to_server.close()
+            back.cancel()
+            to_client.close()
+
+
+async def _copy(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(ConnectionError):
+        while piece := await source.read(2**16):
+            target.write(piece)
+            await target.drain()
+    target.close()

@@ -1,0 +1,165 @@
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any
+
+import psycopg
+import pytest
+
+from campaign_pipeline.adapters.group_commit import GroupCommit
+
+
+class Server:
+    """A statement that notes its groups, and that may be held, fail, or choke on one item."""
+
+    def __init__(self) -> None:
+        self.groups: list[list[int]] = []
+        self.at_once = 0
+        self.most_at_once = 0
+        self.open = asyncio.Event()
+        self.open.set()
+        self.started = asyncio.Event()
+
+    async def execute(self, items: Sequence[int]) -> list[str]:
+        self.groups.append(list(items))
+        self.at_once += 1
+        self.most_at_once = max(self.at_once, self.most_at_once)
+        self.started.set()
+        await self.open.wait()
+        self.at_once -= 1
+        if any(item < 0 for item in items):
+            raise psycopg.DataError("out of range")
+        return [f"stored {item}" for item in items]
+
+
+def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    asyncio.run(asyncio.wait_for(main(), 20))
+
+
+def submit(group_commit: GroupCommit[int, str], *items: int) -> "list[asyncio.Task[str]]":
+    return [asyncio.create_task(group_commit.submit(item)) for item in items]
+
+
+def test_items_that_are_ready_together_go_together_and_get_their_own_results() -> None:
+    async def main() -> None:
+        server = Server()
+        answers = await asyncio.gather(*submit(GroupCommit(server.execute), 3, 1, 2))
+        assert answers == ["stored 3", "stored 1", "stored 2"]
+        assert server.groups == [[3, 1, 2]]
+
+    run(main)
+
+
+def test_items_that_come_while_a_group_is_in_flight_make_the_next_one_in_order() -> None:
+    async def main() -> None:
+        server = Server()
+        group_commit = GroupCommit(server.execute)
+        server.open.clear()
+        first = submit(group_commit, 1)
+        await server.started.wait()
+        later = submit(group_commit, *range(2, 50))
+        await asyncio.sleep(0)
+        assert server.groups == [[1]]
+        server.open.set()
+        assert await asyncio.gather(*first, *later) == [f"stored {n}" for n in range(1, 50)]
+        assert server.groups == [[1], list(range(2, 50))]
+        assert server.most_at_once == 1
+
+    run(main)
+
+
+def test_a_group_has_a_greatest_size() -> None:
+    async def main() -> None:
+        server = Server()
+        await asyncio.gather(*submit(GroupCommit(server.execute, size=4), *range(10)))
+        assert server.groups == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+
+    run(main)
+
+
+def test_items_of_one_key_never_share_a_group_and_keep_their_order() -> None:
+    async def main() -> None:
+        server = Server()
+        await asyncio.gather(*submit(GroupCommit(server.execute, key=lambda n: n % 10), 11, 21, 12, 31, 22))
+        assert server.groups == [[11, 12], [21, 22], [31]]
+
+    run(main)
+
+
+def test_one_bad_item_fails_alone() -> None:
+    async def main() -> None:
+        server = Server()
+        answers = await asyncio.gather(*submit(GroupCommit(server.execute), 1, -2, 3), return_exceptions=True)
+        assert answers[0] == "stored 1"
+        assert isinstance(answers[1], psycopg.DataError)
+        assert answers[2] == "stored 3"
+
+    run(main)
+
+
+def test_a_bad_item_alone_is_not_tried_again() -> None:
+    async def main() -> None:
+        server = Server()
+        with pytest.raises(psycopg.DataError):
+            await GroupCommit(server.execute).submit(-1)
+        assert server.groups == [[-1]]
+
+    run(main)
+
+
+@pytest.mark.parametrize("error", [psycopg.OperationalError("gone"), RuntimeError("a bug"), KeyError("id")])
+def test_an_error_of_no_item_reaches_all_of_the_group_and_none_of_the_next(error: Exception) -> None:
+    async def main() -> None:
+        failing = True
+
+        async def execute(items: Sequence[int]) -> list[int]:
+            if failing:
+                raise error
+            return list(items)
+
+        group_commit = GroupCommit(execute)
+        answers = await asyncio.gather(*(group_commit.submit(n) for n in range(3)), return_exceptions=True)
+        assert answers == [error] * 3
+        failing = False
+        assert await group_commit.submit(7) == 7
+
+    run(main)
+
+
+def test_a_statement_that_loses_a_result_leaves_nobody_waiting() -> None:
+    async def main() -> None:
+        async def execute(items: Sequence[int]) -> list[int]:
+            return list(items)[1:]
+
+        answers = await asyncio.gather(*(GroupCommit(execute).submit(n) for n in range(1)), return_exceptions=True)
+        assert isinstance(answers[0], RuntimeError)
+
+    run(main)
+
+
+def test_whoever_stops_waiting_takes_nothing_from_the_others() -> None:
+    async def main() -> None:
+        server = Server()
+        server.open.clear()
+        waiting = submit(GroupCommit(server.execute), 1, 2, 3)
+        await server.started.wait()
+        waiting[1].cancel()
+        server.open.set()
+        answers = await asyncio.gather(*waiting, return_exceptions=True)
+        assert (answers[0], answers[2]) == ("stored 1", "stored 3")
+        assert isinstance(answers[1], asyncio.CancelledError)
+        assert server.groups == [[1, 2, 3]]
+
+    run(main)
+
+
+def test_it_works_again_after_it_was_idle() -> None:
+    async def main() -> None:
+        server = Server()
+        group_commit: GroupCommit[int, str] = GroupCommit(server.execute)
+        work: list[Awaitable[str]] = []
+        for n in range(3):
+            work.append(group_commit.submit(n))
+            assert await work[-1] == f"stored {n}"
+        assert server.groups == [[0], [1], [2]]
+
+    run(main)

@@ -1,0 +1,170 @@
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from importlib import resources
+from typing import Any
+from uuid import uuid4
+
+import psycopg
+import pytest
+
+from campaign_pipeline import sql
+from campaign_pipeline.adapters import schema
+from campaign_pipeline.adapters.embedded import EmbeddedServer
+from campaign_pipeline.adapters.schema import DatabaseUnusable, check, upgrade
+from campaign_pipeline_tests.factories import World
+
+SECRET = "hunter2"
+
+
+@pytest.fixture
+def empty_url(server: EmbeddedServer) -> Iterator[str]:
+    """A database with nothing in it."""
+    name = f"empty_{uuid4().hex[:16]}"
+    with psycopg.connect(server.url("postgres"), autocommit=True) as admin:
+        admin.execute(f"CREATE DATABASE {name} STRATEGY wal_log")
+        yield server.url(name)
+        admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def crm(empty_url: str) -> Iterator[World]:
+    """The CRM's own database in use: its tables with rows, and migrations of its own."""
+    with World(empty_url) as world:
+        tables = resources.files(sql).joinpath("migrations/versions/0001_crm_tables.sql").read_text(encoding="utf-8")
+        world.connection.execute(tables.encode())
+        world.do("CREATE TABLE alembic_version (version_num varchar(32) PRIMARY KEY)")
+        world.do("INSERT INTO alembic_version VALUES ('crm_0042')")
+        run = world.run(leads_total=4)
+        for status in ("pending", "sent", "a status of old"):
+            world.insert("campaign_messages", run_id=run, lead_id=world.lead(), status=status)
+        yield world
+
+
+def shape(url: str) -> list[tuple[Any, ...]]:
+    """Tables, columns, constraints, indexes, triggers and functions."""
+    queries = [
+        "SELECT table_name, column_name, data_type, is_nullable, column_default FROM information_schema.columns "
+        "WHERE table_schema = 'public'",
+        "SELECT conrelid::regclass::text, conname, pg_get_constraintdef(oid) FROM pg_constraint "
+        "WHERE connamespace = 'public'::regnamespace",
+        "SELECT indexdef FROM pg_indexes WHERE schemaname = 'public'",
+        "SELECT pg_get_triggerdef(oid) FROM pg_trigger WHERE NOT tgisinternal",
+        "SELECT pg_get_functiondef(oid) FROM pg_proc WHERE pronamespace = 'public'::regnamespace",
+        "SELECT relname, reloptions::text FROM pg_class WHERE relnamespace = 'public'::regnamespace",
+    ]
+    with psycopg.connect(url) as connection:
+        rows = [row for query in queries for row in connection.execute(query).fetchall()]
+    return sorted((row for row in rows if not str(row).count("alembic_version")), key=str)
+
+
+def contents(world: World) -> list[dict[str, Any]]:
+    """Every row of the CRM's tables, in its own columns."""
+    found = []
+    for table in ("alembic_version", "campaign_runs", "campaign_messages", "leads", "campaign_configs", "ai_agents"):
+        found += world.all(f"SELECT to_jsonb(t) - %s::text[] AS row FROM {table} t ORDER BY 1::text", sorted(ADDED))
+    return sorted(found, key=str)
+
+
+ADDED = {
+    *("next_attempt_at", "lease_token", "lease_expires_at", "lease_owner", "error_class", "error_code", "ai_cost_usd"),
+    *("send_time_ms", "address", "finished_at", "wait_code", "wait_reason", "wait_until", "resumed_at"),
+}
+
+
+def test_an_empty_database_gets_the_whole_schema(empty_url: str, database_url: str) -> None:
+    assert upgrade(empty_url) == sql.HEAD
+    check(empty_url)
+    assert shape(empty_url) == shape(database_url)
+
+
+def test_upgrading_again_changes_nothing(database_url: str) -> None:
+    before = shape(database_url)
+    assert upgrade(database_url) == upgrade(database_url) == sql.HEAD
+    assert shape(database_url) == before
+
+
+def test_two_upgrades_at_once_do_not_run_into_each_other(empty_url: str, database_url: str) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(upgrade, [empty_url] * 4)) == [sql.HEAD] * 4
+    assert shape(empty_url) == shape(database_url)
+
+
+def test_a_crm_in_use_keeps_its_rows_and_its_own_migrations(crm: World, database_url: str) -> None:
+    before = contents(crm)
+    for _ in range(2):
+        assert upgrade(crm.url) == sql.HEAD
+        assert contents(crm) == before
+    assert crm.value("SELECT version_num FROM alembic_version") == "crm_0042"
+    assert crm.value(f"SELECT version_num FROM {sql.VERSION_TABLE}") == sql.HEAD
+    assert shape(crm.url) == shape(database_url)
+
+
+def test_a_crm_in_use_can_be_worked_after_the_upgrade(crm: World) -> None:
+    upgrade(crm.url)
+    run = crm.value("SELECT id FROM campaign_runs")
+    crm.do("UPDATE campaign_messages SET status = 'sent' WHERE status = 'pending'")
+    assert crm.value("SELECT leads_success FROM campaign_runs WHERE id = %s", run) == 1
+    with pytest.raises(psycopg.errors.CheckViolation):
+        crm.do("UPDATE campaign_messages SET status = 'nonsense' WHERE status = 'sent'")
+
+
+def test_an_upgrade_that_fails_leaves_nothing_behind(empty_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sql, "functions_text", lambda: "SELECT no_such_function();")
+    with pytest.raises(DatabaseUnusable, match="no_such_function"):
+        upgrade(empty_url)
+    with psycopg.connect(empty_url) as connection:
+        assert connection.execute("SELECT to_regclass('campaign_messages')").fetchone() == (None,)
+
+
+# Looking --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_database_without_our_schema_is_refused_with_what_to_do(empty_url: str) -> None:
+    with pytest.raises(DatabaseUnusable, match="not at all, but 0002 is needed: run `campaign-pipeline db upgrade`"):
+        check(empty_url)
+
+
+def test_an_older_schema_is_refused_with_what_to_do(database_url: str) -> None:
+    with psycopg.connect(database_url) as connection:
+        connection.execute(f"UPDATE {sql.VERSION_TABLE} SET version_num = '0001'")
+    with pytest.raises(DatabaseUnusable, match="has the campaign schema 0001, but 0002 is needed"):
+        check(database_url)
+    assert schema.describe(database_url).startswith("test_")
+
+
+@pytest.mark.parametrize("look", [check, upgrade])
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"postgresql://user:{SECRET}@127.0.0.1:1/db",
+        f"postgresql://user:pa/{SECRET}@127.0.0.1/db",
+        f"postgresql://user:pa@{SECRET}@127.0.0.1/db",
+        f"postgresql://127.0.0.1:1/db?password={SECRET}&no_such_option=1",
+    ],
+)
+def test_whatever_is_wrong_with_a_database_is_one_sentence_without_its_password(look: Any, url: str) -> None:
+    with pytest.raises(DatabaseUnusable) as caught:
+        look(url)
+    text = str(caught.value)
+    assert SECRET not in text
+    assert "\n" not in text
+    assert text.endswith(".")
+    assert caught.value.__cause__ is None
+
+
+def test_a_database_that_does_not_exist_is_named(server: EmbeddedServer) -> None:
+    with pytest.raises(DatabaseUnusable, match='database "nowhere" does not exist'):
+        check(server.url("nowhere"))
+
+
+def test_a_role_that_may_not_look_is_told_so(database_url: str) -> None:
+    role = f"r{uuid4().hex[:12]}"
+    with psycopg.connect(database_url, autocommit=True) as admin:
+        admin.execute(f"CREATE ROLE {role} LOGIN")
+        try:
+            with pytest.raises(DatabaseUnusable, match="permission denied for table campaign_pipeline_version"):
+                check(database_url.replace("postgres@", f"{role}@"))
+            with pytest.raises(DatabaseUnusable, match=r"cannot be used: .*(permission denied|must be owner)"):
+                upgrade(database_url.replace("postgres@", f"{role}@"))
+        finally:
+            admin.execute(f"DROP ROLE {role}")

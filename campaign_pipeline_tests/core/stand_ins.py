@@ -1,0 +1,422 @@
+"""A store, a language model and a channel without process boundaries, on a clock that leaps: for what only time shows.
+
+What the real store promises is proven on the real store; here its ledger is kept by the same rules in a dictionary.
+"""
+
+import asyncio
+import selectors
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone
+from typing import Any, TypeVar
+
+from campaign_pipeline.core.context import LeadContext
+from campaign_pipeline.core.delivery import DeliveryPolicy, ShardDelivery
+from campaign_pipeline.core.model import (
+    BatchSettings,
+    CampaignSettings,
+    Lead,
+    LeasedMessage,
+    PartRecord,
+    PartStatus,
+    Shard,
+    SplitterSettings,
+)
+from campaign_pipeline.core.ports import (
+    Absent,
+    Attempt,
+    BeginPart,
+    Begun,
+    ChannelTraits,
+    Completion,
+    Envelope,
+    Failure,
+    Found,
+    LogLine,
+    LookUp,
+    LookUpAnswer,
+    Outcome,
+    Pause,
+    Prompt,
+    Scope,
+    Sent,
+    Settled,
+    Settlement,
+    Systemic,
+    Throttled,
+)
+
+T = TypeVar("T")
+NOON = datetime(2026, 11, 23, 15, 0, tzinfo=timezone.utc)  # of a Monday in São Paulo
+TEXT = "Olá, Ana! Podemos conversar por dez minutos?"
+
+
+# Time -----------------------------------------------------------------------------------------------------------------
+
+
+class _Leaping(selectors.DefaultSelector):
+    """Never waits: where nothing is ready, the clock leaps to what comes next."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        ready = super().select(0)
+        if not ready:
+            if timeout is None:
+                raise RuntimeError("Everybody waits for something that nobody will do.")
+            self.now += max(0.0, timeout)
+        return ready
+
+
+class LeapingLoop(asyncio.SelectorEventLoop):
+    """An event loop whose hours pass in no time."""
+
+    def __init__(self) -> None:
+        self._leaping = _Leaping()
+        super().__init__(self._leaping)
+
+    def time(self) -> float:
+        """Seconds since the loop was made."""
+        return self._leaping.now
+
+    def oversleep(self, seconds: float) -> None:
+        """Be asleep as a process: time passes, and nothing is done."""
+        self._leaping.now += seconds
+
+
+def in_no_time(main: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine on a leaping loop."""
+    loop = LeapingLoop()
+    try:
+        return loop.run_until_complete(main)
+    finally:
+        loop.run_until_complete(_end(asyncio.all_tasks(loop)))
+        loop.close()
+
+
+async def _end(tasks: set["asyncio.Task[Any]"]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def now() -> float:
+    """Seconds on the leaping clock."""
+    return asyncio.get_running_loop().time()
+
+
+class LeapingClock:
+    """See `core.ports.Clock`."""
+
+    def monotonic(self) -> float:
+        """Seconds that only grow."""
+        return now()
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait."""
+        await asyncio.sleep(seconds)
+
+
+# The queue ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class StoredPart:
+    """A row of the ledger."""
+
+    text: str
+    status: str = "planned"
+    attempts: int = 0
+    attempted_at: float | None = None
+    address: str | None = None
+
+
+@dataclass
+class StoredMessage:
+    """A row of the queue."""
+
+    id: str
+    status: str = "queued"
+    token: int | None = 1
+    text: str | None = None
+    parts: list[StoredPart] = field(default_factory=list)
+    retry_count: int = 0
+    code: str | None = None
+    error_class: str | None = None
+    due: float = 0.0
+    held_back_by: Exception | None = None  # what this message's next settlement raises
+
+
+@dataclass
+class Queue:
+    """The rows, whoever works them."""
+
+    messages: dict[str, StoredMessage] = field(default_factory=dict)
+    pauses: dict[tuple[Scope, str], tuple[float, Throttled | Systemic]] = field(default_factory=dict)
+    log: list[LogLine] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, count: int, **columns: Any) -> "Queue":
+        """Some leased messages."""
+        return cls({f"m{n:04d}": StoredMessage(f"m{n:04d}", **columns) for n in range(count)})
+
+    def statuses(self) -> list[str]:
+        """Of all messages, in their order."""
+        return [message.status for message in self.messages.values()]
+
+    def parts(self) -> list[list[str]]:
+        """Status of the parts of each message."""
+        return [[part.status for part in message.parts] for message in self.messages.values()]
+
+
+@dataclass
+class Store:
+    """One holder of leases; see `core.ports.DeliveryStore`."""
+
+    queue: Queue
+    token: int = 1
+    commit_seconds: float = 0.0
+    verdicts: Callable[[str, str], str] = lambda _, __: "go"  # step and message -> verdict
+    renewing: Callable[[], None] = lambda: None  # may raise
+    beginning: Callable[[BeginPart], None] = lambda _: None  # after the commit; may raise
+    renewals: list[float] = field(default_factory=list)
+    asked: int = 0  # whether something may be requested
+
+    def _held(self, message_id: str) -> StoredMessage | None:
+        message = self.queue.messages[message_id]
+        return (
+            message if message.token == self.token and message.status in {"queued", "generating", "sending"} else None
+        )
+
+    async def renew(self, message_ids: Sequence[str]) -> set[str]:
+        """Keep the leases."""
+        await asyncio.sleep(self.commit_seconds)
+        self.renewals.append(now())
+        self.renewing()
+        return {message_id for message_id in message_ids if self._held(message_id)}
+
+    def _verdict(self, step: str, message_id: str) -> str:
+        self.asked += 1
+        message = self._held(message_id)
+        if message is None:
+            return "lost"
+        begun = any(part.status == "sent" for part in message.parts)
+        scopes = {Scope.INBOX} if begun or step == "begin" else set(Scope)
+        for (scope, _), (until, failure) in self.queue.pauses.items():
+            if scope in scopes and (isinstance(failure, Systemic) or until > now()):
+                return "scope_paused"
+        return self.verdicts(step, message_id)
+
+    async def start_generating(self, message_id: str) -> str:
+        """Say whether the model may be called."""
+        await asyncio.sleep(self.commit_seconds)
+        return self._verdict("generate", message_id)
+
+    async def begin_part(self, begin: BeginPart) -> Begun:
+        """Commit the text and the intent."""
+        await asyncio.sleep(self.commit_seconds)
+        verdict = self._verdict("begin", begin.message_id)
+        message = self._held(begin.message_id)
+        if message is not None:
+            self._keep(message, begin)
+        if message is not None and verdict == "go":
+            part = message.parts[begin.part_no - 1]
+            if part.status != "planned" or part.attempts != begin.attempt_no - 1:
+                return Begun("lost")
+            part.status, part.attempts, part.attempted_at = "attempting", begin.attempt_no, now()
+            part.address, message.status = begin.address, "sending"
+        self.beginning(begin)
+        return Begun(verdict, "conversation")
+
+    async def keep_text(self, begin: BeginPart) -> None:
+        """Keep a text."""
+        await asyncio.sleep(self.commit_seconds)
+        message = self._held(begin.message_id)
+        if message is not None:
+            self._keep(message, begin)
+
+    def _keep(self, message: StoredMessage, begin: BeginPart) -> None:
+        message.text = message.text or begin.text
+        if not message.parts:
+            message.parts = [StoredPart(text) for text in begin.parts or ()]
+
+    async def settle(self, settlement: Settlement) -> Settled:
+        """Commit what came of it."""
+        await asyncio.sleep(self.commit_seconds)
+        message = self.queue.messages[settlement.message_id]
+        if message.held_back_by is not None:
+            error, message.held_back_by = message.held_back_by, None
+            raise error
+        held, applied = self._held(message.id) is not None, False
+        if settlement.outcome and settlement.part_no and (held or settlement.outcome == "sent"):
+            part = message.parts[settlement.part_no - 1]
+            if part.status in {"attempting", "unknown"} and part.attempts == settlement.attempt_no:
+                part.status, applied = settlement.outcome, True
+        if applied and all(part.status == "sent" for part in message.parts):
+            message.status = "sent"
+        elif held and settlement.status:
+            message.status, message.code, message.error_class = (
+                settlement.status,
+                settlement.code,
+                settlement.error_class,
+            )
+            message.retry_count += settlement.count_attempt
+            message.due = now() + (settlement.delay_seconds or 0.0)
+            message.token = None if settlement.status == "pending" else message.token
+        return Settled(applied, settlement.status is not None and message.status == settlement.status, message.status)
+
+    async def pauses(self) -> Sequence[Pause]:
+        """Every paused scope."""
+        return [
+            Pause(
+                *scope, "systemic" if isinstance(failure, Systemic) else "throttled", failure.code, failure.reason, left
+            )
+            for scope, (until, failure) in self.queue.pauses.items()
+            if (left := until - now()) > 0 or isinstance(failure, Systemic)
+        ]
+
+    async def open_pause(self, scope: Scope, scope_id: str, failure: Throttled | Systemic) -> float:
+        """Pause or slow down a scope."""
+        seconds = 5.0 if failure.retry_after is None else failure.retry_after
+        self.queue.pauses[scope, scope_id] = (now() + seconds, failure)
+        return seconds
+
+    async def known_sends(self, inbox_id: str, attempt: Attempt) -> Attempt:
+        """Nothing to add."""
+        return attempt
+
+    def log(self, line: LogLine) -> None:
+        """Keep a line."""
+        self.queue.log.append(line)
+
+
+# The outside ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Model:
+    """Answers each prompt as told, after a while; see `core.ports.LanguageModel`."""
+
+    seconds: Callable[[str], float] = lambda _: 0.0
+    answers: Callable[[Prompt], Completion | Failure | None] = lambda _: None  # None: a good text
+    asked: list[tuple[float, str]] = field(default_factory=list)
+
+    async def complete(self, prompt: Prompt) -> Completion | Failure:
+        """Generate once."""
+        self.asked.append((now(), prompt.reference))
+        await asyncio.sleep(self.seconds(prompt.reference))
+        return self.answers(prompt) or Completion(TEXT, prompt.model, 100, 20, 0.001)
+
+
+@dataclass
+class Channel:
+    """Accepts or not, as told; see `core.ports.MessageChannel`."""
+
+    seconds: Callable[[str], float] = lambda _: 0.0
+    answers: Callable[[Envelope], Outcome | None] = lambda _: None  # None: sent
+    accepts: Callable[[Envelope, Outcome], bool] = lambda _, outcome: isinstance(outcome, Sent)
+    look_up: LookUp = LookUp.SEARCH
+    refusal: Failure | None = None
+    asked: list[tuple[float, str]] = field(default_factory=list)  # when, idempotency key
+    accepted: list[str] = field(default_factory=list)  # idempotency keys
+    in_flight: int = 0
+    most_in_flight: int = 0
+
+    @property
+    def traits(self) -> ChannelTraits:
+        """What it can do."""
+        return ChannelTraits("stand-in", 4096, self.look_up)
+
+    async def check_connection(self) -> Failure | None:
+        """As told."""
+        return self.refusal
+
+    async def send(self, envelope: Envelope) -> Outcome:
+        """Accept as the request comes in, answer later."""
+        self.asked.append((now(), envelope.idempotency_key))
+        outcome = self.answers(envelope) or Sent(f"id-{envelope.idempotency_key}")
+        if self.accepts(envelope, outcome):
+            self.accepted.append(envelope.idempotency_key)
+        self.in_flight += 1
+        self.most_in_flight = max(self.most_in_flight, self.in_flight)
+        try:
+            await asyncio.sleep(self.seconds(envelope.message_id))
+        finally:
+            self.in_flight -= 1
+        return outcome
+
+    async def find_accepted(self, attempt: Attempt) -> LookUpAnswer:
+        """The truth."""
+        key = attempt.envelope.idempotency_key
+        return Found(f"id-{key}") if key in self.accepted else Absent(True, "It is not there.")
+
+
+# A shard --------------------------------------------------------------------------------------------------------------
+
+
+def campaign(**columns: Any) -> CampaignSettings:
+    """A campaign that may always send, in one part."""
+    usual: dict[str, Any] = {
+        "instructions": "Venda café.",
+        "split_messages": False,
+        "max_split_parts": 3,
+        "start_time": None,
+        "end_time": None,
+        "timezone": "America/Sao_Paulo",
+        "frequency": None,
+    }
+    return CampaignSettings(**{**usual, **columns})
+
+
+def settings(splitter: SplitterSettings | None = None, **columns: Any) -> BatchSettings:
+    """What the messages share."""
+    return BatchSettings(
+        {"config": campaign(**columns)}, {"workspace": "vendor/model"}, {}, splitter or SplitterSettings()
+    )
+
+
+def leased(stored: StoredMessage) -> LeasedMessage:
+    """A row as a shard reads it."""
+    parts = [
+        PartRecord(
+            no,
+            part.text,
+            PartStatus(part.status),
+            part.attempts,
+            None if part.attempted_at is None else NOON.timestamp() + part.attempted_at,
+            part.address,
+        )
+        for no, part in enumerate(stored.parts, start=1)
+    ]
+    return LeasedMessage(
+        stored.id, "run", "config", "workspace", "inbox", "lead", None, stored.text, stored.retry_count, tuple(parts)
+    )
+
+
+def shard_of(
+    store: Store,
+    model: Model,
+    channel: Channel,
+    policy: DeliveryPolicy | None = None,
+    batch_settings: BatchSettings | None = None,
+    chance: float = 0.0,
+) -> ShardDelivery:
+    """A shard over all rows that its store holds."""
+    held = [leased(message) for message in store.queue.messages.values() if message.token == store.token]
+    leads: Mapping[str, Lead] = {"lead": Lead("lead", "11987654321", LeadContext(client_name="Ana"))}
+    return ShardDelivery(
+        shard=Shard("shard", "inbox", "batch", tuple(message.id for message in held)),
+        messages=held,
+        started_at=NOON + timedelta(seconds=now()),
+        settings=batch_settings or settings(),
+        leads=leads,
+        store=store,
+        model=model,
+        channel=channel,
+        channel_kind="whatsapp",
+        clock=LeapingClock(),
+        policy=policy or DeliveryPolicy(),
+        chance=lambda: chance,
+    )

@@ -1,0 +1,617 @@
+"""A shard in time: the window without a barrier, leases, throttles, stops; on a clock that leaps."""
+
+import asyncio
+import itertools
+import random
+from collections import Counter
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from campaign_pipeline.core.delivery import DeliveryPolicy, ShardDelivery
+from campaign_pipeline.core.model import ShardReport, SplitterSettings
+from campaign_pipeline.core.ports import (
+    BeginPart,
+    Completion,
+    Envelope,
+    Failure,
+    LookUp,
+    Outcome,
+    Permanent,
+    Prompt,
+    Scope,
+    Sent,
+    StoreUnavailable,
+    Systemic,
+    Throttled,
+    Transient,
+    Unknown,
+)
+from campaign_pipeline.core.retry import RetryPolicy
+from campaign_pipeline_tests.core.stand_ins import (
+    NOON,
+    TEXT,
+    Channel,
+    LeapingLoop,
+    Model,
+    Queue,
+    Store,
+    StoredPart,
+    in_no_time,
+    now,
+    settings,
+    shard_of,
+)
+
+SLOW_DOWN = Throttled("rate_limited", "Too fast.", Scope.INBOX, 10.0)
+MODEL_SLOW_DOWN = Throttled("rate_limited", "Too fast.", Scope.MODEL, 10.0)
+TWO_PARTS = [StoredPart("Olá, Ana!"), StoredPart("Podemos conversar?")]
+
+
+def work(
+    queue: Queue, concurrency: int = 5, *, model: Model | None = None, channel: Channel | None = None
+) -> ShardReport:
+    """Work a queue to its end."""
+
+    async def run() -> ShardReport:
+        return await shard_of(Store(queue), model or Model(), channel or Channel()).run(concurrency)
+
+    return in_no_time(run())
+
+
+# The window -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("concurrency", [1, 7, 20, 100])
+def test_the_wall_clock_is_all_latency_divided_by_the_concurrency_and_never_that_of_chunks(concurrency: int) -> None:
+    dice = random.Random(7)
+    generating = {f"m{n:04d}": dice.lognormvariate(0.5, 0.6) for n in range(2000)}
+    sending = {message: dice.lognormvariate(-0.5, 0.6) for message in generating}
+    channel = Channel(seconds=sending.__getitem__)
+    queue = Queue.of(2000)
+    report = work(queue, concurrency, model=Model(seconds=generating.__getitem__), channel=channel)
+    latencies = [generating[message] + sending[message] for message in generating]
+    ideal = sum(latencies) / concurrency
+    chunks = sum(max(latencies[start : start + concurrency]) for start in range(0, 2000, concurrency))
+    assert report.sent == 2000
+    assert ideal <= report.seconds <= 1.05 * ideal + max(latencies)
+    assert channel.most_in_flight <= concurrency
+    if concurrency > 1:
+        assert report.seconds < 0.75 * chunks
+
+
+def test_one_message_that_hangs_holds_up_nobody_else() -> None:
+    channel = Channel(seconds=lambda message: 500.0 if message == "m0000" else 1.0)
+    work(Queue.of(41), 2, channel=channel)
+    others = [when for when, key in channel.asked if key != "m0000:1"]
+    assert max(others) <= 40.0
+
+
+def test_a_shard_of_no_messages_ends_at_once() -> None:
+    assert work(Queue()).claimed == 0
+
+
+def test_an_inbox_that_refuses_costs_no_generation_and_no_questions() -> None:
+    model, queue = Model(), Queue.of(50)
+    store, channel = Store(queue), Channel(refusal=Systemic("inbox_disconnected", "It is closed.", Scope.INBOX))
+
+    async def run() -> ShardReport:
+        return await shard_of(store, model, channel).run(5)
+
+    report = in_no_time(run())
+    assert (model.asked, store.asked, report.returned) == ([], 0, 50)
+    assert set(queue.statuses()) == {"pending"}
+    assert {message.error_class for message in queue.messages.values()} == {"systemic"}
+
+
+def test_a_bug_in_asking_for_the_connection_holds_nothing_back() -> None:
+    class Broken(Channel):
+        async def check_connection(self) -> Failure | None:
+            raise KeyError("state")
+
+    queue = Queue.of(3)
+    work(queue, channel=Broken())
+    assert queue.statuses() == ["sent"] * 3
+    assert "KeyError" in str(queue.log)
+
+
+# Leases ---------------------------------------------------------------------------------------------------------------
+
+
+def test_leases_are_renewed_three_times_in_their_life_while_the_shard_works() -> None:
+    queue = Queue.of(10)
+    store = Store(queue)
+
+    async def run() -> None:
+        await shard_of(store, Model(), Channel(seconds=lambda _: 60.0)).run(1)
+
+    in_no_time(run())
+    assert store.renewals == [40.0 * n for n in range(1, 15)] + [600.0] * (600.0 in store.renewals)
+    assert queue.statuses() == ["sent"] * 10
+
+
+def test_a_process_that_slept_past_its_lease_sends_nothing_after_go_and_returns_the_message_unsent() -> None:
+    queue, channel = Queue.of(1), Channel()
+
+    def fall_asleep(_: BeginPart) -> None:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, LeapingLoop)
+        loop.oversleep(121.0)
+
+    async def run() -> ShardReport:
+        return await shard_of(Store(queue, beginning=fall_asleep), Model(), channel).run(1)
+
+    report = in_no_time(run())
+    assert channel.asked == []
+    assert queue.parts() == [["planned"]], "it surely did not go out"
+    assert (queue.statuses(), report.reasons) == (["pending"], {"returned: overslept": 1})
+    assert queue.messages["m0000"].text == TEXT
+
+
+def test_a_process_that_slept_while_another_took_over_leaves_the_message_alone() -> None:
+    queue, channel = Queue.of(1), Channel()
+
+    def be_robbed(_: BeginPart) -> None:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, LeapingLoop)
+        loop.oversleep(121.0)
+        queue.messages["m0000"].token = 2
+
+    async def run() -> ShardReport:
+        return await shard_of(Store(queue, beginning=be_robbed), Model(), channel).run(1)
+
+    report = in_no_time(run())
+    assert channel.asked == []
+    assert (queue.parts(), report.reasons) == ([["attempting"]], {"left: lease_lost": 1})
+
+
+def test_an_older_go_does_not_outlive_a_heartbeat_that_says_lost() -> None:
+    queue, channel = Queue.of(1), Channel()
+    store = Store(queue)
+    begin = store.begin_part
+
+    async def slow_answer(begin_part: BeginPart) -> object:
+        answer = await begin(begin_part)
+        queue.messages["m0000"].token = 2  # taken over while the answer is on its way
+        await asyncio.sleep(50.0)
+        return answer
+
+    store.begin_part = slow_answer  # type: ignore[method-assign,assignment]
+
+    async def run() -> None:
+        await shard_of(store, Model(), channel).run(1)
+
+    in_no_time(run())
+    assert channel.asked == []
+
+
+def test_nothing_is_sent_once_leases_could_not_be_renewed_for_their_life() -> None:
+    queue = Queue.of(20)
+    channel = Channel(seconds=lambda _: 30.0)
+
+    def away() -> None:
+        raise StoreUnavailable("away")
+
+    async def run() -> None:
+        await shard_of(Store(queue, renewing=away), Model(), channel).run(1)
+
+    in_no_time(run())
+    assert max(when for when, _ in channel.asked) < 120.0
+
+
+def test_the_heart_goes_on_beating_after_a_bug() -> None:
+    queue = Queue.of(10)
+    stumbles = itertools.count()
+
+    def stumble() -> None:
+        if next(stumbles) == 0:
+            raise ValueError("a line of the log that cannot be stored")
+
+    async def run() -> None:
+        await shard_of(Store(queue, renewing=stumble), Model(), Channel(seconds=lambda _: 60.0)).run(1)
+
+    in_no_time(run())
+    assert queue.statuses() == ["sent"] * 10
+
+
+def test_messages_that_were_lost_while_they_waited_are_not_begun() -> None:
+    queue, channel = Queue.of(4), Channel(seconds=lambda _: 60.0)
+
+    def rob() -> None:
+        queue.messages["m0003"].token = 2
+
+    async def run() -> ShardReport:
+        return await shard_of(Store(queue, renewing=rob), Model(), channel).run(1)
+
+    report = in_no_time(run())
+    assert (report.sent, report.reasons) == (3, {"left: lease_lost": 1})
+    assert "m0003:1" not in [key for _, key in channel.asked]
+
+
+def test_the_lease_counts_from_before_the_messages_were_taken_over() -> None:
+    queue, channel = Queue.of(1), Channel()
+
+    async def run() -> None:
+        await asyncio.sleep(130.0)
+        delivery = shard_of(Store(queue), Model(), channel)
+        late = replace(delivery, leased_at=0.0)
+        await late.run(1)
+
+    in_no_time(run())
+    assert channel.asked == []
+
+
+# Throttles ------------------------------------------------------------------------------------------------------------
+
+
+def once(failure: Failure) -> "itertools.chain[Failure | None]":
+    return itertools.chain([failure], itertools.repeat(None))
+
+
+def test_a_throttled_model_is_not_asked_by_anybody_until_its_time_has_come() -> None:
+    answers = once(MODEL_SLOW_DOWN)
+    model = Model(answers=lambda _: next(answers), seconds=lambda _: 1.0)
+    queue = Queue.of(12)
+    work(queue, 3, model=model)
+    started = [when for when, _ in model.asked]
+    assert [when for when in started if 1.0 < when < 11.0] == []
+    assert queue.statuses() == ["sent"] * 12
+    assert sum(message.retry_count for message in queue.messages.values()) == 0
+
+
+def test_a_throttled_model_does_not_delay_texts_that_are_written() -> None:
+    # The second message is throttled while the first is being written, and while the third is between its parts.
+    queue = Queue.of(3)
+    queue.messages["m0002"].text, queue.messages["m0002"].parts = "x", [replace(part) for part in TWO_PARTS]
+    answers = once(MODEL_SLOW_DOWN)
+    model = Model(
+        seconds=lambda message: 1.0 if message == "m0000" else 0.5,
+        answers=lambda prompt: next(answers) if prompt.reference == "m0001" else None,
+    )
+    channel = Channel(seconds=lambda _: 2.0)
+    work(queue, 3, model=model, channel=channel)
+    sent_at = {key: when for when, key in channel.asked}
+    assert sent_at == {"m0002:1": 0.0, "m0000:1": 1.0, "m0002:2": 2.0, "m0001:1": 11.0}
+
+
+def test_a_throttled_inbox_is_waited_out_and_counts_no_attempt() -> None:
+    answers = once(SLOW_DOWN)
+    channel = Channel(answers=lambda _: next(answers))
+    queue = Queue.of(5)
+    work(queue, 1, channel=channel)
+    assert [when for when, _ in channel.asked][:2] == [0.0, 10.0]
+    assert queue.statuses() == ["sent"] * 5
+    assert {message.retry_count for message in queue.messages.values()} == {0}
+
+
+def test_a_throttle_that_is_renewed_meanwhile_is_waited_out_too() -> None:
+    model = Model(answers=lambda _: MODEL_SLOW_DOWN if now() < 25.0 else None)
+    work(Queue.of(3), 3, model=model)
+    asked = sorted(when for when, _ in model.asked)
+    assert all(later - earlier < 0.001 or later - earlier >= 9.999 for earlier, later in itertools.pairwise(asked))
+
+
+@pytest.mark.parametrize("retry_after", [61.0, 3600.0])
+def test_a_long_throttle_is_waited_for_in_the_queue(retry_after: float) -> None:
+    failure = replace(MODEL_SLOW_DOWN, retry_after=retry_after)
+    queue, model = Queue.of(30), Model(answers=lambda _: failure)
+    report = work(queue, 3, model=model)
+    assert report.seconds < 1.0
+    assert len(model.asked) <= 3
+    assert (set(queue.statuses()), report.returned) == ({"pending"}, 30)
+    assert {message.error_class for message in queue.messages.values()} == {"throttled"}
+
+
+def test_a_retry_after_of_nothing_makes_no_loop_as_fast_as_the_network() -> None:
+    failure = replace(MODEL_SLOW_DOWN, retry_after=0.0)
+    model = Model(answers=lambda _: failure)
+    work(Queue.of(1), 1, model=model)
+    asked = [when for when, _ in model.asked]
+    assert len(asked) == 3
+    assert all(later - earlier >= 1.0 for earlier, later in itertools.pairwise(asked))
+
+
+def test_an_inbox_that_stays_throttled_returns_the_message_after_three_requests() -> None:
+    queue, channel = Queue.of(1), Channel(answers=lambda _: SLOW_DOWN)
+    work(queue, channel=channel)
+    message = queue.messages["m0000"]
+    assert len(channel.asked) == 3
+    assert (message.status, message.error_class, message.retry_count) == ("pending", "throttled", 0)
+    assert message.parts[0].status == "planned"
+
+
+def test_a_throttle_of_others_is_waited_out_and_a_pause_of_others_is_heeded() -> None:
+    queue, channel = Queue.of(2), Channel()
+    queue.pauses[Scope.INBOX, "inbox"] = (20.0, SLOW_DOWN)
+    work(queue, channel=channel)
+    assert min(when for when, _ in channel.asked) >= 20.0
+    paused, silent = Queue.of(2), Channel()
+    paused.pauses[Scope.INBOX, "inbox"] = (20.0, Systemic("inbox_disconnected", "It is closed.", Scope.INBOX))
+    report = work(paused, channel=silent)
+    assert (silent.asked, report.returned) == ([], 2)
+    assert {message.code for message in paused.messages.values()} == {"inbox_disconnected"}
+
+
+# Windows --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_window_that_closes_in_mid_shard_keeps_the_rest_for_the_next_opening() -> None:
+    queue, channel = Queue.of(30), Channel(seconds=lambda _: 10.0)
+
+    async def run() -> ShardReport:
+        # Noon in São Paulo is 12:00; it closes at 12:02.
+        until_two_past = settings(start_time="08:00:00", end_time="12:02:00")
+        return await shard_of(Store(queue), Model(), channel, batch_settings=until_two_past).run(2)
+
+    report = in_no_time(run())
+    assert max(when for when, _ in channel.asked) < 120.0
+    assert (report.sent, report.returned) == (24, 6)
+    assert {message.code for message in queue.messages.values() if message.status == "pending"} == {"window_closed"}
+
+
+def test_a_message_that_waited_past_the_closing_of_its_window_is_not_sent_and_its_text_is_kept() -> None:
+    queue, channel = Queue.of(1), Channel()
+
+    async def run() -> None:
+        closing = settings(start_time="08:00:00", end_time="12:02:00")
+        await shard_of(Store(queue), Model(seconds=lambda _: 125.0), channel, batch_settings=closing).run(1)
+
+    in_no_time(run())
+    message = queue.messages["m0000"]
+    assert channel.asked == []
+    assert (message.status, message.code, message.text) == ("pending", "window_closed", TEXT)
+
+
+def test_a_message_whose_first_part_is_out_is_finished_though_its_window_closes() -> None:
+    queue = Queue.of(1, text="x", parts=[replace(part) for part in TWO_PARTS])
+
+    async def run() -> None:
+        closing = settings(start_time="08:00:00", end_time="12:02:00")
+        await shard_of(Store(queue), Model(), Channel(seconds=lambda _: 130.0), batch_settings=closing).run(1)
+
+    in_no_time(run())
+    assert queue.parts() == [["sent", "sent"]]
+
+
+# Stopping -------------------------------------------------------------------------------------------------------------
+
+
+def stopped_after(seconds: float, delivery: ShardDelivery) -> None:
+    asyncio.get_running_loop().call_later(seconds, delivery.stop, "Enough.")
+
+
+def test_stopping_ends_at_once_what_only_waits_and_lets_requests_end() -> None:
+    queue, channel = Queue.of(20), Channel(seconds=lambda _: 25.0)
+    answers = itertools.chain([None] * 2, itertools.repeat(replace(MODEL_SLOW_DOWN, retry_after=55.0)))
+
+    async def run() -> ShardReport:
+        delivery = shard_of(Store(queue), Model(answers=lambda _: next(answers)), channel)
+        stopped_after(3.0, delivery)
+        return await delivery.run(4)
+
+    report = in_no_time(run())
+    assert (report.sent, report.returned) == (2, 18)
+    assert report.seconds == 25.0
+    assert Counter(queue.statuses()) == {"sent": 2, "pending": 18}
+
+
+def test_a_send_that_outlasts_the_grace_of_a_cancelled_shard_is_unknown_and_not_resendable() -> None:
+    queue, channel = Queue.of(3), Channel(seconds=lambda _: 1000.0)
+
+    async def run() -> None:
+        task = asyncio.create_task(shard_of(Store(queue), Model(), channel).run(1))
+        asyncio.get_running_loop().call_later(5.0, task.cancel)
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert now() == 25.0, "20 seconds of grace"
+
+    in_no_time(run())
+    assert queue.parts() == [["unknown"], [], []]
+    assert queue.statuses() == ["pending"] * 3
+    message = queue.messages["m0000"]
+    assert (message.error_class, message.due) == ("unknown", 115.0), "looked up when a late record must be there"
+
+
+@pytest.mark.parametrize("cancel_at", [0.5, 1.5, 2.5])
+def test_a_commit_under_way_is_not_torn_by_a_cancellation(cancel_at: float) -> None:
+    # Each commit takes a second: generation is asked for until 1, the part begun until 2, its outcome settled until 3.
+    queue, channel = Queue.of(1), Channel()
+
+    async def run() -> None:
+        policy = DeliveryPolicy(grace_seconds=0.0)
+        task = asyncio.create_task(shard_of(Store(queue, commit_seconds=1.0), Model(), channel, policy).run(1))
+        asyncio.get_running_loop().call_later(cancel_at, task.cancel)
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    in_no_time(run())
+    message = queue.messages["m0000"]
+    if cancel_at < 1:
+        assert (message.status, message.parts) == ("pending", [])
+    elif cancel_at < 2:
+        assert (message.status, queue.parts(), channel.asked) == ("pending", [["planned"]], [])
+        assert message.error_class is None, "nothing left, so nothing is in doubt"
+    else:
+        assert (message.status, queue.parts()) == ("sent", [["sent"]])
+
+
+def test_a_bug_between_generation_and_ledger_does_not_cost_the_text() -> None:
+    queue = Queue.of(1)
+
+    def stumble(step: str, _: str) -> str:
+        if step == "begin":
+            raise ZeroDivisionError
+        return "go"
+
+    async def run() -> None:
+        await shard_of(Store(queue, verdicts=stumble), Model(), Channel()).run(1)
+
+    in_no_time(run())
+    message = queue.messages["m0000"]
+    assert (message.text, message.status, message.code) == (TEXT, "pending", "internal_error")
+
+
+# Trouble --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_database_that_stays_away_ends_the_shard_and_leaves_leases_to_expire() -> None:
+    queue, channel = Queue.of(10), Channel(seconds=lambda _: 1.0)
+    queue.messages["m0003"].held_back_by = StoreUnavailable("The database did not answer for 60 seconds.")
+
+    async def run() -> None:
+        await shard_of(Store(queue), Model(), channel).run(2)
+
+    with pytest.raises(StoreUnavailable, match="60 seconds"):
+        in_no_time(run())
+    assert Counter(queue.statuses())["sending"] >= 1
+
+
+def test_a_settlement_that_cannot_be_stored_harms_no_neighbour_and_leaves_the_part_unknown() -> None:
+    queue, channel = Queue.of(6), Channel()
+    queue.messages["m0002"].held_back_by = ValueError("numeric field overflow")
+    report = work(queue, 2, channel=channel)
+    assert report.sent == 5
+    message = queue.messages["m0002"]
+    assert (message.status, message.error_class, message.parts[0].status) == ("pending", "unknown", "unknown")
+    assert len(channel.asked) == 6
+
+
+@pytest.mark.parametrize(
+    ("outcome", "status", "error_class", "part"),
+    [
+        (Permanent("x", "r"), "failed", "permanent", "failed"),
+        (Transient("x", "r"), "pending", "transient", "planned"),
+        (Systemic("x", "r", Scope.INBOX), "pending", "systemic", "planned"),
+        (Unknown("x", "r"), "failed", "unknown", "unknown"),
+    ],
+)
+def test_each_outcome_leaves_its_message_and_its_part_where_they_belong(
+    outcome: Outcome, status: str, error_class: str, part: str
+) -> None:
+    queue = Queue.of(1)
+    work(queue, channel=Channel(answers=lambda _: outcome, look_up=LookUp.NONE))
+    message = queue.messages["m0000"]
+    assert (message.status, message.error_class, message.parts[0].status) == (status, error_class, part)
+
+
+def test_a_transient_failure_waits_at_least_as_long_as_the_provider_says() -> None:
+    queue = Queue.of(1)
+    work(queue, channel=Channel(answers=lambda _: Transient("x", "r", retry_after=5000.0)))
+    assert queue.messages["m0000"].due >= 5000.0
+
+
+# Everything at once ---------------------------------------------------------------------------------------------------
+
+FATES = st.sampled_from(
+    [
+        "sent",
+        "sent",
+        "sent",
+        "unknown_accepted",
+        "unknown_not_accepted",
+        "transient",
+        "throttled",
+        "raises_accepted",
+        "raises_not_accepted",
+        "hangs_accepted",
+    ]
+)
+POLICY = DeliveryPolicy(retry=RetryPolicy(max_attempts=30, delays_seconds=(1.0,)), grace_seconds=1.0)
+
+
+class Fateful(Channel):
+    """Does to each request what fate says next."""
+
+    def __init__(self, fates: list[str], look_up: LookUp) -> None:
+        super().__init__(look_up=look_up)
+        self._fates = itertools.chain(fates, itertools.repeat("sent"))
+
+    async def send(self, envelope: Envelope) -> Outcome:
+        key, fate = envelope.idempotency_key, next(self._fates)
+        self.asked.append((now(), key))
+        if fate == "sent" or (fate.endswith("_accepted") and "not" not in fate):
+            self.accepted.append(key)
+        await asyncio.sleep(40.0 if fate.startswith("hangs") else 0.7)
+        if fate.startswith("raises"):
+            raise KeyError(fate)
+        outcomes: dict[str, Outcome] = {
+            "sent": Sent(f"id-{key}"),
+            "transient": Transient("x", "r"),
+            "throttled": replace(SLOW_DOWN, retry_after=2.0),
+        }
+        return outcomes.get(fate, Unknown("no_answer", "r"))
+
+
+class Batches:
+    """Works a queue batch after batch, under a new token each, as ever new processes would."""
+
+    def __init__(self, queue: Queue, channel: Channel, model: Model, commit_seconds: float) -> None:
+        self._queue, self._channel, self._model = queue, channel, model
+        self._commit_seconds = commit_seconds
+        self._tokens = itertools.count(1)
+
+    async def one(self, cancel_after: float | None) -> None:
+        """A batch, cancelled after a while or not."""
+        token = next(self._tokens)
+        for message in self._queue.messages.values():
+            if message.status in {"pending", "queued"}:
+                message.status, message.token = "queued", token
+        store = Store(self._queue, token, self._commit_seconds)
+        two_parts = settings(SplitterSettings(min_chars=10), split_messages=True)
+        task = asyncio.create_task(shard_of(store, self._model, self._channel, POLICY, two_parts).run(3))
+        if cancel_after is not None:
+            asyncio.get_running_loop().call_later(cancel_after, task.cancel)
+        await asyncio.wait([task])
+        for message in self._queue.messages.values():
+            assert message.status in {"pending", "sent", "failed"}, "nothing stays leased after an orderly end"
+            assert all(part.status != "attempting" for part in message.parts)
+
+    async def until_quiet(self, cancellations: list[float]) -> None:
+        """Until nothing is pending any more."""
+        for cancel_after in [*cancellations, *[None] * 200]:
+            await self.one(cancel_after)
+            if "pending" not in self._queue.statuses():
+                return
+            await asyncio.sleep(100.0)
+        raise AssertionError("it never ends")
+
+
+@hypothesis_settings(max_examples=150, deadline=None)
+@given(
+    fates=st.lists(FATES, max_size=40),
+    cancellations=st.lists(st.floats(0.1, 60.0), max_size=6),
+    look_up=st.sampled_from([LookUp.SEARCH, LookUp.NONE]),
+    commit_seconds=st.sampled_from([0.0, 0.05, 1.0]),
+)
+def test_whatever_happens_no_part_is_accepted_twice_no_text_paid_twice_and_no_message_is_lost(
+    fates: list[str], cancellations: list[float], look_up: LookUp, commit_seconds: float
+) -> None:
+    queue, channel, model = Queue.of(5), Fateful(fates, look_up), Model(seconds=lambda _: 0.4, answers=two_paragraphs)
+    in_no_time(Batches(queue, channel, model, commit_seconds).until_quiet(cancellations))
+    assert max(Counter(channel.accepted).values(), default=0) <= 1
+    for message in queue.messages.values():
+        if message.status == "sent":
+            assert {f"{message.id}:1", f"{message.id}:2"} <= set(channel.accepted)
+        else:
+            assert (message.status, message.error_class, look_up) == ("failed", "unknown", LookUp.NONE)
+            assert "unknown" in [part.status for part in message.parts]
+    if not cancellations:
+        assert max(Counter(reference for _, reference in model.asked).values()) == 1
+
+
+def two_paragraphs(prompt: Prompt) -> Completion:
+    """A text of two parts."""
+    return Completion("Olá, Ana! Tudo bem com você?\n\nPodemos conversar nesta semana?", prompt.model, 100, 20, 0.001)
+
+
+def test_the_stand_in_of_the_clock_starts_at_noon() -> None:
+    async def run() -> None:
+        delivery = shard_of(Store(Queue.of(1)), Model(), Channel())
+        await asyncio.sleep(90.0)
+        assert delivery.now() == NOON + timedelta(seconds=90)
+
+    in_no_time(run())

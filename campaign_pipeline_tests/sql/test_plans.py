@@ -1,0 +1,167 @@
+"""Which way the server goes, on a table that is large: a matter of indexes, not of time."""
+
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from uuid import UUID, uuid4
+
+import pytest
+
+from campaign_pipeline_tests.factories import World
+from campaign_pipeline_tests.sql.holder import Holder, rows, run_statement
+
+RUNS = 10
+WORKED = ("campaign_messages", "campaign_message_parts")
+
+
+class Crowded(World):
+    """A database with 50,000 messages, most of them finished, as after some months."""
+
+    runs: list[UUID]
+    held: list[UUID]
+    holder: Holder
+
+    def fill(self) -> None:
+        config = self.campaign()
+        self.runs = [self.run(config) for _ in range(RUNS)]
+        cancelled = self.run(config, status="cancelled")
+        self.do(
+            """INSERT INTO campaign_messages (run_id, status, scheduled_at, lead_id)
+               SELECT (%s::uuid[])[1 + n %% %s],
+                      CASE WHEN n %% 50 = 0 THEN 'pending' WHEN n %% 7 = 0 THEN 'failed' ELSE 'sent' END,
+                      campaign_now() - n * interval '1 minute', gen_random_uuid()
+               FROM generate_series(1, 50000) n""",
+            self.runs,
+            RUNS,
+        )
+        self.do("INSERT INTO campaign_messages (run_id) SELECT %s FROM generate_series(1, 20)", cancelled)
+        self.do(
+            """INSERT INTO campaign_message_parts
+                   (message_id, part_no, text, status, idempotency_key, inbox_id, address, sent_at)
+               SELECT id, 1, 'Oi', CASE status WHEN 'sent' THEN 'sent' ELSE 'failed' END, id || ':1', %s, '55', now()
+               FROM campaign_messages WHERE status IN ('sent', 'failed')""",
+            uuid4(),
+        )
+        for table in (*WORKED, "campaign_runs", "conversations", "leads", "messages"):
+            self.do(f"VACUUM ANALYZE {table}")
+        self.holder = Holder(self)
+        self.held = [
+            row["id"] for row in self.all("SELECT id FROM campaign_messages WHERE status = 'pending' LIMIT 50")
+        ]
+
+    def sequential_scans(self) -> dict[str, int]:
+        """So far, by this transaction, in functions and triggers too."""
+        found = self.all(
+            "SELECT relname, seq_scan FROM pg_stat_xact_user_tables WHERE relname = ANY (%s)", list(WORKED)
+        )
+        return {row["relname"]: row["seq_scan"] for row in found}
+
+
+@pytest.fixture
+def crowded(database_url: str) -> Iterator[Crowded]:
+    crowded = Crowded(database_url)
+    with crowded:
+        crowded.fill()
+        yield crowded
+
+
+def cutoffs(world: Crowded) -> dict[str, object]:
+    past = world.value("SELECT campaign_now()") - timedelta(days=20)
+    return {"run_ids": world.runs, "cutoffs": [past] * RUNS, "max_age_minutes": 60}
+
+
+def claim(world: Crowded) -> None:
+    claimed = rows(
+        world,
+        "claim_messages",
+        run_ids=world.runs,
+        quotas=[100] * RUNS,
+        batch_size=100,
+        token=uuid4(),
+        owner="test",
+        lease_seconds=120.0,
+    )
+    assert len(claimed) == 100
+
+
+def begin_and_settle(world: Crowded) -> None:
+    world.holder.take_over(world.held)
+    for _ in range(7):  # plpgsql plans for the values at hand at first, then once for all values
+        answers = world.holder.begin_all({"id": m, "text": "Oi", "parts": ["Oi"]} for m in world.held)
+        assert {row["verdict"] for row in answers.values()} == {"go"}
+    half = len(world.held) // 2
+    for _ in range(7):
+        world.holder.settle_all(
+            {"id": m, "part_no": 1, "attempt_no": 1, "outcome": "sent", "provider_message_id": "x"}
+            for m in world.held[:half]
+        )
+        world.holder.settle_all(
+            {"id": m, "part_no": 1, "attempt_no": 1, "outcome": "planned", "status": "failed"}
+            for m in world.held[half:]
+        )
+
+
+def renew_and_read(world: Crowded) -> None:
+    world.holder.take_over(world.held)
+    assert len(world.holder.renew(world.held)) == len(world.held)
+    assert len(rows(world, "read_leased_messages", ids=world.held, token=world.holder.token)) == len(world.held)
+
+
+def generate(world: Crowded) -> None:
+    world.holder.take_over(world.held)
+    for due in world.held[:7]:
+        assert world.holder.start_generating(due) == "go"
+
+
+def recover(world: Crowded) -> None:
+    world.holder.take_over(world.held, lease_seconds=-1.0)
+    assert len(rows(world, "recover_leases")) == len(world.held)
+    for _ in range(7):
+        assert rows(world, "recover_leases") == []
+
+
+def look_up(world: Crowded) -> None:
+    found = rows(world, "find_control_part", inbox_id=uuid4(), address="55", started_at=1.7e9)
+    assert found == [{"control_provider_id": None, "taken_provider_ids": []}]
+
+
+def spread(world: Crowded) -> None:
+    some = world.runs[:2]
+    spread = rows(world, "spread_overdue_messages", run_ids=some, intervals=[30.0] * 2, closings=[None] * 2)
+    assert len(spread) > 100
+
+
+STEPS: dict[str, Callable[[Crowded], object]] = {
+    "recover": recover,
+    "cancelled": lambda world: rows(world, "settle_cancelled_runs"),
+    "runs": lambda world: rows(world, "list_running_runs"),
+    "expire": lambda world: rows(world, "expire_old_messages", **cutoffs(world)),
+    "spread": spread,
+    "claim": claim,
+    "renew_and_read": renew_and_read,
+    "generate": generate,
+    "begin_and_settle": begin_and_settle,
+    "look_up": look_up,
+    "close": lambda world: rows(world, "close_runs"),
+    "next_due": lambda world: rows(world, "next_due"),
+    "pauses": lambda world: run_statement(world, "drop_spent_throttles"),
+}
+
+
+def test_no_step_of_a_batch_reads_a_whole_table(crowded: Crowded) -> None:
+    guilty = {}
+    for name, step in STEPS.items():
+        with crowded.connection.transaction(force_rollback=True):
+            before = crowded.sequential_scans()
+            step(crowded)
+            after = crowded.sequential_scans()
+        scans = {table: after[table] - before[table] for table in WORKED if after[table] != before[table]}
+        if scans:
+            guilty[name] = scans
+    assert guilty == {}
+
+
+def test_a_scan_of_a_whole_table_would_be_noticed(crowded: Crowded) -> None:
+    with crowded.connection.transaction():
+        before = crowded.sequential_scans()
+        crowded.value("SELECT count(*) FROM campaign_messages WHERE lead_id IS NULL")
+        assert crowded.sequential_scans()["campaign_messages"] > before["campaign_messages"]

@@ -1,0 +1,87 @@
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+import campaign_pipeline
+from campaign_pipeline.sql import functions_text, parse_statements, statement, statements
+from campaign_pipeline_tests.factories import World
+
+PACKAGE = Path(campaign_pipeline.__file__).parent
+
+
+def numbered(text: str) -> str:
+    """The statement with $1, $2, … in place of psycopg's named places."""
+    names: dict[str, int] = {}
+    numbers = re.sub(r"%\((\w+)\)s", lambda found: f"${names.setdefault(found[1], len(names) + 1)}", text)
+    return numbers.replace("%%", "%")
+
+
+def named_in_code() -> Iterator[str]:
+    """Every name given to `statement(...)` or `self._all(...)` in the package."""
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+                called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+                if called in {"statement", "_all"}:
+                    yield str(node.args[0].value)
+
+
+def test_the_server_understands_every_statement(world: World) -> None:
+    for name in statements():
+        world.connection.execute(f"PREPARE {name} AS {numbered(statement(name))}".encode())
+    assert world.value("SELECT count(*) FROM pg_prepared_statements") == len(statements())
+
+
+def test_every_statement_is_used_and_every_used_one_exists() -> None:
+    assert set(named_in_code()) == set(statements())
+
+
+def test_every_statement_says_what_it_is_for_or_names_a_documented_function() -> None:
+    documented = re.compile(r"^-- .*\n(?:-- .*\n)*CREATE OR REPLACE FUNCTION (\w+)", re.MULTILINE)
+    functions = set(documented.findall(functions_text()))
+    for name, text in statements().items():
+        called = set(re.findall(r"FROM (campaign_\w+)\(", text))
+        assert text.startswith("--") or called & functions, name
+
+
+def test_the_functions_may_be_applied_again_and_again(world: World) -> None:
+    for _ in range(2):
+        world.connection.execute(functions_text().encode())
+
+
+def test_a_file_is_cut_at_its_name_lines_with_comments_kept() -> None:
+    text = "-- a file\n\n-- name: one\n-- Says one.\nSELECT 1;\n\n-- name: two\nSELECT\n  2;\n"
+    assert parse_statements(text) == {"one": "-- Says one.\nSELECT 1;", "two": "SELECT\n  2;"}
+
+
+def test_a_name_that_is_given_twice_is_refused() -> None:
+    with pytest.raises(ValueError, match="one is defined twice"):
+        parse_statements("-- name: one\nSELECT 1;\n-- name: one\nSELECT 2;")
+
+
+@pytest.mark.parametrize(
+    "text", ["-- name: one\n", "-- name: one\n-- only a comment\n", "-- name: one\n-- name: two\nSELECT 2;"]
+)
+def test_a_name_without_a_statement_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="one is empty"):
+        parse_statements(text)
+
+
+def test_a_name_line_within_a_line_names_nothing() -> None:
+    assert parse_statements("-- name: one\nSELECT '-- name: two';") == {"one": "SELECT '-- name: two';"}
+
+
+def test_an_unknown_statement_is_an_error_at_once() -> None:
+    with pytest.raises(KeyError):
+        statement("drop_everything")
+
+
+def test_a_broken_statement_would_be_noticed(world: World) -> None:
+    with pytest.raises(psycopg.errors.UndefinedColumn):
+        world.connection.execute(
+            f"PREPARE broken AS {numbered(statement('next_due')).replace('run_id', 'runid')}".encode()
+        )

@@ -1,16 +1,18 @@
 # Each target makes what it needs, from nothing but Python 3.10 to 3.13. `make` alone says what there is.
 .DEFAULT_GOAL := help
-.PHONY: help demo dev test lint format clean
+.PHONY: help demo dev test crash-test bench lint format clean
 
 PYTHON ?= python3
 PORT ?= 3000
 DEMO ?=
+CRASH ?=
+BENCH ?=
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
 help: ## Say what there is
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(READY) ## Send a made-up campaign through the real job, against sandbox providers (DEMO="--count 50")
 	@$(BIN)/campaign-pipeline demo $(DEMO)
@@ -20,6 +22,13 @@ dev: $(READY) ## Dagster's UI on http://127.0.0.1:3000 (PORT=3001 for another po
 
 test: $(READY) ## All tests
 	$(BIN)/python -m pytest -n 2
+
+crash-test: $(READY) ## Kill everything at random and recount; leave it running (CRASH="--messages 20000 --kills 200 --seed 7")
+	$(BIN)/python -m campaign_pipeline_tests.crash.campaign $(CRASH)
+
+bench: $(READY) ## Race against other ways of doing the same work; writes benchmarks/RESULTS.md (about an hour)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,bench]' -c constraints.txt
+	$(BIN)/python -m benchmarks $(BENCH)
 
 lint: $(READY) ## Style, types, import contracts, and whether Dagster can load the code location
 	$(BIN)/ruff check .

@@ -85,6 +85,9 @@ LANGUAGE_MODEL_ACCOUNT = "openrouter"
 MODEL_REFUSES = "model_refuses_requests"
 """A model that takes none of our requests: its own settings or ours are wrong, not a message."""
 
+OWN_INTERRUPTIONS = frozenset({"worker_died", "given_back"})
+"""Codes of attempts that our own end cut short."""
+
 FIRST_REFUSALS = 3
 """So many invalid requests before any good one are no accident of single messages any more."""
 
@@ -132,6 +135,8 @@ class _Part:
     attempted_at: float = 0.0  # seconds since the epoch, by the database's clock
     address: str | None = None  # where the last attempt went
     inbox_id: str | None = None  # through which it was made
+    interrupted: bool = False  # the last attempt was cut short by our own process, not by its provider
+    resend_approved: bool = False  # by a person, though nobody knows whether it went out
 
 
 @dataclass
@@ -360,7 +365,17 @@ class ShardDelivery:
     async def _live_message(self, message: LeasedMessage) -> None:
         lead = self.leads.get(message.lead_id) if message.lead_id else None
         parts = [
-            _Part(p.part_no, p.text, p.status, p.attempts, p.attempted_at or 0.0, p.address, p.inbox_id)
+            _Part(
+                p.part_no,
+                p.text,
+                p.status,
+                p.attempts,
+                p.attempted_at or 0.0,
+                p.address,
+                p.inbox_id,
+                p.error_code in OWN_INTERRUPTIONS,
+                p.resend_approved,
+            )
             for p in message.parts
         ]
         work = self._works[message.id] = _Work(message, lead, parts)
@@ -665,7 +680,10 @@ class ShardDelivery:
         # Whether the lease is lost is asked before the next part.
 
     async def _settle_unknown(self, work: _Work, part: _Part, unknown: Unknown) -> None:
-        """Find out about a part that may have gone out (I5). Comes back only if it turns out to be sent."""
+        """Find out about a part that may have gone out (I5).
+
+        Comes back only if it turns out to be sent, or surely not and may be sent right away.
+        """
         look_up = self.channel.traits.look_up
         settlement = Settlement(work.id, part.no, part.attempts, looked_up=look_up is not LookUp.NONE)
         if part.status is PartStatus.ATTEMPTING:
@@ -683,12 +701,16 @@ class ShardDelivery:
             else:
                 answer = await self.channel.find_accepted(await self.store.known_sends(self.shard.inbox_id, attempt))
         age = self.now().timestamp() - part.attempted_at
-        decision = self.policy.retry.decide_unknown(look_up, answer, age)
+        decision = self.policy.retry.decide_unknown(look_up, answer, age, approved=part.resend_approved)
         match decision:
             case Found(provider_message_id, response):
                 self.report.recovered_sends += 1
                 self._log(work.message, "look_up", "warning", "It had gone out: found at the provider.", part=part.no)
                 await self._settle_sent(work, part, settlement, Sent(provider_message_id, response))
+            case Transient(code, reason) if part.interrupted or part.resend_approved:
+                # Not the message's fault, so no attempt of its three; and nothing to wait for.
+                part.status = PartStatus.PLANNED
+                await self._commit(work, replace(settlement, outcome=part.status.value, code=code, reason=reason))
             case Transient():
                 await self._end(work, decision, settlement)
             case Decision():
@@ -703,7 +725,10 @@ class ShardDelivery:
         """End the message's life here by what the policy says of a failure. Always raises _Stop."""
         if isinstance(failure, Systemic):
             await self._close_scope(work.message, failure, model)
-        decision = self.policy.retry.decide(failure, work.message.retry_count, self.chance)
+        retry, campaign = self.policy.retry, self.settings.campaigns.get(work.message.config_id)
+        if campaign is not None and campaign.retry_delays_minutes:
+            retry = replace(retry, delays_seconds=tuple(60 * minutes for minutes in campaign.retry_delays_minutes))
+        decision = retry.decide(failure, work.message.retry_count, self.chance)
         settlement = settlement or Settlement(work.id)
         if settlement.part_no is not None:
             outcome = PartStatus.FAILED if isinstance(failure, Permanent) else PartStatus.PLANNED

@@ -55,6 +55,8 @@ class PartRecord:
     attempted_at: float | None = None  # seconds since the epoch, by the database's clock
     address: str | None = None  # where the last attempt went
     inbox_id: str | None = None  # through which it was made
+    error_code: str | None = None  # of the last attempt
+    resend_approved: bool = False  # a person said: send it again, though nobody knows whether it went out
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> "PartRecord":
@@ -68,6 +70,8 @@ class PartRecord:
             attempted_at=None if at is None else float(at),
             address=row.get("address"),
             inbox_id=row.get("inbox_id"),
+            error_code=row.get("error_code"),
+            resend_approved=bool(row.get("resend_approved")),
         )
 
 
@@ -128,6 +132,7 @@ class CampaignSettings:
     end_time: str | None
     timezone: str | None
     frequency: str | None
+    retry_delays_minutes: tuple[float, ...] | None = None  # None: as for all campaigns
 
     def window(self) -> SendingWindow:
         """When it may send. Raises InvalidWindow."""
@@ -166,7 +171,13 @@ class BatchSettings:
         """Build from the statement `get_batch_settings`."""
         return cls(
             campaigns={
-                key: CampaignSettings(**{**row, "instructions": row["instructions"] or ""})
+                key: CampaignSettings(
+                    **{
+                        **row,
+                        "instructions": row["instructions"] or "",
+                        "retry_delays_minutes": tuple(row.get("retry_delays_minutes") or ()) or None,
+                    }
+                )
                 for key, row in (settings.get("campaigns") or {}).items()
             },
             models=settings.get("models") or {},

@@ -67,16 +67,19 @@ class RetryPolicy:
                 return Decision(MessageStatus.FAILED, ErrorClass.UNKNOWN, code, reason)
 
     def decide_unknown(
-        self, look_up: LookUp, answer: LookUpAnswer | None, age_seconds: float
+        self, look_up: LookUp, answer: LookUpAnswer | None, age_seconds: float, *, approved: bool = False
     ) -> Found | Transient | Decision:
         """Decide for a part that may have gone out, given what the provider says of it (I5).
 
         Found: it was sent. Transient: it surely was not, and may be tried again. A decision: the message waits for
-        another look, or fails as unknown. `age_seconds` is the age of the attempt.
+        another look, or fails as unknown. `age_seconds` is the age of the attempt; `approved`: a person said that it
+        may be sent again, though nobody knows.
         """
         match answer:
             case Found():
                 return answer
+            case Absent() | None if approved:
+                return Transient("resend_approved", "A person said that it is to be sent again.")
             case LookUpFailed(reason) if age_seconds < self.give_up_look_up_seconds:
                 delay = max(30.0, min(900.0, age_seconds))
                 return Decision(MessageStatus.PENDING, ErrorClass.UNKNOWN, "look_up_failed", reason, delay)

@@ -119,8 +119,8 @@ class SplitIntoShardsConfig(dg.Config):
 
     shard_size: int = Field(
         default=250,
-        description="How many messages one mapped step sends at most, 1 to 10,000. 1 gives a step a message, at about a "
-        "third of a second each.",
+        description="How many messages one mapped step sends at most, 1 to 10,000. 1 gives a step a message, at about "
+        "a third of a second each.",
     )
 
 

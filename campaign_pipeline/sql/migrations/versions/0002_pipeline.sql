@@ -66,6 +66,7 @@ CREATE TABLE IF NOT EXISTS campaign_message_parts (
     attempts            integer NOT NULL DEFAULT 0,
     attempt_token       uuid,                      -- the lease under which the last attempt was made
     attempted_at        timestamptz,
+    resend_approved_at  timestamptz,               -- a person said: send it again though nobody knows (until attempted)
     looked_up_at        timestamptz,               -- when the provider was last asked for it
     address             text,
     error_class         text,
@@ -113,6 +114,9 @@ CREATE TABLE IF NOT EXISTS campaign_pauses (
     PRIMARY KEY (scope, scope_id)
 );
 
+ALTER TABLE campaign_configs
+    ADD COLUMN IF NOT EXISTS retry_delays_minutes numeric[];  -- before the 2nd, 3rd, … attempt; null: as configured for all
+
 ALTER TABLE ai_message_splitter_config
     ADD COLUMN IF NOT EXISTS strategy text NOT NULL DEFAULT 'local' CHECK (strategy IN (
         'local',    -- at sentence and list boundaries, here
@@ -126,3 +130,16 @@ CREATE INDEX IF NOT EXISTS conversations_of_phone ON conversations (workspace_id
 CREATE INDEX IF NOT EXISTS ai_agents_of_workspace ON ai_agents (workspace_id) WHERE is_active;     -- get_batch_settings
 CREATE INDEX IF NOT EXISTS messages_of_conversation ON messages (conversation_id, created_at);     -- the CRM's chat view
 CREATE INDEX IF NOT EXISTS campaign_logs_of_run ON campaign_logs (run_id, created_at);             -- the CRM's log view
+
+-- Once: from here on the counters follow the messages by trigger, so they must start right.
+UPDATE campaign_runs r
+SET leads_success = n.success, leads_failed = n.failed, leads_skipped = n.skipped,
+    leads_processed = n.success + n.failed + n.skipped
+FROM (SELECT m.run_id,
+             count(*) FILTER (WHERE m.status IN ('sent', 'replied')) AS success,
+             count(*) FILTER (WHERE m.status = 'failed')             AS failed,
+             count(*) FILTER (WHERE m.status = 'skipped')            AS skipped
+      FROM campaign_messages m GROUP BY m.run_id) n
+WHERE r.id = n.run_id
+  AND (r.leads_success, r.leads_failed, r.leads_skipped, r.leads_processed)
+      IS DISTINCT FROM (n.success, n.failed, n.skipped, n.success + n.failed + n.skipped);

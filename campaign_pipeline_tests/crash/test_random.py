@@ -1,0 +1,29 @@
+"""A short random campaign of kills, restarts and mixed faults; `make crash-test` runs longer ones."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from campaign_pipeline.adapters.embedded import EmbeddedServer
+from campaign_pipeline_tests.adapters.restarts import own_database, own_server
+from campaign_pipeline_tests.crash.campaign import Plan, run
+from campaign_pipeline_tests.factories import World
+
+pytestmark = pytest.mark.crash
+
+
+@pytest.fixture
+def server_to_crash(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
+    """Not the one that the other tests share; and with its data really on the disk."""
+    with own_server(tmp_path_factory.mktemp("crashing")) as server:
+        yield server
+
+
+@pytest.mark.parametrize("looks_up", [True, False], ids=["with look-up", "without look-up"])
+def test_a_random_campaign_of_kills_ends_with_every_invariant_intact(
+    server_to_crash: EmbeddedServer, looks_up: bool
+) -> None:
+    plan = Plan(messages=300, kills=6, workers=3, seed=11, looks_up=looks_up, database_restarts=1, provider_kills=1)
+    with own_database(server_to_crash) as url, World(url) as world:
+        assert run(plan, server_to_crash, world) == []
+        assert world.value("SELECT count(*) FROM campaign_messages WHERE status IN ('sent', 'failed')") == 300

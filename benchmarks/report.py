@@ -163,6 +163,7 @@ def _missed(results: Sequence[Result]) -> list[str]:
 def _draw(result: Result, folder: Path) -> list[tuple[Plot, str]]:
     """Draw a race's plots as small SVG files; nothing where matplotlib is not installed."""
     try:
+        from matplotlib import rc_context  # type: ignore[import-not-found,import-untyped,unused-ignore]
         from matplotlib.backends.backend_svg import FigureCanvasSVG  # type: ignore[import-not-found,import-untyped,unused-ignore]
         from matplotlib.figure import Figure  # type: ignore[import-not-found,import-untyped,unused-ignore]
     except ImportError:
@@ -186,7 +187,8 @@ def _draw(result: Result, folder: Path) -> list[tuple[Plot, str]]:
             axes.legend(fontsize=8, frameon=False)
         folder.mkdir(parents=True, exist_ok=True)
         name = f"{result.name}_{no}.svg"
-        # Without a date in it, the same figures are the same file.
-        canvas.print_svg(str(folder / name), metadata={"Date": None})
+        # Text as text makes it small; without a date and with fixed ids the same figures are the same file.
+        with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+            canvas.print_svg(str(folder / name), metadata={"Date": None})
         drawn.append((plot, name))
     return drawn

@@ -171,7 +171,8 @@ def fill(url: str, messages: int, *, inboxes: int = 1, custom_fields: int = 8) -
         connection.execute(_CAMPAIGNS, values)
         # What autovacuum would come to in its own time, and in somebody's race. Only what is filled: of a table that
         # was vacuumed while it was empty the planner believes that it stays so.
-        connection.execute("VACUUM ANALYZE leads, custom_fields, lead_custom_values, campaign_runs, campaign_messages")
+        for table in ("leads", "custom_fields", "lead_custom_values", "campaign_runs", "campaign_messages"):
+            connection.execute(f"VACUUM ANALYZE {table}")
 
 
 def count_statuses(url: str) -> dict[str, int]:

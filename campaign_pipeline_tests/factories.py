@@ -30,12 +30,16 @@ class World:
         self._phones = 0
 
     def __enter__(self) -> "World":
-        self.reconnect()
+        self.connection = self._connect()
         return self
 
+    def _connect(self) -> "psycopg.Connection[dict[str, Any]]":
+        return psycopg.connect(self.url, autocommit=True, row_factory=dict_row)
+
     def reconnect(self) -> None:
-        """Connect, or connect again after the server was restarted."""
-        self.connection = psycopg.connect(self.url, autocommit=True, row_factory=dict_row)
+        """Connect again, after the server was restarted."""
+        self.connection.close()
+        self.connection = self._connect()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -140,8 +140,8 @@ def race(bench: Bench, options: Options, result: Result) -> None:
         )
     )
     result.notes.append(
-        f"While the housekeeping was measured, {large.leases:,} leases were alive. A checkpoint comes right before each "
-        "queue is measured, so that every page is written to the log in full when it is touched first."
+        f"While the housekeeping was measured, {large.leases:,} leases were alive. A checkpoint comes right before "
+        "each queue is measured, so that every page is written to the log in full when it is touched first."
     )
     if plans is not None:
         result.notes.append("Plans of every statement at the large size are in `plans/`.")

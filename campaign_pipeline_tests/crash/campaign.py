@@ -96,7 +96,7 @@ def run(plan: Plan, server: EmbeddedServer, world: World, progress: Progress | N
         workers: list[subprocess.Popen[str]] = []
         try:
             for event in events:
-                workers = [worker for worker in workers if worker.poll() is None]
+                workers = _living(workers)
                 while len(workers) < plan.workers:
                     batch, shard, concurrency = (
                         chance.choice(sizes) for sizes in ([50, 100, 200], [20, 50], [5, 10, 20])
@@ -113,6 +113,14 @@ def run(plan: Plan, server: EmbeddedServer, world: World, progress: Progress | N
         recover(world, sandbox, workers=2)
         record = sandbox.record()
     return violations(world, record)
+
+
+def _living(workers: "list[subprocess.Popen[str]]") -> "list[subprocess.Popen[str]]":
+    """Those that still work; the dead are buried."""
+    for worker in workers:
+        if worker.poll() is not None:
+            worker.communicate()
+    return [worker for worker in workers if worker.returncode is None]
 
 
 def _strike(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -171,7 +172,7 @@ def _draw(result: Result, folder: Path) -> list[tuple[Plot, str]]:
     drawn = []
     for no, plot in enumerate(result.plots, start=1):
         figure = Figure(figsize=(7.5, 0.9 + 0.42 * len(plot.values)), layout="constrained")
-        canvas = FigureCanvasSVG(figure)
+        canvas: Any = FigureCanvasSVG(figure)
         axes = figure.subplots()
         names = list(plot.values)
         colours = ["#1f6f8b" if name.startswith("this") else "#b9c4c9" for name in names]

@@ -8,7 +8,7 @@ comes out as `httpx.ConnectTimeout`. Whether something left is therefore read fr
 import asyncio
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import Any
 
@@ -57,8 +57,13 @@ class Answer:
 
     status: int
     body: Any  # parsed JSON; None where the body is none
-    text: str  # the raw body, cut and without keys
+    raw: bytes = field(repr=False)  # without our keys
     retry_after: float | None  # seconds
+
+    @property
+    def text(self) -> str:
+        """The body as a text to show: cut, and without what looks like a key. Only failures need it."""
+        return redact(self.raw[: 4 * MAX_KEPT_CHARS].decode("utf-8", "replace"))
 
 
 @dataclass(frozen=True)
@@ -117,12 +122,7 @@ async def _request(
     raw = response.content
     for secret in secrets:
         raw = raw.replace(secret, b"***")  # here, once: no body that quotes our key goes any further
-    return Answer(
-        response.status_code,
-        parse_json(raw),
-        redact(raw[: 4 * MAX_KEPT_CHARS].decode("utf-8", "replace")),
-        _retry_after(response),
-    )
+    return Answer(response.status_code, parse_json(raw), raw, _retry_after(response))
 
 
 def _secrets(headers: Mapping[str, str]) -> list[bytes] | None:

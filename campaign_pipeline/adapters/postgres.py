@@ -7,7 +7,7 @@ and group commit for the three statements that every message needs.
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from operator import itemgetter
 from typing import Any, TypeVar
@@ -338,8 +338,6 @@ class ShardStore:
             timeout=min(10.0, patience_seconds),
             kwargs={key: value for key, value in _connect_options(url).items() if key != "conninfo"},
             connection_class=psycopg.AsyncConnection[DictRow],
-            # A connection that died with the server must not be handed out: the caller would only see it fail.
-            check=AsyncConnectionPool.check_connection,
         )
         async with pool:
             store = cls(pool, shard, owner, lease_seconds, patience_seconds)
@@ -403,7 +401,7 @@ class ShardStore:
 
     async def begin_part(self, begin: BeginPart) -> Begun:
         """See DeliveryStore."""
-        item = asdict(begin)
+        item = dict(vars(begin))
         item |= {"id": item.pop("message_id"), "token": str(self._token), "inbox_id": self._shard.inbox_id}
         return await self._beginning.submit(item)
 
@@ -423,7 +421,7 @@ class ShardStore:
 
     async def settle(self, settlement: Settlement) -> Settled:
         """See DeliveryStore."""
-        item = asdict(settlement)
+        item = dict(vars(settlement))
         item |= {"id": item.pop("message_id"), "token": str(self._token)}
         return await self._settling.submit(item)
 

@@ -164,9 +164,10 @@ RETURNING m.id, m.run_id;
 WITH done AS MATERIALIZED (
     SELECT r.id FROM campaign_runs r
     WHERE (r.status = 'running' OR (r.status = 'cancelled' AND r.completed_at IS NULL))
-      AND NOT EXISTS (SELECT 1 FROM campaign_messages m WHERE m.run_id = r.id AND m.status = 'pending')
-      AND NOT EXISTS (SELECT 1 FROM campaign_messages m
-                      WHERE m.run_id = r.id AND m.status IN ('queued', 'generating', 'sending'))
+      -- LIMIT 1 makes each an index probe per run; as NOT EXISTS they may become one join over all leases (15 ms).
+      AND (SELECT 1 FROM campaign_messages m WHERE m.run_id = r.id AND m.status = 'pending' LIMIT 1) IS NULL
+      AND (SELECT 1 FROM campaign_messages m
+           WHERE m.run_id = r.id AND m.status IN ('queued', 'generating', 'sending') LIMIT 1) IS NULL
       AND (r.status = 'cancelled' OR r.leads_processed > 0 OR r.leads_total = 0
            OR COALESCE(r.started_at, r.run_date::timestamptz, '-infinity') < campaign_now() - interval '5 minutes')
     ORDER BY r.id FOR NO KEY UPDATE  -- in one order: closers do not wait for each other in a circle

@@ -61,8 +61,11 @@ CRM_TABLES = ("alembic_version", "campaign_runs", "campaign_messages", "leads", 
 
 
 def columns(world: World) -> dict[str, list[str]]:
-    """The columns of the CRM's tables as they are now."""
-    query = "SELECT column_name FROM information_schema.columns WHERE table_name = %s"
+    """The columns of the CRM's tables as they are now; without the counters, which an upgrade may have to correct."""
+    query = (
+        "SELECT column_name FROM information_schema.columns WHERE table_name = %s"
+        " AND column_name NOT IN ('leads_processed', 'leads_success', 'leads_failed', 'leads_skipped')"
+    )
     return {table: [row["column_name"] for row in world.all(query, table)] for table in CRM_TABLES}
 
 
@@ -106,9 +109,9 @@ def test_a_crm_in_use_keeps_its_rows_and_its_own_migrations(crm: World, database
 
 def test_a_crm_in_use_can_be_worked_after_the_upgrade(crm: World) -> None:
     upgrade(crm.url)
-    run = crm.value("SELECT id FROM campaign_runs")
+    assert crm.wrong_counters() == []
     crm.do("UPDATE campaign_messages SET status = 'sent' WHERE status = 'pending'")
-    assert crm.value("SELECT leads_success FROM campaign_runs WHERE id = %s", run) == 1
+    assert crm.wrong_counters() == []
     with pytest.raises(psycopg.errors.CheckViolation):
         crm.do("UPDATE campaign_messages SET status = 'nonsense' WHERE status = 'sent'")
 

@@ -37,9 +37,14 @@ CREATE INDEX IF NOT EXISTS campaign_messages_due
     ON campaign_messages (run_id, (COALESCE(next_attempt_at, scheduled_at, created_at)))
     WHERE status = 'pending';
 
--- Serves: recover expired leases; can this run close.
+-- Serves: can this run close. Without the expiry, or each heartbeat would write it anew.
 CREATE INDEX IF NOT EXISTS campaign_messages_leased
-    ON campaign_messages (run_id, lease_expires_at)
+    ON campaign_messages (run_id)
+    WHERE status IN ('queued', 'generating', 'sending');
+
+-- Serves: recover expired leases, without reading those that live.
+CREATE INDEX IF NOT EXISTS campaign_messages_lease_expiry
+    ON campaign_messages (lease_expires_at)
     WHERE status IN ('queued', 'generating', 'sending');
 
 -- A row changes status four times in a few seconds: room for the new versions on its own page, and a vacuum that
@@ -125,8 +130,8 @@ ALTER TABLE ai_message_splitter_config
 -- Look-ups by lead and parent ----------------------------------------------------------------------------------------
 
 CREATE INDEX IF NOT EXISTS lead_custom_values_of_lead ON lead_custom_values (lead_id);             -- get_lead_contexts
-CREATE INDEX IF NOT EXISTS conversations_of_lead ON conversations (workspace_id, lead_id);         -- campaign_begin_parts
-CREATE INDEX IF NOT EXISTS conversations_of_phone ON conversations (workspace_id, contact_phone);  -- campaign_begin_parts
+CREATE INDEX IF NOT EXISTS conversations_of_lead ON conversations (lead_id);         -- campaign_attach_conversations
+CREATE INDEX IF NOT EXISTS conversations_of_phone ON conversations (contact_phone);  -- campaign_attach_conversations
 CREATE INDEX IF NOT EXISTS ai_agents_of_workspace ON ai_agents (workspace_id) WHERE is_active;     -- get_batch_settings
 CREATE INDEX IF NOT EXISTS messages_of_conversation ON messages (conversation_id, created_at);     -- the CRM's chat view
 CREATE INDEX IF NOT EXISTS campaign_logs_of_run ON campaign_logs (run_id, created_at);             -- the CRM's log view

@@ -239,6 +239,7 @@ class _ClaimBatch:
                 "spread_overdue_messages",
                 run_ids=[state.run_id for state in open_states],
                 intervals=[state.interval_seconds for state in open_states],
+                caps=[state.spread_within_seconds for state in open_states],
                 closings=[state.closes_at for state in open_states],
             )
             self._batch.spread = len(spread)

@@ -11,6 +11,9 @@ from campaign_pipeline.core.window import InvalidWindow, SendingWindow
 DEFAULT_INTERVAL_SECONDS = 30.0
 """Between overdue messages that go out after a pause, where the campaign does not say; the CRM's own minimum."""
 
+DEFAULT_SPREAD_SECONDS = 600.0
+"""Within which all of them go out then: no burst, but nobody asked for a pace that would take days either."""
+
 WINDOW_CLOSED = "window_closed"
 
 SLOWED_DOWN = "slowed_down"
@@ -38,6 +41,7 @@ class RunState:
     has_due: bool
     resumed: bool  # what became overdue while it was held is to be spread
     interval_seconds: float
+    spread_within_seconds: float | None  # all of what is to be spread; None: as long as the interval makes it
     too_old_before: datetime  # messages due before this are skipped
     resumed_at: datetime  # since when that is so
     closes_at: datetime | None  # when its window closes; None: never, or it is not open
@@ -82,6 +86,7 @@ def judge_run(row: Mapping[str, Any], pauses: Sequence[Mapping[str, Any]], max_a
         has_due=row["has_due"],
         resumed=not held and (was_held or to_be_spread),
         interval_seconds=float(row["min_interval_seconds"] or DEFAULT_INTERVAL_SECONDS),
+        spread_within_seconds=None if row["min_interval_seconds"] else DEFAULT_SPREAD_SECONDS,
         too_old_before=window.age_cutoff(now, max_age) if window else now - max_age,
         resumed_at=row["resumed_at"] or now,
         closes_at=window.closes_at(now) if window else None,

@@ -103,15 +103,16 @@ RETURNING m.id, m.run_id;
 
 -- name: spread_overdue_messages
 -- After a pause: what became overdue goes out one by one, %(intervals)s seconds apart, the oldest first, from now. What
--- does not fit before the window closes is due when it closes, to be spread anew when it opens (`put_off`).
+-- does not fit before the window closes is due when it closes, to be spread anew when it opens (`put_off`). Where a cap is
+-- given (seconds), all of a run's go out within it, however many they are.
 UPDATE campaign_messages m
-SET next_attempt_at = least(o.closes, campaign_now() + make_interval(secs => o.place * o.seconds))
+SET next_attempt_at = least(o.closes, campaign_now() + make_interval(secs => o.place * least(o.seconds, o.cap / o.of_all)))
 FROM (
-    SELECT d.id, d.place, s.seconds, s.closes
-    FROM unnest(%(run_ids)s::uuid[], %(intervals)s::double precision[], %(closings)s::timestamptz[])
-         AS s (run_id, seconds, closes)
+    SELECT d.id, d.place, d.of_all, s.seconds, s.cap, s.closes
+    FROM unnest(%(run_ids)s::uuid[], %(intervals)s::double precision[], %(caps)s::double precision[],
+                %(closings)s::timestamptz[]) AS s (run_id, seconds, cap, closes)
     CROSS JOIN LATERAL (
-        SELECT held.id, row_number() OVER (ORDER BY held.due) - 1 AS place
+        SELECT held.id, row_number() OVER (ORDER BY held.due) - 1 AS place, count(*) OVER () AS of_all
         FROM (SELECT m.id, COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) AS due
               FROM campaign_messages m
               WHERE m.run_id = s.run_id AND m.status = 'pending'

@@ -126,7 +126,9 @@ def look_up(world: Crowded) -> None:
 
 def spread(world: Crowded) -> None:
     some = world.runs[:2]
-    spread = rows(world, "spread_overdue_messages", run_ids=some, intervals=[30.0] * 2, closings=[None] * 2)
+    spread = rows(
+        world, "spread_overdue_messages", run_ids=some, intervals=[30.0] * 2, caps=[None] * 2, closings=[None] * 2
+    )
     assert len(spread) > 100
 
 

@@ -252,6 +252,14 @@ def test_a_campaign_that_names_no_interval_is_spread_by_the_crms_own_minimum(wor
     assert due_times(world, run) == [timedelta(0), timedelta(seconds=30), timedelta(seconds=60)]
 
 
+def test_a_campaign_that_names_no_interval_is_spread_within_ten_minutes_however_many_are_overdue(world: World) -> None:
+    run = world.run(world.campaign(min_interval_seconds=None))
+    insert_due(world, run, 60)
+    paused_for(world, run, 2 * HOUR)
+    assert claim_batch(world).spread == 60
+    assert due_times(world, run) == [n * timedelta(seconds=10) for n in range(60)]
+
+
 def test_what_was_not_yet_due_keeps_its_time(world: World) -> None:
     run = world.run()
     later = world.value("SELECT campaign_now() + interval '1 day'")

@@ -114,7 +114,7 @@ def test_outputs_are_private_files_and_the_batch_is_reported_without_personal_da
     assert "Berenice Quixadá" in pd.read_parquet(contexts)["context"].iloc[0]
     events = "\n".join(str(entry) for entry in instance.all_logs(result.run_id))
     assert "Berenice" not in events
-    assert "97654" not in events
+    assert "976543210" not in events.replace("-", "").replace(" ", "")
     reported = {e.asset_key.to_user_string() for e in result.all_events if e.is_step_materialization and e.asset_key}
     assert reported == {"lead_contexts", "message_batch"}
 

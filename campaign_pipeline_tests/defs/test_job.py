@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from datetime import timedelta
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -55,6 +56,8 @@ def instance(tmp_path: Path) -> Iterator[DagsterInstance]:
 
 
 def run_job(instance: DagsterInstance, config: dict[str, Any] | None = None) -> dg.JobExecutionResult:
+    # The fork server outlives a run and keeps the environment of the test that started it: another database.
+    forkserver._forkserver._stop()  # type: ignore[attr-defined]
     job = reconstructable(resolved_job)
     return dg.execute_job(job, instance=instance, run_config=config or {}, raise_on_error=False)
 

@@ -77,7 +77,7 @@ class Evolution:
     traits = TRAITS
 
     def __init__(
-        self, client: httpx.AsyncClient, base_url: str, instance: str, api_key: str, send_timeout: float = 30.0
+        self, client: httpx.AsyncBaseTransport, base_url: str, instance: str, api_key: str, send_timeout: float = 30.0
     ) -> None:
         self._client = client
         self._base = base_url.rstrip("/")
@@ -260,7 +260,7 @@ def _read_bad_request(answer: Answer) -> Outcome:
 
 
 def from_connection(
-    client: httpx.AsyncClient, row: Mapping[str, Any], variables: Mapping[str, str], send_timeout: float
+    client: httpx.AsyncBaseTransport, row: Mapping[str, Any], variables: Mapping[str, str], send_timeout: float
 ) -> Evolution:
     """Build the channel of an inbox from its instance row, else from EVOLUTION_API_URL and EVOLUTION_API_KEY.
 

@@ -77,7 +77,7 @@ SENTENCES: dict[str, str] = {
 class OpenRouter:
     """The language model of all workspaces, over one HTTP client."""
 
-    def __init__(self, client: httpx.AsyncClient, base_url: str, api_key: str | None) -> None:
+    def __init__(self, client: httpx.AsyncBaseTransport, base_url: str, api_key: str | None) -> None:
         self._client = client
         self._url = f"{base_url.rstrip('/')}/chat/completions"
         self._key = api_key

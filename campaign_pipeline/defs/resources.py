@@ -19,7 +19,9 @@ from campaign_pipeline.core.delivery import DeliveryPolicy
 from campaign_pipeline.core.ports import LanguageModel, MessageChannel
 from campaign_pipeline.core.retry import RetryPolicy
 
-ChannelBuilder: TypeAlias = Callable[[httpx.AsyncClient, Mapping[str, Any], Mapping[str, str], float], MessageChannel]
+ChannelBuilder: TypeAlias = Callable[
+    [httpx.AsyncBaseTransport, Mapping[str, Any], Mapping[str, str], float], MessageChannel
+]
 
 CHANNELS: dict[str, ChannelBuilder] = {
     # instances.provider_type -> how to build its channel; a new provider is one file in adapters and one line here
@@ -66,14 +68,14 @@ class ProvidersResource(dg.ConfigurableResource[Any]):
         """Open the language model and one inbox on one HTTP client, for one shard."""
         environment, settings = Environment.read(), DeliverySettings.from_environment()
         # A generation and a send of the same message never overlap, but a slow close of one connection may.
-        async with http_client(connections=2 * concurrency, read_timeout=60.0) as client:
+        async with http_client(connections=2 * concurrency) as client:
             model = OpenRouter(client, environment.openrouter_base_url, environment.openrouter_api_key)
             channel = _channel(client, connection, environment, settings)
             yield Outside(model, channel, (connection or {}).get("provider") or "whatsapp")
 
 
 def _channel(
-    client: httpx.AsyncClient,
+    client: httpx.AsyncBaseTransport,
     connection: Mapping[str, Any] | None,
     environment: Environment,
     settings: DeliverySettings,

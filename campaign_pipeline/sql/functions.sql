@@ -300,6 +300,7 @@ DECLARE
     verdicts jsonb;    -- message -> verdict
     held     uuid[];   -- the caller has the lease
     going    uuid[];   -- and the request may leave
+    conversations jsonb;  -- message -> conversation, where it had none
 BEGIN
     -- Locked from here to the commit, so that nobody takes a message over between the check and the intent.
     PERFORM 1 FROM campaign_messages m
@@ -349,10 +350,11 @@ BEGIN
     JOIN campaign_message_parts p ON p.message_id = i.id AND p.part_no = i.part_no
     WHERE i.id = ANY (going) AND p.status = 'attempting' AND p.attempts = i.attempt_no AND p.attempt_token = i.token;
 
-    PERFORM campaign_attach_conversations(p_items, going);
+    conversations := campaign_find_conversations(p_items, going);
 
     UPDATE campaign_messages m
-    SET status                = CASE WHEN m.id = ANY (going) THEN 'sending' ELSE m.status END,
+    SET conversation_id       = COALESCE(m.conversation_id, (conversations ->> m.id::text)::uuid),
+        status                = CASE WHEN m.id = ANY (going) THEN 'sending' ELSE m.status END,
         generated_message     = COALESCE(m.generated_message, i.text),
         ai_model              = COALESCE(i.ai_model, m.ai_model),
         ai_tokens_used        = COALESCE(i.ai_tokens_used, m.ai_tokens_used),
@@ -376,12 +378,15 @@ BEGIN
     FROM jsonb_to_recordset(p_items) AS i (id uuid, part_no integer) LEFT JOIN campaign_messages m ON m.id = i.id;
 END $$;
 
--- The conversation of each message: the lead's newest, else the phone's newest, else a new one; in the same channel.
-CREATE OR REPLACE FUNCTION campaign_attach_conversations(p_items jsonb, p_ids uuid[]) RETURNS void LANGUAGE plpgsql
+-- The conversation of each message that has none: the lead's newest, else the phone's newest, else a new one; in the
+-- same channel. Returns {message: conversation}; the caller writes it with all else that it changes of the message.
+CREATE OR REPLACE FUNCTION campaign_find_conversations(p_items jsonb, p_ids uuid[]) RETURNS jsonb LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+DECLARE
+    found   jsonb;
+    created jsonb;
 BEGIN
-    UPDATE campaign_messages m
-    SET conversation_id = found.id
+    SELECT COALESCE(jsonb_object_agg(f.message_id, f.id) FILTER (WHERE f.id IS NOT NULL), '{}') INTO found
     FROM (
         SELECT m.id AS message_id, COALESCE(by_lead.id, by_phone.id) AS id
         FROM jsonb_to_recordset(p_items) AS i (id uuid, address text, channel text)
@@ -399,8 +404,7 @@ BEGIN
               AND COALESCE(v.channel, i.channel) = i.channel
             ORDER BY v.last_message_at DESC NULLS LAST, v.created_at DESC LIMIT 1) by_phone ON true
         WHERE m.id = ANY (p_ids)
-    ) found
-    WHERE m.id = found.message_id AND found.id IS NOT NULL;
+    ) f;
 
     -- One new conversation a lead, though two of its messages are begun in this very statement.
     WITH missing AS (
@@ -410,7 +414,7 @@ BEGIN
         JOIN campaign_messages m ON m.id = i.id AND m.conversation_id IS NULL
         JOIN campaign_runs r ON r.id = m.run_id
         JOIN campaign_configs c ON c.id = r.config_id
-        WHERE m.id = ANY (p_ids)
+        WHERE m.id = ANY (p_ids) AND NOT found ? m.id::text
         ORDER BY c.workspace_id, COALESCE(m.lead_id, m.id)
     ), made AS (
         INSERT INTO conversations (id, workspace_id, inbox_id, lead_id, contact_name, contact_phone, channel, status,
@@ -419,13 +423,16 @@ BEGIN
         FROM missing
         RETURNING id, workspace_id, lead_id, contact_phone
     )
-    UPDATE campaign_messages m
-    SET conversation_id = made.id
-    FROM jsonb_to_recordset(p_items) AS i (id uuid, address text), campaign_runs r, campaign_configs c, made
-    WHERE m.id = i.id AND m.id = ANY (p_ids) AND m.conversation_id IS NULL
-      AND r.id = m.run_id AND c.id = r.config_id
-      AND made.workspace_id = c.workspace_id
-      AND (made.lead_id = m.lead_id OR (m.lead_id IS NULL AND made.contact_phone = i.address));
+    SELECT jsonb_object_agg(m.id, made.id) INTO created
+    FROM jsonb_to_recordset(p_items) AS i (id uuid, address text)
+    JOIN campaign_messages m ON m.id = i.id AND m.conversation_id IS NULL
+    JOIN campaign_runs r ON r.id = m.run_id
+    JOIN campaign_configs c ON c.id = r.config_id
+    JOIN made ON made.workspace_id = c.workspace_id
+         AND (made.lead_id = m.lead_id OR (m.lead_id IS NULL AND made.contact_phone = i.address))
+    WHERE m.id = ANY (p_ids) AND NOT found ? m.id::text;
+
+    RETURN found || COALESCE(created, '{}');
 END $$;
 
 -- What came of it: the outcome of a part, the next state of its message, or both; all of one commit.

@@ -40,7 +40,7 @@ def with_server(serve: Serve, send_timeout: float = 5.0) -> Callable[[Callable[[
 
     def run(use: Callable[[Evolution], Awaitable[Any]]) -> Any:
         async def inside() -> Any:
-            async with serving(serve) as place, http_client(connections=2, read_timeout=5.0) as client:
+            async with serving(serve) as place, http_client(connections=2) as client:
                 return await asyncio.wait_for(use(Evolution(client, f"http://{place}/", "loja", KEY, send_timeout)), 20)
 
         return asyncio.run(inside())
@@ -54,7 +54,7 @@ def with_sandbox(
     """Run something with the channel of a sandbox."""
 
     async def inside() -> Any:
-        async with Sandbox(behaviour) as sandbox, http_client(connections=2, read_timeout=5.0) as client:
+        async with Sandbox(behaviour) as sandbox, http_client(connections=2) as client:
             channel = Evolution(client, sandbox.evolution_url, "loja", KEY, send_timeout)
             return await asyncio.wait_for(use(channel, sandbox), 20)
 
@@ -135,7 +135,7 @@ def test_the_name_of_an_instance_cannot_leave_its_place_in_the_path() -> None:
     server = playback({"key": {"id": "3EB0"}})
 
     async def inside() -> None:
-        async with serving(server) as place, http_client(connections=1, read_timeout=5.0) as client:
+        async with serving(server) as place, http_client(connections=1) as client:
             await Evolution(client, f"http://{place}", "loja 1/../admin?x#y", KEY).send(ENVELOPE)
 
     asyncio.run(inside())
@@ -153,7 +153,7 @@ def test_a_number_that_cannot_be_reached_let_nothing_leave() -> None:
     async def inside() -> Outcome:
         async with serving(playback()) as place:
             pass
-        async with http_client(connections=1, read_timeout=5.0) as client:
+        async with http_client(connections=1) as client:
             return await Evolution(client, f"http://{place}", "loja", KEY).send(ENVELOPE)
 
     outcome = asyncio.run(inside())
@@ -403,7 +403,7 @@ def test_the_search_names_number_direction_and_a_span_that_a_wrong_clock_cannot_
 
 def build(variables: Mapping[str, str], **row: Any) -> Evolution:
     usual: dict[str, Any] = {"name": "loja", "instance_token": None, "api_key": None, "provider_config": {}}
-    return from_connection(http_client(connections=1, read_timeout=1.0), {**usual, **row}, variables, 30.0)
+    return from_connection(http_client(connections=1), {**usual, **row}, variables, 30.0)
 
 
 @pytest.mark.parametrize(
@@ -432,7 +432,7 @@ def test_the_instances_own_address_and_token_come_before_the_environments() -> N
         requests.append(await reader.readuntil(b"\r\n\r\n"))
 
     async def inside() -> None:
-        async with serving(serve) as place, http_client(connections=1, read_timeout=5.0) as client:
+        async with serving(serve) as place, http_client(connections=1) as client:
             config = {"base_url": f"http://{place}"}
             row = {"name": "loja", "instance_token": "own-token", "api_key": "other", "provider_config": config}
             variables = {"EVOLUTION_API_URL": "http://127.0.0.1:1", "EVOLUTION_API_KEY": "global"}

@@ -17,7 +17,7 @@ KEY = "sk-or-v1-0123456789abcdef"
 
 
 async def post_to(url: str, timeout: float = 5.0, headers: dict[str, str] | None = None) -> Answer | NoAnswer:
-    async with http_client(connections=2, read_timeout=5.0) as client:
+    async with http_client(connections=2) as client:
         return await http.post(client, url, {"number": "5511987654321"}, headers or {"apikey": KEY}, timeout)
 
 

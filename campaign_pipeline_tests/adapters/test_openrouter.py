@@ -21,7 +21,7 @@ def ask(serve: Serve, prompt: Prompt = PROMPT, key: str | None = KEY) -> Complet
     """Ask a server once."""
 
     async def run() -> Completion | Failure:
-        async with serving(serve) as place, http_client(connections=2, read_timeout=5.0) as client:
+        async with serving(serve) as place, http_client(connections=2) as client:
             return await OpenRouter(client, f"http://{place}/api/v1/", key).complete(prompt)
 
     return asyncio.run(run())
@@ -81,7 +81,7 @@ FROM_SANDBOX: Mapping[str, tuple[type[object], str, Scope | None]] = {
 
 def ask_sandbox(behaviour: Behaviour | None = None, prompt: Prompt = PROMPT) -> tuple[Completion | Failure, Sandbox]:
     async def run() -> tuple[Completion | Failure, Sandbox]:
-        async with Sandbox(behaviour) as sandbox, http_client(connections=2, read_timeout=5.0) as client:
+        async with Sandbox(behaviour) as sandbox, http_client(connections=2) as client:
             return await OpenRouter(client, sandbox.openrouter_url, KEY).complete(prompt), sandbox
 
     return asyncio.run(run())

@@ -130,8 +130,8 @@ ALTER TABLE ai_message_splitter_config
 -- Look-ups by lead and parent ----------------------------------------------------------------------------------------
 
 CREATE INDEX IF NOT EXISTS lead_custom_values_of_lead ON lead_custom_values (lead_id);             -- get_lead_contexts
-CREATE INDEX IF NOT EXISTS conversations_of_lead ON conversations (lead_id);         -- campaign_attach_conversations
-CREATE INDEX IF NOT EXISTS conversations_of_phone ON conversations (contact_phone);  -- campaign_attach_conversations
+CREATE INDEX IF NOT EXISTS conversations_of_lead ON conversations (lead_id);         -- campaign_find_conversations
+CREATE INDEX IF NOT EXISTS conversations_of_phone ON conversations (contact_phone);  -- campaign_find_conversations
 CREATE INDEX IF NOT EXISTS ai_agents_of_workspace ON ai_agents (workspace_id) WHERE is_active;     -- get_batch_settings
 CREATE INDEX IF NOT EXISTS messages_of_conversation ON messages (conversation_id, created_at);     -- the CRM's chat view
 CREATE INDEX IF NOT EXISTS campaign_logs_of_run ON campaign_logs (run_id, created_at);             -- the CRM's log view

@@ -596,3 +596,39 @@ SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS
     JOIN campaign_configs c ON c.id = r.config_id
     WHERE m.id = ANY (p_ids) AND l.id = m.lead_id
 $$;
+
+-- Sending again what failed ------------------------------------------------------------------------------------------
+
+-- Put failed messages back in the queue, due now, with all their attempts before them; parts that were sent stay sent.
+-- What may have gone out (class unknown) is left alone unless it is asked for by p_resend_unknown: then it is looked up
+-- once more, and sent if it is not found. A run that was closed over them opens again, to close anew.
+CREATE OR REPLACE FUNCTION campaign_requeue_failed(p_ids uuid[], p_resend_unknown boolean DEFAULT false)
+RETURNS SETOF uuid LANGUAGE plpgsql AS $$
+DECLARE
+    again uuid[];
+BEGIN
+    SELECT array_agg(f.id) INTO again
+    FROM (SELECT m.id FROM campaign_messages m
+          WHERE m.id = ANY (p_ids) AND m.status = 'failed'
+            AND (m.error_class IS DISTINCT FROM 'unknown' OR p_resend_unknown)
+          ORDER BY m.id FOR UPDATE) f;
+
+    UPDATE campaign_message_parts p
+    SET status = CASE WHEN p.status = 'failed' THEN 'planned' ELSE p.status END,
+        resend_approved_at = CASE WHEN p.status = 'unknown' THEN campaign_now() END
+    WHERE p.message_id = ANY (again) AND (p.status = 'failed' OR (p.status = 'unknown' AND p_resend_unknown));
+
+    -- In the order of their ids, as everywhere.
+    PERFORM 1 FROM campaign_runs r
+    WHERE r.id IN (SELECT m.run_id FROM campaign_messages m WHERE m.id = ANY (again)) ORDER BY r.id FOR NO KEY UPDATE;
+    UPDATE campaign_runs r
+    SET status = 'running', completed_at = NULL
+    WHERE r.status = 'completed' AND r.id IN (SELECT m.run_id FROM campaign_messages m WHERE m.id = ANY (again));
+
+    RETURN QUERY
+    UPDATE campaign_messages m
+    SET status = 'pending', retry_count = 0, next_attempt_at = campaign_now(), lease_token = NULL, lease_expires_at = NULL,
+        error_class = NULL, error_code = NULL, error_message = NULL, finished_at = NULL
+    WHERE m.id = ANY (again)
+    RETURNING m.id;
+END $$;

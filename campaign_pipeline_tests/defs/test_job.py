@@ -15,6 +15,7 @@ from typing import Any
 from uuid import UUID
 
 import dagster as dg
+import fsspec
 import pandas as pd
 import pytest
 from dagster import DagsterInstance, reconstructable
@@ -136,6 +137,18 @@ def test_no_key_reaches_an_event_an_output_or_the_database_log(
     told += "\n".join(str(row) for row in world.all("SELECT * FROM campaign_messages"))
     assert "tok-SECRET-inbox" not in told
     assert "sk-or-test-key" not in told
+
+
+def test_outputs_may_lie_in_any_store_that_fsspec_knows(
+    world: World, sandbox: SandboxProcess, environment: pytest.MonkeyPatch, instance: DagsterInstance
+) -> None:
+    environment.setenv("CAMPAIGN_OUTPUTS", "memory://bucket/outputs")
+    world.due_messages(world.run(), 2)
+    result = run_job(instance, IN_PROCESS)
+    assert result.success, troubles(result)
+    kept = fsspec.filesystem("memory").find("/bucket/outputs")
+    assert {path.rpartition(".")[2] for path in kept} == {"parquet", "json"}
+    assert all(result.run_id in path for path in kept)
 
 
 @pytest.mark.parametrize(

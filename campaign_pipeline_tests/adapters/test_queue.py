@@ -1,6 +1,5 @@
 import asyncio
 from collections import Counter
-from collections.abc import Iterator
 from uuid import UUID
 
 import pytest
@@ -8,37 +7,22 @@ import pytest
 from campaign_pipeline.adapters.embedded import EmbeddedServer
 from campaign_pipeline.adapters.postgres import BatchOptions, Queue
 from campaign_pipeline.core.ports import StoreUnavailable
-from campaign_pipeline_tests.adapters.restarts import crash, own_database, own_server, start
+from campaign_pipeline_tests.adapters.restarts import crash, start
 from campaign_pipeline_tests.factories import World
 from campaign_pipeline_tests.sql.holder import insert_due
 
 OPTIONS = BatchOptions(batch_size=5, owner="test")
 
 
-@pytest.fixture(scope="module")
-def fragile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
-    home = tmp_path_factory.mktemp("fragile")
-    for folder in home.parents[:3]:
-        folder.chmod(0o755)
-    with own_server(home) as server:
-        yield server
-
-
-@pytest.fixture
-def url(fragile: EmbeddedServer) -> Iterator[str]:
-    with own_database(fragile) as url:
-        yield url
-
-
 def test_claiming_goes_on_after_an_immediate_restart_and_claims_nothing_twice(
-    fragile: EmbeddedServer, url: str
+    fragile: EmbeddedServer, fragile_url: str
 ) -> None:
-    with World(url) as world:
+    with World(fragile_url) as world:
         config = world.campaign()
         for _ in range(3):
             insert_due(world, world.run(config), 100)
     claimed: Counter[UUID] = Counter()
-    queue = Queue(url)
+    queue = Queue(fragile_url)
 
     async def claimer(under_way: asyncio.Event) -> None:
         while rows := (await queue.claim_batch(OPTIONS)).rows:
@@ -55,15 +39,15 @@ def test_claiming_goes_on_after_an_immediate_restart_and_claims_nothing_twice(
 
     asyncio.run(asyncio.wait_for(main(), 60))
     assert set(claimed.values()) == {1}
-    with World(url) as world:
+    with World(fragile_url) as world:
         leased = world.value("SELECT count(*) FROM campaign_messages WHERE status = 'queued'")
         assert leased == 300
     # An answer may have been lost with the connection: each claimer's last one. Those come back when their lease ends.
     assert 300 - len(claimed) <= 3 * OPTIONS.batch_size
 
 
-def test_a_database_that_stays_away_is_one_sentence(fragile: EmbeddedServer, url: str) -> None:
-    queue = Queue(url, patience_seconds=0.2)
+def test_a_database_that_stays_away_is_one_sentence(fragile: EmbeddedServer, fragile_url: str) -> None:
+    queue = Queue(fragile_url, patience_seconds=0.2)
     crash(fragile)
     try:
         for call in (queue.claim_batch(OPTIONS), queue.close_runs(), queue.get_lead_contexts([])):

@@ -1,6 +1,6 @@
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -23,7 +23,7 @@ from campaign_pipeline.core.ports import (
     Systemic,
     Throttled,
 )
-from campaign_pipeline_tests.adapters.restarts import crash, own_database, own_server, start
+from campaign_pipeline_tests.adapters.restarts import crash, start
 from campaign_pipeline_tests.factories import World
 from campaign_pipeline_tests.sql.holder import PHONE, message, part_states, parts
 
@@ -318,21 +318,6 @@ def test_a_log_line_that_cannot_be_stored_costs_neither_the_others_nor_the_lease
 
 
 # A database that goes away --------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def fragile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
-    home = tmp_path_factory.mktemp("fragile")
-    for folder in home.parents[:3]:
-        folder.chmod(0o755)
-    with own_server(home) as server:
-        yield server
-
-
-@pytest.fixture
-def fragile_url(fragile: EmbeddedServer) -> Iterator[str]:
-    with own_database(fragile) as url:
-        yield url
 
 
 def test_an_immediate_restart_in_the_middle_of_a_shard_loses_nothing_and_doubles_nothing(

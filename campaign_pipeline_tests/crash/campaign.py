@@ -2,8 +2,9 @@
 
     python -m campaign_pipeline_tests.crash.campaign --messages 2000 --kills 40 --seed 7      (or: make crash-test)
 
-The seed fixes faults, latencies, victims and moments (as far as a machine repeats itself). At the end workers that are
-left alone bring the queue to rest, and every invariant is recounted. Exit code 1 if one does not hold.
+The seed fixes faults, latencies, victims and moments (as far as a machine repeats itself). A third of the victims are
+told to stop (SIGTERM), the others killed. At the end, with the faults switched off, workers that are left alone bring
+the queue to rest, and every invariant is recounted. Exit code 1 if one does not hold.
 """
 
 import argparse

@@ -1,0 +1,25 @@
+"""A database that goes away: a server for one module of tests, to be crashed and started again."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from campaign_pipeline.adapters.embedded import EmbeddedServer
+from campaign_pipeline_tests.adapters.restarts import own_database, own_server
+
+
+@pytest.fixture(scope="module")
+def fragile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
+    """Not the server that the other tests share."""
+    home = tmp_path_factory.mktemp("fragile")
+    for folder in home.parents[:3]:
+        folder.chmod(0o755)
+    with own_server(home) as server:
+        yield server
+
+
+@pytest.fixture
+def fragile_url(fragile: EmbeddedServer) -> Iterator[str]:
+    """A queue of the test's own on it."""
+    with own_database(fragile) as url:
+        yield url

@@ -1,7 +1,8 @@
 """Named statements, SQL functions and migrations.
 
-`statements.sql` holds the statements that the adapters issue, each under a `-- name:` line and a line that says what it
-is for. `functions.sql` holds the guarded state changes; it is applied anew at every upgrade, so it needs no migrations.
+`statements/` holds the statements that the adapters issue, each under a `-- name:` line and a line that says what it is
+for; a file for each subject. `functions/` holds the guarded state changes; they are applied anew at every upgrade, so
+they need no migrations.
 """
 
 import re
@@ -12,8 +13,12 @@ from typing import Any
 VERSION_TABLE = "campaign_pipeline_version"
 """Alembic's bookkeeping; named so that it never meets the CRM's own."""
 
-HEAD = "0002"
+HEAD = "0006"
 """The schema that this code works on; a test holds it to the migrations folder."""
+
+STATEMENT_FILES = ("queue", "operations", "reports", "consent", "channels")
+FUNCTION_FILES = ("pacing", "consent", "queue")
+"""In this order: what the queue's functions call exists before them."""
 
 _NAME = re.compile(r"^-- name: (?P<name>\w+)\s*$", re.MULTILINE)
 
@@ -25,7 +30,7 @@ def _read(name: str) -> str:
 @cache
 def statements() -> dict[str, str]:
     """All named statements. Raises ValueError for a name that is given twice or has no statement."""
-    return parse_statements(_read("statements.sql"))
+    return parse_statements("\n".join(_read(f"statements/{name}.sql") for name in STATEMENT_FILES))
 
 
 def parse_statements(text: str) -> dict[str, str]:
@@ -50,7 +55,7 @@ def statement(name: str) -> str:
 
 def functions_text() -> str:
     """The SQL functions and triggers, to be applied after the migrations."""
-    return _read("functions.sql")
+    return "\n".join(_read(f"functions/{name}.sql") for name in FUNCTION_FILES)
 
 
 def run_migration(bind: Any, name: str) -> None:

@@ -1,4 +1,4 @@
--- Named statements of the pipeline. Values are bound, never formatted in. `COALESCE(next_attempt_at, scheduled_at,
+-- Statements of the queue. Values are bound, never formatted in. `COALESCE(next_attempt_at, scheduled_at,
 -- created_at)`, when a message is due, is spelled as in the index campaign_messages_due.
 
 -- name: recover_leases

@@ -1,0 +1,1 @@
+-- Consent: who may not be written to, and what is known of it.

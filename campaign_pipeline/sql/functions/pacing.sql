@@ -1,0 +1,1 @@
+-- Pacing: how fast each inbox and campaign may send, whoever sends.

@@ -1,0 +1,2 @@
+-- Pacing of inboxes and campaigns, fallback inboxes.
+SELECT 1;

@@ -1,0 +1,2 @@
+-- Suppression, consent records, number checks.
+SELECT 1;

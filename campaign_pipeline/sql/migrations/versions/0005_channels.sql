@@ -1,0 +1,2 @@
+-- What e-mail, the Cloud API and OpenRouter need: subjects, status events, spending.
+SELECT 1;

@@ -1,0 +1,2 @@
+-- What back-fills, reports and maintenance need.
+SELECT 1;

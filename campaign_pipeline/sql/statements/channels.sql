@@ -1,0 +1,1 @@
+-- Statements of the providers: status events, unrecognised answers, spending.

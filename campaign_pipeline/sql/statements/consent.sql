@@ -1,0 +1,1 @@
+-- Statements of suppression, consent records and number checks.

@@ -1,0 +1,1 @@
+-- Statements of the schedules, sensors, back-fills and maintenance.

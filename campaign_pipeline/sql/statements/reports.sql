@@ -1,0 +1,1 @@
+-- Statements of the assets, their checks and the reports.

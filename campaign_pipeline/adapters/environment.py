@@ -4,8 +4,9 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import date, timedelta
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 
 class SettingError(ValueError):
@@ -36,6 +37,32 @@ def _minutes(env: Mapping[str, str], name: str, default: tuple[float, ...]) -> t
     if not all(0 <= value < math.inf for value in values):
         raise SettingError(f"{name} is {raw!r}, but each delay must be a number of minutes, none of them negative.")
     return values
+
+
+@dataclass(frozen=True)
+class BusinessDays:
+    """Which days reports and back-fills are cut in."""
+
+    timezone: str = "America/Sao_Paulo"  # where a day begins and ends
+    first_day: date = date(2025, 1, 1)  # the earliest day that the UI offers
+
+    @classmethod
+    def from_environment(cls, env: Mapping[str, str] | None = None) -> "BusinessDays":
+        """Read CAMPAIGN_TIMEZONE and CAMPAIGN_FIRST_DAY. Raises SettingError."""
+        e = os.environ if env is None else env
+        zone = e.get("CAMPAIGN_TIMEZONE", "").strip() or cls.timezone
+        try:
+            ZoneInfo(zone)
+        except (LookupError, OSError, ValueError):  # unknown; a folder of the zone database; a path out of it
+            text = f"CAMPAIGN_TIMEZONE is {zone!r}, but must be a time zone's name such as America/Sao_Paulo."
+            raise SettingError(text) from None
+        raw = e.get("CAMPAIGN_FIRST_DAY", "").strip() or cls.first_day.isoformat()
+        try:
+            first = date.fromisoformat(raw)
+        except ValueError:
+            text = f"CAMPAIGN_FIRST_DAY is {raw!r}, but must be a day such as {cls.first_day.isoformat()}."
+            raise SettingError(text) from None
+        return cls(zone, first)
 
 
 @dataclass(frozen=True)

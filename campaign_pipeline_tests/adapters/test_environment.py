@@ -1,10 +1,10 @@
-from datetime import timedelta
+from datetime import date, timedelta
 from pathlib import Path
 
 import pytest
 
 from campaign_pipeline.adapters.database import named_url, queue_url
-from campaign_pipeline.adapters.environment import DeliverySettings, Environment, SettingError
+from campaign_pipeline.adapters.environment import BusinessDays, DeliverySettings, Environment, SettingError
 from campaign_pipeline.adapters.schema import DatabaseUnusable
 
 SECRET = "hunter2"
@@ -58,6 +58,30 @@ def test_a_value_that_cannot_be_is_named_in_one_sentence(name: str, value: str) 
     assert text.startswith(f"{name} is ")
     assert text.endswith(".")
     assert "\n" not in text
+
+
+# Business days --------------------------------------------------------------------------------------------------------
+
+
+def test_business_days_are_those_of_sao_paulo_unless_another_zone_is_named() -> None:
+    assert BusinessDays.from_environment({"CAMPAIGN_TIMEZONE": " "}) == BusinessDays()
+    named = {"CAMPAIGN_TIMEZONE": "Europe/Lisbon", "CAMPAIGN_FIRST_DAY": "2026-03-01"}
+    assert BusinessDays.from_environment(named) == BusinessDays("Europe/Lisbon", date(2026, 3, 1))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("CAMPAIGN_TIMEZONE", "Mars/Olympus"),
+        ("CAMPAIGN_TIMEZONE", "America"),  # a folder of the zone database
+        ("CAMPAIGN_TIMEZONE", "/etc/localtime"),
+        ("CAMPAIGN_FIRST_DAY", "yesterday"),
+        ("CAMPAIGN_FIRST_DAY", "2026-02-30"),
+    ],
+)
+def test_a_day_or_zone_that_cannot_be_is_named_in_one_sentence(name: str, value: str) -> None:
+    with pytest.raises(SettingError, match=rf"^{name} is '{value}', but must be a .* such as \S+\.$"):
+        BusinessDays.from_environment({name: value})
 
 
 # Outside systems ------------------------------------------------------------------------------------------------------

@@ -25,6 +25,10 @@ from campaign_pipeline.core.ports import (
     LookUp,
     LookUpAnswer,
     LookUpFailed,
+    NumberCheck,
+    NumberExists,
+    NumberMissing,
+    NumberNotChecked,
     Outcome,
     Permanent,
     Scope,
@@ -150,16 +154,38 @@ class Evolution:
                     return Found(str(provider_id), {"status": at(record, "MessageUpdate", 0, "status"), "address": jid})
         return None
 
+    async def check_number(self, number: str) -> NumberCheck:
+        """Ask WhatsApp for one number; Evolution tries a Brazilian one with and without its ninth digit."""
+        entries = await self._ask_for_number(number)
+        if isinstance(entries, NumberNotChecked):
+            return entries
+        exists = at(entries, 0, "exists")
+        if exists is False:
+            return NumberMissing(SENTENCES["not_on_whatsapp"])
+        if exists is not True:
+            return NumberNotChecked("Evolution's answer does not say whether the number is on WhatsApp.")
+        jid, lid = (_name(at(entries, 0, key)) for key in ("jid", "lid"))
+        user, _, server = (jid or "").partition("@")
+        known = user if server == "s.whatsapp.net" and user.isdigit() else number
+        return NumberExists(known, jid, lid or (jid if server == "lid" else None))
+
     async def _names(self, address: str) -> list[str] | LookUpFailed:
         """What WhatsApp itself calls a number; asked only for a part that seems absent, for in bulk it risks a ban."""
+        entries = await self._ask_for_number(address)
+        if isinstance(entries, NumberNotChecked):
+            return LookUpFailed(entries.reason)
+        names = [_name(at(entry, key)) for entry in entries for key in ("jid", "lid")]
+        return [name for name in names if name]
+
+    async def _ask_for_number(self, number: str) -> list[Any] | NumberNotChecked:
         url = f"{self._base}/chat/whatsappNumbers/{self._instance}"
-        answer = await post(self._client, url, {"numbers": [address]}, self._headers, 15.0)
+        answer = await post(self._client, url, {"numbers": [number]}, self._headers, 15.0)
         if isinstance(answer, NoAnswer):
-            return LookUpFailed(answer.reason)
+            return NumberNotChecked(answer.reason)
         if answer.status not in {200, 201} or not isinstance(answer.body, list):
-            return LookUpFailed(f"Evolution answered {answer.status} when it was asked what WhatsApp calls the number.")
-        names = [at(entry, key) for entry in answer.body for key in ("jid", "lid")]
-        return [name for name in names if isinstance(name, str) and "@" in name]
+            said = f"Evolution answered {answer.status} when it was asked what WhatsApp calls the number."
+            return NumberNotChecked(said)
+        return answer.body
 
     async def _absent(self, attempt: Attempt) -> LookUpAnswer:
         """A miss proves something only where a message that was surely sent can be found."""
@@ -189,6 +215,11 @@ class Evolution:
             if not records or not isinstance(pages, int) or page >= pages:
                 return found
         return LookUpFailed(f"A search found more than {len(found)} messages, too many to look through.")
+
+
+def _name(value: Any) -> str | None:
+    """A jid or a lid."""
+    return value if isinstance(value, str) and "@" in value else None
 
 
 def _own_id(record: Any) -> str | None:

@@ -8,6 +8,8 @@ from campaign_pipeline.core.ports import (
     LookUp,
     LookUpAnswer,
     LookUpFailed,
+    NumberCheck,
+    NumberNotChecked,
     Outcome,
     Scope,
     Systemic,
@@ -33,3 +35,7 @@ class Unconfigured:
     async def find_accepted(self, attempt: Attempt) -> LookUpAnswer:
         """Not now: the part waits until the inbox can be asked."""
         return LookUpFailed(self._refusal.reason)
+
+    async def check_number(self, number: str) -> NumberCheck:
+        """Not now."""
+        return NumberNotChecked(self._refusal.reason)

@@ -157,6 +157,32 @@ class LookUpFailed:
 LookUpAnswer: TypeAlias = Found | Absent | LookUpFailed
 
 
+@dataclass(frozen=True)
+class NumberExists:
+    """The number has an account, which the provider may know by another name than the one asked for."""
+
+    number: str  # the account's own international digits; without the ninth one where it was registered so
+    jid: str | None = None  # `553187654321@s.whatsapp.net`
+    lid: str | None = None  # the name that hides the number, where the provider tells it
+
+
+@dataclass(frozen=True)
+class NumberMissing:
+    """The provider says for sure that the number has no account."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class NumberNotChecked:
+    """Nobody knows: the provider cannot be asked, or did not answer. Never to be taken for `exists`."""
+
+    reason: str
+
+
+NumberCheck: TypeAlias = NumberExists | NumberMissing | NumberNotChecked
+
+
 class MessageChannel(Protocol):
     """One inbox of one provider."""
 
@@ -175,6 +201,14 @@ class MessageChannel(Protocol):
 
     async def find_accepted(self, attempt: Attempt) -> LookUpAnswer:
         """Look a part up whose answer was lost. Never raises for what a provider or the network does."""
+        ...
+
+    async def check_number(self, number: str) -> NumberCheck:
+        """Ask whether a number (international digits) has an account; NumberNotChecked without the trait.
+
+        One number a call, just before it is needed: asking for many at once gets inboxes banned. Never raises for what
+        a provider or the network does.
+        """
         ...
 
 

@@ -18,6 +18,9 @@ from campaign_pipeline.core.ports import (
     Failure,
     Found,
     LookUpFailed,
+    NumberExists,
+    NumberMissing,
+    NumberNotChecked,
     Outcome,
     Permanent,
     Scope,
@@ -396,6 +399,51 @@ def test_the_search_names_number_direction_and_a_span_that_a_wrong_clock_cannot_
     assert where["key"] == {"fromMe": True, "remoteJid": "5511987654321@s.whatsapp.net"}
     assert where["messageTimestamp"]["gte"] < "2026-11-22T11:59:00"
     assert where["messageTimestamp"]["lte"] > "2026-11-22T14:01:00"
+
+
+# Numbers --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (
+            [{"jid": "5511987654321@s.whatsapp.net", "exists": True, "number": "5511987654321", "lid": "18@lid"}],
+            NumberExists("5511987654321", "5511987654321@s.whatsapp.net", "18@lid"),
+        ),
+        (  # registered without the ninth digit
+            [{"jid": "553187654321@s.whatsapp.net", "exists": True, "number": "5531987654321"}],
+            NumberExists("553187654321", "553187654321@s.whatsapp.net"),
+        ),
+        ([{"jid": "18@lid", "exists": True}], NumberExists("5511987654321", "18@lid", "18@lid")),
+        ([{"exists": True, "jid": 7, "lid": ["x"]}], NumberExists("5511987654321")),
+        (
+            [{"jid": "5511987654321@s.whatsapp.net", "exists": False, "number": "5511987654321"}],
+            NumberMissing("The number is not on WhatsApp."),
+        ),
+    ],
+)
+def test_what_whatsapp_knows_of_a_number(answer: object, expected: object) -> None:
+    server = playback(answer)
+    assert with_server(server)(lambda channel: channel.check_number("5511987654321")) == expected
+    ((line, body),) = server.requests
+    assert (line, body) == ("POST /chat/whatsappNumbers/loja", {"numbers": ["5511987654321"]})
+
+
+@pytest.mark.parametrize("answer", [[], {}, {"exists": True}, [{"exists": "true"}], [None], "sim", None])
+def test_an_answer_that_does_not_say_so_is_no_existing_number(answer: object) -> None:
+    checked = with_server(playback(answer))(lambda channel: channel.check_number("5511987654321"))
+    assert isinstance(checked, NumberNotChecked)
+
+
+@pytest.mark.parametrize(
+    "fault", [name for name in FAULTS[Kind.NUMBER_CHECK] if name not in {"not_on_whatsapp", "hang"}]
+)
+def test_a_number_that_could_not_be_asked_for_is_not_known(fault: str) -> None:
+    async def use(channel: Evolution, _: Sandbox) -> object:
+        return await channel.check_number("5511987654321")
+
+    assert isinstance(with_sandbox(use, with_faults(f"number_check:{fault}")), NumberNotChecked)
 
 
 # Building -------------------------------------------------------------------------------------------------------------

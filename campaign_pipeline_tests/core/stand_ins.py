@@ -35,6 +35,8 @@ from campaign_pipeline.core.ports import (
     LogLine,
     LookUp,
     LookUpAnswer,
+    NumberCheck,
+    NumberExists,
     Outcome,
     Pause,
     Prompt,
@@ -319,6 +321,8 @@ class Channel:
     accepts: Callable[[Envelope, Outcome], bool] = lambda _, outcome: isinstance(outcome, Sent)
     look_up: LookUp = LookUp.SEARCH
     refusal: Failure | None = None
+    numbers: Callable[[str], NumberCheck] = NumberExists
+    checked: list[str] = field(default_factory=list)  # numbers that were asked for
     asked: list[tuple[float, str]] = field(default_factory=list)  # when, idempotency key
     accepted: list[str] = field(default_factory=list)  # idempotency keys
     in_flight: int = 0
@@ -351,6 +355,11 @@ class Channel:
         """The truth."""
         key = attempt.envelope.idempotency_key
         return Found(f"id-{key}") if key in self.accepted else Absent(True, "It is not there.")
+
+    async def check_number(self, number: str) -> NumberCheck:
+        """As told."""
+        self.checked.append(number)
+        return self.numbers(number)
 
 
 # A shard --------------------------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from campaign_pipeline.core.ports import (
     LanguageModel,
     LookUpAnswer,
     MessageChannel,
+    NumberCheck,
     Outcome,
     Prompt,
 )
@@ -85,6 +86,9 @@ class WatchedChannel:
     async def find_accepted(self, attempt: Attempt) -> LookUpAnswer:
         self._watch.before_look_up(attempt)
         return await self._inner.find_accepted(attempt)
+
+    async def check_number(self, number: str) -> NumberCheck:
+        return await self._inner.check_number(number)
 
 
 class WatchedProviders:

@@ -7,14 +7,13 @@ store, which answers `go` only to the holder of the lease.
 
 import asyncio
 import random
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, NoReturn, TypeVar
 
 from campaign_pipeline.core.address import InvalidAddress, normalize_phone
-from campaign_pipeline.core.generation import TextProblem, check_text, first_contact_prompt, split_prompt
 from campaign_pipeline.core.model import (
     BatchSettings,
     ErrorClass,
@@ -30,7 +29,6 @@ from campaign_pipeline.core.ports import (
     Attempt,
     BeginPart,
     Clock,
-    Completion,
     DeliveryStore,
     Envelope,
     Failure,
@@ -41,7 +39,6 @@ from campaign_pipeline.core.ports import (
     LookUpFailed,
     MessageChannel,
     Permanent,
-    Prompt,
     Scope,
     Sent,
     Settled,
@@ -53,56 +50,27 @@ from campaign_pipeline.core.ports import (
     Unknown,
 )
 from campaign_pipeline.core.retry import Decision, RetryPolicy
-from campaign_pipeline.core.splitting import (
-    TextTooLong,
-    accept_proposal,
-    effective_max_parts,
-    parse_proposal,
-    split_text,
-)
 from campaign_pipeline.core.window import InvalidWindow, SendingWindow
+from campaign_pipeline.core.writing import NotWritten, TextWriter, Turns, WritingPolicy
 
 T = TypeVar("T")
 
 STEPS = ("prepare", "split", "send", "look_up", "lease", "pause")
 """The steps that a campaign's log names, in their order."""
 
-SPLIT_SCHEMA: Mapping[str, Any] = {
-    "name": "parts",
-    "strict": True,
-    "schema": {
-        "type": "object",
-        "properties": {"parts": {"type": "array", "items": {"type": "string"}}},
-        "required": ["parts"],
-        "additionalProperties": False,
-    },
-}
-"""What a model is asked to answer when it proposes a split."""
-
 LANGUAGE_MODEL_ACCOUNT = "openrouter"
 """Scope id of the language-model account that all tenants share."""
-
-MODEL_REFUSES = "model_refuses_requests"
-"""A model that takes none of our requests: its own settings or ours are wrong, not a message."""
 
 OWN_INTERRUPTIONS = frozenset({"worker_died", "given_back"})
 """Codes of attempts that our own end cut short."""
 
-FIRST_REFUSALS = 3
-"""So many invalid requests before any good one are no accident of single messages any more."""
-
 
 @dataclass(frozen=True)
-class DeliveryPolicy:
+class DeliveryPolicy(WritingPolicy):
     """How a shard works."""
 
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     lease_seconds: float = 120.0
-    max_inline_wait_seconds: float = 60.0  # throttles up to this long are waited out in place
-    max_inline_waits: int = 3  # per message
-    generation_timeout_seconds: float = 30.0
-    max_tokens: int = 500
-    temperature: float = 0.7
     grace_seconds: float = 20.0  # for requests in flight when the shard is told to stop
 
 
@@ -193,14 +161,15 @@ class ShardDelivery:
         self._windows: dict[str, SendingWindow | InvalidWindow] = {}
         self._broken: dict[tuple[Scope, str], Systemic] = {}  # scopes in which nothing works: no further request
         self._slow: dict[tuple[Scope, str], tuple[float, str, str]] = {}  # until (monotonic), code, reason
-        self._warned: set[str] = set()  # campaigns whose settings were complained of
-        self._refusals: Counter[str] = Counter()  # by model: invalid requests before any good one
-        self._good_models: set[str] = set()
         self._stopping: str | None = None
         self._stopped = asyncio.Event()
         self._origin = self.clock.monotonic()
         leased_at = self._origin if self.leased_at is None else self.leased_at
         self._lease_good_until = leased_at + self.policy.lease_seconds
+        turns = Turns(self._model_turn, self._model_now, self._close_scope, self.store.pauses, self._log)
+        self._writer = TextWriter(
+            self.model, self.settings, self.channel.traits, self.policy, self.clock, self.report, turns
+        )
 
     # A shard's life -------------------------------------------------------------------------------------------------
 
@@ -439,161 +408,30 @@ class ShardDelivery:
     # Its text -------------------------------------------------------------------------------------------------------
 
     async def _write_text(self, work: _Work) -> None:
-        """Fix the message's text and parts: the stored text, else one written now (and paid for once)."""
-        if work.message.text is not None:
-            text = await self._checked(work, work.message.text)
-        else:
-            completion, milliseconds = await self._generate(work)
-            self.report.generation_ms.append(milliseconds)
-            text = await self._checked(work, completion.text)
-            work.text = {
-                "text": text,
-                "ai_model": completion.model,
-                "ai_tokens_used": completion.total_tokens,
-                "ai_cost_usd": completion.cost,
-                "ai_generation_time_ms": milliseconds,
-            }
-        texts = await self._split(work, text)
-        work.text |= {"text": text, "parts": texts}
+        """Fix the message's text and parts. Both are kept with its first attempt, or when its life ends before it."""
+        try:
+            draft = await self._writer.write(work.message, work.lead)
+            work.text = draft.columns()
+            texts = await self._writer.split(work.message, draft.text)
+        except NotWritten as problem:
+            await self._end(work, problem.failure, model=problem.model)
+        work.text |= {"text": draft.text, "parts": texts}
         work.parts = [_Part(number, part) for number, part in enumerate(texts, start=1)]
 
-    async def _checked(self, work: _Work, text: str) -> str:
-        limit = self.channel.traits.max_part_chars * (self._max_parts(work) if self._splits(work) else 1)
-        try:
-            return check_text(text, limit)
-        except TextProblem as problem:
-            # A text written anew may be better; a stored one stays as it is.
-            kind = Transient if work.message.text is None else Permanent
-            await self._end(work, kind(problem.code, str(problem)))
+    async def _model_turn(self, message: LeasedMessage) -> None:
+        """Come back when the model may be asked for this message; otherwise end its life here."""
+        await self._cleared(self._works[message.id], lambda: self.store.start_generating(message.id))
 
-    async def _generate(self, work: _Work) -> tuple[Completion, int]:
-        message, lead = work.message, work.lead
-        model = self.settings.models.get(message.workspace_id)
-        if model is None or lead is None:
-            reason = "The workspace has no active AI agent with a model; set one in ai_agents."
-            await self._end(work, Permanent("no_model", reason))
-        system, user = first_contact_prompt(self.settings.campaigns[message.config_id].instructions, lead.context)
-        prompt = Prompt(
-            model,
-            system,
-            user,
-            max_tokens=self.policy.max_tokens,
-            temperature=self.policy.temperature,
-            timeout=self.policy.generation_timeout_seconds,
-            reference=message.id,
-            workspace_id=message.workspace_id,
-        )
-        started = self.clock.monotonic()
-        answer = await self._complete(work, prompt)
-        if isinstance(answer, Transient) and answer.code == "truncated":
-            # Once with twice the room: the same room would only be paid for again.
-            answer = await self._complete(work, replace(prompt, max_tokens=2 * prompt.max_tokens))
-            if isinstance(answer, Transient) and answer.code == "truncated":
-                answer = Permanent(answer.code, answer.reason)
-        if not isinstance(answer, Completion):
-            if isinstance(answer, Permanent) and answer.code == "invalid_request":
-                answer = await self._judge_refusal(answer, model)
-            await self._end(work, answer, model=model)
-        self._good_models.add(model)
-        return answer, round(1000 * (self.clock.monotonic() - started))
-
-    async def _judge_refusal(self, refusal: Permanent, model: str) -> Permanent | Systemic:
-        """A model that refuses the first requests one and all refuses us, not a message."""
-        if model in self._good_models:
-            return refusal
-        self._refusals[model] += 1
-        known = any(pause.code == MODEL_REFUSES and pause.scope_id == model for pause in await self.store.pauses())
-        if self._refusals[model] < FIRST_REFUSALS and not known:
-            return refusal
-        reason = f"{refusal.reason} The model {model} refused the first requests one and all; check ai_agents."
-        return Systemic(MODEL_REFUSES, reason, Scope.MODEL)
-
-    async def _complete(self, work: _Work, prompt: Prompt) -> Completion | Failure:
-        """Ask the model, and the store before each request; wait out the model's throttles where they are short."""
-        for _ in range(self.policy.max_inline_waits):
-            await self._cleared(work, lambda: self.store.start_generating(work.id))
-            answer = await self._ask_model(prompt)
-            if not isinstance(answer, Throttled):
-                break
-            if await self._close_scope(work.message, answer, prompt.model) > self.policy.max_inline_wait_seconds:
-                break
-        return answer
-
-    async def _ask_model(self, prompt: Prompt) -> Completion | Failure:
-        answer = await self.model.complete(prompt)
-        if isinstance(answer, Completion):
-            self.report.tokens += answer.total_tokens
-            self.report.cost_usd += answer.cost or 0.0
-        return answer
-
-    def _splits(self, work: _Work) -> bool:
-        return self.channel.traits.may_split and self.settings.campaigns[work.message.config_id].split_messages
-
-    def _max_parts(self, work: _Work) -> int:
-        parts, warning = effective_max_parts(self.settings.campaigns[work.message.config_id].max_split_parts)
-        if warning and work.message.config_id not in self._warned:
-            self._warned.add(work.message.config_id)
-            self._log(work.message, "split", "warning", warning)
-        return parts
-
-    async def _split(self, work: _Work, text: str) -> tuple[str, ...]:
-        if not self._splits(work):
-            return (text,)
-        splitter, max_parts, max_chars = (
-            self.settings.splitter,
-            self._max_parts(work),
-            self.channel.traits.max_part_chars,
-        )
-        if splitter.strategy == "model" and len(text) >= splitter.min_chars and max_parts > 1:
-            proposed = await self._proposed_split(work, text, max_parts, max_chars)
-            if proposed:
-                return proposed
-        try:
-            return split_text(text, max_parts, max_chars, splitter.min_chars)
-        except TextTooLong as error:
-            await self._end(work, Permanent("too_long", str(error)))
-
-    async def _proposed_split(self, work: _Work, text: str, max_parts: int, max_chars: int) -> tuple[str, ...] | None:
-        """The model's proposal, if it changes nothing of the text; None sends us to the local splitter."""
-        splitter = self.settings.splitter
-        model = splitter.model or self.settings.models.get(work.message.workspace_id)
-        if model is None:
-            return None
-        system, user = split_prompt(text, max_parts)
-        prompt = Prompt(
-            model,
-            splitter.system_prompt or system,
-            user,
-            max_tokens=splitter.max_tokens,
-            temperature=splitter.temperature,
-            timeout=20.0,
-            json_schema=SPLIT_SCHEMA,
-            reference=f"{work.id}:split",
-            workspace_id=work.message.workspace_id,
-        )
-        answer = await self._ask_for_split(work, prompt)
-        proposal = parse_proposal(answer.text) if isinstance(answer, Completion) else None
-        accepted = accept_proposal(text, proposal, max_parts, max_chars) if proposal else None
-        if accepted is None:
-            note = "The model's split was not usable or changed the text; it was split locally."
-            self._log(work.message, "split", "warning", note)
-        return accepted
-
-    async def _ask_for_split(self, work: _Work, prompt: Prompt) -> Completion | Failure | None:
-        """Ask once and never wait: a text that is written can be split locally."""
-        account = (Scope.WORKSPACE, work.message.workspace_id), (Scope.PROVIDER, LANGUAGE_MODEL_ACCOUNT)
-        scopes = (*account, (Scope.MODEL, prompt.model))
+    async def _model_now(self, message: LeasedMessage, model: str) -> bool:
+        """Whether this model may be asked right now, for something that can be done without."""
+        account = (Scope.WORKSPACE, message.workspace_id), (Scope.PROVIDER, LANGUAGE_MODEL_ACCOUNT)
+        scopes = (*account, (Scope.MODEL, model))
         if self._stopping or self._slowed(scopes) or any(scope in self._broken for scope in scopes):
-            return None
-        verdict = await self.store.start_generating(work.id)
+            return False
+        verdict = await self.store.start_generating(message.id)
         if verdict == "lost":
-            await self._lost(work)
-        if verdict != "go" or not self._still_ours(work.message):
-            return None  # whoever begins the part finds out why
-        answer = await self._ask_model(prompt)
-        if isinstance(answer, Systemic | Throttled):
-            await self._close_scope(work.message, answer, prompt.model)
-        return answer
+            await self._lost(self._works[message.id])
+        return verdict == "go" and self._still_ours(message)  # whoever begins the part finds out why not
 
     # A part's life --------------------------------------------------------------------------------------------------
 

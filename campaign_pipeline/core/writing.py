@@ -1,0 +1,274 @@
+"""The text of a message: written once by the model, checked, and cut into the parts that are sent.
+
+A shard's writer knows what to ask and which answers may be sent. Whether the model may be asked now, and what an answer
+means for everybody else, it asks the shard through `Turns`.
+"""
+
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from campaign_pipeline.core.generation import TextProblem, check_text, first_contact_prompt, split_prompt
+from campaign_pipeline.core.model import BatchSettings, Lead, LeasedMessage, ShardReport
+from campaign_pipeline.core.ports import (
+    ChannelTraits,
+    Clock,
+    Completion,
+    Failure,
+    LanguageModel,
+    Pause,
+    Permanent,
+    Prompt,
+    Scope,
+    Systemic,
+    Throttled,
+    Transient,
+)
+from campaign_pipeline.core.splitting import (
+    TextTooLong,
+    accept_proposal,
+    effective_max_parts,
+    parse_proposal,
+    split_text,
+)
+
+SPLIT_SCHEMA: Mapping[str, Any] = {
+    "name": "parts",
+    "strict": True,
+    "schema": {
+        "type": "object",
+        "properties": {"parts": {"type": "array", "items": {"type": "string"}}},
+        "required": ["parts"],
+        "additionalProperties": False,
+    },
+}
+"""What a model is asked to answer when it proposes a split."""
+
+MODEL_REFUSES = "model_refuses_requests"
+"""A model that takes none of our requests: its own settings or ours are wrong, not a message."""
+
+FIRST_REFUSALS = 3
+"""So many invalid requests before any good one are no accident of single messages any more."""
+
+
+@dataclass(frozen=True)
+class WritingPolicy:
+    """How texts are asked for."""
+
+    max_inline_wait_seconds: float = 60.0  # throttles up to this long are waited out in place
+    max_inline_waits: int = 3  # per message
+    generation_timeout_seconds: float = 30.0
+    max_tokens: int = 500
+    temperature: float = 0.7
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A text that passed its check; with what it took, where it was written now."""
+
+    text: str
+    completion: Completion | None = None  # None: it was stored before
+    milliseconds: int | None = None
+
+    def columns(self) -> dict[str, Any]:
+        """The fields of BeginPart that keep it; none where it is kept already."""
+        if self.completion is None:
+            return {}
+        return {
+            "text": self.text,
+            "ai_model": self.completion.model,
+            "ai_tokens_used": self.completion.total_tokens,
+            "ai_cost_usd": self.completion.cost,
+            "ai_generation_time_ms": self.milliseconds,
+        }
+
+
+class NotWritten(Exception):
+    """There is no text that may be sent; `model` is the one that was asked, where that matters."""
+
+    def __init__(self, failure: Failure, model: str | None = None) -> None:
+        super().__init__(failure.reason)
+        self.failure = failure
+        self.model = model
+
+
+class LogsMessage(Protocol):
+    """Writes a line of the campaign's log."""
+
+    def __call__(self, message: LeasedMessage, step: str, level: str, text: str, **details: object) -> None:
+        """Log what happened to a message in a step."""
+        ...
+
+
+@dataclass(frozen=True)
+class Turns:
+    """How a shard lets requests to the model pass. The first two may end the message's life by an exception."""
+
+    wait: Callable[[LeasedMessage], Awaitable[None]]  # until the model may be asked for this message
+    now: Callable[[LeasedMessage, str], Awaitable[bool]]  # whether this model may be asked at once
+    pause: Callable[[LeasedMessage, Systemic | Throttled, str], Awaitable[float]]  # pause a scope; returns seconds
+    pauses: Callable[[], Awaitable[Sequence[Pause]]]  # every scope that is paused
+    log: LogsMessage
+
+
+class TextWriter:
+    """Writes the texts of one shard."""
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        settings: BatchSettings,
+        traits: ChannelTraits,
+        policy: WritingPolicy,
+        clock: Clock,
+        report: ShardReport,  # what is paid is counted here
+        turns: Turns,
+    ) -> None:
+        self._model = model
+        self._settings = settings
+        self._traits = traits
+        self._policy = policy
+        self._clock = clock
+        self._report = report
+        self._turns = turns
+        self._warned: set[str] = set()  # campaigns whose settings were complained of
+        self._refusals: Counter[str] = Counter()  # by model: invalid requests before any good one
+        self._good_models: set[str] = set()
+
+    async def write(self, message: LeasedMessage, lead: Lead | None) -> Draft:
+        """The message's text: the stored one, else one written now (and paid for once). Raises NotWritten."""
+        if message.text is not None:
+            return Draft(self._checked(message, message.text))
+        completion, milliseconds = await self._generate(message, lead)
+        self._report.generation_ms.append(milliseconds)
+        return Draft(self._checked(message, completion.text), completion, milliseconds)
+
+    async def split(self, message: LeasedMessage, text: str) -> tuple[str, ...]:
+        """The parts in which a text is sent. Raises NotWritten where they cannot hold it."""
+        if not self._splits(message):
+            return (text,)
+        splitter, max_parts, max_chars = self._settings.splitter, self._max_parts(message), self._traits.max_part_chars
+        if splitter.strategy == "model" and len(text) >= splitter.min_chars and max_parts > 1:
+            proposed = await self._proposed_split(message, text, max_parts, max_chars)
+            if proposed:
+                return proposed
+        try:
+            return split_text(text, max_parts, max_chars, splitter.min_chars)
+        except TextTooLong as error:
+            raise NotWritten(Permanent("too_long", str(error))) from error
+
+    def _checked(self, message: LeasedMessage, text: str) -> str:
+        limit = self._traits.max_part_chars * (self._max_parts(message) if self._splits(message) else 1)
+        try:
+            return check_text(text, limit)
+        except TextProblem as problem:
+            # A text written anew may be better; a stored one stays as it is.
+            kind = Transient if message.text is None else Permanent
+            raise NotWritten(kind(problem.code, str(problem))) from problem
+
+    async def _generate(self, message: LeasedMessage, lead: Lead | None) -> tuple[Completion, int]:
+        model = self._settings.models.get(message.workspace_id)
+        if model is None or lead is None:
+            reason = "The workspace has no active AI agent with a model; set one in ai_agents."
+            raise NotWritten(Permanent("no_model", reason))
+        system, user = first_contact_prompt(self._settings.campaigns[message.config_id].instructions, lead.context)
+        prompt = Prompt(
+            model,
+            system,
+            user,
+            max_tokens=self._policy.max_tokens,
+            temperature=self._policy.temperature,
+            timeout=self._policy.generation_timeout_seconds,
+            reference=message.id,
+            workspace_id=message.workspace_id,
+        )
+        started = self._clock.monotonic()
+        answer = await self._complete(message, prompt)
+        if isinstance(answer, Transient) and answer.code == "truncated":
+            # Once with twice the room: the same room would only be paid for again.
+            answer = await self._complete(message, replace(prompt, max_tokens=2 * prompt.max_tokens))
+            if isinstance(answer, Transient) and answer.code == "truncated":
+                answer = Permanent(answer.code, answer.reason)
+        if not isinstance(answer, Completion):
+            if isinstance(answer, Permanent) and answer.code == "invalid_request":
+                answer = await self._judge_refusal(answer, model)
+            raise NotWritten(answer, model)
+        self._good_models.add(model)
+        return answer, round(1000 * (self._clock.monotonic() - started))
+
+    async def _judge_refusal(self, refusal: Permanent, model: str) -> Permanent | Systemic:
+        """A model that refuses the first requests one and all refuses us, not a message."""
+        if model in self._good_models:
+            return refusal
+        self._refusals[model] += 1
+        known = any(pause.code == MODEL_REFUSES and pause.scope_id == model for pause in await self._turns.pauses())
+        if self._refusals[model] < FIRST_REFUSALS and not known:
+            return refusal
+        reason = f"{refusal.reason} The model {model} refused the first requests one and all; check ai_agents."
+        return Systemic(MODEL_REFUSES, reason, Scope.MODEL)
+
+    async def _complete(self, message: LeasedMessage, prompt: Prompt) -> Completion | Failure:
+        """Ask the model, and the shard before each request; wait out the model's throttles where they are short."""
+        for _ in range(self._policy.max_inline_waits):
+            await self._turns.wait(message)
+            answer = await self._ask_model(prompt)
+            if not isinstance(answer, Throttled):
+                break
+            if await self._turns.pause(message, answer, prompt.model) > self._policy.max_inline_wait_seconds:
+                break
+        return answer
+
+    async def _ask_model(self, prompt: Prompt) -> Completion | Failure:
+        answer = await self._model.complete(prompt)
+        if isinstance(answer, Completion):
+            self._report.tokens += answer.total_tokens
+            self._report.cost_usd += answer.cost or 0.0
+        return answer
+
+    def _splits(self, message: LeasedMessage) -> bool:
+        return self._traits.may_split and self._settings.campaigns[message.config_id].split_messages
+
+    def _max_parts(self, message: LeasedMessage) -> int:
+        parts, warning = effective_max_parts(self._settings.campaigns[message.config_id].max_split_parts)
+        if warning and message.config_id not in self._warned:
+            self._warned.add(message.config_id)
+            self._turns.log(message, "split", "warning", warning)
+        return parts
+
+    async def _proposed_split(
+        self, message: LeasedMessage, text: str, max_parts: int, max_chars: int
+    ) -> tuple[str, ...] | None:
+        """The model's proposal, if it changes nothing of the text; None sends us to the local splitter."""
+        splitter = self._settings.splitter
+        model = splitter.model or self._settings.models.get(message.workspace_id)
+        if model is None:
+            return None
+        system, user = split_prompt(text, max_parts)
+        prompt = Prompt(
+            model,
+            splitter.system_prompt or system,
+            user,
+            max_tokens=splitter.max_tokens,
+            temperature=splitter.temperature,
+            timeout=20.0,
+            json_schema=SPLIT_SCHEMA,
+            reference=f"{message.id}:split",
+            workspace_id=message.workspace_id,
+        )
+        answer = await self._ask_for_split(message, prompt)
+        proposal = parse_proposal(answer.text) if isinstance(answer, Completion) else None
+        accepted = accept_proposal(text, proposal, max_parts, max_chars) if proposal else None
+        if accepted is None:
+            note = "The model's split was not usable or changed the text; it was split locally."
+            self._turns.log(message, "split", "warning", note)
+        return accepted
+
+    async def _ask_for_split(self, message: LeasedMessage, prompt: Prompt) -> Completion | Failure | None:
+        """Ask once and never wait: a text that is written can be split locally."""
+        if not await self._turns.now(message, prompt.model):
+            return None
+        answer = await self._ask_model(prompt)
+        if isinstance(answer, Systemic | Throttled):
+            await self._turns.pause(message, answer, prompt.model)
+        return answer

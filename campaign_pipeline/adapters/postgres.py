@@ -127,8 +127,8 @@ class Batch:
     waits: list[RunWait] = field(default_factory=list)  # running runs that wait, and why
 
 
-class Queue:
-    """The queue as the steps of a batch see it."""
+class Statements:
+    """Named statements on one database, one connection at a time; a database that is away is waited for."""
 
     def __init__(self, url: str, patience_seconds: float = _PATIENCE_SECONDS) -> None:
         self._url = url
@@ -146,6 +146,10 @@ class Queue:
                 return await (await connection.execute(statement(name), parameters)).fetchall()
 
         return await _patiently(call, self._patience)
+
+
+class Queue(Statements):
+    """The queue as the steps of a batch see it."""
 
     async def claim_batch(self, options: BatchOptions) -> Batch:
         """Give back dead leases, expire, spread, and lease up to `batch_size` due messages, all in one transaction."""

@@ -1,0 +1,46 @@
+"""What the queue's tables say when they are only read: for reports, assets and their checks."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from campaign_pipeline.adapters.postgres import Statements
+
+RECENT_DAYS = 31
+"""How far back checks look where the whole past would be too long to read each hour."""
+
+SHOWN = 20
+"""How many rows a check shows; the column `of_all` has their full number."""
+
+
+class Reports(Statements):
+    """The queue as reports and checks see it; nothing here changes anything."""
+
+    async def runs_at_work(self, closed: Sequence[UUID]) -> list[dict[str, Any]]:
+        """The runs that are running, and those that were just closed, with counters and waits."""
+        return await self._all("list_runs_at_work", closed=list(closed))
+
+    async def campaign_day(self, start: datetime, end: datetime, timezone: str) -> list[dict[str, Any]]:
+        """A row per campaign with messages from `start` until before `end`; the last row is all together."""
+        return await self._all("report_campaign_day", day_start=start, day_end=end, timezone=timezone)
+
+    async def failed_by_day(self, timezone: str, days: int = RECENT_DAYS) -> list[dict[str, Any]]:
+        """How many messages failed, by business day and error class."""
+        return await self._all("count_failed_by_day", timezone=timezone, days=days)
+
+    async def wrong_counters(self, days: int = RECENT_DAYS) -> list[dict[str, Any]]:
+        """Runs whose counters differ from a recount (I6); should be none."""
+        return await self._all("find_wrong_counters", days=days)
+
+    async def forgotten_leases(self, lease_seconds: float) -> list[dict[str, Any]]:
+        """Messages that nobody took back for a whole lease after theirs ran out."""
+        return await self._all("find_forgotten_leases", lease_seconds=lease_seconds, shown=SHOWN)
+
+    async def doubled_provider_ids(self, days: int = 2) -> list[dict[str, Any]]:
+        """Provider ids that stand on two parts of one inbox; should be none. Two days: it is asked every hour."""
+        return await self._all("find_doubled_provider_ids", days=days, shown=SHOWN)
+
+    async def unknown_outcomes(self) -> list[dict[str, Any]]:
+        """Messages that failed without anybody knowing whether they went out."""
+        return await self._all("find_unknown_outcomes", shown=SHOWN)

@@ -5,7 +5,6 @@ It takes no key of ours, so a part whose answer was lost is searched for by numb
 if a part that was surely sent is found in the same way, since a server may be set not to keep messages.
 """
 
-import re
 from collections.abc import Mapping
 from datetime import datetime, timedelta, timezone
 from typing import Any
@@ -13,7 +12,16 @@ from urllib.parse import quote
 
 import httpx
 
-from campaign_pipeline.adapters.http import Answer, NoAnswer, at, get, post, redact_phones
+from campaign_pipeline.adapters.answers import (
+    SAYS_DISCONNECTED,
+    SAYS_TIMED_OUT,
+    SAYS_TOO_FAST,
+    Row,
+    failure,
+    no_answer,
+    unrecognised,
+)
+from campaign_pipeline.adapters.http import Answer, NoAnswer, at, get, post
 from campaign_pipeline.core.address import alternatives
 from campaign_pipeline.core.ports import (
     Absent,
@@ -35,7 +43,6 @@ from campaign_pipeline.core.ports import (
     Sent,
     Systemic,
     Throttled,
-    Transient,
     Unknown,
 )
 
@@ -48,31 +55,70 @@ that is missed goes out twice, while an older message of the very same text to t
 MOST_PAGES = 20
 """Of 50 messages each: what is read of one conversation at most, when a part is searched for."""
 
-# What a 400 says, and what it means; the first that matches. Read in the body's message, case-insensitively.
-BAD_REQUESTS: tuple[tuple[str, str, str], ...] = (
-    (r"connection closed|not (open|connected)|no session|disconnected", "systemic", "inbox_disconnected"),
-    (r"rate.?overlimit|too many requests|\b429\b", "throttled", "rate_limited"),
-    (r"timed?[ -]?out", "unknown", "provider_timeout"),
-    (r"connection (was )?(lost|terminated)|stream errored", "unknown", "provider_timeout"),
-    (
-        r"requires property|is not of a type|does not (match|meet)|must be|should (have|be)|is not allowed|is required"
-        r"|enter a value|invalid format|can ?not be empty",
-        "permanent",
+NOT_ON_WHATSAPP = "The number is not on WhatsApp."
+DISCONNECTED = "This inbox's connection to WhatsApp is closed; connect it and it goes on by itself."
+
+ANSWERS: tuple[Row, ...] = (
+    # Read in `response.message`: the class of a 400 lies there.
+    Row(Permanent, "not_on_whatsapp", NOT_ON_WHATSAPP, status={400}, says=r"^exists: false"),
+    Row(
+        Systemic,
+        "inbox_disconnected",
+        DISCONNECTED,
+        status={400},
+        says=SAYS_DISCONNECTED,
+        quoted=True,
+    ),
+    Row(
+        Throttled,
+        "rate_limited",
+        "WhatsApp says that this number sends too fast.",
+        status={400},
+        says=SAYS_TOO_FAST,
+        quoted=True,
+    ),
+    Row(
+        Unknown,
+        "provider_timeout",
+        "Evolution timed out while it talked to WhatsApp.",
+        status={400},
+        says=SAYS_TIMED_OUT,
+        quoted=True,
+    ),
+    Row(
+        Permanent,
         "invalid_request",
+        "Evolution refused the request as invalid.",
+        status={400},
+        says=r"requires property|is not of a type|does not (match|meet)|must be|should (have|be)|is not allowed"
+        r"|is required|enter a value|invalid format|can ?not be empty",
+        quoted=True,
+    ),
+    Row(
+        Systemic,
+        "bad_key",
+        "Evolution refuses the key of this instance (instance_token, api_key or EVOLUTION_API_KEY).",
+        status={401, 403},
+    ),
+    Row(Systemic, "instance_missing", "Evolution does not know this instance.", status={404}),
+    Row(
+        Systemic,
+        "redirected",
+        "Evolution redirects the request; set its base URL (EVOLUTION_API_URL) to the address it leads to.",
+        status=range(300, 400),
+    ),
+    Row(Throttled, "rate_limited", "WhatsApp says that this number sends too fast.", status={429}),
+    Row(
+        Unknown,
+        "http_{status}",
+        "Evolution answered {status}, which does not say whether it was sent.",
+        status={408, *range(500, 600)},
     ),
 )
+"""Every answer that is known, with its class; the first row that matches."""
 
-SENTENCES: Mapping[str, str] = {
-    "inbox_disconnected": "This inbox's connection to WhatsApp is closed; connect it and it goes on by itself.",
-    "rate_limited": "WhatsApp says that this number sends too fast.",
-    "provider_timeout": "Evolution timed out while it talked to WhatsApp.",
-    "invalid_request": "Evolution refused the request as invalid.",
-    "not_on_whatsapp": "The number is not on WhatsApp.",
-    "bad_key": "Evolution refuses the key of this instance (instance_token, api_key or EVOLUTION_API_KEY).",
-    "instance_missing": "Evolution does not know this instance.",
-    "redirected": "Evolution redirects the request; set its base URL (EVOLUTION_API_URL) to the address it leads to.",
-    "unrecognised_400": "Evolution answered 400 with a text that is not in the table.",
-}
+STATES: tuple[Row, ...] = tuple(row for row in ANSWERS if row.code in {"bad_key", "instance_missing", "redirected"})
+"""What a question for the state of an instance may be answered that concerns sending too."""
 
 
 class Evolution:
@@ -94,17 +140,14 @@ class Evolution:
         answer = await get(self._client, f"{self._base}/instance/connectionState/{self._instance}", self._headers, 10.0)
         if isinstance(answer, NoAnswer):
             return None
-        if answer.status in {401, 403}:
-            return Systemic("bad_key", SENTENCES["bad_key"], Scope.INBOX)
-        if answer.status == httpx.codes.NOT_FOUND:
-            return Systemic("instance_missing", SENTENCES["instance_missing"], Scope.INBOX)
-        if httpx.codes.is_redirect(answer.status):
-            return Systemic("redirected", SENTENCES["redirected"], Scope.INBOX)
+        refusal = failure(STATES, answer)
+        if refusal is not None:
+            return refusal
         state = at(answer.body, "instance", "state")
         if state == "connecting":
             return Throttled("connecting", "The instance is connecting to WhatsApp.", Scope.INBOX, retry_after=10.0)
         if state == "close":
-            return Systemic("inbox_disconnected", SENTENCES["inbox_disconnected"], Scope.INBOX)
+            return Systemic("inbox_disconnected", DISCONNECTED, Scope.INBOX)
         return None
 
     async def send(self, envelope: Envelope) -> Outcome:
@@ -161,7 +204,7 @@ class Evolution:
             return entries
         exists = at(entries, 0, "exists")
         if exists is False:
-            return NumberMissing(SENTENCES["not_on_whatsapp"])
+            return NumberMissing(NOT_ON_WHATSAPP)
         if exists is not True:
             return NumberNotChecked("Evolution's answer does not say whether the number is on WhatsApp.")
         jid, lid = (_name(at(entries, 0, key)) for key in ("jid", "lid"))
@@ -242,7 +285,7 @@ def _text(record: Any) -> str | None:
 def read_send(answer: Answer | NoAnswer) -> Outcome:
     """Class the answer to a send."""
     if isinstance(answer, NoAnswer):
-        return Unknown("no_answer", answer.reason) if answer.left else Transient("unreachable", answer.reason)
+        return no_answer(answer)
     if answer.status in {200, 201}:
         provider_id = at(answer.body, "key", "id")
         if isinstance(provider_id, str) and provider_id:
@@ -251,43 +294,17 @@ def read_send(answer: Answer | NoAnswer) -> Outcome:
             return Sent(provider_id, kept, jid if isinstance(jid, str) else None)
         # Meta's errors pass through as a success, and so may half an answer: nobody can tell whether it went out.
         return Unknown("no_id", "Evolution reported success without a message id.")
-    if answer.status == httpx.codes.BAD_REQUEST:
-        return _read_bad_request(answer)
-    if answer.status in {401, 403}:
-        return Systemic("bad_key", SENTENCES["bad_key"], Scope.INBOX)
-    if answer.status == httpx.codes.NOT_FOUND:
-        return Systemic("instance_missing", SENTENCES["instance_missing"], Scope.INBOX)
-    if httpx.codes.is_redirect(answer.status):
-        return Systemic("redirected", SENTENCES["redirected"], Scope.INBOX)
-    if answer.status == httpx.codes.TOO_MANY_REQUESTS:
-        return Throttled("rate_limited", SENTENCES["rate_limited"], Scope.INBOX, answer.retry_after)
-    return Unknown(
-        f"http_{answer.status}", f"Evolution answered {answer.status}, which does not say whether it was sent."
-    )
+    surely_not_sent = answer.status == httpx.codes.BAD_REQUEST
+    return failure(ANSWERS, answer, _said(answer)) or unrecognised("Evolution", answer, surely_not_sent=surely_not_sent)
 
 
-def _read_bad_request(answer: Answer) -> Outcome:
+def _said(answer: Answer) -> str:
+    """The body's message, texts or objects of any shape; the whole body where it has none."""
     said = at(answer.body, "response", "message")
     pieces = said if isinstance(said, list) else [said]
     if any(at(piece, "exists") is False for piece in pieces):
-        return Permanent("not_on_whatsapp", SENTENCES["not_on_whatsapp"])
-    text = " ".join(str(piece) for piece in pieces if piece) or answer.text
-    kind, code = next(
-        ((kind, code) for pattern, kind, code in BAD_REQUESTS if re.search(pattern, text, re.IGNORECASE)),
-        ("transient", "unrecognised_400"),
-    )
-    reason = f"{SENTENCES[code]} It said: {redact_phones(text)}"
-    match kind:
-        case "systemic":
-            return Systemic(code, reason, Scope.INBOX)
-        case "throttled":
-            return Throttled(code, reason, Scope.INBOX, answer.retry_after)
-        case "unknown":
-            return Unknown(code, reason)
-        case "permanent":
-            return Permanent(code, reason)
-        case _:
-            return Transient(code, reason)
+        return "exists: false"
+    return " ".join(str(piece) for piece in pieces if piece) or answer.text
 
 
 def from_connection(

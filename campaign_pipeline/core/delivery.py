@@ -447,6 +447,9 @@ class ShardDelivery:
             open_attempt.left = isinstance(outcome, Sent | Unknown)
             milliseconds = round(1000 * (self.clock.monotonic() - started))
             settlement = Settlement(work.id, part.no, part.attempts, duration_ms=milliseconds)
+            if isinstance(outcome, Transient | Unknown) and outcome.answer:
+                self.report.unrecognised_answers[outcome.reason] += 1
+                settlement = replace(settlement, response=outcome.answer)
             match outcome:
                 case Sent():
                     await self._settle_sent(work, part, settlement, outcome)
@@ -527,7 +530,7 @@ class ShardDelivery:
         if part.status is PartStatus.ATTEMPTING:
             # Written down before asking: if we die while we ask, the next one knows that there is something to ask.
             noted = replace(settlement, outcome=PartStatus.UNKNOWN.value, code=unknown.code, reason=unknown.reason)
-            await self._commit(work, replace(noted, looked_up=False))
+            await self._commit(work, replace(noted, looked_up=False, response=unknown.answer or None))
             part.status = PartStatus.UNKNOWN
         answer: LookUpAnswer | None = None
         if settlement.looked_up:

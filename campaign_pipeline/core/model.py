@@ -222,6 +222,7 @@ class ShardReport:
     parts_sent: int = 0
     unknown_outcomes: int = 0
     recovered_sends: int = 0  # found at the provider after their answer was lost
+    unrecognised_answers: Counter[str] = field(default_factory=Counter)  # what came, by its shape -> how often
     tokens: int = 0
     cost_usd: float = 0.0
     generation_ms: list[int] = field(default_factory=list)
@@ -242,6 +243,7 @@ class ShardReport:
         row["generation_ms"] = summarize(self.generation_ms)
         row["send_ms"] = summarize(self.send_ms)
         return row
+        row["unrecognised_answers"] = dict(self.unrecognised_answers)
 
 
 def summarize(values: Sequence[int]) -> dict[str, int]:

@@ -45,6 +45,8 @@ class Transient:
     code: str
     reason: str
     retry_after: float | None = None  # seconds, when the provider gave a hint
+    attempts: int | None = None  # of the message in all, where fewer than usual make sense
+    answer: Mapping[str, Any] = field(default_factory=dict)  # with UNRECOGNISED: what came, redacted
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,11 @@ class Unknown:
 
     code: str
     reason: str
+    answer: Mapping[str, Any] = field(default_factory=dict)  # with UNRECOGNISED: what came, redacted
 
+
+UNRECOGNISED = "unrecognised_answer"
+"""Code of an answer that an adapter's table does not know; counted apart, so that somebody adds a row for it."""
 
 Failure: TypeAlias = Permanent | Transient | Throttled | Systemic | Unknown
 Outcome: TypeAlias = Sent | Failure

@@ -50,9 +50,9 @@ class RetryPolicy:
         match failure:
             case Permanent(code, reason):
                 return Decision(MessageStatus.FAILED, ErrorClass.PERMANENT, code, reason)
-            case Transient(code, reason, retry_after):
+            case Transient(code, reason, retry_after, most):
                 attempts = attempts_before + 1
-                if attempts >= self.max_attempts:
+                if attempts >= min(self.max_attempts, most or self.max_attempts):
                     text = f"{reason} Given up after {attempts} attempts."
                     return Decision(MessageStatus.FAILED, ErrorClass.EXHAUSTED, code, text, count_attempt=True)
                 delay = self.delays_seconds[min(attempts_before, len(self.delays_seconds) - 1)]

@@ -51,6 +51,8 @@ def describe_shard(context: dg.OpExecutionContext, report: ShardReport) -> None:
     for why, count in report.left.items():
         context.log.info(f"{count} messages of this shard were left alone: {why.replace('_', ' ')}.")
     if report.stopped_by:
+    for shape, count in report.unrecognised_answers.items():
+        context.log.warning(f"{count} times: {shape} Its body is in campaign_message_parts.provider_response.")
         context.log.warning(f"{report.stopped_by} What was not sent went back to the queue.")
     metadata: dict[str, Any] = {
         "sent": report.sent,
@@ -60,6 +62,7 @@ def describe_shard(context: dg.OpExecutionContext, report: ShardReport) -> None:
         "parts_sent": report.parts_sent,
         "unknown_outcomes": report.unknown_outcomes,
         "tokens": report.tokens,
+        "unrecognised_answers": sum(report.unrecognised_answers.values()),
         "cost_usd": round(report.cost_usd, 6),
         "generation_ms_p95": row["generation_ms"]["p95"],
         "send_ms_p95": row["send_ms"]["p95"],

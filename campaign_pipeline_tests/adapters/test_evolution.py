@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from campaign_pipeline.adapters import evolution
-from campaign_pipeline.adapters.evolution import BAD_REQUESTS, Evolution, from_connection
+from campaign_pipeline.adapters.evolution import ANSWERS, Evolution, from_connection
 from campaign_pipeline.adapters.http import http_client
 from campaign_pipeline.core.ports import (
     Absent,
@@ -80,9 +80,12 @@ def test_each_answer_has_its_class(sample: Mapping[str, Any]) -> None:
     assert sample["expect"].get("reason_lacks", KEY) not in reason
 
 
-def test_the_samples_cover_every_row_of_the_table_of_bad_requests() -> None:
-    expected = {sample["expect"]["code"] for sample in SAMPLES if sample["status"] == 400}
-    assert {code for _, _, code in BAD_REQUESTS} | {"not_on_whatsapp", "unrecognised_400"} == expected
+def test_the_samples_cover_every_row_of_the_table() -> None:
+    covered = {(sample["status"] == 400, sample["expect"].get("code")) for sample in SAMPLES}
+    for row in ANSWERS:
+        assert row.status is not None
+        codes = {row.code.format(status=status) for status in (408, 500)}
+        assert covered & {(400 in row.status, code) for code in codes}, row
 
 
 FROM_SANDBOX: Mapping[str, tuple[type[object], str]] = {
@@ -91,7 +94,7 @@ FROM_SANDBOX: Mapping[str, tuple[type[object], str]] = {
     "timed_out": (Unknown, "provider_timeout"),
     "rate_overlimit": (Throttled, "rate_limited"),
     "schema": (Permanent, "invalid_request"),
-    "other_400": (Transient, "unrecognised_400"),
+    "other_400": (Transient, "unrecognised_answer"),
     "unauthorized_401": (Systemic, "bad_key"),
     "instance_404": (Systemic, "instance_missing"),
     "timeout_408": (Unknown, "http_408"),

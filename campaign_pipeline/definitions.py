@@ -2,12 +2,25 @@
 
 import dagster as dg
 
+from campaign_pipeline.adapters.environment import OperationsSettings
+from campaign_pipeline.defs.demo import trickle_demo_campaign, trickle_every_minute
 from campaign_pipeline.defs.io import HandleIOManager, TableIOManager
-from campaign_pipeline.defs.jobs import process_campaign_queue
+from campaign_pipeline.defs.jobs import clean_up_old_data, process_campaign_queue, retry_failed_messages
 from campaign_pipeline.defs.resources import LanguageModelResource, ProvidersResource, QueueDatabase
+from campaign_pipeline.defs.schedules import clean_up_every_night, drain_campaign_queue, work_campaign_queue
+from campaign_pipeline.defs.sensors import tell_of_failed_runs, watch_campaign_backlog
+
+_demo = OperationsSettings.from_environment().demo_trickle
 
 defs = dg.Definitions(
-    jobs=[process_campaign_queue],
+    jobs=[
+        process_campaign_queue,
+        retry_failed_messages,
+        clean_up_old_data,
+        *([trickle_demo_campaign] if _demo else []),
+    ],
+    schedules=[work_campaign_queue, clean_up_every_night, *([trickle_every_minute] if _demo else [])],
+    sensors=[drain_campaign_queue, tell_of_failed_runs, watch_campaign_backlog],
     resources={
         "database": QueueDatabase(),
         "language_model": LanguageModelResource(),

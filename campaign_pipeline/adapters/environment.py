@@ -6,7 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 from pathlib import Path
+from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
+
+
+# EVOLUTION_API_URL, EVOLUTION_API_KEY; UAZAPI_API_URL; CLOUD_API_URL, CLOUD_API_VERSION (v23.0), CLOUD_API_TOKEN;
+# SUPABASE_URL, SUPABASE_SERVICE_ROLE_KEY.
+PROVIDER_PREFIXES = ("EVOLUTION_", "UAZAPI_", "CLOUD_API_", "SUPABASE_")
+"""How the variables begin that message providers read; each adapter says which, and what its instances override."""
 
 
 class SettingError(ValueError):
@@ -24,6 +31,13 @@ def _number(env: Mapping[str, str], name: str, default: float, minimum: float) -
     if not minimum <= value < math.inf:  # nor `nan`, which compares with nothing
         raise SettingError(f"{name} is {raw}, but must be at least {minimum:g}.")
     return value
+
+
+def _switch(env: Mapping[str, str], name: str, default: bool) -> bool:
+    raw = env.get(name, "").strip().lower()
+    if raw not in {"", "on", "off"}:
+        raise SettingError(f"{name} is {raw!r}, but must be on or off.")
+    return raw == "on" if raw else default
 
 
 def _minutes(env: Mapping[str, str], name: str, default: tuple[float, ...]) -> tuple[float, ...]:
@@ -77,6 +91,8 @@ class DeliverySettings:
     send_timeout_seconds: float = 30.0  # beyond the delay that the provider itself was asked for
     generation_timeout_seconds: float = 30.0
     max_inline_wait_seconds: float = 60.0  # a throttle up to this long is waited out, longer ones go back to the queue
+    number_check_days: float = 0.0  # how long a provider's "has an account" is believed; 0: numbers are not checked
+    number_recheck_days: float = 7.0  # how long its "has none" is believed
 
     @property
     def max_age(self) -> timedelta:
@@ -99,7 +115,68 @@ class DeliverySettings:
                 e, "CAMPAIGN_GENERATION_TIMEOUT_SECONDS", d.generation_timeout_seconds, 0.05
             ),
             max_inline_wait_seconds=_number(e, "CAMPAIGN_MAX_INLINE_WAIT_SECONDS", d.max_inline_wait_seconds, 0),
+            number_check_days=_number(e, "CAMPAIGN_NUMBER_CHECK_DAYS", d.number_check_days, 0),
+            number_recheck_days=_number(e, "CAMPAIGN_NUMBER_RECHECK_DAYS", d.number_recheck_days, 0),
         )
+
+
+@dataclass(frozen=True)
+class OperationsSettings:
+    """How the queue is worked by itself, what is worth a notice, and what is kept for how long."""
+
+    schedules_on: bool = False  # whether sending by itself starts with the code location; the UI's switches win
+    demo_trickle: bool = False  # set by `campaign-pipeline dev` alone: made-up messages become due every minute
+    runs_at_once: int = 2  # of process_campaign_queue, launched by itself
+    drain_minutes: float = 30.0  # for which one run may launch the next while full batches are due
+    overdue_minutes: float = 15.0  # of open time, after which messages that still wait are worth a notice
+    keep_runs_days: int = 30  # finished Dagster runs and their events
+    keep_outputs_days: int = 7  # step outputs, which hold personal data
+    keep_logs_days: int = 90  # campaign_logs
+
+    @classmethod
+    def from_environment(cls, env: Mapping[str, str] | None = None) -> "OperationsSettings":
+        """Read the CAMPAIGN_* variables. Raises SettingError."""
+        e = os.environ if env is None else env
+        d = cls()
+        return cls(
+            schedules_on=_switch(e, "CAMPAIGN_SCHEDULES", d.schedules_on),
+            demo_trickle=_switch(e, "CAMPAIGN_DEMO_TRICKLE", d.demo_trickle),
+            runs_at_once=int(_number(e, "CAMPAIGN_RUNS_AT_ONCE", d.runs_at_once, 1)),
+            drain_minutes=_number(e, "CAMPAIGN_DRAIN_MINUTES", d.drain_minutes, 0),
+            overdue_minutes=_number(e, "CAMPAIGN_OVERDUE_MINUTES", d.overdue_minutes, 1),
+            keep_runs_days=int(_number(e, "CAMPAIGN_KEEP_RUNS_DAYS", d.keep_runs_days, 1)),
+            keep_outputs_days=int(_number(e, "CAMPAIGN_KEEP_OUTPUTS_DAYS", d.keep_outputs_days, 1)),
+            keep_logs_days=int(_number(e, "CAMPAIGN_KEEP_LOGS_DAYS", d.keep_logs_days, 1)),
+        )
+
+
+@dataclass(frozen=True)
+class NotifierSettings:
+    """Who is told when something needs a person. Addresses with a secret in them are left out of `repr`."""
+
+    webhook_url: str | None = field(default=None, repr=False)  # takes a JSON object by POST
+    email: str | None = None  # one or several addresses, separated by commas
+    smtp_url: str | None = field(default=None, repr=False)  # smtp://user:password@host:587 or smtps://…:465
+    email_from: str | None = None
+
+    @classmethod
+    def from_environment(cls, env: Mapping[str, str] | None = None) -> "NotifierSettings":
+        """Read CAMPAIGN_NOTIFY_WEBHOOK, CAMPAIGN_NOTIFY_EMAIL, CAMPAIGN_SMTP_URL, CAMPAIGN_NOTIFY_FROM.
+
+        Raises SettingError.
+        """
+        e = {name: value.strip() for name, value in (os.environ if env is None else env).items() if value.strip()}
+        webhook, email, smtp = (
+            e.get(name) for name in ("CAMPAIGN_NOTIFY_WEBHOOK", "CAMPAIGN_NOTIFY_EMAIL", "CAMPAIGN_SMTP_URL")
+        )
+        # Neither text shows the value: both hold a secret.
+        if webhook is not None and not webhook.startswith(("https://", "http://")):
+            raise SettingError("CAMPAIGN_NOTIFY_WEBHOOK must be an https:// or http:// URL.")
+        if email is not None and smtp is None:
+            raise SettingError("CAMPAIGN_NOTIFY_EMAIL needs CAMPAIGN_SMTP_URL, such as smtp://user:password@host:587.")
+        if smtp is not None and not (smtp.startswith(("smtp://", "smtps://")) and urlsplit(smtp).hostname):
+            raise SettingError("CAMPAIGN_SMTP_URL must be a URL such as smtp://user:password@host:587 or smtps://….")
+        return cls(webhook, email, smtp, e.get("CAMPAIGN_NOTIFY_FROM"))
 
 
 @dataclass(frozen=True)
@@ -124,5 +201,5 @@ class Environment:
             database_url=e.get("CAMPAIGN_DATABASE_URL"),
             openrouter_api_key=e.get("OPENROUTER_API_KEY"),
             openrouter_base_url=e.get("OPENROUTER_BASE_URL", "https://openrouter.ai/api/v1").rstrip("/"),
-            providers={name: value for name, value in e.items() if name.startswith(("EVOLUTION_", "UAZAPI_"))},
+            providers={name: value for name, value in e.items() if name.startswith(PROVIDER_PREFIXES)},
         )

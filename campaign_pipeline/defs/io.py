@@ -6,7 +6,9 @@ personal data, so local files are 0600 in folders of 0700; remote stores (`s3://
 
 import io
 import os
+import re
 from collections.abc import Mapping
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +61,29 @@ class PrivateFiles:
         """Read a whole file."""
         content: bytes = self._fs.cat_file(path)
         return content
+
+    def delete_older_than(self, before: datetime) -> tuple[int, int]:
+        """Delete what runs wrote that wrote nothing since; returns how many runs and files.
+
+        Only folders that are named by a run's id, as `_where` makes them: the base may hold other things too.
+        """
+        runs = files = 0
+        for folder in self._fs.ls(self._root, detail=False) if self._fs.isdir(self._root) else []:
+            if not _RUN_ID.fullmatch(folder.rstrip("/").rpartition("/")[2]):
+                continue
+            paths = self._fs.find(folder)
+            if all(_instant(self._fs.modified(path)) < before for path in paths):
+                self._fs.rm(folder, recursive=True)
+                runs, files = runs + 1, files + len(paths)
+        return runs, files
+
+
+_RUN_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
+def _instant(modified: datetime) -> datetime:
+    """A store that names no time zone means UTC."""
+    return modified if modified.tzinfo else modified.replace(tzinfo=timezone.utc)
 
 
 def _files(base_path: str | None) -> PrivateFiles:

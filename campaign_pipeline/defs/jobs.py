@@ -2,7 +2,10 @@
 
 import dagster as dg
 
+from campaign_pipeline.defs.backfill import requeue_failed_messages
+from campaign_pipeline.defs.days import days
 from campaign_pipeline.defs.executor import shard_executor
+from campaign_pipeline.defs.maintenance import delete_old_logs, delete_old_outputs, delete_old_runs
 from campaign_pipeline.defs.ops import (
     close_completed_runs,
     fetch_lead_contexts,
@@ -11,8 +14,12 @@ from campaign_pipeline.defs.ops import (
     split_into_shards,
 )
 
+WORK = "campaign/work"
+"""Tag by which deploy/dagster.yaml limits how many runs of a kind are at work at once. Not a pool: a pool's slots are
+kept by a run that crashed until a daemon frees them, and leases guard the messages already."""
 
-@dg.job(executor_def=shard_executor)
+
+@dg.job(executor_def=shard_executor, tags={WORK: "queue"})
 def process_campaign_queue() -> None:
     """Claim the campaign messages that are due, write and send them, and close the runs that are complete."""
     message_batch = fetch_message_batch()
@@ -20,3 +27,26 @@ def process_campaign_queue() -> None:
     shards = split_into_shards(message_batch)
     shard_reports = shards.map(lambda shard: send_shard(shard, lead_contexts, batch_settings))
     close_completed_runs(shard_reports.collect())
+
+
+@dg.job(executor_def=shard_executor, partitions_def=days, tags={WORK: "back_fill"})
+def retry_failed_messages() -> None:
+    """Put the messages that failed on a day back in the queue, then work the queue as `process_campaign_queue` does.
+
+    A batch of what is due is sent, theirs and others' alike, within windows and pace; what is left of a full batch is
+    gone on with by `drain_campaign_queue`, or by the schedule.
+    """
+    _, requeued = requeue_failed_messages()
+    message_batch = fetch_message_batch(requeued)
+    lead_contexts, batch_settings = fetch_lead_contexts(message_batch)
+    shards = split_into_shards(message_batch)
+    shard_reports = shards.map(lambda shard: send_shard(shard, lead_contexts, batch_settings))
+    close_completed_runs(shard_reports.collect())
+
+
+@dg.job(executor_def=dg.in_process_executor, tags={WORK: "maintenance"})
+def clean_up_old_data() -> None:
+    """Delete what is kept for a while only: step outputs, old logs of the campaigns, old Dagster runs."""
+    delete_old_outputs()
+    delete_old_logs()
+    delete_old_runs()

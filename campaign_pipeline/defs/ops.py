@@ -32,7 +32,7 @@ CONTEXT_COLUMNS = ("lead_id", "phone", "context")
 
 
 @contextlib.contextmanager
-def _plain_failures() -> Iterator[None]:
+def plain_failures() -> Iterator[None]:
     """Trouble of the pipeline itself fails the step with its one sentence, not with a traceback (I9)."""
     try:
         yield
@@ -57,7 +57,8 @@ class FetchMessageBatchConfig(dg.Config):
 
 
 @dg.op(
-    out={"message_batch": dg.Out(io_manager_key="tables", description="One row per claimed message: ids and times.")}
+    ins={"requeued": dg.In(dg.Nothing, description="What to wait for: in a back-fill, that failed messages are back.")},
+    out={"message_batch": dg.Out(io_manager_key="tables", description="One row per claimed message: ids and times.")},
 )
 def fetch_message_batch(
     context: dg.OpExecutionContext,
@@ -67,7 +68,7 @@ def fetch_message_batch(
 ) -> pd.DataFrame:
     """Give back dead leases, skip what is too old, and claim the messages that are due, fairly between runs."""
     size = _within("batch_size", config.batch_size, 1, 10_000)
-    with _plain_failures():
+    with plain_failures():
         settings = DeliverySettings.from_environment()
         queue = database.queue()
         next_due, now = run_async(queue.next_due())
@@ -81,7 +82,7 @@ def fetch_message_batch(
             max_age=settings.max_age,
         )
         batch = run_async(queue.claim_batch(options))
-    describe_batch(context, batch)
+    describe_batch(context, batch, size)
     return pd.DataFrame([{k: _plain(row[k]) for k in BATCH_COLUMNS} for row in batch.rows], columns=[*BATCH_COLUMNS])
 
 
@@ -98,7 +99,7 @@ def _plain(value: Any) -> Any:
 )
 def fetch_lead_contexts(database: QueueDatabase, message_batch: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Fetch the context of every lead of the batch in one statement, and once each what its messages share."""
-    with _plain_failures():
+    with plain_failures():
         queue = database.queue()
         leads = message_batch["lead_id"].dropna().unique().tolist()
         rows = run_async(queue.get_lead_contexts(leads))
@@ -154,7 +155,7 @@ def send_shard(
 ) -> dict[str, Any]:
     """Write and send the messages of one shard; those that cannot go now return to the queue with their reason."""
     concurrency = _within("concurrency", config.concurrency, 1, 500)
-    with _plain_failures():
+    with plain_failures():
         report = run_async(
             deliver(
                 database.url(),
@@ -175,7 +176,7 @@ def close_completed_runs(
     context: dg.OpExecutionContext, database: QueueDatabase, shard_reports: list[Any]
 ) -> list[dict[str, Any]]:
     """Close, each exactly once, the runs of which no message can change any more."""
-    with _plain_failures():
+    with plain_failures():
         closed = run_async(database.queue().close_runs())
     describe_runs(context, shard_reports, closed)
     return [{key: _plain(value) for key, value in row.items()} for row in closed]

@@ -12,7 +12,7 @@ from campaign_pipeline.core.model import ShardReport
 SHOWN_RUNS = 20
 
 
-def describe_batch(context: dg.OpExecutionContext, batch: Batch) -> None:
+def describe_batch(context: dg.OpExecutionContext, batch: Batch, batch_size: int) -> None:
     """Say what was claimed, what was put in order on the way, and which runs wait for what."""
     runs, inboxes = ({row[key] for row in batch.rows} for key in ("run_id", "inbox_id"))
     context.log.info(f"Claimed {len(batch.rows)} due messages of {len(runs)} runs for {len(inboxes)} inboxes.")
@@ -31,6 +31,7 @@ def describe_batch(context: dg.OpExecutionContext, batch: Batch) -> None:
     context.add_output_metadata(
         {
             "messages": len(batch.rows),
+            "batch_size": batch_size,
             "runs": len(runs),
             "inboxes": len(inboxes),
             "recovered": batch.recovered,
@@ -50,9 +51,9 @@ def describe_shard(context: dg.OpExecutionContext, report: ShardReport) -> None:
     )
     for why, count in report.left.items():
         context.log.info(f"{count} messages of this shard were left alone: {why.replace('_', ' ')}.")
-    if report.stopped_by:
     for shape, count in report.unrecognised_answers.items():
         context.log.warning(f"{count} times: {shape} Its body is in campaign_message_parts.provider_response.")
+    if report.stopped_by:
         context.log.warning(f"{report.stopped_by} What was not sent went back to the queue.")
     metadata: dict[str, Any] = {
         "sent": report.sent,

@@ -645,7 +645,7 @@ BEGIN
     RETURN QUERY
     UPDATE campaign_messages m
     SET status = 'pending', retry_count = 0, next_attempt_at = campaign_now(), lease_token = NULL, lease_expires_at = NULL,
-        error_class = NULL, error_code = NULL, error_message = NULL, finished_at = NULL
+        error_class = NULL, error_code = NULL, error_message = NULL, finished_at = NULL, requeued_at = campaign_now()
     WHERE m.id = ANY (again)
     RETURNING m.id;
 END $$;

@@ -82,7 +82,8 @@ DELETE FROM campaign_pauses WHERE kind = 'throttled' AND until < campaign_now() 
 
 -- name: expire_old_messages
 -- Skip what has been due for longer than it may be (of open time: the cut-off comes from core.window). Never a message
--- of which a part may have gone out.
+-- of which a part may have gone out, nor one that a person asked to be sent again: it is late by nature, and a back-fill
+-- of many days takes longer to work off than a message may be old.
 WITH late AS (
     SELECT d.id
     FROM unnest(%(run_ids)s::uuid[], %(cutoffs)s::timestamptz[]) AS c (run_id, cutoff)
@@ -90,6 +91,7 @@ WITH late AS (
         SELECT m.id FROM campaign_messages m
         WHERE m.run_id = c.run_id AND m.status = 'pending'
           AND COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) < c.cutoff
+          AND m.requeued_at IS NULL
           AND NOT EXISTS (SELECT 1 FROM campaign_message_parts p WHERE p.message_id = m.id AND p.status <> 'planned')
         FOR UPDATE SKIP LOCKED) d
 )

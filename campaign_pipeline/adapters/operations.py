@@ -1,0 +1,140 @@
+"""The queue as schedules, sensors, back-fills and maintenance see it: short looks, and changes in small batches."""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import psycopg
+from psycopg.rows import DictRow, dict_row
+
+from campaign_pipeline.core.ports import StoreUnavailable
+from campaign_pipeline.core.upkeep import Backlog, QueueLook
+from campaign_pipeline.sql import statement
+
+REQUEUE_BATCH = 2000
+"""Messages that go back in one transaction: their runs stay locked for a fraction of a second."""
+
+DELETE_BATCH = 5000
+
+
+@dataclass(frozen=True)
+class FailedMessages:
+    """Which failed messages are wanted again: those that failed in [since, until), narrowed by what is not None."""
+
+    since: datetime
+    until: datetime
+    error_classes: Sequence[str]
+    run_ids: Sequence[UUID] | None = None
+    config_id: UUID | None = None
+    workspace_id: UUID | None = None
+
+
+@dataclass(frozen=True)
+class Requeued:
+    """What a back-fill found and put back."""
+
+    found: int
+    requeued: int
+    runs: int
+
+
+class Operations:
+    """One connection for one tick or step. A context manager; raises StoreUnavailable where the database is away."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._connection: psycopg.Connection[DictRow] | None = None
+
+    def __enter__(self) -> "Operations":
+        with _plainly():
+            # No prepared statements: see adapters.postgres. No patience either: the next tick comes in a minute.
+            self._connection = psycopg.Connection[DictRow].connect(
+                self._url, prepare_threshold=None, row_factory=dict_row, autocommit=True, connect_timeout=10
+            )
+            self._connection.execute("SET statement_timeout = '50s'")  # a tick's own time-out is a minute
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._connection is not None:
+            self._connection.close()
+
+    def _run(self, name: str, **parameters: Any) -> "psycopg.Cursor[DictRow]":
+        assert self._connection is not None
+        with _plainly():
+            return self._connection.execute(statement(name), parameters or None)
+
+    def _all(self, name: str, **parameters: Any) -> list[dict[str, Any]]:
+        return self._run(name, **parameters).fetchall()
+
+    def now(self) -> datetime:
+        """What time it is."""
+        now: datetime = self._all("read_clock")[0]["now"]
+        return now
+
+    def look(self) -> QueueLook:
+        """Look at the queue: one statement, and two more where something is due, to learn whether it may be sent."""
+        look = QueueLook(**self._all("look_at_queue")[0])
+        if not look.is_due:
+            return look
+        return replace(look, runs=self._all("list_running_runs"), pauses=self._all("look_at_pauses"))
+
+    def backlog(self, cutoffs: Mapping[UUID, datetime]) -> dict[UUID, Backlog]:
+        """How many messages of each run were due before its cutoff."""
+        if not cutoffs:
+            return {}
+        rows = self._all("count_backlog", run_ids=list(cutoffs), cutoffs=list(cutoffs.values()))
+        return {row["run_id"]: Backlog(row["messages"], row["oldest"]) for row in rows}
+
+    def unknown_messages(self) -> int:
+        """How many messages ended without anybody knowing whether they went out."""
+        count: int = self._all("count_unknown_messages")[0]["messages"]
+        return count
+
+    def requeue_failed(self, wanted: FailedMessages) -> Requeued:
+        """Put failed messages back in the queue, what was sent of them left out.
+
+        In transactions of a few thousand: one that is interrupted half way is gone on with by launching it again.
+        """
+        rows = self._all(
+            "list_failed_messages",
+            since=wanted.since,
+            until=wanted.until,
+            error_classes=list(wanted.error_classes),
+            run_ids=None if wanted.run_ids is None else list(wanted.run_ids),
+            config_id=wanted.config_id,
+            workspace_id=wanted.workspace_id,
+        )
+        back: set[UUID] = set()
+        for start in range(0, len(rows), REQUEUE_BATCH):
+            ids = [row["id"] for row in rows[start : start + REQUEUE_BATCH]]
+            again = self._all("requeue_failed", ids=ids, resend_unknown="unknown" in wanted.error_classes)
+            back.update(row["id"] for row in again)
+        return Requeued(len(rows), len(back), len({row["run_id"] for row in rows if row["id"] in back}))
+
+    def delete_old_logs(self, days: int) -> int:
+        """Delete campaign_logs older than that, in small batches; returns how many rows."""
+        deleted = 0
+        while batch := self._run("delete_old_logs", days=days, limit=DELETE_BATCH).rowcount:
+            deleted += batch
+        return deleted
+
+    def delete_spent_pauses(self, days: int) -> int:
+        """Delete slow-downs that are over, and pauses that nobody has tried for so long; returns how many."""
+        return self._run("delete_spent_pauses", days=days).rowcount
+
+    def trickle(self, made_by: str, leads: int) -> int:
+        """Let a few made-up messages become due in the newest demo workspace; returns how many."""
+        rows = self._all("trickle_demo_campaign", made_by=made_by, leads=leads)
+        return sum(row["messages"] for row in rows)
+
+
+@contextlib.contextmanager
+def _plainly() -> Iterator[None]:
+    try:
+        yield
+    except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+        cause = str(error).strip().partition("\n")[0]
+        raise StoreUnavailable(f"The database did not answer: {cause}") from None

@@ -1,0 +1,174 @@
+"""What the queue needs now: a run, a person, or nothing. Decided from what a look at it found."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+from zoneinfo import ZoneInfo
+
+from campaign_pipeline.core.runs import SLOWED_DOWN, WINDOW_CLOSED, RunState, judge_run
+
+SHOWN_RUNS = 3
+
+
+@dataclass(frozen=True)
+class QueueLook:
+    """What one look at the queue found; the runs are read only where something is due."""
+
+    now: datetime
+    next_due: datetime | None  # of running runs; in the past: now
+    running_runs: int
+    has_leased: bool  # messages are being worked
+    has_dead_leases: bool
+    has_cancelled: bool  # cancelled runs wait to be settled
+    has_complete: bool  # runs of which no message can change any more wait to be closed
+    runs: Sequence[Mapping[str, Any]] = ()  # rows of list_running_runs
+    pauses: Sequence[Mapping[str, Any]] = ()
+
+    @property
+    def is_due(self) -> bool:
+        """Whether some message is due, be it in a run that waits."""
+        return self.next_due is not None and self.next_due <= self.now
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether to launch a run, and the sentence that says why, or why not."""
+
+    work: bool
+    why: str
+
+
+def judge_queue(look: QueueLook, max_age: timedelta, zone: ZoneInfo) -> Verdict:
+    """Say whether a run of process_campaign_queue has anything to do now.
+
+    Not while what is due waits for a window or for a person; but once whenever such a wait begins or ends, for the run
+    writes it down, and what became overdue behind it is to be spread.
+    """
+    states = [judge_run(row, look.pauses, max_age) for row in look.runs]
+    names = {row["run_id"]: row["name"] or str(row["run_id"]) for row in look.runs}
+    written = {row["run_id"]: row["wait_code"] for row in look.runs}
+    reasons = list(_reasons(look, states, written))
+    if reasons:
+        return Verdict(True, "; ".join(reasons))
+    held = [state for state in states if state.has_due and state.wait]
+    if held:
+        return Verdict(False, _held_sentence(held, names))
+    return Verdict(False, _idle_sentence(look, zone))
+
+
+def _idle_sentence(look: QueueLook, zone: ZoneInfo) -> str:
+    if look.next_due is not None:
+        local = look.next_due.astimezone(zone)
+        wait = _duration(look.next_due - look.now)
+        return f"The next message is due at {local:%Y-%m-%d %H:%M:%S} ({zone}), in {wait}."
+    if look.has_leased:
+        return "Nothing else is due: what is left is being sent now."
+    if look.running_runs:
+        return f"No message waits; {look.running_runs} runs are running."
+    return "No message waits: no run is running."
+
+
+def _reasons(look: QueueLook, states: Sequence[RunState], written: Mapping[UUID, str | None]) -> Iterator[str]:
+    ready = sum(state.has_due and state.wait is None for state in states)
+    if ready:
+        yield f"messages of {ready} runs are due"
+    probe_due = {(pause["scope"], pause["scope_id"]) for pause in look.pauses if pause["probe_due"]}
+    if any(state.has_due and state.may_probe(probe_due) for state in states):
+        yield "one message may try whether the cause of a pause is gone"
+    # Of a pause that goes on, only the time of the next probe changes: that is for the probe's own run to write.
+    news = (state for state in states if state.note_changed and not (state.has_due and state.wait is None))
+    codes = ((state.wait.code if state.wait else None, written[state.run_id]) for state in news)
+    if any(code != before or code == WINDOW_CLOSED for code, before in codes):
+        yield "why a run waits has changed and is to be written down"
+    for found, text in (
+        (look.has_dead_leases, "a process stopped renewing its leases"),
+        (look.has_cancelled, "a cancelled run is to be settled"),
+        (look.has_complete, "a complete run is to be closed"),
+    ):
+        if found:
+            yield text
+
+
+def _held_sentence(held: Sequence[RunState], names: Mapping[UUID, str]) -> str:
+    by_reason: dict[str, list[str]] = {}
+    for state in held:
+        assert state.wait is not None
+        by_reason.setdefault(state.wait.reason, []).append(names[state.run_id])
+    told = [
+        f"{_listed(runs)} {'waits' if len(runs) == 1 else 'wait'}: {reason}"
+        for reason, runs in list(by_reason.items())[:SHOWN_RUNS]
+    ]
+    more = f" … and {len(by_reason) - SHOWN_RUNS} other reasons." if len(by_reason) > SHOWN_RUNS else ""
+    return "What is due may not be sent now. " + " ".join(told) + more
+
+
+def _listed(runs: Sequence[str]) -> str:
+    shown = ", ".join(runs[:SHOWN_RUNS])
+    return f"{shown} and {len(runs) - SHOWN_RUNS} more runs" if len(runs) > SHOWN_RUNS else shown
+
+
+def _duration(span: timedelta) -> str:
+    seconds = round(span.total_seconds())
+    if seconds < 120:
+        return f"{seconds} seconds"
+    if seconds < 7200:
+        return f"{seconds // 60} minutes"
+    return f"{seconds / 3600:.0f} hours" if seconds < 172_800 else f"{seconds // 86_400} days"
+
+
+@dataclass(frozen=True)
+class Concern:
+    """Something that needs a person; the same one as long as its key is the same."""
+
+    key: str
+    text: str
+    size: int = 0  # a growing one of these is news; 0: its being there is all the news
+
+
+@dataclass(frozen=True)
+class Backlog:
+    """How many messages of a run were due before its cutoff, and since when."""
+
+    messages: int
+    oldest: datetime
+
+
+def backlog_cutoffs(look: QueueLook, overdue: timedelta) -> dict[UUID, datetime]:
+    """Before when a message of each run must be due to be worth a word: open time counts, where it may be sent."""
+    cutoffs: dict[UUID, datetime] = {}
+    for row in look.runs:
+        state = judge_run(row, look.pauses, overdue)
+        if state.wait is None:
+            cutoffs[state.run_id] = state.too_old_before
+        elif state.wait.code not in {WINDOW_CLOSED, SLOWED_DOWN}:
+            cutoffs[state.run_id] = look.now
+    return cutoffs
+
+
+def find_concerns(
+    look: QueueLook, backlog: Mapping[UUID, Backlog], unknown: int, overdue: timedelta
+) -> Iterator[Concern]:
+    """Give what needs a person: overdue messages, waits that only a person can end, outcomes that nobody knows."""
+    for row in look.runs:
+        state, waiting = judge_run(row, look.pauses, overdue), backlog.get(row["run_id"])
+        if waiting is None or not waiting.messages:
+            continue
+        name = row["name"] or "unnamed"
+        if state.wait is None:
+            text = (
+                f"Run {name} ({row['run_id']}): {waiting.messages} messages are overdue by more than "
+                f"{overdue.total_seconds() / 60:g} minutes in an open window, the oldest since "
+                f"{waiting.oldest:%Y-%m-%d %H:%M} UTC. Is the schedule work_campaign_queue on, and do its runs succeed?"
+            )
+            yield Concern(f"overdue:{row['run_id']}", text)
+        elif state.wait.code not in {WINDOW_CLOSED, SLOWED_DOWN}:
+            text = f"Run {name} ({row['run_id']}): {waiting.messages} due messages wait. {state.wait.reason}"
+            yield Concern(f"{state.wait.code}:{row['run_id']}", text)
+    if unknown:
+        text = (
+            f"{unknown} messages may have gone out and nobody knows: failed with class unknown. Look at the chats; to "
+            'send them again, launch retry_failed_messages with error_classes ["unknown"].'
+        )
+        yield Concern("unknown", text, size=unknown)

@@ -1,0 +1,43 @@
+"""Demo mode of `campaign-pipeline dev`: a few made-up messages become due every minute, for something to see.
+
+Part of the code location only where CAMPAIGN_DEMO_TRICKLE is on, which `dev` sets where every provider is the sandbox.
+"""
+
+import dagster as dg
+
+from campaign_pipeline.adapters.operations import Operations
+from campaign_pipeline.defs.jobs import WORK
+from campaign_pipeline.defs.ops import plain_failures
+from campaign_pipeline.defs.resources import QueueDatabase
+
+MADE_BY = "campaign-pipeline demo"
+"""`demo.world.MADE_BY`, which this room may not import; a test holds them equal."""
+
+LEADS_A_MINUTE = 12
+
+
+@dg.op
+def add_demo_messages(context: dg.OpExecutionContext, database: QueueDatabase) -> None:
+    """Let copies of a few made-up leads become due within the next minute, in a new run of one of the campaigns."""
+    with plain_failures(), Operations(database.url()) as operations:
+        added = operations.trickle(MADE_BY, LEADS_A_MINUTE)
+    if added:
+        context.log.info(f"{added} made-up messages become due within the next minute.")
+    else:
+        context.log.warning("There is no demo workspace to add to: stop `dev`, run `make demo`, and start it again.")
+
+
+@dg.job(executor_def=dg.in_process_executor, tags={WORK: "demo"})
+def trickle_demo_campaign() -> None:
+    """Let a few made-up messages become due."""
+    add_demo_messages()
+
+
+trickle_every_minute = dg.ScheduleDefinition(
+    name="trickle_demo_campaign",
+    job=trickle_demo_campaign,
+    cron_schedule="* * * * *",
+    execution_timezone="UTC",
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+    description="Demo mode: made-up messages become due every minute, for the sandbox.",
+)

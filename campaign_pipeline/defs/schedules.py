@@ -1,0 +1,172 @@
+"""When the queue is worked by itself: a tick every minute, and the next batch at once while full ones are due.
+
+`work_campaign_queue` ticks every minute and launches a run only where it would find something to do; a skipped tick
+says what is waited for. Leases of dead processes, cancelled runs and complete ones are something to do as well: their
+run claims nothing, and its log says what it put in order, which a change made by the tick itself would leave unsaid.
+
+`drain_campaign_queue` makes a queue that is longer than a batch go on without waiting for the minute. One run stays one
+batch: one materialized table of what was claimed, one place to re-run from, fairness between campaigns and new settings
+at every batch; a loop inside `send_shard` would give all of that up to save the few seconds that a run takes to start.
+It follows only runs that were launched by themselves and claimed all that they might, and only until
+CAMPAIGN_DRAIN_MINUTES after the tick that began, or until the schedule is switched off.
+
+Overlapping runs are safe, for each message has one lease. Still no more than CAMPAIGN_RUNS_AT_ONCE are launched, and
+none while one waits to start: it would find what that one is about to take.
+"""
+
+from datetime import datetime, timedelta
+from zoneinfo import ZoneInfo
+
+import dagster as dg
+from dagster import DagsterInstance, DagsterRunStatus, RunsFilter
+from dagster._core.scheduler.instigation import InstigatorStatus, InstigatorType
+
+from campaign_pipeline.adapters.environment import BusinessDays, DeliverySettings, OperationsSettings
+from campaign_pipeline.adapters.operations import Operations
+from campaign_pipeline.core.upkeep import QueueLook, Verdict, judge_queue
+from campaign_pipeline.defs.jobs import clean_up_old_data, process_campaign_queue, retry_failed_messages
+from campaign_pipeline.defs.resources import LanguageModelResource, QueueDatabase
+
+WHY = "campaign/why"
+"""Tag: what a run was launched for."""
+
+DRAINING_SINCE = "campaign/draining_since"
+"""Tag: when the tick was that began to work off the queue, by the database's clock."""
+
+BACK_FILL = "campaign/back_fill"
+"""Tag: the run of retry_failed_messages that this one goes on with, which no schedule's switch stops."""
+
+_settings = OperationsSettings.from_environment()
+_TO_START = [DagsterRunStatus.QUEUED, DagsterRunStatus.NOT_STARTED, DagsterRunStatus.STARTING]
+
+
+def _look(database: QueueDatabase) -> tuple[QueueLook, Verdict]:
+    with Operations(database.url()) as operations:
+        look = operations.look()
+    zone = ZoneInfo(BusinessDays.from_environment().timezone)
+    return look, judge_queue(look, DeliverySettings.from_environment().max_age, zone)
+
+
+def _occupied(instance: DagsterInstance) -> str | None:
+    """One sentence if enough runs are at it already."""
+    statuses = [*_TO_START, DagsterRunStatus.STARTED]
+    runs = instance.get_runs(RunsFilter(job_name=process_campaign_queue.name, statuses=statuses))
+    for run in runs:
+        if run.status in _TO_START:
+            return f"Run {run.run_id[:8]} is about to start and takes what is due."
+    limit = OperationsSettings.from_environment().runs_at_once
+    if len(runs) < limit:
+        return None
+    names = ", ".join(run.run_id[:8] for run in runs)
+    return f"{len(runs)} runs are at work ({names}), and CAMPAIGN_RUNS_AT_ONCE allows {limit}."
+
+
+def _missing_key(language_model: LanguageModelResource) -> str | None:
+    """Without it every run would fail, one a minute; watch_campaign_backlog tells a person."""
+    missing = language_model.missing_setting()
+    return f"{missing} No run is launched before that." if missing else None
+
+
+@dg.schedule(
+    job=process_campaign_queue,
+    cron_schedule="* * * * *",
+    execution_timezone="UTC",
+    default_status=dg.DefaultScheduleStatus.RUNNING if _settings.schedules_on else dg.DefaultScheduleStatus.STOPPED,
+    description="Every minute: launches a run where something is due or to be put in order, else says what is awaited.",
+)
+def work_campaign_queue(
+    context: dg.ScheduleEvaluationContext, database: QueueDatabase, language_model: LanguageModelResource
+) -> dg.RunRequest | dg.SkipReason:
+    """Launch a run if it would find something to do."""
+    look, verdict = _look(database)
+    if not verdict.work:
+        return dg.SkipReason(verdict.why)
+    obstacle = (_missing_key(language_model) if look.is_due else None) or _occupied(context.instance)
+    if obstacle:
+        return dg.SkipReason(f"There is work ({verdict.why}), but: {obstacle}")
+    return dg.RunRequest(
+        # By the minute that the tick is for: a tick that is evaluated twice launches one run.
+        run_key=context.scheduled_execution_time.isoformat(),
+        tags={WHY: verdict.why, DRAINING_SINCE: look.now.isoformat()},
+    )
+
+
+@dg.run_status_sensor(
+    run_status=DagsterRunStatus.SUCCESS,
+    name="drain_campaign_queue",
+    monitored_jobs=[process_campaign_queue, retry_failed_messages],
+    request_job=process_campaign_queue,
+    minimum_interval_seconds=5,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="While full batches are due: launches the next run when one has ended, instead of at the next minute.",
+)
+def drain_campaign_queue(context: dg.RunStatusSensorContext, database: QueueDatabase) -> dg.RunRequest | dg.SkipReason:
+    """Launch the next run where the one that ended left something behind."""
+    run, instance = context.dagster_run, context.instance
+    obstacle = _why_not_to_follow(run, instance)
+    if obstacle:
+        return dg.SkipReason(obstacle)
+    look, verdict = _look(database)
+    since = datetime.fromisoformat(run.tags[DRAINING_SINCE]) if DRAINING_SINCE in run.tags else look.now
+    minutes = OperationsSettings.from_environment().drain_minutes
+    if look.now - since >= timedelta(minutes=minutes):
+        return dg.SkipReason(f"CAMPAIGN_DRAIN_MINUTES ({minutes:g}) are over: the schedule's next tick goes on.")
+    if not verdict.work:
+        return dg.SkipReason(verdict.why)
+    occupied = _occupied(instance)
+    if occupied:
+        return dg.SkipReason(f"There is work ({verdict.why}), but: {occupied}")
+    back_fill = run.run_id if _is_back_fill(run) else run.tags.get(BACK_FILL)
+    return dg.RunRequest(
+        run_key=f"after {run.run_id}",
+        run_config=run.run_config if run.job_name == process_campaign_queue.name else {},
+        tags={WHY: verdict.why, DRAINING_SINCE: since.isoformat(), **({BACK_FILL: back_fill} if back_fill else {})},
+    )
+
+
+def _is_back_fill(run: dg.DagsterRun) -> bool:
+    return run.job_name == retry_failed_messages.name
+
+
+def _why_not_to_follow(run: dg.DagsterRun, instance: DagsterInstance) -> str | None:
+    """One sentence if no run shall follow this one, whatever is due."""
+    name = run.run_id[:8]
+    if not _is_back_fill(run) and DRAINING_SINCE not in run.tags:
+        return f"Run {name} was launched by a person, who asked for one batch."
+    if not _is_back_fill(run) and BACK_FILL not in run.tags and not _schedule_is_on(instance):
+        return f"The schedule {work_campaign_queue.name} is switched off."
+    if not _claimed_all_it_might(instance, run.run_id):
+        return f"Run {name} found less than a full batch: what becomes due is for the schedule's next tick."
+    return None
+
+
+def _schedule_is_on(instance: DagsterInstance) -> bool:
+    """Whether the schedule runs: as somebody last switched it, else as it is declared."""
+    states = instance.all_instigator_state(instigator_type=InstigatorType.SCHEDULE)
+    for state in states:
+        if state.instigator_name == work_campaign_queue.name and state.status != InstigatorStatus.DECLARED_IN_CODE:
+            return state.status == InstigatorStatus.RUNNING
+    return work_campaign_queue.default_status == dg.DefaultScheduleStatus.RUNNING
+
+
+def _claimed_all_it_might(instance: DagsterInstance, run_id: str) -> bool:
+    """Whether a run's batch was full, by the figures on the step's output."""
+    records = instance.get_records_for_run(run_id, of_type=dg.DagsterEventType.STEP_OUTPUT).records
+    for record in records:
+        event = record.event_log_entry.dagster_event
+        if event is not None and event.step_key == "fetch_message_batch":
+            figures = {name: entry.value for name, entry in event.step_output_data.metadata.items()}
+            return bool(figures.get("messages", 0) and figures["messages"] == figures.get("batch_size"))
+    return False
+
+
+@dg.schedule(
+    job=clean_up_old_data,
+    cron_schedule="30 3 * * *",
+    execution_timezone=BusinessDays.from_environment().timezone,
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+    description="Every night: deletes what is kept for a while only. See CAMPAIGN_KEEP_…_DAYS.",
+)
+def clean_up_every_night(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
+    """Launch the clean-up."""
+    return dg.RunRequest(run_key=context.scheduled_execution_time.isoformat())

@@ -1,0 +1,372 @@
+"""When the queue is worked by itself: ticks decide by the database's clock, which these tests move."""
+
+from collections import Counter
+from collections.abc import Iterator
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import dagster as dg
+import psycopg
+import pytest
+from dagster import DagsterInstance, DagsterRunStatus
+
+from campaign_pipeline.adapters.operations import Operations
+from campaign_pipeline.adapters.postgres import BatchOptions, Queue
+from campaign_pipeline.definitions import defs
+from campaign_pipeline.defs.jobs import process_campaign_queue, retry_failed_messages
+from campaign_pipeline.defs.resources import LanguageModelResource, QueueDatabase
+from campaign_pipeline.defs.schedules import (
+    BACK_FILL,
+    DRAINING_SINCE,
+    WHY,
+    drain_campaign_queue,
+    work_campaign_queue,
+)
+from campaign_pipeline.defs.shard import run_async
+from campaign_pipeline_tests.factories import World
+
+DAY = datetime(2027, 3, 1, tzinfo=timezone.utc)  # a Monday
+MINUTE = timedelta(minutes=1)
+
+
+@pytest.fixture
+def instance(environment: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[DagsterInstance]:
+    environment.setenv("OPENROUTER_API_KEY", "sk-or-test-key-of-no-account")
+    with DagsterInstance.local_temp(str(tmp_path), overrides={"telemetry": {"enabled": False}}) as instance:
+        yield instance
+
+
+def tick(instance: DagsterInstance, at: datetime = DAY) -> dg.RunRequest | str:
+    """What one tick of the schedule comes to: a request, or why not."""
+    with dg.build_schedule_context(
+        instance=instance,
+        scheduled_execution_time=at,
+        resources={"database": QueueDatabase(), "language_model": LanguageModelResource()},
+    ) as context:
+        data = work_campaign_queue.evaluate_tick(context)
+    if data.run_requests:
+        (request,) = data.run_requests
+        return request
+    assert data.skip_message
+    return data.skip_message
+
+
+def set_clock(world: World, to: datetime) -> None:
+    real: datetime = world.value("SELECT now()")
+    world.move_clock(to - real)
+
+
+def claim(world: World, size: int = 1000) -> list[dict[str, Any]]:
+    """What the launched run's first step does."""
+    batch = run_async(Queue(world.url).claim_batch(BatchOptions(batch_size=size, owner="test")))
+    return batch.rows
+
+
+def finish(world: World, rows: list[dict[str, Any]]) -> None:
+    """What its shards do, in short."""
+    ids = [row["message_id"] for row in rows]
+    world.do("UPDATE campaign_messages SET status = 'sent', finished_at = campaign_now() WHERE id = ANY (%s)", ids)
+    run_async(Queue(world.url).close_runs())
+
+
+def test_a_day_of_ticks_launches_when_something_can_be_done_and_says_what_it_waits_for_when_not(
+    world: World, instance: DagsterInstance
+) -> None:
+    set_clock(world, DAY)
+    workspace = world.workspace()
+    office = world.run(world.campaign(workspace, start_time="09:00", end_time="18:00", timezone="UTC"), name="Office")
+    always = world.run(world.campaign(workspace), name="Always")
+    expected_sends = {}
+    for hour in (6, 8, 10, 12, 17):  # two of them before the window opens
+        expected_sends[world.due_message(office, scheduled_at=DAY + timedelta(hours=hour))] = max(hour, 9)
+    for hour in (3, 20):
+        expected_sends[world.due_message(always, scheduled_at=DAY + timedelta(hours=hour))] = hour
+    launched: list[datetime] = []
+    said: dict[datetime, str] = {}
+    sent_at: dict[Any, int] = {}
+    for step in range(24 * 12):
+        at = DAY + step * timedelta(minutes=5)
+        set_clock(world, at + timedelta(seconds=1))
+        outcome = tick(instance, at)
+        if isinstance(outcome, str):
+            said[at] = outcome
+            continue
+        launched.append(at)
+        assert outcome.run_key == at.isoformat()
+        rows = claim(world)
+        sent_at |= {row["message_id"]: at.hour for row in rows}
+        finish(world, rows)
+    assert sent_at == expected_sends
+    # One a time of sending: what was due at 06:00 and 08:00 goes out when the window opens. That it is closed is
+    # written down by the run of 03:00.
+    assert [at.hour for at in launched] == [3, 9, 10, 12, 17, 20]
+    assert said[DAY].startswith("The next message is due at 2027-03-01 00:00:00 (America/Sao_Paulo), in 3 hours")
+    assert said[DAY + timedelta(hours=8, minutes=30)] == (
+        "What is due may not be sent now. Office waits: "
+        "The sending window is closed; it opens at 2027-03-01 09:00 (UTC)."
+    )
+    assert said[DAY + timedelta(hours=23)] == "No message waits: no run is running."
+
+
+def test_an_idle_tick_is_one_statement(world: World, instance: DagsterInstance) -> None:
+    world.due_message(world.run(), scheduled_at=world.value("SELECT campaign_now() + interval '1 hour'"))
+    asked: list[str] = []
+    execute = psycopg.Connection.execute
+
+    def counted(self: Any, query: Any, *values: Any, **named: Any) -> Any:
+        asked.append(str(query))
+        return execute(self, query, *values, **named)
+
+    with patch.object(psycopg.Connection, "execute", counted), Operations(world.url) as operations:
+        look = operations.look()
+    assert not look.is_due
+    assert len([query for query in asked if not query.startswith("SET ")]) == 1
+
+
+def test_a_tick_looks_up_by_index_however_long_the_queue_is(world: World, instance: DagsterInstance) -> None:
+    run = world.run()
+    world.do(
+        "INSERT INTO campaign_messages (run_id, scheduled_at, status, finished_at)"
+        " SELECT %s, now() + interval '1 day', CASE WHEN n %% 2 = 0 THEN 'pending' ELSE 'sent' END, now()"
+        " FROM generate_series(1, 20000) n",
+        run,
+    )
+    world.do("ANALYZE campaign_messages")
+    before = world.value("SELECT seq_tup_read FROM pg_stat_user_tables WHERE relname = 'campaign_messages'")
+    assert "is due at" in str(tick(instance))
+    world.do("SELECT pg_stat_force_next_flush()")
+    after = world.value("SELECT seq_tup_read FROM pg_stat_user_tables WHERE relname = 'campaign_messages'")
+    assert after - before < 10
+
+
+def test_a_tick_that_is_evaluated_twice_asks_for_the_same_run(world: World, instance: DagsterInstance) -> None:
+    world.due_message(world.run())
+    first, again, next_one = tick(instance, DAY), tick(instance, DAY), tick(instance, DAY + MINUTE)
+    assert isinstance(first, dg.RunRequest)
+    assert isinstance(again, dg.RunRequest)
+    assert isinstance(next_one, dg.RunRequest)
+    assert first.run_key == again.run_key != next_one.run_key
+    assert first.tags[WHY] == "messages of 1 runs are due"
+
+
+def a_run(instance: DagsterInstance, status: DagsterRunStatus, **named: Any) -> dg.DagsterRun:
+    job = defs.resolve_job_def(named.pop("job", process_campaign_queue.name))
+    return instance.create_run_for_job(job, status=status, **named)
+
+
+@pytest.mark.parametrize("status", [DagsterRunStatus.NOT_STARTED, DagsterRunStatus.STARTING])
+def test_no_run_is_launched_while_one_is_about_to_start(
+    world: World, instance: DagsterInstance, status: DagsterRunStatus
+) -> None:
+    world.due_message(world.run())
+    waiting = a_run(instance, status)
+    assert f"Run {waiting.run_id[:8]} is about to start" in str(tick(instance))
+
+
+def test_runs_overlap_up_to_the_limit_and_no_further(
+    world: World, instance: DagsterInstance, environment: pytest.MonkeyPatch
+) -> None:
+    world.due_message(world.run())
+    environment.setenv("CAMPAIGN_RUNS_AT_ONCE", "2")
+    a_run(instance, DagsterRunStatus.STARTED)
+    assert isinstance(tick(instance), dg.RunRequest)
+    a_run(instance, DagsterRunStatus.STARTED)
+    assert "CAMPAIGN_RUNS_AT_ONCE allows 2." in str(tick(instance))
+
+
+def test_without_the_models_key_no_run_is_launched_to_fail_every_minute(
+    world: World, instance: DagsterInstance, environment: pytest.MonkeyPatch
+) -> None:
+    world.due_message(world.run())
+    environment.delenv("OPENROUTER_API_KEY")
+    assert "OPENROUTER_API_KEY is not set" in str(tick(instance))
+
+
+def test_a_wait_that_begins_or_ends_is_written_down_by_one_run_each(world: World, instance: DagsterInstance) -> None:
+    workspace = world.workspace()
+    world.due_messages(world.run(world.campaign(workspace, world.inbox(workspace, name="vendas", status="close"))), 3)
+    assert isinstance(tick(instance), dg.RunRequest)
+    assert claim(world) == []
+    assert tick(instance) == (
+        "What is due may not be sent now. Hoje waits: "
+        "The instance vendas is close, not connected; connect it and the run goes on by itself."
+    )
+    world.do("UPDATE instances SET status = 'connected'")
+    assert isinstance(tick(instance), dg.RunRequest)
+
+
+def test_a_paused_scope_gets_its_probe_when_it_is_due_and_no_run_before(
+    world: World, instance: DagsterInstance
+) -> None:
+    run = world.run()
+    world.due_messages(run, 3)
+    world.do(
+        "INSERT INTO campaign_pauses (scope, scope_id, kind, code, reason, since, until)"
+        " SELECT 'inbox', c.inbox_id::text, 'systemic', 'disconnected', 'The number is logged out.', now(), now() + interval '5 minutes'"
+        " FROM campaign_configs c"
+    )
+    assert isinstance(tick(instance), dg.RunRequest)  # to write it down
+    assert claim(world) == []
+    assert "The number is logged out." in str(tick(instance))
+    world.move_clock(timedelta(minutes=6))
+    outcome = tick(instance)
+    assert isinstance(outcome, dg.RunRequest)
+    assert "one message may try" in outcome.tags[WHY]
+    assert len(claim(world)) == 1
+    assert isinstance(tick(instance), str)  # the others wait for what comes of it
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (
+            "UPDATE campaign_messages SET status = 'sending', lease_token = gen_random_uuid(),"
+            " lease_expires_at = campaign_now() - interval '1 second'",
+            "a process stopped renewing its leases",
+        ),
+        (
+            "UPDATE campaign_messages SET status = 'queued', queued_at = campaign_now() - interval '16 minutes'",
+            "a process stopped renewing its leases",
+        ),
+        ("UPDATE campaign_runs SET status = 'cancelled'", "a cancelled run is to be settled"),
+        ("UPDATE campaign_messages SET status = 'skipped'", "a complete run is to be closed"),
+    ],
+)
+def test_what_is_to_be_put_in_order_launches_a_run_although_nothing_is_due(
+    world: World, instance: DagsterInstance, change: str, why: str
+) -> None:
+    world.due_message(world.run(), scheduled_at=world.value("SELECT campaign_now() + interval '1 day'"))
+    assert isinstance(tick(instance), str)
+    world.do(change)
+    outcome = tick(instance)
+    assert isinstance(outcome, dg.RunRequest)
+    assert outcome.tags[WHY] == why
+    claim(world)
+    run_async(Queue(world.url).close_runs())
+    assert isinstance(tick(instance), str)  # what it asked for was done
+
+
+def test_what_is_being_sent_is_no_reason_for_another_run(world: World, instance: DagsterInstance) -> None:
+    world.due_messages(world.run(), 2)
+    claim(world)
+    assert tick(instance) == "Nothing else is due: what is left is being sent now."
+    world.do("UPDATE campaign_runs SET status = 'cancelled'")
+    assert isinstance(tick(instance), str)
+
+
+# ------------------------------------------------------------------------------------------------------------ draining
+
+
+def ended(
+    instance: DagsterInstance, messages: int, batch_size: int = 100, job: str = process_campaign_queue.name, **tags: str
+) -> dg.DagsterRun:
+    """A run that succeeded, with the figures that its first step put on its output."""
+    run = a_run(instance, DagsterRunStatus.SUCCESS, tags=tags, job=job)
+    event = dg.DagsterEvent(
+        event_type_value="STEP_OUTPUT",
+        job_name=run.job_name,
+        step_key="fetch_message_batch",
+        event_specific_data=_output(messages, batch_size),
+    )
+    instance.report_dagster_event(event, run.run_id)
+    return run
+
+
+def _output(messages: int, batch_size: int) -> Any:
+    from dagster._core.events import StepOutputData
+    from dagster._core.execution.plan.outputs import StepOutputHandle
+
+    return StepOutputData(
+        step_output_handle=StepOutputHandle("fetch_message_batch", "message_batch"),
+        metadata={"messages": dg.MetadataValue.int(messages), "batch_size": dg.MetadataValue.int(batch_size)},
+    )
+
+
+def follow(instance: DagsterInstance, run: dg.DagsterRun) -> dg.RunRequest | str:
+    """What the draining sensor does when that run has succeeded."""
+    event = dg.DagsterEvent(event_type_value="PIPELINE_SUCCESS", job_name=run.job_name)
+    with dg.build_run_status_sensor_context(
+        sensor_name="drain_campaign_queue",
+        dagster_event=event,
+        dagster_instance=instance,
+        dagster_run=run,
+        resources={"database": QueueDatabase()},
+    ) as context:
+        outcome = drain_campaign_queue(context)
+    if isinstance(outcome, dg.SkipReason):
+        return outcome.skip_message or ""
+    assert isinstance(outcome, dg.RunRequest)
+    return outcome
+
+
+@pytest.fixture
+def schedule_on() -> Iterator[None]:
+    with patch("campaign_pipeline.defs.schedules._schedule_is_on", return_value=True):
+        yield
+
+
+def since(world: World) -> str:
+    now: datetime = world.value("SELECT campaign_now()")
+    return now.isoformat()
+
+
+def test_a_full_batch_is_followed_at_once_by_the_next_with_its_config(
+    world: World, instance: DagsterInstance, schedule_on: None
+) -> None:
+    world.due_message(world.run())
+    began = since(world)
+    run = ended(instance, 100, **{DRAINING_SINCE: began})
+    outcome = follow(instance, run)
+    assert isinstance(outcome, dg.RunRequest)
+    assert outcome.run_key == f"after {run.run_id}"
+    assert outcome.tags[DRAINING_SINCE] == began
+    assert BACK_FILL not in outcome.tags
+
+
+def test_nothing_follows_a_batch_that_was_not_full_or_asked_for_by_a_person_or_an_empty_queue(
+    world: World, instance: DagsterInstance, schedule_on: None
+) -> None:
+    began = since(world)
+    assert follow(instance, ended(instance, 100, **{DRAINING_SINCE: began})) == "No message waits: no run is running."
+    world.due_message(world.run())
+    assert "less than a full batch" in str(follow(instance, ended(instance, 99, **{DRAINING_SINCE: began})))
+    assert "less than a full batch" in str(follow(instance, ended(instance, 0, 0, **{DRAINING_SINCE: began})))
+    assert "launched by a person" in str(follow(instance, ended(instance, 100)))
+
+
+def test_draining_ends_with_its_budget_and_with_the_schedule(
+    world: World, instance: DagsterInstance, environment: pytest.MonkeyPatch
+) -> None:
+    world.due_message(world.run())
+    run = ended(instance, 100, **{DRAINING_SINCE: since(world)})
+    assert "is switched off" in str(follow(instance, run))
+    with patch("campaign_pipeline.defs.schedules._schedule_is_on", return_value=True):
+        environment.setenv("CAMPAIGN_DRAIN_MINUTES", "0")
+        assert "CAMPAIGN_DRAIN_MINUTES (0) are over" in str(follow(instance, run))
+
+
+def test_a_back_fill_is_gone_on_with_though_the_schedule_is_off(world: World, instance: DagsterInstance) -> None:
+    world.due_message(world.run())
+    first = follow(instance, ended(instance, 100, job=retry_failed_messages.name))
+    assert isinstance(first, dg.RunRequest)
+    second = follow(instance, ended(instance, 100, **first.tags))
+    assert isinstance(second, dg.RunRequest)
+    assert second.tags[BACK_FILL] == first.tags[BACK_FILL]
+    assert second.tags[DRAINING_SINCE] == first.tags[DRAINING_SINCE]
+
+
+def test_definitions_hold_schedules_and_sensors_that_say_how_they_start() -> None:
+    repository = defs.get_repository_def()
+    started = {schedule.name: schedule.default_status.value for schedule in repository.schedule_defs}
+    started |= {sensor.name: sensor.default_status.value for sensor in repository.sensor_defs}
+    # Nothing is sent before somebody says so; watching and the promise to keep personal data no longer hold always.
+    expected = Counter({
+        "work_campaign_queue": "STOPPED",
+        "clean_up_every_night": "RUNNING",
+        "drain_campaign_queue": "RUNNING",
+        "tell_of_failed_runs": "RUNNING",
+        "watch_campaign_backlog": "RUNNING",
+    })  # fmt: skip
+    assert expected.items() <= started.items()

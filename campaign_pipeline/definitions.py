@@ -3,6 +3,15 @@
 import dagster as dg
 
 from campaign_pipeline.adapters.environment import OperationsSettings
+from campaign_pipeline.defs.assets import (
+    campaign_report,
+    campaign_runs,
+    lead_contexts,
+    message_batch,
+    refresh_campaign_report,
+    refresh_campaign_report_hourly,
+)
+from campaign_pipeline.defs.checks import CHECKS, check_campaign_queue, check_campaign_queue_hourly
 from campaign_pipeline.defs.demo import trickle_demo_campaign, trickle_every_minute
 from campaign_pipeline.defs.io import HandleIOManager, TableIOManager
 from campaign_pipeline.defs.jobs import clean_up_old_data, process_campaign_queue, retry_failed_messages
@@ -13,13 +22,23 @@ from campaign_pipeline.defs.sensors import tell_of_failed_runs, watch_campaign_b
 _demo = OperationsSettings.from_environment().demo_trickle
 
 defs = dg.Definitions(
+    assets=[message_batch, lead_contexts, campaign_runs, campaign_report],
+    asset_checks=CHECKS,
     jobs=[
         process_campaign_queue,
         retry_failed_messages,
         clean_up_old_data,
+        refresh_campaign_report,
+        check_campaign_queue,
         *([trickle_demo_campaign] if _demo else []),
     ],
-    schedules=[work_campaign_queue, clean_up_every_night, *([trickle_every_minute] if _demo else [])],
+    schedules=[
+        work_campaign_queue,
+        clean_up_every_night,
+        refresh_campaign_report_hourly,
+        check_campaign_queue_hourly,
+        *([trickle_every_minute] if _demo else []),
+    ],
     sensors=[drain_campaign_queue, tell_of_failed_runs, watch_campaign_backlog],
     resources={
         "database": QueueDatabase(),

@@ -205,6 +205,10 @@ class Shard:
         return cls(row["key"], row["inbox_id"], row["batch_token"], tuple(row["message_ids"]))
 
 
+KEPT_EXAMPLES = 5
+"""Message ids that a shard's report keeps of each kind: enough to look at, however many failed."""
+
+
 @dataclass
 class ShardReport:
     """What came of a shard: counts and times, never content."""
@@ -218,7 +222,8 @@ class ShardReport:
     returned: int = 0  # went back to the queue, for a reason that `reasons` counts
     left: dict[str, int] = field(default_factory=dict)  # not taken over, by why
     reasons: Counter[str] = field(default_factory=Counter)  # `failed: not_on_whatsapp` -> how many
-    examples: dict[str, tuple[str, str]] = field(default_factory=dict)  # the same key -> a message id and the sentence
+    examples: dict[str, list[str]] = field(default_factory=dict)  # the same key -> a few message ids
+    sentences: dict[str, str] = field(default_factory=dict)  # the same key -> why, as of the first of them
     parts_sent: int = 0
     unknown_outcomes: int = 0
     recovered_sends: int = 0  # found at the provider after their answer was lost
@@ -231,10 +236,12 @@ class ShardReport:
     stopped_by: str | None = None  # why the shard ended early
 
     def count(self, status: str, code: str, message_id: str, reason: str) -> None:
-        """Count one message that ended other than sent, with an example of its kind."""
+        """Count one message that ended other than sent, and keep a few of its kind to look up."""
         key = f"{status}: {code}"
         self.reasons[key] += 1
-        self.examples.setdefault(key, (message_id, reason))
+        self.sentences.setdefault(key, reason)
+        if len(kept := self.examples.setdefault(key, [])) < KEPT_EXAMPLES:
+            kept.append(message_id)
 
     def to_json(self) -> dict[str, Any]:
         """For the step's output: times as figures, not as lists of thousands."""

@@ -26,6 +26,8 @@ PREVIEW_COLUMNS = ("message_id", "run_id", "lead_id", "inbox_id", "workspace_id"
 
 PREVIEW_ROWS = 5
 
+CELL_CHARS = 80
+
 BASE_PATH = "A folder, or s3://bucket/prefix and the like; unset: CAMPAIGN_OUTPUTS, else outputs under CAMPAIGN_HOME."
 
 
@@ -97,8 +99,16 @@ def _where(context: dg.OutputContext) -> list[str]:
     return [part.replace("/", "_") for part in parts] + ([context.mapping_key] if context.mapping_key else [])
 
 
+def _where_asset(context: dg.OutputContext | dg.InputContext) -> list[str]:
+    """The path of an asset: its own name and its day, whatever run made it; only the newest is kept."""
+    days = [context.asset_partition_key] if context.has_asset_partitions else []
+    return ["assets", *context.asset_key.path, *days]
+
+
 class TableIOManager(dg.ConfigurableIOManager):
     """Writes DataFrames as private Parquet files under a base path, and reports each as an asset materialization.
+
+    The output of an op is reported under its own name; that of an asset gets these figures beside its own.
 
     An input may ask for `list` (rows as dicts): then pandas is not involved, and only the columns are read once.
     """
@@ -108,31 +118,30 @@ class TableIOManager(dg.ConfigurableIOManager):
     def handle_output(self, context: dg.OutputContext, obj: pd.DataFrame) -> None:
         """Write one table."""
         files = _files(self.base_path)
-        path = files.path(*_where(context)) + ".parquet"
+        path = files.path(*(_where_asset if context.has_asset_key else _where)(context)) + ".parquet"
         buffer = io.BytesIO()
         obj.to_parquet(buffer, index=False)
         content = buffer.getvalue()
         files.write(path, content)
+        metadata: dict[str, Any] = {
+            "dagster/row_count": len(obj),
+            "columns": dg.MetadataValue.json(list(obj.columns)),
+            "path": dg.MetadataValue.path(path),
+            "bytes": len(content),
+        }
+        if context.has_asset_key:
+            context.add_output_metadata(metadata)
+            return
         shown = [column for column in PREVIEW_COLUMNS if column in obj.columns]
-        context.log_event(
-            dg.AssetMaterialization(
-                asset_key=context.name,
-                description=(context.definition_metadata or {}).get("description"),
-                metadata={
-                    "dagster/row_count": len(obj),
-                    "columns": dg.MetadataValue.json(list(obj.columns)),
-                    "preview": dg.MetadataValue.md(_markdown(obj[shown].head(PREVIEW_ROWS))),
-                    "path": dg.MetadataValue.path(path),
-                    "bytes": len(content),
-                },
-            )
-        )
+        metadata["preview"] = dg.MetadataValue.md(markdown_table(obj[shown].head(PREVIEW_ROWS)))
+        context.log_event(dg.AssetMaterialization(asset_key=context.name, metadata=metadata))
 
     def load_input(self, context: dg.InputContext) -> Any:
         """Read one table, as rows or as a DataFrame."""
-        assert context.upstream_output is not None
         files = _files(self.base_path)
-        content = files.read(files.path(*_where(context.upstream_output)) + ".parquet")
+        assert context.upstream_output is not None
+        where = _where_asset(context) if context.has_asset_key else _where(context.upstream_output)
+        content = files.read(files.path(*where) + ".parquet")
         table = pq.read_table(io.BytesIO(content))
         return table.to_pandas() if context.dagster_type.typing_type is pd.DataFrame else table.to_pylist()
 
@@ -154,10 +163,16 @@ class HandleIOManager(dg.ConfigurableIOManager):
         return orjson.loads(files.read(files.path(*_where(context.upstream_output)) + ".json"))
 
 
-def _markdown(frame: pd.DataFrame) -> str:
+def markdown_table(frame: pd.DataFrame) -> str:
     """A small table; pandas' own needs another package."""
     if frame.empty:
         return "no rows"
-    head = "| " + " | ".join(frame.columns) + " |\n|" + "---|" * len(frame.columns)
-    rows = ("| " + " | ".join("" if pd.isna(cell) else str(cell) for cell in row) + " |" for row in frame.to_numpy())
-    return "\n".join((head, *rows))
+    lines = [list(frame.columns), ["---"] * len(frame.columns)]
+    lines += [[_cell(value) for value in row] for row in frame.to_numpy()]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(value: Any) -> str:
+    """A value that stays in its cell and is only text: a name that people typed may look like a picture's address."""
+    text = "" if pd.isna(value) else " ".join(str(value).split())
+    return re.sub(r"([\\`*_{}\[\]<>()#!|&~])", r"\\\1", text if len(text) <= CELL_CHARS else f"{text[:CELL_CHARS]}…")

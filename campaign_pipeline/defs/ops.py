@@ -10,10 +10,11 @@ from pydantic import Field
 
 from campaign_pipeline.adapters.environment import DeliverySettings, SettingError
 from campaign_pipeline.adapters.postgres import BatchOptions
+from campaign_pipeline.adapters.reports import Reports
 from campaign_pipeline.adapters.schema import DatabaseUnusable
 from campaign_pipeline.core.model import BatchSettings, Shard, split_batch
 from campaign_pipeline.core.ports import StoreUnavailable
-from campaign_pipeline.defs.report import describe_batch, describe_runs, describe_shard
+from campaign_pipeline.defs.report import describe_batch, describe_runs, describe_shard, materialize_runs
 from campaign_pipeline.defs.resources import LanguageModelResource, ProvidersResource, QueueDatabase
 from campaign_pipeline.defs.shard import deliver, run_async
 
@@ -178,5 +179,8 @@ def close_completed_runs(
     """Close, each exactly once, the runs of which no message can change any more."""
     with plain_failures():
         closed = run_async(database.queue().close_runs())
+        runs = run_async(Reports(database.url()).runs_at_work([row["id"] for row in closed]))
     describe_runs(context, shard_reports, closed)
+    if shard_reports or closed:  # an empty batch each minute would only fill Dagster's event log
+        materialize_runs(context, runs, closed)
     return [{key: _plain(value) for key, value in row.items()} for row in closed]

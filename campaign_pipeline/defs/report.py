@@ -2,52 +2,89 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from datetime import timezone
 from typing import Any
 
 import dagster as dg
 
 from campaign_pipeline.adapters.postgres import Batch
 from campaign_pipeline.core.model import ShardReport
+from campaign_pipeline.core.runs import RunWait
 
 SHOWN_RUNS = 20
+
+SHOWN_KINDS = 5
+"""Kinds of failure that a shard's log names; its table has all of them."""
 
 
 def describe_batch(context: dg.OpExecutionContext, batch: Batch, batch_size: int) -> None:
     """Say what was claimed, what was put in order on the way, and which runs wait for what."""
     runs, inboxes = ({row[key] for row in batch.rows} for key in ("run_id", "inbox_id"))
-    context.log.info(f"Claimed {len(batch.rows)} due messages of {len(runs)} runs for {len(inboxes)} inboxes.")
+    if batch.rows:
+        rest = " The batch is full: more may be due." if len(batch.rows) == batch_size else ""
+        context.log.info(
+            f"Claimed {len(batch.rows)} due messages of {len(runs)} runs for {len(inboxes)} inboxes; next they are "
+            f"written and sent, in shards by inbox.{rest}"
+        )
+    else:
+        context.log.info(f"Claimed nothing: no message is due{' but in runs that wait' if batch.waits else ''}.")
     for count, text in (
-        (batch.recovered, "messages taken back from processes that stopped renewing their lease."),
-        (batch.expired, "messages skipped: due for longer than the maximum age."),
-        (batch.cancelled, "messages of cancelled runs settled."),
-        (batch.spread, "overdue messages of resumed runs spread over time."),
+        (batch.recovered, "messages taken back from processes that stopped renewing their lease; they are due again."),
+        (batch.expired, "messages skipped: due for longer than the maximum age (CAMPAIGN_MAX_AGE_MINUTES)."),
+        (batch.cancelled, "messages of cancelled runs settled: skipped, or failed where a part had gone out."),
+        (batch.spread, "overdue messages of resumed runs spread over time, so that they are no burst."),
     ):
         if count:
             context.log.info(f"{count} {text}")
     for wait in batch.waits[:SHOWN_RUNS]:
-        context.log.warning(f"Run {wait.run_id} has messages due but waits ({wait.code}): {wait.reason}")
+        context.log.warning(
+            f"Run {wait.run_id} has messages due but waits ({wait.code}): {wait.reason} {_until(wait)}".rstrip()
+        )
     if len(batch.waits) > SHOWN_RUNS:
         context.log.warning(f"{len(batch.waits) - SHOWN_RUNS} more runs wait; see campaign_runs.wait_reason.")
+    waits = [
+        {"run": str(wait.run_id), "code": wait.code, "why": wait.reason, "what next": _until(wait)}
+        for wait in batch.waits[:SHOWN_RUNS]
+    ]
     context.add_output_metadata(
         {
+            **({"waits": _table(waits)} if waits else {}),
             "messages": len(batch.rows),
             "batch_size": batch_size,
             "runs": len(runs),
             "inboxes": len(inboxes),
             "recovered": batch.recovered,
             "expired": batch.expired,
+            "cancelled": batch.cancelled,
+            "spread": batch.spread,
             "runs_waiting": len(batch.waits),
         },
         output_name="message_batch",
     )
 
 
+def _until(wait: RunWait) -> str:
+    """When a wait ends, where that is known. Its messages stay pending meanwhile (I8)."""
+    if wait.until is None:
+        return ""
+    return f"Looked at again from {wait.until.astimezone(timezone.utc):%Y-%m-%d %H:%M} UTC."
+
+
+_NEXT = {
+    "failed": "retry_failed_messages for its day, unless it was refused for good or may have gone out",
+    "skipped": "nothing: it is not sent any more",
+    "returned": "nothing: it is due again by itself",
+    "left": "nothing: whoever holds it, or the next batch, goes on with it",
+}
+"""What an operator may do about messages that a shard did not send, by what came of them."""
+
+
 def describe_shard(context: dg.OpExecutionContext, report: ShardReport) -> None:
-    """Say what came of a shard; what did not go out as a table by kind, each with an example to look up."""
+    """Say what came of a shard; what did not go out as a table by kind, with a few message ids to look up."""
     row = report.to_json()
     context.log.info(
-        f"Inbox {report.inbox_id}: {report.sent} sent, {report.failed} failed, {report.skipped} skipped, "
-        f"{report.returned} returned to the queue, in {report.seconds:.1f} s."
+        f"Inbox {report.inbox_id}: {report.claimed} messages taken over; {report.sent} sent, {report.failed} failed, "
+        f"{report.skipped} skipped, {report.returned} returned to the queue, in {report.seconds:.1f} s."
     )
     for why, count in report.left.items():
         context.log.info(f"{count} messages of this shard were left alone: {why.replace('_', ' ')}.")
@@ -62,22 +99,45 @@ def describe_shard(context: dg.OpExecutionContext, report: ShardReport) -> None:
         "returned": report.returned,
         "parts_sent": report.parts_sent,
         "unknown_outcomes": report.unknown_outcomes,
-        "tokens": report.tokens,
         "unrecognised_answers": sum(report.unrecognised_answers.values()),
+        "tokens": report.tokens,
         "cost_usd": round(report.cost_usd, 6),
+        "recovered_sends": report.recovered_sends,
+        "generation_ms_median": row["generation_ms"]["median"],
         "generation_ms_p95": row["generation_ms"]["p95"],
+        "send_ms_median": row["send_ms"]["median"],
         "send_ms_p95": row["send_ms"]["p95"],
         "seconds": report.seconds,
     }
-    if report.reasons:
-        records = [
-            dg.TableRecord(
-                {"what": key, "messages": count, "example": report.examples[key][0], "why": report.examples[key][1]}
-            )
-            for key, count in report.reasons.most_common()
-        ]
-        metadata["not_sent"] = dg.MetadataValue.table(records)
+    kinds = [_kind(report, key, count) for key, count in report.reasons.most_common()]
+    for kind in kinds[:SHOWN_KINDS]:
+        context.log.info(
+            f"{kind['messages']} {kind['what']} ({kind['code']}): {kind['why']} Next: {kind['what next']}. "
+            f"Messages: {kind['message ids']}."
+        )
+    if kinds:
+        metadata["not_sent"] = _table(kinds)
+    elif report.sent:
+        context.log.info("Everything that was taken over went out.")
     context.add_output_metadata(metadata, output_name="shard_report")
+
+
+def _kind(report: ShardReport, key: str, count: int) -> dict[str, str | int]:
+    """One kind of message that did not go out, as a row."""
+    what, _, code = key.partition(": ")
+    ids = report.examples[key]
+    return {
+        "what": what,
+        "code": code,
+        "messages": count,
+        "why": report.sentences[key],
+        "what next": _NEXT[what],
+        "message ids": ", ".join(ids) + (", …" if count > len(ids) else ""),
+    }
+
+
+def _table(rows: Sequence[Mapping[str, str | int]]) -> dg.TableMetadataValue:
+    return dg.MetadataValue.table([dg.TableRecord(dict(row)) for row in rows])
 
 
 def describe_runs(
@@ -96,6 +156,46 @@ def describe_runs(
             f"Run {run['id']} ({run['name'] or 'unnamed'}) is {run['status']}: {run['leads_success']} sent, "
             f"{run['leads_failed']} failed, {run['leads_skipped']} skipped."
         )
+    if len(closed) > SHOWN_RUNS:
+        context.log.info(f"{len(closed) - SHOWN_RUNS} more runs were closed; the output closed_runs names them all.")
     cost = sum(report["cost_usd"] for report in reports)
     metadata = {**totals, "cost_usd": round(cost, 6), "runs_closed": len(closed)}
     context.add_output_metadata(metadata, output_name="closed_runs")
+
+
+def materialize_runs(
+    context: dg.OpExecutionContext, runs: Sequence[Mapping[str, Any]], closed: Sequence[Mapping[str, Any]]
+) -> None:
+    """Show the asset `campaign_runs` as the batch left it: figures to draw over time, and a table of the runs."""
+    closed_now = {str(run["id"]) for run in closed}
+    waiting = [run for run in runs if run["wait_code"]]
+    shown = sorted(runs, key=lambda run: (str(run["run_id"]) not in closed_now, -run["leads_failed"]))[:SHOWN_RUNS]
+    figures = {
+        "running": sum(run["status"] == "running" for run in runs),
+        "waiting": len(waiting),
+        "closed": len(closed),
+        "sent": sum(run["leads_success"] for run in runs),
+        "failed": sum(run["leads_failed"] for run in runs),
+        "skipped": sum(run["leads_skipped"] for run in runs),
+    }
+    table = [
+        {
+            "run": str(run["run_id"]),
+            "campaign": run["campaign"],
+            "status": f"{run['status']}, just now" if str(run["run_id"]) in closed_now else run["status"],
+            "of": run["leads_total"],
+            "sent": run["leads_success"],
+            "failed": run["leads_failed"],
+            "skipped": run["leads_skipped"],
+            "waits for": f"{run['wait_code']}: {run['wait_reason']}" if run["wait_code"] else "",
+        }
+        for run in shown
+    ]
+    context.log_event(
+        dg.AssetMaterialization(
+            "campaign_runs",
+            description=f"{figures['running']} runs are running, {figures['waiting']} of them wait; "
+            f"{figures['closed']} were closed by this batch.",
+            metadata={**figures, **({"runs": _table(table)} if table else {})},
+        )
+    )

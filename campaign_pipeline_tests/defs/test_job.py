@@ -120,7 +120,7 @@ def test_outputs_are_private_files_and_the_batch_is_reported_without_personal_da
     assert "Berenice" not in events
     assert "976543210" not in events.replace("-", "").replace(" ", "")
     reported = {e.asset_key.to_user_string() for e in result.all_events if e.is_step_materialization and e.asset_key}
-    assert reported == {"lead_contexts", "message_batch"}
+    assert reported == {"campaign_runs", "lead_contexts", "message_batch"}
 
 
 def test_no_key_reaches_an_event_an_output_or_the_database_log(

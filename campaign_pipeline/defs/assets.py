@@ -1,0 +1,191 @@
+"""What the UI shows as assets: the tables of a batch, the runs that it worked, and a report of each day.
+
+The first three are written by `process_campaign_queue`, which says so on its way; Dagster never makes them by itself.
+The report is made here, from the database alone, so any day can be made again at any time.
+"""
+
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import dagster as dg
+import pandas as pd
+
+from campaign_pipeline.adapters.reports import Reports
+from campaign_pipeline.defs.days import DAY_FORMAT, days
+from campaign_pipeline.defs.io import markdown_table
+from campaign_pipeline.defs.ops import plain_failures
+from campaign_pipeline.defs.plots import day_picture, in_words
+from campaign_pipeline.defs.resources import QueueDatabase
+from campaign_pipeline.defs.shard import run_async
+
+GROUP = "campaigns"
+
+message_batch = dg.AssetSpec(
+    "message_batch",
+    group_name=GROUP,
+    kinds={"postgres", "parquet"},
+    description="The messages that the latest batch claimed: ids and times, one row a message. Written by each run of "
+    "process_campaign_queue to a private file.",
+)
+
+lead_contexts = dg.AssetSpec(
+    "lead_contexts",
+    deps=[message_batch],
+    group_name=GROUP,
+    kinds={"postgres", "parquet"},
+    description="What the CRM knows of each lead of the latest batch, as the language model gets it. A private file "
+    "with personal data: only its size is shown here.",
+)
+
+campaign_runs = dg.AssetSpec(
+    "campaign_runs",
+    deps=[message_batch, lead_contexts],
+    group_name=GROUP,
+    kinds={"postgres"},
+    description="The campaign runs after the latest batch: what each has sent, failed and skipped so far, which wait "
+    "and why, and which the batch closed.",
+)
+
+COUNTS = (
+    *("due", "sent", "replied", "failed", "failed_permanent", "failed_exhausted", "failed_unknown", "failed_other"),
+    *("skipped", "waiting", "tokens", "active_minutes"),
+)
+TIMES = tuple(f"{figure}_{stage}_s" for stage in ("generation", "send", "wait") for figure in ("median", "p95"))
+COLUMNS = ("campaign_id", "campaign", *COUNTS, "cost_usd", *TIMES, "messages_per_minute")
+"""Of the report's table, in the words of the statement `report_campaign_day`; times in seconds."""
+
+
+@dg.asset(
+    partitions_def=days,
+    deps=[campaign_runs],
+    group_name=GROUP,
+    kinds={"postgres", "parquet"},
+    io_manager_key="tables",
+)
+def campaign_report(context: dg.AssetExecutionContext, database: QueueDatabase) -> dg.MaterializeResult[pd.DataFrame]:
+    """What became of a day's messages by campaign: counts, failures by class, tokens, cost, time per stage and pace."""
+    day, window = context.partition_key, context.partition_time_window
+    with plain_failures():
+        *campaigns, total = run_async(
+            Reports(database.url()).campaign_day(window.start, window.end, str(days.timezone))
+        )
+    context.log.info(_in_a_sentence(day, total, len(campaigns)))
+    table = pd.DataFrame(
+        [{**row, "campaign_id": str(row["campaign_id"])} for row in campaigns], columns=["campaign_id", *COLUMNS[1:]]
+    )
+    table.insert(0, "day", day)
+    return dg.MaterializeResult(
+        value=table,
+        metadata={
+            **_figures(total),
+            "campaigns": dg.MetadataValue.md(markdown_table(_shown(campaigns))),
+            "picture": dg.MetadataValue.md(day_picture(day, total)),
+            "next_step": next_step(day, total),
+        },
+    )
+
+
+def _figures(total: Mapping[str, Any]) -> dict[str, int | float]:
+    """What the UI draws over the days; a time that nothing was measured for is left out, not drawn as zero."""
+    counts: dict[str, int | float] = {name: int(total[name]) for name in COUNTS}
+    counts["cost_usd"] = round(float(total["cost_usd"]), 6)
+    measured = {name: total[name] for name in (*TIMES, "messages_per_minute") if total[name] is not None}
+    return counts | {name: round(float(value), 3) for name, value in measured.items()}
+
+
+def _shown(campaigns: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """The campaigns as people read them."""
+    return pd.DataFrame(
+        [
+            {
+                "campaign": row["campaign"],
+                "due": row["due"],
+                "sent": row["sent"],
+                "replied": row["replied"],
+                "failed": _failed(row),
+                "skipped": row["skipped"],
+                "waiting": row["waiting"],
+                "tokens": f"{row['tokens']:,}",
+                "cost": f"US$ {row['cost_usd']:.4f}",
+                "writing": _range(row, "generation"),
+                "sending": _range(row, "send"),
+                "due until sent": _range(row, "wait"),
+                "a minute": "" if row["messages_per_minute"] is None else f"{row['messages_per_minute']:.1f}",
+            }
+            for row in campaigns
+        ]
+    )
+
+
+def _failed(row: Mapping[str, Any]) -> str:
+    classes = {name: row[f"failed_{name}"] for name in ("permanent", "exhausted", "unknown", "other")}
+    named = ", ".join(f"{count} {name}" for name, count in classes.items() if count)
+    return f"{row['failed']} ({named})" if named else str(row["failed"])
+
+
+def _range(row: Mapping[str, Any], stage: str) -> str:
+    """Median and 95th percentile."""
+    median, p95 = row[f"median_{stage}_s"], row[f"p95_{stage}_s"]
+    return "" if median is None else f"{in_words(median)}, p95 {in_words(p95)}"
+
+
+def _in_a_sentence(day: str, total: Mapping[str, Any], campaigns: int) -> str:
+    return (
+        f"{day}: {total['due']} messages of {campaigns} campaigns were due; {total['sent']} sent "
+        f"({total['replied']} answered), {_failed(total)} failed, {total['skipped']} skipped, "
+        f"{total['waiting']} waiting; US$ {total['cost_usd']:.4f}. {next_step(day, total)}"
+    )
+
+
+def next_step(day: str, total: Mapping[str, Any]) -> str:
+    """What to do about a day's failures, in words."""
+    steps = []
+    if total["failed_exhausted"]:
+        steps.append(
+            f"{total['failed_exhausted']} failed for a passing reason: launch retry_failed_messages for {day} to send "
+            "them again."
+        )
+    if total["failed_unknown"]:
+        steps.append(
+            f"{total['failed_unknown']} may have gone out: look at the chats; retry_failed_messages sends them again "
+            'only with error_classes ["unknown"].'
+        )
+    if total["failed_permanent"] or total["failed_other"]:
+        refused = total["failed_permanent"] + total["failed_other"]
+        steps.append(f"{refused} were refused for good: campaign_messages.error_message says why of each.")
+    return " ".join(steps) or "Nothing to do."
+
+
+refresh_campaign_report = dg.define_asset_job(
+    "refresh_campaign_report",
+    selection=dg.AssetSelection.assets(campaign_report),
+    executor_def=dg.in_process_executor,
+    description="Make the report of a day anew, from the database, and check which days have messages to send again.",
+)
+
+BACK_FILL = "retry_failed_messages"
+SETTLED_WITHIN = timedelta(hours=2)
+"""For how long after a back-fill of a day its report is made anew each hour: the day's failures become fewer."""
+
+
+@dg.schedule(
+    job=refresh_campaign_report,
+    cron_schedule="5 * * * *",
+    execution_timezone=str(days.timezone),
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+    description="Each hour: the reports of today, of yesterday, and of the days that a back-fill has just changed.",
+)
+def refresh_campaign_report_hourly(context: dg.ScheduleEvaluationContext) -> list[dg.RunRequest]:
+    """Ask for one run a day."""
+    now = context.scheduled_execution_time.astimezone(ZoneInfo(str(days.timezone)))
+    wanted = {(now - timedelta(days=back)).strftime(DAY_FORMAT) for back in (0, 1)}
+    back_fills = dg.RunsFilter(job_name=BACK_FILL, updated_after=now - SETTLED_WITHIN)
+    for record in context.instance.get_run_records(back_fills):
+        wanted.add(record.dagster_run.tags.get("dagster/partition", now.strftime(DAY_FORMAT)))
+    return [
+        dg.RunRequest(run_key=f"{day} at {now.isoformat()}", partition_key=day)
+        for day in sorted(wanted)
+        if days.has_partition_key(day)
+    ]

@@ -167,3 +167,30 @@ def test_a_scan_of_a_whole_table_would_be_noticed(crowded: Crowded) -> None:
         before = crowded.sequential_scans()
         crowded.value("SELECT count(*) FROM campaign_messages WHERE lead_id IS NULL")
         assert crowded.sequential_scans()["campaign_messages"] > before["campaign_messages"]
+
+
+def messages_read(world: Crowded) -> int:
+    return int(
+        world.value(
+            "SELECT idx_tup_fetch + seq_tup_read FROM pg_stat_xact_user_tables WHERE relname = 'campaign_messages'"
+        )
+    )
+
+
+def test_a_group_reads_its_own_messages_and_not_all_that_are_leased(crowded: Crowded) -> None:
+    # Believing that hardly any message is leased, the planner likes to read all that are, once for every group.
+    with crowded.connection.transaction(force_rollback=True):
+        crowded.holder.take_over([row["id"] for row in crowded.all("SELECT id FROM campaign_messages LIMIT 1000")])
+        crowded.do(
+            "UPDATE campaign_messages SET status = 'queued', lease_token = %s, lease_expires_at = 'infinity' "
+            "WHERE status = 'pending'",
+            crowded.holder.token,
+        )
+        group = crowded.held[:10]
+        crowded.holder.begin_all({"id": m, "text": "Oi", "parts": ["Oi"]} for m in group)
+        before = messages_read(crowded)
+        assert crowded.holder.start_generating(crowded.held[20]) == "go"
+        for no in range(7):
+            crowded.holder.begin_all({"id": m, "attempt_no": no + 1} for m in group)
+            crowded.holder.settle_all({"id": m, "part_no": 1, "attempt_no": no + 1, "outcome": "planned"} for m in group)
+        assert messages_read(crowded) - before < 7 * 2 * 12 * len(group)

@@ -617,7 +617,8 @@ class ShardDelivery:
                 self.report.skipped += 1
             case _:
                 self.report.returned += 1
-        self.report.count("returned" if status == "pending" else status, code, work.id, reason)
+        what = "returned" if status == "pending" else status
+        self.report.count(what, code, work.id, reason, settlement.error_class)
         level = {"failed": "error", "skipped": "warning"}.get(status, "info")
         self._log(work.message, "send" if settlement.part_no else "prepare", level, reason, status=status, code=code)
         raise _Stop

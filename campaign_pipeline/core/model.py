@@ -224,6 +224,7 @@ class ShardReport:
     reasons: Counter[str] = field(default_factory=Counter)  # `failed: not_on_whatsapp` -> how many
     examples: dict[str, list[str]] = field(default_factory=dict)  # the same key -> a few message ids
     sentences: dict[str, str] = field(default_factory=dict)  # the same key -> why, as of the first of them
+    classes: dict[str, str] = field(default_factory=dict)  # the same key -> its error class, where it has one
     parts_sent: int = 0
     unknown_outcomes: int = 0
     recovered_sends: int = 0  # found at the provider after their answer was lost
@@ -235,11 +236,13 @@ class ShardReport:
     seconds: float = 0.0
     stopped_by: str | None = None  # why the shard ended early
 
-    def count(self, status: str, code: str, message_id: str, reason: str) -> None:
+    def count(self, status: str, code: str, message_id: str, reason: str, error_class: str | None = None) -> None:
         """Count one message that ended other than sent, and keep a few of its kind to look up."""
         key = f"{status}: {code}"
         self.reasons[key] += 1
         self.sentences.setdefault(key, reason)
+        if error_class:
+            self.classes.setdefault(key, error_class)
         if len(kept := self.examples.setdefault(key, [])) < KEPT_EXAMPLES:
             kept.append(message_id)
 

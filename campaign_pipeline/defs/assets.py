@@ -16,7 +16,7 @@ from campaign_pipeline.adapters.reports import Reports
 from campaign_pipeline.defs.days import DAY_FORMAT, days
 from campaign_pipeline.defs.io import markdown_table
 from campaign_pipeline.defs.ops import plain_failures
-from campaign_pipeline.defs.plots import day_picture, in_words
+from campaign_pipeline.defs.plots import day_picture, hours_at_a_glance, in_words
 from campaign_pipeline.defs.resources import QueueDatabase
 from campaign_pipeline.defs.shard import run_async
 
@@ -79,10 +79,12 @@ def campaign_report(context: dg.AssetExecutionContext, database: QueueDatabase) 
     return dg.MaterializeResult(
         value=table,
         metadata={
-            **_figures(total),
+            # First what an operator looks for; the UI keeps this order.
+            "next_step": next_step(day, total),
+            "hours": dg.MetadataValue.md(hours_at_a_glance(total["by_hour"])),
             "campaigns": dg.MetadataValue.md(markdown_table(_shown(campaigns))),
             "picture": dg.MetadataValue.md(day_picture(day, total)),
-            "next_step": next_step(day, total),
+            **_figures(total),
         },
     )
 
@@ -96,7 +98,7 @@ def _figures(total: Mapping[str, Any]) -> dict[str, int | float]:
 
 
 def _shown(campaigns: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """The campaigns as people read them."""
+    """The campaigns as people read them; the file has every figure."""
     return pd.DataFrame(
         [
             {
@@ -104,14 +106,16 @@ def _shown(campaigns: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
                 "due": row["due"],
                 "sent": row["sent"],
                 "replied": row["replied"],
-                "failed": _failed(row),
+                "failed": row["failed"],
+                "to send again": row["failed_exhausted"],
+                "unknown": row["failed_unknown"],
                 "skipped": row["skipped"],
                 "waiting": row["waiting"],
                 "tokens": f"{row['tokens']:,}",
-                "cost": f"US$ {row['cost_usd']:.4f}",
-                "writing": _range(row, "generation"),
-                "sending": _range(row, "send"),
-                "due until sent": _range(row, "wait"),
+                "US$": f"{row['cost_usd']:.4f}",
+                "writing (p95)": _times(row, "generation"),
+                "sending (p95)": _times(row, "send"),
+                "due until sent (p95)": _times(row, "wait"),
                 "a minute": "" if row["messages_per_minute"] is None else f"{row['messages_per_minute']:.1f}",
             }
             for row in campaigns
@@ -125,16 +129,16 @@ def _failed(row: Mapping[str, Any]) -> str:
     return f"{row['failed']} ({named})" if named else str(row["failed"])
 
 
-def _range(row: Mapping[str, Any], stage: str) -> str:
-    """Median and 95th percentile."""
+def _times(row: Mapping[str, Any], stage: str) -> str:
+    """Median and 95th percentile of a stage."""
     median, p95 = row[f"median_{stage}_s"], row[f"p95_{stage}_s"]
-    return "" if median is None else f"{in_words(median)}, p95 {in_words(p95)}"
+    return "" if median is None else f"{in_words(median)} ({in_words(p95)})"
 
 
 def _in_a_sentence(day: str, total: Mapping[str, Any], campaigns: int) -> str:
     return (
         f"{day}: {total['due']} messages of {campaigns} campaigns were due; {total['sent']} sent "
-        f"({total['replied']} answered), {_failed(total)} failed, {total['skipped']} skipped, "
+        f"({total['replied']} answered), failed {_failed(total)}, {total['skipped']} skipped, "
         f"{total['waiting']} waiting; US$ {total['cost_usd']:.4f}. {next_step(day, total)}"
     )
 

@@ -71,12 +71,14 @@ def _until(wait: RunWait) -> str:
 
 
 _NEXT = {
-    "failed": "retry_failed_messages for its day, unless it was refused for good or may have gone out",
+    "failed": "launch retry_failed_messages for its day",
+    "failed permanent": "nothing: it was refused for good",
+    "failed unknown": "look at the chat; only a person may have it sent again",
     "skipped": "nothing: it is not sent any more",
     "returned": "nothing: it is due again by itself",
     "left": "nothing: whoever holds it, or the next batch, goes on with it",
 }
-"""What an operator may do about messages that a shard did not send, by what came of them."""
+"""What an operator may do about messages that a shard did not send, by what came of them and their class."""
 
 
 def describe_shard(context: dg.OpExecutionContext, report: ShardReport) -> None:
@@ -125,13 +127,14 @@ def describe_shard(context: dg.OpExecutionContext, report: ShardReport) -> None:
 def _kind(report: ShardReport, key: str, count: int) -> dict[str, str | int]:
     """One kind of message that did not go out, as a row."""
     what, _, code = key.partition(": ")
-    ids = report.examples[key]
+    ids, error_class = report.examples[key], report.classes.get(key, "")
     return {
         "what": what,
         "code": code,
+        "class": error_class,
         "messages": count,
         "why": report.sentences[key],
-        "what next": _NEXT[what],
+        "what next": _NEXT.get(f"{what} {error_class}", _NEXT[what]),
         "message ids": ", ".join(ids) + (", …" if count > len(ids) else ""),
     }
 

@@ -334,6 +334,8 @@ def sandbox(
     behaviour = behaviour_from_flags(**flags)
     serve(SandboxOptions(host, port, behaviour, record_file, ready_file), announce)
 
+        click.echo(f"  export CLOUD_API_URL={sandbox.cloud_api_url}")
+        click.echo(f"  export SUPABASE_URL={sandbox.supabase_url}")
 
 @cli.command()
 @click.option("--port", type=click.IntRange(1, 65535), default=3000, show_default=True, help="Of the UI, on 127.0.0.1.")

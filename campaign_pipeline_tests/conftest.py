@@ -13,6 +13,7 @@ from filelock import FileLock
 
 from campaign_pipeline.adapters import schema
 from campaign_pipeline.adapters.embedded import EmbeddedServer, embedded_server
+from campaign_pipeline.adapters.environment import PROVIDER_PREFIXES
 from campaign_pipeline.sandbox import Sandbox
 from campaign_pipeline_tests.factories import World
 
@@ -60,7 +61,7 @@ def world(database_url: str) -> Iterator[World]:
 def environment(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """The variables of a process that works on that database; providers are set by who needs them."""
     for name in list(os.environ):
-        if name.startswith(("CAMPAIGN_", "OPENROUTER_", "EVOLUTION_", "DAGSTER_")):
+        if name.startswith(("CAMPAIGN_", "OPENROUTER_", "DAGSTER_", *PROVIDER_PREFIXES)):
             monkeypatch.delenv(name)
     monkeypatch.setenv("CAMPAIGN_DATABASE_URL", database_url)
     monkeypatch.setenv("CAMPAIGN_HOME", str(tmp_path / "home"))
@@ -73,3 +74,7 @@ def point_at(monkeypatch: pytest.MonkeyPatch, sandbox: Sandbox) -> None:
     monkeypatch.setenv("OPENROUTER_API_KEY", "sk-or-test-key-of-no-account")
     monkeypatch.setenv("OPENROUTER_BASE_URL", sandbox.openrouter_url)
     monkeypatch.setenv("EVOLUTION_API_URL", sandbox.evolution_url)
+    monkeypatch.setenv("UAZAPI_API_URL", sandbox.uazapi_url)
+    monkeypatch.setenv("CLOUD_API_URL", sandbox.cloud_api_url)
+    monkeypatch.setenv("SUPABASE_URL", sandbox.supabase_url)
+    monkeypatch.setenv("SUPABASE_SERVICE_ROLE_KEY", "service-role-key-of-no-project")

@@ -28,8 +28,13 @@ SAYS_DISCONNECTED = (
     r"connection closed|not (open|connected|logged in)|no (active )?session|disconnected|n[ãa]o (est[áa] )?conectad"
 )
 SAYS_TOO_FAST = r"rate.?overlimit|too many requests|\b429\b"
-SAYS_TIMED_OUT = r"timed?[ -]?out|deadline exceeded|connection (was )?(lost|terminated)|stream errored"
+SAYS_TIMED_OUT = (  # looked for first: a connection that ended on the way says nothing of what it carried
+    r"timed?[ -]?out|deadline exceeded|connection (was )?(lost|terminated)|stream errored|disconnected (before|while)"
+)
 SAYS_NOBODY = r"not (registered )?on whatsapp|n[ãa]o (est[áa] )?(no|registrad[oa] no) whatsapp|invalid (phone )?number"
+
+MOST_READ = 2000
+"""Characters of a body that are searched for what it says: a page of megabytes must cost no more than a sentence."""
 
 _FIELD_NAME = re.compile(r"[A-Za-z][A-Za-z_]{0,31}")
 _MOST_FIELDS = 8
@@ -54,9 +59,14 @@ class Row:
         """Whether an answer is of this kind."""
         return (
             (self.status is None or status in self.status)
-            and (self.number is None or number in self.number)
+            and (self.number is None or (number is not None and number in self.number))
             and (self.says is None or re.search(self.says, said, re.IGNORECASE) is not None)
         )
+
+
+def first_row(table: Sequence[Row], status: int, said: str, number: int | None = None) -> Row | None:
+    """The first row that matches; None where no row knows such an answer."""
+    return next((row for row in table if row.matches(status, said, number)), None)
 
 
 def failure(table: Sequence[Row], answer: Answer, said: str | None = None, number: int | None = None) -> Failure | None:
@@ -64,8 +74,8 @@ def failure(table: Sequence[Row], answer: Answer, said: str | None = None, numbe
 
     `said` is the part of the body that says what happened; None: all of it.
     """
-    words = answer.text if said is None else said
-    row = next((row for row in table if row.matches(answer.status, words, number)), None)
+    words = (answer.text if said is None else said)[:MOST_READ]
+    row = first_row(table, answer.status, words, number)
     if row is None:
         return None
     code = row.code.format(status=answer.status)

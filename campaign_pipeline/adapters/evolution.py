@@ -21,6 +21,7 @@ from campaign_pipeline.adapters.answers import (
     no_answer,
     unrecognised,
 )
+from campaign_pipeline.adapters.connection import base_url, own_key
 from campaign_pipeline.adapters.http import Answer, NoAnswer, at, get, post
 from campaign_pipeline.core.address import alternatives
 from campaign_pipeline.core.ports import (
@@ -62,6 +63,14 @@ ANSWERS: tuple[Row, ...] = (
     # Read in `response.message`: the class of a 400 lies there.
     Row(Permanent, "not_on_whatsapp", NOT_ON_WHATSAPP, status={400}, says=r"^exists: false"),
     Row(
+        Unknown,
+        "provider_timeout",
+        "Evolution timed out while it talked to WhatsApp.",
+        status={400},
+        says=SAYS_TIMED_OUT,
+        quoted=True,
+    ),
+    Row(
         Systemic,
         "inbox_disconnected",
         DISCONNECTED,
@@ -75,14 +84,6 @@ ANSWERS: tuple[Row, ...] = (
         "WhatsApp says that this number sends too fast.",
         status={400},
         says=SAYS_TOO_FAST,
-        quoted=True,
-    ),
-    Row(
-        Unknown,
-        "provider_timeout",
-        "Evolution timed out while it talked to WhatsApp.",
-        status={400},
-        says=SAYS_TIMED_OUT,
         quoted=True,
     ),
     Row(
@@ -314,16 +315,8 @@ def from_connection(
 
     Raises LookupError with a sentence that names what is missing.
     """
-    base_url = at(row["provider_config"], "base_url") or variables.get("EVOLUTION_API_URL")
-    api_key = row["instance_token"] or row["api_key"] or variables.get("EVOLUTION_API_KEY")
-    if not base_url:
-        raise LookupError("EVOLUTION_API_URL is not set, and the instance names no provider_config.base_url.")
-    if not api_key:
-        raise LookupError("EVOLUTION_API_KEY is not set, and the instance has neither instance_token nor api_key.")
-    if not isinstance(base_url, str) or not base_url.startswith(("http://", "https://")):
-        raise LookupError("The base URL (provider_config.base_url or EVOLUTION_API_URL) must begin with http(s)://.")
-    if not (api_key.isascii() and api_key.isprintable()):
-        raise LookupError("The key (instance_token, api_key or EVOLUTION_API_KEY) has characters that no key has.")
+    address = base_url(row, variables, "EVOLUTION_API_URL")
+    api_key = own_key(row, variables, "EVOLUTION_API_KEY")
     if not row["name"]:
         raise LookupError("The instance has no name (instances.name), by which Evolution knows it.")
-    return Evolution(client, base_url, row["name"], api_key, send_timeout)
+    return Evolution(client, address, row["name"], api_key, send_timeout)

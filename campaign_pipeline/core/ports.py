@@ -30,6 +30,7 @@ class Sent:
     address: str | None = None  # the address that the provider really used (a jid), where it tells
 
 
+    in_conversation: bool = False  # the provider itself wrote the part into the CRM's conversation
 @dataclass(frozen=True)
 class Permanent:
     """This message or recipient will never work: no retry."""
@@ -103,7 +104,19 @@ class ChannelTraits:
     number_check: bool = False
     may_split: bool = True  # False where a message must go out as one (templates, e-mail)
 
+    free_text_hours: float | None = None  # since the lead last wrote to the inbox; later only templates. None: always
+    part_gap_seconds: float = 0.0  # between the parts of a message, where the provider itself shows no typing
 
+    has_subject: bool = False  # True where a message has a subject line (e-mail)
+
+
+@dataclass(frozen=True)
+class Template:
+    """A message that the provider approved beforehand, and what is put in its places."""
+
+    name: str
+    language: str  # as the provider names it: `pt_BR`
+    variables: tuple[str, ...] = ()
 @dataclass(frozen=True)
 class Envelope:
     """One part on its way: all that a channel needs to send it."""
@@ -116,6 +129,11 @@ class Envelope:
     conversation_id: str | None = None
 
     @property
+    subject: str | None = None  # where the channel has one
+    contact_name: str | None = None  # of whom it goes to
+    attempted_at: float = 0.0  # seconds since the epoch, by the database's clock
+    attempt_no: int = 1  # from 1
+    template: Template | None = None  # then `text` is only what the lead will read
     def idempotency_key(self) -> str:
         """The same for every attempt at this part; given to each provider that takes one."""
         return idempotency_key(self.message_id, self.part_no)
@@ -136,6 +154,7 @@ class Attempt:
     taken_provider_ids: frozenset[str] = frozenset()  # ids that belong to other parts already: never an answer
 
 
+    conversation_ids: tuple[str, ...] = ()  # provider ids of the CRM's own records of this text since, oldest first
 @dataclass(frozen=True)
 class Found:
     """The provider has the part: it was sent."""
@@ -144,6 +163,7 @@ class Found:
     response: Mapping[str, Any] = field(default_factory=dict)
 
 
+    in_conversation: bool = False  # see Sent
 @dataclass(frozen=True)
 class Absent:
     """The provider does not have the part. `proven` is False where a miss proves nothing."""

@@ -8,7 +8,8 @@ from typing import Any, TypeAlias
 import dagster as dg
 import httpx
 
-from campaign_pipeline.adapters import evolution
+from campaign_pipeline.adapters import cloud_api, evolution, supabase, uazapi
+from campaign_pipeline.adapters.connection import setting
 from campaign_pipeline.adapters.database import queue_url
 from campaign_pipeline.adapters.environment import DeliverySettings, Environment
 from campaign_pipeline.adapters.http import http_client
@@ -25,7 +26,10 @@ ChannelBuilder: TypeAlias = Callable[
 
 CHANNELS: dict[str, ChannelBuilder] = {
     # instances.provider_type -> how to build its channel; a new provider is one file in adapters and one line here
+    "cloud_api": cloud_api.from_connection,
     "evolution": evolution.from_connection,
+    "supabase": supabase.from_connection,
+    "uazapi": uazapi.from_connection,
 }
 
 
@@ -82,7 +86,8 @@ def _channel(
 ) -> MessageChannel:
     if connection is None:
         return Unconfigured("inbox_without_instance", "The inbox has no instance; link one in inbox_instances.")
-    kind = connection["provider_type"] or "evolution"
+    # The CRM's own function needs provider_type for itself, so an inbox may name our adapter beside it.
+    kind = setting(connection, "campaign_adapter") or connection["provider_type"] or "evolution"
     build = CHANNELS.get(kind)
     if build is None:
         known = ", ".join(sorted(CHANNELS))

@@ -36,6 +36,8 @@ def _announce(sandbox: Sandbox) -> None:
         f"  OPENROUTER_BASE_URL={sandbox.openrouter_url}\n"
         f"  EVOLUTION_API_URL={sandbox.evolution_url}\n"
         f"  UAZAPI_API_URL={sandbox.uazapi_url}\n"
+        f"  CLOUD_API_URL={sandbox.cloud_api_url}\n"
+        f"  SUPABASE_URL={sandbox.supabase_url}\n"
     )
     sys.stdout.flush()
 

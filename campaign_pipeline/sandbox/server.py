@@ -14,10 +14,12 @@ import orjson
 from aiohttp import web
 
 from campaign_pipeline.sandbox.behaviour import Behaviour, BehaviourError, Conduct
+from campaign_pipeline.sandbox.cloud_api import CloudApi
 from campaign_pipeline.sandbox.evolution import Evolution
 from campaign_pipeline.sandbox.openrouter import OpenRouter
 from campaign_pipeline.sandbox.provider import Provider, Stage, answer
 from campaign_pipeline.sandbox.record import Record
+from campaign_pipeline.sandbox.supabase import Supabase
 from campaign_pipeline.sandbox.uazapi import Uazapi
 
 _run: Callable[[Coroutine[Any, Any, None]], None]
@@ -28,7 +30,7 @@ try:
 except ImportError:  # it is faster where there is one, and nothing else
     _run = asyncio.run
 
-PROVIDERS: tuple[type[Provider], ...] = (OpenRouter, Evolution, Uazapi)
+PROVIDERS: tuple[type[Provider], ...] = (OpenRouter, Evolution, Uazapi, CloudApi, Supabase)
 """Every provider that the sandbox can be; a new one needs a line here, and one in `Addresses`."""
 
 _LARGEST_BODY = 16 * 2**20  # bytes
@@ -62,6 +64,16 @@ class Addresses:
     def uazapi_url(self) -> str:
         """The base URL of UAZAPI."""
         return self.url + Uazapi.prefix
+
+    @property
+    def cloud_api_url(self) -> str:
+        """The base URL of the Cloud API, without a version."""
+        return self.url + CloudApi.prefix
+
+    @property
+    def supabase_url(self) -> str:
+        """The URL of the Supabase project."""
+        return self.url + Supabase.prefix
 
 
 class Sandbox(Addresses):

@@ -4,6 +4,8 @@ import base64
 import io
 import re
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -373,6 +375,30 @@ def test_a_shard_shows_what_did_not_go_out_and_why_without_a_person(
     assert f"7 failed ({row['code']}): {row['why']}" in log_of(instance, result)
 
 
+SEND_FAULTS = (
+    *("not_on_whatsapp", "timed_out", "rate_overlimit", "schema", "other_400", "timeout_408", "server_error_500"),
+    *("proxy_html_502", "malformed_json", "no_id", "cut_before", "cut_after"),
+)
+
+
+def test_whatever_a_provider_answers_no_persons_number_or_name_reaches_the_events(
+    world: World, sandbox: SandboxProcess, outputs: Path, instance: DagsterInstance
+) -> None:
+    workspace = world.workspace()
+    for _ in SEND_FAULTS:  # an inbox each: some of them slow a whole inbox down
+        world.due_messages(world.run(world.campaign(workspace, world.inbox(workspace))), 2)
+    faults = tuple(Fault(kind=Kind.SEND, name=name, times=1) for name in SEND_FAULTS)
+    sandbox.set_behaviour(Behaviour(faults=faults))
+    result = run_job(instance, IN_PROCESS)
+    assert result.success, troubles(result)
+    assert len({message["error_code"] for message in world.messages()}) > 3
+    told = re.sub(r"[\s().-]", "", "\n".join(str(entry) for entry in instance.all_logs(result.run_id)))
+    phones = [re.sub(r"\D", "", lead["phone"])[-9:] for lead in world.all("SELECT phone FROM leads")]
+    assert len(phones) == 2 * len(SEND_FAULTS)
+    assert [phone for phone in phones if phone in told] == []
+    assert "AnaSouza" not in told
+
+
 def test_the_runs_are_shown_as_the_batch_left_them(
     world: World, sandbox: SandboxProcess, outputs: Path, instance: DagsterInstance
 ) -> None:
@@ -417,6 +443,11 @@ def test_an_empty_batch_leaves_the_runs_as_they_are_shown(
     assert result.success
     assert instance.get_latest_materialization_event(AssetKey("campaign_runs")) is None
     assert "Claimed nothing: no message is due." in log_of(instance, result)
+
+
+def test_a_step_that_draws_nothing_imports_no_plotting_library() -> None:
+    code = "import sys, campaign_pipeline.definitions; sys.exit('matplotlib' in sys.modules or 'PIL' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 # Drawing and writing --------------------------------------------------------------------------------------------------

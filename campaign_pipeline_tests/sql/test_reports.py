@@ -1,5 +1,6 @@
 """The statements of reports and checks, against counts made in Python."""
 
+import re
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -7,6 +8,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
+from campaign_pipeline.sql import statement
 from campaign_pipeline_tests.factories import World
 from campaign_pipeline_tests.sql.holder import rows
 
@@ -197,3 +199,47 @@ def test_the_runs_at_work_and_those_just_closed_are_listed_with_their_counters(w
     assert found[running]["campaign"] == "Café"
     assert (found[running]["leads_success"], found[running]["wait_code"]) == (1, "no_credit")
     assert found[closed]["campaign"] == "Hoje"  # a campaign without a name goes by its run's
+
+
+PARAMETERS: dict[str, Any] = {
+    "day_start": DAY,
+    "day_end": DAY + timedelta(days=1),
+    "timezone": str(ZONE),
+    "closed": [],
+    "days": 2,
+    "lease_seconds": 120,
+    "shown": 20,
+}
+
+
+def test_no_report_reads_the_whole_table_of_messages(world: World) -> None:
+    workspace = world.workspace()
+    inboxes = [world.inbox(workspace) for _ in range(20)]
+    runs = [world.run(world.campaign(workspace, inbox), started_at=DAY) for inbox in inboxes]
+    world.do(
+        """INSERT INTO campaign_messages (run_id, status, scheduled_at, finished_at, sent_at, error_class, lead_id)
+           SELECT (%s::uuid[])[1 + n %% 20], CASE WHEN n %% 9 = 0 THEN 'failed' ELSE 'sent' END, at, at, at,
+                  CASE WHEN n %% 900 = 0 THEN 'unknown' END, gen_random_uuid()
+           FROM (SELECT n, %s::timestamptz + interval '1 day' - n * interval '3 minutes' AS at
+                 FROM generate_series(1, 40000) n) t""",
+        runs,
+        DAY,
+    )
+    world.do("UPDATE campaign_runs SET status = 'completed', completed_at = %s WHERE id <> %s", DAY, runs[0])
+    world.do(
+        """INSERT INTO campaign_message_parts
+               (message_id, part_no, text, status, idempotency_key, inbox_id, provider_message_id, sent_at)
+           SELECT m.id, 1, 'Oi', 'sent', m.id || ':1', c.inbox_id, m.id, m.sent_at
+           FROM campaign_messages m JOIN campaign_runs r ON r.id = m.run_id
+           JOIN campaign_configs c ON c.id = r.config_id"""
+    )
+    for table in ("campaign_messages", "campaign_message_parts", "campaign_runs"):
+        world.do(f"VACUUM ANALYZE {table}")
+    names = ("list_runs_at_work", "report_campaign_day", "count_failed_by_day", "find_wrong_counters")
+    guilty = {}
+    for name in (*names, "find_forgotten_leases", "find_doubled_provider_ids", "find_unknown_outcomes"):
+        plan = world.connection.execute(b"EXPLAIN " + statement(name).encode(), PARAMETERS).fetchall()
+        scans = [row["QUERY PLAN"] for row in plan if re.search(r"Seq Scan on campaign_message", row["QUERY PLAN"])]
+        if scans:
+            guilty[name] = scans
+    assert guilty == {}

@@ -1,0 +1,68 @@
+"""Consent as an operator handles it: suppressions by hand, and what is stored of a lead, to be given out or erased."""
+
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import psycopg
+
+from campaign_pipeline.adapters.postgres import Statements
+
+
+class ConsentRefused(RuntimeError):
+    """What was asked for cannot be done, or not now; the text is one sentence that says why."""
+
+
+@dataclass(frozen=True)
+class Whom:
+    """Who is meant: a lead, an address, or both; in one workspace and channel, where they are named."""
+
+    lead_id: UUID | None = None
+    address: str | None = None  # a phone number or an e-mail address, however it is written
+    workspace_id: UUID | None = None
+    channel: str | None = None  # whatsapp, email
+
+
+class Consent(Statements):
+    """Suppressions, exports and erasures."""
+
+    async def _all(self, name: str, **parameters: Any) -> list[dict[str, Any]]:
+        """Rows of a statement; raises ConsentRefused with the database's own sentence where it refuses."""
+        try:
+            return await super()._all(name, **parameters)
+        except (psycopg.errors.InvalidParameterValue, psycopg.errors.RaiseException) as error:
+            raise ConsentRefused(str(error.diag.message_primary)) from None
+
+    async def suppress(self, whom: Whom, reason: str, *, everywhere: bool = False) -> int:
+        """Write to them no more; returns the suppression's id. `everywhere`: in all workspaces.
+
+        A lead alone is suppressed in its workspace, at its number too. Raises ConsentRefused.
+        """
+        scope = "global" if everywhere else "channel" if whom.channel else "workspace"
+        rows = await self._all("suppress", scope=scope, reason=reason, **vars(whom))
+        return int(rows[0]["id"])
+
+    async def lift(self, whom: Whom, by: str) -> int:
+        """Let them be written to again; returns how many suppressions were lifted."""
+        rows = await self._all("lift", by=by, **vars(whom))
+        return int(rows[0]["lifted"])
+
+    async def suppressions(self, whom: Whom, shown: int) -> list[dict[str, Any]]:
+        """The suppressions that hold, the newest first."""
+        return await self._all(
+            "list_suppressions",
+            lead_id=whom.lead_id,
+            address=whom.address,
+            workspace_id=whom.workspace_id,
+            shown=shown,
+        )
+
+    async def export(self, lead_id: UUID) -> tuple[str | None, list[str]]:
+        """All that is stored of a lead, as JSON, and the ids of its messages; None if nothing is."""
+        row = (await self._all("export_lead", lead_id=lead_id))[0]
+        return row["document"], row["message_ids"]
+
+    async def erase(self, lead_id: UUID, by: str) -> dict[str, int]:
+        """Erase a person's data in the database; returns rows by table. Raises ConsentRefused while a part is sent."""
+        counts: dict[str, int] = (await self._all("erase_lead", lead_id=lead_id, by=by))[0]["counts"]
+        return counts

@@ -1,0 +1,76 @@
+"""Which of a lead's numbers to write to: what providers said of them, and which is tried next.
+
+A provider is asked for one number at a time, when its message is about to leave, and its answer is believed for days.
+"Could not be asked" is neither yes nor no: the message is sent to the number as it is, whose answer tells, and nothing
+is remembered.
+"""
+
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from campaign_pipeline.core.address import InvalidAddress, alternatives, normalize_phone
+
+NOT_ON_WHATSAPP: Final = "not_on_whatsapp"
+"""The code of a number that surely has no account, whoever found it out."""
+
+MOST_NUMBERS: Final = 6
+"""Tried for one message: each is a request, and a lead with more numbers than these is a list of somebody's."""
+
+_PHONE_FIELD: Final = re.compile(r"\b(telefones?|fones?|celular(es)?|whatsapp|whats|zap|phones?|mobile)\b")
+
+
+@dataclass(frozen=True)
+class KnownNumber:
+    """What a provider said of a number."""
+
+    number: str  # international digits, as asked for
+    exists: bool
+    account: str | None = None  # the account's own digits, without the ninth where it was registered so
+    jid: str | None = None
+    lid: str | None = None
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> "KnownNumber":
+        """Build from the statement `read_number_checks`."""
+        return cls(row["number"], row["exists"], row["account"], row["jid"], row["lid"])
+
+
+@dataclass(frozen=True)
+class NumberNote:
+    """Something learned about a number, to be kept; and what it says of its lead."""
+
+    known: KnownNumber
+    lead_id: str | None
+    reachable: bool | None = None  # True: this number works; False: none of the lead's does; None: others are left
+
+
+def phones_among(fields: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
+    """The values of custom fields (`name`, `value`) that are named like a phone number, in their order."""
+    named = (field for field in fields if _PHONE_FIELD.search(_plain(str(field.get("name") or ""))))
+    return tuple(str(field["value"]) for field in named if field.get("value"))
+
+
+def candidate_numbers(first: str, others: Sequence[str]) -> tuple[str, ...]:
+    """The numbers at which a lead may be reached, in the order in which they are tried.
+
+    First the number itself and its twin with or without the ninth digit, then each other one with its twin; what is no
+    number is left out. `first` is normalised.
+    """
+    numbers = (first, *filter(None, map(_normalized, others)))
+    found = dict.fromkeys(spelling for number in numbers for spelling in alternatives(number))
+    return tuple(found)[:MOST_NUMBERS]
+
+
+def _normalized(raw: str) -> str | None:
+    try:
+        return normalize_phone(raw)
+    except InvalidAddress:
+        return None
+
+
+def _plain(text: str) -> str:
+    decomposed = unicodedata.normalize("NFKD", text.lower())
+    return "".join(" " if char in "_-/." else char for char in decomposed if not unicodedata.combining(char))

@@ -12,11 +12,41 @@ _DAGSTER_YAML = """\
 storage:
   postgres:
     postgres_url: {storage_url}
+concurrency:
+  runs:
+    max_concurrent_runs: 4
+    tag_concurrency_limits:
+      - key: campaign/work
+        value: queue
+        limit: 2
+      - key: campaign/work
+        value: back_fill
+        limit: 1
+run_monitoring:
+  enabled: true
+  max_runtime_seconds: 7200
+  poll_interval_seconds: 60
+run_retries:
+  enabled: true
+  max_retries: 1
+  retry_on_asset_or_op_failure: false
+retention:
+  schedule:
+    purge_after_days: 2
+  sensor:
+    purge_after_days: 2
+schedules:
+  use_threads: true
+  num_workers: 2
+sensors:
+  use_threads: true
+  num_workers: 2
 telemetry:
   enabled: false
 nux:
   enabled: false
 """
+"""As deploy/dagster.yaml, for one person's machine: a test holds both to what Dagster accepts."""
 
 _WORKSPACE_YAML = """\
 # Written by campaign-pipeline at every start: found from whatever folder `campaign-pipeline dev` is started in.

@@ -15,7 +15,14 @@ from campaign_pipeline.defs.resources import QueueDatabase
 
 UNTRIED_PAUSE_DAYS = 7
 RUNS_AT_A_TIME = 50
-OUR_JOBS = ("process_campaign_queue", "retry_failed_messages", "clean_up_old_data", "trickle_demo_campaign")
+OUR_JOBS = (
+    "process_campaign_queue",
+    "retry_failed_messages",
+    "clean_up_old_data",
+    "refresh_campaign_report",
+    "check_campaign_queue",
+    "trickle_demo_campaign",
+)
 """Whose runs are ours to delete: an instance may serve other code locations too."""
 
 _FINISHED = [DagsterRunStatus.SUCCESS, DagsterRunStatus.FAILURE, DagsterRunStatus.CANCELED]

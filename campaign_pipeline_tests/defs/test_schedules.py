@@ -1,7 +1,7 @@
 """When the queue is worked by itself: ticks decide by the database's clock, which these tests move."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import dagster as dg
 import psycopg
 import pytest
 from dagster import DagsterInstance, DagsterRunStatus
+from dagster._core.execution.plan.outputs import StepOutputData, StepOutputHandle
 
 from campaign_pipeline.adapters.operations import Operations
 from campaign_pipeline.adapters.postgres import BatchOptions, Queue
@@ -204,8 +205,8 @@ def test_a_paused_scope_gets_its_probe_when_it_is_due_and_no_run_before(
     world.due_messages(run, 3)
     world.do(
         "INSERT INTO campaign_pauses (scope, scope_id, kind, code, reason, since, until)"
-        " SELECT 'inbox', c.inbox_id::text, 'systemic', 'disconnected', 'The number is logged out.', now(), now() + interval '5 minutes'"
-        " FROM campaign_configs c"
+        " SELECT 'inbox', c.inbox_id::text, 'systemic', 'disconnected', 'The number is logged out.', now(),"
+        " now() + interval '5 minutes' FROM campaign_configs c"
     )
     assert isinstance(tick(instance), dg.RunRequest)  # to write it down
     assert claim(world) == []
@@ -260,7 +261,11 @@ def test_what_is_being_sent_is_no_reason_for_another_run(world: World, instance:
 
 
 def ended(
-    instance: DagsterInstance, messages: int, batch_size: int = 100, job: str = process_campaign_queue.name, **tags: str
+    instance: DagsterInstance,
+    messages: int,
+    batch_size: int = 100,
+    job: str = process_campaign_queue.name,
+    tags: Mapping[str, str] | None = None,
 ) -> dg.DagsterRun:
     """A run that succeeded, with the figures that its first step put on its output."""
     run = a_run(instance, DagsterRunStatus.SUCCESS, tags=tags, job=job)
@@ -275,9 +280,6 @@ def ended(
 
 
 def _output(messages: int, batch_size: int) -> Any:
-    from dagster._core.events import StepOutputData
-    from dagster._core.execution.plan.outputs import StepOutputHandle
-
     return StepOutputData(
         step_output_handle=StepOutputHandle("fetch_message_batch", "message_batch"),
         metadata={"messages": dg.MetadataValue.int(messages), "batch_size": dg.MetadataValue.int(batch_size)},
@@ -317,7 +319,7 @@ def test_a_full_batch_is_followed_at_once_by_the_next_with_its_config(
 ) -> None:
     world.due_message(world.run())
     began = since(world)
-    run = ended(instance, 100, **{DRAINING_SINCE: began})
+    run = ended(instance, 100, tags={DRAINING_SINCE: began})
     outcome = follow(instance, run)
     assert isinstance(outcome, dg.RunRequest)
     assert outcome.run_key == f"after {run.run_id}"
@@ -329,10 +331,12 @@ def test_nothing_follows_a_batch_that_was_not_full_or_asked_for_by_a_person_or_a
     world: World, instance: DagsterInstance, schedule_on: None
 ) -> None:
     began = since(world)
-    assert follow(instance, ended(instance, 100, **{DRAINING_SINCE: began})) == "No message waits: no run is running."
+    assert (
+        follow(instance, ended(instance, 100, tags={DRAINING_SINCE: began})) == "No message waits: no run is running."
+    )
     world.due_message(world.run())
-    assert "less than a full batch" in str(follow(instance, ended(instance, 99, **{DRAINING_SINCE: began})))
-    assert "less than a full batch" in str(follow(instance, ended(instance, 0, 0, **{DRAINING_SINCE: began})))
+    assert "less than a full batch" in str(follow(instance, ended(instance, 99, tags={DRAINING_SINCE: began})))
+    assert "less than a full batch" in str(follow(instance, ended(instance, 0, 0, tags={DRAINING_SINCE: began})))
     assert "launched by a person" in str(follow(instance, ended(instance, 100)))
 
 
@@ -340,7 +344,7 @@ def test_draining_ends_with_its_budget_and_with_the_schedule(
     world: World, instance: DagsterInstance, environment: pytest.MonkeyPatch
 ) -> None:
     world.due_message(world.run())
-    run = ended(instance, 100, **{DRAINING_SINCE: since(world)})
+    run = ended(instance, 100, tags={DRAINING_SINCE: since(world)})
     assert "is switched off" in str(follow(instance, run))
     with patch("campaign_pipeline.defs.schedules._schedule_is_on", return_value=True):
         environment.setenv("CAMPAIGN_DRAIN_MINUTES", "0")
@@ -351,7 +355,7 @@ def test_a_back_fill_is_gone_on_with_though_the_schedule_is_off(world: World, in
     world.due_message(world.run())
     first = follow(instance, ended(instance, 100, job=retry_failed_messages.name))
     assert isinstance(first, dg.RunRequest)
-    second = follow(instance, ended(instance, 100, **first.tags))
+    second = follow(instance, ended(instance, 100, tags=first.tags))
     assert isinstance(second, dg.RunRequest)
     assert second.tags[BACK_FILL] == first.tags[BACK_FILL]
     assert second.tags[DRAINING_SINCE] == first.tags[DRAINING_SINCE]

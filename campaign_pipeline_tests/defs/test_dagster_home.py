@@ -1,0 +1,125 @@
+"""Dagster's own settings, the shipped ones and those that the command line writes: loaded by a real instance."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+from uuid import uuid4
+
+import psycopg
+import pytest
+from dagster import DagsterInstance
+from dagster._core.run_coordinator.queued_run_coordinator import QueuedRunCoordinator
+
+from campaign_pipeline.adapters import dagster_home
+from campaign_pipeline.adapters.dagster_home import write_dagster_home
+from campaign_pipeline.adapters.embedded import EmbeddedServer
+from campaign_pipeline.definitions import defs
+from campaign_pipeline.defs.jobs import WORK
+from campaign_pipeline.sandbox import SandboxProcess
+from campaign_pipeline_tests.factories import World
+
+CHECKOUT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def storage_url(server: EmbeddedServer) -> Iterator[str]:
+    """An empty database for Dagster's own storage."""
+    name = f"dagster_{uuid4().hex[:12]}"
+    with psycopg.connect(server.url("postgres"), autocommit=True) as admin:
+        admin.execute(f"CREATE DATABASE {name}")
+        yield server.url(name).replace("postgresql://", "postgresql+psycopg2://", 1)
+        admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def limits(instance: DagsterInstance) -> dict[str, int]:
+    """How many runs of each kind of work may be at work at once."""
+    assert isinstance(instance.run_coordinator, QueuedRunCoordinator)
+    config = instance.get_concurrency_config().run_queue_config
+    assert config is not None
+    assert {limit["key"] for limit in config.tag_concurrency_limits} == {WORK}
+    return {str(limit["value"]): int(limit["limit"]) for limit in config.tag_concurrency_limits}
+
+
+def test_the_shipped_settings_make_an_instance_that_keeps_runs_in_postgresql(
+    storage_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(CHECKOUT / "deploy" / "dagster.yaml", tmp_path / "dagster.yaml")
+    parts = urlsplit(storage_url)
+    # The embedded server listens on a Unix socket, which libpq is told in its own way.
+    monkeypatch.setenv("DAGSTER_PG_HOST", "")
+    monkeypatch.setenv("PGHOST", parse_qs(parts.query)["host"][0])
+    monkeypatch.setenv("DAGSTER_PG_PORT", "5432")
+    monkeypatch.setenv("DAGSTER_PG_DB", parts.path.lstrip("/"))
+    monkeypatch.setenv("DAGSTER_PG_USERNAME", "postgres")
+    monkeypatch.setenv("DAGSTER_PG_PASSWORD", "none")
+    monkeypatch.setenv("DAGSTER_COMPUTE_LOGS", str(tmp_path / "logs"))
+    with DagsterInstance.from_config(str(tmp_path)) as instance:
+        run = instance.create_run_for_job(defs.resolve_job_def("process_campaign_queue"))
+        # A NOTIFY with a bound parameter: what fails where SQLAlchemy's default driver is psycopg 3.
+        instance.report_engine_event("a line", job_name=run.job_name, run_id=run.run_id)
+        assert instance.get_run_by_id(run.run_id)
+        assert limits(instance) == {"queue": 3, "back_fill": 2, "maintenance": 1}
+        assert instance.run_monitoring_enabled
+        assert instance.run_monitoring_max_runtime_seconds == 7200
+        assert instance.run_retries_enabled
+        assert not instance.run_retries_retry_on_asset_or_op_failure
+
+
+def test_the_settings_of_one_person_make_an_instance_with_limits_too(storage_url: str, tmp_path: Path) -> None:
+    home = write_dagster_home(tmp_path, storage_url)
+    with DagsterInstance.from_config(str(home)) as instance:
+        assert limits(instance) == {"queue": 2, "back_fill": 1}
+        assert instance.run_monitoring_enabled
+
+
+def top_level_keys(text: str) -> set[str]:
+    return set(re.findall(r"^(\w+):", text, re.MULTILINE))
+
+
+def test_both_settings_name_the_same_topics() -> None:
+    shipped = top_level_keys((CHECKOUT / "deploy" / "dagster.yaml").read_text(encoding="utf-8"))
+    written = top_level_keys(dagster_home._DAGSTER_YAML)
+    assert written == shipped - {"compute_logs"}
+
+
+def test_every_job_says_what_kind_of_work_it_is() -> None:
+    for name in ("process_campaign_queue", "retry_failed_messages", "clean_up_old_data"):
+        assert WORK in defs.resolve_job_def(name).tags
+
+
+def test_a_run_from_a_shell_waits_for_no_daemon_under_these_settings(
+    world: World, storage_url: str, environment: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    home = write_dagster_home(tmp_path, storage_url)
+    world.due_messages(world.run(), 3)
+    with SandboxProcess() as sandbox:
+        variables = {
+            **os.environ,
+            "DAGSTER_HOME": str(home),
+            "OPENROUTER_API_KEY": "sk-or-test-key-of-no-account",
+            "OPENROUTER_BASE_URL": sandbox.openrouter_url,
+            "EVOLUTION_API_URL": sandbox.evolution_url,
+        }
+        command = [
+            str(Path(sys.executable).parent / "dagster"),
+            "job",
+            "execute",
+            "-m",
+            "campaign_pipeline.definitions",
+        ]
+        done = subprocess.run(
+            [*command, "-j", "process_campaign_queue"], env=variables, capture_output=True, timeout=120, check=False
+        )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert [message["status"] for message in world.messages()] == ["sent"] * 3
+
+
+def test_the_code_location_is_valid(environment: pytest.MonkeyPatch) -> None:
+    command = [str(Path(sys.executable).parent / "dagster"), "definitions", "validate", "-w", "workspace.yaml"]
+    done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]

@@ -1,0 +1,112 @@
+"""What an operator may do with a run in the UI: re-execute all of it, one step of it, or what failed of it."""
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+from dagster import DagsterInstance, reconstructable
+
+from campaign_pipeline.sandbox import Behaviour, Fault, SandboxProcess
+from campaign_pipeline_tests.defs.test_job import IN_PROCESS, resolved_job, run_job, troubles
+from campaign_pipeline_tests.factories import World
+
+
+@pytest.fixture
+def sandbox(environment: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[SandboxProcess]:
+    environment.setenv("CAMPAIGN_OUTPUTS", str(tmp_path / "outputs"))
+    with SandboxProcess() as sandbox:
+        environment.setenv("OPENROUTER_API_KEY", "sk-or-test-key-of-no-account")
+        environment.setenv("OPENROUTER_BASE_URL", sandbox.openrouter_url)
+        environment.setenv("EVOLUTION_API_URL", sandbox.evolution_url)
+        yield sandbox
+
+
+@pytest.fixture
+def instance(tmp_path: Path) -> Iterator[DagsterInstance]:
+    with DagsterInstance.local_temp(str(tmp_path), overrides={"telemetry": {"enabled": False}}) as instance:
+        yield instance
+
+
+def again(instance: DagsterInstance, run_id: str, steps: list[str] | None = None) -> dg.JobExecutionResult:
+    """Re-execute a run: all of it, or the steps that are named."""
+    options = dg.ReexecutionOptions(parent_run_id=run_id, step_selection=steps or [])
+    job = reconstructable(resolved_job)
+    return dg.execute_job(job, instance, IN_PROCESS, reexecution_options=options, raise_on_error=False)
+
+
+def sends(sandbox: SandboxProcess) -> int:
+    return len([entry for entry in sandbox.record(accepted=True) if entry["kind"] == "send"])
+
+
+def log_of(instance: DagsterInstance, run_id: str) -> str:
+    return "\n".join(entry.user_message for entry in instance.all_logs(run_id))
+
+
+def shard_steps(result: dg.JobExecutionResult) -> list[str]:
+    return sorted({e.step_key for e in result.all_events if e.step_key and e.step_key.startswith("send_shard[")})
+
+
+def test_the_whole_of_a_run_again_takes_what_is_due_now_and_nothing_that_it_sent(
+    world: World, sandbox: SandboxProcess, instance: DagsterInstance
+) -> None:
+    run = world.run()
+    world.due_messages(run, 5)
+    first = run_job(instance, IN_PROCESS)
+    assert first.success, troubles(first)
+    world.do("UPDATE campaign_runs SET status = 'running', completed_at = NULL")
+    world.due_messages(run, 2)
+    second = again(instance, first.run_id)
+    assert second.success, troubles(second)
+    assert Counter(message["status"] for message in world.messages()) == {"sent": 7}
+    assert sends(sandbox) == 7
+
+
+def test_a_single_step_that_succeeded_sends_nothing_again_and_says_why(
+    world: World, sandbox: SandboxProcess, instance: DagsterInstance
+) -> None:
+    world.due_messages(world.run(), 5)
+    first = run_job(instance, IN_PROCESS)
+    (step,) = shard_steps(first)
+    second = again(instance, first.run_id, [step])
+    assert second.success, troubles(second)
+    assert shard_steps(second) == [step]
+    assert sends(sandbox) == 5
+    assert "5 messages of this shard were left alone: finished." in log_of(instance, second.run_id)
+
+
+def test_a_single_step_after_trouble_sends_what_is_due_again_and_leaves_the_rest_to_its_time(
+    world: World, sandbox: SandboxProcess, instance: DagsterInstance
+) -> None:
+    world.due_messages(world.run(), 6)
+    # Two texts are not written for a while: their messages wait for their second attempt.
+    sandbox.set_behaviour(Behaviour(faults=(Fault.parse("generation:unavailable_503:times=2"),)))
+    first = run_job(instance, IN_PROCESS)
+    (step,) = shard_steps(first)
+    status: dict[Any, str] = {message["id"]: message["status"] for message in world.messages()}
+    waiting = [message for message, state in status.items() if state == "pending"]
+    assert len(waiting) == 2
+    # One of them is made due by hand.
+    world.do("UPDATE campaign_messages SET next_attempt_at = campaign_now() WHERE id = %s", waiting[0])
+    second = again(instance, first.run_id, [step])
+    assert second.success, troubles(second)
+    assert Counter(message["status"] for message in world.messages()) == {"sent": 5, "pending": 1}
+    told = log_of(instance, second.run_id)
+    assert "1 messages of this shard were left alone: waits for its time." in told
+    assert "4 messages of this shard were left alone: finished." in told
+
+
+def test_what_another_run_has_taken_meanwhile_is_left_to_it(
+    world: World, sandbox: SandboxProcess, instance: DagsterInstance
+) -> None:
+    messages = world.due_messages(world.run(), 4)
+    failed = run_job(instance, IN_PROCESS | {"ops": {"send_shard": {"config": {"concurrency": 0}}}})
+    assert not failed.success
+    held = messages[:3]
+    world.do("UPDATE campaign_messages SET lease_token = gen_random_uuid() WHERE id = ANY (%s)", held)
+    options = dg.ReexecutionOptions.from_failure(failed.run_id, instance)
+    second = dg.execute_job(reconstructable(resolved_job), instance, run_config=IN_PROCESS, reexecution_options=options)
+    assert sends(sandbox) == 1
+    assert "3 messages of this shard were left alone: held by another." in log_of(instance, second.run_id)

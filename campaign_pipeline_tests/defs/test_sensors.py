@@ -1,0 +1,315 @@
+"""What a person is told of, once each, and what happens when telling fails."""
+
+import email
+import email.policy
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import orjson
+import pytest
+from aiosmtpd.controller import Controller
+from dagster import DagsterInstance, DagsterRunStatus
+
+from campaign_pipeline.adapters.environment import NotifierSettings, SettingError
+from campaign_pipeline.adapters.notify import Notice, Notifier
+from campaign_pipeline.definitions import defs
+from campaign_pipeline.defs.resources import LanguageModelResource, QueueDatabase
+from campaign_pipeline.defs.sensors import tell_of_failed_runs, watch_campaign_backlog
+from campaign_pipeline_tests.factories import World
+
+
+class Webhook:
+    """A person's webhook: keeps what it is told, answers as it is set to."""
+
+    def __init__(self) -> None:
+        self.status = 200
+        self.told: list[dict[str, Any]] = []
+        webhook = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                if webhook.status == 200:
+                    webhook.told.append(orjson.loads(body))
+                self.send_response(webhook.status)
+                self.end_headers()
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self.server = HTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/SECRET-hook"
+
+
+@pytest.fixture
+def webhook(environment: pytest.MonkeyPatch) -> Iterator[Webhook]:
+    webhook = Webhook()
+    thread = threading.Thread(target=webhook.server.serve_forever, args=(0.01,))
+    thread.start()
+    environment.setenv("CAMPAIGN_NOTIFY_WEBHOOK", webhook.url)
+    environment.setenv("OPENROUTER_API_KEY", "sk-or-test-key-of-no-account")
+    yield webhook
+    webhook.server.shutdown()
+    thread.join()
+    webhook.server.server_close()
+
+
+@pytest.fixture
+def instance(environment: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[DagsterInstance]:
+    with DagsterInstance.local_temp(str(tmp_path), overrides={"telemetry": {"enabled": False}}) as instance:
+        yield instance
+
+
+class Watch:
+    """The backlog sensor, tick by tick: its cursor is kept as the daemon keeps it."""
+
+    def __init__(self, instance: DagsterInstance) -> None:
+        self._instance = instance
+        self._cursor: str | None = None
+
+    def tick(self) -> str:
+        resources = {"database": QueueDatabase(), "language_model": LanguageModelResource()}
+        with dg.build_sensor_context(self._instance, cursor=self._cursor, resources=resources) as context:
+            data = watch_campaign_backlog.evaluate_tick(context)
+        self._cursor = data.cursor
+        return data.skip_message or ""
+
+
+@pytest.fixture
+def watch(instance: DagsterInstance) -> Watch:
+    return Watch(instance)
+
+
+def test_overdue_messages_are_told_once_and_once_that_they_are_over(
+    world: World, webhook: Webhook, watch: Watch
+) -> None:
+    run = world.run(name="Natal")
+    message = world.due_message(run)
+    assert watch.tick() == "All is well."
+    world.move_clock(timedelta(minutes=20))
+    assert watch.tick() == "Told: 1 new, 0 over, 1 in all."
+    (told,) = webhook.told
+    assert told["title"] == "Campaigns: 1 things need a person"
+    assert "Run Natal" in told["lines"][0]
+    assert "1 messages are overdue by more than 15 minutes in an open window" in told["text"]
+    world.due_message(run)
+    assert watch.tick() == "1 concerns, all told before."
+    world.do("UPDATE campaign_messages SET status = 'sent'")
+    assert watch.tick() == "Told: 0 new, 1 over, 0 in all."
+    assert str(run) in webhook.told[1]["lines"][0]
+    assert watch.tick() == "All is well."
+    assert len(webhook.told) == 2
+    assert message
+
+
+def test_hours_in_which_the_window_is_closed_make_nothing_overdue(world: World, webhook: Webhook, watch: Watch) -> None:
+    hour = world.value("SELECT extract(hour FROM campaign_now() AT TIME ZONE 'UTC')::int")
+    config = world.campaign(start_time=f"{(hour + 2) % 24:02}:00", end_time=f"{(hour + 4) % 24:02}:00", timezone="UTC")
+    world.due_message(world.run(config), scheduled_at=world.value("SELECT campaign_now() - interval '2 hours'"))
+    assert watch.tick() == "All is well."
+    seconds = world.value("SELECT 3600 - extract(epoch FROM campaign_now())::int %% 3600")
+    world.move_clock(timedelta(hours=1, seconds=seconds + 5 * 60))  # open for five minutes
+    assert watch.tick() == "All is well."
+    world.move_clock(timedelta(hours=1, seconds=seconds + 20 * 60))
+    assert watch.tick() == "Told: 1 new, 0 over, 1 in all."
+
+
+def test_an_inbox_that_is_disconnected_or_paused_is_told_only_with_messages_waiting(
+    world: World, webhook: Webhook, watch: Watch
+) -> None:
+    workspace = world.workspace()
+    config = world.campaign(workspace, world.inbox(workspace, status="close", name="vendas"))
+    run = world.run(config)
+    assert watch.tick() == "All is well."
+    world.due_messages(run, 2)
+    watch.tick()
+    assert "2 due messages wait. The instance vendas is close, not connected" in webhook.told[0]["text"]
+    assert watch.tick() == "1 concerns, all told before."
+
+
+def test_more_outcomes_that_nobody_knows_are_news_and_fewer_are_not(
+    world: World, webhook: Webhook, watch: Watch
+) -> None:
+    run = world.run()
+
+    def unknown() -> None:
+        world.due_message(run, status="failed", error_class="unknown", finished_at=world.value("SELECT campaign_now()"))
+
+    unknown()
+    unknown()
+    assert watch.tick().startswith("Told: 1 new")
+    assert webhook.told[0]["lines"][0].startswith("2 messages may have gone out and nobody knows")
+    world.do("DELETE FROM campaign_messages WHERE id IN (SELECT id FROM campaign_messages LIMIT 1)")
+    assert watch.tick() == "1 concerns, all told before."
+    unknown()
+    assert watch.tick().startswith("Told: 1 new")
+
+
+def test_what_could_not_be_told_is_said_in_the_tick_and_told_at_the_next(
+    world: World, webhook: Webhook, watch: Watch
+) -> None:
+    world.due_message(world.run(), scheduled_at=world.value("SELECT campaign_now() - interval '20 minutes'"))
+    webhook.status = 500
+    said = watch.tick()
+    assert said == "Not told, to be tried again at the next tick: CAMPAIGN_NOTIFY_WEBHOOK answered with status 500."
+    webhook.status = 200
+    assert watch.tick().startswith("Told: 1 new")
+    assert len(webhook.told) == 1
+
+
+def test_a_queue_that_cannot_be_read_is_told_without_its_password(
+    webhook: Webhook, watch: Watch, environment: pytest.MonkeyPatch
+) -> None:
+    environment.setenv("CAMPAIGN_DATABASE_URL", "postgresql://crm:hunter2@127.0.0.1:1/crm")
+    assert watch.tick().startswith("Told: 1 new")
+    assert "The queue cannot be read: The database crm at 127.0.0.1:1" in webhook.told[0]["text"]
+    assert "hunter2" not in webhook.told[0]["text"]
+
+
+def test_a_missing_key_is_told_when_something_is_due(
+    world: World, webhook: Webhook, watch: Watch, environment: pytest.MonkeyPatch
+) -> None:
+    environment.delenv("OPENROUTER_API_KEY")
+    assert watch.tick() == "All is well."
+    world.due_message(world.run())
+    watch.tick()
+    assert "nothing can be sent: OPENROUTER_API_KEY is not set" in webhook.told[0]["text"]
+
+
+# --------------------------------------------------------------------------------------------------------- failed runs
+
+
+def a_failed_run(instance: DagsterInstance, url: str) -> dg.DagsterRun:
+    """A run of the main job that fails in its first step, with the one sentence of a wrong database."""
+    job = defs.resolve_job_def("process_campaign_queue")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CAMPAIGN_DATABASE_URL", url)
+        result = job.execute_in_process(instance=instance, raise_on_error=False)
+    assert not result.success
+    run = instance.get_run_by_id(result.run_id)
+    assert run is not None
+    return run
+
+
+def tell(instance: DagsterInstance, run: dg.DagsterRun) -> str:
+    (record,) = instance.get_records_for_run(run.run_id, of_type=dg.DagsterEventType.RUN_FAILURE).records
+    event = record.event_log_entry.dagster_event
+    assert event is not None
+    with dg.build_run_status_sensor_context("tell_of_failed_runs", event, instance, run) as context:
+        outcome = tell_of_failed_runs(context.for_run_failure())
+    assert isinstance(outcome, dg.SkipReason)
+    return outcome.skip_message or ""
+
+
+def test_a_failed_run_is_told_with_its_sentence_and_the_next_that_fails_of_the_same_is_not(
+    instance: DagsterInstance, webhook: Webhook
+) -> None:
+    first = a_failed_run(instance, "mysql://one")
+    assert tell(instance, first) == f"The run {first.run_id[:8]} of process_campaign_queue failed: told."
+    (told,) = webhook.told
+    assert told["lines"][0] == "CAMPAIGN_DATABASE_URL has 'mysql', but must be a postgresql:// URL."
+    assert first.run_id in told["text"]
+    again = a_failed_run(instance, "mysql://two")
+    assert tell(instance, again).startswith("Told already")
+    other = a_failed_run(instance, "sqlite://three")
+    assert tell(instance, other).endswith(": told.")
+    assert len(webhook.told) == 2
+
+
+def test_a_failure_that_could_not_be_told_says_so(instance: DagsterInstance, webhook: Webhook) -> None:
+    webhook.status = 503
+    said = tell(instance, a_failed_run(instance, "mysql://one"))
+    assert said.endswith("nobody but this log was told: CAMPAIGN_NOTIFY_WEBHOOK answered with status 503.")
+
+
+def test_a_run_whose_process_died_is_told_though_no_step_of_it_failed(
+    instance: DagsterInstance, webhook: Webhook
+) -> None:
+    job = defs.resolve_job_def("process_campaign_queue")
+    run = instance.create_run_for_job(job, status=DagsterRunStatus.STARTED)
+    instance.report_run_failed(run, "Run timed out after 7200 seconds.")
+    dead = instance.get_run_by_id(run.run_id)
+    assert dead is not None
+    assert tell(instance, dead).endswith(": told.")
+    assert webhook.told[0]["lines"][0] == "Run timed out after 7200 seconds."
+
+
+# ------------------------------------------------------------------------------------------------------------ telling
+
+
+class Mailbox:
+    """An SMTP server's handler that keeps what it gets."""
+
+    def __init__(self) -> None:
+        self.mails: list[email.message.EmailMessage] = []
+
+    async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:  # noqa: N802 (aiosmtpd's name)
+        mail = email.message_from_bytes(envelope.content, policy=email.policy.default)
+        assert isinstance(mail, email.message.EmailMessage)
+        self.mails.append(mail)
+        return "250 OK"
+
+
+@contextmanager
+def mail_server() -> Iterator[tuple[Mailbox, str]]:
+    mailbox = Mailbox()
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    controller = Controller(mailbox, hostname="127.0.0.1", port=port)
+    controller.start()
+    try:
+        yield mailbox, f"smtp://127.0.0.1:{port}"
+    finally:
+        controller.stop()
+
+
+def test_a_notice_goes_out_by_e_mail_with_its_headline_as_subject() -> None:
+    with mail_server() as (mailbox, url):
+        settings = NotifierSettings(email="ops@example.com, on-call@example.com", smtp_url=url)
+        assert Notifier(settings, lambda _: None).tell(Notice("Título", ["Uma inbox está fora."])) == []
+    (mail,) = mailbox.mails
+    assert (mail["Subject"], mail["From"]) == ("Título", "ops@example.com")
+    assert mail["To"] == "ops@example.com, on-call@example.com"
+    assert "Uma inbox está fora." in mail.get_content()
+
+
+def unreachable() -> NotifierSettings:
+    return NotifierSettings(
+        webhook_url="http://127.0.0.1:1/SECRET-hook",
+        email="ops@example.com",
+        smtp_url="smtp://user:SECRET-password@127.0.0.1:1",
+    )
+
+
+def test_every_way_that_fails_is_named_without_its_secret_and_the_log_has_the_notice() -> None:
+    logged: list[str] = []
+    settings = unreachable()
+    troubles = Notifier(settings, logged.append).tell(Notice("Title", ["A line."]))
+    assert troubles == [
+        "CAMPAIGN_NOTIFY_WEBHOOK could not be reached: ConnectError.",
+        "The e-mail to CAMPAIGN_NOTIFY_EMAIL was not sent: ConnectionRefusedError.",
+    ]
+    assert logged == ["Title\n- A line."]
+    assert "SECRET" not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    ("variables", "name"),
+    [
+        ({"CAMPAIGN_NOTIFY_WEBHOOK": "hooks.example.com/SECRET"}, "CAMPAIGN_NOTIFY_WEBHOOK"),
+        ({"CAMPAIGN_NOTIFY_EMAIL": "ops@example.com"}, "CAMPAIGN_NOTIFY_EMAIL needs CAMPAIGN_SMTP_URL"),
+        ({"CAMPAIGN_SMTP_URL": "mail.example.com:25:SECRET"}, "CAMPAIGN_SMTP_URL"),
+        ({"CAMPAIGN_SMTP_URL": "smtp://"}, "CAMPAIGN_SMTP_URL"),
+    ],
+)
+def test_an_address_that_cannot_be_is_named_without_its_value(variables: dict[str, str], name: str) -> None:
+    with pytest.raises(SettingError, match=name) as refused:
+        NotifierSettings.from_environment(variables)
+    assert "SECRET" not in str(refused.value)

@@ -9,11 +9,14 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
-
 # EVOLUTION_API_URL, EVOLUTION_API_KEY; UAZAPI_API_URL; CLOUD_API_URL, CLOUD_API_VERSION (v23.0), CLOUD_API_TOKEN;
-# SUPABASE_URL, SUPABASE_SERVICE_ROLE_KEY.
-PROVIDER_PREFIXES = ("EVOLUTION_", "UAZAPI_", "CLOUD_API_", "SUPABASE_")
+# SUPABASE_URL, SUPABASE_SERVICE_ROLE_KEY; SMTP_URL (smtp://user:password@host:587), SMTP_FROM, SMTP_REPLY_TO,
+# SMTP_DOMAIN, SMTP_UNSUBSCRIBE_URL, SMTP_UNSUBSCRIBE_MAILTO, SMTP_CA_FILE.
+PROVIDER_PREFIXES = ("EVOLUTION_", "UAZAPI_", "CLOUD_API_", "SUPABASE_", "SMTP_")
 """How the variables begin that message providers read; each adapter says which, and what its instances override."""
+
+LONGEST_CACHE_SECONDS = 86_400
+"""For which OpenRouter keeps an answer at most."""
 
 
 class SettingError(ValueError):
@@ -179,6 +182,15 @@ class NotifierSettings:
         return cls(webhook, email, smtp, e.get("CAMPAIGN_NOTIFY_FROM"))
 
 
+def _cache_seconds(env: Mapping[str, str]) -> int:
+    seconds = _number(env, "OPENROUTER_CACHE_SECONDS", 0, 0)
+    if seconds > LONGEST_CACHE_SECONDS or seconds != int(seconds):
+        raise SettingError(
+            f"OPENROUTER_CACHE_SECONDS is {seconds:g}, but must be a whole number from 0 to {LONGEST_CACHE_SECONDS}."
+        )
+    return int(seconds)
+
+
 @dataclass(frozen=True)
 class Environment:
     """The variables that name outside systems and their keys. Keys are left out of `repr`."""
@@ -188,6 +200,7 @@ class Environment:
     database_url: str | None = field(default=None, repr=False)
     openrouter_api_key: str | None = field(default=None, repr=False)
     openrouter_base_url: str = "https://openrouter.ai/api/v1"
+    openrouter_cache_seconds: int = 0  # for which OpenRouter may keep answers, personal data with them; 0: not at all
     providers: Mapping[str, str] = field(default_factory=dict, repr=False)  # every other variable of a provider
 
     @classmethod
@@ -201,5 +214,6 @@ class Environment:
             database_url=e.get("CAMPAIGN_DATABASE_URL"),
             openrouter_api_key=e.get("OPENROUTER_API_KEY"),
             openrouter_base_url=e.get("OPENROUTER_BASE_URL", "https://openrouter.ai/api/v1").rstrip("/"),
+            openrouter_cache_seconds=_cache_seconds(e),
             providers={name: value for name, value in e.items() if name.startswith(PROVIDER_PREFIXES)},
         )

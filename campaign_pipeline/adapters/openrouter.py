@@ -4,7 +4,8 @@ Contract: openrouter.ai/docs (API reference, errors, limits); errors can come in
 `error.metadata.error_type`, then the HTTP status; never the message's text.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -60,6 +61,9 @@ STATUSES: dict[int, tuple[str, Scope, str]] = {
     429: (THROTTLED, Scope.MODEL, "rate_limited"),
 }
 
+SHARED_KEY = "OPENROUTER_API_KEY"
+OWN_KEY = "The workspace's own key (ai_agents.openrouter_api_key)"
+
 SENTENCES: dict[str, str] = {
     "bad_key": "OpenRouter refuses the key (OPENROUTER_API_KEY); set a valid one.",
     "authentication": "OpenRouter refuses the key (OPENROUTER_API_KEY); set a valid one.",
@@ -75,35 +79,56 @@ SENTENCES: dict[str, str] = {
 
 
 class OpenRouter:
-    """The language model of all workspaces, over one HTTP client."""
+    """The language model of all workspaces, over one HTTP client.
 
-    def __init__(self, client: httpx.AsyncBaseTransport, base_url: str, api_key: str | None) -> None:
+    A workspace in `own_keys` (id -> key) pays with its own account: whatever is wrong with that is its own trouble.
+    With `cache_seconds` OpenRouter keeps each answer for so long and gives it again for nothing to the very same
+    request: a text whose answer was lost is not paid twice. It keeps personal data for that time.
+    """
+
+    def __init__(
+        self,
+        client: httpx.AsyncBaseTransport,
+        base_url: str,
+        api_key: str | None,
+        own_keys: Mapping[str, str] | None = None,
+        cache_seconds: int = 0,
+    ) -> None:
         self._client = client
         self._url = f"{base_url.rstrip('/')}/chat/completions"
         self._key = api_key
+        self._own_keys = own_keys or {}
+        self._cache = (
+            {"X-OpenRouter-Cache": "true", "X-OpenRouter-Cache-TTL": str(cache_seconds)} if cache_seconds else {}
+        )
 
     async def complete(self, prompt: Prompt) -> Completion | Failure:
         """Generate once; see `core.ports.LanguageModel`."""
-        if not self._key:
-            reason = "OPENROUTER_API_KEY is not set; set it in the environment of the Dagster processes."
+        own = self._own_keys.get(prompt.workspace_id)
+        key, named = (own, OWN_KEY) if own else (self._key, SHARED_KEY)
+        if not key:
+            reason = f"{SHARED_KEY} is not set; set it in the environment of the Dagster processes."
             return Systemic("no_key", reason, Scope.PROVIDER)
-        if not (self._key.isascii() and self._key.isprintable()):
-            reason = "OPENROUTER_API_KEY has characters that no key has; copy it anew."
-            return Systemic("bad_key", reason, Scope.PROVIDER)
+        scope = Scope.WORKSPACE if own else Scope.PROVIDER
+        if not (key.isascii() and key.isprintable()):
+            return Systemic("bad_key", f"{named} has characters that no key has; copy it anew.", scope)
         answer = await post(
             self._client,
             self._url,
             request_body(prompt),
-            {"Authorization": f"Bearer {self._key}", "X-OpenRouter-Title": "campaign_pipeline"},
+            {"Authorization": f"Bearer {key}", "X-OpenRouter-Title": "campaign_pipeline", **self._cache},
             prompt.timeout,
         )
-        return read_answer(answer)
+        outcome = read_answer(answer)
+        return _of_workspace(outcome) if own else outcome
 
 
 def request_body(prompt: Prompt) -> dict[str, Any]:
     """The request, always in the same order: the same prompt is the same bytes."""
+    # With `models` OpenRouter asks the next where one cannot answer; its answer says which one ran.
+    asked = {"models": [prompt.model, *prompt.fallback_models]} if prompt.fallback_models else {"model": prompt.model}
     body: dict[str, Any] = {
-        "model": prompt.model,
+        **asked,
         "messages": [{"role": "system", "content": prompt.system}, {"role": "user", "content": prompt.user}],
         "max_tokens": prompt.max_tokens,
         "temperature": prompt.temperature,
@@ -124,6 +149,14 @@ def read_answer(answer: Answer | NoAnswer) -> Completion | Failure:
     if answer.status != httpx.codes.OK or error or at(answer.body, "choices", 0, "finish_reason") == "error":
         return _failure(answer, error if isinstance(error, dict) else {})
     return _completion(answer)
+
+
+def _of_workspace(outcome: Completion | Failure) -> Completion | Failure:
+    """What concerns the account that was asked with: here, that of one workspace."""
+    if not isinstance(outcome, Systemic | Throttled) or outcome.scope is not Scope.PROVIDER:
+        return outcome
+    reason = outcome.reason.replace(f"the key ({SHARED_KEY})", f"the{OWN_KEY[3:]}")
+    return replace(outcome, scope=Scope.WORKSPACE, reason=reason)
 
 
 def _failure(answer: Answer, error: dict[str, Any]) -> Failure:

@@ -6,8 +6,11 @@ and group commit for the three statements that every message needs.
 
 import asyncio
 import contextlib
+import math
+import random
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timedelta
 from operator import itemgetter
 from typing import Any, TypeVar
@@ -22,6 +25,9 @@ from tenacity import AsyncRetrying, RetryError, retry_if_exception_type, stop_af
 
 from campaign_pipeline.adapters.group_commit import GroupCommit
 from campaign_pipeline.core.model import LeasedMessage, Shard
+from campaign_pipeline.core.numbers import KnownNumber, NumberNote
+from campaign_pipeline.core.pacing import Budget, Pace
+from campaign_pipeline.core.pacing import Scope as PaceScope
 from campaign_pipeline.core.ports import (
     Attempt,
     BeginPart,
@@ -34,6 +40,7 @@ from campaign_pipeline.core.ports import (
     StoreUnavailable,
     Systemic,
     Throttled,
+    Turn,
 )
 from campaign_pipeline.core.runs import RunState, RunWait, judge_run
 from campaign_pipeline.sql import statement
@@ -112,6 +119,7 @@ class BatchOptions:
     owner: str  # who claims, for people
     lease_seconds: float = 120.0
     max_age: timedelta = timedelta(hours=1)
+    max_wait_seconds: float = 60.0  # how long a shard waits in place for one message's turn
 
 
 @dataclass
@@ -123,8 +131,14 @@ class Batch:
     recovered: int = 0  # leases that were given back
     expired: int = 0  # messages that were too old
     cancelled: int = 0  # messages of cancelled runs that were settled
+    suppressed: int = 0  # messages whose lead or number is suppressed: skipped
     spread: int = 0  # overdue messages of resumed runs
     waits: list[RunWait] = field(default_factory=list)  # running runs that wait, and why
+    detours: dict[UUID, UUID] = field(default_factory=dict)  # runs that go through a fallback inbox, and which
+
+
+_SUPPRESSED_BATCHES = 20
+"""How many batches of nothing but suppressed leads one claim skips, so that its transaction stays short."""
 
 
 class Statements:
@@ -207,6 +221,8 @@ class _ClaimBatch:
         self._connection = connection
         self._options = options
         self._batch = Batch()
+        self._budget = Budget({}, {})
+        self._paced: list[UUID] = []  # runs that a pace keeps back, or kept back lately
 
     async def _all(self, name: str, **parameters: Any) -> list[dict[str, Any]]:
         return await (await self._connection.execute(statement(name), parameters)).fetchall()
@@ -216,6 +232,8 @@ class _ClaimBatch:
         batch.recovered = len(await self._all("recover_leases"))
         batch.cancelled = len(await self._all("settle_cancelled_runs"))
         await self._connection.execute(statement("drop_spent_throttles"))
+        await self._connection.execute(statement("release_spending_limits"))
+        await self._connection.execute(statement("drop_recovered_paces"))
         pauses = await self._all("list_pauses")
         states = [judge_run(row, pauses, options.max_age) for row in await self._all("list_running_runs")]
         await self._spread([state for state in states if state.resumed])
@@ -228,6 +246,7 @@ class _ClaimBatch:
                 max_age_minutes=round(options.max_age.total_seconds() / 60),
             )
             batch.expired = len(expired)
+        states = await self._pace(states)
         await self._note_waits(states)
         await self._claim(states, pauses)
         return batch
@@ -270,36 +289,114 @@ class _ClaimBatch:
                 },
             )
 
+    async def _pace(self, states: list[RunState]) -> list[RunState]:
+        """Ask how much the paces of inboxes and campaigns let go; runs of which they let nothing go wait for it."""
+        working = [state for state in states if state.wait is None and state.has_due]
+        scopes: dict[UUID, list[PaceScope]] = {
+            state.run_id: [("inbox", state.inbox_id), ("campaign", state.config_id)]
+            for state in working
+            if state.inbox_id is not None and state.config_id is not None
+        }
+        self._paced = [state.run_id for state in states if state.pace_held]
+        if not scopes:
+            return states
+        rows = await self._all(
+            "list_paces",
+            run_ids=list(scopes),
+            inbox_ids=[inbox for (_, inbox), _ in scopes.values()],
+            config_ids=[config for _, (_, config) in scopes.values()],
+        )
+        paces = {pace.scope: pace for pace in map(Pace.from_row, rows)}
+        options = self._options
+        limits = (options.lease_seconds, options.max_wait_seconds, options.batch_size)
+        waits: dict[UUID, RunWait] = {}
+        for run_id, members in scopes.items():
+            held = [paces[scope] for scope in members if scope in paces and not paces[scope].slots_within(*limits)]
+            if held:
+                last = max(held, key=lambda pace: pace.free_at)
+                waits[run_id] = RunWait(run_id, last.code, last.explain(), last.free_at)
+        going = {run_id: members for run_id, members in scopes.items() if run_id not in waits}
+        self._budget = Budget.of(paces.values(), going, *limits)
+        self._paced = [*{*self._paced, *waits, *self._budget.paced}]
+        return [state.waiting(waits[state.run_id]) if state.run_id in waits else state for state in states]
+
     async def _claim(self, states: list[RunState], pauses: list[dict[str, Any]]) -> None:
-        options, batch = self._options, self._batch
-        quotas = {state.run_id: options.batch_size for state in states if state.wait is None and state.has_due}
-        # One message of one run goes ahead of each paused scope; the others wait for what comes of it.
+        self._batch.detours = {s.run_id: s.active_inbox_id for s in states if s.wait is None and s.active_inbox_id}
+        token = uuid4()
+        await self._claim_probes(states, pauses, token)
+        moved = [state for state in states if state.active_inbox_id != state.noted_inbox_id or state.own_inbox_pauses]
+        if moved:
+            await self._go_through({state.run_id: state.active_inbox_id for state in moved})
+        left = self._options.batch_size - len(self._batch.rows)
+        while left > 0 and (quotas := self._budget.quotas(left, random.random)):
+            rows = await self._claim_rows(quotas, left, token)
+            self._budget.take(quotas, Counter(row["run_id"] for row in rows))
+            self._batch.rows += rows
+            left -= len(rows)
+        if self._paced:
+            await self._connection.execute(statement("note_pace_holds"), {"run_ids": self._paced})
+
+    async def _go_through(self, inboxes: Mapping[UUID, UUID | None]) -> None:
+        """Note the fallback inbox of some runs (None: their own), for what is claimed from here on."""
+        await self._connection.execute(
+            statement("note_active_inboxes"), {"run_ids": list(inboxes), "inbox_ids": list(inboxes.values())}
+        )
+
+    async def _claim_probes(self, states: list[RunState], pauses: list[dict[str, Any]], token: UUID) -> None:
+        """Let one message of one run go ahead of each paused scope; the others wait for what comes of it."""
         probe_due = {(pause["scope"], pause["scope_id"]) for pause in pauses if pause["probe_due"]}
         probes: dict[UUID, tuple[tuple[str, str], ...]] = {}
+        back: dict[UUID, UUID | None] = {}  # runs of which the probe goes through the inbox that they had to leave
         for state in states:
-            if state.has_due and state.may_probe(probe_due):
+            if not state.has_due:
+                continue
+            if state.may_probe(probe_due):
                 probes[state.run_id] = state.pauses
-                probe_due -= set(state.pauses)
-                quotas[state.run_id] = 1
-        if not quotas:
+            elif state.may_probe_own_inbox(probe_due):
+                probes[state.run_id] = state.own_inbox_pauses
+                back[state.run_id] = None
+            probe_due -= set(probes.get(state.run_id, ()))
+        if not probes:
             return
-        token = uuid4()
-        batch.token = str(token)
-        batch.rows = await self._all(
-            "claim_messages",
-            run_ids=list(quotas),
-            quotas=list(quotas.values()),
-            batch_size=options.batch_size,
-            token=token,
-            owner=options.owner,
-            lease_seconds=options.lease_seconds,
-        )
-        for row in batch.rows:
+        if back:
+            await self._go_through(back)
+        rows = await self._claim_rows(dict.fromkeys(probes, 1), self._options.batch_size, token)
+        for row in rows:
             for scope, scope_id in probes.get(row["run_id"], ()):
                 await self._connection.execute(
                     statement("begin_probe"),
                     {"scope": scope, "scope_id": scope_id, "message_id": row["message_id"]},
                 )
+        self._batch.rows += rows
+
+    async def _claim_rows(self, quotas: Mapping[UUID, int], most: int, token: UUID) -> list[dict[str, Any]]:
+        """Lease what is due, at most so many of each run."""
+        options = self._options
+        if self._batch.token is None:
+            self._batch.token = str(token)
+            await self._connection.execute(statement("drop_past_lead_days"))
+        # Again where all of a batch was suppressed: an empty batch means that nothing is due.
+        for _ in range(_SUPPRESSED_BATCHES):
+            claimed = await self._all(
+                "claim_messages",
+                run_ids=list(quotas),
+                quotas=list(quotas.values()),
+                batch_size=most,
+                token=token,
+                owner=options.owner,
+                lease_seconds=options.lease_seconds,
+            )
+            rows = await self._without_suppressed(claimed)
+            if rows or not claimed:
+                return rows
+        return []
+
+    async def _without_suppressed(self, claimed: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """End the messages whose lead or number is suppressed; only what was just claimed is looked at."""
+        rows = await self._all("skip_suppressed_messages", message_ids=[row["message_id"] for row in claimed])
+        skipped = {row["id"] for row in rows}
+        self._batch.suppressed += len(skipped)
+        return [row for row in claimed if row["message_id"] not in skipped]
 
 
 class ShardStore:
@@ -320,6 +417,7 @@ class ShardStore:
         self._lease_seconds = lease_seconds
         self._token = uuid4()
         self._lines: list[LogLine] = []
+        self._notes: dict[str, list[NumberNote]] = {}  # by provider
         self._pauses: tuple[float, list[Pause]] = (float("-inf"), [])
         # One item a message in a group: of two, a set-based statement would apply either.
         self._starting = GroupCommit[str, str](self._start_group, key=str)
@@ -364,23 +462,35 @@ class ShardStore:
 
         Returns the messages that are ours now, why others were left (verdict -> count), and the database's time.
         """
+        ids = [UUID(message_id) for message_id in self._shard.message_ids]
         verdicts = await self._all(
             "take_over_messages",
-            ids=[UUID(message_id) for message_id in self._shard.message_ids],
+            ids=ids,
             batch_token=UUID(self._shard.batch_token),
             token=self._token,
             owner=self._owner,
             lease_seconds=self._lease_seconds,
         )
-        left: dict[str, int] = {}
-        taken = []
-        for row in verdicts:
-            if row["verdict"] == "taken":
-                taken.append(row["message_id"])
-            else:
-                left[row["verdict"]] = left.get(row["verdict"], 0) + 1
-        rows = await self._all("read_leased_messages", ids=taken, token=self._token)
-        return [LeasedMessage.from_row(row) for row in rows], left, rows[0]["now"] if rows else None
+        verdict_of = {row["message_id"]: row["verdict"] for row in verdicts}
+        # In the order of the shard, which is that in which they are due.
+        taken = [message_id for message_id in ids if verdict_of[message_id] == "taken"]
+        left = dict(Counter(verdict for verdict in verdict_of.values() if verdict != "taken"))
+        messages: list[LeasedMessage] = []
+        now: datetime | None = None
+        # By the thousand: all rows of a large shard at once would be its largest piece of memory.
+        for first in range(0, len(taken), 1000):
+            rows = await self._all("read_leased_messages", ids=taken[first : first + 1000], token=self._token)
+            now = now or (rows[0]["now"] if rows else None)
+            messages += [LeasedMessage.from_row(row) for row in rows]
+        return messages, left, now
+
+    async def with_last_heard(self, messages: Sequence[LeasedMessage], hours: float) -> list[LeasedMessage]:
+        """The messages with when their leads last wrote to this inbox, as far as that is less than some hours ago."""
+        ids = [UUID(message.id) for message in messages]
+        inbox_id = UUID(self._shard.inbox_id)
+        rows = await self._all("read_last_heard", ids=ids, inbox_id=inbox_id, hours=math.ceil(hours))
+        heard = {str(row["message_id"]): float(row["heard_at"]) for row in rows}
+        return [replace(message, heard_at=heard.get(message.id)) for message in messages]
 
     async def renew(self, message_ids: Sequence[str]) -> set[str]:
         """See DeliveryStore. Also the moment at which the log is written."""
@@ -408,6 +518,7 @@ class ShardStore:
         """See DeliveryStore."""
         item = dict(vars(begin))
         item |= {"id": item.pop("message_id"), "token": str(self._token), "inbox_id": self._shard.inbox_id}
+        item["template"] = None if begin.template is None else asdict(begin.template)
         return await self._beginning.submit(item)
 
     async def keep_text(self, begin: BeginPart) -> None:
@@ -418,7 +529,10 @@ class ShardStore:
         rows = await self._all("begin_parts", items=_json(items))
         begun = {
             str(row["message_id"]): Begun(
-                row["verdict"], str(row["conversation_id"]) if row["conversation_id"] else None
+                row["verdict"],
+                str(row["conversation_id"]) if row["conversation_id"] else None,
+                Turn(row["wait_seconds"], row["wait_code"]) if row["wait_seconds"] is not None else None,
+                row["grace_seconds"],
             )
             for row in rows
         }
@@ -463,6 +577,16 @@ class ShardStore:
         self._pauses = (float("-inf"), [])
         return max(0.0, float(rows[0]["seconds"])) if rows else 0.0
 
+    async def next_turn(self, message_id: str) -> Turn:
+        """See DeliveryStore."""
+        rows = await self._all("peek_turn", message_id=UUID(message_id), inbox_id=UUID(self._shard.inbox_id))
+        return Turn(float(rows[0]["wait_seconds"]), rows[0]["wait_code"] or "paced")
+
+    async def slow_down(self, inbox_id: str) -> float:
+        """See DeliveryStore."""
+        rows = await self._all("slow_inbox_down", inbox_id=UUID(inbox_id))
+        return float(rows[0]["factor"])
+
     async def known_sends(self, inbox_id: str, attempt: Attempt) -> Attempt:
         """See DeliveryStore."""
         rows = await self._all(
@@ -470,19 +594,53 @@ class ShardStore:
             inbox_id=UUID(inbox_id),
             address=attempt.envelope.address,
             started_at=attempt.started_at,
+            message_id=UUID(attempt.envelope.message_id),
+            text=attempt.envelope.text,
         )
         return replace(
             attempt,
             control_provider_id=rows[0]["control_provider_id"],
             taken_provider_ids=frozenset(rows[0]["taken_provider_ids"]),
+            conversation_ids=tuple(rows[0]["conversation_ids"]),
         )
 
     def log(self, line: LogLine) -> None:
         """See DeliveryStore. Kept in memory until the next heartbeat or the end."""
         self._lines.append(line)
 
+    async def known_numbers(
+        self, provider: str, numbers: Sequence[str], days: float, missing_days: float
+    ) -> Sequence[KnownNumber]:
+        """See DeliveryStore."""
+        rows = await self._all(
+            "read_number_checks", provider=provider, numbers=list(numbers), days=days, missing_days=missing_days
+        )
+        return [KnownNumber.from_row(row) for row in rows]
+
+    def note_number(self, provider: str, note: NumberNote) -> None:
+        """See DeliveryStore. Kept in memory until the next heartbeat or the end; lost with us, it is asked anew."""
+        self._notes.setdefault(provider, []).append(note)
+
+    async def _flush_numbers(self) -> None:
+        pending, self._notes = self._notes, {}
+        for provider, notes in pending.items():
+            leads = {note.lead_id: note for note in notes if note.lead_id and note.reachable is not None}
+            parameters = {
+                "provider": provider,
+                "inbox_id": UUID(self._shard.inbox_id),
+                "checks": _json(vars(known) for known in {note.known.number: note.known for note in notes}.values()),
+                "leads": _json(
+                    {"lead_id": lead_id, "reachable": note.reachable, "jid": note.known.jid}
+                    for lead_id, note in leads.items()
+                ),
+            }
+            # A CRM that refuses this (a constraint of its own) must not cost the heartbeat; a check can be repeated.
+            with contextlib.suppress(psycopg.DataError, psycopg.IntegrityError, psycopg.ProgrammingError):
+                await self._do("keep_number_checks", parameters)
+
     async def flush_logs(self) -> None:
-        """Write the log lines gathered so far, in one statement."""
+        """Write the log lines gathered so far, in one statement; and what was learned about numbers."""
+        await self._flush_numbers()
         lines, self._lines = self._lines, []
         if not lines:
             return
@@ -499,8 +657,11 @@ class ShardStore:
                     await self._write([line])
 
     async def _write(self, lines: Sequence[LogLine]) -> None:
+        await self._do("write_logs", {"lines": _json(lines)})
+
+    async def _do(self, name: str, parameters: Mapping[str, Any]) -> None:
         async def call() -> None:
             async with self._pool.connection() as connection:
-                await connection.execute(statement("write_logs"), {"lines": _json(lines)})
+                await connection.execute(statement(name), parameters)
 
         await _patiently(call, self._patience)

@@ -1,23 +1,32 @@
-"""Where a part goes: phone numbers as the channels want them, and addresses as logs may show them."""
+"""Where a part goes: phone numbers and e-mail addresses as the channels want them, and as logs may show them."""
 
 import re
 import unicodedata
-from typing import Final, Literal, TypeAlias
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, Literal, TypeAlias
 
 import phonenumbers
 
-AddressCode: TypeAlias = Literal["no_phone", "invalid_phone"]
+AddressCode: TypeAlias = Literal["no_phone", "invalid_phone", "no_email", "invalid_email"]
 
+AddressKind: TypeAlias = Literal["phone", "jid", "lid", "bsuid", "email"]
+
+_BUSINESS_SCOPED: Final = re.compile(r"[A-Z]{2}\..+", re.DOTALL)
 _BRAZIL: Final = "55"
 _LONGEST_RAW: Final = 100  # characters: far more than any number with its separators
 _NATIONAL: Final = (10, 11)  # digits of a Brazilian number with its area code
 _JID: Final = re.compile(r"([0-9]+)(?::[0-9]{1,4})?@(?:s\.whatsapp\.net|c\.us)|([0-9]+):[0-9]{1,4}", re.ASCII)
 _WRITTEN: Final = re.compile(r"\(?\+?[\d\s().\-‐‑‒–—]+")
 _BRAZILIAN_MOBILE: Final = re.compile(r"(55[1-9][1-9])(9?)([6-9][0-9]{7})", re.ASCII)
+_LOCAL_PART: Final = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(?:\.[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*")
+_DOMAIN: Final = re.compile(r"(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)+(?!\d+\Z)[a-z0-9][a-z0-9-]{0,61}[a-z0-9]")
+_EMAIL_FIELD: Final = re.compile(r"e-?mail( principal| comercial)?", re.IGNORECASE)
+_LONGEST_LOCAL_PART: Final = 64  # characters, as servers take them
+_LONGEST_EMAIL: Final = 254
 
 
 class InvalidAddress(ValueError):
-    """A lead cannot be reached at what the CRM has as its phone number; the text is one sentence, number masked."""
+    """A lead cannot be reached at what the CRM has of it; the text is one sentence that does not repeat it."""
 
     def __init__(self, code: AddressCode, reason: str) -> None:
         super().__init__(reason)
@@ -50,6 +59,39 @@ def normalize_phone(raw: str | None, region: str = "BR") -> str:
     return _national(digits, region)
 
 
+def normalize_email(raw: str | None) -> str:
+    """Give an e-mail address as servers take it: `ana@example.com`, an international domain in its ASCII form.
+
+    Syntax only: whether the mailbox exists, its server tells. Quoted names, several addresses in one field, and names
+    that need SMTPUTF8 are refused: hardly one of a thousand is meant. Raises InvalidAddress.
+    """
+    text = _visible(raw).removeprefix("mailto:") if isinstance(raw, str) else ""
+    if not text:
+        raise InvalidAddress("no_email", "The lead has no e-mail address.")
+    local, _, domain = text.rpartition("@")
+    try:
+        domain = domain.encode("idna").decode().lower() if len(domain) < _LONGEST_EMAIL else ""
+    except UnicodeError:  # an empty label, or one that no domain can have
+        domain = ""
+    if (
+        len(local) > _LONGEST_LOCAL_PART
+        or len(local) + len(domain) >= _LONGEST_EMAIL
+        or not _LOCAL_PART.fullmatch(local)
+        or not _DOMAIN.fullmatch(domain)
+    ):
+        raise InvalidAddress("invalid_email", "The lead's e-mail address is none that a server would take.")
+    return f"{local}@{domain}"
+
+
+def email_among(custom_fields: Iterable[Mapping[str, Any]]) -> str | None:
+    """The e-mail address that the CRM keeps in a custom field, as it stands there; None where there is none."""
+    for each in custom_fields:
+        value = each.get("value")
+        if _EMAIL_FIELD.fullmatch(str(each.get("name") or "").strip()) and isinstance(value, str) and value.strip():
+            return value
+    return None
+
+
 def alternatives(digits: str) -> tuple[str, ...]:
     """Give a number and, for a Brazilian mobile, its twin with or without the ninth digit; the given one first.
 
@@ -61,6 +103,19 @@ def alternatives(digits: str) -> tuple[str, ...]:
         return (digits,)
     area, ninth, subscriber = match.groups()
     return digits, area + ("" if ninth else "9") + subscriber
+
+
+def address_kind(address: str) -> AddressKind:
+    """What an address is, as the column `address_kind` has it.
+
+    phone: international digits; jid: WhatsApp's own name of an account or group; lid: its name that hides the number;
+    bsuid: an id that Meta gives a person for one business (`BR.1A2B`), who may have no number at all; email.
+    """
+    if "@" in address:
+        if address.endswith("@lid"):
+            return "lid"
+        return "jid" if address.endswith(("@s.whatsapp.net", "@c.us", "@g.us")) else "email"
+    return "bsuid" if _BUSINESS_SCOPED.match(address) else "phone"
 
 
 def masked(address: str) -> str:

@@ -6,6 +6,7 @@ store, which answers `go` only to the holder of the lease.
 """
 
 import asyncio
+import math
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, NoReturn, TypeVar
 
-from campaign_pipeline.core.address import InvalidAddress, normalize_phone
+from campaign_pipeline.core.address import InvalidAddress, normalize_email, normalize_phone
 from campaign_pipeline.core.model import (
     BatchSettings,
     ErrorClass,
@@ -24,6 +25,8 @@ from campaign_pipeline.core.model import (
     Shard,
     ShardReport,
 )
+from campaign_pipeline.core.numbers import NOT_ON_WHATSAPP, KnownNumber, NumberNote, candidate_numbers
+from campaign_pipeline.core.pacing import REASONS
 from campaign_pipeline.core.ports import (
     Absent,
     Attempt,
@@ -38,6 +41,8 @@ from campaign_pipeline.core.ports import (
     LookUpAnswer,
     LookUpFailed,
     MessageChannel,
+    NumberMissing,
+    NumberNotChecked,
     Permanent,
     Scope,
     Sent,
@@ -45,6 +50,7 @@ from campaign_pipeline.core.ports import (
     Settlement,
     StoreUnavailable,
     Systemic,
+    Template,
     Throttled,
     Transient,
     Unknown,
@@ -61,6 +67,12 @@ STEPS = ("prepare", "split", "send", "look_up", "lease", "pause")
 LANGUAGE_MODEL_ACCOUNT = "openrouter"
 """Scope id of the language-model account that all tenants share."""
 
+SUPPRESSED = "suppressed"
+"""The store's word for a lead or address that may not be written to."""
+
+CONTACTED_TODAY = "contacted_today"
+"""The store's word for a lead that gets one message a day and has it."""
+
 OWN_INTERRUPTIONS = frozenset({"worker_died", "given_back"})
 """Codes of attempts that our own end cut short."""
 
@@ -71,6 +83,9 @@ class DeliveryPolicy(WritingPolicy):
 
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     lease_seconds: float = 120.0
+    number_check_days: float = 0.0  # how long "has an account" is believed; 0: no number is checked
+    number_recheck_days: float = 7.0  # how long "has none" is believed
+    turn_slice_seconds: float = 1.0  # after which a message that waits for its turn asks again
     grace_seconds: float = 20.0  # for requests in flight when the shard is told to stop
 
 
@@ -85,11 +100,18 @@ class _OpenAttempt:
     part_no: int
     attempt_no: int
     left: bool = False  # whether its request may have reached the provider
+    requested: bool = False  # whether one was made, whatever came of it
 
     def closed(self, settlement: Settlement) -> Settlement:
         """The settlement, with what is known of this attempt where no answer came."""
         outcome = PartStatus.UNKNOWN if self.left else PartStatus.PLANNED
-        return replace(settlement, part_no=self.part_no, attempt_no=self.attempt_no, outcome=outcome.value)
+        return replace(
+            settlement,
+            part_no=self.part_no,
+            attempt_no=self.attempt_no,
+            outcome=outcome.value,
+            unrequested=not self.requested,
+        )
 
 
 @dataclass
@@ -115,7 +137,12 @@ class _Work:
     lead: Lead | None
     parts: list[_Part]
     address: str = ""
+    other_numbers: deque[str] = field(default_factory=deque)  # to be tried where the address has no account
+    subject: str | None = None
+    template: Template | None = None  # that it goes out as
     text: dict[str, Any] = field(default_factory=dict)  # of BeginPart: to be committed with the first attempt
+    line: asyncio.Lock | None = None  # held while it is the one of its campaign that waits for a turn
+    leave_by: float = math.inf  # on the shard's clock: a later request must not be made, its turn is over
 
     @property
     def id(self) -> str:
@@ -161,12 +188,17 @@ class ShardDelivery:
         self._windows: dict[str, SendingWindow | InvalidWindow] = {}
         self._broken: dict[tuple[Scope, str], Systemic] = {}  # scopes in which nothing works: no further request
         self._slow: dict[tuple[Scope, str], tuple[float, str, str]] = {}  # until (monotonic), code, reason
+        self._numbers: dict[str, KnownNumber] = {}  # what the provider said of numbers, and is still believed
+        self._not_checked: set[str] = set()  # numbers that this shard asked for in vain
+        self._checks_numbers = self.policy.number_check_days > 0 and self.channel_kind == "whatsapp"
+        self._lines: dict[str, asyncio.Lock] = {}  # by campaign: who waits for its turn
+        self._slow_factor = 1.0  # of the inbox, as last heard
         self._stopping: str | None = None
         self._stopped = asyncio.Event()
         self._origin = self.clock.monotonic()
         leased_at = self._origin if self.leased_at is None else self.leased_at
         self._lease_good_until = leased_at + self.policy.lease_seconds
-        turns = Turns(self._model_turn, self._model_now, self._close_scope, self.store.pauses, self._log)
+        turns = Turns(self._model_turn, self._model_now, self._close_scope, self.store.pauses, self._log, self._hears)
         self._writer = TextWriter(
             self.model, self.settings, self.channel.traits, self.policy, self.clock, self.report, turns
         )
@@ -182,6 +214,7 @@ class ShardDelivery:
         workers: list[asyncio.Task[None]] = []
         try:
             await self._check_connection()
+            await self._recall_numbers()
             workers += [asyncio.create_task(self._work()) for _ in range(min(concurrency, len(self.messages)))]
             if workers:
                 # Not gather: cancelled, it would cancel the workers in the middle of their requests.
@@ -222,6 +255,22 @@ class ShardDelivery:
             return
         if isinstance(refusal, Systemic | Throttled):
             await self._close_scope(self.messages[0], refusal)
+
+    async def _recall_numbers(self) -> None:
+        """Read once what is known of all numbers of the shard, so that a message whose number is known asks nobody."""
+        if not self._checks_numbers:
+            return
+        wanted: set[str] = set()
+        for message in self.messages:
+            lead = self.leads.get(message.lead_id) if message.lead_id else None
+            raw = message.phone_number or (lead.phone if lead else None)
+            try:
+                wanted.update(candidate_numbers(normalize_phone(raw), lead.other_phones if lead else ()))
+            except InvalidAddress:
+                continue
+        days, missing_days = self.policy.number_check_days, self.policy.number_recheck_days
+        known = await self.store.known_numbers(self.channel.traits.name, sorted(wanted), days, missing_days)
+        self._numbers = {one.number: one for one in known}
 
     async def _work(self) -> None:
         while self._waiting and not self._stopping:
@@ -347,7 +396,7 @@ class ShardDelivery:
             )
             for p in message.parts
         ]
-        work = self._works[message.id] = _Work(message, lead, parts)
+        work = self._works[message.id] = _Work(message, lead, parts, subject=message.subject, template=message.template)
         for part in parts:
             if part.status in {PartStatus.ATTEMPTING, PartStatus.UNKNOWN}:
                 part.status = PartStatus.UNKNOWN
@@ -360,6 +409,8 @@ class ShardDelivery:
             await self._write_text(work)
         for part in work.parts:
             if part.status is not PartStatus.SENT:
+                if part.no > 1 and self.channel.traits.part_gap_seconds:
+                    await self._sleep(self.channel.traits.part_gap_seconds)
                 await self._send(work, part)
         # The last part that is sent ends the message, so nothing was left to send: somebody put it back by hand.
         reason = "All parts of this message were sent before; it was put back in the queue by hand."
@@ -396,12 +447,15 @@ class ShardDelivery:
         return self._windows[config_id]
 
     async def _address(self, work: _Work) -> str:
-        """Where to: as a part before, else the message's own number, else the lead's."""
+        """Where to: as a part before, else the message's own number, else the lead's; by e-mail, the lead's address."""
         for part in work.parts:
             if part.address and part.status is PartStatus.SENT:
                 return part.address
         try:
-            return normalize_phone(work.message.phone_number or (work.lead.phone if work.lead else None))
+            if self.channel_kind == "email":
+                return normalize_email(work.lead.email if work.lead else None)
+            number = normalize_phone(work.message.phone_number or (work.lead.phone if work.lead else None))
+            return await self._first_number(work, number) if self._checks_numbers else number
         except InvalidAddress as error:
             await self._end(work, Permanent(error.code, str(error)))
 
@@ -412,11 +466,25 @@ class ShardDelivery:
         try:
             draft = await self._writer.write(work.message, work.lead)
             work.text = draft.columns()
-            texts = await self._writer.split(work.message, draft.text)
+            # A template goes out as it was approved: in one piece.
+            texts = (draft.text,) if draft.template else await self._writer.split(work.message, draft.text)
         except NotWritten as problem:
+            if (paid := self._writer.paid(work.message)) is not None:
+                work.text |= {"ai_cost_usd": paid}  # for a text that may not be sent, too: a limit must know of it
             await self._end(work, problem.failure, model=problem.model)
-        work.text |= {"text": draft.text, "parts": texts}
+        work.subject = draft.subject
+        work.template = draft.template
+        work.text |= {"text": draft.text, "parts": texts, "subject": draft.subject, "template": draft.template}
+        if (paid := self._writer.paid(work.message)) is not None:
+            work.text |= {"ai_cost_usd": paid}
         work.parts = [_Part(number, part) for number, part in enumerate(texts, start=1)]
+
+    def _hears(self, message: LeasedMessage) -> bool:
+        """Whether the lead wrote to this inbox so lately that free text may go to it."""
+        hours = self.channel.traits.free_text_hours
+        if hours is None:
+            return True
+        return message.heard_at is not None and self.now().timestamp() - message.heard_at < 3600 * hours
 
     async def _model_turn(self, message: LeasedMessage) -> None:
         """Come back when the model may be asked for this message; otherwise end its life here."""
@@ -438,11 +506,15 @@ class ShardDelivery:
     async def _send(self, work: _Work, part: _Part) -> None:
         """Send one part: intent committed, request, outcome committed. Short throttles are waited out."""
         for waits_left in reversed(range(self.policy.max_inline_waits)):
-            conversation_id, open_attempt = await self._intend(work, part)
+            conversation_id, open_attempt = await self._intend_in_time(work, part)
             delay = self.settings.splitter.delay_ms if part.no > 1 else 0
-            envelope = Envelope(work.id, part.no, part.text, work.address, delay, conversation_id)
+            name = work.lead.context.client_name if work.lead else None
+            envelope = Envelope(
+                work.id, part.no, part.text, work.address, delay, conversation_id, work.subject, name, part.attempted_at
+            )
+            envelope = replace(envelope, attempt_no=part.attempts, template=work.template)
             started = self.clock.monotonic()
-            open_attempt.left = True
+            open_attempt.left = open_attempt.requested = True
             outcome = await self.channel.send(envelope)
             open_attempt.left = isinstance(outcome, Sent | Unknown)
             milliseconds = round(1000 * (self.clock.monotonic() - started))
@@ -458,6 +530,8 @@ class ShardDelivery:
                     self.report.unknown_outcomes += 1
                     await self._settle_unknown(work, part, outcome)
                     return
+                case Throttled(scope=Scope.MESSAGE):
+                    await self._end(work, outcome, settlement)  # its recipient alone gets too much just now
                 case Throttled(code, reason):
                     seconds = await self._close_scope(work.message, outcome)
                     if not waits_left or seconds > self.policy.max_inline_wait_seconds:
@@ -465,8 +539,97 @@ class ShardDelivery:
                     planned = PartStatus.PLANNED
                     await self._commit(work, replace(settlement, outcome=planned.value, code=code, reason=reason))
                     part.status = planned
+                case Permanent(code=code) if code == NOT_ON_WHATSAPP and self._checks_numbers and not work.begun:
+                    await self._number_missing(work, part, settlement, outcome.reason)
                 case _:
                     await self._end(work, outcome, settlement)
+        await self._give_back(
+            work, NOT_ON_WHATSAPP, "Too many tries in one turn; it goes on with the next batch.", delay=5.0
+        )
+
+    async def _intend_in_time(self, work: _Work, part: _Part) -> tuple[str | None, _OpenAttempt]:
+        """Commit the intent; comes back only while the turn that was taken with it is good."""
+        tries = self.policy.max_inline_waits
+        while True:
+            intended = await self._intend_reachable(work, part)
+            if self.clock.monotonic() <= work.leave_by:
+                return intended
+            # Sent now, it might come too close to the next one: whoever takes that turn counts from ours.
+            part.status = PartStatus.PLANNED
+            reason = "The database took so long to answer that its turn was over; nothing was requested."
+            late = Settlement(work.id, part.no, part.attempts, outcome=part.status.value, code="late", reason=reason)
+            await self._commit(work, replace(late, unrequested=True))
+            tries -= 1
+            if not tries:
+                await self._give_back(work, "late", f"{reason} It goes on with the next batch.", delay=5.0)
+
+    # Its number -----------------------------------------------------------------------------------------------------
+
+    async def _first_number(self, work: _Work, number: str) -> str:
+        """The first of the lead's numbers that is not known to have no account; the rest is kept for later."""
+        numbers = candidate_numbers(number, work.lead.other_phones if work.lead else ())
+        possible = [one for one in numbers if one not in self._numbers or self._numbers[one].exists]
+        if not possible:
+            reason = "The provider said of every number of the lead, not long ago, that it has no account."
+            await self._end(work, Permanent(NOT_ON_WHATSAPP, reason))
+        work.other_numbers = deque(possible[1:])
+        return possible[0]
+
+    async def _intend_reachable(self, work: _Work, part: _Part) -> tuple[str | None, _OpenAttempt]:
+        """Commit the intent, and make sure that the number has an account; the next number is tried where it has none.
+
+        The provider is asked after the intent: only then has the message its turn, and numbers are asked for no faster
+        than messages leave. Nothing of the message has left then, whatever the answer.
+        """
+        while True:
+            intended = await self._intend(work, part)
+            if not self._checks_numbers or work.begun:
+                return intended
+            missing = await self._ask_for_number(work)
+            if missing is None:
+                if not self._still_ours(work.message):
+                    reason = "Its lease ended while its number was asked for, so nothing was requested."
+                    await self._give_back(work, "overslept", reason)
+                return intended
+            nothing_left = Settlement(work.id, part.no, part.attempts, unrequested=True)
+            await self._number_missing(work, part, nothing_left, missing)
+
+    async def _ask_for_number(self, work: _Work) -> str | None:
+        """Why the number surely has no account; None if it has one, or nobody knows."""
+        number = work.address
+        # What is known is not known as missing: those were left out before. What could not be asked is not asked twice,
+        # or a provider that takes long to say nothing would let no message go in its time.
+        if number in self._numbers or number in self._not_checked or not self.channel.traits.number_check:
+            return None
+        answer = await self.channel.check_number(number)
+        if isinstance(answer, NumberNotChecked):
+            self._not_checked.add(number)
+            self._log(
+                work.message, "prepare", "warning", f"The number was not checked before it was used. {answer.reason}"
+            )
+            return None
+        if isinstance(answer, NumberMissing):
+            return answer.reason
+        self._learn(work, KnownNumber(number, True, answer.number, answer.jid, answer.lid), reachable=True)
+        return None
+
+    async def _number_missing(self, work: _Work, part: _Part, settlement: Settlement, reason: str) -> None:
+        """Remember that a number has no account; comes back if another is left to be tried."""
+        self._learn(work, KnownNumber(work.address, False), reachable=None if work.other_numbers else False)
+        if not work.other_numbers:
+            await self._end(work, Permanent(NOT_ON_WHATSAPP, reason), settlement)
+        planned = PartStatus.PLANNED
+        await self._commit(work, replace(settlement, outcome=planned.value, code=NOT_ON_WHATSAPP, reason=reason))
+        part.status = planned
+        self._log(
+            work.message, "send", "info", "The number has no account; the lead's next one is tried.", part=part.no
+        )
+        work.address = work.other_numbers.popleft()
+
+    def _learn(self, work: _Work, known: KnownNumber, *, reachable: bool | None) -> None:
+        self._numbers[known.number] = known
+        note = NumberNote(known, work.message.lead_id, reachable)
+        self.store.note_number(self.channel.traits.name, note)
 
     async def _intend(self, work: _Work, part: _Part) -> tuple[str | None, _OpenAttempt]:
         """Commit the intent; returns the conversation. Comes back only if the request may leave."""
@@ -478,21 +641,29 @@ class ShardDelivery:
             part.attempts,
             address=work.address,
             channel=self.channel_kind,
+            local_day=self._local_day(work.message),
             contact_name=work.lead.context.client_name if work.lead else None,
-            **work.text,
         )
         conversation_id: str | None = None
 
         async def commit() -> str:
             nonlocal conversation_id
-            begun = await self.store.begin_part(begin)
+            asked = self.clock.monotonic()
+            begun = await self.store.begin_part(replace(begin, **work.text))
+            if begun.verdict in {"go", "paced"}:
+                work.text = {}  # it is kept: whoever waits for a turn asks without it
             if begun.verdict == "go":
                 self._open[work.id] = _OpenAttempt(part.no, part.attempts)
-                work.text = {}
                 conversation_id = begun.conversation_id
+                work.leave_by = math.inf if begun.grace_seconds is None else asked + begun.grace_seconds
             return begun.verdict
 
-        await self._cleared(work, lambda: self._durably(work.id, commit()))
+        try:
+            await self._cleared(work, lambda: self._durably(work.id, commit()))
+        finally:
+            if work.line is not None:
+                work.line.release()
+                work.line = None
         part.status = PartStatus.ATTEMPTING
         part.attempted_at = self.now().timestamp()
         return conversation_id, self._open[work.id]
@@ -508,6 +679,7 @@ class ShardDelivery:
                 outcome=PartStatus.SENT.value,
                 provider_message_id=sent.provider_message_id,
                 response={**sent.response, **address},
+                in_conversation=sent.in_conversation,
             )
         )
         part.status = PartStatus.SENT
@@ -547,7 +719,8 @@ class ShardDelivery:
             case Found(provider_message_id, response):
                 self.report.recovered_sends += 1
                 self._log(work.message, "look_up", "warning", "It had gone out: found at the provider.", part=part.no)
-                await self._settle_sent(work, part, settlement, Sent(provider_message_id, response))
+                sent = Sent(provider_message_id, response, in_conversation=decision.in_conversation)
+                await self._settle_sent(work, part, settlement, sent)
             case Transient(code, reason) if part.interrupted or part.resend_approved:
                 # Not the message's fault, so no attempt of its three; and nothing to wait for.
                 part.status = PartStatus.PLANNED
@@ -705,7 +878,17 @@ class ShardDelivery:
         if isinstance(failure, Throttled):
             seconds = max(seconds, failure.retry_after or 0.0)
             self._slow_down(scope, seconds, failure.code, failure.reason)
+            if failure.scope is Scope.INBOX:
+                await self._slow_inbox(message, failure)
         return seconds
+
+    async def _slow_inbox(self, message: LeasedMessage, failure: Throttled) -> None:
+        """Not only wait: go slower from then on, whoever sends through this inbox."""
+        factor = await self.store.slow_down(message.inbox_id)
+        if factor != self._slow_factor:
+            self._slow_factor = factor
+            text = f"{failure.reason} The inbox goes {factor:g} times slower than its pace until it has recovered."
+            self._log(message, "pause", "warning", text, scope="inbox", code=failure.code, factor=factor)
 
     def _slow_down(self, scope: tuple[Scope, str], seconds: float, code: str, reason: str) -> None:
         until = self.clock.monotonic() + seconds
@@ -717,7 +900,7 @@ class ShardDelivery:
         longest = max((self._slow[scope] for scope in scopes if scope in self._slow), default=None)
         return longest if longest and longest[0] > self.clock.monotonic() else None
 
-    async def _wait_for_turn(self, work: _Work) -> None:
+    async def _wait_for_throttle(self, work: _Work) -> None:
         """Wait until no throttle of the message's scopes holds any more; give it back where that takes too long."""
         while not self._stopping and (slowed := self._slowed(self._scopes(work))):
             until, code, reason = slowed
@@ -738,8 +921,9 @@ class ShardDelivery:
 
     async def _cleared(self, work: _Work, ask: Callable[[], Awaitable[str]]) -> None:
         """Ask the store until it says `go`, waiting out short throttles of others; otherwise end the message here."""
-        for _ in range(self.policy.max_inline_waits):
-            await self._wait_for_turn(work)
+        waits = 0
+        while waits < self.policy.max_inline_waits:
+            await self._wait_for_throttle(work)
             if not work.begun:
                 if self._stopping:
                     await self._give_back(work, "given_back", self._stopping)
@@ -751,12 +935,75 @@ class ShardDelivery:
                     reason = "This process was asleep for longer than its lease, so nothing was requested."
                     await self._give_back(work, "overslept", reason)
                 return
-            if verdict == "lost":
-                await self._lost(work)
-            if verdict != "scope_paused":
-                await self._give_back(work, verdict, f"The run is {verdict.removeprefix('run_')}.")
-            await self._wait_for_others(work)
+            if verdict == "paced":
+                await self._wait_for_turn(work)
+                continue
+            await self._heed(work, verdict)
+            waits += 1
         await self._give_back(work, "scope_paused", "Slowed down too often; it goes on with the next batch.", delay=5.0)
+
+    async def _heed(self, work: _Work, verdict: str) -> None:
+        """Do what a refusal of the store means; comes back when it is worth asking again."""
+        if verdict == "lost":
+            await self._lost(work)
+        if verdict in {SUPPRESSED, CONTACTED_TODAY}:
+            await self._end_refused(work, verdict)
+        if verdict != "scope_paused":
+            await self._give_back(work, verdict, f"The run is {verdict.removeprefix('run_')}.")
+        await self._wait_for_others(work)
+
+    async def _end_refused(self, work: _Work, verdict: str) -> NoReturn:
+        """Consent refuses what is left of a message. Always raises _Stop."""
+        if verdict == CONTACTED_TODAY:
+            reason = "The lead gets one message a day and has today's; this one waits for the next day."
+            await self._give_back(work, verdict, reason, delay=self._seconds_of_day_left(work.message))
+        if work.begun:
+            # Something went out, so `skipped` would be wrong; the rest never goes.
+            reason = "The lead or its address was suppressed after a part had gone out; the rest is not sent."
+            ended = Settlement(
+                work.id, status="failed", error_class=ErrorClass.PERMANENT.value, code=verdict, reason=reason
+            )
+        else:
+            reason = "The lead or its address is suppressed (campaign_suppressions), so nothing was sent."
+            ended = Settlement(work.id, status="skipped", code=verdict, reason=reason)
+        await self._conclude(work, ended)
+
+    def _local_day(self, message: LeasedMessage) -> str | None:
+        """Today in the campaign's zone, where its leads get one message a day."""
+        window = self._window(message.config_id)
+        if message.workspace_id not in self.settings.one_a_day or isinstance(window, InvalidWindow):
+            return None
+        return self.now().astimezone(window.zone).date().isoformat()
+
+    def _seconds_of_day_left(self, message: LeasedMessage) -> float:
+        """Until the next day begins in the campaign's zone."""
+        window = self._window(message.config_id)
+        assert not isinstance(window, InvalidWindow)  # it had no local day, then
+        local = self.now().astimezone(window.zone)
+        midnight = datetime.combine(local.date() + timedelta(days=1), datetime.min.time(), window.zone)
+        return (midnight - self.now()).total_seconds() + 1.0
+
+    async def _wait_for_turn(self, work: _Work) -> None:
+        """Wait until the pace of the inbox and the campaign lets a message go; give it back where that takes too long.
+
+        Of a campaign only one message asks: the others would ask for the same turn. It asks every second, because
+        settings may change, the clock be moved, and the turn go to a worker elsewhere.
+        """
+        if work.line is None:
+            line = self._lines.setdefault(work.message.config_id, asyncio.Lock())
+            await line.acquire()
+            work.line = line
+        while True:
+            if self._stopping:
+                await self._give_back(work, "given_back", self._stopping)
+            if work.id not in self._live:
+                await self._lost(work)
+            turn = await self.store.next_turn(work.id)
+            if turn.seconds <= 0:
+                return
+            if turn.seconds > self.policy.max_inline_wait_seconds:
+                await self._give_back(work, turn.code, REASONS[turn.code], delay=turn.seconds)
+            await self._sleep(min(turn.seconds, self.policy.turn_slice_seconds))
 
     async def _wait_for_others(self, work: _Work) -> None:
         """Somebody paused one of our scopes: take it over, so that the next message need not ask."""

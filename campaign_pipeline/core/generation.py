@@ -1,15 +1,17 @@
 """What the model is asked, and which of its answers may be sent."""
 
+import json
 import re
 import unicodedata
-from typing import Final, Literal, TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Literal, TypeAlias
 
 from campaign_pipeline.core import texts
 from campaign_pipeline.core.context import LeadContext
 
 MIN_CHARS: Final = 10
 
-TextCode: TypeAlias = Literal["empty", "too_short", "placeholder", "too_long"]
+TextCode: TypeAlias = Literal["empty", "too_short", "placeholder", "too_long", "malformed"]
 
 _LINE_ENDS: Final = re.compile("\r\n|[\r\u2028\u2029\x85]")
 _UNSENDABLE: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufeff]")
@@ -47,6 +49,36 @@ _HARMLESS: Final = frozenset(
     {"sic", "ok", "pdf", "vídeo", "video", "áudio", "audio", "foto", "imagem", "gif", "spoiler"}
     | {"br", "hr", "em", "strong", "del", "ins", "ul", "ol", "li", "div", "span", "code", "pre", "h1", "h2", "h3"}
 )
+
+
+LONGEST_VARIABLE: Final = 1024
+"""Characters that a variable in the body of a template may have."""
+
+LONGEST_SUBJECT: Final = 120
+"""Characters of a subject that are kept: mail programs show about sixty of them."""
+
+_SUBJECT_LINE: Final = re.compile(
+    r"\W*(?:assunto|subject)\s*[*_]*\s*:[*_ ]*(?P<subject>[^\n]+)\n+"
+    r"(?:\W*(?:corpo|body|mensagem)\s*[*_]*\s*:[*_]*\s*)?(?P<body>.+)",
+    re.IGNORECASE | re.DOTALL,
+)
+_TURNING: Final = frozenset(
+    "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff"
+)  # turn the reading direction
+_SENTENCE_END: Final = re.compile(r"(?<=[.!?…])\s|\n")
+
+
+EMAIL_SCHEMA: Mapping[str, Any] = {
+    "name": "email",
+    "strict": True,
+    "schema": {
+        "type": "object",
+        "properties": {"subject": {"type": "string"}, "body": {"type": "string"}},
+        "required": ["subject", "body"],
+        "additionalProperties": False,
+    },
+}
+"""What a model is asked to answer when it writes an e-mail."""
 
 
 class TextProblem(ValueError):
@@ -89,6 +121,115 @@ def first_contact_prompt(instructions: str, context: LeadContext) -> tuple[str, 
     return system, f"{texts.FIRST_CONTACT_REQUEST}\n\n{texts.DATA_OPEN}\n{data}\n{texts.DATA_CLOSE}"
 
 
+def email_prompt(instructions: str, context: LeadContext) -> tuple[str, str]:
+    """Write the system and the user prompt for a first e-mail to a lead, asked for as JSON `{"subject", "body"}`."""
+    system = f"{_prompt_text(instructions)}\n\n{texts.EMAIL_RULES}".strip()
+    data = context.render() or texts.NO_DATA
+    return system, f"{texts.EMAIL_REQUEST}\n\n{texts.DATA_OPEN}\n{data}\n{texts.DATA_CLOSE}"
+
+
+def parse_email(raw: str) -> tuple[str | None, str]:
+    """Take subject and body out of a model's answer; no subject where it gave none.
+
+    A model that ignores the schema may answer with fences around the JSON, with prose before it, with a line
+    `Assunto: …` over the text, or with the text alone. Raises TextProblem (`malformed`) for JSON that cannot be read
+    or has no body: it must never reach a lead as it is.
+    """
+    text = _unwrapped(_LINE_ENDS.sub("\n", raw))
+    start, end = text.find("{"), text.rfind("}")
+    if '"body"' in text or '"subject"' in text:
+        try:
+            answer = json.loads(text[start : end + 1], strict=False) if 0 <= start < end else None
+        except (ValueError, RecursionError):
+            answer = None
+        subject, body = (answer.get("subject"), answer.get("body")) if isinstance(answer, dict) else (None, None)
+        if not isinstance(body, str):
+            raise TextProblem("malformed", "The model answered with JSON that has no readable subject and body.")
+        return (subject if isinstance(subject, str) else None), body
+    if lines := _SUBJECT_LINE.fullmatch(text):
+        return lines["subject"], lines["body"]
+    return None, text
+
+
+def check_subject(raw: str | None, body: str) -> str:
+    """One line that may stand as a subject: the model's, else the first sentence of the text.
+
+    Raises TextProblem (`placeholder`) where a field is still to be filled in.
+    """
+    for candidate in (raw or "", _SENTENCE_END.split(body.strip(), maxsplit=1)[0]):
+        line = _unwrapped(" ".join(_one_line(candidate).split()))
+        if placeholder := _placeholder(line):
+            reason = f"The model's subject has a field that was not filled in: {placeholder[:60]}"
+            raise TextProblem("placeholder", reason)
+        if any(unicodedata.category(char)[0] in "LN" for char in line):
+            return _shortened(line)
+    raise TextProblem("empty", "The model's e-mail has neither a subject nor a text.")
+
+
+def template_prompt(
+    instructions: str, context: LeadContext, variables: Sequence[str], body: str | None
+) -> tuple[str, str]:
+    """Write the system and the user prompt for the variables of a template; `variables` says what each is for."""
+    keys = [texts.VARIABLE_KEY.format(number=number) for number in range(1, len(variables) + 1)]
+    rules = texts.TEMPLATE_RULES.format(keys=", ".join(f'"{key}"' for key in keys))
+    purposes = [
+        texts.TEMPLATE_VARIABLE.format(key=key, purpose=_prompt_text(purpose))
+        for key, purpose in zip(keys, variables, strict=True)
+    ]
+    about = [texts.TEMPLATE_BODY.format(body=_prompt_text(body))] if body else []
+    system = "\n\n".join([_prompt_text(instructions), *about, "\n".join(purposes), rules]).strip()
+    data = context.render() or texts.NO_DATA
+    return system, f"{texts.TEMPLATE_REQUEST}\n\n{texts.DATA_OPEN}\n{data}\n{texts.DATA_CLOSE}"
+
+
+def template_schema(variables: Sequence[str]) -> Mapping[str, Any]:
+    """What a model is asked to answer when it writes the variables of a template: one key each, so none can lack."""
+    keys = [texts.VARIABLE_KEY.format(number=number) for number in range(1, len(variables) + 1)]
+    return {
+        "name": "template_variables",
+        "strict": True,
+        "schema": {
+            "type": "object",
+            "properties": {
+                key: {"type": "string", "description": purpose} for key, purpose in zip(keys, variables, strict=True)
+            },
+            "required": keys,
+            "additionalProperties": False,
+        },
+    }
+
+
+def parse_variables(raw: str, count: int) -> tuple[str, ...]:
+    """Take the variables of a template out of a model's answer, each as Meta takes it: one line, 1,024 characters.
+
+    Raises TextProblem where one lacks (`malformed`), is empty (`empty`) or has a field to be filled in (`placeholder`).
+    """
+    text = _unwrapped(_LINE_ENDS.sub("\n", raw))
+    start, end = text.find("{"), text.rfind("}")
+    try:
+        answer = json.loads(text[start : end + 1], strict=False) if 0 <= start < end else None
+    except (ValueError, RecursionError):
+        answer = None
+    keys = [texts.VARIABLE_KEY.format(number=number) for number in range(1, count + 1)]
+    values = [answer.get(key) if isinstance(answer, dict) else None for key in keys]
+    return tuple(_variable(value, number) for number, value in enumerate(values, start=1))
+
+
+def _variable(value: object, number: int) -> str:
+    if not isinstance(value, str):
+        raise TextProblem("malformed", f"The model's answer has no variable {number} of the template.")
+    line = _unwrapped(" ".join(_one_line(value).split()))
+    if not any(unicodedata.category(char)[0] in "LNPS" for char in line):
+        raise TextProblem("empty", f"The model left variable {number} of the template empty.")
+    if placeholder := _placeholder(line):
+        reason = f"Variable {number} of the template has a field that was not filled in: {placeholder[:60]}"
+        raise TextProblem("placeholder", reason)
+    if len(line) <= LONGEST_VARIABLE:
+        return line
+    cut = line[: LONGEST_VARIABLE - 1].rstrip()
+    return f"{cut.rsplit(' ', 1)[0].rstrip(' ,;:-') or cut}…"
+
+
 def split_prompt(text: str, max_parts: int) -> tuple[str, str]:
     """Write the system and the user prompt that ask for a text's parts as JSON `{"parts": [...]}`."""
     mark = texts.SPLIT_MARK
@@ -99,6 +240,22 @@ def split_prompt(text: str, max_parts: int) -> tuple[str, str]:
         mark = f"{texts.SPLIT_MARK}_{number}"
     request = texts.SPLIT_REQUEST.format(max_parts=max_parts)
     return texts.SPLIT_SYSTEM.format(max_parts=max_parts), f"{request}\n\n<{mark}>\n{text}\n</{mark}>"
+
+
+def _one_line(text: str) -> str:
+    """Without anything that ends a line, steers a terminal or turns the reading direction."""
+    return "".join(
+        " " if unicodedata.category(char) in {"Cc", "Zl", "Zp"} else char
+        for char in text
+        if unicodedata.category(char) not in {"Cs", "Co", "Cn"} and char not in _TURNING
+    )
+
+
+def _shortened(line: str) -> str:
+    """At most LONGEST_SUBJECT characters, cut between words."""
+    if len(line) <= LONGEST_SUBJECT:
+        return line
+    return f"{line[: LONGEST_SUBJECT - 1].rsplit(' ', 1)[0].rstrip(' ,;:-')}…"
 
 
 def _prompt_text(text: str) -> str:

@@ -1,5 +1,7 @@
 """The records that travel: a batch's settings, a shard, its messages, and what came of them."""
 
+import re
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -7,6 +9,7 @@ from enum import Enum
 from typing import Any
 
 from campaign_pipeline.core.context import LeadContext
+from campaign_pipeline.core.ports import Template
 from campaign_pipeline.core.window import InvalidWindow, SendingWindow
 
 
@@ -44,7 +47,7 @@ class PartStatus(str, Enum):
     FAILED = "failed"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class PartRecord:
     """One row of the ledger, as read when the message was taken over."""
 
@@ -75,7 +78,7 @@ class PartRecord:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class LeasedMessage:
     """A message that this shard may work, with its stored text and ledger."""
 
@@ -89,21 +92,27 @@ class LeasedMessage:
     text: str | None  # fixed once and for all, or not yet written
     retry_count: int
     parts: tuple[PartRecord, ...]
+    subject: str | None = None  # of an e-mail, fixed together with its text
+    template: Template | None = None  # that it goes out as, fixed together with its text
+    heard_at: float | None = None  # when its lead last wrote to the inbox, where the channel needs to know
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> "LeasedMessage":
         """Build from the statement `read_leased_messages`."""
         return cls(
             id=str(row["id"]),
-            run_id=str(row["run_id"]),
-            config_id=str(row["config_id"]),
-            workspace_id=str(row["workspace_id"]),
-            inbox_id=str(row["inbox_id"]),
+            # One text for all the messages that share it, of which a shard may hold ten thousand.
+            run_id=sys.intern(str(row["run_id"])),
+            config_id=sys.intern(str(row["config_id"])),
+            workspace_id=sys.intern(str(row["workspace_id"])),
+            inbox_id=sys.intern(str(row["inbox_id"])),
             lead_id=None if row["lead_id"] is None else str(row["lead_id"]),
             phone_number=row["phone_number"],
             text=row["text"],
             retry_count=int(row["retry_count"]),
             parts=tuple(PartRecord.from_row(part) for part in row["parts"]),
+            subject=row.get("subject"),
+            template=Template.from_json(row.get("template")),
         )
 
     @property
@@ -119,6 +128,39 @@ class Lead:
     id: str
     phone: str | None
     context: LeadContext
+    email: str | None = None
+    other_phones: tuple[str, ...] = ()  # tried in this order where the first has no account
+
+
+_VARIABLE = re.compile(r"\{\{\s*(\d{1,2})\s*\}\}")
+
+
+@dataclass(frozen=True)
+class TemplateSettings:
+    """The approved template of a campaign."""
+
+    name: str
+    language: str
+    variables: tuple[str, ...] = ()  # what each is for
+    body: str | None = None  # with {{1}}, {{2}}, …
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any] | None) -> "TemplateSettings | None":
+        """Build from the settings of a batch; None where a campaign has none."""
+        if not row or not row.get("name"):
+            return None
+        return cls(row["name"], row.get("language") or "pt_BR", tuple(row.get("variables") or ()), row.get("body"))
+
+    def fill(self, values: Sequence[str]) -> str:
+        """What the lead will read; without a body to fill, what is known of it."""
+        if self.body is None:
+            return "\n".join([f"[{self.name}]", *values])
+
+        def value(place: "re.Match[str]") -> str:
+            number = int(place[1])
+            return values[number - 1] if 1 <= number <= len(values) else place[0]
+
+        return _VARIABLE.sub(value, self.body)
 
 
 @dataclass(frozen=True)
@@ -133,6 +175,7 @@ class CampaignSettings:
     timezone: str | None
     frequency: str | None
     retry_delays_minutes: tuple[float, ...] | None = None  # None: as for all campaigns
+    template: TemplateSettings | None = None  # for leads to whom free text may not go
 
     def window(self) -> SendingWindow:
         """When it may send. Raises InvalidWindow."""
@@ -165,6 +208,8 @@ class BatchSettings:
     models: Mapping[str, str]  # workspace -> language model
     inbox_names: Mapping[str, str]
     splitter: SplitterSettings
+    one_a_day: frozenset[str] = frozenset()  # workspaces whose leads get one message a day, of all campaigns together
+    fallback_models: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # workspace -> tried in this order
 
     @classmethod
     def from_json(cls, settings: Mapping[str, Any]) -> "BatchSettings":
@@ -175,6 +220,7 @@ class BatchSettings:
                     **{
                         **row,
                         "instructions": row["instructions"] or "",
+                        "template": TemplateSettings.from_json(row.get("template")),
                         "retry_delays_minutes": tuple(row.get("retry_delays_minutes") or ()) or None,
                     }
                 )
@@ -183,6 +229,8 @@ class BatchSettings:
             models=settings.get("models") or {},
             inbox_names={key: row["name"] or key for key, row in (settings.get("inboxes") or {}).items()},
             splitter=SplitterSettings.from_json(settings.get("splitter")),
+            one_a_day=frozenset(settings.get("one_a_day") or ()),
+            fallback_models={key: tuple(models) for key, models in (settings.get("fallback_models") or {}).items()},
         )
 
 
@@ -225,10 +273,10 @@ class ShardReport:
     examples: dict[str, list[str]] = field(default_factory=dict)  # the same key -> a few message ids
     sentences: dict[str, str] = field(default_factory=dict)  # the same key -> why, as of the first of them
     classes: dict[str, str] = field(default_factory=dict)  # the same key -> its error class, where it has one
+    unrecognised_answers: Counter[str] = field(default_factory=Counter)  # what came, by its shape -> how often
     parts_sent: int = 0
     unknown_outcomes: int = 0
     recovered_sends: int = 0  # found at the provider after their answer was lost
-    unrecognised_answers: Counter[str] = field(default_factory=Counter)  # what came, by its shape -> how often
     tokens: int = 0
     cost_usd: float = 0.0
     generation_ms: list[int] = field(default_factory=list)
@@ -250,10 +298,10 @@ class ShardReport:
         """For the step's output: times as figures, not as lists of thousands."""
         row = asdict(self)
         row["reasons"] = dict(self.reasons)
+        row["unrecognised_answers"] = dict(self.unrecognised_answers)
         row["generation_ms"] = summarize(self.generation_ms)
         row["send_ms"] = summarize(self.send_ms)
         return row
-        row["unrecognised_answers"] = dict(self.unrecognised_answers)
 
 
 def summarize(values: Sequence[int]) -> dict[str, int]:

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Protocol, TypeAlias
 
+from campaign_pipeline.core.numbers import KnownNumber, NumberNote
+
 
 class Scope(str, Enum):
     """How far a systemic or throttled outcome reaches."""
@@ -28,9 +30,9 @@ class Sent:
     provider_message_id: str
     response: Mapping[str, Any] = field(default_factory=dict)  # what it answered, trimmed and without keys
     address: str | None = None  # the address that the provider really used (a jid), where it tells
-
-
     in_conversation: bool = False  # the provider itself wrote the part into the CRM's conversation
+
+
 @dataclass(frozen=True)
 class Permanent:
     """This message or recipient will never work: no retry."""
@@ -102,11 +104,9 @@ class ChannelTraits:
     max_part_chars: int  # the longest text that one part may have
     look_up: LookUp
     number_check: bool = False
-    may_split: bool = True  # False where a message must go out as one (templates, e-mail)
-
     free_text_hours: float | None = None  # since the lead last wrote to the inbox; later only templates. None: always
     part_gap_seconds: float = 0.0  # between the parts of a message, where the provider itself shows no typing
-
+    may_split: bool = True  # False where a message must go out as one (templates, e-mail)
     has_subject: bool = False  # True where a message has a subject line (e-mail)
 
 
@@ -117,6 +117,13 @@ class Template:
     name: str
     language: str  # as the provider names it: `pt_BR`
     variables: tuple[str, ...] = ()
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any] | None) -> "Template | None":
+        """Build from `campaign_messages.template`."""
+        return cls(row["name"], row["language"], tuple(row["variables"])) if row else None
+
+
 @dataclass(frozen=True)
 class Envelope:
     """One part on its way: all that a channel needs to send it."""
@@ -124,16 +131,16 @@ class Envelope:
     message_id: str
     part_no: int  # from 1
     text: str
-    address: str  # international digits for WhatsApp (`5511987654321`)
+    address: str  # international digits for WhatsApp (`5511987654321`), an e-mail address for e-mail
     delay_ms: int = 0  # how long the provider should show "typing" before it sends
     conversation_id: str | None = None
-
-    @property
     subject: str | None = None  # where the channel has one
     contact_name: str | None = None  # of whom it goes to
     attempted_at: float = 0.0  # seconds since the epoch, by the database's clock
     attempt_no: int = 1  # from 1
     template: Template | None = None  # then `text` is only what the lead will read
+
+    @property
     def idempotency_key(self) -> str:
         """The same for every attempt at this part; given to each provider that takes one."""
         return idempotency_key(self.message_id, self.part_no)
@@ -152,18 +159,18 @@ class Attempt:
     started_at: float  # seconds since the epoch, by the database's clock
     control_provider_id: str | None = None  # id of a part that this inbox surely sent, to prove that looking up works
     taken_provider_ids: frozenset[str] = frozenset()  # ids that belong to other parts already: never an answer
-
-
     conversation_ids: tuple[str, ...] = ()  # provider ids of the CRM's own records of this text since, oldest first
+
+
 @dataclass(frozen=True)
 class Found:
     """The provider has the part: it was sent."""
 
     provider_message_id: str
     response: Mapping[str, Any] = field(default_factory=dict)
-
-
     in_conversation: bool = False  # see Sent
+
+
 @dataclass(frozen=True)
 class Absent:
     """The provider does not have the part. `proven` is False where a miss proves nothing."""
@@ -178,6 +185,20 @@ class LookUpFailed:
     """The provider could not be asked just now."""
 
     reason: str
+
+
+@dataclass(frozen=True)
+class StatusEvent:
+    """What a provider says, of its own accord, became of a part that it accepted."""
+
+    message_id: str
+    part_no: int
+    provider_message_id: str | None
+    status: str  # sent, delivered, read, failed
+    at: float | None  # seconds since the epoch, by the provider's clock
+    error_class: str | None = None  # with `failed`, and so the rest
+    code: str | None = None
+    reason: str | None = None
 
 
 LookUpAnswer: TypeAlias = Found | Absent | LookUpFailed
@@ -251,6 +272,7 @@ class Prompt:
     json_schema: Mapping[str, Any] | None = None  # ask for structured output of this shape
     reference: str = ""  # the message's id: tells two equal prompts apart
     workspace_id: str = ""  # whose account pays, where a workspace has one of its own
+    fallback_models: tuple[str, ...] = ()  # asked by the provider in this order where the model cannot answer
 
 
 @dataclass(frozen=True)
@@ -314,6 +336,17 @@ class BeginPart:
     ai_tokens_used: int | None = None
     ai_cost_usd: float | None = None
     ai_generation_time_ms: int | None = None
+    subject: str | None = None  # of an e-mail; fixed together with its text
+    template: Template | None = None  # that it goes out as; fixed together with its text
+    local_day: str | None = None  # today in the campaign's zone (2026-11-23), where a lead gets one message a day
+
+
+@dataclass(frozen=True)
+class Turn:
+    """When a message may begin by the pace of its inbox and campaign."""
+
+    seconds: float  # from now; 0: its turn has come
+    code: str  # why not before: see `core.pacing.REASONS`
 
 
 @dataclass(frozen=True)
@@ -322,6 +355,8 @@ class Begun:
 
     verdict: str
     conversation_id: str | None = None
+    turn: Turn | None = None  # with the verdict `paced`
+    grace_seconds: float | None = None  # of asking, within which the request must leave or never; None: whenever
 
 
 @dataclass(frozen=True)
@@ -343,6 +378,8 @@ class Settlement:
     address: str | None = None
     duration_ms: int | None = None
     looked_up: bool = False
+    in_conversation: bool = False  # the provider itself wrote the part into the CRM's conversation
+    unrequested: bool = False  # no request was made of the attempt: its turn goes to somebody else
 
 
 @dataclass(frozen=True)
@@ -400,8 +437,26 @@ class DeliveryStore(Protocol):
         """Pause or slow down a scope for everybody; returns for how many seconds."""
         ...
 
+    async def next_turn(self, message_id: str) -> Turn:
+        """How long a message waits for its turn; takes nothing."""
+        ...
+
+    async def slow_down(self, inbox_id: str) -> float:
+        """Let an inbox go slower for everybody; returns how many times slower than its pace it goes now."""
+        ...
+
     async def known_sends(self, inbox_id: str, attempt: Attempt) -> Attempt:
         """The attempt, completed with a control id and with the ids that are taken."""
+        ...
+
+    async def known_numbers(
+        self, provider: str, numbers: Sequence[str], days: float, missing_days: float
+    ) -> Sequence[KnownNumber]:
+        """What the provider said of these numbers in the last days: of those that exist, and of those that do not."""
+        ...
+
+    def note_number(self, provider: str, note: NumberNote) -> None:
+        """Keep what was learned about a number, soon and in bulk."""
         ...
 
     def log(self, line: LogLine) -> None:

@@ -9,8 +9,20 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from campaign_pipeline.core.generation import TextProblem, check_text, first_contact_prompt, split_prompt
-from campaign_pipeline.core.model import BatchSettings, Lead, LeasedMessage, ShardReport
+from campaign_pipeline.core.generation import (
+    EMAIL_SCHEMA,
+    TextProblem,
+    check_subject,
+    check_text,
+    email_prompt,
+    first_contact_prompt,
+    parse_email,
+    parse_variables,
+    split_prompt,
+    template_prompt,
+    template_schema,
+)
+from campaign_pipeline.core.model import BatchSettings, Lead, LeasedMessage, ShardReport, TemplateSettings
 from campaign_pipeline.core.ports import (
     ChannelTraits,
     Clock,
@@ -22,6 +34,7 @@ from campaign_pipeline.core.ports import (
     Prompt,
     Scope,
     Systemic,
+    Template,
     Throttled,
     Transient,
 )
@@ -68,6 +81,8 @@ class Draft:
     """A text that passed its check; with what it took, where it was written now."""
 
     text: str
+    subject: str | None = None  # where the channel has one
+    template: Template | None = None  # that it goes out as; then `text` is only what the lead will read
     completion: Completion | None = None  # None: it was stored before
     milliseconds: int | None = None
 
@@ -77,6 +92,7 @@ class Draft:
             return {}
         return {
             "text": self.text,
+            "subject": self.subject,
             "ai_model": self.completion.model,
             "ai_tokens_used": self.completion.total_tokens,
             "ai_cost_usd": self.completion.cost,
@@ -110,6 +126,7 @@ class Turns:
     pause: Callable[[LeasedMessage, Systemic | Throttled, str], Awaitable[float]]  # pause a scope; returns seconds
     pauses: Callable[[], Awaitable[Sequence[Pause]]]  # every scope that is paused
     log: LogsMessage
+    hears: Callable[[LeasedMessage], bool]  # whether free text may go to its lead now
 
 
 class TextWriter:
@@ -135,14 +152,46 @@ class TextWriter:
         self._warned: set[str] = set()  # campaigns whose settings were complained of
         self._refusals: Counter[str] = Counter()  # by model: invalid requests before any good one
         self._good_models: set[str] = set()
+        self._without_schema: set[str] = set()  # models that refuse to answer in a given shape
+        self._paid: dict[str, float] = {}  # by message: US dollars since its costs were last taken
+
+    def paid(self, message: LeasedMessage) -> float | None:
+        """What was paid for a message's text and split, as far as the provider says; told once."""
+        return self._paid.pop(message.id, None)
 
     async def write(self, message: LeasedMessage, lead: Lead | None) -> Draft:
         """The message's text: the stored one, else one written now (and paid for once). Raises NotWritten."""
         if message.text is not None:
-            return Draft(self._checked(message, message.text))
-        completion, milliseconds = await self._generate(message, lead)
+            if message.template is not None:
+                return Draft(message.text, template=message.template)
+            return Draft(*self._checked(message, message.text, message.subject))
+        template = self._template(message)
+        if template is not None and not template.variables:
+            return Draft(template.fill(()), template=Template(template.name, template.language))
+        completion, milliseconds = await self._generate(message, lead, template)
         self._report.generation_ms.append(milliseconds)
-        return Draft(self._checked(message, completion.text), completion, milliseconds)
+        if template is None:
+            text, subject = self._read(message, completion.text)
+            return Draft(text, subject, None, completion, milliseconds)
+        try:
+            values = parse_variables(completion.text, len(template.variables))
+        except TextProblem as problem:
+            raise NotWritten(Transient(problem.code, str(problem))) from problem
+        chosen = Template(template.name, template.language, values)
+        return Draft(template.fill(values), None, chosen, completion, milliseconds)
+
+    def _template(self, message: LeasedMessage) -> TemplateSettings | None:
+        """The template that a message has to go out as; None where free text may go. Raises NotWritten."""
+        if self._traits.free_text_hours is None or self._turns.hears(message):
+            return None
+        template = self._settings.campaigns[message.config_id].template
+        if template is None:
+            reason = (
+                "The lead did not write within a day, so only an approved template may go out, and the campaign has "
+                "none: set its template_name."
+            )
+            raise NotWritten(Systemic("no_template", reason, Scope.RUN))
+        return template
 
     async def split(self, message: LeasedMessage, text: str) -> tuple[str, ...]:
         """The parts in which a text is sent. Raises NotWritten where they cannot hold it."""
@@ -158,21 +207,46 @@ class TextWriter:
         except TextTooLong as error:
             raise NotWritten(Permanent("too_long", str(error))) from error
 
-    def _checked(self, message: LeasedMessage, text: str) -> str:
+    def _read(self, message: LeasedMessage, raw: str) -> tuple[str, str | None]:
+        """Text and subject of a model's answer. Raises NotWritten."""
+        if not self._traits.has_subject:
+            return self._checked(message, raw, None)
+        try:
+            subject, body = parse_email(raw)
+        except TextProblem as problem:
+            raise NotWritten(Transient(problem.code, str(problem))) from problem
+        return self._checked(message, body, subject)
+
+    def _checked(self, message: LeasedMessage, text: str, subject: str | None) -> tuple[str, str | None]:
         limit = self._traits.max_part_chars * (self._max_parts(message) if self._splits(message) else 1)
         try:
-            return check_text(text, limit)
+            checked = check_text(text, limit)
+            return checked, check_subject(subject, checked) if self._traits.has_subject else None
         except TextProblem as problem:
             # A text written anew may be better; a stored one stays as it is.
             kind = Transient if message.text is None else Permanent
             raise NotWritten(kind(problem.code, str(problem))) from problem
 
-    async def _generate(self, message: LeasedMessage, lead: Lead | None) -> tuple[Completion, int]:
+    def _question(
+        self, message: LeasedMessage, lead: Lead, template: TemplateSettings | None
+    ) -> tuple[str, str, Mapping[str, Any] | None]:
+        """System and user prompt, and the shape of the answer where it is not plain text."""
+        instructions = self._settings.campaigns[message.config_id].instructions
+        if template is not None:
+            prompts = template_prompt(instructions, lead.context, template.variables, template.body)
+            return *prompts, template_schema(template.variables)
+        if self._traits.has_subject:
+            return *email_prompt(instructions, lead.context), EMAIL_SCHEMA
+        return *first_contact_prompt(instructions, lead.context), None
+
+    async def _generate(
+        self, message: LeasedMessage, lead: Lead | None, template: TemplateSettings | None
+    ) -> tuple[Completion, int]:
         model = self._settings.models.get(message.workspace_id)
         if model is None or lead is None:
             reason = "The workspace has no active AI agent with a model; set one in ai_agents."
             raise NotWritten(Permanent("no_model", reason))
-        system, user = first_contact_prompt(self._settings.campaigns[message.config_id].instructions, lead.context)
+        system, user, shape = self._question(message, lead, template)
         prompt = Prompt(
             model,
             system,
@@ -180,11 +254,19 @@ class TextWriter:
             max_tokens=self._policy.max_tokens,
             temperature=self._policy.temperature,
             timeout=self._policy.generation_timeout_seconds,
+            json_schema=None if model in self._without_schema else shape,
             reference=message.id,
             workspace_id=message.workspace_id,
+            fallback_models=self._settings.fallback_models.get(message.workspace_id, ()),
         )
         started = self._clock.monotonic()
         answer = await self._complete(message, prompt)
+        if prompt.json_schema is not None and _refuses_schema(answer):
+            # No endpoint of this model takes a schema, or it dislikes ours: the prompt asks for the same in words.
+            prompt = replace(prompt, json_schema=None)
+            answer = await self._complete(message, prompt)
+            if isinstance(answer, Completion):
+                self._without_schema.add(model)
         if isinstance(answer, Transient) and answer.code == "truncated":
             # Once with twice the room: the same room would only be paid for again.
             answer = await self._complete(message, replace(prompt, max_tokens=2 * prompt.max_tokens))
@@ -224,6 +306,9 @@ class TextWriter:
         if isinstance(answer, Completion):
             self._report.tokens += answer.total_tokens
             self._report.cost_usd += answer.cost or 0.0
+            if answer.cost is not None:
+                message_id = prompt.reference.partition(":")[0]
+                self._paid[message_id] = self._paid.get(message_id, 0.0) + answer.cost
         return answer
 
     def _splits(self, message: LeasedMessage) -> bool:
@@ -272,3 +357,8 @@ class TextWriter:
         if isinstance(answer, Systemic | Throttled):
             await self._turns.pause(message, answer, prompt.model)
         return answer
+
+
+def _refuses_schema(answer: Completion | Failure) -> bool:
+    """Whether a request may have been refused for the shape that it asked for."""
+    return isinstance(answer, Systemic | Permanent) and answer.code in {"model_unavailable", "invalid_request"}

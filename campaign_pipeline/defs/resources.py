@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import dagster as dg
 import httpx
 
-from campaign_pipeline.adapters import cloud_api, evolution, supabase, uazapi
+from campaign_pipeline.adapters import cloud_api, evolution, smtp, supabase, uazapi
 from campaign_pipeline.adapters.connection import setting
 from campaign_pipeline.adapters.database import queue_url
 from campaign_pipeline.adapters.environment import DeliverySettings, Environment
@@ -28,6 +28,7 @@ CHANNELS: dict[str, ChannelBuilder] = {
     # instances.provider_type -> how to build its channel; a new provider is one file in adapters and one line here
     "cloud_api": cloud_api.from_connection,
     "evolution": evolution.from_connection,
+    "smtp": smtp.from_connection,
     "supabase": supabase.from_connection,
     "uazapi": uazapi.from_connection,
 }
@@ -73,9 +74,19 @@ class ProvidersResource(dg.ConfigurableResource[Any]):
         environment, settings = Environment.read(), DeliverySettings.from_environment()
         # A generation and a send of the same message never overlap, but a slow close of one connection may.
         async with http_client(connections=2 * concurrency) as client:
-            model = OpenRouter(client, environment.openrouter_base_url, environment.openrouter_api_key)
+            own_key = (connection or {}).get("openrouter_api_key")
+            model = OpenRouter(
+                client,
+                environment.openrouter_base_url,
+                environment.openrouter_api_key,
+                {str(connection["workspace_id"]): own_key} if connection and own_key else {},
+                environment.openrouter_cache_seconds,
+            )
             channel = _channel(client, connection, environment, settings)
-            yield Outside(model, channel, (connection or {}).get("provider") or "whatsapp")
+            async with contextlib.AsyncExitStack() as stack:
+                if isinstance(channel, contextlib.AbstractAsyncContextManager):
+                    await stack.enter_async_context(channel)  # it keeps connections of its own
+                yield Outside(model, channel, (connection or {}).get("provider") or "whatsapp")
 
 
 def _channel(
@@ -109,5 +120,7 @@ def delivery_policy(settings: DeliverySettings) -> DeliveryPolicy:
         ),
         lease_seconds=settings.lease_seconds,
         max_inline_wait_seconds=settings.max_inline_wait_seconds,
+        number_check_days=settings.number_check_days,
+        number_recheck_days=settings.number_recheck_days,
         generation_timeout_seconds=settings.generation_timeout_seconds,
     )

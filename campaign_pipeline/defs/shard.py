@@ -13,9 +13,12 @@ import orjson
 
 from campaign_pipeline.adapters.environment import DeliverySettings
 from campaign_pipeline.adapters.postgres import Queue, ShardStore
+from campaign_pipeline.core.address import email_among
 from campaign_pipeline.core.context import LeadContext
 from campaign_pipeline.core.delivery import ShardDelivery
 from campaign_pipeline.core.model import BatchSettings, Lead, Shard, ShardReport
+from campaign_pipeline.core.numbers import phones_among
+from campaign_pipeline.defs.io import Rows
 from campaign_pipeline.defs.resources import ProvidersResource, delivery_policy
 
 T = TypeVar("T")
@@ -77,15 +80,16 @@ async def deliver(
     ):
         leased_at = clock.monotonic()
         messages, left, now = await store.take_over()
+        if (hours := outside.channel.traits.free_text_hours) is not None:
+            messages = await store.with_last_heard(messages, hours)
         if now is None:
             return ShardReport(shard.key, shard.inbox_id, left=left)
-        wanted = {message.lead_id for message in messages}
         delivery = ShardDelivery(
             shard=shard,
             messages=messages,
             started_at=now,
             settings=settings,
-            leads={row["lead_id"]: _lead(row) for row in contexts if row["lead_id"] in wanted},
+            leads=_Leads(contexts),
             store=store,
             model=outside.model,
             channel=outside.channel,
@@ -100,8 +104,29 @@ async def deliver(
             return await delivery.run(concurrency)
 
 
+class _Leads(Mapping[str, Lead]):
+    """The leads of a batch, each read when its message's turn comes and kept by nobody."""
+
+    def __init__(self, contexts: Sequence[Mapping[str, Any]]) -> None:
+        self._contexts = contexts
+        ids = contexts.column("lead_id") if isinstance(contexts, Rows) else [row["lead_id"] for row in contexts]
+        self._places = {lead_id: place for place, lead_id in enumerate(ids)}
+
+    def __getitem__(self, lead_id: str) -> Lead:
+        return _lead(self._contexts[self._places[lead_id]])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
 def _lead(row: Mapping[str, Any]) -> Lead:
-    return Lead(row["lead_id"], row["phone"], LeadContext.from_row(orjson.loads(row["context"])))
+    context = orjson.loads(row["context"])
+    other_phones = phones_among(context.get("custom_fields") or ())
+    email = context.get("email") or email_among(context.get("custom_fields") or ())
+    return Lead(row["lead_id"], row["phone"], LeadContext.from_row(context), email=email, other_phones=other_phones)
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Any
 from uuid import uuid4
@@ -16,6 +16,7 @@ from campaign_pipeline.sandbox.provider import (
     ConnectionCut,
     Exchange,
     Provider,
+    Stage,
     answer,
     broken_off,
 )
@@ -71,9 +72,14 @@ _TEXT_SPOILERS: Mapping[str, str] = {
 """What becomes of a text that was written well."""
 
 _FINISH_REASONS = {"length": "length", "content_filter": "content_filter"}
+_FREE = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0, "cost": 0.0, "is_byok": False}
 _UNCHARGED = {"empty_content", "empty_choices", "content_filter"}  # an empty answer costs nothing
 _UNGENERATED = {"hang", "cut_before", "html_200", "proxy_html_502", "error_in_200", "choice_error_in_200"}
 
+_FALLS_BACK = {"model_404", "model_not_found_400", "rate_limit_429", "bad_gateway_502", "unavailable_503"}
+"""Errors after which the next of `models` is asked."""
+
+_ASKS_FOR_EMAIL = re.compile(r"\bjson\b.*\bsubject\b.*\bbody\b", re.IGNORECASE | re.DOTALL)
 _ASKS_FOR_JSON = re.compile(r"\bjson\b.*\bparts\b|\bparts\b.*\bjson\b", re.IGNORECASE | re.DOTALL)
 _AT_MOST = re.compile(r"(?:at[ée]|m[áa]ximo(?: de)?|at most|up to)\s+(\d+)\s+(?:partes|mensagens|parts)", re.IGNORECASE)
 _USUAL_PARTS = 3
@@ -88,10 +94,20 @@ class _Prompt:
     last_user_text: str
     digest: bytes
     most_parts: int | None  # None: a plain text is wanted
+    is_email: bool = False  # JSON with subject and body is wanted
+    fallbacks: tuple[str, ...] = ()  # models that answer where this one cannot
+    keys: tuple[str, ...] = ()  # JSON with a short text for each of these is wanted
 
     def write(self) -> str:
         """Write what was asked for: a first contact, or JSON with the parts of a text."""
         name = first_name_in(self.last_user_text) or first_name_in(self.all_text)
+        if self.is_email:
+            subject = f"{name}, uma ideia rápida" if name else "Uma ideia rápida"
+            return orjson.dumps({"subject": subject, "body": write_message(name, self.digest)}).decode()
+        if self.keys:
+            texts = [name or "tudo bem", *write_message(name, self.digest).splitlines()]
+            values = [texts[min(place, len(texts) - 1)] or texts[0] for place in range(len(self.keys))]
+            return orjson.dumps(dict(zip(self.keys, values, strict=True))).decode()
         if self.most_parts is None:
             return write_message(name, self.digest)
         text = text_to_split(self.last_user_text)
@@ -108,6 +124,10 @@ class OpenRouter(Provider):
     name = "openrouter"
     prefix = "/openrouter/api/v1"
     kinds = frozenset({Kind.GENERATION, Kind.STATUS})
+
+    def __init__(self, stage: Stage) -> None:
+        super().__init__(stage)
+        self._cache: dict[tuple[str, bytes] | None, dict[str, Any]] = {}  # never under None
 
     def routes(self) -> Sequence[web.RouteDef]:
         """List the endpoints."""
@@ -134,8 +154,13 @@ class OpenRouter(Provider):
             return _refuse("invalid_400", prompt)
         key = _key_of(body)
         exchange.entry["prompt"] = key
+        cached = self._cache.get(_cache_key(exchange))
+        if cached is not None:
+            return answer(200, cached, {"X-OpenRouter-Cache-Status": "HIT"})
         subject = Subject(key, text=prompt.all_text)
         fault = await self.meet(exchange, Kind.GENERATION, subject)
+        if fault is not None and fault.name in _FALLS_BACK and prompt.fallbacks:
+            prompt, fault = replace(prompt, model=prompt.fallbacks[0], fallbacks=prompt.fallbacks[1:]), None
         if fault is not None and (fault.name in _ERRORS or fault.name in _UNGENERATED):
             return await self._refuse_for(exchange, fault, prompt, subject)
         return self._answer_generated(exchange, fault.name if fault is not None else "", prompt)
@@ -195,6 +220,8 @@ class OpenRouter(Provider):
             exchange.entry["text"] = text
             exchange.entry["cost"] = completion["usage"]["cost"]
             self.stage.record.accept(exchange.entry, generation_id, time.time(), None)
+            if (cache_key := _cache_key(exchange)) is not None:
+                self._cache[cache_key] = {**completion, "usage": _FREE}
         if fault == "empty_choices":
             completion["choices"] = []
         if fault == "cut_after":
@@ -206,6 +233,13 @@ class OpenRouter(Provider):
 def _is_authorized(exchange: Exchange) -> bool:
     scheme, _, key = exchange.request.headers.get("Authorization", "").partition(" ")
     return scheme.lower() == "bearer" and bool(key.strip())
+
+
+def _cache_key(exchange: Exchange) -> tuple[str, bytes] | None:
+    """What an answer is kept under: the key and the raw body; None where caching is not asked for."""
+    headers = exchange.request.headers
+    asked = headers.get("X-OpenRouter-Cache", "").lower() == "true"
+    return (headers["Authorization"], exchange.body) if asked else None
 
 
 def _new_generation_id() -> str:
@@ -235,7 +269,11 @@ def _read(body: Mapping[str, Any]) -> _Prompt | str:
     all_text = "\n".join(text for _, text in texts)
     last_user_text = next((text for role, text in reversed(texts) if role == "user"), "")
     digest = blake2b(orjson.dumps(messages), digest_size=8).digest()
-    return _Prompt(model, all_text, last_user_text, digest, _most_parts(body.get("response_format"), all_text))
+    is_email = _ASKS_FOR_EMAIL.search(all_text) is not None
+    most_parts = None if is_email else _most_parts(body.get("response_format"), all_text)
+    fallbacks = tuple(each for each in models[1:] if isinstance(each, str)) if isinstance(models, list) else ()
+    keys = () if is_email else _wanted_keys(body.get("response_format"))
+    return _Prompt(model, all_text, last_user_text, digest, most_parts, is_email, fallbacks, keys)
 
 
 def _content(content: object) -> str:
@@ -244,6 +282,15 @@ def _content(content: object) -> str:
     if isinstance(content, list):
         return "\n".join(str(piece.get("text", "")) for piece in content if isinstance(piece, dict))
     return ""
+
+
+def _wanted_keys(response_format: object) -> tuple[str, ...]:
+    """The keys of the object that is asked for, where all of them are to have texts."""
+    try:
+        properties = response_format["json_schema"]["schema"]["properties"]  # type: ignore[index]
+        return tuple(properties) if all(each.get("type") == "string" for each in properties.values()) else ()
+    except (KeyError, TypeError, AttributeError):
+        return ()
 
 
 def _most_parts(response_format: object, text: str) -> int | None:

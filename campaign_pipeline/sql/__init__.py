@@ -17,7 +17,7 @@ HEAD = "0006"
 """The schema that this code works on; a test holds it to the migrations folder."""
 
 STATEMENT_FILES = ("queue", "operations", "reports", "consent", "channels")
-FUNCTION_FILES = ("pacing", "consent", "queue")
+FUNCTION_FILES = ("pacing", "consent", "spending", "queue", "channels")
 """In this order: what the queue's functions call exists before them."""
 
 _NAME = re.compile(r"^-- name: (?P<name>\w+)\s*$", re.MULTILINE)

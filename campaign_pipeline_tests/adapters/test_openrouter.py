@@ -2,15 +2,27 @@
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
+import orjson
 import pytest
 
 from campaign_pipeline.adapters.http import http_client
 from campaign_pipeline.adapters.openrouter import ERROR_TYPES, STATUSES, OpenRouter
 from campaign_pipeline.core.ports import Completion, Failure, Permanent, Prompt, Scope, Systemic, Throttled, Transient
 from campaign_pipeline.sandbox import FAULTS, Behaviour, Fault, Kind, Sandbox
-from campaign_pipeline_tests.adapters.wire import Playback, Serve, differences, playback, played, samples, serving
+from campaign_pipeline_tests.adapters.wire import (
+    Playback,
+    Serve,
+    differences,
+    playback,
+    played,
+    read_request,
+    response,
+    samples,
+    serving,
+)
 
 KEY = "sk-or-v1-0123456789abcdef"
 PROMPT = Prompt("openai/gpt-4o-mini", "Você vende café.", "Nome: Ana Souza", reference="m-1")
@@ -176,3 +188,101 @@ def test_a_generation_whose_answer_is_lost_may_be_asked_for_again() -> None:
     outcome = ask(hang_up)
     assert isinstance(outcome, Transient)
     assert outcome.code == "no_answer"
+
+
+# Whose account, which model, whether it is kept -----------------------------------------------------------------------
+
+
+def bodies_and_headers(
+    prompt: Prompt, *bodies: object, status: str = "200 OK", **options: Any
+) -> tuple[list[Completion | Failure], list[bytes]]:
+    """Ask once for each body; what came of it, and the requests as they were on the wire."""
+    requests: list[bytes] = []
+    answers = iter(bodies)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        requests.append(await read_request(reader))
+        writer.write(response(orjson.dumps(next(answers)), status=status))
+        await writer.drain()
+
+    async def run() -> list[Completion | Failure]:
+        async with serving(serve) as place, http_client(connections=2) as client:
+            model = OpenRouter(client, f"http://{place}/api/v1", options.pop("key", KEY), **options)
+            return [await model.complete(prompt) for _ in bodies]
+
+    return asyncio.run(run()), requests
+
+
+WRITTEN = {"model": "a/b", "choices": [{"message": {"content": "Oi, Ana! Tudo bem?"}, "finish_reason": "stop"}]}
+REFUSED = {"error": {"code": 401, "message": "User not found.", "metadata": {"error_type": "authentication"}}}
+
+
+def test_a_workspace_with_a_key_of_its_own_pays_with_it_and_no_other_does() -> None:
+    mine, other = replace(PROMPT, workspace_id="w-1"), replace(PROMPT, workspace_id="w-2")
+    _, (first,) = bodies_and_headers(mine, WRITTEN, own_keys={"w-1": "sk-or-own-1234567"})
+    _, (second,) = bodies_and_headers(other, WRITTEN, own_keys={"w-1": "sk-or-own-1234567"})
+    assert b"Bearer sk-or-own-1234567" in first
+    assert f"Bearer {KEY}".encode() in second
+
+
+@pytest.mark.parametrize("own_key", ["sk-or-own-1234567", "sk-ör"])
+def test_a_bad_key_of_a_workspace_is_its_own_trouble_and_named(own_key: str) -> None:
+    prompt = replace(PROMPT, workspace_id="w-1")
+    (outcome,), _ = bodies_and_headers(prompt, REFUSED, status="401 No", own_keys={"w-1": own_key})
+    assert isinstance(outcome, Systemic)
+    assert outcome.scope is Scope.WORKSPACE
+    assert "ai_agents.openrouter_api_key" in outcome.reason
+    assert "OPENROUTER_API_KEY" not in outcome.reason
+    assert own_key not in outcome.reason
+
+
+def test_a_workspace_with_a_key_of_its_own_needs_no_shared_one() -> None:
+    prompt = replace(PROMPT, workspace_id="w-1")
+    (outcome,), _ = bodies_and_headers(prompt, WRITTEN, key=None, own_keys={"w-1": "sk-or-own-1234567"})
+    assert isinstance(outcome, Completion)
+
+
+def test_a_model_of_a_workspaces_own_account_that_is_missing_stays_the_models_trouble() -> None:
+    prompt = replace(PROMPT, workspace_id="w-1")
+    missing = {"error": {"code": 404, "message": "No endpoints found"}}
+    (outcome,), _ = bodies_and_headers(prompt, missing, status="404 No", own_keys={"w-1": "sk-or-own-1234567"})
+    assert isinstance(outcome, Systemic)
+    assert outcome.scope is Scope.MODEL
+
+
+def test_answers_are_kept_by_openrouter_only_where_that_is_asked_for() -> None:
+    _, (without,) = bodies_and_headers(PROMPT, WRITTEN)
+    _, (kept,) = bodies_and_headers(PROMPT, WRITTEN, cache_seconds=600)
+    assert b"x-openrouter-cache" not in without.lower()
+    assert b"x-openrouter-cache: true" in kept.lower()
+    assert b"x-openrouter-cache-ttl: 600" in kept.lower()
+
+
+def test_a_text_that_openrouter_kept_comes_again_for_nothing() -> None:
+    async def run() -> tuple[Completion | Failure, Completion | Failure, int]:
+        async with Sandbox() as sandbox, http_client(connections=2) as client:
+            model = OpenRouter(client, sandbox.openrouter_url, KEY, cache_seconds=600)
+            first, again = await model.complete(PROMPT), await model.complete(PROMPT)
+            return first, again, len(sandbox.record.where(kind="generation", accepted=True))
+
+    first, again, generated = asyncio.run(run())
+    assert isinstance(first, Completion)
+    assert isinstance(again, Completion)
+    assert (again.text, again.cost, generated) == (first.text, 0.0, 1)
+    assert first.cost
+
+
+def test_where_the_model_cannot_answer_the_next_one_does_and_is_named() -> None:
+    prompt = replace(PROMPT, fallback_models=("mistral/small", "meta/llama"))
+    outcome, _ = ask_sandbox(Behaviour(faults=(Fault(Kind.GENERATION, "model_404"),)), prompt)
+    assert isinstance(outcome, Completion)
+    assert outcome.model == "mistral/small"
+
+
+def test_an_only_model_is_asked_for_as_one_and_several_as_a_list_in_their_order() -> None:
+    _, (one,) = bodies_and_headers(PROMPT, WRITTEN)
+    _, (several,) = bodies_and_headers(replace(PROMPT, fallback_models=("b/c", "d/e")), WRITTEN)
+    body = orjson.loads(one.partition(b"\r\n\r\n")[2])
+    assert (body["model"], body.get("models")) == (PROMPT.model, None)
+    body = orjson.loads(several.partition(b"\r\n\r\n")[2])
+    assert (body.get("model"), body["models"]) == (None, [PROMPT.model, "b/c", "d/e"])

@@ -1,10 +1,18 @@
 import pickle
+import re
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from campaign_pipeline.core.address import InvalidAddress, alternatives, masked, normalize_phone
+from campaign_pipeline.core.address import (
+    InvalidAddress,
+    alternatives,
+    email_among,
+    masked,
+    normalize_email,
+    normalize_phone,
+)
 
 thorough = settings(max_examples=300, deadline=None)  # no deadline: the machine does other things too
 area_codes = st.builds("{}{}".format, st.integers(1, 9), st.integers(1, 9))
@@ -226,3 +234,86 @@ def test_the_middle_of_an_address_is_hidden(address: str, shown: str) -> None:
 def test_at_least_a_third_of_every_number_is_hidden(digits: str) -> None:
     assert masked(digits).count("*") >= len(digits) / 3
     assert len(masked(digits)) == len(digits)
+
+
+# E-mail ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        ("ana@example.com", "ana@example.com"),
+        ("  Ana.Souza+crm@Example.COM.BR ", "Ana.Souza+crm@example.com.br"),
+        ("mailto:ana@example.com", "ana@example.com"),
+        ("\u200bana@example.com\u200e", "ana@example.com"),
+        ("ana@pão.com.br", "ana@xn--po-sia.com.br"),
+        ("o'brien@example.com", "o'brien@example.com"),
+    ],
+)
+def test_an_email_address_is_given_as_servers_take_it(raw: str, expected: str) -> None:
+    assert normalize_email(raw) == expected
+    assert normalize_email(expected) == expected
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        "ana",
+        "ana@",
+        "@example.com",
+        "ana@localhost",
+        "ana@example",
+        "ana@@example.com",
+        "ana souza@example.com",
+        "ana.@example.com",
+        ".ana@example.com",
+        "ana..s@example.com",
+        "ana@-example.com",
+        "ana@example..com",
+        "ana@10.0.0.1",
+        "ana@[10.0.0.1]",
+        '"ana souza"@example.com',
+        "Ana <ana@example.com>",
+        "ana@example.com, bia@example.com",
+        "ana@example.com;bia@example.com",
+        "ana@example.com\r\nRCPT TO:<x@y.example>",
+        "ana\x00@example.com",
+        "joão@example.com",
+        f"{'a' * 65}@example.com",
+        f"ana@{'a.' * 130}com",
+        f"ana@{'ã' * 300}.com",
+    ],
+)
+def test_what_no_server_would_take_is_refused_and_not_repeated(raw: str) -> None:
+    with pytest.raises(InvalidAddress) as raised:
+        normalize_email(raw)
+    assert raised.value.code == "invalid_email"
+    assert raw.strip() not in str(raised.value)
+
+
+@pytest.mark.parametrize("raw", [None, "", "  ", "\u200b"])
+def test_a_missing_email_address_is_named_as_missing(raw: str | None) -> None:
+    with pytest.raises(InvalidAddress) as raised:
+        normalize_email(raw)
+    assert raised.value.code == "no_email"
+
+
+@thorough
+@given(st.text(max_size=300) | st.emails())
+def test_an_email_address_that_passes_has_one_at_and_nothing_that_steers_a_server(raw: str) -> None:
+    try:
+        address = normalize_email(raw)
+    except InvalidAddress:
+        return
+    assert re.fullmatch(r"[!-?A-~]+@[a-z0-9.-]+", address)
+    assert normalize_email(address) == address
+
+
+@pytest.mark.parametrize("name", ["Email", "E-mail", " email ", "EMAIL PRINCIPAL", "e-mail comercial"])
+def test_the_crms_field_for_the_address_is_known_by_its_name(name: str) -> None:
+    fields = [{"name": "Rating", "value": "5"}, {"name": name, "value": ""}, {"name": name, "value": "ana@example.com"}]
+    assert email_among(fields) == "ana@example.com"
+
+
+def test_a_field_that_only_speaks_of_email_is_none() -> None:
+    assert email_among([{"name": "Aceita email?", "value": "sim"}, {"name": None, "value": None}, {}]) is None

@@ -1,3 +1,4 @@
+import json
 import pickle
 from time import perf_counter
 
@@ -6,7 +7,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from campaign_pipeline.core.context import LeadContext
-from campaign_pipeline.core.generation import TextProblem, check_text, first_contact_prompt, split_prompt
+from campaign_pipeline.core.generation import (
+    LONGEST_SUBJECT,
+    TextProblem,
+    check_subject,
+    check_text,
+    email_prompt,
+    first_contact_prompt,
+    parse_email,
+    split_prompt,
+)
 
 GOOD = "Olá, Ana! Tudo bem? Vi que a Padaria Aurora abriu uma segunda loja."
 thorough = settings(max_examples=300, deadline=None)  # no deadline: the machine does other things too
@@ -274,3 +284,92 @@ def test_a_text_with_the_mark_in_it_gets_another_mark(forged: str) -> None:
     assert mark.startswith("</mensagem_")
     assert user.count(mark) == 1
     assert text in user
+
+
+# E-mail ---------------------------------------------------------------------------------------------------------------
+
+BODY = "Olá, Ana!\n\nVi que a sua padaria cresceu. Podemos conversar?"
+
+
+@pytest.mark.parametrize(
+    ("raw", "subject"),
+    [
+        (json.dumps({"subject": "Café", "body": BODY}), "Café"),
+        (f"```json\n{json.dumps({'subject': 'Café', 'body': BODY}, ensure_ascii=False)}\n```", "Café"),
+        (
+            f"Aqui está o e-mail:\n{json.dumps({'body': BODY, 'subject': 'Café', 'tone': 'x'})}\nEspero que ajude!",
+            "Café",
+        ),
+        ('{"subject": "Café", "body": "' + BODY + '"}', "Café"),  # line breaks as they are
+        (json.dumps({"subject": None, "body": BODY}), None),
+        (f"Assunto: Café\n\n{BODY}", "Café"),
+        (f"**Assunto:** Café\n\n**Corpo:**\n{BODY}", "Café"),
+        (f"Subject: Café\n{BODY}", "Café"),
+        (BODY, None),
+    ],
+)
+def test_subject_and_body_are_found_however_the_model_gives_them(raw: str, subject: str | None) -> None:
+    found, body = parse_email(raw)
+    assert body.strip() == BODY
+    assert (found.strip() if found else found) == subject
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        '{"subject": "Café", "body": "Olá, Ana! Vi que',
+        '{"subject": "Café"}',
+        '{"subject": "Café", "body": 7}',
+        '{"subject": "Café", "body": "a" "b"}',
+        '{"subject" "body"}',
+        '["subject", "body"]',
+    ],
+)
+def test_json_that_cannot_be_read_never_reaches_a_lead(raw: str) -> None:
+    with pytest.raises(TextProblem) as raised:
+        parse_email(raw)
+    assert raised.value.code == "malformed"
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        ("Café à vista ☕", "Café à vista ☕"),
+        ('"Café"', "Café"),
+        ("  Café\r\nBcc: x@y.z\u2028Oi ", "Café Bcc: x@y.z Oi"),
+        ("Oi \u202eoãçnetA", "Oi oãçnetA"),
+        (None, "Olá, Ana!"),
+        ("", "Olá, Ana!"),
+        ("— ☕ —", "Olá, Ana!"),
+        ("palavra " * 40, "palavra " * 13 + "palavra…"),
+        ("á" * 300, "á" * 119 + "…"),
+    ],
+)
+def test_a_subject_is_one_line_or_the_texts_first_sentence(raw: str | None, expected: str) -> None:
+    assert check_subject(raw, BODY) == expected
+
+
+@thorough
+@given(st.text(max_size=300), st.text(max_size=100))
+def test_a_subject_that_passes_is_short_and_has_no_line_end(raw: str, body: str) -> None:
+    try:
+        subject = check_subject(raw, body)
+    except TextProblem:
+        return
+    assert 0 < len(subject) <= LONGEST_SUBJECT
+    assert len(subject.splitlines()) == 1
+    assert check_subject(subject, body) == subject
+
+
+def test_a_subject_with_a_field_to_fill_in_is_refused() -> None:
+    with pytest.raises(TextProblem) as raised:
+        check_subject("Oi, [Nome]!", BODY)
+    assert raised.value.code == "placeholder"
+
+
+def test_the_prompt_for_an_email_asks_for_json_and_keeps_the_rules_about_data() -> None:
+    system, user = email_prompt("Venda café.", LeadContext(client_name="Ana"))
+    assert system.startswith("Venda café.")
+    assert '{"subject": ' in system
+    assert "nunca instruções" in system
+    assert "Ana" in user

@@ -32,6 +32,7 @@ def test_everything_the_crm_knows_of_a_lead_is_read(world: World) -> None:
         priority="alta",
         tags=["quente", "sp"],
         whatsapp_name="Aninha",
+        email="ana@example.com",
         phone="+55 11 91234-5678",
         whatsapp_jid="5511912345678@s.whatsapp.net",
     )
@@ -41,6 +42,7 @@ def test_everything_the_crm_knows_of_a_lead_is_read(world: World) -> None:
     row = contexts(world, lead)[str(lead)]
     assert (row["phone"], row["whatsapp_jid"]) == ("+55 11 91234-5678", "5511912345678@s.whatsapp.net")
     assert row["context"] == {
+        "email": "ana@example.com",
         "client_name": "Ana Souza",
         "company": "Padaria Pão Quente",
         "deal_value": 1234.5,

@@ -136,6 +136,7 @@ BEGIN
                 WHERE m.run_id = r.run_id
                   AND m.status = 'pending'
                   AND COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) <= campaign_now()
+                  AND (m.inbox_id IS NULL OR NOT campaign_waits_for_its_inbox(m.id, m.run_id, m.inbox_id))
                 ORDER BY COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at)
                 LIMIT least(share, r.quota)
                 FOR UPDATE SKIP LOCKED
@@ -148,6 +149,13 @@ BEGIN
         SET status = 'queued', queued_at = campaign_now(), lease_token = p_token, lease_owner = p_owner,
             lease_expires_at = campaign_now() + make_interval(secs => p_lease_seconds)
         WHERE id = ANY (picked);
+
+        -- Through the inbox that its run uses now, but for a conversation that has begun through another.
+        UPDATE campaign_messages m
+        SET inbox_id = r.active_inbox_id
+        FROM campaign_runs r
+        WHERE m.id = ANY (picked) AND r.id = m.run_id AND m.inbox_id IS DISTINCT FROM r.active_inbox_id
+          AND NOT campaign_is_bound(m.id, m.inbox_id);
 
         RETURN QUERY SELECT unnest(picked);
         remaining := remaining - cardinality(picked);
@@ -266,8 +274,10 @@ BEGIN
         WHEN EXISTS (SELECT 1 FROM campaign_pauses) AND EXISTS (
             SELECT 1 FROM campaign_pauses p
             WHERE (p.kind = 'systemic' OR p.until > campaign_now()) AND p.probe_message_id IS DISTINCT FROM m.id
-              AND (   (p.scope = 'inbox' AND p.scope_id = c.inbox_id::text)
-                   OR (p.scope = 'run' AND p.scope_id = r.id::text AND NOT begun.yes)
+              AND (   (p.scope = 'inbox' AND p.scope_id = COALESCE(m.inbox_id, c.inbox_id)::text)
+                   -- A limit on spending keeps texts from being written, not those that were paid for from going out.
+                   OR (p.scope = 'run' AND p.scope_id = r.id::text AND NOT begun.yes
+                       AND (p_needs_model OR p.code <> 'spending_limit'))
                    OR (p_needs_model AND p.scope = 'workspace' AND p.scope_id = c.workspace_id::text)
                    OR (p_needs_model AND p.scope = 'provider')
                    OR (p_needs_model AND p.scope = 'model' AND p.scope_id IN (
@@ -312,16 +322,22 @@ END $$;
 -- written down. Only what answers 'go' may be requested from the provider. A text is kept whenever the lease is held,
 -- though its first part may not leave now: it was paid for.
 -- Items: {id, token, part_no, attempt_no, address, inbox_id, channel, contact_name, and with a new text:
---         text, parts[], ai_model, ai_tokens_used, ai_cost_usd, ai_generation_time_ms}. part_no 0: only keep the text.
+--         text, subject, parts[], ai_model, ai_tokens_used, ai_cost_usd, ai_generation_time_ms}. part_no 0: only keep
+--         the text, or what was paid for one that may not be sent.
 -- Repeating an item after a lost connection is safe: the same token and attempt number find their own row and go on.
+-- Where an inbox or a campaign has a pace: 'paced' until its turn comes (wait_seconds, wait_code), and what goes has to
+-- leave within grace_seconds of asking, else its slot is to be given back (see pacing.sql).
 CREATE OR REPLACE FUNCTION campaign_begin_parts(p_items jsonb)
-RETURNS TABLE (message_id uuid, verdict text, conversation_id uuid) LANGUAGE plpgsql
+RETURNS TABLE (message_id uuid, verdict text, conversation_id uuid,
+               wait_seconds double precision, wait_code text, grace_seconds double precision) LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 #variable_conflict use_column
 DECLARE
     verdicts jsonb;    -- message -> verdict
     held     uuid[];   -- the caller has the lease
     going    uuid[];   -- and the request may leave
+    refused  jsonb;    -- message -> verdict, where consent refuses what else might go
+    slots    jsonb;    -- message -> its turn, where it goes by a pace
     conversations jsonb;  -- message -> conversation, where it had none
 BEGIN
     -- Locked from here to the commit, so that nobody takes a message over between the check and the intent.
@@ -335,16 +351,31 @@ BEGIN
     FROM campaign_verdicts(p_items, false) v
     JOIN jsonb_to_recordset(p_items) AS i (id uuid, part_no integer) ON i.id = v.message_id;
 
+    refused := campaign_refused_by_consent(p_items, going);
+    IF refused IS NOT NULL THEN
+        verdicts := verdicts || refused;
+        going := ARRAY(SELECT g.id FROM unnest(going) AS g (id) WHERE NOT refused ? g.id::text);
+    END IF;
+
+    slots := campaign_take_slots(p_items, going);
+    IF slots IS NOT NULL THEN
+        going := ARRAY(SELECT g.id FROM unnest(going) AS g (id) WHERE NOT COALESCE(slots -> g.id::text ? 'wait', false));
+    END IF;
+
+    IF jsonb_path_exists(p_items, '$[*].ai_cost_usd') THEN
+        PERFORM campaign_note_spending(p_items, held);
+    END IF;
+
     -- A new text: its parts, the one to be sent now already as an attempt.
     INSERT INTO campaign_message_parts AS p
-        (message_id, part_no, text, status, idempotency_key, attempts, attempt_token, attempted_at, address, inbox_id)
+        (message_id, part_no, text, status, idempotency_key, attempts, attempt_token, attempted_at, address, address_kind, inbox_id)
     SELECT i.id, t.no, t.text,
            CASE WHEN now_.yes THEN 'attempting' ELSE 'planned' END,
            i.id || ':' || t.no,
            CASE WHEN now_.yes THEN 1 ELSE 0 END,
            CASE WHEN now_.yes THEN i.token END,
            CASE WHEN now_.yes THEN campaign_now() END,
-           NULLIF(i.address, ''), i.inbox_id
+           NULLIF(i.address, ''), campaign_address_kind(i.address), i.inbox_id
     FROM jsonb_to_recordset(p_items) AS i (id uuid, token uuid, part_no integer, address text, inbox_id uuid, parts text[])
     CROSS JOIN LATERAL unnest(i.parts) WITH ORDINALITY AS t (text, no)
     CROSS JOIN LATERAL (SELECT t.no = i.part_no AND i.id = ANY (going) AS yes) now_
@@ -355,7 +386,7 @@ BEGIN
     -- A later part, or another attempt at one.
     UPDATE campaign_message_parts p
     SET status = 'attempting', attempts = i.attempt_no, attempt_token = i.token, attempted_at = campaign_now(),
-        address = i.address, inbox_id = i.inbox_id, error_class = NULL, error_code = NULL, error_message = NULL,
+        address = i.address, address_kind = campaign_address_kind(i.address), inbox_id = i.inbox_id, error_class = NULL, error_code = NULL, error_message = NULL,
         resend_approved_at = NULL
     FROM jsonb_to_recordset(p_items) AS i (id uuid, token uuid, part_no integer, attempt_no integer, address text, inbox_id uuid)
     WHERE i.id = ANY (going) AND p.message_id = i.id AND p.part_no = i.part_no
@@ -367,20 +398,34 @@ BEGIN
     JOIN campaign_message_parts p ON p.message_id = i.id AND p.part_no = i.part_no
     WHERE i.id = ANY (going) AND p.status = 'attempting' AND p.attempts = i.attempt_no AND p.attempt_token = i.token;
 
+    IF slots IS NOT NULL THEN
+        UPDATE campaign_message_parts p SET slot_at = campaign_now()
+        FROM jsonb_to_recordset(p_items) AS i (id uuid, part_no integer)
+        WHERE i.id = ANY (going) AND slots ? i.id::text AND p.message_id = i.id AND p.part_no = i.part_no
+          AND p.slot_at IS NULL;
+    END IF;
+
     conversations := campaign_find_conversations(p_items, going);
 
     UPDATE campaign_messages m
     SET conversation_id       = COALESCE(m.conversation_id, (conversations ->> m.id::text)::uuid),
         status                = CASE WHEN m.id = ANY (going) THEN 'sending' ELSE m.status END,
         generated_message     = COALESCE(m.generated_message, i.text),
+        subject               = COALESCE(m.subject, i.subject),
+        template              = COALESCE(m.template, NULLIF(i.template, 'null')),
         ai_model              = COALESCE(i.ai_model, m.ai_model),
         ai_tokens_used        = COALESCE(i.ai_tokens_used, m.ai_tokens_used),
-        ai_cost_usd           = COALESCE(i.ai_cost_usd, m.ai_cost_usd),
+        -- What an earlier text cost that could not be sent was paid, too.
+        ai_cost_usd           = CASE WHEN m.generated_message IS NULL AND i.ai_cost_usd IS NOT NULL
+                                     THEN COALESCE(m.ai_cost_usd, 0) + i.ai_cost_usd ELSE m.ai_cost_usd END,
         ai_generation_time_ms = COALESCE(i.ai_generation_time_ms, m.ai_generation_time_ms),
         address               = COALESCE(NULLIF(i.address, ''), m.address),
-        phone_normalized      = COALESCE(NULLIF(i.address, ''), m.phone_normalized)
-    FROM jsonb_to_recordset(p_items) AS i (id uuid, address text, text text, ai_model text, ai_tokens_used integer,
-         ai_cost_usd numeric, ai_generation_time_ms integer)
+        address_kind          = COALESCE(campaign_address_kind(i.address), m.address_kind),
+        phone_normalized      = CASE WHEN i.channel = 'email' THEN m.phone_normalized
+                                     ELSE COALESCE(NULLIF(i.address, ''), m.phone_normalized) END,
+        inbox_id              = CASE WHEN m.id = ANY (going) THEN COALESCE(i.inbox_id, m.inbox_id) ELSE m.inbox_id END
+    FROM jsonb_to_recordset(p_items) AS i (id uuid, address text, channel text, inbox_id uuid, text text, subject text, template jsonb, ai_model text,
+         ai_tokens_used integer, ai_cost_usd numeric, ai_generation_time_ms integer)
     WHERE m.id = i.id AND m.id = ANY (held);
 
     -- A probe that got its text proves that the language model works again.
@@ -389,9 +434,12 @@ BEGIN
 
     RETURN QUERY
     SELECT i.id, CASE WHEN i.id = ANY (going) OR (i.part_no = 0 AND i.id = ANY (held)) THEN 'go'
+                      WHEN slots -> i.id::text ? 'wait' THEN 'paced'
                       WHEN verdicts ->> i.id::text = 'go' THEN 'lost'
                       ELSE verdicts ->> i.id::text END,
-           m.conversation_id
+           m.conversation_id,
+           (slots -> i.id::text ->> 'wait')::double precision, slots -> i.id::text ->> 'code',
+           (slots -> i.id::text ->> 'grace')::double precision
     FROM jsonb_to_recordset(p_items) AS i (id uuid, part_no integer) LEFT JOIN campaign_messages m ON m.id = i.id;
 END $$;
 
@@ -412,13 +460,13 @@ BEGIN
         JOIN campaign_configs c ON c.id = r.config_id
         LEFT JOIN LATERAL (
             SELECT v.id FROM conversations v
-            WHERE v.workspace_id = c.workspace_id AND v.lead_id = m.lead_id AND COALESCE(v.channel, i.channel) = i.channel
+            WHERE v.workspace_id = c.workspace_id AND v.lead_id = m.lead_id AND COALESCE(v.channel, 'whatsapp') = i.channel
             ORDER BY v.last_message_at DESC NULLS LAST, v.created_at DESC LIMIT 1) by_lead ON true
         LEFT JOIN LATERAL (
             SELECT v.id FROM conversations v
             WHERE by_lead.id IS NULL AND v.workspace_id = c.workspace_id
-              AND v.contact_phone IN (i.address, '+' || i.address, m.phone_number)
-              AND COALESCE(v.channel, i.channel) = i.channel
+              AND v.contact_phone IN (i.address, '+' || i.address, m.phone_number)  -- an e-mail address, too, is kept there
+              AND COALESCE(v.channel, 'whatsapp') = i.channel
             ORDER BY v.last_message_at DESC NULLS LAST, v.created_at DESC LIMIT 1) by_phone ON true
         WHERE m.id = ANY (p_ids)
     ) f;
@@ -426,7 +474,7 @@ BEGIN
     -- One new conversation a lead, though two of its messages are begun in this very statement.
     WITH missing AS (
         SELECT DISTINCT ON (c.workspace_id, COALESCE(m.lead_id, m.id))
-               gen_random_uuid() AS id, c.workspace_id, c.inbox_id, m.lead_id, m.run_id, i.contact_name, i.address, i.channel
+               gen_random_uuid() AS id, c.workspace_id, COALESCE(m.inbox_id, c.inbox_id) AS inbox_id, m.lead_id, m.run_id, i.contact_name, i.address, i.channel
         FROM jsonb_to_recordset(p_items) AS i (id uuid, address text, channel text, contact_name text)
         JOIN campaign_messages m ON m.id = i.id AND m.conversation_id IS NULL
         JOIN campaign_runs r ON r.id = m.run_id
@@ -454,7 +502,7 @@ END $$;
 
 -- What came of it: the outcome of a part, the next state of its message, or both; all of one commit.
 -- Items: {id, token, part_no, attempt_no, outcome, code, reason, provider_message_id, response, address, duration_ms,
---         looked_up, status, error_class, delay_seconds, count_attempt}.
+--         looked_up, status, error_class, delay_seconds, count_attempt, unrequested, in_conversation}.
 --   outcome  what is now known of attempt attempt_no of the part: sent, planned (surely not out), unknown, failed; or null
 --   status   where the message goes: sent, pending, failed, skipped; null: it stays where it is
 -- The fact that a part was sent is taken from whoever brings it, even after its lease is lost and whatever was believed
@@ -469,6 +517,7 @@ DECLARE
     sent_now  uuid[];   -- messages that became sent by this call
     out_now   jsonb;    -- parts that became sent by this call: [{id, part_no}]
     changed   uuid[];   -- messages with a part that changed
+    slotted   uuid[];   -- of these: where the part had taken a slot
 BEGIN
     -- All rows in one order, leased or not: a late fact and the new holder may meet here.
     PERFORM 1 FROM campaign_messages m
@@ -496,15 +545,20 @@ BEGIN
                                 'outcome', i.outcome, 'code', i.code, 'reason', i.reason, 'looked_up', i.looked_up)) END
         FROM jsonb_to_recordset(p_items) AS i (id uuid, part_no integer, attempt_no integer, outcome text, code text,
              reason text, provider_message_id text, response jsonb, address text, duration_ms integer, looked_up boolean,
-             error_class text)
+             error_class text, in_conversation boolean)
         WHERE p.message_id = i.id AND p.part_no = i.part_no
           AND CASE WHEN i.outcome = 'sent' THEN p.status <> 'sent' AND i.attempt_no <= p.attempts
                    ELSE i.id = ANY (held) AND p.attempts = i.attempt_no AND p.status IN ('attempting', 'unknown') END
-        RETURNING p.message_id, p.part_no, p.status
+        RETURNING p.message_id, p.part_no, p.status, p.slot_at, i.in_conversation
     )
     SELECT array_agg(s.message_id),
-           jsonb_agg(jsonb_build_object('id', s.message_id, 'part_no', s.part_no)) FILTER (WHERE s.status = 'sent')
-    INTO changed, out_now FROM settled s;
+           jsonb_agg(jsonb_build_object('id', s.message_id, 'part_no', s.part_no, 'written', s.in_conversation)) FILTER (WHERE s.status = 'sent'),
+           array_agg(s.message_id) FILTER (WHERE s.slot_at IS NOT NULL)
+    INTO changed, out_now, slotted FROM settled s;
+
+    IF slotted IS NOT NULL THEN
+        PERFORM campaign_settle_slots(p_items, slotted);
+    END IF;
 
     -- Counters are raised twice below, for what is sent and for what is not. Their runs are locked once and in order,
     -- or two shards that work the same two runs could wait for each other.
@@ -556,6 +610,9 @@ BEGIN
     WHERE m.id = i.id AND m.id = ANY (held) AND i.status IN ('pending', 'failed', 'skipped')
       AND campaign_is_leased(m.status);
 
+    -- A refusal that means "never again" holds for every campaign.
+    PERFORM campaign_suppress_refused(p_items, held);
+
     -- A late fact about a message that ended as unknown or skipped, with parts still to go: back-fill finds it.
     UPDATE campaign_messages m
     SET status = 'failed', error_class = 'exhausted', error_code = 'incomplete',
@@ -579,19 +636,21 @@ BEGIN
     LEFT JOIN campaign_messages m ON m.id = i.id;
 END $$;
 
--- Parts that went out appear in the CRM's chat. p_parts: [{id, part_no}] or null.
+-- Parts that went out appear in the CRM's chat, unless their provider wrote them there itself (`written`).
+-- p_parts: [{id, part_no, written}] or null.
 CREATE OR REPLACE FUNCTION campaign_show_in_conversation(p_parts jsonb) RETURNS void LANGUAGE sql
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
     WITH part AS (
-        SELECT m.conversation_id, m.run_id, m.lead_id, p.text, p.provider_message_id, p.part_no, p.sent_at
-        FROM jsonb_to_recordset(p_parts) AS i (id uuid, part_no integer)
+        SELECT m.conversation_id, m.run_id, m.lead_id, p.text, p.provider_message_id, p.part_no, p.sent_at, i.written
+        FROM jsonb_to_recordset(p_parts) AS i (id uuid, part_no integer, written boolean)
         JOIN campaign_message_parts p ON p.message_id = i.id AND p.part_no = i.part_no
         JOIN campaign_messages m ON m.id = i.id
         WHERE m.conversation_id IS NOT NULL
     ), shown AS (
         INSERT INTO messages (conversation_id, content_type, message_type, text_content, provider_message_id, is_read,
                               sent_by, created_at)
-        SELECT conversation_id, 'text', 'outgoing', text, provider_message_id, true, 'ai', sent_at FROM part ORDER BY part_no
+        SELECT conversation_id, 'text', 'outgoing', text, provider_message_id, true, 'ai', sent_at FROM part
+        WHERE written IS NOT TRUE ORDER BY part_no
     ), newest AS (
         SELECT DISTINCT ON (conversation_id) * FROM part ORDER BY conversation_id, part_no DESC
     )

@@ -11,6 +11,7 @@ SELECT message_id, run_id, was, owner FROM campaign_recover_leases();
 SELECT r.id AS run_id, r.name, r.wait_code, r.wait_reason, r.wait_until, r.resumed_at, campaign_now() AS now,
        c.id AS config_id, c.workspace_id, c.inbox_id, c.is_active, c.start_time::text AS start_time,
        c.end_time::text AS end_time, c.timezone, c.frequency, c.min_interval_seconds,
+       r.pace_held_since, r.active_inbox_id, fallback.inboxes AS fallbacks,
        connection.instance_id, connection.status AS instance_status, connection.name AS instance_name,
        (SELECT a.model FROM ai_agents a WHERE a.workspace_id = c.workspace_id AND a.is_active AND a.model IS NOT NULL
         ORDER BY a.created_at DESC LIMIT 1) AS model,
@@ -18,9 +19,21 @@ SELECT r.id AS run_id, r.name, r.wait_code, r.wait_reason, r.wait_until, r.resum
 FROM campaign_runs r
 LEFT JOIN campaign_configs c ON c.id = r.config_id
 LEFT JOIN LATERAL (
-    SELECT i.id AS instance_id, i.status, i.name FROM inbox_instances x JOIN instances i ON i.id = x.instance_id
+    SELECT i.id AS instance_id, i.status, i.name, i.provider FROM inbox_instances x JOIN instances i ON i.id = x.instance_id
     WHERE x.inbox_id = c.inbox_id
     ORDER BY (i.status = 'connected') DESC NULLS LAST, i.last_connected_at DESC NULLS LAST, i.id LIMIT 1) connection ON true
+-- Of the same tenant and the same channel: a text for WhatsApp has no address in a mailbox.
+LEFT JOIN LATERAL (
+    SELECT jsonb_agg(jsonb_build_object('inbox_id', f.id, 'instance_id', one.id, 'instance_status', one.status,
+                                        'instance_name', one.name) ORDER BY f.place) AS inboxes
+    FROM unnest(c.fallback_inbox_ids) WITH ORDINALITY AS f (id, place)
+    JOIN inboxes b ON b.id = f.id AND b.workspace_id = c.workspace_id
+    CROSS JOIN LATERAL (
+        SELECT i.id, i.status, i.name, i.provider FROM inbox_instances x JOIN instances i ON i.id = x.instance_id
+        WHERE x.inbox_id = f.id
+        ORDER BY (i.status = 'connected') DESC NULLS LAST, i.last_connected_at DESC NULLS LAST, i.id LIMIT 1) one
+    WHERE c.when_inbox_down = 'fallback' AND f.id <> c.inbox_id
+      AND COALESCE(one.provider, 'whatsapp') = COALESCE(connection.provider, one.provider, 'whatsapp')) fallback ON true
 LEFT JOIN LATERAL (
     SELECT COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) AS first_due FROM campaign_messages m
     WHERE m.run_id = r.id AND m.status = 'pending'
@@ -35,7 +48,8 @@ WITH probe AS (
     SELECT scope, scope_id FROM campaign_pauses WHERE kind = 'systemic' AND until <= campaign_now()
     FOR UPDATE SKIP LOCKED
 )
-SELECT p.scope, p.scope_id, p.kind, p.code, p.reason, p.since, p.until,
+SELECT p.scope, p.scope_id, p.kind, p.code, p.reason, p.since,
+       NULLIF(p.until, '9999-12-31Z') AS until,  -- nobody knows: until a limit is raised
        EXISTS (SELECT 1 FROM probe WHERE probe.scope = p.scope AND probe.scope_id = p.scope_id) AS probe_due
 FROM campaign_pauses p
 WHERE p.kind = 'systemic' OR p.until > campaign_now();
@@ -79,6 +93,10 @@ RETURNING EXTRACT(epoch FROM until - campaign_now()) AS seconds;
 -- name: drop_spent_throttles
 -- A slow-down that is over leaves no trace, half an hour later: until then a new one starts where it left off.
 DELETE FROM campaign_pauses WHERE kind = 'throttled' AND until < campaign_now() - interval '30 minutes';
+
+-- name: release_spending_limits
+-- A limit that was raised, or a day that is over: what waited for it goes on.
+DELETE FROM campaign_pauses p WHERE p.code = 'spending_limit' AND NOT campaign_limit_reached(p.scope, p.scope_id);
 
 -- name: expire_old_messages
 -- Skip what has been due for longer than it may be (of open time: the cut-off comes from core.window). Never a message
@@ -184,7 +202,11 @@ RETURNING r.id, r.name, r.status, r.leads_total, r.leads_success, r.leads_failed
 -- name: claim_messages
 -- Lease the next due messages, fairly (see campaign_claim_messages), and say what the batch needs to know of them. As an
 -- array: joined to the function, whose rows it takes for a thousand, the planner reads the whole table of messages.
-SELECT m.id AS message_id, m.run_id, r.config_id, c.workspace_id, c.inbox_id, m.lead_id, %(token)s::uuid AS lease_token,
+SELECT m.id AS message_id, m.run_id, r.config_id, c.workspace_id,
+       -- As the claim has just set it: this very statement still sees the rows as they were before.
+       COALESCE(CASE WHEN m.inbox_id IS NOT NULL AND campaign_is_bound(m.id, m.inbox_id) THEN m.inbox_id
+                     ELSE r.active_inbox_id END, c.inbox_id) AS inbox_id,
+       m.lead_id, %(token)s::uuid AS lease_token,
        greatest(COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at), '1970-01-01Z') AS due_at, m.retry_count
 FROM campaign_messages m
 JOIN campaign_runs r ON r.id = m.run_id
@@ -198,6 +220,7 @@ ORDER BY due_at, m.id;
 -- use to a model, and what is over 200 characters is left out by core.context anyway.
 SELECT l.id AS lead_id, left(l.phone, 100) AS phone, left(l.whatsapp_jid, 200) AS whatsapp_jid,
        jsonb_build_object(
+           'email', left(l.email, 400),
            'client_name', left(l.client_name, 400), 'company', left(l.company, 400), 'deal_value', l.deal_value,
            'priority', left(l.priority, 100),
            'tags', (SELECT array_agg(left(t.tag, 200)) FROM unnest(l.tags[1:20]) AS t (tag)),
@@ -223,12 +246,21 @@ SELECT jsonb_build_object(
             'instructions', c.ai_instructions, 'split_messages', COALESCE(c.split_messages, false),
             'max_split_parts', c.max_split_parts, 'start_time', c.start_time, 'end_time', c.end_time,
             'timezone', c.timezone, 'frequency', c.frequency,
-            'retry_delays_minutes', c.retry_delays_minutes))
+            'retry_delays_minutes', c.retry_delays_minutes,
+            'template', CASE WHEN c.template_name IS NOT NULL THEN jsonb_build_object('name', c.template_name,
+                'language', c.template_language, 'variables', c.template_variables, 'body', c.template_body) END))
         FROM campaign_configs c WHERE c.id = ANY (%(config_ids)s)),
     'models', (SELECT jsonb_object_agg(a.workspace_id, a.model) FROM (
             SELECT DISTINCT ON (a.workspace_id) a.workspace_id, a.model FROM ai_agents a
             WHERE a.workspace_id = ANY (%(workspace_ids)s) AND a.is_active AND a.model IS NOT NULL
             ORDER BY a.workspace_id, a.created_at DESC) a),
+    'fallback_models', (SELECT jsonb_object_agg(a.workspace_id, to_jsonb(a.fallback_models)) FROM (
+            SELECT DISTINCT ON (a.workspace_id) a.workspace_id, a.fallback_models FROM ai_agents a
+            WHERE a.workspace_id = ANY (%(workspace_ids)s) AND a.is_active AND a.model IS NOT NULL
+            ORDER BY a.workspace_id, a.created_at DESC) a
+        WHERE cardinality(a.fallback_models) > 0),
+    'one_a_day', (SELECT jsonb_agg(w.id) FROM workspaces w
+        WHERE w.id = ANY (%(workspace_ids)s) AND w.one_message_per_lead_per_day),
     'inboxes', (SELECT jsonb_object_agg(b.id, jsonb_build_object('name', b.name)) FROM inboxes b
         WHERE b.id = ANY (%(inbox_ids)s)),
     'splitter', (SELECT jsonb_build_object('strategy', s.strategy, 'min_chars', s.min_chars_to_split,
@@ -240,7 +272,10 @@ SELECT jsonb_build_object(
 -- How to reach an inbox, keys included: read by each shard for itself and never written anywhere.
 SELECT b.id AS inbox_id, b.workspace_id, i.id AS instance_id, i.name, i.provider, i.provider_type, i.api_key,
        i.instance_token, i.phone_number, i.status, COALESCE(i.settings, '{}') AS settings,
-       COALESCE(i.provider_config, '{}') AS provider_config
+       COALESCE(i.provider_config, '{}') AS provider_config,
+       (SELECT a.openrouter_api_key FROM ai_agents a
+        WHERE a.workspace_id = b.workspace_id AND a.is_active AND a.model IS NOT NULL
+        ORDER BY a.created_at DESC LIMIT 1) AS openrouter_api_key
 FROM inboxes b
 JOIN inbox_instances x ON x.inbox_id = b.id
 JOIN instances i ON i.id = x.instance_id
@@ -255,8 +290,8 @@ FROM campaign_take_over(%(ids)s, %(batch_token)s, %(token)s, %(owner)s, %(lease_
 
 -- name: read_leased_messages
 -- What a shard works on: the messages that it holds, with their stored text and ledger.
-SELECT m.id, m.run_id, r.config_id, c.workspace_id, c.inbox_id, m.lead_id, m.phone_number, m.generated_message AS text,
-       m.retry_count, campaign_now() AS now,
+SELECT m.id, m.run_id, r.config_id, c.workspace_id, COALESCE(m.inbox_id, c.inbox_id) AS inbox_id, m.lead_id, m.phone_number, m.generated_message AS text,
+       m.subject, m.template, m.retry_count, campaign_now() AS now,
        COALESCE((SELECT jsonb_agg(jsonb_build_object('part_no', p.part_no, 'text', p.text, 'status', p.status,
                         'attempts', p.attempts, 'address', p.address, 'inbox_id', p.inbox_id,
                         'error_code', p.error_code, 'resend_approved', p.resend_approved_at IS NOT NULL,
@@ -279,20 +314,84 @@ RETURNING id;
 SELECT message_id, verdict FROM campaign_start_generating(%(items)s);
 
 -- name: begin_parts
-SELECT message_id, verdict, conversation_id FROM campaign_begin_parts(%(items)s);
+SELECT message_id, verdict, conversation_id, wait_seconds, wait_code, grace_seconds FROM campaign_begin_parts(%(items)s);
+
+-- name: peek_turn
+-- How long a message waits for its turn, and why; takes nothing.
+SELECT wait_seconds, wait_code FROM campaign_peek_turn(%(message_id)s, %(inbox_id)s);
+
+-- name: slow_inbox_down
+-- The provider said that an inbox goes too fast: how many times slower it goes now.
+SELECT campaign_slow_down(%(inbox_id)s) AS factor;
+
+-- name: drop_recovered_paces
+-- An inbox without a pace of its own that was slowed down, and has recovered: it costs its messages nothing more.
+DELETE FROM campaign_pace_state s
+WHERE (s.scope, s.scope_id) IN (
+    SELECT x.scope, x.scope_id FROM campaign_pace_state x
+    WHERE x.scope = 'inbox' AND x.slowed_at < campaign_now() - interval '45 minutes'
+      AND NOT EXISTS (SELECT 1 FROM campaign_inbox_pace p WHERE p.inbox_id = x.scope_id)
+    FOR UPDATE SKIP LOCKED);
+
+-- name: list_paces
+-- Where each of these inboxes and campaigns stands that has a pace; what is leased and has not begun counts as used.
+WITH run AS (
+    SELECT u.run_id, u.inbox_id, u.config_id,
+           -- All three statuses are named for the index campaign_messages_leased.
+           (SELECT count(*) FROM campaign_messages m
+            WHERE m.run_id = u.run_id AND m.status IN ('queued', 'generating', 'sending') AND m.status <> 'sending') AS leased
+    FROM unnest(%(run_ids)s::uuid[], %(inbox_ids)s::uuid[], %(config_ids)s::uuid[]) AS u (run_id, inbox_id, config_id)
+), scope AS (
+    SELECT 'inbox' AS scope, run.inbox_id AS id, sum(run.leased)::integer AS leased FROM run
+    WHERE EXISTS (SELECT 1 FROM campaign_inbox_pace p WHERE p.inbox_id = run.inbox_id)
+       OR EXISTS (SELECT 1 FROM campaign_pace_state s WHERE s.scope = 'inbox' AND s.scope_id = run.inbox_id)
+    GROUP BY run.inbox_id
+    UNION ALL
+    SELECT 'campaign', run.config_id, sum(run.leased)::integer FROM run
+    JOIN campaign_configs c ON c.id = run.config_id AND (c.min_interval_seconds > 0 OR c.daily_limit IS NOT NULL)
+    GROUP BY run.config_id
+)
+SELECT scope.scope, scope.id AS scope_id, scope.leased, p.gap_seconds, p.jitter, p.slow_factor, p.hourly_limit, p.hour_count,
+       p.daily_limit, p.day_count, p.zone, greatest(p.free_at, campaign_now()) AS free_at, p.code, campaign_now() AS now
+FROM scope CROSS JOIN LATERAL campaign_pace(scope.scope, scope.id) p;
+
+-- name: note_pace_holds
+-- Since when more is due in these runs than their pace lets go (null: nothing that was due is left).
+UPDATE campaign_runs r
+SET pace_held_since = CASE WHEN due.waits THEN COALESCE(r.pace_held_since, campaign_now()) END
+FROM unnest(%(run_ids)s::uuid[]) AS u (run_id)
+CROSS JOIN LATERAL (SELECT COALESCE((
+    SELECT COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) <= campaign_now() FROM campaign_messages m
+    WHERE m.run_id = u.run_id AND m.status = 'pending'
+    ORDER BY COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) LIMIT 1), false) AS waits) due
+WHERE r.id = u.run_id AND (r.pace_held_since IS NOT NULL) IS DISTINCT FROM due.waits;
+
+-- name: note_active_inboxes
+-- Which fallback inbox each run goes through now (null: its own); runs that say so already are left alone.
+UPDATE campaign_runs r SET active_inbox_id = u.inbox_id
+FROM unnest(%(run_ids)s::uuid[], %(inbox_ids)s::uuid[]) AS u (run_id, inbox_id)
+WHERE r.id = u.run_id AND r.active_inbox_id IS DISTINCT FROM u.inbox_id;
 
 -- name: settle
 SELECT message_id, applied, moved, final FROM campaign_settle(%(items)s);
 
 -- name: find_control_part
--- A part that this inbox surely sent a while ago, to prove that looking up works; and the provider ids that other parts
--- to the same address took since the attempt began, none of which can be its answer.
+-- A part that this inbox surely sent a while ago, to prove that looking up works; the provider ids that other parts to
+-- the same address took since the attempt began, none of which can be its answer; and what the CRM's own conversation
+-- has of this text.
 SELECT (SELECT p.provider_message_id FROM campaign_message_parts p
         WHERE p.inbox_id = %(inbox_id)s AND p.status = 'sent' AND p.sent_at < campaign_now() - interval '10 seconds'
+          AND p.provider_message_id IS NOT NULL  -- an erased person's part has none
         ORDER BY p.sent_at DESC LIMIT 1) AS control_provider_id,
        (SELECT COALESCE(array_agg(p.provider_message_id), '{}') FROM campaign_message_parts p
         WHERE p.inbox_id = %(inbox_id)s AND p.status = 'sent' AND p.address = %(address)s
-          AND p.sent_at >= to_timestamp(%(started_at)s) - interval '1 day') AS taken_provider_ids;
+          AND p.sent_at >= to_timestamp(%(started_at)s) - interval '1 day') AS taken_provider_ids,
+       -- What somebody else (the CRM's own sender) wrote into the conversation of this text since the attempt began.
+       (SELECT COALESCE(array_agg(COALESCE(v.provider_message_id, v.id::text) ORDER BY v.created_at), '{}')
+        FROM campaign_messages m JOIN messages v ON v.conversation_id = m.conversation_id
+        WHERE m.id = %(message_id)s AND v.message_type IS DISTINCT FROM 'incoming'
+          AND v.created_at >= to_timestamp(%(started_at)s) - interval '2 seconds'
+          AND btrim(v.text_content) = btrim(%(text)s)) AS conversation_ids;
 
 -- name: write_logs
 -- What happened, in bulk.

@@ -1,0 +1,638 @@
+"""E-mail by SMTP: one mailbox of one mail server, over a bounded pool of connections.
+
+Contract: RFC 5321, RFC 3463 (enhanced codes), RFC 8058 (one-click unsubscribe). Once the message itself left, a server
+may have accepted it, whatever becomes of the connection: from there on an outcome without a reply is unknown. Before
+it, nothing was sent. SMTP has no look-up; the Message-ID is the same at every attempt, so that many mailboxes
+collapse a double that a person asked for.
+"""
+
+import asyncio
+import contextlib
+import html
+import quopri
+import re
+import ssl
+from base64 import b64encode
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from email.utils import format_datetime
+from enum import IntEnum
+from types import TracebackType
+from typing import Any, Final, NamedTuple
+from urllib.parse import quote, unquote, urlsplit
+from uuid import UUID, uuid5
+
+import aiosmtplib
+import httpx
+
+from campaign_pipeline.adapters.http import redact
+from campaign_pipeline.core import texts
+from campaign_pipeline.core.address import InvalidAddress, masked, normalize_email
+from campaign_pipeline.core.generation import TextProblem, check_subject
+from campaign_pipeline.core.ports import (
+    Attempt,
+    ChannelTraits,
+    Envelope,
+    Failure,
+    LookUp,
+    LookUpAnswer,
+    LookUpFailed,
+    NumberCheck,
+    NumberNotChecked,
+    Outcome,
+    Permanent,
+    Scope,
+    Sent,
+    Systemic,
+    Throttled,
+    Transient,
+    Unknown,
+)
+
+TRAITS = ChannelTraits(
+    name="smtp", max_part_chars=20_000, look_up=LookUp.NONE, number_check=False, may_split=False, has_subject=True
+)
+
+_MESSAGE_IDS: Final = UUID("6f0f6b1c-53cf-5c7a-9a55-5a0a2f6f3b11")
+"""Namespace of the Message-IDs; never changed, or a repeat would get another id."""
+
+FAILURES_IN_A_ROW = 3
+"""So many connections that failed one after the other are no accident: the server is down or wrongly named."""
+
+DATA_PATIENCE = 4
+"""Times the usual patience for the reply to a whole message: scanners take minutes, and giving up makes it unknown."""
+
+SOON = 300.0  # seconds: a server that defers or grey-lists wants minutes, not seconds
+
+
+class Stage(IntEnum):
+    """How far a message came."""
+
+    CONNECT = 0  # connection, greeting, EHLO, STARTTLS
+    LOGIN = 1
+    MAIL = 2
+    RCPT = 3
+    DATA = 4  # the command, before any of the message left
+    BODY = 5  # the message left
+
+
+class Rule(NamedTuple):
+    """One row of the table of refusals."""
+
+    stages: frozenset[Stage]
+    reply: str  # pattern on "<code> <enhanced code or ->": `550 5.1.1`, `421 -`
+    text: str  # pattern anywhere in the text; empty: any text
+    kind: str
+    code: str
+
+
+_ANY: Final = frozenset(Stage)
+_SETTING_UP: Final = frozenset({Stage.CONNECT, Stage.LOGIN})
+_ENVELOPE: Final = frozenset({Stage.RCPT, Stage.DATA, Stage.BODY})
+
+RULES: tuple[Rule, ...] = (
+    # The first that matches. What is about us comes before what is about the recipient: a relay says both with 550.
+    Rule(_ANY, r"53[0458] |\d+ 5\.7\.(8|9|14)$", "", "systemic", "bad_credentials"),
+    Rule(_ANY, r"421 4\.7\.|4\d\d 4\.7\.28$|454 ", "", "throttled", "rate_limited"),
+    Rule(_ANY, r"4", r"rate limit|sending (rate|limit)|too many|throttl|slow(ing)? down", "throttled", "rate_limited"),
+    Rule(frozenset({Stage.LOGIN}), r"5", "", "systemic", "bad_credentials"),
+    Rule(frozenset({Stage.CONNECT}), r"5", "", "systemic", "server_refuses"),
+    Rule(_ANY, r"5\d\d 5\.1\.[78]$", "", "systemic", "sender_refused"),
+    Rule(frozenset({Stage.MAIL}), r"5", "", "systemic", "sender_refused"),
+    Rule(
+        _ENVELOPE,
+        r"5",
+        r"sender (address )?(rejected|denied|refused)|not owned by|relay(ing)? (access )?(is )?(denied|not)"
+        r"|unable to relay|authentication (is )?required|account (is |has been )?(suspended|disabled)",
+        "systemic",
+        "sender_refused",
+    ),
+    Rule(
+        _ENVELOPE,
+        r"5\d\d (5\.7\.\d+|-)$",
+        r"\b(ip|sender|client|domain|host|server|address \[)\b.{0,60}(block|black|ban(ned)?\b|listed|reputation)"
+        r"|(blocked|listed) (by|at|in|using) |spamhaus|poor reputation",
+        "systemic",
+        "sender_blocked",
+    ),
+    Rule(_ENVELOPE, r"5\d\d 5\.1\.(0|1|2|3|6|10)$", "", "permanent", "hard_bounce"),
+    Rule(_ENVELOPE, r"5\d\d 5\.6\.7$|553 ", r"smtputf8|internationali[sz]ed", "permanent", "not_supported"),
+    Rule(_ENVELOPE, r"5\d\d 5\.3\.4$", "", "permanent", "too_large"),
+    Rule(_ENVELOPE, r"552 ", r"size|too (large|big)", "permanent", "too_large"),
+    Rule(_ENVELOPE, r"552 |5\d\d 5\.2\.2$|4\d\d 4\.2\.2$", "", "transient", "mailbox_full"),
+    Rule(
+        frozenset({Stage.RCPT}),
+        r"5",
+        r"user (is )?unknown|unknown user|no such (user|mailbox|recipient|person)|(user|mailbox|recipient|address) "
+        r"(was )?(not found|does not exist|doesn't exist|unavailable)|invalid (recipient|mailbox)",
+        "permanent",
+        "hard_bounce",
+    ),
+    Rule(frozenset({Stage.RCPT}), r"55[013] -$|551 ", "", "permanent", "hard_bounce"),
+    Rule(frozenset({Stage.DATA, Stage.BODY}), r"55\d |571 ", "", "permanent", "content_refused"),
+    Rule(_ENVELOPE, r"4\d\d 4\.7\.1$", "", "transient", "greylisted"),
+    Rule(_ENVELOPE, r"4", r"gr[ea]y.?list", "transient", "greylisted"),
+    Rule(_ANY, r"4", "", "transient", "deferred"),
+    Rule(_ANY, r"5", "", "permanent", "refused"),
+)
+
+SENTENCES: Mapping[str, str] = {
+    "bad_credentials": "The mail server refuses this mailbox's user or password; correct them in the instance.",
+    "rate_limited": "The mail server says that this mailbox sends too fast.",
+    "server_refuses": "The mail server refuses connections from here.",
+    "sender_refused": "The mail server does not let this mailbox send from its address.",
+    "sender_blocked": "The mail server blocks this sender or its network; it must be taken off the block list first.",
+    "hard_bounce": "The lead's mailbox does not exist.",
+    "not_supported": "The mail server cannot send to such an address.",
+    "too_large": "The mail server finds the message too large.",
+    "mailbox_full": "The lead's mailbox is full.",
+    "content_refused": "The mail server refused the message's content.",
+    "greylisted": "The mail server asks to come back later (grey-listing).",
+    "deferred": "The mail server cannot take the message now.",
+    "refused": "The mail server refused the message.",
+    "unreadable": "The mail server answered with something that is no SMTP reply.",
+    "untrusted_certificate": "The mail server's certificate is not to be trusted.",
+    "no_tls": "The mail server offers no STARTTLS, and security is starttls; a password would be readable on the way.",
+    "no_login": "The mail server offers no way to log in that is known here.",
+}
+
+_ENHANCED: Final = re.compile(r"\s*([245]\.\d{1,3}\.\d{1,3})\b")
+_EMAIL: Final = re.compile(r"[^\s<>\"'(),:;]+@[\w.-]+")
+
+
+def classify(stage: Stage, reply: int, text: str) -> Failure:
+    """Class a refusal by the table; the text for people has its addresses masked."""
+    enhanced = _ENHANCED.match(text)
+    number = f"{reply} {enhanced[1] if enhanced else '-'}"
+    rule = next(
+        (
+            rule
+            for rule in RULES
+            if stage in rule.stages
+            and re.match(rule.reply, number)
+            and (not rule.text or re.search(rule.text, text, re.IGNORECASE))
+        ),
+        None,
+    )
+    if rule is None:  # a success where none can be, or no number at all
+        return Transient("unreadable", f"{SENTENCES['unreadable']} It said: {reply} {_said(text)}")
+    reason = f"{SENTENCES[rule.code]} It said: {reply} {_said(text)}"
+    match rule.kind:
+        case "systemic":
+            return Systemic(rule.code, reason, Scope.INBOX)
+        case "throttled":
+            return Throttled(rule.code, reason, Scope.INBOX, retry_after=60.0)
+        case "permanent":
+            return Permanent(rule.code, reason)
+        case _:
+            return Transient(rule.code, reason, retry_after=SOON)
+
+
+def _said(text: str) -> str:
+    return _EMAIL.sub(lambda found: masked(found[0]), redact(text))
+
+
+# The message ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Mailbox:
+    """One mailbox and its server."""
+
+    host: str
+    port: int
+    security: str  # starttls, tls, none
+    from_address: str
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+    from_name: str = ""
+    reply_to: str | None = None
+    domain: str = ""  # that Message-IDs end in
+    unsubscribe_url: str | None = None  # https; {message_id} and {email} are filled in
+    unsubscribe_mailto: str | None = None
+    ca_file: str | None = None  # certificates to trust besides the system's
+    stream: str = "campaign"  # told to Gmail's postmaster tools: which inbox it is
+    max_connections: int = 5
+    messages_per_connection: int = 100
+
+
+def message_id(mailbox: Mailbox, envelope: Envelope) -> str:
+    """The same for every attempt at a part."""
+    return f"<{uuid5(_MESSAGE_IDS, envelope.idempotency_key)}@{mailbox.domain}>"
+
+
+def compose(mailbox: Mailbox, envelope: Envelope) -> bytes:
+    """The whole message as it goes over the wire, but for the dots at the beginning of lines.
+
+    Written by hand: the standard library folds long addresses and URLs into encoded words that no mail program reads.
+    Raises InvalidAddress or TextProblem.
+    """
+    recipient = normalize_email(envelope.address)
+    subject = check_subject(envelope.subject, envelope.text)
+    unsubscribe = _unsubscribe(mailbox, envelope, recipient)
+    own_id = message_id(mailbox, envelope)
+    boundary = f"=_{own_id[1:37]}"  # `=_` stands in no quoted-printable text
+    headers = {
+        "From": _mailbox(mailbox.from_name, mailbox.from_address),
+        "To": _mailbox(envelope.contact_name or "", recipient),
+        "Subject": _encoded(subject),
+        "Date": format_datetime(datetime.fromtimestamp(envelope.attempted_at, timezone.utc)),
+        "Message-ID": own_id,
+        **({"Reply-To": mailbox.reply_to} if mailbox.reply_to else {}),
+        **({"List-Unsubscribe": ", ".join(f"<{way}>" for way in unsubscribe)} if unsubscribe else {}),
+        # RFC 8058: only with an https address, which must unsubscribe at once when it is posted to.
+        **({"List-Unsubscribe-Post": "List-Unsubscribe=One-Click"} if mailbox.unsubscribe_url else {}),
+        "Auto-Submitted": "auto-generated",  # no answers of absence, please
+        "Feedback-ID": f"{mailbox.stream}:email:{mailbox.domain}",
+        "MIME-Version": "1.0",
+        "Content-Type": f'multipart/alternative; boundary="{boundary}"',
+    }
+    head = "".join(f"{name}: {_safe(name, value)}\r\n" for name, value in headers.items()).encode("ascii")
+    plain = envelope.text + (f"\n\n-- \n{texts.UNSUBSCRIBE} {unsubscribe[0]}" if unsubscribe else "")
+    pieces = (_piece(boundary, "plain", plain), _piece(boundary, "html", _html(envelope.text, unsubscribe)))
+    return head + b"\r\n" + b"".join(pieces) + f"--{boundary}--\r\n".encode()
+
+
+def _unsubscribe(mailbox: Mailbox, envelope: Envelope, recipient: str) -> list[str]:
+    filled = {"{message_id}": quote(envelope.message_id, safe=""), "{email}": quote(recipient, safe="")}
+    ways = [way for way in (mailbox.unsubscribe_url, mailbox.unsubscribe_mailto) if way]
+    for place, value in filled.items():
+        ways = [way.replace(place, value) for way in ways]
+    return ways
+
+
+def _piece(boundary: str, kind: str, text: str) -> bytes:
+    head = f"--{boundary}\r\nContent-Type: text/{kind}; charset=utf-8\r\n"
+    head += "Content-Transfer-Encoding: quoted-printable\r\n\r\n"
+    body = quopri.encodestring(text.replace("\r", "").encode("utf-8", "replace"))
+    return head.encode() + body.replace(b"\n", b"\r\n") + b"\r\n"
+
+
+_LINK: Final = re.compile(r"https?://[^\s<>\"']*[^\s<>\"'.,;:!?)\]…]")
+
+
+def _html(text: str, unsubscribe: list[str]) -> str:
+    """Paragraphs, line breaks and links; all else is text."""
+    paragraphs = [piece.strip("\n") for piece in re.split(r"\n\s*\n", text) if piece.strip()]
+    body = "\n".join(f"<p>{_linked(piece)}</p>" for piece in paragraphs)
+    if unsubscribe:
+        link = html.escape(unsubscribe[0])
+        note = texts.UNSUBSCRIBE
+        body += f'\n<p style="color:#777;font-size:12px">{html.escape(note)} <a href="{link}">{link}</a></p>'
+    return f'<!DOCTYPE html>\n<html lang="pt-BR"><head><meta charset="utf-8"></head><body>\n{body}\n</body></html>\n'
+
+
+def _linked(text: str) -> str:
+    pieces, end = [], 0
+    for found in _LINK.finditer(text):
+        link = html.escape(found[0])
+        pieces += [html.escape(text[end : found.start()]), f'<a href="{link}">{link}</a>']
+        end = found.end()
+    return "".join((*pieces, html.escape(text[end:]))).replace("\n", "<br>\n")
+
+
+def _mailbox(name: str, address: str) -> str:
+    """`Ana Souza <ana@example.com>`, whatever the name holds."""
+    shown = " ".join("".join(char if char.isprintable() else " " for char in name).split())[:60].strip()
+    if not shown:
+        return address
+    if re.fullmatch(r"[A-Za-z0-9 ]+", shown):
+        return f"{shown} <{address}>"
+    return f"{_encoded(shown, always=True)} <{address}>"
+
+
+def _encoded(text: str, *, always: bool = False) -> str:
+    """As it is where it is plain ASCII, else in encoded words (RFC 2047) of at most 75 characters."""
+    if not always and text.isascii() and text.isprintable() and "=?" not in text:
+        return text
+    words, word = [], b""
+    for char in text:
+        piece = char.encode("utf-8", "replace")
+        if len(word) + len(piece) > 45:  # 60 characters of base64, and 12 around them
+            words.append(word)
+            word = b""
+        word += piece
+    return " ".join(f"=?utf-8?b?{b64encode(word).decode()}?=" for word in (*words, word))
+
+
+def _safe(name: str, value: str) -> str:
+    """The last word on header injection: nothing but printable ASCII leaves in a header."""
+    if not (value.isascii() and value.isprintable()):
+        raise ValueError(f"The header {name} has characters that no header can bear.")
+    return value
+
+
+# The channel ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Progress:
+    stage: Stage = Stage.CONNECT
+
+
+class _Stale(Exception):
+    """A connection that was kept had died meanwhile; nothing left on it."""
+
+
+_LOST = (aiosmtplib.SMTPServerDisconnected, aiosmtplib.SMTPTimeoutError, OSError, asyncio.TimeoutError, TimeoutError)
+
+
+class Smtp:
+    """One mailbox; see `core.ports.MessageChannel`. As a context manager it closes its connections at the end."""
+
+    traits = TRAITS
+
+    def __init__(self, mailbox: Mailbox, timeout: float = 30.0) -> None:
+        self._mailbox = mailbox
+        self._timeout = timeout
+        self._slots = asyncio.Semaphore(mailbox.max_connections)
+        self._idle: list[tuple[aiosmtplib.SMTP, int]] = []  # connection, messages that went over it
+        self._failures = 0  # to connect, in a row
+
+    async def __aenter__(self) -> "Smtp":
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        idle, self._idle = self._idle, []
+        await asyncio.gather(*(_say_goodbye(client) for client, _ in idle))
+
+    async def check_connection(self) -> Failure | None:
+        """Log in once. A server that does not answer holds nothing back: sending will tell."""
+        if not self._idle:
+            client = await self._connect()
+            if not isinstance(client, aiosmtplib.SMTP):
+                return client if isinstance(client, Systemic | Throttled) else None
+            self._idle.append((client, 0))
+        return None
+
+    async def send(self, envelope: Envelope) -> Outcome:
+        """Send one message, once."""
+        try:
+            recipient, content = normalize_email(envelope.address), compose(self._mailbox, envelope)
+        except (InvalidAddress, TextProblem) as problem:
+            return Permanent(problem.code, str(problem))
+        async with self._slots:
+            while self._idle:
+                client, messages = self._idle.pop()
+                with contextlib.suppress(_Stale):
+                    return await self._deliver(client, messages, envelope, recipient, content)
+            fresh = await self._connect()
+            if not isinstance(fresh, aiosmtplib.SMTP):
+                return fresh
+            return await self._deliver(fresh, 0, envelope, recipient, content)
+
+    async def find_accepted(self, attempt: Attempt) -> LookUpAnswer:
+        """Never: SMTP has no look-up."""
+        return LookUpFailed("SMTP has no way to ask whether a message was accepted.")
+
+    async def check_number(self, number: str) -> NumberCheck:
+        """Never: a mailbox has no number."""
+        return NumberNotChecked("A mailbox cannot be asked for numbers.")
+
+    async def _connect(self) -> aiosmtplib.SMTP | Failure:
+        """A connection that is logged in, or why there is none."""
+        mailbox, progress = self._mailbox, _Progress()
+        try:
+            client = aiosmtplib.SMTP(
+                hostname=mailbox.host,
+                port=mailbox.port,
+                local_hostname=mailbox.domain,
+                timeout=self._timeout,
+                use_tls=mailbox.security == "tls",
+                start_tls=mailbox.security == "starttls",
+                cert_bundle=mailbox.ca_file,
+            )
+            await client.connect()
+            progress.stage = Stage.LOGIN
+            if mailbox.username:
+                await client.login(mailbox.username, mailbox.password or "")
+        except aiosmtplib.SMTPResponseException as error:
+            client.close()
+            self._failures = 0  # it answers
+            return classify(progress.stage, error.code, error.message)
+        except (aiosmtplib.SMTPException, *_LOST) as error:
+            client.close()
+            return self._unreachable(progress.stage, error)
+        self._failures = 0
+        return client
+
+    def _unreachable(self, stage: Stage, error: Exception) -> Failure:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, ssl.SSLCertVerificationError):
+            cause = cause.__cause__
+        if cause is not None:
+            reason = f"{SENTENCES['untrusted_certificate']} {redact(str(cause))}"
+            return Systemic("untrusted_certificate", reason, Scope.INBOX)
+        if type(error) is aiosmtplib.SMTPException:  # the server lacks what we must have
+            code = "no_login" if stage is Stage.LOGIN else "no_tls"
+            return Systemic(code, SENTENCES[code], Scope.INBOX)
+        self._failures += 1
+        where = f"{self._mailbox.host}:{self._mailbox.port}"
+        reason = f"The mail server {where} cannot be reached: {redact(str(error)) or type(error).__name__}."
+        if self._failures >= FAILURES_IN_A_ROW:
+            return Systemic("server_unreachable", f"{reason} So it was {self._failures} times in a row.", Scope.INBOX)
+        return Transient("unreachable", reason)
+
+    async def _deliver(
+        self, client: aiosmtplib.SMTP, messages: int, envelope: Envelope, recipient: str, content: bytes
+    ) -> Outcome:
+        """One message over one connection, which is kept if it is good for more. Raises _Stale."""
+        progress, keep = _Progress(Stage.MAIL), False
+        try:
+            said = await self._exchange(client, recipient, content, progress)
+            keep = True
+            return Sent(message_id(self._mailbox, envelope)[1:-1], {"reply": _said(said)})
+        except aiosmtplib.SMTPResponseException as error:
+            if messages and progress.stage is Stage.MAIL and error.code == 421:
+                raise _Stale from None  # it was about to close for idleness
+            if error.code < 0 and progress.stage is Stage.BODY:
+                return Unknown("unreadable", f"{SENTENCES['unreadable']} Nobody knows whether it took the message.")
+            keep = await self._start_over(client)
+            return classify(progress.stage, error.code, error.message)
+        except _LOST as error:
+            if messages and progress.stage is Stage.MAIL:
+                raise _Stale from None
+            said = redact(str(error)) or type(error).__name__
+            if progress.stage is Stage.BODY:
+                return Unknown("no_answer", f"The mail server gave no answer after it had the whole message: {said}.")
+            return Transient("connection_lost", f"The connection to the mail server was lost: {said}.")
+        finally:
+            # Also when this task is cancelled: a connection in the middle of a message is good for nothing.
+            if keep and client.is_connected and messages + 1 < self._mailbox.messages_per_connection:
+                self._idle.append((client, messages + 1))
+            else:
+                client.close()
+
+    async def _exchange(self, client: aiosmtplib.SMTP, recipient: str, content: bytes, progress: _Progress) -> str:
+        await client.mail(self._mailbox.from_address)
+        progress.stage = Stage.RCPT
+        await client.rcpt(recipient)
+        progress.stage = Stage.DATA
+        # Not client.data(): it would not tell whether the connection was lost before or after the message left.
+        started = await client.execute_command(b"DATA")
+        if started.code != 354:
+            raise aiosmtplib.SMTPDataError(started.code, started.message)
+        protocol = client.protocol
+        if protocol is None:
+            raise aiosmtplib.SMTPServerDisconnected("Connection lost")
+        protocol.write(re.sub(rb"(?m)^\.", b"..", content) + b".\r\n")  # raises where the connection is gone already
+        progress.stage = Stage.BODY
+        answer = await protocol.read_response(timeout=DATA_PATIENCE * self._timeout)
+        if answer.code != 250:
+            raise aiosmtplib.SMTPDataError(answer.code, answer.message)
+        return answer.message
+
+    async def _start_over(self, client: aiosmtplib.SMTP) -> bool:
+        """Make a connection ready for the next message after a refusal; whether it is."""
+        try:
+            await client.rset()
+        except (aiosmtplib.SMTPException, *_LOST):
+            return False
+        return True
+
+
+async def _say_goodbye(client: aiosmtplib.SMTP) -> None:
+    with contextlib.suppress(aiosmtplib.SMTPException, *_LOST):
+        await client.quit(timeout=2.0)
+    client.close()
+
+
+# Its settings ---------------------------------------------------------------------------------------------------------
+
+PORTS: Mapping[str, int] = {"starttls": 587, "tls": 465, "none": 25}
+_LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+def from_connection(
+    client: httpx.AsyncBaseTransport, row: Mapping[str, Any], variables: Mapping[str, str], send_timeout: float
+) -> Smtp:
+    """Build the channel of an inbox from its instance row, and from the SMTP_* variables what that leaves out.
+
+    The row's settings and provider_config name host, port, security, username, from_address, from_name, reply_to,
+    domain, unsubscribe_url, unsubscribe_mailto; the password is its instance_token or api_key. A row that names a host
+    gets no credentials from the environment: they belong to another server. Raises LookupError with one sentence.
+    """
+    given = {**_plain(row["settings"]), **_plain(row["provider_config"])}
+    server = _server(given, row) if given.get("host") else _server_of_environment(variables)
+    name, address = _sender(given, variables)
+
+    def of(key: str) -> str | None:
+        return given.get(key) or variables.get(f"SMTP_{key.upper()}") or None
+
+    mailbox = Mailbox(
+        **server,
+        from_address=address,
+        from_name=name,
+        reply_to=_address("reply_to", of("reply_to")) if of("reply_to") else None,
+        domain=_address("domain", f"x@{of('domain') or address.partition('@')[2]}").partition("@")[2],
+        unsubscribe_url=_template("unsubscribe_url", of("unsubscribe_url"), r"https://[!-;=?-~]+"),
+        unsubscribe_mailto=_template("unsubscribe_mailto", of("unsubscribe_mailto"), r"mailto:[!-;=?-~]+@[!-;=?-~]+"),
+        ca_file=variables.get("SMTP_CA_FILE"),
+        stream=f"campaign:{str(row['inbox_id']).partition('-')[0]}",
+        max_connections=_count(given, "max_connections", 5, 50),
+        messages_per_connection=_count(given, "messages_per_connection", 100, 10_000),
+    )
+    return Smtp(mailbox, send_timeout)
+
+
+def _plain(settings: Any) -> dict[str, Any]:
+    """The settings that are texts or numbers; a CRM keeps other things beside them."""
+    if not isinstance(settings, Mapping):
+        return {}
+    return {
+        key: str(value).strip()
+        for key, value in settings.items()
+        if isinstance(value, str | int) and not isinstance(value, bool)
+    }
+
+
+def _server(given: Mapping[str, str], row: Mapping[str, Any]) -> dict[str, Any]:
+    security = given.get("security", "starttls").lower()
+    password = row["instance_token"] or row["api_key"]
+    username = given.get("username") or (given.get("from_address") if password else None)
+    return _checked_server(given["host"], given.get("port"), security, username, password)
+
+
+def _server_of_environment(variables: Mapping[str, str]) -> dict[str, Any]:
+    raw = variables.get("SMTP_URL")
+    if not raw:
+        raise LookupError("SMTP_URL is not set, and the instance names no host in its provider_config.")
+    wrong = "SMTP_URL must be like smtp://user:password@mail.example.com:587 (or smtps://), percent-encoded."
+    try:
+        url = urlsplit(raw)
+        port, host = url.port, url.hostname
+    except ValueError:
+        raise LookupError(wrong) from None
+    if url.scheme not in {"smtp", "smtps"} or not host:
+        raise LookupError(wrong)
+    found = re.search(r"(?:^|&)security=(\w+)", url.query)
+    security = found[1].lower() if found else "tls" if url.scheme == "smtps" else "starttls"
+    username, password = (unquote(part) if part else None for part in (url.username, url.password))
+    return _checked_server(host, str(port) if port else None, security, username, password)
+
+
+def _checked_server(
+    host: str, port: str | None, security: str, username: str | None, password: str | None
+) -> dict[str, Any]:
+    if security not in PORTS:
+        raise LookupError(f"The mailbox's security is {security!r}, but must be starttls, tls or none.")
+    if port is not None and not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+        raise LookupError(f"The mailbox's port is {port!r}, but must be a number from 1 to 65535.")
+    if security == "none" and password and host not in _LOOPBACK:
+        raise LookupError(
+            "The mailbox has a password and security none; it would be readable on the way: use starttls."
+        )
+    return {
+        "host": host,
+        "port": int(port) if port else PORTS[security],
+        "security": security,
+        "username": username,
+        "password": password,
+    }
+
+
+_NAMED_ADDRESS: Final = re.compile(r"\s*\"?(?P<name>[^<>\"]*?)\"?\s*<(?P<address>[^<>]+)>\s*")
+
+
+def _sender(given: Mapping[str, str], variables: Mapping[str, str]) -> tuple[str, str]:
+    """Name and address that messages come from: the row's, else SMTP_FROM as `Name <address>` or an address."""
+    if given.get("from_address"):
+        return given.get("from_name", ""), _address("from_address", given["from_address"])
+    raw = variables.get("SMTP_FROM")
+    if not raw:
+        raise LookupError("SMTP_FROM is not set, and the instance names no from_address in its provider_config.")
+    named = _NAMED_ADDRESS.fullmatch(raw)
+    name, address = (named["name"], named["address"]) if named else ("", raw)
+    return given.get("from_name") or name, _address("SMTP_FROM", address)
+
+
+def _address(field_name: str, value: str | None) -> str:
+    try:
+        return normalize_email(value)
+    except InvalidAddress:
+        raise LookupError(f"The mailbox's {field_name} is {value!r}, but must be like vendas@example.com.") from None
+
+
+def _template(field_name: str, value: str | None, form: str) -> str | None:
+    if value is None:
+        return None
+    left_over = value.replace("{message_id}", "x").replace("{email}", "x")
+    if "{" in left_over or "}" in left_over or not re.fullmatch(form, left_over):
+        scheme = "https:" if "url" in field_name else "mailto:"
+        raise LookupError(
+            f"The mailbox's {field_name} is {value!r}, but must be an address that begins with {scheme} and has no "
+            "spaces; {message_id} and {email} are filled in."
+        )
+    return value
+
+
+def _count(given: Mapping[str, str], name: str, default: int, most: int) -> int:
+    raw = given.get(name)
+    if raw is None:
+        return default
+    if not (raw.isascii() and raw.isdigit() and 1 <= int(raw) <= most):
+        raise LookupError(f"The mailbox's {name} is {raw!r}, but must be a number from 1 to {most}.")
+    return int(raw)

@@ -1,0 +1,158 @@
+"""Limits on what texts may cost: kept in the database, whoever works, and nothing lost by them."""
+
+from datetime import timedelta
+from uuid import UUID
+
+import pytest
+
+from campaign_pipeline_tests.defs.test_shard import Play, Rig, play
+from campaign_pipeline_tests.factories import World
+
+__all__ = ["play"]
+
+
+def spent(world: World) -> float:
+    return float(world.value("SELECT COALESCE(sum(ai_cost_usd), 0) FROM campaign_messages"))
+
+
+def dearest(world: World) -> float:
+    return float(world.value("SELECT max(ai_cost_usd) FROM campaign_messages"))
+
+
+def test_without_a_limit_nothing_is_counted(world: World, play: Play) -> None:
+    world.due_messages(world.run(), 5)
+
+    async def scenario(rig: Rig) -> None:
+        await rig.batch()
+        assert spent(world) > 0
+        assert world.all("SELECT * FROM campaign_spending") == []
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("concurrency", [1, 10])
+def test_a_run_overspends_by_no_more_than_what_is_in_flight(world: World, play: Play, concurrency: int) -> None:
+    run = world.run(world.campaign(max_cost_usd_per_run=0.0003))
+    world.due_messages(run, 60)
+
+    async def scenario(rig: Rig) -> None:
+        await rig.batch(concurrency=concurrency)
+        counted = float(world.value("SELECT spent_usd FROM campaign_spending WHERE scope = 'run'"))
+        assert counted == pytest.approx(spent(world))
+        assert 0.0003 <= counted <= 0.0003 + concurrency * dearest(world)
+        assert rig.statuses()["pending"] == 60 - rig.generations()
+        pause = rig.pause()
+        assert (pause["scope"], pause["scope_id"], pause["code"]) == ("run", str(run), "spending_limit")
+
+    play(scenario)
+
+
+def test_a_text_that_was_paid_for_goes_out_though_the_limit_was_reached_meanwhile(world: World, play: Play) -> None:
+    world.due_messages(world.run(world.campaign(max_cost_usd_per_run=0.0000001)), 10)
+
+    async def scenario(rig: Rig) -> None:
+        await rig.batch(concurrency=10)
+        written = world.value("SELECT count(*) FROM campaign_messages WHERE generated_message IS NOT NULL")
+        assert rig.statuses()["sent"] == written == rig.generations() > 1
+
+    play(scenario)
+
+
+def test_a_run_says_that_it_waits_for_its_limit_and_goes_on_once_it_is_raised(world: World, play: Play) -> None:
+    run = world.run(world.campaign(max_cost_usd_per_run=0.0000001))
+    world.due_messages(run, 4)
+
+    async def scenario(rig: Rig) -> None:
+        await rig.batch(concurrency=1)
+        rig.later(minutes=30)
+        assert await rig.batch() == []
+        row = world.one("SELECT wait_code, wait_reason, wait_until, status FROM campaign_runs WHERE id = %s", run)
+        assert (row["wait_code"], row["wait_until"], row["status"]) == ("spending_limit", None, "running")
+        assert "max_cost_usd_per_run" in row["wait_reason"]
+        world.do("UPDATE campaign_configs SET max_cost_usd_per_run = 1")
+        await rig.until_quiet()
+        assert rig.statuses() == {"sent": 4}
+        assert world.all("SELECT * FROM campaign_pauses") == []
+
+    play(scenario)
+
+
+def local_noon(world: World, zone: str) -> timedelta:
+    """How far the clock must be moved for it to be noon tomorrow in a time zone."""
+    by: timedelta = world.value(
+        "SELECT ((now() AT TIME ZONE %s)::date + 1 + time '12:00') AT TIME ZONE %s - now()", zone, zone
+    )
+    return by
+
+
+@pytest.mark.parametrize("zone", ["America/Sao_Paulo", "Asia/Tokyo", "Nowhere/Atlantis"])
+def test_a_workspace_that_spent_its_day_goes_on_at_its_own_midnight(world: World, play: Play, zone: str) -> None:
+    known = "America/Sao_Paulo" if zone.startswith("Nowhere") else zone
+    rig_day = local_noon(world, known)
+    world.move_clock(rig_day)
+    workspace = world.workspace()
+    world.do(
+        "UPDATE workspaces SET max_cost_usd_per_day = 0.0000001, settings = jsonb_build_object('timezone', %s::text)",
+        zone,
+    )
+    run = world.run(world.campaign(workspace))
+    other = world.run()
+    world.due_messages(run, 3)
+    world.due_messages(other, 3)
+
+    async def scenario(rig: Rig) -> None:
+        rig.later_by = rig_day
+        await rig.batch(concurrency=1)
+        assert (rig.pause()["scope"], rig.pause()["scope_id"]) == ("workspace", str(workspace))
+        assert sent_of(world, run) == 1
+        assert sent_of(world, other) == 3, "another workspace's texts cost it nothing"
+        rig.later(hours=11, minutes=55)
+        assert await rig.batch() == []
+        until = world.value("SELECT wait_until FROM campaign_runs WHERE id = %s", run)
+        assert timedelta(minutes=4) < until - world.value("SELECT campaign_now()") <= timedelta(minutes=5)
+        world.do(
+            "UPDATE campaign_messages SET scheduled_at = campaign_now(), next_attempt_at = NULL "
+            "WHERE status = 'pending'"
+        )
+        rig.later(minutes=6)
+        await rig.batch(concurrency=1)
+        assert sent_of(world, run) == 2, "one a day is all that this limit lets go"
+        assert world.value("SELECT count(*) FROM campaign_spending WHERE scope = 'workspace'") == 2
+
+    play(scenario)
+
+
+def sent_of(world: World, run: UUID) -> int:
+    count: int = world.value("SELECT count(*) FROM campaign_messages WHERE run_id = %s AND status = 'sent'", run)
+    return count
+
+
+def test_a_text_that_may_not_be_sent_was_paid_all_the_same(world: World, play: Play) -> None:
+    message = world.due_message(world.run(world.campaign(max_cost_usd_per_run=100)))
+
+    async def scenario(rig: Rig) -> None:
+        await rig.batch()
+        first = rig.message(message)
+        assert (first["status"], first["error_code"]) == ("pending", "placeholder")
+        assert first["ai_cost_usd"] > 0
+        world.do("UPDATE leads SET client_name = 'Bia Lima'")  # another prompt: it is no text written twice
+        rig.later(minutes=10)
+        await rig.batch()
+        both = rig.message(message)
+        assert both["status"] == "sent"
+        assert both["ai_cost_usd"] > first["ai_cost_usd"]
+        assert world.value("SELECT spent_usd FROM campaign_spending") == both["ai_cost_usd"]
+
+    play(scenario, "generation:placeholder:times=1")
+
+
+def test_a_text_is_counted_once_though_its_intent_is_committed_twice(world: World, play: Play) -> None:
+    message = world.due_message(world.run(world.campaign(max_cost_usd_per_run=100)))
+
+    async def scenario(rig: Rig) -> None:
+        await rig.batch()
+        assert rig.message(message)["status"] == "sent"
+        assert world.value("SELECT spent_usd FROM campaign_spending") == rig.message(message)["ai_cost_usd"]
+
+    # Throttled at first: the part is begun a second time, and its text is known by then.
+    play(scenario, "send:rate_overlimit:times=1:seconds=0.1", CAMPAIGN_MAX_INLINE_WAIT_SECONDS="20")

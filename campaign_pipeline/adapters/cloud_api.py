@@ -8,7 +8,7 @@ see `read_status`, and by nothing else.
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -31,6 +31,7 @@ from campaign_pipeline.core.ports import (
     Permanent,
     Scope,
     Sent,
+    StatusEvent,
     Systemic,
     Throttled,
     Transient,
@@ -299,20 +300,6 @@ def _template(envelope: Envelope) -> dict[str, Any]:
 
 
 # Status events --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class StatusEvent:
-    """What Meta says became of a part."""
-
-    message_id: str
-    part_no: int
-    provider_message_id: str | None
-    status: str  # sent, delivered, read, failed
-    at: float | None  # seconds since the epoch, by Meta's clock
-    error_class: str | None = None
-    code: str | None = None
-    reason: str | None = None
 
 
 _KEY = re.compile(r"(?P<message>[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}):(?P<part>[1-9][0-9]{0,3})")

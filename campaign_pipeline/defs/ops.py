@@ -6,12 +6,15 @@ from typing import Any
 
 import dagster as dg
 import pandas as pd
+import psycopg
 from pydantic import Field
 
+from campaign_pipeline.adapters import cloud_api
 from campaign_pipeline.adapters.environment import DeliverySettings, SettingError
 from campaign_pipeline.adapters.postgres import BatchOptions
 from campaign_pipeline.adapters.reports import Reports
 from campaign_pipeline.adapters.schema import DatabaseUnusable
+from campaign_pipeline.adapters.status_events import settle_status_events
 from campaign_pipeline.core.model import BatchSettings, Shard, split_batch
 from campaign_pipeline.core.ports import StoreUnavailable
 from campaign_pipeline.defs.report import describe_batch, describe_runs, describe_shard, materialize_runs
@@ -84,11 +87,23 @@ def fetch_message_batch(
         )
         batch = run_async(queue.claim_batch(options))
     describe_batch(context, batch, size)
+        _settle_status_events(context, database.url())
     return pd.DataFrame([{k: _plain(row[k]) for k in BATCH_COLUMNS} for row in batch.rows], columns=[*BATCH_COLUMNS])
 
 
 def _plain(value: Any) -> Any:
     """Ids as text: a column of UUID objects is none that Parquet knows."""
+def _settle_status_events(context: dg.OpExecutionContext, url: str) -> None:
+    """What Meta says became of earlier parts goes into the ledger first; trouble with it keeps no message back."""
+    try:
+        verdicts = run_async(settle_status_events(url, cloud_api.read_status))
+    except psycopg.Error as error:
+        context.log.warning(f"{type(error).__name__} while status events were settled; they wait for the next batch.")
+        return
+    if verdicts:
+        context.log.info(f"Status events of the Cloud API: {', '.join(f'{n} {v}' for v, n in verdicts.items())}.")
+
+
     return str(value) if type(value).__name__ == "UUID" else value
 
 

@@ -1,0 +1,64 @@
+"""Status events of the Cloud API, which the webhook of the CRM hands over: what they settle, and how.
+
+The webhook inserts each element of Meta's `statuses[]` as it came:
+
+    INSERT INTO campaign_status_events (payload) SELECT jsonb_array_elements(:statuses);
+
+Each batch settles what is there; `settle_status_events` does so at any other time.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import psycopg
+from psycopg.rows import dict_row
+from psycopg.types.json import Jsonb
+
+from campaign_pipeline.core.ports import StatusEvent
+from campaign_pipeline.sql import statement
+
+EVENTS_A_ROUND = 1000
+"""Events of one transaction: their messages stay locked for its time."""
+
+
+async def settle_status_events(url: str, read: Callable[[Any], StatusEvent | None]) -> Counter[str]:
+    """Settle every event that is there, and say how many ended how; `later` ones are looked at again in a minute.
+
+    Safe to be called by several processes at once, and to be cut short anywhere: an event is settled in the
+    transaction that applies it, and applying it twice changes nothing. Raises psycopg.Error where the database refuses.
+    """
+    verdicts = Counter[str]()
+    async with await psycopg.AsyncConnection.connect(url, autocommit=True, row_factory=dict_row) as connection:
+        while True:
+            async with connection.transaction():
+                settled = await _settle_round(connection, read)
+            verdicts.update(settled)
+            if len(settled) < EVENTS_A_ROUND:
+                break
+        await connection.execute(statement("drop_settled_status_events"))
+    return verdicts
+
+
+async def _settle_round(
+    connection: "psycopg.AsyncConnection[dict[str, Any]]", read: Callable[[Any], StatusEvent | None]
+) -> list[str]:
+    taken = await (await connection.execute(statement("take_status_events"), {"limit": EVENTS_A_ROUND})).fetchall()
+    if not taken:
+        return []
+    events = {row["id"]: read(row["payload"]) for row in taken}
+    ours = [_item(event_id, event) for event_id, event in events.items() if event is not None]
+    verdicts = dict.fromkeys(events, "not_ours")
+    if ours:
+        rows = await (await connection.execute(statement("apply_status_events"), {"events": Jsonb(ours)})).fetchall()
+        verdicts |= {row["event_id"]: row["verdict"] for row in rows}
+    await connection.execute(
+        statement("note_status_events"), {"ids": list(verdicts), "verdicts": list(verdicts.values())}
+    )
+    return list(verdicts.values())
+
+
+def _item(event_id: int, event: StatusEvent) -> dict[str, Any]:
+    item = asdict(event)
+    return {"event_id": event_id, "id": item.pop("message_id"), **item}

@@ -1,11 +1,12 @@
 """May a run be worked now, and if not, why. A run's `status` is what people want; its wait is what we find."""
 
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
+from campaign_pipeline.core import pacing
 from campaign_pipeline.core.window import InvalidWindow, SendingWindow
 
 DEFAULT_INTERVAL_SECONDS = 30.0
@@ -45,9 +46,41 @@ class RunState:
     too_old_before: datetime  # messages due before this are skipped
     resumed_at: datetime  # since when that is so
     closes_at: datetime | None  # when its window closes; None: never, or it is not open
-    note_changed: bool  # its wait is not what its row says
+    noted: tuple[str | None, str | None, datetime | None]  # the wait that its row tells: code, reason, until
     pauses: tuple[tuple[str, str], ...] = ()  # paused scopes that cover it
     only_paused: bool = False  # nothing but pauses keeps it
+    config_id: UUID | None = None
+    inbox_id: UUID | None = None  # through which it goes now
+    own_inbox_id: UUID | None = None
+    noted_inbox_id: UUID | None = None  # the fallback inbox that its row tells
+    own_inbox_pauses: tuple[tuple[str, str], ...] = ()  # why it goes through another, where a probe could find out more
+    pace_held: bool = False  # more was due lately than its pace lets go
+
+    @property
+    def note_changed(self) -> bool:
+        """Whether its wait is not what its row says."""
+        wait = self.wait
+        return self.noted != ((wait.code, wait.reason, wait.until) if wait else (None, None, None))
+
+    @property
+    def active_inbox_id(self) -> UUID | None:
+        """The fallback inbox that it goes through; None: its own."""
+        return None if self.inbox_id == self.own_inbox_id else self.inbox_id
+
+    def waiting(self, wait: RunWait) -> "RunState":
+        """The same run, held by something that was found out later."""
+        return replace(self, wait=wait)
+
+    def believing_its_pace(self, until: datetime) -> "RunState":
+        """The run as the last claim noted it, where its pace holds it beyond some time: only a claim asks how long."""
+        code, reason, noted_until = self.noted
+        if self.wait is None and code in pacing.CODES and noted_until is not None and noted_until > until:
+            return self.waiting(RunWait(self.run_id, code, reason or "", noted_until))
+        return self
+
+    def may_probe_own_inbox(self, probe_due: Set[tuple[str, str]]) -> bool:
+        """Whether one message may try whether the inbox that the run had to leave is well again."""
+        return self.wait is None and bool(self.own_inbox_pauses) and probe_due >= set(self.own_inbox_pauses)
 
     def may_probe(self, probe_due: Set[tuple[str, str]]) -> bool:
         """Whether nothing but these scopes keeps it, each of which may be probed now.
@@ -60,6 +93,8 @@ class RunState:
 def judge_run(row: Mapping[str, Any], pauses: Sequence[Mapping[str, Any]], max_age: timedelta) -> RunState:
     """Judge one row of `list_running_runs` against the open pauses of `list_pauses`."""
     now: datetime = row["now"]
+    own, row = row, _route(row, pauses)
+    held_since: datetime | None = row["pace_held_since"]
     covering = [pause for pause in pauses if _covers(pause, row)]
     waits = list(_configuration_waits(row))
     window: SendingWindow | None = None
@@ -78,7 +113,10 @@ def judge_run(row: Mapping[str, Any], pauses: Sequence[Mapping[str, Any]], max_a
         text = f"The sending window is closed; it opens at {local:%Y-%m-%d %H:%M} ({window.zone})."
         waits.append(RunWait(row["run_id"], WINDOW_CLOSED, text, opening))
     wait = waits[0] if waits else None
-    was_held = row["wait_code"] not in {None, WINDOW_CLOSED, SLOWED_DOWN}
+    was_paced = row["wait_code"] in pacing.CODES and held_since is not None
+    was_held = row["wait_code"] not in {None, WINDOW_CLOSED, SLOWED_DOWN} and not was_paced
+    # What our own pace keeps back does not grow older by it.
+    aging_until = now if held_since is None else min(now, held_since)
     to_be_spread = row["resumed_at"] is not None and row["resumed_at"] <= now
     return RunState(
         run_id=row["run_id"],
@@ -87,13 +125,46 @@ def judge_run(row: Mapping[str, Any], pauses: Sequence[Mapping[str, Any]], max_a
         resumed=not held and (was_held or to_be_spread),
         interval_seconds=float(row["min_interval_seconds"] or DEFAULT_INTERVAL_SECONDS),
         spread_within_seconds=None if row["min_interval_seconds"] else DEFAULT_SPREAD_SECONDS,
-        too_old_before=window.age_cutoff(now, max_age) if window else now - max_age,
+        too_old_before=window.age_cutoff(aging_until, max_age) if window else aging_until - max_age,
         resumed_at=row["resumed_at"] or now,
         closes_at=window.closes_at(now) if window else None,
-        note_changed=(row["wait_code"], row["wait_reason"], row["wait_until"])
-        != ((wait.code, wait.reason, wait.until) if wait else (None, None, None)),
+        noted=(row["wait_code"], row["wait_reason"], row["wait_until"]),
         pauses=tuple((pause["scope"], pause["scope_id"]) for pause in covering),
         only_paused=only_paused,
+        config_id=row["config_id"],
+        inbox_id=row["inbox_id"],
+        own_inbox_id=own["inbox_id"],
+        noted_inbox_id=row["active_inbox_id"],
+        own_inbox_pauses=() if row is own or own["instance_status"] != "connected" else _inbox_pauses(own, pauses),
+        pace_held=held_since is not None,
+    )
+
+
+def _route(row: Mapping[str, Any], pauses: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The run through its own inbox, or while that is down through the first healthy one of its fallbacks."""
+    if _is_well(row, pauses):
+        return row
+    for fallback in row["fallbacks"] or ():
+        detour = {
+            **row,
+            **fallback,
+            "inbox_id": UUID(fallback["inbox_id"]),
+            "instance_id": UUID(fallback["instance_id"]),
+        }
+        if _is_well(detour, pauses):
+            return detour
+    return row
+
+
+def _is_well(row: Mapping[str, Any], pauses: Sequence[Mapping[str, Any]]) -> bool:
+    return row["instance_status"] == "connected" and not _inbox_pauses(row, pauses)
+
+
+def _inbox_pauses(row: Mapping[str, Any], pauses: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, str], ...]:
+    return tuple(
+        (pause["scope"], pause["scope_id"])
+        for pause in pauses
+        if pause["scope"] == "inbox" and pause["kind"] == "systemic" and pause["scope_id"] == str(row["inbox_id"])
     )
 
 

@@ -11,6 +11,9 @@ from campaign_pipeline.core.runs import SLOWED_DOWN, WINDOW_CLOSED, RunState, ju
 
 SHOWN_RUNS = 3
 
+LEAD_TIME = timedelta(seconds=30)
+"""How long before a message's turn a run is launched for it; shards wait in place for what is left of it."""
+
 
 @dataclass(frozen=True)
 class QueueLook:
@@ -46,7 +49,9 @@ def judge_queue(look: QueueLook, max_age: timedelta, zone: ZoneInfo) -> Verdict:
     Not while what is due waits for a window or for a person; but once whenever such a wait begins or ends, for the run
     writes it down, and what became overdue behind it is to be spread.
     """
-    states = [judge_run(row, look.pauses, max_age) for row in look.runs]
+    # A run that is launched for a turn of its pace needs a while until it can take it.
+    soon = look.now + LEAD_TIME
+    states = [judge_run(row, look.pauses, max_age).believing_its_pace(soon) for row in look.runs]
     names = {row["run_id"]: row["name"] or str(row["run_id"]) for row in look.runs}
     written = {row["run_id"]: row["wait_code"] for row in look.runs}
     reasons = list(_reasons(look, states, written))

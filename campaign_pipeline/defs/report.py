@@ -31,11 +31,14 @@ def describe_batch(context: dg.OpExecutionContext, batch: Batch, batch_size: int
     for count, text in (
         (batch.recovered, "messages taken back from processes that stopped renewing their lease; they are due again."),
         (batch.expired, "messages skipped: due for longer than the maximum age (CAMPAIGN_MAX_AGE_MINUTES)."),
+        (batch.suppressed, "messages skipped: the lead or its address is suppressed (campaign_suppressions)."),
         (batch.cancelled, "messages of cancelled runs settled: skipped, or failed where a part had gone out."),
         (batch.spread, "overdue messages of resumed runs spread over time, so that they are no burst."),
     ):
         if count:
             context.log.info(f"{count} {text}")
+    for run_id, inbox_id in list(batch.detours.items())[:SHOWN_RUNS]:
+        context.log.warning(f"Run {run_id} sends through its fallback inbox {inbox_id}: its own is down.")
     for wait in batch.waits[:SHOWN_RUNS]:
         context.log.warning(
             f"Run {wait.run_id} has messages due but waits ({wait.code}): {wait.reason} {_until(wait)}".rstrip()
@@ -55,6 +58,7 @@ def describe_batch(context: dg.OpExecutionContext, batch: Batch, batch_size: int
             "inboxes": len(inboxes),
             "recovered": batch.recovered,
             "expired": batch.expired,
+            "suppressed": batch.suppressed,
             "cancelled": batch.cancelled,
             "spread": batch.spread,
             "runs_waiting": len(batch.waits),

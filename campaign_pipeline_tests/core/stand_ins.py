@@ -22,6 +22,7 @@ from campaign_pipeline.core.model import (
     Shard,
     SplitterSettings,
 )
+from campaign_pipeline.core.numbers import KnownNumber, NumberNote
 from campaign_pipeline.core.ports import (
     Absent,
     Attempt,
@@ -46,6 +47,7 @@ from campaign_pipeline.core.ports import (
     Settlement,
     Systemic,
     Throttled,
+    Turn,
 )
 
 T = TypeVar("T")
@@ -158,6 +160,12 @@ class Queue:
     messages: dict[str, StoredMessage] = field(default_factory=dict)
     pauses: dict[tuple[Scope, str], tuple[float, Throttled | Systemic]] = field(default_factory=dict)
     log: list[LogLine] = field(default_factory=list)
+    gap: float = 0.0  # seconds between two messages of the inbox; 0: it has no pace
+    grace: float = 1.0
+    next_at: float = 0.0  # when the next message may begin
+    slowed: int = 0
+    numbers: dict[str, KnownNumber] = field(default_factory=dict)
+    notes: list[NumberNote] = field(default_factory=list)
 
     @classmethod
     def of(cls, count: int, **columns: Any) -> "Queue":
@@ -223,6 +231,10 @@ class Store:
         message = self._held(begin.message_id)
         if message is not None:
             self._keep(message, begin)
+        if message is not None and verdict == "go" and self.queue.gap:
+            if self.queue.next_at > now():
+                return Begun("paced", turn=Turn(self.queue.next_at - now(), "paced"))
+            self.queue.next_at = now() + self.queue.gap
         if message is not None and verdict == "go":
             part = message.parts[begin.part_no - 1]
             if part.status != "planned" or part.attempts != begin.attempt_no - 1:
@@ -230,7 +242,7 @@ class Store:
             part.status, part.attempts, part.attempted_at = "attempting", begin.attempt_no, now()
             part.address, message.status = begin.address, "sending"
         self.beginning(begin)
-        return Begun(verdict, "conversation")
+        return Begun(verdict, "conversation", grace_seconds=self.queue.grace if self.queue.gap else None)
 
     async def keep_text(self, begin: BeginPart) -> None:
         """Keep a text."""
@@ -285,9 +297,30 @@ class Store:
         self.queue.pauses[scope, scope_id] = (now() + seconds, failure)
         return seconds
 
+    async def next_turn(self, message_id: str) -> Turn:
+        """When the inbox lets the next message go."""
+        await asyncio.sleep(self.commit_seconds)
+        return Turn(max(0.0, self.queue.next_at - now()), "paced")
+
+    async def slow_down(self, inbox_id: str) -> float:
+        """Note that it was said."""
+        self.queue.slowed += 1
+        return 2.0**self.queue.slowed
+
     async def known_sends(self, inbox_id: str, attempt: Attempt) -> Attempt:
         """Nothing to add."""
         return attempt
+
+    async def known_numbers(
+        self, provider: str, numbers: Sequence[str], days: float, missing_days: float
+    ) -> Sequence[KnownNumber]:
+        """As noted, or as told before."""
+        return [known for number, known in self.queue.numbers.items() if number in numbers]
+
+    def note_number(self, provider: str, note: NumberNote) -> None:
+        """Keep it."""
+        self.queue.numbers[note.known.number] = note.known
+        self.queue.notes.append(note)
 
     def log(self, line: LogLine) -> None:
         """Keep a line."""
@@ -322,6 +355,7 @@ class Channel:
     look_up: LookUp = LookUp.SEARCH
     refusal: Failure | None = None
     numbers: Callable[[str], NumberCheck] = NumberExists
+    number_check: bool = False
     checked: list[str] = field(default_factory=list)  # numbers that were asked for
     asked: list[tuple[float, str]] = field(default_factory=list)  # when, idempotency key
     accepted: list[str] = field(default_factory=list)  # idempotency keys
@@ -331,7 +365,7 @@ class Channel:
     @property
     def traits(self) -> ChannelTraits:
         """What it can do."""
-        return ChannelTraits("stand-in", 4096, self.look_up)
+        return ChannelTraits("stand-in", 4096, self.look_up, self.number_check)
 
     async def check_connection(self) -> Failure | None:
         """As told."""

@@ -38,6 +38,9 @@ def row(**changes: Any) -> dict[str, Any]:
         "instance_name": "numero",
         "model": "a/model",
         "has_due": True,
+        "pace_held_since": None,
+        "active_inbox_id": None,
+        "fallbacks": None,
         **changes,
     }
 

@@ -228,7 +228,7 @@ def due_times(world: World, run: UUID) -> list[timedelta]:
     return [time - times[0] for time in times]
 
 
-@pytest.mark.parametrize("interval", [30, 90])
+@pytest.mark.parametrize("interval", [30, 60])
 def test_resuming_spreads_what_became_overdue_and_expires_nothing(world: World, interval: int) -> None:
     run = world.run(world.campaign(min_interval_seconds=interval))
     start = world.value("SELECT campaign_now()")

@@ -85,14 +85,12 @@ def fetch_message_batch(
             lease_seconds=settings.lease_seconds,
             max_age=settings.max_age,
         )
+        _settle_status_events(context, database.url())
         batch = run_async(queue.claim_batch(options))
     describe_batch(context, batch, size)
-        _settle_status_events(context, database.url())
     return pd.DataFrame([{k: _plain(row[k]) for k in BATCH_COLUMNS} for row in batch.rows], columns=[*BATCH_COLUMNS])
 
 
-def _plain(value: Any) -> Any:
-    """Ids as text: a column of UUID objects is none that Parquet knows."""
 def _settle_status_events(context: dg.OpExecutionContext, url: str) -> None:
     """What Meta says became of earlier parts goes into the ledger first; trouble with it keeps no message back."""
     try:
@@ -104,6 +102,8 @@ def _settle_status_events(context: dg.OpExecutionContext, url: str) -> None:
         context.log.info(f"Status events of the Cloud API: {', '.join(f'{n} {v}' for v, n in verdicts.items())}.")
 
 
+def _plain(value: Any) -> Any:
+    """Ids as text: a column of UUID objects is none that Parquet knows."""
     return str(value) if type(value).__name__ == "UUID" else value
 
 

@@ -6,15 +6,17 @@ configuration, 130 interrupted. What only some commands need is imported by them
 
 from __future__ import annotations
 
+import getpass
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+from uuid import UUID
 
 import click
 
@@ -23,6 +25,7 @@ from campaign_pipeline.adapters.environment import DeliverySettings, Environment
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from campaign_pipeline.adapters.consent import Consent
     from campaign_pipeline.launch import JobResult
 
 INTERRUPTED = 130
@@ -33,6 +36,7 @@ _STOP_PATIENCE = 60.0  # seconds for Dagster's processes, and the runs that they
 _SHOWN_WAITS = 20
 
 F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
 
 
 class Trouble(click.ClickException):
@@ -330,12 +334,12 @@ def sandbox(
         click.echo(f"  export OPENROUTER_BASE_URL={sandbox.openrouter_url}")
         click.echo(f"  export EVOLUTION_API_URL={sandbox.evolution_url}")
         click.echo(f"  export UAZAPI_API_URL={sandbox.uazapi_url}")
+        click.echo(f"  export CLOUD_API_URL={sandbox.cloud_api_url}")
+        click.echo(f"  export SUPABASE_URL={sandbox.supabase_url}")
 
     behaviour = behaviour_from_flags(**flags)
     serve(SandboxOptions(host, port, behaviour, record_file, ready_file), announce)
 
-        click.echo(f"  export CLOUD_API_URL={sandbox.cloud_api_url}")
-        click.echo(f"  export SUPABASE_URL={sandbox.supabase_url}")
 
 @cli.command()
 @click.option("--port", type=click.IntRange(1, 65535), default=3000, show_default=True, help="Of the UI, on 127.0.0.1.")
@@ -349,8 +353,9 @@ def sandbox(
 def dev(port: int, sandboxed: bool | None) -> None:
     """Start Dagster's UI and daemon on 127.0.0.1, for the same database as the other commands.
 
-    Runs are kept in the database `dagster` of the embedded server. With a sandbox and an empty queue, a few made-up
-    messages are put in the queue first, so that the job can be launched from the Launchpad as it is.
+    Runs are kept in the database `dagster` of the embedded server. Where that server holds nothing but demos and the
+    providers are the sandbox, made-up messages become due every minute and are sent by the schedule. Elsewhere nothing
+    is sent until the schedule work_campaign_queue is switched on in the UI, or by CAMPAIGN_SCHEDULES=on.
     """
     import contextlib
 
@@ -374,7 +379,11 @@ def dev(port: int, sandboxed: bool | None) -> None:
             # Made-up messages wait until somebody launches the job, be it tomorrow.
             variables = {"CAMPAIGN_MAX_AGE_MINUTES": "100000"} | sandbox_variables(sandbox, variables)
             console.print(f"OpenRouter and WhatsApp are a sandbox at {sandbox.url}: no real message is sent.")
-            _fill_empty_queue(console, environment, url)
+            if _is_demo(environment, url):
+                _fill_empty_queue(console, url)
+                variables = {"CAMPAIGN_SCHEDULES": "on"} | variables | {"CAMPAIGN_DEMO_TRICKLE": "on"}
+        if variables.get("CAMPAIGN_SCHEDULES", "").strip().lower() != "on":
+            console.print("Nothing is sent by itself: switch on the schedule work_campaign_queue in the UI for that.")
         console.print(
             f"The UI will be at http://127.0.0.1:{port} in a few seconds; Ctrl-C stops it. To launch the job: "
             f"http://127.0.0.1:{port}/locations/campaign_pipeline/jobs/process_campaign_queue/playground",
@@ -406,14 +415,21 @@ def _wants_sandbox(console: Console, environment: Environment, url: str, sandbox
     return not own
 
 
-def _fill_empty_queue(console: Console, environment: Environment, url: str) -> None:
-    """Only where nobody but the demo ever made a workspace."""
-    from campaign_pipeline.demo.leads import make_leads
-    from campaign_pipeline.demo.world import count_waiting, holds_only_demos, make_world
+def _is_demo(environment: Environment, url: str) -> bool:
+    """Whether nobody but the demo ever made a workspace: a sandbox may send there by itself."""
+    from campaign_pipeline.demo.world import holds_only_demos
 
-    if environment.database_url is None and holds_only_demos(url) and count_waiting(url) == (0, 0):
+    return environment.database_url is None and holds_only_demos(url)
+
+
+def _fill_empty_queue(console: Console, url: str) -> None:
+    from campaign_pipeline.demo.leads import make_leads
+    from campaign_pipeline.demo.world import count_waiting, make_world
+
+    if count_waiting(url) == (0, 0):
         make_world(url, make_leads(DEV_LEADS, seed=1), "Dev")
         console.print(f"The queue was empty: {DEV_LEADS} made-up messages are due now.", highlight=False)
+    console.print("More become due every minute, and the schedule work_campaign_queue sends them.", highlight=False)
 
 
 def _run_dagster_dev(home: Path, port: int, variables: dict[str, str]) -> None:
@@ -457,6 +473,153 @@ def _signal_group(leader: subprocess.Popen[bytes], number: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+@cli.group()
+def consent() -> None:
+    """Who may not be written to, and what is stored of a person (LGPD).
+
+    Opt-outs in replies (SAIR, PARAR, STOP, …) and refusals of providers suppress by themselves; this is by hand.
+    """
+
+
+def _whom_options(command: F) -> F:
+    options = (
+        click.option("--lead", "lead_id", type=click.UUID, metavar="ID", help="The lead, at whatever address."),
+        click.option("--address", metavar="TEXT", help="A phone number or an e-mail address, however it is written."),
+        click.option("--workspace", "workspace_id", type=click.UUID, metavar="ID", help="Only in this workspace."),
+        click.option("--channel", type=click.Choice(["whatsapp", "email"]), help="Only in this channel."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _ask_consent(question: Callable[[Consent], Coroutine[Any, Any, T]]) -> T:
+    """Ask the queue's database; its refusal is one sentence."""
+    import asyncio
+
+    from campaign_pipeline.adapters.consent import Consent, ConsentRefused
+    from campaign_pipeline.adapters.database import queue_url
+    from campaign_pipeline.core.ports import StoreUnavailable
+    from campaign_pipeline.launch import uninterrupted
+
+    with uninterrupted():
+        url = queue_url(Environment.read())
+    try:
+        return asyncio.run(question(Consent(url, patience_seconds=10.0)))
+    except (ConsentRefused, StoreUnavailable) as error:
+        raise Trouble(str(error)) from None
+
+
+@consent.command()
+@_whom_options
+@click.option("--everywhere", is_flag=True, help="In all workspaces and channels.")
+@click.option("--reason", required=True, metavar="TEXT", help="Why, for whoever asks later.")
+def suppress(everywhere: bool, reason: str, **whom: Any) -> None:
+    """Write to a lead or an address no more, from the next message on.
+
+    A lead is suppressed in its workspace unless more or less is said; an address needs --workspace or --everywhere.
+    """
+    from campaign_pipeline.adapters.consent import Whom
+
+    if whom["lead_id"] is None and whom["address"] is None:
+        raise click.UsageError("Say who is meant, with --lead or --address.")
+    if everywhere and (whom["workspace_id"] or whom["channel"]):
+        raise click.UsageError("--everywhere goes without --workspace and --channel.")
+    if whom["lead_id"] is None and whom["workspace_id"] is None and not everywhere:
+        raise click.UsageError("An address needs --workspace, or --everywhere.")
+    number = _ask_consent(lambda consent: consent.suppress(Whom(**whom), reason, everywhere=everywhere))
+    click.echo(f"Suppression {number} holds. Messages that wait are skipped when their turn comes.")
+
+
+@consent.command()
+@_whom_options
+@click.option("--by", default=getpass.getuser, show_default="your login name", help="Who lifts it.")
+def lift(by: str, **whom: Any) -> None:
+    """Lift every suppression of a lead or an address, or those of one workspace or channel.
+
+    What was skipped meanwhile stays skipped.
+    """
+    from campaign_pipeline.adapters.consent import Whom
+
+    if whom["lead_id"] is None and whom["address"] is None:
+        raise click.UsageError("Say who is meant, with --lead or --address.")
+    lifted = _ask_consent(lambda consent: consent.lift(Whom(**whom), by))
+    click.echo(f"{lifted} {'suppression was' if lifted == 1 else 'suppressions were'} lifted.")
+
+
+@consent.command("list")
+@_whom_options
+@click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True, help="How many at most.")
+def list_(limit: int, **whom: Any) -> None:
+    """Show the suppressions that hold, the newest first; addresses masked."""
+    from rich.table import Table
+
+    from campaign_pipeline.adapters.consent import Whom
+    from campaign_pipeline.core.address import masked
+
+    channel = whom["channel"]
+    rows = _ask_consent(lambda consent: consent.suppressions(Whom(**whom), limit))
+    table = Table("id", "since", "scope", "address", "lead", "source", "reason", box=None)
+    for row in rows:
+        if channel is not None and row["channel"] not in {None, channel}:
+            continue
+        scope = " ".join(str(row[name]) for name in ("scope", "channel", "workspace_id") if row[name])
+        address = masked(row["address"]) if row["address"] else "erased" if row["source"] == "erasure" else ""
+        table.add_row(
+            str(row["id"]),
+            f"{row['since']:%Y-%m-%d %H:%M}",
+            scope,
+            address,
+            str(row["lead_id"] or ""),
+            row["source"],
+            row["reason"] or "",
+        )
+    _console().print(table if table.row_count else "Nobody is suppressed.")
+
+
+@consent.command()
+@click.argument("lead_id", type=click.UUID)
+@click.option(
+    "--output", type=click.Path(path_type=Path, dir_okay=False), help="A new file only you can read; else the terminal."
+)
+def export(lead_id: UUID, output: Path | None) -> None:
+    """Write all that is stored of a lead as one JSON document: fields, messages, conversations, suppressions, logs."""
+    document, _ = _ask_consent(lambda consent: consent.export(lead_id))
+    if document is None:
+        raise Trouble(f"Nothing is stored of a lead {lead_id}.")
+    if output is None:
+        click.echo(document)
+        return
+    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(document + "\n")
+    click.echo(f"Written to {output}.")
+
+
+@consent.command()
+@click.argument("lead_id", type=click.UUID)
+@click.option("--by", default=getpass.getuser, show_default="your login name", help="Who erases; it is kept.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def erase(lead_id: UUID, by: str, yes: bool) -> None:
+    """Erase a person: names, numbers, texts, answers, log lines, and rows of step outputs. It cannot be undone.
+
+    Ids, statuses, times and counts stay, so that totals stay true. Waiting messages end as skipped. Hashes of the
+    addresses stay, so that the person is not written to if imported again. Copies elsewhere (backups, the providers,
+    exports) are not reached.
+    """
+    document, _ = _ask_consent(lambda consent: consent.export(lead_id))
+    if document is None:
+        raise Trouble(f"Nothing is stored of a lead {lead_id}.")
+    if not yes:
+        click.confirm(f"Erase all personal data of lead {lead_id}?", abort=True)
+    counts = _ask_consent(lambda consent: consent.erase(lead_id, by))
+    from campaign_pipeline.defs.io import PrivateFiles
+
+    files = PrivateFiles(Environment.read().outputs_path).forget_lead(str(lead_id))
+    told = ", ".join(f"{count:,} in {table}" for table, count in sorted(counts.items()) if count)
+    click.echo(f"Lead {lead_id} is erased: {told or 'no rows'}; {files:,} output files written anew.")
 
 
 def _console() -> Console:

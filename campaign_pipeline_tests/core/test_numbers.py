@@ -131,6 +131,12 @@ def test_where_it_could_not_be_asked_the_message_is_sent_and_nothing_is_remember
     assert any("was not checked" in line["message"] for line in queue.log)
 
 
+def test_what_could_not_be_asked_is_asked_once_a_shard() -> None:
+    channel, queue = answering({FIRST: NumberNotChecked("The provider did not answer.")}), Queue.of(3)
+    report, _ = work(queue, channel)
+    assert (report.sent, channel.checked) == (3, [FIRST])
+
+
 def test_a_missing_number_is_followed_by_the_leads_next_ones_in_order() -> None:
     channel = answering({FIRST: MISSING, TWIN: MISSING, OTHER: NumberExists(OTHER)})
     queue = Queue.of(1)

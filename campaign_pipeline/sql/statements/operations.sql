@@ -103,10 +103,10 @@ WITH workspace AS (
     SELECT c.id, c.name, c.source_column_id FROM campaign_configs c JOIN workspace w ON c.workspace_id = w.id
     ORDER BY random() LIMIT 1
 ), models AS (
-    SELECT first.*, gen_random_uuid() AS copy_id, row_number() OVER () AS place,
+    SELECT first.*, gen_random_uuid() AS copy_id, row_number() OVER (ORDER BY random()) AS place,
            '+55 11 9' || lpad(floor(random() * 1e8)::integer::text, 8, '0') AS copy_phone
     FROM (SELECT l.* FROM leads l JOIN workspace w ON l.workspace_id = w.id ORDER BY l.created_at, l.id LIMIT 60) first
-    ORDER BY random() LIMIT %(leads)s
+    ORDER BY place LIMIT %(leads)s
 ), copies AS (
     INSERT INTO leads (id, workspace_id, funnel_id, column_id, client_name, company, phone, deal_value, priority, tags, notes)
     SELECT m.copy_id, m.workspace_id, m.funnel_id, c.source_column_id, m.client_name, m.company, m.copy_phone, m.deal_value,

@@ -492,8 +492,9 @@ class ShardDelivery:
 
     async def _model_now(self, message: LeasedMessage, model: str) -> bool:
         """Whether this model may be asked right now, for something that can be done without."""
-        account = (Scope.WORKSPACE, message.workspace_id), (Scope.PROVIDER, LANGUAGE_MODEL_ACCOUNT)
-        scopes = (*account, (Scope.MODEL, model))
+        scopes = [(Scope.WORKSPACE, message.workspace_id), (Scope.MODEL, model)]
+        if message.workspace_id not in self.settings.own_accounts:
+            scopes.append((Scope.PROVIDER, LANGUAGE_MODEL_ACCOUNT))
         if self._stopping or self._slowed(scopes) or any(scope in self._broken for scope in scopes):
             return False
         verdict = await self.store.start_generating(message.id)
@@ -845,7 +846,9 @@ class ShardDelivery:
         message = work.message
         needed = [Scope.INBOX, Scope.RUN]
         if work.needs_model:
-            needed += [Scope.WORKSPACE, Scope.PROVIDER, Scope.MODEL]
+            needed += [Scope.WORKSPACE, Scope.MODEL]
+            if message.workspace_id not in self.settings.own_accounts:
+                needed.append(Scope.PROVIDER)
         return [(scope, self._scope_id(message, scope)) for scope in needed]
 
     def _scope_id(self, message: LeasedMessage, scope: Scope, model: str | None = None) -> str:

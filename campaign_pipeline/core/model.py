@@ -210,6 +210,7 @@ class BatchSettings:
     splitter: SplitterSettings
     one_a_day: frozenset[str] = frozenset()  # workspaces whose leads get one message a day, of all campaigns together
     fallback_models: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # workspace -> tried in this order
+    own_accounts: frozenset[str] = frozenset()  # workspaces that pay the language model by themselves
 
     @classmethod
     def from_json(cls, settings: Mapping[str, Any]) -> "BatchSettings":
@@ -231,6 +232,7 @@ class BatchSettings:
             splitter=SplitterSettings.from_json(settings.get("splitter")),
             one_a_day=frozenset(settings.get("one_a_day") or ()),
             fallback_models={key: tuple(models) for key, models in (settings.get("fallback_models") or {}).items()},
+            own_accounts=frozenset(settings.get("own_accounts") or ()),
         )
 
 

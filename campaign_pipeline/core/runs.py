@@ -179,7 +179,7 @@ def _covers(pause: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
         "inbox": row["inbox_id"],
         "workspace": row["workspace_id"],
         "model": row["model"],
-        "provider": pause["scope_id"],
+        "provider": None if row.get("own_account") else pause["scope_id"],  # the account that the others share
     }
     return str(ids[pause["scope"]]) == str(pause["scope_id"])
 

@@ -178,3 +178,20 @@ def test_a_database_that_does_not_answer_is_one_sentence_without_its_password(ur
     assert SECRET not in text
     assert "\n" not in text
     assert caught.value.__cause__ is None  # nor in a traceback
+
+
+def test_answers_are_kept_by_openrouter_for_as_long_as_is_said_and_not_at_all_by_itself() -> None:
+    assert Environment.read({}).openrouter_cache_seconds == 0
+    assert Environment.read({"OPENROUTER_CACHE_SECONDS": "240"}).openrouter_cache_seconds == 240
+
+
+@pytest.mark.parametrize("value", ["-1", "90000", "1.5", "soon", "nan"])
+def test_an_impossible_time_for_keeping_answers_is_refused_by_name(value: str) -> None:
+    with pytest.raises(SettingError, match="OPENROUTER_CACHE_SECONDS"):
+        Environment.read({"OPENROUTER_CACHE_SECONDS": value})
+
+
+def test_the_variables_of_the_mail_server_reach_its_adapter_and_no_text() -> None:
+    environment = Environment.read({"SMTP_URL": f"smtp://loja:{SECRET}@mail.example.com", "SMTPX": "no"})
+    assert dict(environment.providers) == {"SMTP_URL": f"smtp://loja:{SECRET}@mail.example.com"}
+    assert SECRET not in repr(environment)

@@ -1,5 +1,7 @@
 """Limits on what texts may cost: kept in the database, whoever works, and nothing lost by them."""
 
+import asyncio
+from dataclasses import replace
 from datetime import timedelta
 from uuid import UUID
 
@@ -156,3 +158,76 @@ def test_a_text_is_counted_once_though_its_intent_is_committed_twice(world: Worl
 
     # Throttled at first: the part is begun a second time, and its text is known by then.
     play(scenario, "send:rate_overlimit:times=1:seconds=0.1", CAMPAIGN_MAX_INLINE_WAIT_SECONDS="20")
+
+
+def test_two_shards_at_work_together_keep_one_limit(world: World, play: Play) -> None:
+    workspace = world.workspace()
+    world.do("UPDATE workspaces SET max_cost_usd_per_day = 0.0005")
+    for _ in range(2):
+        world.due_messages(world.run(world.campaign(workspace, world.inbox(workspace))), 40)
+
+    async def scenario(rig: Rig) -> None:
+        claimed = await rig.claim()
+        one, two = claimed.shards
+        await asyncio.gather(
+            *(rig.send(replace(claimed, shards=[shard]), concurrency=5) for shard in (one, two)),
+        )
+        counted = float(world.value("SELECT spent_usd FROM campaign_spending"))
+        assert counted == pytest.approx(spent(world))
+        assert 0.0005 <= counted <= 0.0005 + 2 * 5 * dearest(world)
+        assert rig.pause()["scope_id"] == str(workspace)
+        assert rig.statuses()["pending"] == 80 - rig.generations() > 0
+
+    play(scenario)
+
+
+def test_a_workspace_pays_with_its_own_key_which_is_read_late_and_written_nowhere(
+    world: World, play: Play, environment: pytest.MonkeyPatch
+) -> None:
+    own = world.due_message(world.run())
+    world.do("UPDATE ai_agents SET openrouter_api_key = 'sk-or-own-1234567'")
+    other = world.due_message(world.run())
+
+    async def scenario(rig: Rig) -> None:
+        environment.delenv("OPENROUTER_API_KEY")
+        claimed = await rig.claim()
+        assert "sk-or-own" not in repr(claimed)
+        reports = await rig.send(claimed)
+        assert "sk-or-own" not in repr(reports)
+        assert rig.message(own)["status"] == "sent"
+        assert rig.message(other)["status"] == "pending", "nobody pays for another workspace"
+        assert rig.pause()["code"] == "no_key"
+        run = world.value("SELECT run_id FROM campaign_messages WHERE id = %s", own)
+        later = world.due_message(run)
+        await rig.batch()
+        assert rig.message(later)["status"] == "sent", "the shared account's trouble is none of its"
+
+    play(scenario)
+
+
+def test_the_models_to_fall_back_on_are_the_workspaces_and_the_one_that_wrote_is_noted(
+    world: World, play: Play
+) -> None:
+    message = world.due_message(world.run())
+    world.do("UPDATE ai_agents SET fallback_models = '{mistral/small}'")
+
+    async def scenario(rig: Rig) -> None:
+        await rig.batch()
+        assert (rig.message(message)["status"], rig.message(message)["ai_model"]) == ("sent", "mistral/small")
+        assert world.all("SELECT * FROM campaign_pauses") == []
+
+    play(scenario, "generation:model_404")
+
+
+def test_a_text_whose_answer_was_lost_is_not_paid_twice_where_openrouter_may_keep_it(world: World, play: Play) -> None:
+    message = world.due_message(world.run())
+
+    async def scenario(rig: Rig) -> None:
+        await rig.batch()
+        assert rig.message(message)["error_code"] == "no_answer"
+        rig.later(minutes=10)
+        await rig.batch()
+        assert rig.message(message)["status"] == "sent"
+        assert len(rig.sandbox.record.where(kind="generation", accepted=True)) == 1
+
+    play(scenario, "generation:cut_after:times=1", OPENROUTER_CACHE_SECONDS="3600")

@@ -279,7 +279,8 @@ BEGIN
                    OR (p.scope = 'run' AND p.scope_id = r.id::text AND NOT begun.yes
                        AND (p_needs_model OR p.code <> 'spending_limit'))
                    OR (p_needs_model AND p.scope = 'workspace' AND p.scope_id = c.workspace_id::text)
-                   OR (p_needs_model AND p.scope = 'provider')
+                   -- The account that all share, but for workspaces that pay with a key of their own.
+                   OR (p_needs_model AND p.scope = 'provider' AND campaign_own_key(c.workspace_id) IS NULL)
                    OR (p_needs_model AND p.scope = 'model' AND p.scope_id IN (
                         SELECT a.model FROM ai_agents a WHERE a.workspace_id = c.workspace_id AND a.is_active)))
         ) THEN 'scope_paused'

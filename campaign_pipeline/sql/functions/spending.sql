@@ -4,6 +4,13 @@
 -- question before a request to the model sees already: nothing is asked more often for it, and what is on its way at that
 -- moment is all that can go beyond. Nothing is counted where no limit is set.
 
+-- The key of a workspace's own account at the language model's provider; null: it uses the account that all share.
+CREATE OR REPLACE FUNCTION campaign_own_key(p_workspace uuid) RETURNS text LANGUAGE sql STABLE AS $$
+    SELECT a.openrouter_api_key FROM ai_agents a
+    WHERE a.workspace_id = p_workspace AND a.is_active AND a.model IS NOT NULL
+    ORDER BY a.created_at DESC LIMIT 1
+$$;
+
 -- The day that a workspace's spending belongs to, and when it ends: in the time zone of its settings.
 CREATE OR REPLACE FUNCTION campaign_spending_day(p_settings jsonb, OUT day date, OUT ends_at timestamptz)
 LANGUAGE plpgsql STABLE AS $$

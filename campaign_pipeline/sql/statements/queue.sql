@@ -15,6 +15,7 @@ SELECT r.id AS run_id, r.name, r.wait_code, r.wait_reason, r.wait_until, r.resum
        connection.instance_id, connection.status AS instance_status, connection.name AS instance_name,
        (SELECT a.model FROM ai_agents a WHERE a.workspace_id = c.workspace_id AND a.is_active AND a.model IS NOT NULL
         ORDER BY a.created_at DESC LIMIT 1) AS model,
+       campaign_own_key(c.workspace_id) IS NOT NULL AS own_account,
        COALESCE(due.first_due <= campaign_now(), false) AS has_due
 FROM campaign_runs r
 LEFT JOIN campaign_configs c ON c.id = r.config_id
@@ -259,6 +260,8 @@ SELECT jsonb_build_object(
             WHERE a.workspace_id = ANY (%(workspace_ids)s) AND a.is_active AND a.model IS NOT NULL
             ORDER BY a.workspace_id, a.created_at DESC) a
         WHERE cardinality(a.fallback_models) > 0),
+    'own_accounts', (SELECT jsonb_agg(w.id) FROM unnest(%(workspace_ids)s::uuid[]) AS w (id)
+        WHERE campaign_own_key(w.id) IS NOT NULL),
     'one_a_day', (SELECT jsonb_agg(w.id) FROM workspaces w
         WHERE w.id = ANY (%(workspace_ids)s) AND w.one_message_per_lead_per_day),
     'inboxes', (SELECT jsonb_object_agg(b.id, jsonb_build_object('name', b.name)) FROM inboxes b
@@ -273,9 +276,7 @@ SELECT jsonb_build_object(
 SELECT b.id AS inbox_id, b.workspace_id, i.id AS instance_id, i.name, i.provider, i.provider_type, i.api_key,
        i.instance_token, i.phone_number, i.status, COALESCE(i.settings, '{}') AS settings,
        COALESCE(i.provider_config, '{}') AS provider_config,
-       (SELECT a.openrouter_api_key FROM ai_agents a
-        WHERE a.workspace_id = b.workspace_id AND a.is_active AND a.model IS NOT NULL
-        ORDER BY a.created_at DESC LIMIT 1) AS openrouter_api_key
+       campaign_own_key(b.workspace_id) AS openrouter_api_key
 FROM inboxes b
 JOIN inbox_instances x ON x.inbox_id = b.id
 JOIN instances i ON i.id = x.instance_id
@@ -336,20 +337,22 @@ WHERE (s.scope, s.scope_id) IN (
 -- name: list_paces
 -- Where each of these inboxes and campaigns stands that has a pace; what is leased and has not begun counts as used.
 WITH run AS (
-    SELECT u.run_id, u.inbox_id, u.config_id,
-           -- All three statuses are named for the index campaign_messages_leased.
-           (SELECT count(*) FROM campaign_messages m
-            WHERE m.run_id = u.run_id AND m.status IN ('queued', 'generating', 'sending') AND m.status <> 'sending') AS leased
+    SELECT u.run_id, u.inbox_id, u.config_id
     FROM unnest(%(run_ids)s::uuid[], %(inbox_ids)s::uuid[], %(config_ids)s::uuid[]) AS u (run_id, inbox_id, config_id)
-), scope AS (
-    SELECT 'inbox' AS scope, run.inbox_id AS id, sum(run.leased)::integer AS leased FROM run
+), member AS (
+    SELECT 'inbox' AS scope, run.inbox_id AS id, run.run_id FROM run
     WHERE EXISTS (SELECT 1 FROM campaign_inbox_pace p WHERE p.inbox_id = run.inbox_id)
        OR EXISTS (SELECT 1 FROM campaign_pace_state s WHERE s.scope = 'inbox' AND s.scope_id = run.inbox_id)
-    GROUP BY run.inbox_id
     UNION ALL
-    SELECT 'campaign', run.config_id, sum(run.leased)::integer FROM run
+    SELECT 'campaign', run.config_id, run.run_id FROM run
     JOIN campaign_configs c ON c.id = run.config_id AND (c.min_interval_seconds > 0 OR c.daily_limit IS NOT NULL)
-    GROUP BY run.config_id
+), scope AS (
+    SELECT member.scope, member.id, sum(leased.n)::integer AS leased
+    FROM member
+    -- All three statuses are named for the index campaign_messages_leased.
+    CROSS JOIN LATERAL (SELECT count(*) AS n FROM campaign_messages m WHERE m.run_id = member.run_id
+                        AND m.status IN ('queued', 'generating', 'sending') AND m.status <> 'sending') leased
+    GROUP BY member.scope, member.id
 )
 SELECT scope.scope, scope.id AS scope_id, scope.leased, p.gap_seconds, p.jitter, p.slow_factor, p.hourly_limit, p.hour_count,
        p.daily_limit, p.day_count, p.zone, greatest(p.free_at, campaign_now()) AS free_at, p.code, campaign_now() AS now

@@ -316,10 +316,10 @@ def read_status(event: Any) -> StatusEvent | None:
     """Read one element of a webhook's `statuses[]`; None where it is not about a part of ours."""
     key, status = at(event, "biz_opaque_callback_data"), at(event, "status")
     found = _KEY.fullmatch(key) if isinstance(key, str) else None
-    if found is None or status not in _STATUSES:
+    if found is None or not isinstance(status, str) or status not in _STATUSES:
         return None
     provider_id, stamp = at(event, "id"), at(event, "timestamp")
-    seconds = float(stamp) if isinstance(stamp, str | int) and re.fullmatch(r"\d{1,11}", str(stamp)) else None
+    seconds = float(stamp) if isinstance(stamp, str | int) and re.fullmatch(r"[0-9]{1,11}", str(stamp)) else None
     error_class, code, reason = _failed(event) if status == "failed" else (None, None, None)
     return StatusEvent(
         message_id=found["message"],

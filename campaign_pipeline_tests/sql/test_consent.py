@@ -760,6 +760,9 @@ def person(world: World, workspace: UUID, run: UUID) -> UUID:
     }
     world.insert("campaign_logs", lead_id=lead, **line)
     world.insert("campaign_logs", message_id=sent, **line)
+    world.insert("campaign_status_events", payload=Jsonb({"status": "sent", "recipient_id": "551187654321"}))
+    opaque = {"status": "failed", "biz_opaque_callback_data": f"{failed}:1", "errors": [{"title": NAME}]}
+    world.insert("campaign_status_events", payload=Jsonb(opaque))
     world.insert(
         "campaign_number_checks",
         provider="evolution",
@@ -789,7 +792,7 @@ def traces(world: World) -> set[str]:
 def test_the_person_can_be_read_in_all_these_tables_before(world: World, person: UUID) -> None:
     assert traces(world) == {
         "leads", "lead_custom_values", "conversations", "messages", "campaign_messages", "campaign_message_parts",
-        "campaign_logs", "campaign_number_checks", "campaign_suppressions",
+        "campaign_logs", "campaign_number_checks", "campaign_suppressions", "campaign_status_events",
     }  # fmt: skip
 
 
@@ -921,6 +924,7 @@ def test_the_export_holds_all_that_is_stored_of_a_person(world: World, person: U
     assert [row["source"] for row in document["suppressions"]] == ["keyword"]
     assert [row["number"] for row in document["number_checks"]] == [PHONE]
     assert len(document["logs"]) == 2
+    assert len(document["status_events"]) == 2
 
 
 def test_the_export_holds_nobody_else(world: World, workspace: UUID, run: UUID, person: UUID) -> None:

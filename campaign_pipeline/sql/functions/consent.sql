@@ -425,6 +425,9 @@ BEGIN
             WHERE s.lead_id = p_lead OR s.address_hash IN (SELECT campaign_address_hash(a) FROM unnest(addresses) AS a)),
         'number_checks', (SELECT COALESCE(jsonb_agg(to_jsonb(k) ORDER BY k.checked_at), '[]') FROM campaign_number_checks k
             WHERE k.number = ANY (addresses)),
+        'status_events', (SELECT COALESCE(jsonb_agg(e.payload ORDER BY e.id), '[]') FROM campaign_status_events e
+            WHERE e.payload ->> 'recipient_id' = ANY (addresses)
+               OR split_part(e.payload ->> 'biz_opaque_callback_data', ':', 1) = ANY (messages::text[])),
         'logs', (SELECT COALESCE(jsonb_agg(to_jsonb(g) ORDER BY g.created_at, g.id), '[]') FROM campaign_logs g
             WHERE g.id = ANY (campaign_logs_of_lead(p_lead, messages))),
         'erasures', (SELECT COALESCE(jsonb_agg(to_jsonb(e) ORDER BY e.id), '[]') FROM campaign_erasures e WHERE e.lead_id = p_lead));
@@ -536,6 +539,12 @@ BEGIN
     DELETE FROM lead_custom_values v WHERE v.lead_id = p_lead;
     GET DIAGNOSTICS n = ROW_COUNT;
     counts := counts || jsonb_build_object('lead_custom_values', n);
+    -- Meta's own words name the recipient; there is no index for this, and settled events are dropped soon.
+    DELETE FROM campaign_status_events e
+    WHERE e.payload ->> 'recipient_id' = ANY (addresses)
+       OR split_part(e.payload ->> 'biz_opaque_callback_data', ':', 1) = ANY (own_messages::text[]);
+    GET DIAGNOSTICS n = ROW_COUNT;
+    counts := counts || jsonb_build_object('campaign_status_events', n);
     DELETE FROM campaign_number_checks k WHERE k.number = ANY (addresses);
     GET DIAGNOSTICS n = ROW_COUNT;
     counts := counts || jsonb_build_object('campaign_number_checks', n);

@@ -591,6 +591,26 @@ def test_an_answer_that_comes_later_suppresses_by_its_code(world: World, lead: U
     assert [row["lead_id"] for row in suppressions(world)] == [lead]
 
 
+@pytest.mark.parametrize(("code", "told"), [("opted_out", 1), ("undeliverable", 0)])
+def test_a_status_event_of_a_part_that_was_accepted_suppresses_by_its_code(
+    world: World, due: UUID, code: str, told: int
+) -> None:
+    holder = holding(world, due)
+    holder.begin_new(due)
+    holder.sent(due)
+    event = {
+        "event_id": 1,
+        "id": str(due),
+        "part_no": 1,
+        "status": "failed",
+        "at": 1.8e9,
+        "code": code,
+        "reason": "No.",
+    }
+    rows(world, "apply_status_events", events=Jsonb([event]))
+    assert len(suppressions(world)) == told
+
+
 # One message a day ----------------------------------------------------------------------------------------------------
 
 

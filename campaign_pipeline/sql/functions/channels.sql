@@ -76,6 +76,12 @@ BEGIN
       AND NOT EXISTS (SELECT 1 FROM campaign_message_parts o
                       WHERE o.message_id = m.id AND o.status IN ('unknown', 'attempting'));
 
+    -- A refusal that means "never again" holds for every campaign, though the provider had accepted the part first.
+    PERFORM campaign_suppress_by_answer(e.id, e.code)
+    FROM jsonb_to_recordset(p_events) AS e (id uuid, status text, code text)
+    JOIN campaign_suppressing_codes k ON k.code = e.code
+    WHERE e.status = 'failed';
+
     RETURN QUERY
     SELECT e.event_id,
            CASE WHEN p.message_id IS NULL THEN 'no_part'

@@ -295,7 +295,7 @@ def test_a_send_that_is_cancelled_leaves_no_connection_in_the_middle_of_a_messag
         sending.cancel()
         await asyncio.gather(sending, return_exceptions=True)
         server.answers = taken.answers
-        return await channel.send(ENVELOPE)
+        return await asyncio.wait_for(channel.send(ENVELOPE), 2)
 
     assert isinstance(with_server(server, use), Sent)
     assert (server.connections, len(server.taken)) == (2, 1)
@@ -483,10 +483,14 @@ def test_markup_in_a_text_is_text() -> None:
     assert "Oi &lt;b&gt;Ana&lt;/b&gt; &lt;script&gt;x()&lt;/script&gt; &amp; cia" in bodies(message)[1]
 
 
-def test_a_line_that_is_a_dot_does_not_end_the_message() -> None:
-    server = MailServer()
-    with_server(server, send_once)
-    assert "\n.\nAbra" in bodies(server.taken[0])[0].replace("\r\n", "\n")
+def test_lines_that_begin_with_dots_arrive_and_end_nothing() -> None:
+    server, text = MailServer(), "Olá, Ana! Tudo bem?\n.\n..\n.com é o nosso domínio.\n. Abraço"
+
+    async def use(channel: Smtp) -> Outcome:
+        return await channel.send(Envelope("m-1", 1, text, "ana@example.com"))
+
+    assert isinstance(with_server(server, use), Sent)
+    assert bodies(server.taken[0])[0].replace("\r\n", "\n").rstrip("\n") == text
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 
 from campaign_pipeline_tests.defs.test_shard import Play, Rig, play
 from campaign_pipeline_tests.factories import World
+from campaign_pipeline_tests.sql.holder import Holder, holding
 
 __all__ = ["play"]
 
@@ -148,16 +149,32 @@ def test_a_text_that_may_not_be_sent_was_paid_all_the_same(world: World, play: P
     play(scenario, "generation:placeholder:times=1")
 
 
-def test_a_text_is_counted_once_though_its_intent_is_committed_twice(world: World, play: Play) -> None:
+def test_a_text_is_counted_once_though_its_intent_comes_again_after_a_lost_answer(world: World) -> None:
     message = world.due_message(world.run(world.campaign(max_cost_usd_per_run=100)))
+    holder = holding(world, message)
+    for _ in range(2):
+        assert holder.begin_new(message, ai_cost_usd=0.25) == "go"
+    assert float(world.value("SELECT spent_usd FROM campaign_spending")) == 0.25
+    assert float(world.value("SELECT ai_cost_usd FROM campaign_messages")) == 0.25
 
-    async def scenario(rig: Rig) -> None:
-        await rig.batch()
-        assert rig.message(message)["status"] == "sent"
-        assert world.value("SELECT spent_usd FROM campaign_spending") == rig.message(message)["ai_cost_usd"]
 
-    # Throttled at first: the part is begun a second time, and its text is known by then.
-    play(scenario, "send:rate_overlimit:times=1:seconds=0.1", CAMPAIGN_MAX_INLINE_WAIT_SECONDS="20")
+def test_only_whoever_holds_a_message_can_spend_for_it(world: World) -> None:
+    message = world.due_message(world.run(world.campaign(max_cost_usd_per_run=100)))
+    assert Holder(world).begin_new(message, ai_cost_usd=0.25) == "lost"
+    assert world.all("SELECT * FROM campaign_spending") == []
+
+
+def test_messages_of_several_runs_that_are_begun_together_are_counted_apart(world: World) -> None:
+    workspace = world.workspace()
+    world.do("UPDATE workspaces SET max_cost_usd_per_day = 1")
+    config = world.campaign(workspace, max_cost_usd_per_run=0.5)
+    runs = [world.run(config) for _ in range(2)]
+    messages = [world.due_message(run) for run in runs for _ in range(3)]
+    holder = holding(world, *messages)
+    holder.begin_all([{"id": one, "text": "Oi, Ana!", "parts": ["Oi, Ana!"], "ai_cost_usd": 0.1} for one in messages])
+    counted = {row["scope_id"]: float(row["spent_usd"]) for row in world.all("SELECT * FROM campaign_spending")}
+    assert counted == {runs[0]: pytest.approx(0.3), runs[1]: pytest.approx(0.3), workspace: pytest.approx(0.6)}
+    assert world.all("SELECT * FROM campaign_pauses") == []
 
 
 def test_two_shards_at_work_together_keep_one_limit(world: World, play: Play) -> None:

@@ -5,6 +5,7 @@ from datetime import timedelta
 from uuid import UUID, uuid4
 
 import pytest
+from psycopg.types.json import Jsonb
 
 from campaign_pipeline_tests.factories import World
 from campaign_pipeline_tests.sql.holder import Holder, rows, run_statement
@@ -120,8 +121,31 @@ def recover(world: Crowded) -> None:
 
 
 def look_up(world: Crowded) -> None:
-    found = rows(world, "find_control_part", inbox_id=uuid4(), address="55", started_at=1.7e9)
-    assert found == [{"control_provider_id": None, "taken_provider_ids": []}]
+    asked = {"inbox_id": uuid4(), "address": "55", "started_at": 1.7e9, "message_id": world.held[0], "text": "Oi"}
+    found = rows(world, "find_control_part", **asked)
+    assert found == [{"control_provider_id": None, "taken_provider_ids": [], "conversation_ids": []}]
+
+
+def hear(world: Crowded) -> None:
+    assert rows(world, "read_last_heard", ids=world.held, inbox_id=uuid4(), hours=24) == []
+
+
+def status_events(world: Crowded) -> None:
+    for _ in range(7):
+        assert rows(world, "take_status_events", limit=1000) == []
+        for status in ("sent", "failed"):
+            events = [
+                {
+                    "event_id": n,
+                    "id": str(message),
+                    "part_no": 1,
+                    "status": status,
+                    "at": 1.7e9,
+                    "error_class": "permanent",
+                }
+                for n, message in enumerate(world.held)
+            ]
+            assert len(rows(world, "apply_status_events", events=Jsonb(events))) == len(world.held)
 
 
 def spread(world: Crowded) -> None:
@@ -143,6 +167,8 @@ STEPS: dict[str, Callable[[Crowded], object]] = {
     "generate": generate,
     "begin_and_settle": begin_and_settle,
     "look_up": look_up,
+    "hear": hear,
+    "status_events": status_events,
     "close": lambda world: rows(world, "close_runs"),
     "next_due": lambda world: rows(world, "next_due"),
     "pauses": lambda world: run_statement(world, "drop_spent_throttles"),
@@ -192,5 +218,7 @@ def test_a_group_reads_its_own_messages_and_not_all_that_are_leased(crowded: Cro
         assert crowded.holder.start_generating(crowded.held[20]) == "go"
         for no in range(7):
             crowded.holder.begin_all({"id": m, "attempt_no": no + 1} for m in group)
-            crowded.holder.settle_all({"id": m, "part_no": 1, "attempt_no": no + 1, "outcome": "planned"} for m in group)
+            crowded.holder.settle_all(
+                {"id": m, "part_no": 1, "attempt_no": no + 1, "outcome": "planned"} for m in group
+            )
         assert messages_read(crowded) - before < 7 * 2 * 12 * len(group)

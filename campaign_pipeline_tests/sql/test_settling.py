@@ -451,7 +451,8 @@ def test_settling_waits_for_the_row_and_then_sees_the_new_holder(world: World, d
 def control(world: World, inbox: UUID, address: str = PHONE) -> dict[str, Any]:
     started = world.value("SELECT EXTRACT(epoch FROM campaign_now())")
     found = world.connection.execute(
-        statement("find_control_part"), {"inbox_id": inbox, "address": address, "started_at": started}
+        statement("find_control_part"),
+        {"inbox_id": inbox, "address": address, "started_at": started, "message_id": uuid4(), "text": "Oi"},
     )
     row = found.fetchone()
     assert row is not None
@@ -466,7 +467,7 @@ def test_a_control_is_a_part_that_this_inbox_sent_a_while_ago(world: World, run:
         holder.begin_new(due, inbox_id=sender)
     holder.sent(dues[0], provider_message_id="old")
     holder.sent(dues[2], provider_message_id="of another inbox")
-    assert control(world, inbox) == {"control_provider_id": None, "taken_provider_ids": ["old"]}
+    assert control(world, inbox) == {"control_provider_id": None, "taken_provider_ids": ["old"], "conversation_ids": []}
     world.move_clock(timedelta(seconds=11))
     holder.sent(dues[1], provider_message_id="just now")
     found = control(world, inbox)

@@ -317,7 +317,8 @@ class _ClaimBatch:
                 waits[run_id] = RunWait(run_id, last.code, last.explain(), last.free_at)
         going = {run_id: members for run_id, members in scopes.items() if run_id not in waits}
         self._budget = Budget.of(paces.values(), going, *limits)
-        self._paced = [*{*self._paced, *waits, *self._budget.paced}]
+        # In the order of their ids: two claimers that note the same runs do not wait for each other in a circle.
+        self._paced = sorted({*self._paced, *waits, *self._budget.paced})
         return [state.waiting(waits[state.run_id]) if state.run_id in waits else state for state in states]
 
     async def _claim(self, states: list[RunState], pauses: list[dict[str, Any]]) -> None:

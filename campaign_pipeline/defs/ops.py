@@ -17,6 +17,7 @@ from campaign_pipeline.adapters.schema import DatabaseUnusable
 from campaign_pipeline.adapters.status_events import settle_status_events
 from campaign_pipeline.core.model import BatchSettings, Shard, split_batch
 from campaign_pipeline.core.ports import StoreUnavailable
+from campaign_pipeline.defs.io import Rows
 from campaign_pipeline.defs.report import describe_batch, describe_runs, describe_shard, materialize_runs
 from campaign_pipeline.defs.resources import LanguageModelResource, ProvidersResource, QueueDatabase
 from campaign_pipeline.defs.shard import deliver, run_async
@@ -84,6 +85,7 @@ def fetch_message_batch(
             owner=f"run {context.run_id[:8]}",
             lease_seconds=settings.lease_seconds,
             max_age=settings.max_age,
+            max_wait_seconds=settings.max_inline_wait_seconds,
         )
         _settle_status_events(context, database.url())
         batch = run_async(queue.claim_batch(options))
@@ -118,7 +120,8 @@ def fetch_lead_contexts(database: QueueDatabase, message_batch: pd.DataFrame) ->
     with plain_failures():
         queue = database.queue()
         leads = message_batch["lead_id"].dropna().unique().tolist()
-        rows = run_async(queue.get_lead_contexts(leads))
+        found = {str(row["lead_id"]): row for row in run_async(queue.get_lead_contexts(leads))}
+        rows = [found[lead] for lead in leads if lead in found]  # in the order of the batch, as shards read them
         settings = run_async(
             queue.get_batch_settings(
                 *(
@@ -166,7 +169,7 @@ def send_shard(
     database: QueueDatabase,
     providers: ProvidersResource,
     shard: dict[str, Any],
-    lead_contexts: list[Any],
+    lead_contexts: Rows,
     batch_settings: dict[str, Any],
 ) -> dict[str, Any]:
     """Write and send the messages of one shard; those that cannot go now return to the queue with their reason."""

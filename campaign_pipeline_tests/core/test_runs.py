@@ -180,6 +180,63 @@ def test_a_note_is_written_only_when_it_says_something_new() -> None:
     assert judge(**note).note_changed
 
 
+# Pace and fallback inboxes --------------------------------------------------------------------------------------------
+
+
+def test_what_a_pace_keeps_back_does_not_grow_older_by_it() -> None:
+    now = NOON + 2 * HOUR
+    assert judge(now=now).too_old_before == NOON + HOUR
+    assert judge(now=now, pace_held_since=NOON).too_old_before == NOON - HOUR
+
+
+def test_a_wait_for_a_pace_that_is_over_is_no_resume_but_a_pause_of_the_same_name_is() -> None:
+    assert not judge(wait_code="daily_limit", pace_held_since=NOON - HOUR).resumed
+    assert judge(wait_code="daily_limit").resumed
+
+
+def test_a_noted_wait_for_a_pace_is_believed_until_its_time_is_near() -> None:
+    note = {"wait_code": "paced", "wait_reason": "The inbox waits.", "wait_until": NOON + HOUR}
+    state = judge(**note)
+    assert state.wait is None
+    assert code(state.believing_its_pace(NOON)) == "paced"
+    assert not state.believing_its_pace(NOON).note_changed
+    assert state.believing_its_pace(NOON + HOUR).wait is None
+    assert code(judge(**note, is_active=False).believing_its_pace(NOON)) == "campaign_inactive"
+    assert judge(**{**note, "wait_code": "no_credit"}).believing_its_pace(NOON).wait is None
+
+
+OTHER = {
+    "inbox_id": str(UUID(int=4)),
+    "instance_id": str(UUID(int=5)),
+    "instance_status": "connected",
+    "instance_name": "outro",
+}
+
+
+def test_a_run_whose_inbox_is_down_goes_through_the_first_healthy_fallback() -> None:
+    third = {**OTHER, "inbox_id": str(UUID(int=6))}
+    down = {"instance_status": "disconnected", "fallbacks": [OTHER, third]}
+    assert judge(**down).active_inbox_id == UUID(int=4)
+    assert judge(pause("inbox", UUID(int=4)), **down).active_inbox_id == UUID(int=6)
+    assert judge(fallbacks=[OTHER]).active_inbox_id is None
+    assert code(judge(pause("inbox", UUID(int=4)), pause("inbox", UUID(int=6)), **down)) == "inbox_disconnected"
+
+
+def test_a_throttle_is_no_reason_for_another_inbox() -> None:
+    state = judge(pause(kind="throttled"), fallbacks=[OTHER])
+    assert (state.active_inbox_id, code(state)) == (None, "inbox_trouble")
+
+
+def test_a_probe_of_the_inbox_that_was_left_needs_all_its_pauses_to_be_due_and_it_connected() -> None:
+    own = ("inbox", str(INBOX))
+    state = judge(pause(), fallbacks=[OTHER])
+    assert state.wait is None
+    assert state.may_probe_own_inbox({own})
+    assert not state.may_probe_own_inbox(set())
+    assert not judge(pause(), fallbacks=[OTHER], instance_status="disconnected").may_probe_own_inbox({own})
+    assert not judge(fallbacks=[OTHER]).may_probe_own_inbox({own})
+
+
 # Probing --------------------------------------------------------------------------------------------------------------
 
 

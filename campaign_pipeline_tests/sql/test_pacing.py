@@ -24,6 +24,7 @@ from campaign_pipeline_tests.sql.holder import (
     parts,
     rows,
     run_row,
+    wait_until_blocked,
 )
 
 SECOND = timedelta(seconds=1)
@@ -180,26 +181,30 @@ def test_a_gap_is_stretched_at_random_within_its_jitter(inbox: Make) -> None:
     assert 115 < sum(gaps) / len(gaps) < 135
 
 
-def test_one_message_of_two_workers_gets_the_slot(inbox: Make) -> None:
+def test_of_two_workers_that_ask_at_once_the_second_waits_and_sees_that_the_slot_is_gone(inbox: Make) -> None:
     paced = inbox(min_gap_seconds=30)
-    dues = paced.held(12)
+    earlier, first, second = paced.held(3)
+    paced.send(earlier)
+    paced.later(31 * SECOND)
     verdicts: list[str] = []
 
-    def ask(due: UUID) -> None:
+    def ask() -> None:
         item = {
-            "id": str(due), "token": str(paced.holder.token), "part_no": 1, "attempt_no": 1, "address": PHONE,
+            "id": str(second), "token": str(paced.holder.token), "part_no": 1, "attempt_no": 1, "address": PHONE,
             "channel": "whatsapp", "inbox_id": str(paced.id), "text": "Olá!", "parts": ["Olá!"],
         }  # fmt: skip
         with psycopg.connect(paced.world.url, autocommit=True) as connection:
             cursor = connection.execute(statement("begin_parts"), {"items": Jsonb([item])})
             verdicts.extend(row[1] for row in cursor)
 
-    threads = [threading.Thread(target=ask, args=(due,)) for due in dues]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(verdicts) == ["go"] + 11 * ["paced"]
+    other = threading.Thread(target=ask)
+    with World(paced.world.url) as watcher:
+        with paced.world.connection.transaction():
+            assert paced.verdicts(first) == ["go"]
+            other.start()
+            wait_until_blocked(watcher)
+        other.join()
+    assert verdicts == ["paced"]
 
 
 def test_asking_again_after_a_lost_answer_keeps_the_slot_and_takes_no_other(inbox: Make) -> None:
@@ -753,6 +758,23 @@ def test_a_conversation_goes_on_only_through_the_inbox_that_began_it(detour: Det
     detour.connect(detour.first)
     batch = claim_batch(detour.world)
     assert [(row["message_id"], row["inbox_id"]) for row in batch.rows] == [(due, detour.first)]
+
+
+def test_a_conversation_that_a_fallback_began_stays_there_when_the_first_inbox_is_back(detour: Detour) -> None:
+    detour.connect(detour.first, "disconnected")
+    due = detour.world.due_message(detour.run)
+    batch = claim_batch(detour.world)
+    assert batch.token is not None
+    holder = Holder(detour.world)
+    holder.take_over([due], UUID(batch.token))
+    holder.begin_new(due, "Um", "Dois", inbox_id=detour.second)
+    holder.sent(due)
+    holder.settle(due, status="pending")
+    detour.connect(detour.first)
+    other = detour.world.due_message(detour.run)
+    batch = claim_batch(detour.world)
+    assert {row["message_id"]: row["inbox_id"] for row in batch.rows} == {due: detour.second, other: detour.first}
+    assert (message(detour.world, due)["inbox_id"], message(detour.world, other)["inbox_id"]) == (detour.second, None)
 
 
 def test_a_message_that_surely_never_went_out_may_change_its_inbox(detour: Detour) -> None:

@@ -388,6 +388,16 @@ def test_what_was_sent_stays_sent_whatever_became_of_it(world: World) -> None:
     assert world.value("SELECT delivery_status FROM campaign_message_parts") == "delivered"
 
 
+@pytest.mark.parametrize("before", ["unknown", "sent"])
+def test_an_opt_out_that_an_event_tells_holds_for_every_campaign(world: World, before: str) -> None:
+    message = unknown_message(world)
+    if before == "sent":
+        hand_over(world, event(message, "sent"))
+    for _ in range(2):
+        hand_over(world, event(message, "failed", errors=[{"code": 131050, "title": "opted out"}]))
+    assert world.value("SELECT count(*) FROM campaign_suppressions WHERE source = 'provider'") == 1
+
+
 @pytest.mark.parametrize(
     ("payload", "verdict"),
     [

@@ -82,6 +82,13 @@ BEGIN
     JOIN campaign_suppressing_codes k ON k.code = e.code
     WHERE e.status = 'failed';
 
+    -- A failure that means "never again" (an opt-out) holds for every campaign, whatever became of this part.
+    PERFORM campaign_suppress_by_answer(e.id, e.code)
+    FROM (SELECT DISTINCT e.id, e.code FROM jsonb_to_recordset(p_events) AS e (id uuid, part_no integer, status text, code text)
+          JOIN campaign_message_parts p ON p.message_id = e.id AND p.part_no = e.part_no
+          JOIN campaign_suppressing_codes k ON k.code = e.code
+          WHERE e.status = 'failed' ORDER BY e.id, e.code) e;
+
     RETURN QUERY
     SELECT e.event_id,
            CASE WHEN p.message_id IS NULL THEN 'no_part'

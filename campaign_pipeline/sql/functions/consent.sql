@@ -529,7 +529,7 @@ BEGIN
         'campaign_messages', campaign_blank('campaign_messages', 'id', own_messages,
             '{status,error_class,error_code,ai_model,lease_owner}'),
         'campaign_message_parts', campaign_blank('campaign_message_parts', 'message_id', own_messages,
-            '{status,error_class,error_code,idempotency_key}'),
+            '{status,error_class,error_code,idempotency_key,delivery_status,delivery_code}'),
         'campaign_logs', campaign_blank('campaign_logs', 'id', campaign_logs_of_lead(p_lead, own_messages), '{step_name,level}'),
         'messages', campaign_blank('messages', 'conversation_id', talks, '{content_type,message_type,sent_by}'),
         'conversations', campaign_blank('conversations', 'id', talks, '{channel,status}'),

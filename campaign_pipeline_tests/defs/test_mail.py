@@ -139,7 +139,7 @@ def test_a_mail_whose_answer_is_lost_is_unknown_and_never_sent_again_by_itself(w
     with_mail(world, play, scenario, server=server)
 
 
-def test_a_mailbox_that_does_not_exist_is_a_hard_bounce(world: World, play: Play) -> None:
+def test_a_mailbox_that_does_not_exist_is_never_written_to_again(world: World, play: Play) -> None:
     server = MailServer({"rcpt": lambda: "550 5.1.1 <ana@example.com>: User unknown"})
 
     async def scenario(rig: Rig, server: MailServer, message: UUID) -> None:
@@ -147,6 +147,10 @@ def test_a_mailbox_that_does_not_exist_is_a_hard_bounce(world: World, play: Play
         row = rig.message(message)
         assert (row["status"], row["error_class"], row["error_code"]) == ("failed", "permanent", "hard_bounce")
         assert "ana@example.com" not in row["error_message"]
+        again = world.due_message(row["run_id"], row["lead_id"])
+        await rig.batch()
+        assert (rig.message(again)["status"], rig.message(again)["error_code"]) == ("skipped", "suppressed")
+        assert server.asked["rcpt"] == 1
 
     with_mail(world, play, scenario, server=server)
 

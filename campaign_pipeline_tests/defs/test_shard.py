@@ -467,8 +467,11 @@ def test_a_look_up_that_fails_is_asked_again_and_nothing_is_sent_meanwhile(world
     play(scenario)
 
 
-def test_a_part_that_went_through_another_inbox_is_not_taken_for_absent(world: World, play: Play) -> None:
-    workspace, _, run = inbox_of(world)
+@pytest.mark.parametrize(("removed", "expected"), [(False, ("sent", None)), (True, ("failed", "unknown"))])
+def test_a_part_that_went_through_another_inbox_is_looked_up_there_and_never_taken_for_absent(
+    world: World, play: Play, removed: bool, expected: tuple[str, str | None]
+) -> None:
+    workspace, inbox, run = inbox_of(world)
     config = world.value("SELECT config_id FROM campaign_runs WHERE id = %s", run)
 
     async def scenario(rig: Rig) -> None:
@@ -482,10 +485,12 @@ def test_a_part_that_went_through_another_inbox_is_not_taken_for_absent(world: W
         assert rig.message(message)["error_code"] == "look_up_failed"
         # The operator gives the campaign another number while one message is in doubt.
         world.do("UPDATE campaign_configs SET inbox_id = %s WHERE id = %s", other, config)
+        if removed:
+            world.do("DELETE FROM inbox_instances WHERE inbox_id = %s", inbox)
         rig.later(minutes=16)
         await rig.batch()
         row = rig.message(message)
-        assert (row["status"], row["error_class"]) == ("failed", "unknown")
+        assert (row["status"], row["error_class"]) == expected
         assert rig.sends() == 2
 
     play(scenario)

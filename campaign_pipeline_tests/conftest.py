@@ -14,7 +14,7 @@ from filelock import FileLock
 from campaign_pipeline.adapters import schema
 from campaign_pipeline.adapters.embedded import EmbeddedServer, embedded_server
 from campaign_pipeline.adapters.environment import PROVIDER_PREFIXES
-from campaign_pipeline.sandbox import Sandbox
+from campaign_pipeline.sandbox.server import Addresses
 from campaign_pipeline_tests.factories import World
 
 TEMPLATE = "campaign_template"
@@ -69,7 +69,7 @@ def environment(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     return monkeypatch
 
 
-def point_at(monkeypatch: pytest.MonkeyPatch, sandbox: Sandbox) -> None:
+def point_at(monkeypatch: pytest.MonkeyPatch, sandbox: Addresses) -> None:
     """Let the process that `environment` prepared talk to a sandbox."""
     monkeypatch.setenv("OPENROUTER_API_KEY", "sk-or-test-key-of-no-account")
     monkeypatch.setenv("OPENROUTER_BASE_URL", sandbox.openrouter_url)

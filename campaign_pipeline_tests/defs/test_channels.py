@@ -1,16 +1,22 @@
 """Whole shards through each provider: what arrives, what the ledger says, and what never happens twice."""
 
 import asyncio
+from collections import Counter
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from dagster import DagsterInstance
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from campaign_pipeline.adapters.cloud_api import read_status
 from campaign_pipeline.adapters.status_events import settle_status_events
+from campaign_pipeline.sandbox import SandboxProcess
+from campaign_pipeline_tests.conftest import point_at
+from campaign_pipeline_tests.defs.test_job import IN_PROCESS, run_job, troubles
 from campaign_pipeline_tests.defs.test_shard import FIRST, SECOND, TWO_PARTS, Play, Rig, Watch, play
 from campaign_pipeline_tests.factories import World
 
@@ -419,3 +425,32 @@ def test_events_are_forgotten_after_a_month(world: World) -> None:
     world.move_clock(timedelta(days=31))
     hand_over(world)
     assert world.value("SELECT count(*) FROM campaign_status_events") == 0
+
+
+# The whole job --------------------------------------------------------------------------------------------------------
+
+
+def test_one_batch_goes_out_through_every_provider_and_settles_the_events_that_wait(
+    world: World, environment: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    workspace = world.workspace()
+    _, _, cold = cloud_campaign(world)
+    inboxes = [uazapi_inbox(world, workspace), supabase_inbox(world, workspace), world.inbox(workspace)]
+    configs = [cold, *(world.campaign(workspace, inbox) for inbox in inboxes)]
+    for config in configs:
+        world.due_messages(world.run(config), 3)
+    lost = unknown_message(world)
+    world.insert("campaign_status_events", payload=event(lost, "delivered"))
+    environment.setenv("CAMPAIGN_OUTPUTS", str(tmp_path / "outputs"))
+    with (
+        SandboxProcess() as sandbox,
+        DagsterInstance.local_temp(str(tmp_path), overrides={"telemetry": {"enabled": False}}) as instance,
+    ):
+        point_at(environment, sandbox)
+        result = run_job(instance, IN_PROCESS)
+        assert result.success, troubles(result)
+        sends = Counter(entry["provider"] for entry in sandbox.record() if entry["kind"] == "send")
+    assert sends == {"cloud_api": 3, "uazapi": 3, "supabase": 3, "evolution": 3}
+    assert Counter(row["status"] for row in world.messages()) == {"sent": 13}
+    assert world.value("SELECT verdict FROM campaign_status_events") == "settled"
+    assert world.wrong_counters() == []

@@ -80,11 +80,12 @@ FROM (SELECT n, CASE WHEN %(scattered)s THEN (n / 100) %% %(runs)s ELSE greatest
 
 # What campaign_claim_messages does for each helping; kept here for EXPLAIN, which does not look into functions.
 _PICK = """
-SELECT m.id, m.run_id
+SELECT m.ctid AS place, m.run_id
 FROM campaign_messages m
 WHERE m.run_id = r.run_id
   AND m.status = 'pending'
   AND COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) <= campaign_now()
+  AND (m.inbox_id IS NULL OR NOT campaign_waits_for_its_inbox(m.id, m.run_id, m.inbox_id))
 ORDER BY COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at)
 LIMIT least(share, r.quota)
 FOR UPDATE SKIP LOCKED
@@ -304,7 +305,7 @@ def _keep_plans(connection: psycopg.Connection[DictRow], runs: list[UUID], folde
         raise AssertionError("campaign_claim_messages picks otherwise than the statement that is explained here.")
     share = max(1, BATCH // len(runs))
     claim = (
-        f"SELECT d.id FROM unnest(%(runs)s::uuid[]) AS r (run_id) CROSS JOIN LATERAL ({_PICK}) d LIMIT {BATCH}".replace(  # noqa: S608
+        f"SELECT d.place FROM unnest(%(runs)s::uuid[]) AS r (run_id) CROSS JOIN LATERAL ({_PICK}) d LIMIT {BATCH}".replace(  # noqa: S608
             "least(share, r.quota)", str(share)
         )
     )

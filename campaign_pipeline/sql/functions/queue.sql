@@ -105,14 +105,20 @@ CREATE OR REPLACE TRIGGER campaign_note_resume BEFORE UPDATE OF status ON campai
 -- Fair: every run gets the same share, what a run does not use goes to the others, and runs are taken in random order,
 -- so that a batch smaller than the number of runs starves none. Never waits: rows that another claimer holds are
 -- passed over. p_quotas caps each run (1 where only a probe may go).
-CREATE OR REPLACE FUNCTION campaign_claim_messages(
+-- Rows are changed where they lie (ctid, which cannot move while this transaction holds them): looked up again by id,
+-- the update and what is said of them went down the largest index twice more for each (500 of 10 million: 24 -> 15 ms).
+-- It once returned ids alone; a function's result cannot be replaced.
+DROP FUNCTION IF EXISTS campaign_claim_messages(uuid[], integer[], integer, uuid, text, double precision);
+CREATE FUNCTION campaign_claim_messages(
     p_runs uuid[], p_quotas integer[], p_batch integer, p_token uuid, p_owner text, p_lease_seconds double precision
-) RETURNS SETOF uuid LANGUAGE plpgsql AS $$
+) RETURNS TABLE (message_id uuid, run_id uuid, inbox_id uuid, lead_id uuid, due_at timestamptz, retry_count integer)
+LANGUAGE plpgsql ROWS 500 AS $$
+#variable_conflict use_column
 DECLARE
     runs      uuid[];
     before    uuid[];      -- the runs of this round, to which `quotas` belongs
     quotas    integer[];
-    picked    uuid[];
+    picked    tid[];
     share     integer;
     remaining integer := p_batch;
 BEGIN
@@ -122,16 +128,16 @@ BEGIN
     WHILE remaining > 0 AND cardinality(runs) > 0 LOOP
         share := greatest(1, remaining / cardinality(runs));
         before := runs;
-        SELECT array_agg(m.id),
+        SELECT array_agg(m.place),
                -- the runs that gave their whole share may have more
                (SELECT array_agg(f.run_id) FROM (SELECT c.run_id FROM unnest(array_agg(m.run_id)) AS c (run_id)
                                                   GROUP BY c.run_id HAVING count(*) >= share) f)
         INTO picked, runs
         FROM (
-            SELECT d.id, d.run_id
+            SELECT d.place, d.run_id
             FROM unnest(runs, quotas) AS r (run_id, quota)
             CROSS JOIN LATERAL (
-                SELECT m.id, m.run_id
+                SELECT m.ctid AS place, m.run_id
                 FROM campaign_messages m
                 WHERE m.run_id = r.run_id
                   AND m.status = 'pending'
@@ -145,19 +151,16 @@ BEGIN
         ) m;
         EXIT WHEN picked IS NULL;
 
-        UPDATE campaign_messages
-        SET status = 'queued', queued_at = campaign_now(), lease_token = p_token, lease_owner = p_owner,
-            lease_expires_at = campaign_now() + make_interval(secs => p_lease_seconds)
-        WHERE id = ANY (picked);
-
-        -- Through the inbox that its run uses now, but for a conversation that has begun through another.
+        RETURN QUERY
         UPDATE campaign_messages m
-        SET inbox_id = r.active_inbox_id
-        FROM campaign_runs r
-        WHERE m.id = ANY (picked) AND r.id = m.run_id AND m.inbox_id IS DISTINCT FROM r.active_inbox_id
-          AND NOT campaign_is_bound(m.id, m.inbox_id);
-
-        RETURN QUERY SELECT unnest(picked);
+        SET status = 'queued', queued_at = campaign_now(), lease_token = p_token, lease_owner = p_owner,
+            lease_expires_at = campaign_now() + make_interval(secs => p_lease_seconds),
+            -- The inbox that its run uses now, but for a conversation that has begun through another.
+            inbox_id = CASE WHEN m.inbox_id IS NOT NULL AND campaign_is_bound(m.id, m.inbox_id) THEN m.inbox_id
+                            ELSE (SELECT r.active_inbox_id FROM campaign_runs r WHERE r.id = m.run_id) END
+        WHERE m.ctid = ANY (picked)
+        RETURNING m.id, m.run_id, m.inbox_id, m.lead_id,
+                  COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at), m.retry_count;
         remaining := remaining - cardinality(picked);
         -- A run whose quota is used up gets no further helping.
         SELECT array_agg(u.id), array_agg(u.quota - share) INTO runs, quotas

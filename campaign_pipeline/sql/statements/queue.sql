@@ -201,20 +201,14 @@ FROM done WHERE r.id = done.id
 RETURNING r.id, r.name, r.status, r.leads_total, r.leads_success, r.leads_failed, r.leads_skipped;
 
 -- name: claim_messages
--- Lease the next due messages, fairly (see campaign_claim_messages), and say what the batch needs to know of them. As an
--- array: joined to the function, whose rows it takes for a thousand, the planner reads the whole table of messages.
-SELECT m.id AS message_id, m.run_id, r.config_id, c.workspace_id,
-       -- As the claim has just set it: this very statement still sees the rows as they were before.
-       COALESCE(CASE WHEN m.inbox_id IS NOT NULL AND campaign_is_bound(m.id, m.inbox_id) THEN m.inbox_id
-                     ELSE r.active_inbox_id END, c.inbox_id) AS inbox_id,
-       m.lead_id, %(token)s::uuid AS lease_token,
-       greatest(COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at), '1970-01-01Z') AS due_at, m.retry_count
-FROM campaign_messages m
+-- Lease the next due messages, fairly (see campaign_claim_messages), and say what the batch needs to know of them.
+SELECT m.message_id, m.run_id, r.config_id, c.workspace_id, COALESCE(m.inbox_id, c.inbox_id) AS inbox_id, m.lead_id,
+       %(token)s::uuid AS lease_token, greatest(m.due_at, '1970-01-01Z') AS due_at, m.retry_count
+FROM campaign_claim_messages(
+    %(run_ids)s, %(quotas)s, %(batch_size)s, %(token)s, %(owner)s, %(lease_seconds)s) m
 JOIN campaign_runs r ON r.id = m.run_id
 JOIN campaign_configs c ON c.id = r.config_id
-WHERE m.id = ANY (ARRAY(SELECT campaign_claim_messages(
-    %(run_ids)s, %(quotas)s, %(batch_size)s, %(token)s, %(owner)s, %(lease_seconds)s)))
-ORDER BY due_at, m.id;
+ORDER BY due_at, m.message_id;
 
 -- name: get_lead_contexts
 -- All that the CRM knows of each lead, for a whole batch in one statement. Values are cut: a field of 100 kB is of no

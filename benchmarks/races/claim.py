@@ -52,22 +52,25 @@ FROM generate_series(0, 10 * %(runs)s - 1) r
 """
 
 # Of a hundred messages %(due)s are due, ten are planned for later, the rest is done with. Either as a CRM writes them:
-# what is over lies in front, today's runs follow one after the other; or scattered, the worst that can be: every due
-# message on a page of its own among old ones. What is due is too young to be expired by a claim.
+# what is over lies in front, today's runs follow one after the other, planned in the order in which they were written;
+# or scattered, the worst that can be: every due message on a page of its own among old ones, due in any order. What is
+# due is too young to be expired by a claim.
 _MESSAGES = """
 INSERT INTO campaign_messages (id, run_id, lead_id, status, scheduled_at, sent_at, finished_at, phone_number,
                                generated_message, provider_message_id, created_at)
 SELECT gen_random_uuid(),
        md5('run' || CASE WHEN kind = 'sent' THEN %(runs)s + n %% (9 * %(runs)s) ELSE run END)::uuid,
        md5('lead' || n)::uuid, CASE WHEN kind = 'sent' THEN 'sent' ELSE 'pending' END,
-       CASE kind WHEN 'due' THEN now() - interval '20 minutes' + random() * interval '19 minutes'
+       CASE kind WHEN 'due' THEN now() - interval '20 minutes' + interval '19 minutes'
+                      * CASE WHEN %(scattered)s THEN random() ELSE nth / per_run::double precision END
                  WHEN 'later' THEN now() + interval '1 day' + random() * interval '3 days'
                  ELSE now() - interval '1 day' - random() * interval '90 days' END,
        CASE WHEN kind = 'sent' THEN now() - interval '1 day' END,
        CASE WHEN kind = 'sent' THEN now() - interval '1 day' END,
        '+55 11 9' || (10000000 + n), CASE WHEN kind = 'sent' THEN repeat('Olá, tudo bem? ', 8) END,
        CASE WHEN kind = 'sent' THEN '3EB0' || md5(n::text) END, now() - interval '100 days'
-FROM (SELECT n, CASE WHEN %(scattered)s THEN (n / 100) %% %(runs)s ELSE greatest(0, n - old) / per_run END AS run,
+FROM (SELECT n, per_run, greatest(0, n - old) %% per_run AS nth,
+             CASE WHEN %(scattered)s THEN (n / 100) %% %(runs)s ELSE greatest(0, n - old) / per_run END AS run,
              CASE WHEN place < %(due)s THEN 'due' WHEN place < %(due)s + 10 THEN 'later' ELSE 'sent' END AS kind
       FROM (SELECT n, old, per_run,
                    CASE WHEN %(scattered)s THEN n %% 100
@@ -304,11 +307,9 @@ def _keep_plans(connection: psycopg.Connection[DictRow], runs: list[UUID], folde
     if pick not in re.sub(r"\s+", " ", functions_text()):
         raise AssertionError("campaign_claim_messages picks otherwise than the statement that is explained here.")
     share = max(1, BATCH // len(runs))
-    claim = (
-        f"SELECT d.place FROM unnest(%(runs)s::uuid[]) AS r (run_id) CROSS JOIN LATERAL ({_PICK}) d LIMIT {BATCH}".replace(  # noqa: S608
-            "least(share, r.quota)", str(share)
-        )
-    )
+    pick_share = _PICK.replace("least(share, r.quota)", str(share))
+    every_run = "unnest(%(runs)s::uuid[]) AS r (run_id)"
+    claim = f"SELECT d.place FROM {every_run} CROSS JOIN LATERAL ({pick_share}) d LIMIT {BATCH}"  # noqa: S608
     statements = {
         "claim_messages": (claim, {"runs": runs}),
         "list_running_runs": (statement("list_running_runs"), {}),

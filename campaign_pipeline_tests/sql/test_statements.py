@@ -21,12 +21,12 @@ def numbered(text: str) -> str:
 
 
 def named_in_code() -> Iterator[str]:
-    """Every name given to `statement(...)` or `self._all(...)` in the package."""
+    """Every name given to `statement(...)`, or to what runs one by its name, in the package."""
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
                 called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-                if called in {"statement", "_all", "_do"}:
+                if called in {"statement", "_all", "_do", "_run"}:
                     yield str(node.args[0].value)
 
 

@@ -1,6 +1,6 @@
 # Each target makes what it needs, from nothing but Python 3.10 to 3.13. `make` alone says what there is.
 .DEFAULT_GOAL := help
-.PHONY: help demo dev test crash-test bench lint format clean
+.PHONY: help demo dev test crash-test bench lint format clean chromium
 
 PYTHON ?= python3
 PORT ?= 3000
@@ -20,8 +20,11 @@ demo: $(READY) ## Send a made-up campaign through the real job, against sandbox 
 dev: $(READY) ## Dagster's UI on http://127.0.0.1:3000 (PORT=3001 for another port)
 	@$(BIN)/campaign-pipeline dev --port $(PORT)
 
-test: $(READY) ## All tests
-	$(BIN)/python -m pytest -n 2
+test: $(READY) chromium ## All tests
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+chromium: ## The browser of the UI's tests, from Debian's packages where we may install; else those tests say what to do
+	@.ci/chromium
 
 crash-test: $(READY) ## Kill everything at random and recount; leave it running (CRASH="--messages 20000 --kills 200 --seed 7")
 	$(BIN)/python -m campaign_pipeline_tests.crash.campaign $(CRASH)

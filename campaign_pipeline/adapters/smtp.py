@@ -519,17 +519,18 @@ def from_connection(
     server = _server(given, row) if given.get("host") else _server_of_environment(variables)
     name, address = _sender(given, variables)
 
-    def of(key: str) -> str | None:
-        return given.get(key) or variables.get(f"SMTP_{key.upper()}") or None
-
+    reply_to = given.get("reply_to") or variables.get("SMTP_REPLY_TO")
+    domain = given.get("domain") or variables.get("SMTP_DOMAIN") or address.partition("@")[2]
+    unsubscribe_url = given.get("unsubscribe_url") or variables.get("SMTP_UNSUBSCRIBE_URL")
+    unsubscribe_mailto = given.get("unsubscribe_mailto") or variables.get("SMTP_UNSUBSCRIBE_MAILTO")
     mailbox = Mailbox(
         **server,
         from_address=address,
         from_name=name,
-        reply_to=_address("reply_to", of("reply_to")) if of("reply_to") else None,
-        domain=_address("domain", f"x@{of('domain') or address.partition('@')[2]}").partition("@")[2],
-        unsubscribe_url=_template("unsubscribe_url", of("unsubscribe_url"), r"https://[!-;=?-~]+"),
-        unsubscribe_mailto=_template("unsubscribe_mailto", of("unsubscribe_mailto"), r"mailto:[!-;=?-~]+@[!-;=?-~]+"),
+        reply_to=_address("reply_to", reply_to) if reply_to else None,
+        domain=_address("domain", f"x@{domain}").partition("@")[2],
+        unsubscribe_url=_template("unsubscribe_url", unsubscribe_url, r"https://[!-;=?-~]+"),
+        unsubscribe_mailto=_template("unsubscribe_mailto", unsubscribe_mailto, r"mailto:[!-;=?-~]+@[!-;=?-~]+"),
         ca_file=variables.get("SMTP_CA_FILE"),
         stream=f"campaign:{str(row['inbox_id']).partition('-')[0]}",
         max_connections=_count(given, "max_connections", 5, 50),

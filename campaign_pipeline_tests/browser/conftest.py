@@ -31,7 +31,7 @@ CHROMIUM = Path(os.environ.get("CHROMIUM", "/usr/bin/chromium"))
 KEPT = Path(__file__).parents[2] / "artifacts" / "browser"
 """What a test run leaves behind to be looked at: screenshots, and what Dagster said."""
 
-PATIENCE = 90_000
+PATIENCE = 150_000
 """Milliseconds that the browser waits for what it was told to expect: a run starts slowly on a busy machine."""
 
 SHOWN_DAYS = 14
@@ -146,7 +146,8 @@ def browser() -> Iterator[Browser]:
     if not CHROMIUM.exists():
         pytest.fail(
             f"There is no {CHROMIUM}: install Debian's package chromium (`apt-get install chromium`), or name a "
-            "Chromium in the variable CHROMIUM."
+            "Chromium in the variable CHROMIUM.",
+            pytrace=False,
         )
     expect.set_options(timeout=PATIENCE)
     with sync_playwright() as playwright:

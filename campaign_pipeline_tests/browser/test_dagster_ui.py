@@ -12,13 +12,15 @@ import pytest
 from playwright.sync_api import Locator, Page, expect
 
 from campaign_pipeline.sandbox import Behaviour, Kind, Latency
-from campaign_pipeline_tests.browser.conftest import Stack, keep
+from campaign_pipeline_tests.browser.conftest import PATIENCE, Stack, keep
 from campaign_pipeline_tests.commands import wait_until
 
-pytestmark = [pytest.mark.xdist_group("browser"), pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.xdist_group("browser"), pytest.mark.timeout(400)]
 
 ZONE = ZoneInfo("America/Sao_Paulo")
 JOBS = "/locations/campaign_pipeline/jobs"
+WIDTH = 1440
+"""Pixels of the browser's window: a laptop's."""
 CAMPAIGNS = ("Diagnóstico gratuito", "Primeiro contato", "Reativação de orçamentos")
 AT_AN_EASY_PACE = Behaviour(latencies={Kind.GENERATION: Latency(0.2, 0.3), Kind.SEND: Latency(0.2, 0.3)})
 
@@ -71,6 +73,13 @@ def expect_drawn(image: Locator) -> None:
     assert box["height"] > 20
 
 
+def right_edge(element: Locator) -> float:
+    """Where it ends, in pixels of the window."""
+    box = element.bounding_box()
+    assert box is not None
+    return box["x"] + box["width"]
+
+
 def test_a_batch_launched_from_the_launchpad_shows_its_shards_in_the_gantt_chart(page: Page, queue: Stack) -> None:
     queue.sandbox.set_behaviour(AT_AN_EASY_PACE)
     due_campaigns(queue, 40, "Vendas", "Reativacao", "Suporte")
@@ -79,7 +88,7 @@ def test_a_batch_launched_from_the_launchpad_shows_its_shards_in_the_gantt_chart
     keep(page, "launchpad")
     launch(page)
     expect(status(page, "Success")).to_be_visible()
-    page.set_viewport_size({"width": 1440, "height": 640})
+    page.set_viewport_size({"width": WIDTH, "height": 640})
     enlarge_gantt(page)
     expect(shards(page)).to_have_count(3)
     for n in range(3):
@@ -94,7 +103,7 @@ def test_a_shard_that_died_is_re_executed_from_failure_and_nothing_goes_out_twic
     due_campaigns(queue, 60, "Vendas", "Suporte")
     # Dagster would repeat a run that lost a process by itself, and be done before a person has seen it.
     run = launch(page, tags={"dagster/max_retries": "0"})
-    wait_until(lambda: len(queue.accepted("Vendas")) >= 10)
+    wait_until(lambda: len(queue.accepted("Vendas")) >= 10, PATIENCE / 1000)
     os.kill(process_of_shard(queue, run, "Vendas"), signal.SIGKILL)
     expect(status(page, "Failure")).to_be_visible()
     enlarge_gantt(page)
@@ -153,16 +162,18 @@ def test_the_report_of_a_day_shows_its_picture_and_its_table(page: Page, queue: 
     field.press("Tab")
     dialog.get_by_role("button", name="Launch 1 run").click()
     expect(dialog).to_be_hidden()
-    wait_until(lambda: queue.status_of_latest_run() == "SUCCESS")
+    wait_until(lambda: queue.status_of_latest_run() == "SUCCESS", PATIENCE / 1000)
     page.goto(f"/assets/campaign_report?view=partitions&partition={day:%Y-%m-%d}")
-    page.set_viewport_size({"width": 1440, "height": 1000})
+    page.set_viewport_size({"width": WIDTH, "height": 1150})
 
     def metadata(name: str) -> Locator:
         return page.get_by_role("row").filter(has=page.get_by_role("cell", name=name, exact=True)).last
 
     expect(metadata("next_step")).to_contain_text(f"launch retry_failed_messages for {day:%Y-%m-%d}")
-    for campaign in CAMPAIGNS:
-        expect(metadata("campaigns").get_by_role("cell", name=campaign, exact=True)).to_be_visible()
+    for table in ("campaigns", "costs_and_times"):
+        for campaign in CAMPAIGNS:
+            expect(metadata(table).get_by_role("cell", name=campaign, exact=True)).to_be_visible()
+        assert right_edge(metadata(table)) <= WIDTH
     expect_drawn(metadata("hours").locator("img"))
     keep(page, "report")
     metadata("picture").get_by_text("Show Markdown").click()

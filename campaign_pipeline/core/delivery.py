@@ -14,7 +14,8 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, NoReturn, TypeVar
 
-from campaign_pipeline.core.address import InvalidAddress, normalize_email, normalize_phone
+from campaign_pipeline.core.address import InvalidAddress, normalize_email
+from campaign_pipeline.core.gate import Gate, NotNow, Watch
 from campaign_pipeline.core.model import (
     BatchSettings,
     ErrorClass,
@@ -25,8 +26,8 @@ from campaign_pipeline.core.model import (
     Shard,
     ShardReport,
 )
-from campaign_pipeline.core.numbers import NOT_ON_WHATSAPP, KnownNumber, NumberNote, candidate_numbers
-from campaign_pipeline.core.pacing import REASONS
+from campaign_pipeline.core.number_book import NumberBook, own_number
+from campaign_pipeline.core.numbers import NOT_ON_WHATSAPP
 from campaign_pipeline.core.ports import (
     Absent,
     Attempt,
@@ -41,8 +42,6 @@ from campaign_pipeline.core.ports import (
     LookUpAnswer,
     LookUpFailed,
     MessageChannel,
-    NumberMissing,
-    NumberNotChecked,
     Permanent,
     Scope,
     Sent,
@@ -50,31 +49,22 @@ from campaign_pipeline.core.ports import (
     Settlement,
     StoreUnavailable,
     Systemic,
-    Template,
     Throttled,
     Transient,
     Unknown,
 )
 from campaign_pipeline.core.retry import Decision, RetryPolicy
 from campaign_pipeline.core.window import InvalidWindow, SendingWindow
+from campaign_pipeline.core.work import MessageLog, OpenAttempt, Part, Work
 from campaign_pipeline.core.writing import NotWritten, TextWriter, Turns, WritingPolicy
 
 T = TypeVar("T")
-
-STEPS = ("prepare", "split", "send", "look_up", "lease", "pause")
-"""The steps that a campaign's log names, in their order."""
-
-LANGUAGE_MODEL_ACCOUNT = "openrouter"
-"""Scope id of the language-model account that all tenants share."""
 
 SUPPRESSED = "suppressed"
 """The store's word for a lead or address that may not be written to."""
 
 CONTACTED_TODAY = "contacted_today"
 """The store's word for a lead that gets one message a day and has it."""
-
-OWN_INTERRUPTIONS = frozenset({"worker_died", "given_back"})
-"""Codes of attempts that our own end cut short."""
 
 
 @dataclass(frozen=True)
@@ -85,78 +75,11 @@ class DeliveryPolicy(WritingPolicy):
     lease_seconds: float = 120.0
     number_check_days: float = 0.0  # how long "has an account" is believed; 0: no number is checked
     number_recheck_days: float = 7.0  # how long "has none" is believed
-    turn_slice_seconds: float = 1.0  # after which a message that waits for its turn asks again
     grace_seconds: float = 20.0  # for requests in flight when the shard is told to stop
 
 
 class _Stop(Exception):
     """End a message's life here; everything about it is committed."""
-
-
-@dataclass
-class _OpenAttempt:
-    """An attempt that the ledger has as under way."""
-
-    part_no: int
-    attempt_no: int
-    left: bool = False  # whether its request may have reached the provider
-    requested: bool = False  # whether one was made, whatever came of it
-
-    def closed(self, settlement: Settlement) -> Settlement:
-        """The settlement, with what is known of this attempt where no answer came."""
-        outcome = PartStatus.UNKNOWN if self.left else PartStatus.PLANNED
-        return replace(
-            settlement,
-            part_no=self.part_no,
-            attempt_no=self.attempt_no,
-            outcome=outcome.value,
-            unrequested=not self.requested,
-        )
-
-
-@dataclass
-class _Part:
-    """A part as it goes through its life."""
-
-    no: int
-    text: str
-    status: PartStatus = PartStatus.PLANNED
-    attempts: int = 0
-    attempted_at: float = 0.0  # seconds since the epoch, by the database's clock
-    address: str | None = None  # where the last attempt went
-    inbox_id: str | None = None  # through which it was made
-    interrupted: bool = False  # the last attempt was cut short by our own process, not by its provider
-    resend_approved: bool = False  # by a person, though nobody knows whether it went out
-
-
-@dataclass
-class _Work:
-    """A message under way."""
-
-    message: LeasedMessage
-    lead: Lead | None
-    parts: list[_Part]
-    address: str = ""
-    other_numbers: deque[str] = field(default_factory=deque)  # to be tried where the address has no account
-    subject: str | None = None
-    template: Template | None = None  # that it goes out as
-    text: dict[str, Any] = field(default_factory=dict)  # of BeginPart: to be committed with the first attempt
-    line: asyncio.Lock | None = None  # held while it is the one of its campaign that waits for a turn
-    leave_by: float = math.inf  # on the shard's clock: a later request must not be made, its turn is over
-
-    @property
-    def id(self) -> str:
-        return self.message.id
-
-    @property
-    def begun(self) -> bool:
-        """Whether a part went out already: then the message is finished, whatever is paused meanwhile."""
-        return any(part.status is PartStatus.SENT for part in self.parts)
-
-    @property
-    def needs_model(self) -> bool:
-        """Whether its text is still to be written."""
-        return self.message.text is None and not self.parts and not self.text
 
 
 @dataclass
@@ -182,23 +105,23 @@ class ShardDelivery:
         self.report = ShardReport(self.shard.key, self.shard.inbox_id, claimed=len(self.messages))
         self._waiting: deque[LeasedMessage] = deque(self.messages)
         self._live: dict[str, LeasedMessage] = {message.id: message for message in self.messages}
-        self._works: dict[str, _Work] = {}  # under way
-        self._open: dict[str, _OpenAttempt] = {}  # by message
+        self._works: dict[str, Work] = {}  # under way
+        self._open: dict[str, OpenAttempt] = {}  # by message
         self._commits: dict[str, asyncio.Future[Any]] = {}  # by message: what must not be torn by a cancellation
         self._windows: dict[str, SendingWindow | InvalidWindow] = {}
-        self._broken: dict[tuple[Scope, str], Systemic] = {}  # scopes in which nothing works: no further request
-        self._slow: dict[tuple[Scope, str], tuple[float, str, str]] = {}  # until (monotonic), code, reason
-        self._numbers: dict[str, KnownNumber] = {}  # what the provider said of numbers, and is still believed
-        self._not_checked: set[str] = set()  # numbers that this shard asked for in vain
         self._checks_numbers = self.policy.number_check_days > 0 and self.channel_kind == "whatsapp"
-        self._lines: dict[str, asyncio.Lock] = {}  # by campaign: who waits for its turn
-        self._slow_factor = 1.0  # of the inbox, as last heard
         self._stopping: str | None = None
         self._stopped = asyncio.Event()
         self._origin = self.clock.monotonic()
         leased_at = self._origin if self.leased_at is None else self.leased_at
         self._lease_good_until = leased_at + self.policy.lease_seconds
-        turns = Turns(self._model_turn, self._model_now, self._close_scope, self.store.pauses, self._log, self._hears)
+        self._log = MessageLog(self.store.log)
+        self._numbers = NumberBook(self.store, self.channel, self._log)
+        watch = Watch(self._end_unbegun, self._end_waiting)
+        self._gate = Gate(
+            self.settings, self.policy, self.store, self.clock, self.chance, self._stopped, self._log, watch
+        )
+        turns = Turns(self._model_turn, self._model_now, self._gate.close, self.store.pauses, self._log, self._hears)
         self._writer = TextWriter(
             self.model, self.settings, self.channel.traits, self.policy, self.clock, self.report, turns
         )
@@ -254,23 +177,15 @@ class ShardDelivery:
             self._log(self.messages[0], "prepare", "warning", text)
             return
         if isinstance(refusal, Systemic | Throttled):
-            await self._close_scope(self.messages[0], refusal)
+            await self._gate.close(self.messages[0], refusal)
 
     async def _recall_numbers(self) -> None:
-        """Read once what is known of all numbers of the shard, so that a message whose number is known asks nobody."""
-        if not self._checks_numbers:
-            return
-        wanted: set[str] = set()
-        for message in self.messages:
-            lead = self.leads.get(message.lead_id) if message.lead_id else None
-            raw = message.phone_number or (lead.phone if lead else None)
-            try:
-                wanted.update(candidate_numbers(normalize_phone(raw), lead.other_phones if lead else ()))
-            except InvalidAddress:
-                continue
-        days, missing_days = self.policy.number_check_days, self.policy.number_recheck_days
-        known = await self.store.known_numbers(self.channel.traits.name, sorted(wanted), days, missing_days)
-        self._numbers = {one.number: one for one in known}
+        if self._checks_numbers:
+            messages = [(message, self._lead_of(message)) for message in self.messages]
+            await self._numbers.recall(messages, self.policy.number_check_days, self.policy.number_recheck_days)
+
+    def _lead_of(self, message: LeasedMessage) -> Lead | None:
+        return self.leads.get(message.lead_id) if message.lead_id else None
 
     async def _work(self) -> None:
         while self._waiting and not self._stopping:
@@ -293,7 +208,7 @@ class ShardDelivery:
         """Our own mistake. Tried again like a transient failure, unless a request may be out: then it is unknown."""
         reason = f"{type(error).__name__} while it was worked; this is a bug of the pipeline."
         try:
-            await self._end_bugged(self._works.get(message.id) or _Work(message, None, []), reason)
+            await self._end_bugged(self._works.get(message.id) or Work(message, None, []), reason)
         except _Stop:
             pass
         except StoreUnavailable:
@@ -301,7 +216,7 @@ class ShardDelivery:
         except Exception:  # noqa: BLE001 (not even that could be written down: the lease expires, the ledger is safe)
             self.report.count("left", "internal_error", message.id, reason)
 
-    async def _end_bugged(self, work: _Work, reason: str) -> NoReturn:
+    async def _end_bugged(self, work: Work, reason: str) -> NoReturn:
         attempt = self._open.get(work.id)
         if attempt is not None and attempt.left:
             delay = self.policy.retry.look_up_patience_seconds
@@ -381,22 +296,9 @@ class ShardDelivery:
     # A message's life -----------------------------------------------------------------------------------------------
 
     async def _live_message(self, message: LeasedMessage) -> None:
-        lead = self.leads.get(message.lead_id) if message.lead_id else None
-        parts = [
-            _Part(
-                p.part_no,
-                p.text,
-                p.status,
-                p.attempts,
-                p.attempted_at or 0.0,
-                p.address,
-                p.inbox_id,
-                p.error_code in OWN_INTERRUPTIONS,
-                p.resend_approved,
-            )
-            for p in message.parts
-        ]
-        work = self._works[message.id] = _Work(message, lead, parts, subject=message.subject, template=message.template)
+        parts = [Part.of(record) for record in message.parts]
+        work = Work(message, self._lead_of(message), parts, subject=message.subject, template=message.template)
+        self._works[message.id] = work
         for part in parts:
             if part.status in {PartStatus.ATTEMPTING, PartStatus.UNKNOWN}:
                 part.status = PartStatus.UNKNOWN
@@ -410,13 +312,13 @@ class ShardDelivery:
         for part in work.parts:
             if part.status is not PartStatus.SENT:
                 if part.no > 1 and self.channel.traits.part_gap_seconds:
-                    await self._sleep(self.channel.traits.part_gap_seconds)
+                    await self._gate.sleep(self.channel.traits.part_gap_seconds)
                 await self._send(work, part)
         # The last part that is sent ends the message, so nothing was left to send: somebody put it back by hand.
         reason = "All parts of this message were sent before; it was put back in the queue by hand."
         await self._conclude(work, Settlement(work.id, status="skipped", code="already_sent", reason=reason))
 
-    async def _refuse_hopeless(self, work: _Work) -> None:
+    async def _refuse_hopeless(self, work: Work) -> None:
         """End what need not be begun: its lead is gone, its window is closed, its scope is broken."""
         message = work.message
         if work.lead is None:
@@ -430,8 +332,7 @@ class ShardDelivery:
             await self._give_back(work, "invalid_window", str(window))
         elif not window.is_open(self.now()):
             await self._give_back(work, "window_closed", "The campaign's sending window closed before its turn came.")
-        broken = next((self._broken[scope] for scope in self._scopes(work) if scope in self._broken), None)
-        if broken:
+        if broken := self._gate.broken(work):
             await self._give_back(work, broken.code, broken.reason, ErrorClass.SYSTEMIC)
 
     def now(self) -> datetime:
@@ -446,7 +347,7 @@ class ShardDelivery:
                 self._windows[config_id] = error
         return self._windows[config_id]
 
-    async def _address(self, work: _Work) -> str:
+    async def _address(self, work: Work) -> str:
         """Where to: as a part before, else the message's own number, else the lead's; by e-mail, the lead's address."""
         for part in work.parts:
             if part.address and part.status is PartStatus.SENT:
@@ -454,14 +355,14 @@ class ShardDelivery:
         try:
             if self.channel_kind == "email":
                 return normalize_email(work.lead.email if work.lead else None)
-            number = normalize_phone(work.message.phone_number or (work.lead.phone if work.lead else None))
+            number = own_number(work.message, work.lead)
             return await self._first_number(work, number) if self._checks_numbers else number
         except InvalidAddress as error:
             await self._end(work, Permanent(error.code, str(error)))
 
     # Its text -------------------------------------------------------------------------------------------------------
 
-    async def _write_text(self, work: _Work) -> None:
+    async def _write_text(self, work: Work) -> None:
         """Fix the message's text and parts. Both are kept with its first attempt, or when its life ends before it."""
         try:
             draft = await self._writer.write(work.message, work.lead)
@@ -477,7 +378,7 @@ class ShardDelivery:
         work.text |= {"text": draft.text, "parts": texts, "subject": draft.subject, "template": draft.template}
         if (paid := self._writer.paid(work.message)) is not None:
             work.text |= {"ai_cost_usd": paid}
-        work.parts = [_Part(number, part) for number, part in enumerate(texts, start=1)]
+        work.parts = [Part(number, part) for number, part in enumerate(texts, start=1)]
 
     def _hears(self, message: LeasedMessage) -> bool:
         """Whether the lead wrote to this inbox so lately that free text may go to it."""
@@ -492,10 +393,7 @@ class ShardDelivery:
 
     async def _model_now(self, message: LeasedMessage, model: str) -> bool:
         """Whether this model may be asked right now, for something that can be done without."""
-        scopes = [(Scope.WORKSPACE, message.workspace_id), (Scope.MODEL, model)]
-        if message.workspace_id not in self.settings.own_accounts:
-            scopes.append((Scope.PROVIDER, LANGUAGE_MODEL_ACCOUNT))
-        if self._stopping or self._slowed(scopes) or any(scope in self._broken for scope in scopes):
+        if self._stopping or not self._gate.model_is_well(message, model):
             return False
         verdict = await self.store.start_generating(message.id)
         if verdict == "lost":
@@ -504,7 +402,7 @@ class ShardDelivery:
 
     # A part's life --------------------------------------------------------------------------------------------------
 
-    async def _send(self, work: _Work, part: _Part) -> None:
+    async def _send(self, work: Work, part: Part) -> None:
         """Send one part: intent committed, request, outcome committed. Short throttles are waited out."""
         for waits_left in reversed(range(self.policy.max_inline_waits)):
             conversation_id, open_attempt = await self._intend_in_time(work, part)
@@ -534,7 +432,7 @@ class ShardDelivery:
                 case Throttled(scope=Scope.MESSAGE):
                     await self._end(work, outcome, settlement)  # its recipient alone gets too much just now
                 case Throttled(code, reason):
-                    seconds = await self._close_scope(work.message, outcome)
+                    seconds = await self._gate.close(work.message, outcome)
                     if not waits_left or seconds > self.policy.max_inline_wait_seconds:
                         await self._end(work, outcome, settlement)
                     planned = PartStatus.PLANNED
@@ -548,7 +446,7 @@ class ShardDelivery:
             work, NOT_ON_WHATSAPP, "Too many tries in one turn; it goes on with the next batch.", delay=5.0
         )
 
-    async def _intend_in_time(self, work: _Work, part: _Part) -> tuple[str | None, _OpenAttempt]:
+    async def _intend_in_time(self, work: Work, part: Part) -> tuple[str | None, OpenAttempt]:
         """Commit the intent; comes back only while the turn that was taken with it is good."""
         tries = self.policy.max_inline_waits
         while True:
@@ -566,17 +464,16 @@ class ShardDelivery:
 
     # Its number -----------------------------------------------------------------------------------------------------
 
-    async def _first_number(self, work: _Work, number: str) -> str:
+    async def _first_number(self, work: Work, number: str) -> str:
         """The first of the lead's numbers that is not known to have no account; the rest is kept for later."""
-        numbers = candidate_numbers(number, work.lead.other_phones if work.lead else ())
-        possible = [one for one in numbers if one not in self._numbers or self._numbers[one].exists]
+        possible = self._numbers.possible(number, work.lead)
         if not possible:
             reason = "The provider said of every number of the lead, not long ago, that it has no account."
             await self._end(work, Permanent(NOT_ON_WHATSAPP, reason))
         work.other_numbers = deque(possible[1:])
         return possible[0]
 
-    async def _intend_reachable(self, work: _Work, part: _Part) -> tuple[str | None, _OpenAttempt]:
+    async def _intend_reachable(self, work: Work, part: Part) -> tuple[str | None, OpenAttempt]:
         """Commit the intent, and make sure that the number has an account; the next number is tried where it has none.
 
         The provider is asked after the intent: only then has the message its turn, and numbers are asked for no faster
@@ -586,7 +483,7 @@ class ShardDelivery:
             intended = await self._intend(work, part)
             if not self._checks_numbers or work.begun:
                 return intended
-            missing = await self._ask_for_number(work)
+            missing = await self._numbers.why_missing(work.message, work.address)
             if missing is None:
                 if not self._still_ours(work.message):
                     reason = "Its lease ended while its number was asked for, so nothing was requested."
@@ -595,28 +492,9 @@ class ShardDelivery:
             nothing_left = Settlement(work.id, part.no, part.attempts, unrequested=True)
             await self._number_missing(work, part, nothing_left, missing)
 
-    async def _ask_for_number(self, work: _Work) -> str | None:
-        """Why the number surely has no account; None if it has one, or nobody knows."""
-        number = work.address
-        # What is known is not known as missing: those were left out before. What could not be asked is not asked twice,
-        # or a provider that takes long to say nothing would let no message go in its time.
-        if number in self._numbers or number in self._not_checked or not self.channel.traits.number_check:
-            return None
-        answer = await self.channel.check_number(number)
-        if isinstance(answer, NumberNotChecked):
-            self._not_checked.add(number)
-            self._log(
-                work.message, "prepare", "warning", f"The number was not checked before it was used. {answer.reason}"
-            )
-            return None
-        if isinstance(answer, NumberMissing):
-            return answer.reason
-        self._learn(work, KnownNumber(number, True, answer.number, answer.jid, answer.lid), reachable=True)
-        return None
-
-    async def _number_missing(self, work: _Work, part: _Part, settlement: Settlement, reason: str) -> None:
+    async def _number_missing(self, work: Work, part: Part, settlement: Settlement, reason: str) -> None:
         """Remember that a number has no account; comes back if another is left to be tried."""
-        self._learn(work, KnownNumber(work.address, False), reachable=None if work.other_numbers else False)
+        self._numbers.note_missing(work.message, work.address, last=not work.other_numbers)
         if not work.other_numbers:
             await self._end(work, Permanent(NOT_ON_WHATSAPP, reason), settlement)
         planned = PartStatus.PLANNED
@@ -627,12 +505,7 @@ class ShardDelivery:
         )
         work.address = work.other_numbers.popleft()
 
-    def _learn(self, work: _Work, known: KnownNumber, *, reachable: bool | None) -> None:
-        self._numbers[known.number] = known
-        note = NumberNote(known, work.message.lead_id, reachable)
-        self.store.note_number(self.channel.traits.name, note)
-
-    async def _intend(self, work: _Work, part: _Part) -> tuple[str | None, _OpenAttempt]:
+    async def _intend(self, work: Work, part: Part) -> tuple[str | None, OpenAttempt]:
         """Commit the intent; returns the conversation. Comes back only if the request may leave."""
         part.attempts += 1
         part.address, part.inbox_id = work.address, self.shard.inbox_id
@@ -654,7 +527,7 @@ class ShardDelivery:
             if begun.verdict in {"go", "paced"}:
                 work.text = {}  # it is kept: whoever waits for a turn asks without it
             if begun.verdict == "go":
-                self._open[work.id] = _OpenAttempt(part.no, part.attempts)
+                self._open[work.id] = OpenAttempt(part.no, part.attempts)
                 conversation_id = begun.conversation_id
                 work.leave_by = math.inf if begun.grace_seconds is None else asked + begun.grace_seconds
             return begun.verdict
@@ -662,14 +535,12 @@ class ShardDelivery:
         try:
             await self._cleared(work, lambda: self._durably(work.id, commit()))
         finally:
-            if work.line is not None:
-                work.line.release()
-                work.line = None
+            self._gate.leave_line(work)
         part.status = PartStatus.ATTEMPTING
         part.attempted_at = self.now().timestamp()
         return conversation_id, self._open[work.id]
 
-    async def _settle_sent(self, work: _Work, part: _Part, settlement: Settlement, sent: Sent) -> None:
+    async def _settle_sent(self, work: Work, part: Part, settlement: Settlement, sent: Sent) -> None:
         """Write down that a part went out. Comes back only if further parts follow."""
         # The address of the ledger stays the one that was asked for: it is what the part is searched by, and what tells
         # which ids belong to other parts. The provider's own name for it goes with its answer.
@@ -693,7 +564,7 @@ class ShardDelivery:
             raise _Stop
         # Whether the lease is lost is asked before the next part.
 
-    async def _settle_unknown(self, work: _Work, part: _Part, unknown: Unknown) -> None:
+    async def _settle_unknown(self, work: Work, part: Part, unknown: Unknown) -> None:
         """Find out about a part that may have gone out (I5).
 
         Comes back only if it turns out to be sent, or surely not and may be sent right away.
@@ -735,11 +606,11 @@ class ShardDelivery:
     # Ends -----------------------------------------------------------------------------------------------------------
 
     async def _end(
-        self, work: _Work, failure: Failure, settlement: Settlement | None = None, model: str | None = None
+        self, work: Work, failure: Failure, settlement: Settlement | None = None, model: str | None = None
     ) -> NoReturn:
         """End the message's life here by what the policy says of a failure. Always raises _Stop."""
         if isinstance(failure, Systemic):
-            await self._close_scope(work.message, failure, model)
+            await self._gate.close(work.message, failure, model)
         retry, campaign = self.policy.retry, self.settings.campaigns.get(work.message.config_id)
         if campaign is not None and campaign.retry_delays_minutes:
             retry = replace(retry, delays_seconds=tuple(60 * minutes for minutes in campaign.retry_delays_minutes))
@@ -750,7 +621,7 @@ class ShardDelivery:
             settlement = replace(settlement, outcome=outcome.value)
         await self._apply(work, decision, settlement)
 
-    async def _apply(self, work: _Work, decision: Decision, settlement: Settlement) -> NoReturn:
+    async def _apply(self, work: Work, decision: Decision, settlement: Settlement) -> NoReturn:
         await self._conclude(
             work,
             replace(
@@ -765,7 +636,7 @@ class ShardDelivery:
         )
 
     async def _give_back(
-        self, work: _Work, code: str, reason: str, error_class: ErrorClass | None = None, delay: float | None = None
+        self, work: Work, code: str, reason: str, error_class: ErrorClass | None = None, delay: float | None = None
     ) -> NoReturn:
         """Return the message to the queue as it was. Always raises _Stop."""
         settlement = Settlement(
@@ -779,7 +650,7 @@ class ShardDelivery:
         attempt = self._open.get(work.id)
         await self._conclude(work, attempt.closed(settlement) if attempt else settlement)
 
-    async def _conclude(self, work: _Work, settlement: Settlement) -> NoReturn:
+    async def _conclude(self, work: Work, settlement: Settlement) -> NoReturn:
         """Commit the end of the message's life here, count it and log it. Always raises _Stop."""
         await self._keep_text(work)
         await self._commit(work, settlement)
@@ -797,7 +668,7 @@ class ShardDelivery:
         self._log(work.message, "send" if settlement.part_no else "prepare", level, reason, status=status, code=code)
         raise _Stop
 
-    async def _keep_text(self, work: _Work) -> None:
+    async def _keep_text(self, work: Work) -> None:
         """Keep a text that was paid for, though its first part may not leave now (I3)."""
         if not work.text:
             return
@@ -814,7 +685,7 @@ class ShardDelivery:
     async def _kept(self, begin: BeginPart) -> None:
         await self.store.keep_text(begin)
 
-    async def _commit(self, work: _Work, settlement: Settlement) -> None:
+    async def _commit(self, work: Work, settlement: Settlement) -> None:
         answer = await self._settle(settlement)
         if settlement.status is not None and not answer.moved:
             await self._lost(work)
@@ -830,7 +701,7 @@ class ShardDelivery:
 
         return await self._durably(settlement.message_id, commit())
 
-    async def _lost(self, work: _Work) -> NoReturn:
+    async def _lost(self, work: Work) -> NoReturn:
         """Somebody else has the message, or may take it any moment: leave it alone, and say so. Always raises _Stop."""
         self._live.pop(work.id, None)
         self._open.pop(work.id, None)
@@ -839,123 +710,40 @@ class ShardDelivery:
         self._log(work.message, "lease", "warning", reason)
         raise _Stop
 
-    # Scopes ---------------------------------------------------------------------------------------------------------
+    # At the gate ----------------------------------------------------------------------------------------------------
 
-    def _scopes(self, work: _Work) -> list[tuple[Scope, str]]:
-        """The scopes that a message needs to be well."""
-        message = work.message
-        needed = [Scope.INBOX, Scope.RUN]
-        if work.needs_model:
-            needed += [Scope.WORKSPACE, Scope.MODEL]
-            if message.workspace_id not in self.settings.own_accounts:
-                needed.append(Scope.PROVIDER)
-        return [(scope, self._scope_id(message, scope)) for scope in needed]
-
-    def _scope_id(self, message: LeasedMessage, scope: Scope, model: str | None = None) -> str:
-        ids = {
-            Scope.INBOX: message.inbox_id,
-            Scope.RUN: message.run_id,
-            Scope.WORKSPACE: message.workspace_id,
-            Scope.MODEL: model or self.settings.models.get(message.workspace_id, ""),
-            Scope.PROVIDER: LANGUAGE_MODEL_ACCOUNT,
-        }
-        return ids[scope]
-
-    async def _close_scope(
-        self, message: LeasedMessage, failure: Systemic | Throttled, model: str | None = None
-    ) -> float:
-        """Pause or slow down a scope, here at once and for everybody through the database. Returns seconds.
-
-        `model` is the one that was asked, where it is not the workspace's own.
-        """
-        scope = (failure.scope, self._scope_id(message, failure.scope, model))
-        if failure.retry_after is not None:
-            # "Come back at once" would make a loop as fast as the network.
-            failure = replace(failure, retry_after=max(1.0, failure.retry_after))
-        if isinstance(failure, Systemic):
-            first = scope not in self._broken
-            self._broken[scope] = failure
-            if first:
-                self._log(message, "pause", "error", failure.reason, scope=failure.scope.value, code=failure.code)
-        seconds = await self.store.open_pause(*scope, failure)
-        if isinstance(failure, Throttled):
-            seconds = max(seconds, failure.retry_after or 0.0)
-            self._slow_down(scope, seconds, failure.code, failure.reason)
-            if failure.scope is Scope.INBOX:
-                await self._slow_inbox(message, failure)
-        return seconds
-
-    async def _slow_inbox(self, message: LeasedMessage, failure: Throttled) -> None:
-        """Not only wait: go slower from then on, whoever sends through this inbox."""
-        factor = await self.store.slow_down(message.inbox_id)
-        if factor != self._slow_factor:
-            self._slow_factor = factor
-            text = f"{failure.reason} The inbox goes {factor:g} times slower than its pace until it has recovered."
-            self._log(message, "pause", "warning", text, scope="inbox", code=failure.code, factor=factor)
-
-    def _slow_down(self, scope: tuple[Scope, str], seconds: float, code: str, reason: str) -> None:
-        until = self.clock.monotonic() + seconds
-        if until > self._slow.get(scope, (0.0, "", ""))[0]:
-            self._slow[scope] = (until, code, reason)
-
-    def _slowed(self, scopes: Sequence[tuple[Scope, str]]) -> tuple[float, str, str] | None:
-        """The longest throttle of some scopes that still holds: until, code, reason."""
-        longest = max((self._slow[scope] for scope in scopes if scope in self._slow), default=None)
-        return longest if longest and longest[0] > self.clock.monotonic() else None
-
-    async def _wait_for_throttle(self, work: _Work) -> None:
-        """Wait until no throttle of the message's scopes holds any more; give it back where that takes too long."""
-        while not self._stopping and (slowed := self._slowed(self._scopes(work))):
-            until, code, reason = slowed
-            left = until - self.clock.monotonic()
-            if left > self.policy.max_inline_wait_seconds:
-                await self._give_back(work, code, reason, ErrorClass.THROTTLED)
-            # Not all at the same instant, or they would be throttled together again.
-            await self._sleep(left * (1 + 0.1 * self.chance()))
-
-    async def _sleep(self, seconds: float) -> None:
-        """Wait, but no longer than until the shard is told to stop."""
-        waits = [asyncio.ensure_future(self.clock.sleep(seconds)), asyncio.ensure_future(self._stopped.wait())]
+    async def _cleared(self, work: Work, ask: Callable[[], Awaitable[str]]) -> None:
+        """Come back when the store says `go`; otherwise end the message's life here."""
         try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for wait in waits:
-                wait.cancel()
-
-    async def _cleared(self, work: _Work, ask: Callable[[], Awaitable[str]]) -> None:
-        """Ask the store until it says `go`, waiting out short throttles of others; otherwise end the message here."""
-        waits = 0
-        while waits < self.policy.max_inline_waits:
-            await self._wait_for_throttle(work)
-            if not work.begun:
-                if self._stopping:
-                    await self._give_back(work, "given_back", self._stopping)
-                await self._refuse_hopeless(work)
-            verdict = await ask()
-            if verdict == "go":
-                if not self._still_ours(work.message):
-                    # The database said `go`; a process that was asleep since then may not act on it.
-                    reason = "This process was asleep for longer than its lease, so nothing was requested."
-                    await self._give_back(work, "overslept", reason)
-                return
-            if verdict == "paced":
-                await self._wait_for_turn(work)
-                continue
-            await self._heed(work, verdict)
-            waits += 1
-        await self._give_back(work, "scope_paused", "Slowed down too often; it goes on with the next batch.", delay=5.0)
-
-    async def _heed(self, work: _Work, verdict: str) -> None:
-        """Do what a refusal of the store means; comes back when it is worth asking again."""
+            verdict = await self._gate.verdict(work, ask)
+        except NotNow as refusal:
+            await self._give_back(work, refusal.code, refusal.reason, refusal.error_class, refusal.delay_seconds)
         if verdict == "lost":
             await self._lost(work)
         if verdict in {SUPPRESSED, CONTACTED_TODAY}:
             await self._end_refused(work, verdict)
-        if verdict != "scope_paused":
+        if verdict != "go":
             await self._give_back(work, verdict, f"The run is {verdict.removeprefix('run_')}.")
-        await self._wait_for_others(work)
+        if not self._still_ours(work.message):
+            # The database said `go`; a process that was asleep since then may not act on it.
+            reason = "This process was asleep for longer than its lease, so nothing was requested."
+            await self._give_back(work, "overslept", reason)
 
-    async def _end_refused(self, work: _Work, verdict: str) -> NoReturn:
+    async def _end_unbegun(self, work: Work) -> None:
+        """End what was not begun and need not be: the shard stops, or nothing can come of it."""
+        if not work.begun:
+            if self._stopping:
+                await self._give_back(work, "given_back", self._stopping)
+            await self._refuse_hopeless(work)
+
+    async def _end_waiting(self, work: Work) -> None:
+        """End what may not wait for its turn any longer: the shard stops, or the message is not ours any more."""
+        if self._stopping:
+            await self._give_back(work, "given_back", self._stopping)
+        if work.id not in self._live:
+            await self._lost(work)
+
+    async def _end_refused(self, work: Work, verdict: str) -> NoReturn:
         """Consent refuses what is left of a message. Always raises _Stop."""
         if verdict == CONTACTED_TODAY:
             reason = "The lead gets one message a day and has today's; this one waits for the next day."
@@ -985,53 +773,3 @@ class ShardDelivery:
         local = self.now().astimezone(window.zone)
         midnight = datetime.combine(local.date() + timedelta(days=1), datetime.min.time(), window.zone)
         return (midnight - self.now()).total_seconds() + 1.0
-
-    async def _wait_for_turn(self, work: _Work) -> None:
-        """Wait until the pace of the inbox and the campaign lets a message go; give it back where that takes too long.
-
-        Of a campaign only one message asks: the others would ask for the same turn. It asks every second, because
-        settings may change, the clock be moved, and the turn go to a worker elsewhere.
-        """
-        if work.line is None:
-            line = self._lines.setdefault(work.message.config_id, asyncio.Lock())
-            await line.acquire()
-            work.line = line
-        while True:
-            if self._stopping:
-                await self._give_back(work, "given_back", self._stopping)
-            if work.id not in self._live:
-                await self._lost(work)
-            turn = await self.store.next_turn(work.id)
-            if turn.seconds <= 0:
-                return
-            if turn.seconds > self.policy.max_inline_wait_seconds:
-                await self._give_back(work, turn.code, REASONS[turn.code], delay=turn.seconds)
-            await self._sleep(min(turn.seconds, self.policy.turn_slice_seconds))
-
-    async def _wait_for_others(self, work: _Work) -> None:
-        """Somebody paused one of our scopes: take it over, so that the next message need not ask."""
-        scopes = self._scopes(work)
-        for pause in await self.store.pauses():
-            scope = (pause.scope, pause.scope_id)
-            if scope not in scopes:
-                continue
-            if pause.kind == "systemic" or pause.seconds > self.policy.max_inline_wait_seconds:
-                error_class = ErrorClass.SYSTEMIC if pause.kind == "systemic" else ErrorClass.THROTTLED
-                if pause.kind == "systemic":
-                    self._broken.setdefault(scope, Systemic(pause.code, pause.reason, pause.scope))
-                await self._give_back(work, pause.code, pause.reason, error_class)
-            self._slow_down(scope, pause.seconds, pause.code, pause.reason)
-
-    def _log(self, message: LeasedMessage, step: str, level: str, text: str, **details: object) -> None:
-        self.store.log(
-            {
-                "run_id": message.run_id,
-                "lead_id": message.lead_id,
-                "message_id": message.id,
-                "step_name": step,
-                "step_number": STEPS.index(step) + 1,
-                "level": level,
-                "message": text,
-                "details": details,
-            }
-        )

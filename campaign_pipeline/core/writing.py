@@ -7,8 +7,9 @@ means for everybody else, it asks the shard through `Turns`.
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
+from campaign_pipeline.core.gate import WaitingPolicy
 from campaign_pipeline.core.generation import (
     EMAIL_SCHEMA,
     TextProblem,
@@ -45,6 +46,7 @@ from campaign_pipeline.core.splitting import (
     parse_proposal,
     split_text,
 )
+from campaign_pipeline.core.work import MessageLog
 
 SPLIT_SCHEMA: Mapping[str, Any] = {
     "name": "parts",
@@ -66,11 +68,9 @@ FIRST_REFUSALS = 3
 
 
 @dataclass(frozen=True)
-class WritingPolicy:
+class WritingPolicy(WaitingPolicy):
     """How texts are asked for."""
 
-    max_inline_wait_seconds: float = 60.0  # throttles up to this long are waited out in place
-    max_inline_waits: int = 3  # per message
     generation_timeout_seconds: float = 30.0
     max_tokens: int = 500
     temperature: float = 0.7
@@ -109,14 +109,6 @@ class NotWritten(Exception):
         self.model = model
 
 
-class LogsMessage(Protocol):
-    """Writes a line of the campaign's log."""
-
-    def __call__(self, message: LeasedMessage, step: str, level: str, text: str, **details: object) -> None:
-        """Log what happened to a message in a step."""
-        ...
-
-
 @dataclass(frozen=True)
 class Turns:
     """How a shard lets requests to the model pass. The first two may end the message's life by an exception."""
@@ -125,7 +117,7 @@ class Turns:
     now: Callable[[LeasedMessage, str], Awaitable[bool]]  # whether this model may be asked at once
     pause: Callable[[LeasedMessage, Systemic | Throttled, str], Awaitable[float]]  # pause a scope; returns seconds
     pauses: Callable[[], Awaitable[Sequence[Pause]]]  # every scope that is paused
-    log: LogsMessage
+    log: MessageLog
     hears: Callable[[LeasedMessage], bool]  # whether free text may go to its lead now
 
 

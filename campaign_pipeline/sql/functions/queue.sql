@@ -452,13 +452,12 @@ END $$;
 CREATE OR REPLACE FUNCTION campaign_find_conversations(p_items jsonb, p_ids uuid[]) RETURNS jsonb LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 DECLARE
-    found   jsonb;
-    created jsonb;
+    answer jsonb;
 BEGIN
-    SELECT COALESCE(jsonb_object_agg(f.message_id, f.id) FILTER (WHERE f.id IS NOT NULL), '{}') INTO found
-    FROM (
-        SELECT m.id AS message_id, COALESCE(by_lead.id, by_phone.id) AS id
-        FROM jsonb_to_recordset(p_items) AS i (id uuid, address text, channel text)
+    WITH item AS MATERIALIZED (
+        SELECT m.id, m.lead_id, m.run_id, c.workspace_id, COALESCE(m.inbox_id, c.inbox_id) AS inbox_id,
+               i.address, i.channel, i.contact_name, COALESCE(by_lead.id, by_phone.id) AS known
+        FROM jsonb_to_recordset(p_items) AS i (id uuid, address text, channel text, contact_name text)
         JOIN campaign_messages m ON m.id = i.id AND m.conversation_id IS NULL
         JOIN campaign_runs r ON r.id = m.run_id
         JOIN campaign_configs c ON c.id = r.config_id
@@ -473,35 +472,21 @@ BEGIN
               AND COALESCE(v.channel, 'whatsapp') = i.channel
             ORDER BY v.last_message_at DESC NULLS LAST, v.created_at DESC LIMIT 1) by_phone ON true
         WHERE m.id = ANY (p_ids)
-    ) f;
-
-    -- One new conversation a lead, though two of its messages are begun in this very statement.
-    WITH missing AS (
-        SELECT DISTINCT ON (c.workspace_id, COALESCE(m.lead_id, m.id))
-               gen_random_uuid() AS id, c.workspace_id, COALESCE(m.inbox_id, c.inbox_id) AS inbox_id, m.lead_id, m.run_id, i.contact_name, i.address, i.channel
-        FROM jsonb_to_recordset(p_items) AS i (id uuid, address text, channel text, contact_name text)
-        JOIN campaign_messages m ON m.id = i.id AND m.conversation_id IS NULL
-        JOIN campaign_runs r ON r.id = m.run_id
-        JOIN campaign_configs c ON c.id = r.config_id
-        WHERE m.id = ANY (p_ids) AND NOT found ? m.id::text
-        ORDER BY c.workspace_id, COALESCE(m.lead_id, m.id)
     ), made AS (
         INSERT INTO conversations (id, workspace_id, inbox_id, lead_id, contact_name, contact_phone, channel, status,
                                    campaign_run_id, created_at)
-        SELECT id, workspace_id, inbox_id, lead_id, contact_name, address, channel, 'open', run_id, campaign_now()
-        FROM missing
+        -- One a lead, though two of its messages are begun in this very statement.
+        SELECT DISTINCT ON (workspace_id, COALESCE(lead_id, id))
+               gen_random_uuid(), workspace_id, inbox_id, lead_id, contact_name, address, channel, 'open', run_id, campaign_now()
+        FROM item WHERE known IS NULL
+        ORDER BY workspace_id, COALESCE(lead_id, id)
         RETURNING id, workspace_id, lead_id, contact_phone
     )
-    SELECT jsonb_object_agg(m.id, made.id) INTO created
-    FROM jsonb_to_recordset(p_items) AS i (id uuid, address text)
-    JOIN campaign_messages m ON m.id = i.id AND m.conversation_id IS NULL
-    JOIN campaign_runs r ON r.id = m.run_id
-    JOIN campaign_configs c ON c.id = r.config_id
-    JOIN made ON made.workspace_id = c.workspace_id
-         AND (made.lead_id = m.lead_id OR (m.lead_id IS NULL AND made.contact_phone = i.address))
-    WHERE m.id = ANY (p_ids) AND NOT found ? m.id::text;
+    SELECT jsonb_object_agg(item.id, COALESCE(item.known, made.id)) INTO answer
+    FROM item LEFT JOIN made ON item.known IS NULL AND made.workspace_id = item.workspace_id
+         AND (made.lead_id = item.lead_id OR (item.lead_id IS NULL AND made.contact_phone = item.address));
 
-    RETURN found || COALESCE(created, '{}');
+    RETURN answer;
 END $$;
 
 -- What came of it: the outcome of a part, the next state of its message, or both; all of one commit.
@@ -622,7 +607,10 @@ BEGIN
     SET status = 'failed', error_class = 'exhausted', error_code = 'incomplete',
         error_message = 'A part turned out to be sent after all; the parts after it were never tried.'
     WHERE m.id IN (SELECT (o ->> 'id')::uuid FROM jsonb_array_elements(out_now) AS o)
-      AND (m.status = 'skipped' OR (m.status = 'failed' AND m.error_class = 'unknown'))
+      -- By exclusion: named as in the index of finished messages, the planner would read all of them (see
+      -- campaign_is_leased): 1.4 ms a message after 20,000.
+      AND m.status NOT IN ('pending', 'queued', 'generating', 'sending', 'sent', 'replied')
+      AND (m.status <> 'failed' OR m.error_class = 'unknown')
       AND NOT EXISTS (SELECT 1 FROM campaign_message_parts p WHERE p.message_id = m.id AND p.status IN ('unknown', 'attempting'));
 
     PERFORM campaign_show_in_conversation(out_now);

@@ -1,6 +1,6 @@
 import json
 from decimal import Decimal
-from time import perf_counter
+from time import process_time
 from typing import Any
 
 import pytest
@@ -207,9 +207,9 @@ def test_huge_fields_are_bounded_and_quick(unit: str) -> None:
     names = [*texts.BUSINESS_FIELDS, *(f"Campo {n}" for n in range(100)), huge]
     fields = [{"name": name, "value": huge} for name in names]
     row = dict.fromkeys(FULL_ROW, huge) | {"tags": [huge] * 100, "custom_fields": fields * 5}
-    started = perf_counter()
+    started = process_time()
     text = LeadContext.from_row(row).render()
-    assert perf_counter() - started < 1.0
+    assert process_time() - started < 1.0
     assert len(text) <= LARGEST_RENDER
     assert "<" not in text
 

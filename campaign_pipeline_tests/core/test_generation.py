@@ -1,6 +1,6 @@
 import json
 import pickle
-from time import perf_counter
+from time import process_time
 
 import pytest
 from hypothesis import given, settings
@@ -190,13 +190,13 @@ def test_what_only_looks_like_a_field_is_let_through(text: str) -> None:
 @pytest.mark.parametrize("unit", ["[", "{", "<", "%a", "[a", "{a ", "`", "```\n", '"', "“", "a.", "[a](", "www.", "<a"])
 def test_no_text_keeps_the_check_busy(unit: str, shape: str) -> None:
     raw = shape.replace("{}", unit * (8_000 // len(unit)))
-    started = perf_counter()
+    started = process_time()
     try:
         code = "sendable" if check_text(raw, 8_100) else ""
     except TextProblem as found:
         code = found.code
     assert code in {"sendable", "empty", "placeholder"}
-    assert perf_counter() - started < 1.0
+    assert process_time() - started < 1.0
 
 
 @thorough

@@ -1,5 +1,5 @@
 import json
-from time import perf_counter
+from time import process_time
 
 import pytest
 from hypothesis import assume, example, given, settings
@@ -273,9 +273,9 @@ def test_limits_below_one_are_refused(max_parts: int, max_chars: int) -> None:
 @pytest.mark.parametrize("unit", ["a. ", "A. B! ", "x", "🇧🇷", "e\u0301", "\n", "....", "😀 ", "[", " \u00a0"])
 def test_long_texts_of_any_kind_are_cut_in_well_under_a_second(unit: str) -> None:
     text = "Oi " + unit * (20_000 // len(unit)) + "fim"
-    started = perf_counter()
+    started = process_time()
     parts = split_text(text, 5, 4096)
-    assert perf_counter() - started < 1.5
+    assert process_time() - started < 1.5
     assert bare("".join(parts)) == bare(text)
 
 

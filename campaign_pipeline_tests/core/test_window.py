@@ -1,6 +1,6 @@
 from datetime import datetime, time, timedelta, timezone
 from itertools import pairwise
-from time import perf_counter
+from time import process_time
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -319,10 +319,10 @@ def test_the_cutoffs_of_two_hundred_runs_take_under_twenty_milliseconds() -> Non
     ]
     best = 1.0
     for attempt in range(5):  # the best of five: the machine does other things too
-        started = perf_counter()
+        started = process_time()
         for run in runs:
             run.age_cutoff(now + attempt * HOUR, HOUR)
-        best = min(best, perf_counter() - started)
+        best = min(best, process_time() - started)
     assert best < 0.02
 
 

@@ -212,9 +212,10 @@ ORDER BY due_at, m.message_id;
 
 -- name: get_lead_contexts
 -- All that the CRM knows of each lead, for a whole batch in one statement. Values are cut: a field of 100 kB is of no
--- use to a model, and what is over 200 characters is left out by core.context anyway.
+-- use to a model, and what is over 200 characters is left out by core.context anyway. As json, which is written out as it
+-- comes: 1,000 leads of 20 fields in 36 ms, as jsonb in 49.
 SELECT l.id AS lead_id, left(l.phone, 100) AS phone, left(l.whatsapp_jid, 200) AS whatsapp_jid,
-       jsonb_build_object(
+       json_build_object(
            'email', left(l.email, 400),
            'client_name', left(l.client_name, 400), 'company', left(l.company, 400), 'deal_value', l.deal_value,
            'priority', left(l.priority, 100),
@@ -225,7 +226,7 @@ FROM leads l
 LEFT JOIN funnels f ON f.id = l.funnel_id
 LEFT JOIN funnel_columns k ON k.id = l.column_id
 LEFT JOIN (
-    SELECT v.lead_id, jsonb_agg(jsonb_build_object('name', left(d.name, 400), 'value', left(v.value, 400))
+    SELECT v.lead_id, json_agg(json_build_object('name', left(d.name, 400), 'value', left(v.value, 400))
                                 ORDER BY d.position NULLS LAST, d.name) AS fields
     FROM lead_custom_values v JOIN custom_fields d ON d.id = v.custom_field_id
     WHERE v.lead_id = ANY (%(lead_ids)s)

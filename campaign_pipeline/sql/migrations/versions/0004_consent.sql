@@ -153,9 +153,8 @@ COMMENT ON COLUMN campaign_erasures.erased_at IS 'When.';
 COMMENT ON COLUMN campaign_erasures.erased_by IS 'The operator who did it.';
 COMMENT ON COLUMN campaign_erasures.counts IS 'Rows blanked or removed, by table.';
 
--- Serves: campaign_export_lead, campaign_erase_lead.
-CREATE INDEX IF NOT EXISTS campaign_messages_of_lead ON campaign_messages (lead_id) WHERE lead_id IS NOT NULL;
-CREATE INDEX IF NOT EXISTS campaign_logs_of_lead ON campaign_logs (lead_id) WHERE lead_id IS NOT NULL;
+-- No index on campaign_messages (lead_id) and campaign_logs (lead_id): only an export or an erasure asks by lead, and may
+-- read the table for it. Every message would pay, five times in its life, on a page of its own of a large random index.
 
 -- Numbers ------------------------------------------------------------------------------------------------------------
 

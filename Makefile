@@ -21,7 +21,8 @@ dev: $(READY) ## Dagster's UI on http://127.0.0.1:3000 (PORT=3001 for another po
 	@$(BIN)/campaign-pipeline dev --port $(PORT)
 
 test: $(READY) chromium ## All tests
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest campaign_pipeline_tests/browser  # one UI for all of them: not in two workers
+	$(BIN)/python -m pytest -n 2 --ignore campaign_pipeline_tests/browser
 
 chromium: ## The browser of the UI's tests, from Debian's packages where we may install; else those tests say what to do
 	@.ci/chromium

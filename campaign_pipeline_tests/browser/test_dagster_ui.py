@@ -15,7 +15,7 @@ from campaign_pipeline.sandbox import Behaviour, Kind, Latency
 from campaign_pipeline_tests.browser.conftest import PATIENCE, Stack, keep
 from campaign_pipeline_tests.commands import wait_until
 
-pytestmark = [pytest.mark.xdist_group("browser"), pytest.mark.timeout(400)]
+pytestmark = pytest.mark.timeout(400)
 
 ZONE = ZoneInfo("America/Sao_Paulo")
 JOBS = "/locations/campaign_pipeline/jobs"

@@ -30,7 +30,7 @@ chromium: ## The browser of the UI's tests, from Debian's packages where we may 
 crash-test: $(READY) ## Kill everything at random and recount; leave it running (CRASH="--messages 20000 --kills 200 --seed 7")
 	$(BIN)/python -m campaign_pipeline_tests.crash.campaign $(CRASH)
 
-bench: $(READY) ## Race against other ways of doing the same work; writes benchmarks/RESULTS.md (about an hour)
+bench: $(READY) ## Race against other ways of doing the same work; writes benchmarks/RESULTS.md (about half an hour)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,bench]' -c constraints.txt
 	$(BIN)/python -m benchmarks $(BENCH)
 

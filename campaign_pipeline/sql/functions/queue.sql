@@ -106,7 +106,8 @@ CREATE OR REPLACE TRIGGER campaign_note_resume BEFORE UPDATE OF status ON campai
 -- so that a batch smaller than the number of runs starves none. Never waits: rows that another claimer holds are
 -- passed over. p_quotas caps each run (1 where only a probe may go).
 -- Rows are changed where they lie (ctid, which cannot move while this transaction holds them): looked up again by id,
--- the update and what is said of them went down the largest index twice more for each (500 of 10 million: 24 -> 15 ms).
+-- the update and what is said of them would go down the largest index twice more for each. What a claim costs at which
+-- size is in benchmarks/RESULTS.md.
 -- It once returned ids alone; a function's result cannot be replaced.
 DROP FUNCTION IF EXISTS campaign_claim_messages(uuid[], integer[], integer, uuid, text, double precision);
 CREATE FUNCTION campaign_claim_messages(

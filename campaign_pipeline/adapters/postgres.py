@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timedelta
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
@@ -400,6 +400,21 @@ class _ClaimBatch:
         return [row for row in claimed if row["message_id"] not in skipped]
 
 
+@dataclass(frozen=True)
+class _Start:
+    """A message that wants to ask the model."""
+
+    id: str
+
+
+@dataclass(frozen=True)
+class _End:
+    """What came of a message, or of a part of it."""
+
+    id: str
+    settlement: Settlement
+
+
 class ShardStore:
     """The queue as one shard sees it: `core.ports.DeliveryStore` under the shard's own lease token."""
 
@@ -421,9 +436,9 @@ class ShardStore:
         self._notes: dict[str, list[NumberNote]] = {}  # by provider
         self._pauses: tuple[float, list[Pause]] = (float("-inf"), [])
         # One item a message in a group: of two, a set-based statement would apply either.
-        self._starting = GroupCommit[str, str](self._start_group, key=str)
         self._beginning = GroupCommit[dict[str, Any], Begun](self._begin_group, key=itemgetter("id"))
-        self._settling = GroupCommit[dict[str, Any], Settled](self._settle_group, key=itemgetter("id"))
+        # Together, because where one message ends another one starts: a round trip and a commit for both.
+        self._turning = GroupCommit[_Start | _End, str | Settled](self._turn_group, key=attrgetter("id"))
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -506,14 +521,9 @@ class ShardStore:
 
     async def start_generating(self, message_id: str) -> str:
         """See DeliveryStore."""
-        return await self._starting.submit(message_id)
-
-    async def _start_group(self, message_ids: Sequence[str]) -> list[str]:
-        rows = await self._all(
-            "start_generating", items=_json({"id": i, "token": str(self._token)} for i in message_ids)
-        )
-        verdicts = {str(row["message_id"]): row["verdict"] for row in rows}
-        return [verdicts[message_id] for message_id in message_ids]
+        verdict = await self._turning.submit(_Start(message_id))
+        assert isinstance(verdict, str)
+        return verdict
 
     async def begin_part(self, begin: BeginPart) -> Begun:
         """See DeliveryStore."""
@@ -541,14 +551,30 @@ class ShardStore:
 
     async def settle(self, settlement: Settlement) -> Settled:
         """See DeliveryStore."""
-        item = dict(vars(settlement))
-        item |= {"id": item.pop("message_id"), "token": str(self._token)}
-        return await self._settling.submit(item)
+        settled = await self._turning.submit(_End(settlement.message_id, settlement))
+        assert isinstance(settled, Settled)
+        return settled
 
-    async def _settle_group(self, items: Sequence[dict[str, Any]]) -> list[Settled]:
-        rows = await self._all("settle", items=_json(items))
-        settled = {str(row["message_id"]): Settled(row["applied"], row["moved"], row["final"]) for row in rows}
-        return [settled[item["id"]] for item in items]
+    async def _turn_group(self, items: Sequence[_Start | _End]) -> list[str | Settled]:
+        token = str(self._token)
+        ends, starts = [], []
+        for item in items:
+            if isinstance(item, _End):
+                fields = dict(vars(item.settlement))
+                ends.append(fields | {"id": fields.pop("message_id"), "token": token})
+            else:
+                starts.append({"id": item.id, "token": token})
+        if not starts:
+            rows = await self._all("settle", ends=_json(ends))
+        elif not ends:
+            rows = await self._all("start_generating", starts=_json(starts))
+        else:
+            rows = await self._all("settle_and_start", ends=_json(ends), starts=_json(starts))
+        answers: dict[str, str | Settled] = {
+            str(row["message_id"]): row.get("verdict") or Settled(row["applied"], row["moved"], row["final"])
+            for row in rows
+        }
+        return [answers[item.id] for item in items]
 
     async def pauses(self) -> Sequence[Pause]:
         """See DeliveryStore."""

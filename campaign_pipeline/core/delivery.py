@@ -1,11 +1,13 @@
 """The life of a shard, above the life of a message, above the life of a part.
 
 A shard keeps a window of `concurrency` messages in flight: as one ends the next begins, and none waits for a chunk to
-finish. Every request to a provider has its intent committed before it and its outcome after it; every step asks the
-store, which answers `go` only to the holder of the lease.
+finish. A message leaves its place when its last request is answered, not when that is written down: the place is for
+requests, and the next one asks meanwhile. Every request to a provider has its intent committed before it and its outcome
+after it; every step asks the store, which answers `go` only to the holder of the lease.
 """
 
 import asyncio
+import contextlib
 import math
 import random
 from collections import deque
@@ -15,6 +17,7 @@ from datetime import datetime, timedelta
 from typing import Any, NoReturn, TypeVar
 
 from campaign_pipeline.core.address import InvalidAddress, normalize_email
+from campaign_pipeline.core.crew import Crew
 from campaign_pipeline.core.gate import Gate, NotNow, Watch
 from campaign_pipeline.core.model import (
     BatchSettings,
@@ -78,6 +81,11 @@ class DeliveryPolicy(WritingPolicy):
     grace_seconds: float = 20.0  # for requests in flight when the shard is told to stop
 
 
+ASKED_AHEAD_SECONDS = 10.0
+"""How long the answer to "may the model be asked?" is good that was asked for before the message's turn. What it costs to
+be late is a text that is paid for and kept: whether it may be sent is asked again."""
+
+
 class _Stop(Exception):
     """End a message's life here; everything about it is committed."""
 
@@ -108,6 +116,10 @@ class ShardDelivery:
         self._works: dict[str, Work] = {}  # under way
         self._open: dict[str, OpenAttempt] = {}  # by message
         self._commits: dict[str, asyncio.Future[Any]] = {}  # by message: what must not be torn by a cancellation
+        self._crew = Crew()
+        self._leaving: set[str] = set()  # messages whose end is being committed, out of their place
+        self._places = 0
+        self._asked_ahead: dict[str, tuple[float, asyncio.Future[str]]] = {}  # by message: when, and the verdict
         self._windows: dict[str, SendingWindow | InvalidWindow] = {}
         self._checks_numbers = self.policy.number_check_days > 0 and self.channel_kind == "whatsapp"
         self._stopping: str | None = None
@@ -133,29 +145,26 @@ class ShardDelivery:
 
         Raises StoreUnavailable when the database stays away: leases then expire by themselves.
         """
+        self._places = concurrency
         heartbeat = asyncio.create_task(self._keep_leases())
-        workers: list[asyncio.Task[None]] = []
         try:
             await self._check_connection()
             await self._recall_numbers()
-            workers += [asyncio.create_task(self._work()) for _ in range(min(concurrency, len(self.messages)))]
-            if workers:
-                # Not gather: cancelled, it would cancel the workers in the middle of their requests.
-                ended, _ = await asyncio.wait(workers, return_when=asyncio.FIRST_EXCEPTION)
-                for task in ended:
-                    task.result()
+            for _ in range(min(concurrency, len(self.messages))):
+                self._crew.start(self._work())
+            await self._crew.ended()
         except asyncio.CancelledError:
             self.stop("The run was terminated.")
-            if workers:
-                await asyncio.wait(workers, timeout=self.policy.grace_seconds)
+            await self._crew.finish(self.policy.grace_seconds)
             raise
         except StoreUnavailable:
             self._live.clear()  # nothing can be given back: the leases expire
             raise
         finally:
-            for task in (*workers, heartbeat):
+            asked_ahead = [asked for _, asked in self._asked_ahead.values()]
+            for task in (heartbeat, *asked_ahead):
                 task.cancel()
-            await asyncio.gather(*workers, heartbeat, return_exceptions=True)
+            await asyncio.gather(self._crew.cancel(), heartbeat, *asked_ahead, return_exceptions=True)
             await self._give_back_rest()
             self.report.seconds = round(self.clock.monotonic() - self._origin, 3)
         return self.report
@@ -188,6 +197,7 @@ class ShardDelivery:
         return self.leads.get(message.lead_id) if message.lead_id else None
 
     async def _work(self) -> None:
+        """Work one message after the other, until none is left or a successor has taken the place over."""
         while self._waiting and not self._stopping:
             message = self._waiting.popleft()
             if message.id not in self._live:
@@ -203,6 +213,47 @@ class ShardDelivery:
             self._live.pop(message.id, None)
             self._works.pop(message.id, None)
             self._open.pop(message.id, None)
+            if message.id in self._leaving:
+                self._leaving.discard(message.id)
+                return
+
+    def _leave_place(self, work: Work) -> None:
+        """Nothing more is requested for a message, only its end is to be committed: the next one takes its place.
+
+        No more messages than there are places are let out like this: what a provider accepted and nobody has written down
+        would have to be looked up if this process died.
+        """
+        if self._waiting and not self._stopping and work.id not in self._leaving and len(self._leaving) < self._places:
+            self._leaving.add(work.id)
+            self._crew.start(self._work())
+
+    async def _start_generating(self, message: LeasedMessage) -> str:
+        """The store's verdict. Where it is `go`, it is asked for the next message too, so that its turn begins with its
+        request: that question goes to the store together with the end of the message before, in one round trip.
+        """
+        verdict = await self._verdict_asked_ahead(message) or await self.store.start_generating(message.id)
+        if verdict == "go":
+            self._ask_ahead()
+        return verdict
+
+    def _ask_ahead(self) -> None:
+        if not self._waiting or self.channel.traits.free_text_hours is not None:  # a template may need no model
+            return
+        following = self._waiting[0]
+        if following.text is None and not following.parts and following.id not in self._asked_ahead:
+            asking = asyncio.ensure_future(self.store.start_generating(following.id))
+            # Where it fails, whoever wants the answer asks again and finds out why.
+            asking.add_done_callback(lambda asked: asked.cancelled() or asked.exception())
+            self._asked_ahead[following.id] = (self.clock.monotonic(), asking)
+
+    async def _verdict_asked_ahead(self, message: LeasedMessage) -> str | None:
+        """`go`, where that was the answer and it is young; else ask anew."""
+        asked_at, asking = self._asked_ahead.pop(message.id, (0.0, None))
+        if asking is not None and self.clock.monotonic() - asked_at < ASKED_AHEAD_SECONDS:
+            with contextlib.suppress(Exception):
+                if await asking == "go":
+                    return "go"
+        return None
 
     async def _end_after_bug(self, message: LeasedMessage, error: Exception) -> None:
         """Our own mistake. Tried again like a transient failure, unless a request may be out: then it is unknown."""
@@ -389,7 +440,7 @@ class ShardDelivery:
 
     async def _model_turn(self, message: LeasedMessage) -> None:
         """Come back when the model may be asked for this message; otherwise end its life here."""
-        await self._cleared(self._works[message.id], lambda: self.store.start_generating(message.id))
+        await self._cleared(self._works[message.id], lambda: self._start_generating(message))
 
     async def _model_now(self, message: LeasedMessage, model: str) -> bool:
         """Whether this model may be asked right now, for something that can be done without."""
@@ -545,6 +596,8 @@ class ShardDelivery:
         # The address of the ledger stays the one that was asked for: it is what the part is searched by, and what tells
         # which ids belong to other parts. The provider's own name for it goes with its answer.
         address = {"address": sent.address} if sent.address else {}
+        if part is work.parts[-1]:
+            self._leave_place(work)
         answer = await self._settle(
             replace(
                 settlement,
@@ -652,6 +705,7 @@ class ShardDelivery:
 
     async def _conclude(self, work: Work, settlement: Settlement) -> NoReturn:
         """Commit the end of the message's life here, count it and log it. Always raises _Stop."""
+        self._leave_place(work)
         await self._keep_text(work)
         await self._commit(work, settlement)
         status, code, reason = settlement.status or "", settlement.code or "", settlement.reason or ""

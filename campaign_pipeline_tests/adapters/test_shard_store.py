@@ -151,6 +151,42 @@ def test_a_store_whose_lease_was_taken_is_refused_everything_but_facts(world: Wo
 # Groups ---------------------------------------------------------------------------------------------------------------
 
 
+def test_the_end_of_one_message_and_the_start_of_another_are_one_transaction(world: World, due: list[UUID]) -> None:
+    async def work(store: ShardStore, ids: list[str]) -> None:
+        await store.begin_part(begin(ids[0]))
+        ended, started = await asyncio.gather(store.settle(sent(ids[0])), store.start_generating(ids[1]))
+        assert (ended.final, started) == ("sent", "go")
+
+    with_store(world.url, work)
+    query = "SELECT xmin::text FROM campaign_messages WHERE id = ANY (%s)"
+    assert len({row["xmin"] for row in world.all(query, due[:2])}) == 1
+    assert [message(world, each)["status"] for each in due[:2]] == ["sent", "generating"]
+
+
+def test_who_starts_sees_what_the_end_of_another_message_changed(world: World, due: list[UUID]) -> None:
+    async def work(store: ShardStore, ids: list[str]) -> None:
+        await store.begin_part(begin(ids[0]))
+        await store.open_pause(Scope.MODEL, "a/model", Systemic("no_credit", "It is empty.", Scope.MODEL))
+        world.do("UPDATE ai_agents SET model = 'a/model'")
+        world.do("UPDATE campaign_pauses SET probe_message_id = %s", UUID(ids[0]))
+        assert await store.start_generating(ids[1]) == "scope_paused"
+        _, started = await asyncio.gather(store.settle(sent(ids[0])), store.start_generating(ids[1]))
+        assert started == "go", "the probe went out, which closes the circuit"
+
+    with_store(world.url, work)
+
+
+def test_an_end_that_cannot_be_stored_keeps_nobody_from_starting(world: World, due: list[UUID]) -> None:
+    async def work(store: ShardStore, ids: list[str]) -> None:
+        await store.begin_part(begin(ids[0]))
+        bad = store.settle(sent(ids[0], duration_ms=2**40))
+        ended, started = await asyncio.gather(bad, store.start_generating(ids[1]), return_exceptions=True)
+        assert isinstance(ended, psycopg.DataError)
+        assert started == "go"
+
+    with_store(world.url, work)
+
+
 def test_one_item_that_cannot_be_stored_fails_alone(world: World, due: list[UUID]) -> None:
     async def work(store: ShardStore, ids: list[str]) -> None:
         await asyncio.gather(*(store.begin_part(begin(i)) for i in ids))

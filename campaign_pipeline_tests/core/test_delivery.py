@@ -25,6 +25,8 @@ from campaign_pipeline.core.ports import (
     Prompt,
     Scope,
     Sent,
+    Settled,
+    Settlement,
     StoreUnavailable,
     Systemic,
     Throttled,
@@ -89,6 +91,66 @@ def test_one_message_that_hangs_holds_up_nobody_else() -> None:
     work(Queue.of(41), 2, channel=channel)
     others = [when for when, key in channel.asked if key != "m0000:1"]
     assert max(others) <= 40.0
+
+
+def test_only_the_intent_is_committed_in_a_messages_place() -> None:
+    channel, count = Channel(seconds=lambda _: 2.0), 50
+
+    async def run() -> ShardReport:
+        store = Store(Queue.of(count), commit_seconds=0.5)
+        return await shard_of(store, Model(seconds=lambda _: 7.0), channel).run(1)
+
+    report = in_no_time(run())
+    # The first question and the last outcome have nobody to hide behind.
+    assert (report.sent, report.seconds) == (count, count * (7.0 + 0.5 + 2.0) + 0.5 + 0.5)
+    assert channel.most_in_flight == 1
+
+
+def test_no_more_messages_wait_for_their_end_to_be_written_down_than_there_are_places() -> None:
+    class Stuck(Store):
+        async def settle(self, settlement: Settlement) -> Settled:
+            await asyncio.sleep(1000.0)  # a lock that somebody holds
+            return await super().settle(settlement)
+
+    channel = Channel(seconds=lambda _: 1.0)
+
+    async def run() -> None:
+        work = asyncio.ensure_future(shard_of(Stuck(Queue.of(50, text=TEXT)), Model(), channel).run(3))
+        await asyncio.sleep(900.0)
+        assert len(channel.asked) == 6
+        await work
+
+    in_no_time(run())
+    assert len(channel.asked) == 50
+
+
+def test_a_yes_that_was_asked_for_ahead_is_asked_for_again_once_it_is_old() -> None:
+    model, queue = Model(seconds=lambda _: 60.0), Queue.of(3)
+
+    def paused_after_half_a_minute(step: str, _: str) -> str:
+        return "run_paused" if step == "generate" and now() > 30.0 else "go"
+
+    async def run() -> None:
+        await shard_of(Store(queue, verdicts=paused_after_half_a_minute), model, Channel()).run(1)
+
+    in_no_time(run())
+    assert (len(model.asked), queue.statuses()) == (1, ["sent", "pending", "pending"])
+
+
+def test_a_question_ahead_that_fails_is_asked_again_by_the_message_itself() -> None:
+    queue, failed = Queue.of(3), []
+
+    def stumble_once(step: str, message_id: str) -> str:
+        if step == "generate" and message_id == "m0001" and not failed:
+            failed.append(message_id)
+            raise ZeroDivisionError
+        return "go"
+
+    async def run() -> None:
+        await shard_of(Store(queue, verdicts=stumble_once), Model(), Channel()).run(1)
+
+    in_no_time(run())
+    assert (failed, queue.statuses()) == (["m0001"], ["sent"] * 3)
 
 
 def test_a_shard_of_no_messages_ends_at_once() -> None:

@@ -91,7 +91,7 @@ class Holder:
 
     def start_generating(self, message: UUID) -> str:
         """The verdict."""
-        (row,) = rows(self.world, "start_generating", items=self._items([{"id": message}]))
+        (row,) = rows(self.world, "start_generating", starts=self._items([{"id": message}]))
         return str(row["verdict"])
 
     def begin_all(self, items: Iterable[dict[str, Any]]) -> dict[UUID, dict[str, Any]]:
@@ -112,7 +112,7 @@ class Holder:
 
     def settle_all(self, items: Iterable[dict[str, Any]]) -> dict[UUID, dict[str, Any]]:
         """One group of settlements; answers by message."""
-        settled = rows(self.world, "settle", items=self._items(items))
+        settled = rows(self.world, "settle", ends=self._items(items))
         return {row["message_id"]: row for row in settled}
 
     def settle(self, message: UUID, **item: Any) -> dict[str, Any]:

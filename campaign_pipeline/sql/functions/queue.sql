@@ -304,7 +304,7 @@ DROP FUNCTION IF EXISTS campaign_verdict(campaign_messages, uuid, boolean, boole
 -- Items: {id, token}.
 CREATE OR REPLACE FUNCTION campaign_start_generating(p_items jsonb)
 RETURNS TABLE (message_id uuid, verdict text) LANGUAGE plpgsql
-SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan AS $$
 #variable_conflict use_column
 BEGIN
     RETURN QUERY
@@ -335,7 +335,7 @@ END $$;
 CREATE OR REPLACE FUNCTION campaign_begin_parts(p_items jsonb)
 RETURNS TABLE (message_id uuid, verdict text, conversation_id uuid,
                wait_seconds double precision, wait_code text, grace_seconds double precision) LANGUAGE plpgsql
-SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan AS $$
 #variable_conflict use_column
 DECLARE
     verdicts jsonb;    -- message -> verdict
@@ -500,7 +500,7 @@ END $$;
 -- `applied`: the ledger has this outcome, now or from an earlier call whose answer was lost; `moved`: the message is in the wanted state; `final`: its status now.
 CREATE OR REPLACE FUNCTION campaign_settle(p_items jsonb)
 RETURNS TABLE (message_id uuid, applied boolean, moved boolean, final text) LANGUAGE plpgsql
-SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan AS $$
 #variable_conflict use_column
 DECLARE
     held      uuid[];   -- messages whose lease the caller holds
@@ -631,8 +631,9 @@ END $$;
 
 -- Parts that went out appear in the CRM's chat, unless their provider wrote them there itself (`written`).
 -- p_parts: [{id, part_no, written}] or null.
-CREATE OR REPLACE FUNCTION campaign_show_in_conversation(p_parts jsonb) RETURNS void LANGUAGE sql
+CREATE OR REPLACE FUNCTION campaign_show_in_conversation(p_parts jsonb) RETURNS void LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+BEGIN
     WITH part AS (
         SELECT m.conversation_id, m.run_id, m.lead_id, p.text, p.provider_message_id, p.part_no, p.sent_at, i.written
         FROM jsonb_to_recordset(p_parts) AS i (id uuid, part_no integer, written boolean)
@@ -650,12 +651,13 @@ SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS
     UPDATE conversations v
     SET last_message = newest.text, last_message_at = newest.sent_at, campaign_run_id = newest.run_id,
         lead_id = COALESCE(v.lead_id, newest.lead_id)
-    FROM newest WHERE v.id = newest.conversation_id
-$$;
+    FROM newest WHERE v.id = newest.conversation_id;
+END $$;
 
 -- A contacted lead moves on in the sales funnel, unless somebody moved it meanwhile.
-CREATE OR REPLACE FUNCTION campaign_move_leads(p_ids uuid[]) RETURNS void LANGUAGE sql
+CREATE OR REPLACE FUNCTION campaign_move_leads(p_ids uuid[]) RETURNS void LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+BEGIN
     UPDATE leads l
     SET column_id = CASE WHEN l.column_id = c.source_column_id AND c.target_column_id IS NOT NULL
                          THEN c.target_column_id ELSE l.column_id END,
@@ -663,8 +665,8 @@ SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS
     FROM campaign_messages m
     JOIN campaign_runs r ON r.id = m.run_id
     JOIN campaign_configs c ON c.id = r.config_id
-    WHERE m.id = ANY (p_ids) AND l.id = m.lead_id
-$$;
+    WHERE m.id = ANY (p_ids) AND l.id = m.lead_id;
+END $$;
 
 -- Sending again what failed ------------------------------------------------------------------------------------------
 

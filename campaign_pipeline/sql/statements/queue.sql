@@ -307,7 +307,7 @@ WHERE id = ANY (%(ids)s) AND lease_token = %(token)s AND status IN ('queued', 'g
 RETURNING id;
 
 -- name: start_generating
-SELECT message_id, verdict FROM campaign_start_generating(%(items)s);
+SELECT message_id, verdict FROM campaign_start_generating(%(starts)s);
 
 -- name: begin_parts
 SELECT message_id, verdict, conversation_id, wait_seconds, wait_code, grace_seconds FROM campaign_begin_parts(%(items)s);
@@ -371,7 +371,13 @@ FROM unnest(%(run_ids)s::uuid[], %(inbox_ids)s::uuid[]) AS u (run_id, inbox_id)
 WHERE r.id = u.run_id AND r.active_inbox_id IS DISTINCT FROM u.inbox_id;
 
 -- name: settle
-SELECT message_id, applied, moved, final FROM campaign_settle(%(items)s);
+SELECT message_id, applied, moved, final FROM campaign_settle(%(ends)s);
+
+-- name: settle_and_start
+-- Both in one transaction and one round trip. In this order: who starts sees what the end of the others changed.
+SELECT message_id, applied, moved, final, NULL AS verdict FROM campaign_settle(%(ends)s)
+UNION ALL
+SELECT message_id, NULL, NULL, NULL, verdict FROM campaign_start_generating(%(starts)s);
 
 -- name: find_control_part
 -- A part that this inbox surely sent a while ago, to prove that looking up works; the provider ids that other parts to

@@ -68,7 +68,7 @@ async def _call_for_each(url: str, ids: list[Any]) -> float:
         async def call(lead: Any) -> None:
             async with pool.connection() as connection:
                 rows = await (await connection.execute(statement("get_lead_contexts"), {"lead_ids": [lead]})).fetchall()
-                orjson.loads(rows[0][3])
+                orjson.loads(rows[0][-1])
 
         started = time.perf_counter()
         await asyncio.gather(*(call(lead) for lead in ids))

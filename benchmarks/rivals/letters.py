@@ -17,7 +17,7 @@ from psycopg.rows import dict_row
 from benchmarks.world import KEY, TOKEN
 from campaign_pipeline.adapters.openrouter import request_body
 from campaign_pipeline.core.address import normalize_phone
-from campaign_pipeline.core.context import LeadContext
+from campaign_pipeline.core.context import LeadContext, in_order
 from campaign_pipeline.core.generation import first_contact_prompt
 from campaign_pipeline.core.ports import Prompt
 from campaign_pipeline.sandbox import SandboxProcess
@@ -72,10 +72,10 @@ def read_letters(url: str, sandbox: SandboxProcess, most: int | None = None) -> 
     with psycopg.connect(url, row_factory=dict_row) as connection:
         rows = connection.execute(query, [most]).fetchall()
         found = connection.execute(statement("get_lead_contexts"), {"lead_ids": [row["lead_id"] for row in rows]})
-        contexts = {row["lead_id"]: LeadContext.from_row(orjson.loads(row["context"])) for row in found}
+        contexts = {row["lead_id"]: _context(orjson.loads(row["context"])) for row in found}
     letters = []
     for row in rows:
-        system, user = first_contact_prompt(row["ai_instructions"], contexts[row["lead_id"]])
+        system, user = first_contact_prompt(row["ai_instructions"], contexts[str(row["lead_id"])])
         prompt = Prompt(row["model"], system, user, reference=str(row["id"]), workspace_id=str(row["workspace_id"]))
         letters.append(
             Letter(
@@ -86,6 +86,10 @@ def read_letters(url: str, sandbox: SandboxProcess, most: int | None = None) -> 
             )
         )
     return Letters(f"{sandbox.openrouter_url}/chat/completions", letters)
+
+
+def _context(row: dict[str, Any]) -> LeadContext:
+    return LeadContext.from_row({**row, "custom_fields": in_order(row["custom_fields"])})
 
 
 def send_body(letter: Letter, text: str) -> bytes:

@@ -88,6 +88,18 @@ class LeadContext:
         return "\n".join(f"{label}: {value}".translate(_NEUTRAL) for label, value in shown if value)
 
 
+def in_order(custom_fields: object) -> list[dict[str, Any]]:
+    """Custom fields as the statement get_lead_contexts has them (`<position> <name>` -> value), as `name` and `value`.
+
+    In the order in which the CRM shows them: by position, those without one last, then by name.
+    """
+    if not isinstance(custom_fields, Mapping):
+        return []
+    split = ((*key.partition(" ")[::2], value) for key, value in custom_fields.items())
+    placed = sorted((not position, int(position or 0), name, value) for position, name, value in split)
+    return [{"name": name, "value": value} for _, _, name, value in placed]
+
+
 def _text(value: object, limit: int = VALUE_CHARS) -> str:
     """Read a text or a number; anything else is empty."""
     if isinstance(value, str):

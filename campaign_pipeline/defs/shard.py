@@ -14,7 +14,7 @@ import orjson
 from campaign_pipeline.adapters.environment import DeliverySettings
 from campaign_pipeline.adapters.postgres import Queue, ShardStore
 from campaign_pipeline.core.address import email_among
-from campaign_pipeline.core.context import LeadContext
+from campaign_pipeline.core.context import LeadContext, in_order
 from campaign_pipeline.core.delivery import ShardDelivery
 from campaign_pipeline.core.model import BatchSettings, Lead, Shard, ShardReport
 from campaign_pipeline.core.numbers import phones_among
@@ -124,9 +124,10 @@ class _Leads(Mapping[str, Lead]):
 
 def _lead(row: Mapping[str, Any]) -> Lead:
     context = orjson.loads(row["context"])
-    other_phones = phones_among(context.get("custom_fields") or ())
-    email = context.get("email") or email_among(context.get("custom_fields") or ())
-    return Lead(row["lead_id"], row["phone"], LeadContext.from_row(context), email=email, other_phones=other_phones)
+    fields = in_order(context.get("custom_fields"))
+    email = context.get("email") or email_among(fields)
+    known = LeadContext.from_row({**context, "custom_fields": fields})
+    return Lead(row["lead_id"], row["phone"], known, email=email, other_phones=phones_among(fields))
 
 
 @contextlib.contextmanager

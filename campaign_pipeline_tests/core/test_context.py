@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from campaign_pipeline.core import texts
-from campaign_pipeline.core.context import LeadContext
+from campaign_pipeline.core.context import LeadContext, in_order
 
 thorough = settings(max_examples=300, deadline=None)  # no deadline: the machine does other things too
 
@@ -253,3 +253,22 @@ def test_rendering_says_the_same_each_time_and_after_a_way_through_json(row: dic
         }
     )
     assert (again.client_name, again.deal_value) == (context.client_name, context.deal_value)
+
+
+# As the statement writes them -----------------------------------------------------------------------------------------
+
+
+def test_custom_fields_come_in_the_order_of_their_positions_and_those_without_one_last() -> None:
+    stored = {"10 Cidade": "Santos", "9 Site principal": "a.com", " Cor": "azul", "-1 Nota": "5", " Ano": "2001"}
+    assert [(field["name"], field["value"]) for field in in_order(stored)] == [
+        ("Nota", "5"),
+        ("Site principal", "a.com"),
+        ("Cidade", "Santos"),
+        ("Ano", "2001"),
+        ("Cor", "azul"),
+    ]
+
+
+@pytest.mark.parametrize("stored", [None, {}, [], "x"])
+def test_a_lead_without_custom_fields_has_none(stored: object) -> None:
+    assert in_order(stored) == []

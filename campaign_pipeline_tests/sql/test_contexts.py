@@ -7,7 +7,7 @@ import psycopg
 import pytest
 
 from campaign_pipeline.adapters.postgres import Queue
-from campaign_pipeline.core.context import LeadContext
+from campaign_pipeline.core.context import LeadContext, in_order
 from campaign_pipeline.core.model import BatchSettings
 from campaign_pipeline_tests.factories import World
 
@@ -15,7 +15,10 @@ from campaign_pipeline_tests.factories import World
 def contexts(world: World, *leads: Any) -> dict[str, dict[str, Any]]:
     """Contexts by lead, as the model's prompt is made of them."""
     found = asyncio.run(Queue(world.url).get_lead_contexts([str(lead) for lead in leads]))
-    return {str(row["lead_id"]): {**row, "context": orjson.loads(row["context"])} for row in found}
+    for row in found:
+        row["context"] = orjson.loads(row["context"])
+        row["context"]["custom_fields"] = in_order(row["context"]["custom_fields"])
+    return {row["lead_id"]: row for row in found}
 
 
 def test_everything_the_crm_knows_of_a_lead_is_read(world: World) -> None:
@@ -34,13 +37,12 @@ def test_everything_the_crm_knows_of_a_lead_is_read(world: World) -> None:
         whatsapp_name="Aninha",
         email="ana@example.com",
         phone="+55 11 91234-5678",
-        whatsapp_jid="5511912345678@s.whatsapp.net",
     )
-    for position, (name, value) in enumerate([("Rating", "4,7"), ("Categoria", "Padaria")]):
-        field = world.insert("custom_fields", workspace_id=workspace, name=name, position=2 - position)
+    for position, name, value in ((10, "Rating", "4,7"), (9, "Categoria", "Padaria"), (None, "Cor", "azul")):
+        field = world.insert("custom_fields", workspace_id=workspace, name=name, position=position)
         world.insert("lead_custom_values", lead_id=lead, custom_field_id=field, value=value)
     row = contexts(world, lead)[str(lead)]
-    assert (row["phone"], row["whatsapp_jid"]) == ("+55 11 91234-5678", "5511912345678@s.whatsapp.net")
+    assert row["phone"] == "+55 11 91234-5678"
     assert row["context"] == {
         "email": "ana@example.com",
         "client_name": "Ana Souza",
@@ -51,7 +53,11 @@ def test_everything_the_crm_knows_of_a_lead_is_read(world: World) -> None:
         "whatsapp_name": "Aninha",
         "funnel": "Vendas",
         "column": "Novo",
-        "custom_fields": [{"name": "Categoria", "value": "Padaria"}, {"name": "Rating", "value": "4,7"}],
+        "custom_fields": [
+            {"name": "Categoria", "value": "Padaria"},
+            {"name": "Rating", "value": "4,7"},
+            {"name": "Cor", "value": "azul"},
+        ],
     }
 
 
@@ -86,7 +92,6 @@ def test_fields_of_a_hundred_kilobytes_are_cut(world: World) -> None:
         priority=long,
         whatsapp_name=long,
         phone=long,
-        whatsapp_jid=long,
         tags=[long] * 25,
         funnel_id=funnel,
         column_id=column,
@@ -95,10 +100,10 @@ def test_fields_of_a_hundred_kilobytes_are_cut(world: World) -> None:
     world.insert("lead_custom_values", lead_id=lead, custom_field_id=field, value=long)
     (row,) = asyncio.run(Queue(world.url).get_lead_contexts([str(lead)]))
     assert len(row["context"]) < 10_000
-    assert len(row["phone"]) + len(row["whatsapp_jid"]) <= 300
+    assert len(row["phone"]) <= 100
     context = orjson.loads(row["context"])
     assert len(context["client_name"]) == 400
-    assert len(context["tags"]) == 20
+    assert [len(tag) for tag in context["tags"]] == [200] * 20
 
 
 def test_a_lead_of_which_nothing_is_known_has_a_context_of_nothing(world: World) -> None:
@@ -120,10 +125,11 @@ def test_nulls_among_tags_and_values_are_bearable(world: World) -> None:
     lead = world.lead(tags=["a", None, "b"])
     field = world.insert("custom_fields", name="Rating")
     world.insert("lead_custom_values", lead_id=lead, custom_field_id=field, value=None)
+    world.insert("lead_custom_values", lead_id=lead, custom_field_id=field, value="")
     world.insert("lead_custom_values", lead_id=lead, custom_field_id=uuid4(), value="of a deleted field")
     context = contexts(world, lead)[str(lead)]["context"]
     assert context["tags"] == ["a", None, "b"]
-    assert context["custom_fields"] == [{"name": "Rating", "value": None}]
+    assert context["custom_fields"] == []
     assert "a, b" in LeadContext.from_row(context).render()
 
 

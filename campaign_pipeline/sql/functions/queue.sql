@@ -11,6 +11,13 @@ LANGUAGE sql STABLE PARALLEL SAFE AS $$
     SELECT now() + COALESCE(NULLIF(current_setting('campaign.clock_offset', true), ''), '0')::interval
 $$;
 
+-- At most so many characters of a text. A text's bytes are known, its characters have to be counted: a fifth of the time of
+-- get_lead_contexts. Plain enough to become part of the statement that calls it.
+CREATE OR REPLACE FUNCTION campaign_cut(p_text text, p_chars integer) RETURNS text
+LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+    SELECT CASE WHEN octet_length(p_text) <= p_chars THEN p_text ELSE left(p_text, p_chars) END
+$$;
+
 -- Counters (I6) ------------------------------------------------------------------------------------------------------
 
 -- Counters follow the messages, whoever changes them and in the same transaction: a trigger, so that a statement typed

@@ -212,24 +212,28 @@ ORDER BY due_at, m.message_id;
 
 -- name: get_lead_contexts
 -- All that the CRM knows of each lead, for a whole batch in one statement. Values are cut: a field of 100 kB is of no
--- use to a model, and what is over 200 characters is left out by core.context anyway. As json, which is written out as it
--- comes: 1,000 leads of 20 fields in 36 ms, as jsonb in 49.
-SELECT l.id AS lead_id, left(l.phone, 100) AS phone, left(l.whatsapp_jid, 200) AS whatsapp_jid,
-       json_build_object(
-           'email', left(l.email, 400),
-           'client_name', left(l.client_name, 400), 'company', left(l.company, 400), 'deal_value', l.deal_value,
-           'priority', left(l.priority, 100),
-           'tags', (SELECT array_agg(left(t.tag, 200)) FROM unnest(l.tags[1:20]) AS t (tag)),
-           'whatsapp_name', left(l.whatsapp_name, 400), 'funnel', left(f.name, 400), 'column', left(k.title, 400),
-           'custom_fields', COALESCE(v.fields, '[]'))::text AS context
+-- use to a model, and what is over 200 characters is left out by core.context anyway.
+-- Written for the 20,000 fields of 1,000 leads: 15 ms, where an object a field, sorted, took 36. So custom fields are one
+-- object a lead, `<position> <name>` -> value, which core.context.in_order reads, and json is written out as it comes, where
+-- jsonb would be built first.
+SELECT l.id::text AS lead_id, campaign_cut(l.phone, 100) AS phone,
+       (SELECT row_to_json(known) FROM (SELECT
+           campaign_cut(l.email, 400) AS email, campaign_cut(l.client_name, 400) AS client_name, campaign_cut(l.company, 400) AS company,
+           l.deal_value, campaign_cut(l.priority, 100) AS priority,
+           CASE WHEN pg_column_size(l.tags) <= 400 THEN l.tags
+                ELSE (SELECT array_agg(campaign_cut(t.tag, 200)) FROM unnest(l.tags[1:20]) AS t (tag)) END AS tags,
+           campaign_cut(l.whatsapp_name, 400) AS whatsapp_name, campaign_cut(f.name, 400) AS funnel, campaign_cut(k.title, 400) AS "column",
+           COALESCE(v.fields, '{}') AS custom_fields) known)::text AS context
 FROM leads l
 LEFT JOIN funnels f ON f.id = l.funnel_id
 LEFT JOIN funnel_columns k ON k.id = l.column_id
 LEFT JOIN (
-    SELECT v.lead_id, json_agg(json_build_object('name', left(d.name, 400), 'value', left(v.value, 400))
-                                ORDER BY d.position NULLS LAST, d.name) AS fields
+    SELECT v.lead_id, json_object_agg(
+               COALESCE(d.position::text, '') || ' ' || campaign_cut(d.name, 400),
+               campaign_cut(v.value, 400)) AS fields
     FROM lead_custom_values v JOIN custom_fields d ON d.id = v.custom_field_id
-    WHERE v.lead_id = ANY (%(lead_ids)s)
+    -- No empty ones: of two fields of the same name and place, JSON's last would win.
+    WHERE v.lead_id = ANY (%(lead_ids)s) AND v.value <> ''
     GROUP BY v.lead_id
 ) v ON v.lead_id = l.id
 WHERE l.id = ANY (%(lead_ids)s);

@@ -163,7 +163,7 @@ def _measure(
             connection.commit()
             for _ in range(repeat):
                 claim.time(lambda: _claim(connection, runs))
-                idle.time(lambda: connection.execute(statement("next_due")).fetchall())
+                idle.time(lambda: connection.execute(statement("look_at_queue")).fetchall())
                 connection.commit()
         claimer = BatchOptions(BATCH, "benchmark")
         for _ in range(options.pick(3, 1)):
@@ -313,7 +313,7 @@ def _keep_plans(connection: psycopg.Connection[DictRow], runs: list[UUID], folde
     statements = {
         "claim_messages": (claim, {"runs": runs}),
         "list_running_runs": (statement("list_running_runs"), {}),
-        "next_due": (statement("next_due"), {}),
+        "look_at_queue": (statement("look_at_queue"), {}),
         **{name.replace(" ", "_"): each for name, each in _statements(connection, runs).items()},
     }
     for name, (text, values) in statements.items():

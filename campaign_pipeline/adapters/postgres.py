@@ -208,11 +208,6 @@ class Queue(Statements):
 
         return await _patiently(call, self._patience)
 
-    async def next_due(self) -> tuple[datetime | None, datetime]:
-        """When the next message is due, and what time it is."""
-        row = (await self._all("next_due"))[0]
-        return row["next_due"], row["now"]
-
 
 class _ClaimBatch:
     """One transaction of `claim_batch`."""

@@ -6,7 +6,7 @@ from typing import Any
 
 
 class Crew:
-    """A crew at work. What asyncio's TaskGroup (Python 3.11) is, but its tasks outlive the cancellation of who waits."""
+    """A crew at work: asyncio's TaskGroup (Python 3.11), but its tasks outlive the cancellation of who waits."""
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[None]] = set()

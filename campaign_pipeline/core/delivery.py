@@ -1,13 +1,12 @@
 """The life of a shard, above the life of a message, above the life of a part.
 
 A shard keeps a window of `concurrency` messages in flight: as one ends the next begins, and none waits for a chunk to
-finish. A message leaves its place when its last request is answered, not when that is written down: the place is for
-requests, and the next one asks meanwhile. Every request to a provider has its intent committed before it and its outcome
-after it; every step asks the store, which answers `go` only to the holder of the lease.
+finish. A message leaves its place when its last request is answered, not when that is written down: places are for
+requests. Every request to a provider has its intent committed before it and its outcome after it; every step asks the
+store, which answers `go` only to the holder of the lease.
 """
 
 import asyncio
-import contextlib
 import math
 import random
 from collections import deque
@@ -17,6 +16,7 @@ from datetime import datetime, timedelta
 from typing import Any, NoReturn, TypeVar
 
 from campaign_pipeline.core.address import InvalidAddress, normalize_email
+from campaign_pipeline.core.ahead import AskedAhead
 from campaign_pipeline.core.crew import Crew
 from campaign_pipeline.core.gate import Gate, NotNow, Watch
 from campaign_pipeline.core.model import (
@@ -81,11 +81,6 @@ class DeliveryPolicy(WritingPolicy):
     grace_seconds: float = 20.0  # for requests in flight when the shard is told to stop
 
 
-ASKED_AHEAD_SECONDS = 10.0
-"""How long the answer to "may the model be asked?" is good that was asked for before the message's turn. What it costs to
-be late is a text that is paid for and kept: whether it may be sent is asked again."""
-
-
 class _Stop(Exception):
     """End a message's life here; everything about it is committed."""
 
@@ -119,7 +114,7 @@ class ShardDelivery:
         self._crew = Crew()
         self._leaving: set[str] = set()  # messages whose end is being committed, out of their place
         self._places = 0
-        self._asked_ahead: dict[str, tuple[float, asyncio.Future[str]]] = {}  # by message: when, and the verdict
+        self._ahead = AskedAhead(self.store.start_generating, self.clock)
         self._windows: dict[str, SendingWindow | InvalidWindow] = {}
         self._checks_numbers = self.policy.number_check_days > 0 and self.channel_kind == "whatsapp"
         self._stopping: str | None = None
@@ -161,10 +156,8 @@ class ShardDelivery:
             self._live.clear()  # nothing can be given back: the leases expire
             raise
         finally:
-            asked_ahead = [asked for _, asked in self._asked_ahead.values()]
-            for task in (heartbeat, *asked_ahead):
-                task.cancel()
-            await asyncio.gather(self._crew.cancel(), heartbeat, *asked_ahead, return_exceptions=True)
+            heartbeat.cancel()
+            await asyncio.gather(self._crew.cancel(), self._ahead.forget(), heartbeat, return_exceptions=True)
             await self._give_back_rest()
             self.report.seconds = round(self.clock.monotonic() - self._origin, 3)
         return self.report
@@ -220,40 +213,25 @@ class ShardDelivery:
     def _leave_place(self, work: Work) -> None:
         """Nothing more is requested for a message, only its end is to be committed: the next one takes its place.
 
-        No more messages than there are places are let out like this: what a provider accepted and nobody has written down
-        would have to be looked up if this process died.
+        No more messages than there are places are let out like this: what a provider accepted and nobody has written
+        down would have to be looked up if this process died.
         """
         if self._waiting and not self._stopping and work.id not in self._leaving and len(self._leaving) < self._places:
             self._leaving.add(work.id)
             self._crew.start(self._work())
 
     async def _start_generating(self, message: LeasedMessage) -> str:
-        """The store's verdict. Where it is `go`, it is asked for the next message too, so that its turn begins with its
-        request: that question goes to the store together with the end of the message before, in one round trip.
+        """The store's verdict. Where it is `go`, it is asked for the next message too.
+
+        That question goes to the store together with the end of the message before, in one round trip.
         """
-        verdict = await self._verdict_asked_ahead(message) or await self.store.start_generating(message.id)
-        if verdict == "go":
-            self._ask_ahead()
+        verdict = await self._ahead.verdict(message.id)
+        # Where a template is needed, the next one may not need the model at all.
+        if verdict == "go" and self._waiting and self.channel.traits.free_text_hours is None:
+            following = self._waiting[0]
+            if following.text is None and not following.parts:
+                self._ahead.ask(following.id)
         return verdict
-
-    def _ask_ahead(self) -> None:
-        if not self._waiting or self.channel.traits.free_text_hours is not None:  # a template may need no model
-            return
-        following = self._waiting[0]
-        if following.text is None and not following.parts and following.id not in self._asked_ahead:
-            asking = asyncio.ensure_future(self.store.start_generating(following.id))
-            # Where it fails, whoever wants the answer asks again and finds out why.
-            asking.add_done_callback(lambda asked: asked.cancelled() or asked.exception())
-            self._asked_ahead[following.id] = (self.clock.monotonic(), asking)
-
-    async def _verdict_asked_ahead(self, message: LeasedMessage) -> str | None:
-        """`go`, where that was the answer and it is young; else ask anew."""
-        asked_at, asking = self._asked_ahead.pop(message.id, (0.0, None))
-        if asking is not None and self.clock.monotonic() - asked_at < ASKED_AHEAD_SECONDS:
-            with contextlib.suppress(Exception):
-                if await asking == "go":
-                    return "go"
-        return None
 
     async def _end_after_bug(self, message: LeasedMessage, error: Exception) -> None:
         """Our own mistake. Tried again like a transient failure, unless a request may be out: then it is unknown."""

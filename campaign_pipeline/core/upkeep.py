@@ -34,6 +34,13 @@ class QueueLook:
         """Whether some message is due, be it in a run that waits."""
         return self.next_due is not None and self.next_due <= self.now
 
+    def needs(self, account: str | None) -> str | None:
+        """What keeps every text that is due from being written, given what is missing of the account that all share.
+
+        Where a workspace pays with a key of its own there is work: the others wait, and their pause says for what.
+        """
+        return account if self.is_due and not any(row["own_account"] for row in self.runs) else None
+
 
 @dataclass(frozen=True)
 class Verdict:

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from campaign_pipeline.adapters import cloud_api
 from campaign_pipeline.adapters.environment import DeliverySettings, SettingError
+from campaign_pipeline.adapters.operations import Operations
 from campaign_pipeline.adapters.postgres import BatchOptions
 from campaign_pipeline.adapters.reports import Reports
 from campaign_pipeline.adapters.schema import DatabaseUnusable
@@ -75,11 +76,7 @@ def fetch_message_batch(
     size = _within("batch_size", config.batch_size, 1, 10_000)
     with plain_failures():
         settings = DeliverySettings.from_environment()
-        queue = database.queue()
-        next_due, now = run_async(queue.next_due())
-        missing = language_model.missing_setting()
-        if missing and next_due is not None and next_due <= now:
-            raise dg.Failure(description=f"{missing} Nothing was claimed.", allow_retries=False)
+        _refuse_without_key(database, language_model)
         options = BatchOptions(
             batch_size=size,
             owner=f"run {context.run_id[:8]}",
@@ -88,9 +85,17 @@ def fetch_message_batch(
             max_wait_seconds=settings.max_inline_wait_seconds,
         )
         _settle_status_events(context, database.url())
-        batch = run_async(queue.claim_batch(options))
+        batch = run_async(database.queue().claim_batch(options))
     describe_batch(context, batch, size)
     return pd.DataFrame([{k: _plain(row[k]) for k in BATCH_COLUMNS} for row in batch.rows], columns=[*BATCH_COLUMNS])
+
+
+def _refuse_without_key(database: QueueDatabase, language_model: LanguageModelResource) -> None:
+    if missing := language_model.missing_setting():
+        with Operations(database.url()) as operations:
+            missing = operations.look().needs(missing)
+        if missing:
+            raise dg.Failure(description=f"{missing} Nothing was claimed.", allow_retries=False)
 
 
 def _settle_status_events(context: dg.OpExecutionContext, url: str) -> None:

@@ -61,9 +61,9 @@ def _occupied(instance: DagsterInstance) -> str | None:
     return f"{len(runs)} runs are at work ({names}), and CAMPAIGN_RUNS_AT_ONCE allows {limit}."
 
 
-def _missing_key(language_model: LanguageModelResource) -> str | None:
+def _missing_key(look: QueueLook, language_model: LanguageModelResource) -> str | None:
     """Without it every run would fail, one a minute; watch_campaign_backlog tells a person."""
-    missing = language_model.missing_setting()
+    missing = look.needs(language_model.missing_setting())
     return f"{missing} No run is launched before that." if missing else None
 
 
@@ -81,7 +81,7 @@ def work_campaign_queue(
     look, verdict = _look(database)
     if not verdict.work:
         return dg.SkipReason(verdict.why)
-    obstacle = (_missing_key(language_model) if look.is_due else None) or _occupied(context.instance)
+    obstacle = _missing_key(look, language_model) or _occupied(context.instance)
     if obstacle:
         return dg.SkipReason(f"There is work ({verdict.why}), but: {obstacle}")
     return dg.RunRequest(

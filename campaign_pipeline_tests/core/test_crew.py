@@ -75,7 +75,8 @@ def test_who_is_cancelled_while_waiting_leaves_the_crew_at_work_for_as_long_as_i
 
 
 def test_nobody_who_is_called_in_while_a_crew_is_cancelled_stays_behind() -> None:
-    crew, left = Crew(), []
+    crew = Crew()
+    left: list[str] = []
 
     async def stubborn() -> None:
         try:
@@ -96,4 +97,3 @@ def test_nobody_who_is_called_in_while_a_crew_is_cancelled_stays_behind() -> Non
 async def _note_end(left: list[str]) -> None:
     await asyncio.sleep(10.0)
     left.append("stayed behind")
-

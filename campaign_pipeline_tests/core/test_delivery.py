@@ -138,7 +138,8 @@ def test_a_yes_that_was_asked_for_ahead_is_asked_for_again_once_it_is_old() -> N
 
 
 def test_a_question_ahead_that_fails_is_asked_again_by_the_message_itself() -> None:
-    queue, failed = Queue.of(3), []
+    queue = Queue.of(3)
+    failed: list[str] = []
 
     def stumble_once(step: str, message_id: str) -> str:
         if step == "generate" and message_id == "m0001" and not failed:
@@ -384,6 +385,20 @@ def test_an_inbox_that_stays_throttled_returns_the_message_after_three_requests(
     assert len(channel.asked) == 3
     assert (message.status, message.error_class, message.retry_count) == ("pending", "throttled", 0)
     assert message.parts[0].status == "planned"
+
+
+def test_a_message_that_is_told_to_wait_again_and_again_goes_on_with_the_next_batch() -> None:
+    model, queue = Model(), Queue.of(1)
+    policy = DeliveryPolicy(max_inline_waits=3)
+    store = Store(queue, verdicts=lambda step, _: "scope_paused" if step == "generate" else "go")
+
+    async def run() -> None:
+        await shard_of(store, model, Channel(), policy).run(1)
+
+    in_no_time(run())
+    message = queue.messages["m0000"]
+    assert (message.status, message.code, message.due, message.retry_count) == ("pending", "scope_paused", 5.0, 0)
+    assert (store.asked, model.asked) == (3, [])
 
 
 def test_a_throttle_of_others_is_waited_out_and_a_pause_of_others_is_heeded() -> None:

@@ -50,6 +50,6 @@ def test_a_message_costs_no_more_than_two_round_trips_to_the_database(
         run = run_job(variables, JobSpec(1, in_process=True))
         batch = proxy.round_trips - 2 * idle
     assert run.sent == 40
-    # One at a time: its intent, and its end together with the start of the next one. What a batch needs as such is shared
-    # by all.
+    # One at a time: its intent, and its end together with the start of the next one. What a batch needs as such is
+    # shared by all.
     assert batch <= 2 * 40 + BATCH_ROUND_TRIPS

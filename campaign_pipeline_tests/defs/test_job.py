@@ -189,6 +189,19 @@ def test_an_unset_key_fails_the_run_before_anything_is_claimed(
     assert [message["status"] for message in world.messages()] == ["pending"]
 
 
+def test_without_the_shared_key_workspaces_with_one_of_their_own_are_served_and_the_others_wait(
+    world: World, sandbox: SandboxProcess, environment: pytest.MonkeyPatch, outputs: Path, instance: DagsterInstance
+) -> None:
+    paying = world.due_message(world.run())
+    world.do("UPDATE ai_agents SET openrouter_api_key = 'sk-or-own-1234567'")
+    world.due_message(world.run())
+    environment.delenv("OPENROUTER_API_KEY")
+    assert run_job(instance, IN_PROCESS).success
+    assert {row["status"]: row["id"] for row in world.messages()}["sent"] == paying
+    assert world.value("SELECT code FROM campaign_pauses") == "no_key"
+    assert world.value("SELECT count(*) FROM campaign_messages WHERE status = 'pending'") == 1
+
+
 @pytest.mark.parametrize(
     ("url", "words"),
     [

@@ -183,6 +183,8 @@ def test_without_the_models_key_no_run_is_launched_to_fail_every_minute(
     world.due_message(world.run())
     environment.delenv("OPENROUTER_API_KEY")
     assert "OPENROUTER_API_KEY is not set" in str(tick(instance))
+    world.do("UPDATE ai_agents SET openrouter_api_key = 'sk-or-own-1234567'")
+    assert isinstance(tick(instance), dg.RunRequest), "its workspace needs no shared key"
 
 
 def test_a_wait_that_begins_or_ends_is_written_down_by_one_run_each(world: World, instance: DagsterInstance) -> None:

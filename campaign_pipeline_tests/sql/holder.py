@@ -9,7 +9,9 @@ from uuid import UUID, uuid4
 
 from psycopg.types.json import Jsonb
 
+from campaign_pipeline.adapters.operations import Operations
 from campaign_pipeline.adapters.postgres import Batch, BatchOptions, Queue
+from campaign_pipeline.core.upkeep import QueueLook
 from campaign_pipeline.sql import statement
 from campaign_pipeline_tests.factories import World
 
@@ -24,6 +26,12 @@ def rows(world: World, name: str, **parameters: Any) -> list[dict[str, Any]]:
 def run_statement(world: World, name: str, **parameters: Any) -> int:
     """Run a named statement that returns nothing; gives the number of rows that it changed."""
     return world.connection.execute(statement(name), parameters).rowcount
+
+
+def look(world: World) -> QueueLook:
+    """What a tick sees of the queue."""
+    with Operations(world.url) as operations:
+        return operations.look()
 
 
 def claim_batch(world: World, batch_size: int = 100, **options: Any) -> Batch:

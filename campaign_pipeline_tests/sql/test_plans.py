@@ -160,6 +160,7 @@ STEPS: dict[str, Callable[[Crowded], object]] = {
     "recover": recover,
     "cancelled": lambda world: rows(world, "settle_cancelled_runs"),
     "runs": lambda world: rows(world, "list_running_runs"),
+    "look": lambda world: rows(world, "look_at_queue"),
     "expire": lambda world: rows(world, "expire_old_messages", **cutoffs(world)),
     "spread": spread,
     "claim": claim,
@@ -170,7 +171,6 @@ STEPS: dict[str, Callable[[Crowded], object]] = {
     "hear": hear,
     "status_events": status_events,
     "close": lambda world: rows(world, "close_runs"),
-    "next_due": lambda world: rows(world, "next_due"),
     "pauses": lambda world: run_statement(world, "drop_spent_throttles"),
 }
 

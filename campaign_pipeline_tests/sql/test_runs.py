@@ -17,6 +17,7 @@ from campaign_pipeline_tests.sql.holder import (
     claimed_ids,
     holding,
     insert_due,
+    look,
     message,
     rows,
     run_row,
@@ -474,9 +475,9 @@ def test_the_next_due_message_of_a_running_run_is_told(world: World) -> None:
     world.due_message(world.run(), scheduled_at=now + HOUR)
     world.due_message(world.run(status="paused"))
     world.due_message(world.run(), status="sent")
-    assert asyncio.run(Queue(world.url).next_due())[0] == now + HOUR
+    assert look(world).next_due == now + HOUR
     world.do("DELETE FROM campaign_messages WHERE status = 'pending'")
-    assert asyncio.run(Queue(world.url).next_due())[0] is None
+    assert look(world).next_due is None
 
 
 def test_a_lease_that_ends_in_a_run_that_was_cancelled_meanwhile_ends_as_unknown(world: World) -> None:

@@ -83,5 +83,5 @@ def test_an_unknown_statement_is_an_error_at_once() -> None:
 def test_a_broken_statement_would_be_noticed(world: World) -> None:
     with pytest.raises(psycopg.errors.UndefinedColumn):
         world.connection.execute(
-            f"PREPARE broken AS {numbered(statement('next_due')).replace('run_id', 'runid')}".encode()
+            f"PREPARE broken AS {numbered(statement('look_at_queue')).replace('run_id', 'runid')}".encode()
         )

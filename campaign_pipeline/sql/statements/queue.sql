@@ -407,13 +407,3 @@ INSERT INTO campaign_logs (run_id, step_number, step_name, level, message, detai
 SELECT l.run_id, l.step_number, l.step_name, l.level, l.message, l.details, l.lead_id, l.message_id, campaign_now()
 FROM jsonb_to_recordset(%(lines)s) AS l (run_id uuid, step_number integer, step_name text, level text, message text,
      details jsonb, lead_id uuid, message_id uuid);
-
--- name: next_due
--- When the next message of a running run is due: nothing (null), the past (now), or later. 'infinity' is never.
-SELECT CASE WHEN min(due.first_due) < '9999-01-01Z' THEN greatest(min(due.first_due), '1970-01-01Z') END AS next_due, campaign_now() AS now
-FROM campaign_runs r
-CROSS JOIN LATERAL (
-    SELECT COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) AS first_due FROM campaign_messages m
-    WHERE m.run_id = r.id AND m.status = 'pending'
-    ORDER BY COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) LIMIT 1) due
-WHERE r.status = 'running';

@@ -16,7 +16,12 @@ from campaign_pipeline.defs.demo import trickle_demo_campaign, trickle_every_min
 from campaign_pipeline.defs.io import HandleIOManager, TableIOManager
 from campaign_pipeline.defs.jobs import clean_up_old_data, process_campaign_queue, retry_failed_messages
 from campaign_pipeline.defs.resources import LanguageModelResource, ProvidersResource, QueueDatabase
-from campaign_pipeline.defs.schedules import clean_up_every_night, drain_campaign_queue, work_campaign_queue
+from campaign_pipeline.defs.schedules import (
+    clean_up_every_night,
+    drain_campaign_queue,
+    overlap_campaign_runs,
+    work_campaign_queue,
+)
 from campaign_pipeline.defs.sensors import tell_of_failed_runs, watch_campaign_backlog
 
 _demo = OperationsSettings.from_environment().demo_trickle
@@ -39,7 +44,7 @@ defs = dg.Definitions(
         check_campaign_queue_hourly,
         *([trickle_every_minute] if _demo else []),
     ],
-    sensors=[drain_campaign_queue, tell_of_failed_runs, watch_campaign_backlog],
+    sensors=[overlap_campaign_runs, drain_campaign_queue, tell_of_failed_runs, watch_campaign_backlog],
     resources={
         "database": QueueDatabase(),
         "language_model": LanguageModelResource(),

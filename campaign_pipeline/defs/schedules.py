@@ -4,11 +4,13 @@
 says what is waited for. Leases of dead processes, cancelled runs and complete ones are something to do as well: their
 run claims nothing, and its log says what it put in order, which a change made by the tick itself would leave unsaid.
 
-`drain_campaign_queue` makes a queue that is longer than a batch go on without waiting for the minute. One run stays one
-batch: one materialized table of what was claimed, one place to re-run from, fairness between campaigns and new settings
-at every batch; a loop inside `send_shard` would give all of that up to save the few seconds that a run takes to start.
-It follows only runs that were launched by themselves and claimed all that they might, and only until
-CAMPAIGN_DRAIN_MINUTES after the tick that began, or until the schedule is switched off.
+Two sensors make a queue that is longer than a batch go on without waiting for the minute. One run stays one batch: one
+materialized table of what was claimed, one place to re-run from, fairness between campaigns and new settings at every
+batch; a loop inside `send_shard` would give all of that up to save the time that a run takes to start. That time is
+hidden instead: `overlap_campaign_runs` launches the next run as soon as a batch was claimed in full, beside the one
+that sends it; where CAMPAIGN_RUNS_AT_ONCE did not let it, `drain_campaign_queue` does when a run has ended. They follow
+only runs that were launched by themselves and claimed all that they might, and only until CAMPAIGN_DRAIN_MINUTES after
+the tick that began, or until the schedule is switched off.
 
 Overlapping runs are safe, for each message has one lease. Still no more than CAMPAIGN_RUNS_AT_ONCE are launched, and
 none while one waits to start: it would find what that one is about to take.
@@ -102,7 +104,30 @@ def work_campaign_queue(
 )
 def drain_campaign_queue(context: dg.RunStatusSensorContext, database: QueueDatabase) -> dg.RunRequest | dg.SkipReason:
     """Launch the next run where the one that ended left something behind."""
-    run, instance = context.dagster_run, context.instance
+    return _follow(context.dagster_run, context.instance, database, "after")
+
+
+@dg.asset_sensor(
+    asset_key=dg.AssetKey("message_batch"),
+    job=process_campaign_queue,
+    minimum_interval_seconds=5,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="While full batches are due: launches the next run as soon as one has claimed its batch, beside it.",
+)
+def overlap_campaign_runs(
+    context: dg.SensorEvaluationContext, asset_event: dg.EventLogEntry, database: QueueDatabase
+) -> dg.RunRequest | dg.SkipReason:
+    """Launch the next run where the one that has just claimed left something behind."""
+    run = context.instance.get_run_by_id(asset_event.run_id)
+    if run is None:
+        return dg.SkipReason(f"Run {asset_event.run_id[:8]} was deleted.")
+    return _follow(run, context.instance, database, "beside")
+
+
+def _follow(
+    run: dg.DagsterRun, instance: DagsterInstance, database: QueueDatabase, how: str
+) -> dg.RunRequest | dg.SkipReason:
+    """The next run, where a run left something behind that may be gone on with; at most one `how`."""
     obstacle = _why_not_to_follow(run, instance)
     if obstacle:
         return dg.SkipReason(obstacle)
@@ -113,12 +138,14 @@ def drain_campaign_queue(context: dg.RunStatusSensorContext, database: QueueData
         return dg.SkipReason(f"CAMPAIGN_DRAIN_MINUTES ({minutes:g}) are over: the schedule's next tick goes on.")
     if not verdict.work:
         return dg.SkipReason(verdict.why)
+    if not look.is_due:
+        return dg.SkipReason(f"No message is due; the rest ({verdict.why}) is for the schedule's next tick.")
     occupied = _occupied(instance)
     if occupied:
         return dg.SkipReason(f"There is work ({verdict.why}), but: {occupied}")
     back_fill = run.run_id if _is_back_fill(run) else run.tags.get(BACK_FILL)
     return dg.RunRequest(
-        run_key=f"after {run.run_id}",
+        run_key=f"{how} {run.run_id}",
         run_config=run.run_config if run.job_name == process_campaign_queue.name else {},
         tags={WHY: verdict.why, DRAINING_SINCE: since.isoformat(), **({BACK_FILL: back_fill} if back_fill else {})},
     )

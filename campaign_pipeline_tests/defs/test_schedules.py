@@ -11,6 +11,7 @@ import dagster as dg
 import psycopg
 import pytest
 from dagster import DagsterInstance, DagsterRunStatus
+from dagster._core.events import StepMaterializationData
 from dagster._core.execution.plan.outputs import StepOutputData, StepOutputHandle
 
 from campaign_pipeline.adapters.operations import Operations
@@ -23,6 +24,7 @@ from campaign_pipeline.defs.schedules import (
     DRAINING_SINCE,
     WHY,
     drain_campaign_queue,
+    overlap_campaign_runs,
     work_campaign_queue,
 )
 from campaign_pipeline.defs.shard import run_async
@@ -262,15 +264,21 @@ def test_what_is_being_sent_is_no_reason_for_another_run(world: World, instance:
 # ------------------------------------------------------------------------------------------------------------ draining
 
 
-def ended(
+def ended(instance: DagsterInstance, messages: int, batch_size: int = 100, **of: Any) -> dg.DagsterRun:
+    """A run that succeeded."""
+    return claimed(instance, DagsterRunStatus.SUCCESS, messages, batch_size, **of)
+
+
+def claimed(
     instance: DagsterInstance,
+    status: DagsterRunStatus,
     messages: int,
     batch_size: int = 100,
     job: str = process_campaign_queue.name,
     tags: Mapping[str, str] | None = None,
 ) -> dg.DagsterRun:
-    """A run that succeeded, with the figures that its first step put on its output."""
-    run = a_run(instance, DagsterRunStatus.SUCCESS, tags=tags, job=job)
+    """A run, with the figures that its first step put on its output."""
+    run = a_run(instance, status, tags=tags, job=job)
     event = dg.DagsterEvent(
         event_type_value="STEP_OUTPUT",
         job_name=run.job_name,
@@ -303,6 +311,19 @@ def follow(instance: DagsterInstance, run: dg.DagsterRun) -> dg.RunRequest | str
         return outcome.skip_message or ""
     assert isinstance(outcome, dg.RunRequest)
     return outcome
+
+
+def go_beside(instance: DagsterInstance, run: dg.DagsterRun) -> dg.RunRequest | str:
+    """What the overlapping sensor does when that run has claimed its batch."""
+    table = StepMaterializationData(dg.AssetMaterialization("message_batch"))
+    event = dg.DagsterEvent("ASSET_MATERIALIZATION", run.job_name, event_specific_data=table)
+    instance.report_dagster_event(event, run.run_id)
+    with dg.build_sensor_context(instance=instance, resources={"database": QueueDatabase()}) as context:
+        data = overlap_campaign_runs.evaluate_tick(context)
+    if data.run_requests:
+        (request,) = data.run_requests
+        return request
+    return data.skip_message or ""
 
 
 @pytest.fixture
@@ -342,6 +363,23 @@ def test_nothing_follows_a_batch_that_was_not_full_or_asked_for_by_a_person_or_a
     assert "launched by a person" in str(follow(instance, ended(instance, 100)))
 
 
+def test_the_next_run_is_launched_beside_the_one_that_has_claimed_a_full_batch(
+    world: World, instance: DagsterInstance, schedule_on: None, environment: pytest.MonkeyPatch
+) -> None:
+    world.due_message(world.run())
+    tags = {DRAINING_SINCE: since(world)}
+    working = claimed(instance, DagsterRunStatus.STARTED, 100, tags=tags)
+    outcome = go_beside(instance, working)
+    assert isinstance(outcome, dg.RunRequest)
+    assert (outcome.run_key, outcome.tags[DRAINING_SINCE]) == (f"beside {working.run_id}", tags[DRAINING_SINCE])
+    environment.setenv("CAMPAIGN_RUNS_AT_ONCE", "1")
+    assert "CAMPAIGN_RUNS_AT_ONCE allows 1." in str(go_beside(instance, working))
+    part = claimed(instance, DagsterRunStatus.STARTED, 99, tags=tags)
+    assert "less than a full batch" in str(go_beside(instance, part))
+    world.do("UPDATE campaign_messages SET status = 'sent'")
+    assert "No message is due" in str(go_beside(instance, working)), "it closes what is complete itself"
+
+
 def test_draining_ends_with_its_budget_and_with_the_schedule(
     world: World, instance: DagsterInstance, environment: pytest.MonkeyPatch
 ) -> None:
@@ -371,6 +409,7 @@ def test_definitions_hold_schedules_and_sensors_that_say_how_they_start() -> Non
     expected = Counter({
         "work_campaign_queue": "STOPPED",
         "clean_up_every_night": "RUNNING",
+        "overlap_campaign_runs": "RUNNING",
         "drain_campaign_queue": "RUNNING",
         "tell_of_failed_runs": "RUNNING",
         "watch_campaign_backlog": "RUNNING",

@@ -325,20 +325,28 @@ def split_batch(rows: Sequence[Mapping[str, Any]], shard_size: int) -> list[Shar
     by_inbox: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         by_inbox.setdefault(str(row["inbox_id"]), []).append(row)
+    names = _short_names(list(by_inbox))
     shards = []
     for inbox_id, members in sorted(by_inbox.items()):
         for number, start in enumerate(range(0, len(members), shard_size)):
             piece = members[start : start + shard_size]
             shards.append(
                 Shard(
-                    # The whole id: two inboxes may share their first characters, and a mapping key must be unique.
-                    key=f"inbox_{inbox_id.replace('-', '_')}_{number:03d}",
+                    key=f"inbox_{names[inbox_id]}_{number:03d}",
                     inbox_id=inbox_id,
                     batch_token=str(piece[0]["lease_token"]),
                     message_ids=tuple(str(row["message_id"]) for row in piece),
                 )
             )
     return shards
+
+
+def _short_names(ids: Sequence[str]) -> dict[str, str]:
+    """The first eight characters of each id, as a Gantt chart has room for; more where that is not yet unique."""
+    plain = {each: each.replace("-", "") for each in ids}
+    longest = max(map(len, plain.values()), default=0)
+    length = next((n for n in range(8, longest) if len({each[:n] for each in plain.values()}) == len(ids)), longest)
+    return {each: name[:length] for each, name in plain.items()}
 
 
 __all__ = [

@@ -239,7 +239,7 @@ def process_of_shard(queue: Stack, run: str, instance: str) -> int:
         " AND i.workspace_id = (SELECT workspace_id FROM campaign_configs LIMIT 1)",
         instance,
     )
-    step = f"send_shard[inbox_{str(inbox).replace('-', '_')}"
+    step = f"send_shard[inbox_{inbox.hex[:8]}"
     events = queue.ask(
         f'{{logsForRun(runId: "{run}") {{... on EventConnection {{events {{'
         "... on StepWorkerStartedEvent {stepKey metadataEntries {label ... on TextMetadataEntry {text}}}}}}}"

@@ -147,6 +147,10 @@ def race(bench: Bench, options: Options, result: Result) -> None:
         f"While the housekeeping was measured, {large.leases:,} leases were alive. A checkpoint comes right before "
         "each queue is measured, so that every page is written to the log in full when it is touched first."
     )
+    result.notes.append(
+        "What grows is the primary key. A claim takes its rows out of the index of due messages, so each gets a new "
+        "version, and that an entry on some page of an index over random ids: in a small table these pages are at hand."
+    )
     if plans is not None:
         result.notes.append("Plans of every statement at the large size are in `plans/`.")
 

@@ -79,6 +79,12 @@ class Stack:
         runs = self.ask("{runsOrError(limit: 1) {... on Runs {results {status}}}}")["runsOrError"]["results"]
         return str(runs[0]["status"])
 
+    def repeats(self, run_id: str) -> list[str]:
+        """The statuses of the runs that repeat a run."""
+        query = "{runsOrError(limit: 5) {... on Runs {results {status rootRunId runId}}}}"
+        runs = self.ask(query)["runsOrError"]["results"]
+        return [run["status"] for run in runs if run["rootRunId"] == run_id and run["runId"] != run_id]
+
     def accepted(self, instance: str | None = None) -> list[str]:
         """The numbers that providers took a message for, one an accepted request."""
         wanted = {} if instance is None else {"instance": instance}

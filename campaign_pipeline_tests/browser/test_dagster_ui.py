@@ -123,6 +123,22 @@ def test_a_shard_that_died_is_re_executed_from_failure_and_nothing_goes_out_twic
     assert {row["status"] for row in queue.world.all("SELECT status FROM campaign_runs")} == {"completed"}
 
 
+def test_a_run_that_lost_a_process_is_repeated_by_dagster_itself_and_nothing_goes_out_twice(
+    page: Page, queue: Stack
+) -> None:
+    queue.sandbox.set_behaviour(AT_AN_EASY_PACE)
+    due_campaigns(queue, 60, "Vendas", "Suporte")
+    run = launch(page)
+    wait_until(lambda: len(queue.accepted("Vendas")) >= 10, PATIENCE / 1000)
+    os.kill(process_of_shard(queue, run, "Vendas"), signal.SIGKILL)
+    expect(status(page, "Failure")).to_be_visible()
+    queue.world.move_clock(timedelta(minutes=5))  # the dead process's leases have run out
+    wait_until(lambda: queue.repeats(run) == ["SUCCESS"], PATIENCE / 1000)
+    assert Counter(message["status"] for message in queue.world.messages()) == {"sent": 120}
+    assert Counter(Counter(queue.accepted()).values()) == {1: 120}
+    assert queue.world.wrong_counters() == []
+
+
 def test_a_back_fill_of_three_days_sends_again_what_failed_on_them(page: Page, queue: Stack) -> None:
     due_campaigns(queue, 0, "Black Friday")
     days = [today() - timedelta(days=back) for back in (4, 3, 2, 1)]

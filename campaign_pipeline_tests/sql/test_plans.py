@@ -224,6 +224,27 @@ def test_a_group_reads_its_own_messages_and_not_all_that_are_leased(crowded: Cro
         assert messages_read(crowded) - before < 7 * 2 * 12 * len(group)
 
 
+def test_housekeeping_reads_no_lease_that_lives(crowded: Crowded) -> None:
+    # Analyzed while nothing was leased, so that all indexes of leased messages look the same to the planner.
+    holder = crowded.holder
+    ids = [row["id"] for row in crowded.all("SELECT id FROM campaign_messages WHERE status = 'pending'")]
+    holder.take_over(ids)
+    steps: dict[str, Callable[[], object]] = {
+        "recover": lambda: rows(crowded, "recover_leases"),
+        "look": lambda: rows(crowded, "look_at_queue"),
+        "close": lambda: rows(crowded, "close_runs"),
+        "read": lambda: rows(crowded, "read_leased_messages", ids=ids[:10], token=holder.token),
+        "renew": lambda: rows(crowded, "renew_leases", ids=ids[:10], token=holder.token, lease_seconds=60.0),
+    }
+    read = {}
+    for name, step in steps.items():
+        with crowded.connection.transaction(force_rollback=True):
+            before = messages_read(crowded)
+            step()
+            read[name] = messages_read(crowded) - before
+    assert {name: count for name, count in read.items() if count > 5 * RUNS} == {}
+
+
 def test_statistics_from_before_a_busy_hour_send_no_group_through_all_messages(world: World) -> None:
     # As after a bulk import: analyzed while everything was pending. By then thousands are leased and finished, and the
     # planner still takes their partial indexes for empty.

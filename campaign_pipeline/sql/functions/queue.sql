@@ -231,7 +231,7 @@ BEGIN
                 WHERE e.status IN ('queued', 'generating', 'sending') AND e.lease_expires_at IS NULL
                   AND COALESCE(e.queued_at, e.created_at) <= campaign_now() - interval '15 minutes')
             -- Again, on the row as it is once it is locked: its holder may have renewed it in between.
-            AND m.status IN ('queued', 'generating', 'sending')
+            AND campaign_is_leased(m.status)
             AND COALESCE(m.lease_expires_at, COALESCE(m.queued_at, m.created_at) + interval '15 minutes') <= campaign_now()
             AND (p_ids IS NULL OR m.id = ANY (p_ids))
           FOR UPDATE SKIP LOCKED) d;

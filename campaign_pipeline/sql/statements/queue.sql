@@ -300,14 +300,14 @@ SELECT m.id, m.run_id, r.config_id, c.workspace_id, COALESCE(m.inbox_id, c.inbox
 FROM campaign_messages m
 JOIN campaign_runs r ON r.id = m.run_id
 JOIN campaign_configs c ON c.id = r.config_id
-WHERE m.id = ANY (%(ids)s) AND m.lease_token = %(token)s AND m.status = 'queued'
+WHERE m.id = ANY (%(ids)s) AND m.lease_token = %(token)s AND campaign_is_leased(m.status)
 ORDER BY COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at), m.id;
 
 -- name: renew_leases
 -- Heartbeat: keep what is still ours, and say which that is.
 UPDATE campaign_messages
 SET lease_expires_at = campaign_now() + make_interval(secs => %(lease_seconds)s)
-WHERE id = ANY (%(ids)s) AND lease_token = %(token)s AND status IN ('queued', 'generating', 'sending')
+WHERE id = ANY (%(ids)s) AND lease_token = %(token)s AND campaign_is_leased(status)
 RETURNING id;
 
 -- name: start_generating

@@ -34,12 +34,12 @@ class QueueLook:
         """Whether some message is due, be it in a run that waits."""
         return self.next_due is not None and self.next_due <= self.now
 
-    def needs(self, account: str | None) -> str | None:
-        """What keeps every text that is due from being written, given what is missing of the account that all share.
+    def blocked_by(self, missing: str | None) -> str | None:
+        """What is missing of the account that all share, if nothing that is due can be written without it.
 
         Where a workspace pays with a key of its own there is work: the others wait, and their pause says for what.
         """
-        return account if self.is_due and not any(row["own_account"] for row in self.runs) else None
+        return missing if self.is_due and not any(row["own_account"] for row in self.runs) else None
 
 
 @dataclass(frozen=True)

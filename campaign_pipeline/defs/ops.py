@@ -93,7 +93,7 @@ def fetch_message_batch(
 def _refuse_without_key(database: QueueDatabase, language_model: LanguageModelResource) -> None:
     if missing := language_model.missing_setting():
         with Operations(database.url()) as operations:
-            missing = operations.look().needs(missing)
+            missing = operations.look().blocked_by(missing)
         if missing:
             raise dg.Failure(description=f"{missing} Nothing was claimed.", allow_retries=False)
 

@@ -65,7 +65,7 @@ def _occupied(instance: DagsterInstance) -> str | None:
 
 def _missing_key(look: QueueLook, language_model: LanguageModelResource) -> str | None:
     """Without it every run would fail, one a minute; watch_campaign_backlog tells a person."""
-    missing = look.needs(language_model.missing_setting())
+    missing = look.blocked_by(language_model.missing_setting())
     return f"{missing} No run is launched before that." if missing else None
 
 

@@ -110,7 +110,7 @@ def _concerns(database: QueueDatabase, language_model: LanguageModelResource) ->
     except (DatabaseUnusable, SettingError, StoreUnavailable) as error:
         yield Concern("database", f"The queue cannot be read: {error}")
         return
-    if missing := look.needs(language_model.missing_setting()):
+    if missing := look.blocked_by(language_model.missing_setting()):
         yield Concern("language_model", f"Messages are due, but nothing can be sent: {missing}")
     yield from find_concerns(look, backlog, unknown, overdue)
 

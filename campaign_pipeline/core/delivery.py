@@ -226,12 +226,15 @@ class ShardDelivery:
         That question goes to the store together with the end of the message before, in one round trip.
         """
         verdict = await self._ahead.verdict(message.id)
-        # Where a template is needed, the next one may not need the model at all.
-        if verdict == "go" and self._waiting and self.channel.traits.free_text_hours is None:
-            following = self._waiting[0]
-            if following.text is None and not following.parts:
-                self._ahead.ask(following.id)
+        if verdict == "go" and self._waiting and self._may_be_asked_ahead(self._waiting[0]):
+            self._ahead.ask(self._waiting[0].id)
         return verdict
+
+    def _may_be_asked_ahead(self, message: LeasedMessage) -> bool:
+        if self.channel.traits.free_text_hours is not None:  # a template may need no model at all
+            return False
+        # Of a limit on spending only what is in flight may go beyond, which this message is not yet.
+        return message.text is None and not message.parts and message.config_id not in self.settings.limited
 
     async def _end_after_bug(self, message: LeasedMessage, error: Exception) -> None:
         """Our own mistake. Tried again like a transient failure, unless a request may be out: then it is unknown."""

@@ -209,6 +209,7 @@ class BatchSettings:
     inbox_names: Mapping[str, str]
     splitter: SplitterSettings
     one_a_day: frozenset[str] = frozenset()  # workspaces whose leads get one message a day, of all campaigns together
+    limited: frozenset[str] = frozenset()  # campaigns that may spend only so much, by themselves or by their workspace
     fallback_models: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # workspace -> tried in this order
     own_accounts: frozenset[str] = frozenset()  # workspaces that pay the language model by themselves
 
@@ -231,6 +232,7 @@ class BatchSettings:
             inbox_names={key: row["name"] or key for key, row in (settings.get("inboxes") or {}).items()},
             splitter=SplitterSettings.from_json(settings.get("splitter")),
             one_a_day=frozenset(settings.get("one_a_day") or ()),
+            limited=frozenset(settings.get("limited") or ()),
             fallback_models={key: tuple(models) for key, models in (settings.get("fallback_models") or {}).items()},
             own_accounts=frozenset(settings.get("own_accounts") or ()),
         )

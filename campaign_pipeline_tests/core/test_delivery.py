@@ -137,6 +137,24 @@ def test_a_yes_that_was_asked_for_ahead_is_asked_for_again_once_it_is_old() -> N
     assert (len(model.asked), queue.statuses()) == (1, ["sent", "pending", "pending"])
 
 
+def test_where_spending_is_limited_nobody_is_asked_for_ahead() -> None:
+    model, queue = Model(), Queue.of(5)
+    limit_reached: list[str] = []
+
+    def spent_by_the_second(step: str, message_id: str) -> str:
+        if step == "begin" and message_id == "m0001":
+            limit_reached.append(message_id)
+        return "run_paused" if step == "generate" and limit_reached else "go"
+
+    async def run() -> None:
+        store = Store(queue, verdicts=spent_by_the_second)
+        shard = shard_of(store, model, Channel(), None, replace(settings(), limited=frozenset({"config"})))
+        await shard.run(1)
+
+    in_no_time(run())
+    assert (len(model.asked), queue.statuses()) == (2, ["sent", "sent", "pending", "pending", "pending"])
+
+
 def test_a_question_ahead_that_fails_is_asked_again_by_the_message_itself() -> None:
     queue = Queue.of(3)
     failed: list[str] = []

@@ -261,6 +261,8 @@ SELECT jsonb_build_object(
         WHERE cardinality(a.fallback_models) > 0),
     'own_accounts', (SELECT jsonb_agg(w.id) FROM unnest(%(workspace_ids)s::uuid[]) AS w (id)
         WHERE campaign_own_key(w.id) IS NOT NULL),
+    'limited', (SELECT jsonb_agg(c.id) FROM campaign_configs c LEFT JOIN workspaces w ON w.id = c.workspace_id
+        WHERE c.id = ANY (%(config_ids)s) AND (c.max_cost_usd_per_run IS NOT NULL OR w.max_cost_usd_per_day IS NOT NULL)),
     'one_a_day', (SELECT jsonb_agg(w.id) FROM workspaces w
         WHERE w.id = ANY (%(workspace_ids)s) AND w.one_message_per_lead_per_day),
     'inboxes', (SELECT jsonb_object_agg(b.id, jsonb_build_object('name', b.name)) FROM inboxes b

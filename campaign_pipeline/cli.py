@@ -411,7 +411,10 @@ def _wants_sandbox(console: Console, environment: Environment, url: str, sandbox
         return bool(sandboxed)
     own = environment.database_url is not None or count_waiting(url)[1] > 0
     if own:
-        console.print("OPENROUTER_API_KEY is not set, so runs will send nothing; set it, or try with --sandbox.")
+        console.print(
+            "OPENROUTER_API_KEY is not set, so only workspaces with a key of their own send; set it, or try with "
+            "--sandbox."
+        )
     return not own
 
 

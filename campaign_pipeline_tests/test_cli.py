@@ -388,7 +388,7 @@ def test_dev_keeps_messages_of_a_named_database_out_of_a_sandbox(world: World) -
     first = dev.stdout.readline()
     os.kill(dev.pid, signal.SIGINT)
     dev.communicate(timeout=120)
-    assert "OPENROUTER_API_KEY is not set, so runs will send nothing" in first
+    assert "OPENROUTER_API_KEY is not set, so only workspaces with a key of their own send" in first
     assert dev.returncode in {0, 130}
     assert world.value("SELECT count(*) FROM campaign_messages") == 1
     shutil.rmtree(home)

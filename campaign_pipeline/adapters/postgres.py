@@ -1,7 +1,7 @@
 """The queue in PostgreSQL: batches, contexts, leases, ledger, runs; all over named statements.
 
 `Queue` serves the steps of a batch on one connection at a time. `ShardStore` serves one shard's delivery: a small pool,
-and group commit for the three statements that every message needs.
+and group commit for what every message needs: its intent, and its end together with the start of the next one.
 """
 
 import asyncio

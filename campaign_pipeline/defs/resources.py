@@ -47,10 +47,10 @@ class QueueDatabase(dg.ConfigurableResource[Any]):
 
 
 class LanguageModelResource(dg.ConfigurableResource[Any]):
-    """The language model of all workspaces: OpenRouter, with OPENROUTER_API_KEY."""
+    """The language model: OpenRouter, with OPENROUTER_API_KEY where a workspace has no key of its own."""
 
     def missing_setting(self) -> str | None:
-        """One sentence if it cannot be used at all."""
+        """One sentence if workspaces without a key of their own cannot use it."""
         if Environment.read().openrouter_api_key is None:
             return "OPENROUTER_API_KEY is not set; set it in the environment of the Dagster processes."
         return None

@@ -114,45 +114,46 @@ class Bench:
 # The CRM ------------------------------------------------------------------------------------------------------------
 
 _PEOPLE = """
-INSERT INTO workspaces (id, name) VALUES (md5('workspace')::uuid, 'Aurora');
-INSERT INTO ai_agents (workspace_id, model) VALUES (md5('workspace')::uuid, 'openai/gpt-4o-mini');
-INSERT INTO funnels (id, workspace_id, name) VALUES (md5('funnel')::uuid, md5('workspace')::uuid, 'Prospecção');
-INSERT INTO funnel_columns (id, funnel_id, title)
+INSERT INTO public.workspaces (id, name) VALUES (md5('workspace')::uuid, 'Aurora');
+INSERT INTO public.ai_agents (workspace_id, model) VALUES (md5('workspace')::uuid, 'openai/gpt-4o-mini');
+INSERT INTO public.funnels (id, workspace_id, name) VALUES (md5('funnel')::uuid, md5('workspace')::uuid, 'Prospecção');
+INSERT INTO public.funnel_columns (id, funnel_id, title)
 VALUES (md5('source')::uuid, md5('funnel')::uuid, 'Novos'), (md5('target')::uuid, md5('funnel')::uuid, 'Contatados');
-INSERT INTO custom_fields (id, workspace_id, name, position)
+INSERT INTO public.custom_fields (id, workspace_id, name, position)
 SELECT md5('field' || f)::uuid, md5('workspace')::uuid,
        COALESCE((ARRAY['Categoria', 'CNAE Principal', 'Porte da Empresa', 'Razão Social', 'Rating', 'Endereço',
                        'Cidade/UF', 'Website Principal'])[f], 'Campo ' || f), f
 FROM generate_series(1, %(fields)s) AS f;
-INSERT INTO leads (id, workspace_id, funnel_id, column_id, client_name, company, phone, deal_value, priority, tags)
+INSERT INTO public.leads (id, workspace_id, funnel_id, column_id, client_name, company, phone, deal_value, priority,
+                          tags)
 SELECT md5('lead' || n)::uuid, md5('workspace')::uuid, md5('funnel')::uuid, md5('source')::uuid,
        (ARRAY['Ana', 'Bruno', 'Carla', 'Davi', 'Elisa'])[1 + n %% 5] || ' Souza ' || n, 'Padaria ' || n,
        '+55 11 9' || (10000000 + n), 100 * n, 'alta', ARRAY['inbound', 'sp']
 FROM generate_series(1, %(leads)s) AS n;
-INSERT INTO lead_custom_values (lead_id, custom_field_id, value)
+INSERT INTO public.lead_custom_values (lead_id, custom_field_id, value)
 SELECT md5('lead' || n)::uuid, md5('field' || f)::uuid, 'Valor ' || f || ' do lead ' || n || ', como o CRM o guarda'
 FROM generate_series(1, %(leads)s) AS n, generate_series(1, %(fields)s) AS f
 """
 
 _CAMPAIGNS = """
-INSERT INTO inboxes (id, workspace_id, name)
+INSERT INTO public.inboxes (id, workspace_id, name)
 SELECT md5('inbox' || i)::uuid, md5('workspace')::uuid, 'Vendas ' || i FROM generate_series(1, %(inboxes)s) AS i;
-INSERT INTO instances (id, workspace_id, name, instance_token, status)
+INSERT INTO public.instances (id, workspace_id, name, instance_token, status)
 SELECT md5('instance' || i)::uuid, md5('workspace')::uuid, 'numero_' || i, %(token)s, 'connected'
 FROM generate_series(1, %(inboxes)s) AS i;
-INSERT INTO inbox_instances (inbox_id, instance_id)
+INSERT INTO public.inbox_instances (inbox_id, instance_id)
 SELECT md5('inbox' || i)::uuid, md5('instance' || i)::uuid FROM generate_series(1, %(inboxes)s) AS i;
-INSERT INTO campaign_configs (id, workspace_id, inbox_id, source_funnel_id, source_column_id, target_column_id, name,
-                              ai_instructions)
+INSERT INTO public.campaign_configs (id, workspace_id, inbox_id, source_funnel_id, source_column_id, target_column_id,
+                                     name, ai_instructions)
 SELECT md5('config' || i)::uuid, md5('workspace')::uuid, md5('inbox' || i)::uuid, md5('funnel')::uuid,
        md5('source')::uuid, md5('target')::uuid, 'Primeiro contato ' || i,
        'Você é consultora da Aurora, que vende um sistema de atendimento por WhatsApp para pequenas empresas. '
        || 'Apresente-se em poucas linhas e pergunte se pode explicar mais.'
 FROM generate_series(1, %(inboxes)s) AS i;
-INSERT INTO campaign_runs (id, config_id, name, started_at, leads_total)
+INSERT INTO public.campaign_runs (id, config_id, name, started_at, leads_total)
 SELECT md5('run' || i)::uuid, md5('config' || i)::uuid, 'Hoje', now(), %(leads)s / %(inboxes)s
 FROM generate_series(1, %(inboxes)s) AS i;
-INSERT INTO campaign_messages (id, run_id, lead_id, phone_number, scheduled_at)
+INSERT INTO public.campaign_messages (id, run_id, lead_id, phone_number, scheduled_at)
 SELECT md5('message' || n)::uuid, md5('run' || (1 + n %% %(inboxes)s))::uuid, md5('lead' || n)::uuid,
        '+55 11 9' || (10000000 + n), now() - interval '5 minutes' + n * interval '1 millisecond'
 FROM generate_series(1, %(leads)s) AS n
@@ -178,7 +179,9 @@ def fill(url: str, messages: int, *, inboxes: int = 1, custom_fields: int = 8) -
 def count_statuses(url: str) -> dict[str, int]:
     """How many messages have which status."""
     with psycopg.connect(url, row_factory=dict_row) as connection:
-        rows = connection.execute("SELECT status, count(*) AS n FROM campaign_messages GROUP BY status").fetchall()
+        rows = connection.execute(
+            "SELECT status, count(*) AS n FROM public.campaign_messages GROUP BY status"
+        ).fetchall()
     return {row["status"]: row["n"] for row in rows}
 
 

@@ -274,7 +274,7 @@ def _waits(url: str) -> list[tuple[str, str]]:
 
     with psycopg.connect(url) as connection:
         rows = connection.execute(
-            "SELECT COALESCE(name, id::text), wait_reason FROM campaign_runs "
+            "SELECT COALESCE(name, id::text), wait_reason FROM public.campaign_runs "
             "WHERE status = 'running' AND wait_reason IS NOT NULL ORDER BY id"
         ).fetchall()
     return [(row[0], row[1]) for row in rows]

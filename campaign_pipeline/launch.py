@@ -170,7 +170,7 @@ class _Batch:
             if self._connection is None or self._connection.closed:
                 self._connection = psycopg.connect(self._url, autocommit=True, prepare_threshold=None)
             rows = self._connection.execute(
-                "SELECT id FROM campaign_messages "
+                "SELECT id FROM public.campaign_messages "
                 "WHERE status IN ('queued', 'generating', 'sending') AND starts_with(lease_owner, %s)",
                 [self._owner],
             )
@@ -229,11 +229,11 @@ def release_leases(url: str, run_id: str) -> None:
     """Give back what a run still held, now instead of when its leases run out. Only for a run that surely ended."""
     with psycopg.connect(url) as connection:
         connection.execute(
-            "UPDATE campaign_messages SET lease_expires_at = campaign_now() "
+            "UPDATE public.campaign_messages SET lease_expires_at = campaign_pipeline.campaign_now() "
             "WHERE status IN ('queued', 'generating', 'sending') AND starts_with(lease_owner, %s)",
             [_lease_owner(run_id)],
         )
-        connection.execute("SELECT FROM campaign_recover_leases()")
+        connection.execute("SELECT FROM campaign_pipeline.campaign_recover_leases()")
 
 
 @contextlib.contextmanager

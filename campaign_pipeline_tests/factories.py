@@ -21,6 +21,9 @@ COUNTERS_EQUAL_RECOUNT = """
        <> (n.success, n.failed, n.skipped, n.success + n.failed + n.skipped)
 """
 
+PLAIN_NAMES = "-c search_path=public,campaign_pipeline"
+"""Options of a connection on which tests write table names without their schema. The product never does."""
+
 
 class World:
     """A CRM's database in the making."""
@@ -34,7 +37,7 @@ class World:
         return self
 
     def _connect(self) -> "psycopg.Connection[dict[str, Any]]":
-        return psycopg.connect(self.url, autocommit=True, row_factory=dict_row)
+        return psycopg.connect(self.url, autocommit=True, row_factory=dict_row, options=PLAIN_NAMES)
 
     def reconnect(self) -> None:
         """Connect again, after the server was restarted."""

@@ -32,19 +32,19 @@ LOADED_AT_ONCE = 1_000_000
 
 # Every run of the queue, and many that are over, to which most messages belong.
 _CONFIGS = """
-INSERT INTO workspaces (id, name) VALUES (md5('workspace')::uuid, 'Aurora');
-INSERT INTO ai_agents (workspace_id, model) VALUES (md5('workspace')::uuid, 'openai/gpt-4o-mini');
-INSERT INTO inboxes (id, workspace_id)
+INSERT INTO public.workspaces (id, name) VALUES (md5('workspace')::uuid, 'Aurora');
+INSERT INTO public.ai_agents (workspace_id, model) VALUES (md5('workspace')::uuid, 'openai/gpt-4o-mini');
+INSERT INTO public.inboxes (id, workspace_id)
 SELECT md5('inbox' || i)::uuid, md5('workspace')::uuid FROM generate_series(0, 19) i;
-INSERT INTO instances (id, workspace_id, name, instance_token, status)
+INSERT INTO public.instances (id, workspace_id, name, instance_token, status)
 SELECT md5('instance' || i)::uuid, md5('workspace')::uuid, 'numero_' || i, %(token)s, 'connected'
 FROM generate_series(0, 19) i;
-INSERT INTO inbox_instances
+INSERT INTO public.inbox_instances
 SELECT md5('inbox' || i)::uuid, md5('instance' || i)::uuid FROM generate_series(0, 19) i;
-INSERT INTO campaign_configs (id, workspace_id, inbox_id, ai_instructions)
+INSERT INTO public.campaign_configs (id, workspace_id, inbox_id, ai_instructions)
 SELECT md5('config' || c)::uuid, md5('workspace')::uuid, md5('inbox' || c %% 20)::uuid, 'Apresente-se.'
 FROM generate_series(0, %(runs)s - 1) c;
-INSERT INTO campaign_runs (id, config_id, name, status, started_at, completed_at, leads_total)
+INSERT INTO public.campaign_runs (id, config_id, name, status, started_at, completed_at, leads_total)
 SELECT md5('run' || r)::uuid, md5('config' || r %% %(runs)s)::uuid, 'Campanha ' || r,
        CASE WHEN r < %(runs)s THEN 'running' ELSE 'completed' END, now() - interval '1 day',
        CASE WHEN r >= %(runs)s THEN now() END, 100
@@ -56,7 +56,7 @@ FROM generate_series(0, 10 * %(runs)s - 1) r
 # or scattered, the worst that can be: every due message on a page of its own among old ones, due in any order. What is
 # due is too young to be expired by a claim.
 _MESSAGES = """
-INSERT INTO campaign_messages (id, run_id, lead_id, status, scheduled_at, sent_at, finished_at, phone_number,
+INSERT INTO public.campaign_messages (id, run_id, lead_id, status, scheduled_at, sent_at, finished_at, phone_number,
                                generated_message, provider_message_id, created_at)
 SELECT gen_random_uuid(),
        md5('run' || CASE WHEN kind = 'sent' THEN %(runs)s + n %% (9 * %(runs)s) ELSE run END)::uuid,
@@ -84,11 +84,11 @@ FROM (SELECT n, per_run, greatest(0, n - old) %% per_run AS nth,
 # What campaign_claim_messages does for each helping; kept here for EXPLAIN, which does not look into functions.
 _PICK = """
 SELECT m.ctid AS place, m.run_id
-FROM campaign_messages m
+FROM public.campaign_messages m
 WHERE m.run_id = r.run_id
   AND m.status = 'pending'
-  AND COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) <= campaign_now()
-  AND (m.inbox_id IS NULL OR NOT campaign_waits_for_its_inbox(m.id, m.run_id, m.inbox_id))
+  AND COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) <= campaign_pipeline.campaign_now()
+  AND (m.inbox_id IS NULL OR NOT campaign_pipeline.campaign_waits_for_its_inbox(m.id, m.run_id, m.inbox_id))
 ORDER BY COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at)
 LIMIT least(share, r.quota)
 FOR UPDATE SKIP LOCKED
@@ -163,7 +163,8 @@ def _measure(
         _fill(url, rows, due, scattered)
         claim, batch, idle = Times(), Times(), Times()
         with _connect(url) as connection:
-            runs = [row["id"] for row in connection.execute("SELECT id FROM campaign_runs WHERE status = 'running'")]
+            running = connection.execute("SELECT id FROM public.campaign_runs WHERE status = 'running'")
+            runs = [row["id"] for row in running]
             connection.commit()
             for _ in range(repeat):
                 claim.time(lambda: _claim(connection, runs))
@@ -174,7 +175,9 @@ def _measure(
             batch.time(lambda: asyncio.run(Queue(url).claim_batch(claimer)))
         rate, doubles = _claim_at_once(url, runs, options.pick(2 if rows > SMALL else 1, 1))
         with _connect(url) as connection:
-            row = connection.execute("SELECT count(*) AS n FROM campaign_messages WHERE status = 'queued'").fetchone()
+            row = connection.execute(
+                "SELECT count(*) AS n FROM public.campaign_messages WHERE status = 'queued'"
+            ).fetchone()
             assert row is not None
             connection.rollback()
             housekeeping = _housekeeping(connection, runs, repeat)
@@ -209,8 +212,9 @@ def _fill(url: str, rows: int, due: int, scattered: bool) -> None:
             connection.execute(definition)
         # The counters that the triggers would have kept.
         connection.execute(
-            "UPDATE campaign_runs r SET leads_success = n.sent, leads_processed = n.sent"
-            " FROM (SELECT run_id, count(*) AS sent FROM campaign_messages WHERE status = 'sent' GROUP BY run_id) n"
+            "UPDATE public.campaign_runs r SET leads_success = n.sent, leads_processed = n.sent"
+            " FROM (SELECT run_id, count(*) AS sent FROM public.campaign_messages"
+            "       WHERE status = 'sent' GROUP BY run_id) n"
             " WHERE n.run_id = r.id"
         )
         connection.execute("VACUUM ANALYZE campaign_runs, campaign_configs, campaign_messages")
@@ -258,7 +262,7 @@ def _claim_at_once(url: str, runs: list[UUID], claims: int) -> tuple[float, int]
 
 
 def _statements(connection: psycopg.Connection[DictRow], runs: list[UUID]) -> dict[str, tuple[str, dict[str, Any]]]:
-    row = connection.execute("SELECT campaign_now() - interval '1 hour' AS cutoff").fetchone()
+    row = connection.execute("SELECT campaign_pipeline.campaign_now() - interval '1 hour' AS cutoff").fetchone()
     assert row is not None
     cutoffs = [row["cutoff"]] * len(runs)
     return {
@@ -272,18 +276,18 @@ def _statements(connection: psycopg.Connection[DictRow], runs: list[UUID]) -> di
 @contextlib.contextmanager
 def _something_to_do(connection: psycopg.Connection[DictRow], runs: list[UUID]) -> Iterator[None]:
     """A run that can close, 20 messages too old, 20 leases that expired; undone afterwards."""
-    held = "SELECT id FROM campaign_messages WHERE run_id = %s AND status = 'queued' LIMIT 20"
+    held = "SELECT id FROM public.campaign_messages WHERE run_id = %s AND status = 'queued' LIMIT 20"
     connection.execute(
-        f"UPDATE campaign_messages SET lease_expires_at = now() - interval '1 minute' WHERE id IN ({held})",  # noqa: S608
+        f"UPDATE public.campaign_messages SET lease_expires_at = now() - interval '1 minute' WHERE id IN ({held})",  # noqa: S608
         [runs[0]],
     )
-    old = "SELECT id FROM campaign_messages WHERE run_id = %s AND status = 'pending' LIMIT 20"
+    old = "SELECT id FROM public.campaign_messages WHERE run_id = %s AND status = 'pending' LIMIT 20"
     connection.execute(
-        f"UPDATE campaign_messages SET scheduled_at = now() - interval '9 hours' WHERE id IN ({old})",  # noqa: S608
+        f"UPDATE public.campaign_messages SET scheduled_at = now() - interval '9 hours' WHERE id IN ({old})",  # noqa: S608
         [runs[1]],
     )
     connection.execute(
-        "UPDATE campaign_messages SET status = 'skipped' WHERE run_id = %s AND status IN ('pending', 'queued')",
+        "UPDATE public.campaign_messages SET status = 'skipped' WHERE run_id = %s AND status IN ('pending', 'queued')",
         [runs[2]],
     )
     try:

@@ -30,7 +30,7 @@ def race(bench: Bench, options: Options, result: Result) -> None:
     with bench.database("bench_contexts") as url:
         fill(url, leads, custom_fields=FIELDS)
         with psycopg.connect(url, autocommit=True, row_factory=dict_row) as connection:
-            ids = [row["id"] for row in connection.execute("SELECT id FROM leads ORDER BY id").fetchall()]
+            ids = [row["id"] for row in connection.execute("SELECT id FROM public.leads ORDER BY id").fetchall()]
             one, parsed = Times(), Times()
             for _ in range(repeat + 1):
                 rows = one.time(lambda: _read_all(connection, ids))

@@ -64,9 +64,10 @@ def read_letters(url: str, sandbox: SandboxProcess, most: int | None = None) -> 
     """Make the letters of a database that `world.fill` filled, in the order in which they are due."""
     query = """
         SELECT m.id, m.lead_id, m.phone_number, i.name, a.model, c.ai_instructions, c.workspace_id
-        FROM campaign_messages m JOIN campaign_runs r ON r.id = m.run_id JOIN campaign_configs c ON c.id = r.config_id
-        JOIN inbox_instances x ON x.inbox_id = c.inbox_id JOIN instances i ON i.id = x.instance_id
-        JOIN ai_agents a ON a.workspace_id = c.workspace_id
+        FROM public.campaign_messages m JOIN public.campaign_runs r ON r.id = m.run_id
+        JOIN public.campaign_configs c ON c.id = r.config_id
+        JOIN public.inbox_instances x ON x.inbox_id = c.inbox_id JOIN public.instances i ON i.id = x.instance_id
+        JOIN public.ai_agents a ON a.workspace_id = c.workspace_id
         ORDER BY m.scheduled_at, m.id LIMIT %s
     """
     with psycopg.connect(url, row_factory=dict_row) as connection:

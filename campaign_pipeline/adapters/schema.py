@@ -45,10 +45,11 @@ def upgrade(url: str) -> str:
     try:
         with engine.begin() as connection:
             connection.execute(sqlalchemy.text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
-            config.attributes["connection"] = connection
-            command.upgrade(config, "head")
             driver = connection.connection.driver_connection
             assert isinstance(driver, psycopg.Connection)
+            driver.execute(sql.BEFORE_MIGRATIONS.encode())
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
             driver.execute(sql.functions_text().encode())
     except sqlalchemy.exc.DBAPIError as error:
         raise DatabaseUnusable(_unreachable(url, error.orig)) from None
@@ -64,11 +65,15 @@ def check(url: str) -> None:
     _refuse_unreadable(url)
     try:
         with psycopg.connect(url, connect_timeout=10, autocommit=True) as connection:
-            found = connection.execute("SELECT to_regclass(%s)::text", [sql.VERSION_TABLE]).fetchone()
+            # Up to 0007 it was in public.
+            places = [f"{place}.{sql.VERSION_TABLE}" for place in (sql.SCHEMA, "public")]
             version = None
-            if found and found[0]:
-                row = connection.execute(f"SELECT version_num FROM {sql.VERSION_TABLE}").fetchone()  # noqa: S608 (a constant)
-                version = row[0] if row else None
+            for place in places:
+                found = connection.execute("SELECT to_regclass(%s) IS NOT NULL", [place]).fetchone()
+                if found and found[0]:
+                    row = connection.execute(f"SELECT version_num FROM {place}").fetchone()  # noqa: S608 (a constant)
+                    version = row[0] if row else None
+                    break
     except (psycopg.OperationalError, psycopg.ProgrammingError) as error:
         raise DatabaseUnusable(_unreachable(url, error)) from None
     if version != sql.HEAD:

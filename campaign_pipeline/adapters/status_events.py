@@ -2,7 +2,7 @@
 
 The webhook inserts each element of Meta's `statuses[]` as it came:
 
-    INSERT INTO campaign_status_events (payload) SELECT jsonb_array_elements(:statuses);
+    INSERT INTO campaign_pipeline.campaign_status_events (payload) SELECT jsonb_array_elements(:statuses);
 
 Each batch settles what is there; `settle_status_events` does so at any other time.
 """

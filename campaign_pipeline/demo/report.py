@@ -28,7 +28,7 @@ _RUNS = """
                FILTER (WHERE m.sent_at IS NOT NULL) AS writing_ms,
            percentile_cont(0.5) WITHIN GROUP (ORDER BY m.send_time_ms)
                FILTER (WHERE m.sent_at IS NOT NULL) AS sending_ms
-    FROM campaign_runs r LEFT JOIN campaign_messages m ON m.run_id = r.id
+    FROM public.campaign_runs r LEFT JOIN public.campaign_messages m ON m.run_id = r.id
     WHERE r.id = ANY (%s)
     GROUP BY r.id
     ORDER BY array_position(%s, r.id)
@@ -36,7 +36,7 @@ _RUNS = """
 
 _REASONS = """
     SELECT run_id, status, COALESCE(error_code, 'no reason') AS code, count(*) AS messages
-    FROM campaign_messages
+    FROM public.campaign_messages
     WHERE run_id = ANY (%s) AND status IN ('failed', 'skipped')
     GROUP BY run_id, status, code
     ORDER BY messages DESC, code
@@ -44,15 +44,15 @@ _REASONS = """
 
 _SAMPLES = """
     SELECT r.name AS campaign, l.client_name AS lead, l.company, m.parts
-    FROM campaign_runs r
+    FROM public.campaign_runs r
     CROSS JOIN LATERAL (
         SELECT m.lead_id, array_agg(p.text ORDER BY p.part_no) AS parts
-        FROM campaign_messages m JOIN campaign_message_parts p ON p.message_id = m.id
+        FROM public.campaign_messages m JOIN campaign_pipeline.campaign_message_parts p ON p.message_id = m.id
         WHERE m.run_id = r.id AND m.status = 'sent'
         GROUP BY m.id
         ORDER BY count(*) DESC, m.sent_at, m.id
         LIMIT 1) m
-    JOIN leads l ON l.id = m.lead_id
+    JOIN public.leads l ON l.id = m.lead_id
     WHERE r.id = ANY (%s)
     ORDER BY array_position(%s, r.id)
 """

@@ -72,11 +72,12 @@ class _Maker:
 
     def make(self, leads: Sequence[Lead], name: str) -> World:
         self._cursor.execute(
-            "INSERT INTO workspaces (id, name, slug, settings) VALUES (%s, %s, %s, %s)",
+            "INSERT INTO public.workspaces (id, name, slug, settings) VALUES (%s, %s, %s, %s)",
             [self._workspace, name, f"demo-{self._workspace.hex[:8]}", Jsonb({"made_by": MADE_BY})],
         )
         self._cursor.execute(
-            "INSERT INTO ai_agents (workspace_id, name, model) VALUES (%s, 'Aurora', %s)", [self._workspace, MODEL]
+            "INSERT INTO public.ai_agents (workspace_id, name, model) VALUES (%s, 'Aurora', %s)",
+            [self._workspace, MODEL],
         )
         funnel, source, target = self._make_funnel()
         lead_ids = self._make_leads(leads, funnel, source)
@@ -86,7 +87,7 @@ class _Maker:
         for no, campaign in enumerate(CAMPAIGNS):
             config = uuid4()
             self._cursor.execute(
-                "INSERT INTO campaign_configs (id, workspace_id, inbox_id, source_funnel_id, source_column_id, "
+                "INSERT INTO public.campaign_configs (id, workspace_id, inbox_id, source_funnel_id, source_column_id, "
                 "target_column_id, name, ai_instructions, split_messages) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)",
                 (
                     *(config, self._workspace, inboxes[campaign.inbox], funnel, source, target),
@@ -100,11 +101,11 @@ class _Maker:
     def _make_funnel(self) -> tuple[UUID, UUID, UUID]:
         funnel, source, target = uuid4(), uuid4(), uuid4()
         self._cursor.execute(
-            "INSERT INTO funnels (id, workspace_id, name, position) VALUES (%s, %s, 'Prospecção', 1)",
+            "INSERT INTO public.funnels (id, workspace_id, name, position) VALUES (%s, %s, 'Prospecção', 1)",
             [funnel, self._workspace],
         )
         self._cursor.executemany(
-            "INSERT INTO funnel_columns (id, funnel_id, title, position) VALUES (%s, %s, %s, %s)",
+            "INSERT INTO public.funnel_columns (id, funnel_id, title, position) VALUES (%s, %s, %s, %s)",
             [(source, funnel, "Novos", 1), (target, funnel, "Contatados", 2)],
         )
         return funnel, source, target
@@ -112,21 +113,23 @@ class _Maker:
     def _make_inbox(self, name: str) -> UUID:
         inbox, instance = uuid4(), uuid4()
         self._cursor.execute(
-            "INSERT INTO inboxes (id, workspace_id, name) VALUES (%s, %s, %s)", [inbox, self._workspace, name]
+            "INSERT INTO public.inboxes (id, workspace_id, name) VALUES (%s, %s, %s)", [inbox, self._workspace, name]
         )
         self._cursor.execute(
-            "INSERT INTO instances (id, workspace_id, name, instance_token, status, last_connected_at) "
-            "VALUES (%s, %s, %s, 'only-for-the-sandbox', 'connected', campaign_now())",
+            "INSERT INTO public.instances (id, workspace_id, name, instance_token, status, last_connected_at) "
+            "VALUES (%s, %s, %s, 'only-for-the-sandbox', 'connected', campaign_pipeline.campaign_now())",
             [instance, self._workspace, f"demo-{name.lower()}-{inbox.hex[:8]}"],
         )
-        self._cursor.execute("INSERT INTO inbox_instances (inbox_id, instance_id) VALUES (%s, %s)", [inbox, instance])
+        self._cursor.execute(
+            "INSERT INTO public.inbox_instances (inbox_id, instance_id) VALUES (%s, %s)", [inbox, instance]
+        )
         return inbox
 
     def _make_leads(self, leads: Sequence[Lead], funnel: UUID, column: UUID) -> list[UUID]:
         ids = [uuid4() for _ in leads]
         with self._cursor.copy(
-            "COPY leads (id, workspace_id, funnel_id, column_id, client_name, company, phone, deal_value, priority, "
-            "tags, notes, cnpj) FROM STDIN"
+            "COPY public.leads (id, workspace_id, funnel_id, column_id, client_name, company, phone, deal_value, "
+            "priority, tags, notes, cnpj) FROM STDIN"
         ) as copy:
             for lead_id, lead in zip(ids, leads, strict=True):
                 copy.write_row(
@@ -142,10 +145,10 @@ class _Maker:
         names = dict.fromkeys((*BUSINESS_FIELDS, *(name for lead in leads for name in lead.custom_fields)))
         fields = {name: uuid4() for name in names}
         self._cursor.executemany(
-            "INSERT INTO custom_fields (id, workspace_id, name, position) VALUES (%s, %s, %s, %s)",
+            "INSERT INTO public.custom_fields (id, workspace_id, name, position) VALUES (%s, %s, %s, %s)",
             [(field, self._workspace, name, place) for place, (name, field) in enumerate(fields.items(), start=1)],
         )
-        with self._cursor.copy("COPY lead_custom_values (lead_id, custom_field_id, value) FROM STDIN") as copy:
+        with self._cursor.copy("COPY public.lead_custom_values (lead_id, custom_field_id, value) FROM STDIN") as copy:
             for lead_id, lead in zip(lead_ids, leads, strict=True):
                 for name, value in lead.custom_fields.items():
                     copy.write_row((lead_id, fields[name], value))
@@ -153,13 +156,13 @@ class _Maker:
     def _make_run(self, config: UUID, campaign: Campaign, recipients: Sequence[tuple[UUID, str | None]]) -> UUID:
         run = uuid4()
         self._cursor.execute(
-            "INSERT INTO campaign_runs (id, config_id, name, run_date, started_at, leads_total) "
-            "VALUES (%s, %s, %s, campaign_now()::date, campaign_now(), %s)",
+            "INSERT INTO public.campaign_runs (id, config_id, name, run_date, started_at, leads_total) "
+            "VALUES (%s, %s, %s, campaign_pipeline.campaign_now()::date, campaign_pipeline.campaign_now(), %s)",
             [run, config, campaign.name, len(recipients)],
         )
         self._cursor.executemany(
-            "INSERT INTO campaign_messages (run_id, lead_id, phone_number, scheduled_at) "
-            "VALUES (%s, %s, %s, campaign_now())",
+            "INSERT INTO public.campaign_messages (run_id, lead_id, phone_number, scheduled_at) "
+            "VALUES (%s, %s, %s, campaign_pipeline.campaign_now())",
             [(run, lead, phone) for lead, phone in recipients],
         )
         return run
@@ -172,10 +175,11 @@ def count_waiting(url: str) -> tuple[int, int]:
             """
             SELECT count(*) FILTER (WHERE w.settings ->> 'made_by' = %(made_by)s),
                    count(*) FILTER (WHERE w.settings ->> 'made_by' IS DISTINCT FROM %(made_by)s)
-            FROM campaign_runs r
-            JOIN campaign_messages m ON m.run_id = r.id AND m.status IN ('pending', 'queued', 'generating', 'sending')
-            LEFT JOIN campaign_configs c ON c.id = r.config_id
-            LEFT JOIN workspaces w ON w.id = c.workspace_id
+            FROM public.campaign_runs r
+            JOIN public.campaign_messages m
+              ON m.run_id = r.id AND m.status IN ('pending', 'queued', 'generating', 'sending')
+            LEFT JOIN public.campaign_configs c ON c.id = r.config_id
+            LEFT JOIN public.workspaces w ON w.id = c.workspace_id
             WHERE r.status = 'running'
             """,
             {"made_by": MADE_BY},
@@ -188,7 +192,8 @@ def holds_only_demos(url: str) -> bool:
     """Whether nobody but the demo ever made a workspace in this database."""
     with psycopg.connect(url) as connection:
         row = connection.execute(
-            "SELECT NOT EXISTS (SELECT FROM workspaces WHERE settings ->> 'made_by' IS DISTINCT FROM %s)", [MADE_BY]
+            "SELECT NOT EXISTS (SELECT FROM public.workspaces WHERE settings ->> 'made_by' IS DISTINCT FROM %s)",
+            [MADE_BY],
         ).fetchone()
     assert row is not None
     return bool(row[0])

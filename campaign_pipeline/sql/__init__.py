@@ -10,14 +10,17 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-VERSION_TABLE = "campaign_pipeline_version"
-"""Alembic's bookkeeping; named so that it never meets the CRM's own."""
+SCHEMA = "campaign_pipeline"
+"""Where everything is that the pipeline owns. `public` is the CRM's; every statement names the schema that it means."""
 
-HEAD = "0007"
+VERSION_TABLE = "campaign_pipeline_version"
+"""Alembic's bookkeeping, in that schema; named so that it never meets the CRM's own."""
+
+HEAD = "0008"
 """The schema that this code works on; a test holds it to the migrations folder."""
 
 STATEMENT_FILES = ("queue", "operations", "reports", "consent", "channels")
-FUNCTION_FILES = ("pacing", "consent", "spending", "queue", "channels")
+FUNCTION_FILES = ("pacing", "consent", "spending", "queue", "channels", "rights")
 """In this order: what the queue's functions call exists before them."""
 
 _NAME = re.compile(r"^-- name: (?P<name>\w+)\s*$", re.MULTILINE)
@@ -61,3 +64,12 @@ def functions_text() -> str:
 def run_migration(bind: Any, name: str) -> None:
     """Run the SQL file of one migration, past SQLAlchemy: only a bare execute takes several statements at once."""
     bind.connection.driver_connection.execute(_read(f"migrations/versions/{name}.sql"))
+
+
+BEFORE_MIGRATIONS = f"""
+    -- The migrations up to 0007 make their tables in `public`, whatever the search_path of whoever connects.
+    SET LOCAL search_path = public;
+    CREATE SCHEMA IF NOT EXISTS {SCHEMA};
+    ALTER TABLE IF EXISTS public.{VERSION_TABLE} SET SCHEMA {SCHEMA};
+"""
+"""What has to be there before alembic reads how far a database is; in the transaction of the migrations."""

@@ -41,16 +41,19 @@ def crm(empty_url: str) -> Iterator[World]:
 
 
 def shape(url: str) -> list[tuple[Any, ...]]:
-    """Tables, columns, constraints, indexes, triggers and functions."""
+    """Schemas, tables, columns, constraints, indexes, triggers and functions, and who may do what with them."""
+    ours = "IN ('public'::regnamespace, 'campaign_pipeline'::regnamespace)"
     queries = [
-        "SELECT table_name, column_name, data_type, is_nullable, column_default FROM information_schema.columns "
-        "WHERE table_schema = 'public'",
+        "SELECT table_schema, table_name, column_name, data_type, is_nullable, column_default "
+        "FROM information_schema.columns WHERE table_schema IN ('public', 'campaign_pipeline')",
         "SELECT conrelid::regclass::text, conname, pg_get_constraintdef(oid) FROM pg_constraint "
-        "WHERE connamespace = 'public'::regnamespace",
-        "SELECT indexdef FROM pg_indexes WHERE schemaname = 'public'",
+        f"WHERE connamespace {ours}",
+        "SELECT indexdef FROM pg_indexes WHERE schemaname IN ('public', 'campaign_pipeline')",
         "SELECT pg_get_triggerdef(oid) FROM pg_trigger WHERE NOT tgisinternal",
-        "SELECT pg_get_functiondef(oid) FROM pg_proc WHERE pronamespace = 'public'::regnamespace",
-        "SELECT relname, reloptions::text FROM pg_class WHERE relnamespace = 'public'::regnamespace",
+        f"SELECT pg_get_functiondef(oid), proacl::text FROM pg_proc WHERE pronamespace {ours}",
+        f"SELECT relnamespace::regnamespace::text, relname, reloptions::text, relacl::text FROM pg_class "
+        f"WHERE relnamespace {ours}",
+        "SELECT nspname, nspacl::text FROM pg_namespace WHERE nspname = 'campaign_pipeline'",
     ]
     with psycopg.connect(url) as connection:
         rows = [row for query in queries for row in connection.execute(query).fetchall()]
@@ -103,8 +106,62 @@ def test_a_crm_in_use_keeps_its_rows_and_its_own_migrations(crm: World, database
         assert upgrade(crm.url) == sql.HEAD
         assert contents(crm, own) == before
     assert crm.value("SELECT version_num FROM alembic_version") == "crm_0042"
-    assert crm.value(f"SELECT version_num FROM {sql.VERSION_TABLE}") == sql.HEAD
+    assert crm.value(f"SELECT version_num FROM {sql.SCHEMA}.{sql.VERSION_TABLE}") == sql.HEAD
     assert shape(crm.url) == shape(database_url)
+
+
+@pytest.fixture
+def installed_in_public(empty_url: str) -> Iterator[World]:
+    """An installation of schema 0007, when everything was in public; with rows, triggers and some of its functions."""
+    folder = resources.files(sql).joinpath("migrations/versions")
+    with World(empty_url) as world:
+        for file in sorted(folder.iterdir(), key=lambda file: file.name):
+            if file.name.endswith(".sql") and file.name < "0008":
+                world.connection.execute(file.read_text(encoding="utf-8").encode())
+        world.connection.execute(b"""
+            CREATE TABLE campaign_pipeline_version (
+                version_num varchar(32) NOT NULL, CONSTRAINT campaign_pipeline_version_pkc PRIMARY KEY (version_num));
+            INSERT INTO campaign_pipeline_version VALUES ('0007');
+            CREATE FUNCTION campaign_now() RETURNS timestamptz LANGUAGE sql STABLE AS 'SELECT now()';
+            CREATE FUNCTION campaign_settle(jsonb) RETURNS TABLE (id uuid) LANGUAGE sql AS 'SELECT NULL::uuid';
+            CREATE FUNCTION campaign_count_updated() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
+            CREATE TRIGGER campaign_count_updated AFTER UPDATE ON campaign_messages
+                REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows
+                FOR EACH STATEMENT EXECUTE FUNCTION campaign_count_updated();
+            CREATE FUNCTION campaign_notice_pace() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
+            CREATE TRIGGER campaign_notice_pace AFTER INSERT OR UPDATE OR DELETE ON campaign_inbox_pace
+                FOR EACH ROW EXECUTE FUNCTION campaign_notice_pace();
+            CREATE TRIGGER campaign_notice_pace AFTER UPDATE OF daily_limit ON campaign_configs
+                FOR EACH ROW EXECUTE FUNCTION campaign_notice_pace();
+            CREATE FUNCTION campaign_hear_reply() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
+            CREATE TRIGGER campaign_hear_reply AFTER INSERT ON messages
+                FOR EACH ROW EXECUTE FUNCTION campaign_hear_reply();
+            CREATE FUNCTION campaign_of_the_crm() RETURNS integer LANGUAGE sql AS 'SELECT 42';
+        """)
+        message = world.insert("campaign_messages", run_id=world.run(), lead_id=world.lead(), status="sent")
+        row = {"message_id": message, "part_no": 1, "text": "Oi", "idempotency_key": f"{message}:1", "status": "sent"}
+        world.insert("campaign_message_parts", **row)
+        world.insert("campaign_suppressions", scope="global", lead_id=message, source="by_hand", since="2026-01-01")
+        yield world
+
+
+def test_an_installation_in_public_is_carried_over(installed_in_public: World, database_url: str) -> None:
+    world = installed_in_public
+    kept = {
+        table: world.all(f"SELECT to_jsonb(t) AS row FROM {table} t ORDER BY 1")
+        for table in ("campaign_message_parts", "campaign_suppressions", "campaign_consent_salt", "campaign_inbox_pace")
+    }
+    assert upgrade(world.url) == sql.HEAD
+    check(world.url)
+    for table, rows in kept.items():
+        for row, found in zip(
+            rows, world.all(f"SELECT to_jsonb(t) AS row FROM campaign_pipeline.{table} t ORDER BY 1"), strict=True
+        ):
+            assert row["row"].items() <= found["row"].items(), table
+    world.insert("campaign_suppressions", scope="global", lead_id=uuid4(), source="by_hand", since="2026-01-01")
+    assert world.value("SELECT campaign_of_the_crm()") == 42
+    world.do("DROP FUNCTION campaign_of_the_crm")
+    assert shape(world.url) == shape(database_url)
 
 
 def test_a_crm_in_use_can_be_worked_after_the_upgrade(crm: World) -> None:
@@ -136,7 +193,7 @@ def test_a_database_without_our_schema_is_refused_with_what_to_do(empty_url: str
 
 def test_an_older_schema_is_refused_with_what_to_do(database_url: str) -> None:
     with psycopg.connect(database_url) as connection:
-        connection.execute(f"UPDATE {sql.VERSION_TABLE} SET version_num = '0001'")
+        connection.execute(f"UPDATE {sql.SCHEMA}.{sql.VERSION_TABLE} SET version_num = '0001'")
     with pytest.raises(DatabaseUnusable, match=f"has the campaign schema 0001, but {sql.HEAD} is needed"):
         check(database_url)
     assert schema.describe(database_url).startswith("test_")
@@ -172,7 +229,7 @@ def test_a_role_that_may_not_look_is_told_so(database_url: str) -> None:
     with psycopg.connect(database_url, autocommit=True) as admin:
         admin.execute(f"CREATE ROLE {role} LOGIN")
         try:
-            with pytest.raises(DatabaseUnusable, match="permission denied for table campaign_pipeline_version"):
+            with pytest.raises(DatabaseUnusable, match="permission denied for schema campaign_pipeline"):
                 check(database_url.replace("postgres@", f"{role}@"))
             with pytest.raises(DatabaseUnusable, match=r"cannot be used: .*(permission denied|must be owner)"):
                 upgrade(database_url.replace("postgres@", f"{role}@"))

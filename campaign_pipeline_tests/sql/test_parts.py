@@ -5,7 +5,7 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 
-from campaign_pipeline_tests.factories import World
+from campaign_pipeline_tests.factories import PLAIN_NAMES, World
 from campaign_pipeline_tests.sql.holder import (
     PHONE,
     Holder,
@@ -85,7 +85,7 @@ def test_the_intent_fixes_text_and_parts_and_is_an_attempt_of_the_first(world: W
 
 def test_the_intent_is_committed_when_it_may_go(world: World, due: UUID) -> None:
     assert holding(world, due).begin_new(due) == "go"
-    with psycopg.connect(world.url) as other:
+    with psycopg.connect(world.url, options=PLAIN_NAMES) as other:
         assert other.execute("SELECT status FROM campaign_message_parts").fetchall() == [("attempting",)]
 
 
@@ -276,7 +276,7 @@ def test_each_item_of_a_group_has_its_own_verdict(world: World, run: UUID) -> No
 def test_two_holders_that_begin_at_once_do_not_both_go(world: World, due: UUID) -> None:
     """The second waits for the first's commit, and then sees whose the message is."""
     old = holding(world, due)
-    with psycopg.connect(world.url) as other:
+    with psycopg.connect(world.url, options=PLAIN_NAMES) as other:
         new = uuid4()
         other.execute("UPDATE campaign_messages SET lease_token = %s WHERE id = %s", [new, due])
         world.do("SET lock_timeout = '300ms'")

@@ -7,7 +7,7 @@ import psycopg
 import pytest
 
 from campaign_pipeline.adapters.postgres import BatchOptions, Queue
-from campaign_pipeline_tests.factories import World
+from campaign_pipeline_tests.factories import PLAIN_NAMES, World
 from campaign_pipeline_tests.sql.holder import (
     Holder,
     claim_batch,
@@ -311,7 +311,7 @@ def test_a_claimer_does_not_wait_for_one_that_is_about_to_probe(world: World, ru
     paused_inbox_with(world, run, 5)
     free = world.due_message(world.run())
     clock.move_on(61 * SECOND)
-    with psycopg.connect(world.url) as other:
+    with psycopg.connect(world.url, options=PLAIN_NAMES) as other:
         other.execute("SELECT 1 FROM campaign_pauses FOR UPDATE")
         world.do(f"ALTER DATABASE {world.value('SELECT current_database()')} SET lock_timeout = '500ms'")
         assert claimed_ids(claim_batch(world)) == {free}

@@ -36,15 +36,37 @@ def test_the_server_understands_every_statement(world: World) -> None:
     assert world.value("SELECT count(*) FROM pg_prepared_statements") == len(statements())
 
 
+def test_no_statement_needs_a_search_path(world: World) -> None:
+    """A transaction pooler keeps no session's settings, and the search_path is the CRM's business."""
+    world.do("SET search_path = ''")
+    world.connection.execute(functions_text().encode())
+    for name in statements():
+        world.connection.execute(f"PREPARE {name} AS {numbered(statement(name))}".encode())
+
+
+def unqualified(text: str) -> set[str]:
+    """Tables and functions of the database that are named without their schema, comments and texts left out."""
+    code = re.sub(r"--[^\n]*|'[^']*'", "", text)
+    tables = r"\b(?:FROM|JOIN|UPDATE|INTO)\s+(\w+)\b(?!\.)"
+    own = r"(?<![\w.])campaign_\w+(?=\()"
+    known = {*re.findall(r"(?:public|campaign_pipeline)\.(\w+)", code)}
+    return {name for name in (*re.findall(tables, code), *re.findall(own, code)) if name in known}
+
+
+def test_every_name_in_the_functions_is_qualified() -> None:
+    """What PL/pgSQL would notice only when it runs."""
+    assert unqualified(functions_text()) == set()
+
+
 def test_every_statement_is_used_and_every_used_one_exists() -> None:
     assert set(named_in_code()) == set(statements())
 
 
 def test_every_statement_says_what_it_is_for_or_names_a_documented_function() -> None:
-    documented = re.compile(r"^-- .*\n(?:-- .*\n)*CREATE OR REPLACE FUNCTION (\w+)", re.MULTILINE)
+    documented = re.compile(r"^-- .*\n(?:-- .*\n)*CREATE OR REPLACE FUNCTION campaign_pipeline\.(\w+)", re.MULTILINE)
     functions = set(documented.findall(functions_text()))
     for name, text in statements().items():
-        called = set(re.findall(r"FROM (campaign_\w+)\(", text))
+        called = set(re.findall(r"FROM campaign_pipeline\.(campaign_\w+)\(", text))
         assert text.startswith("--") or called & functions, name
 
 

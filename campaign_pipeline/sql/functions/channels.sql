@@ -2,11 +2,11 @@
 
 -- Apply status events to the ledger: a part whose outcome was unknown is sent or failed now, every other one gets its
 -- delivery status. In whatever order and however often they come, the same is left in the end: what says that a part is
--- out (sent, delivered, read) wins, and of two delivery statuses the later stage. No event ever puts a message back into
--- the queue.
--- Events: {event_id, id, part_no, status, at, provider_message_id, error_class, code, reason}. The answer is 'later' for
--- a failure of a part that somebody works right now: whoever works it decides first.
-CREATE OR REPLACE FUNCTION campaign_apply_status_events(p_events jsonb)
+-- out (sent, delivered, read) wins, and of two delivery statuses the later stage. No event ever puts a message back
+-- into the queue.
+-- Events: {event_id, id, part_no, status, at, provider_message_id, error_class, code, reason}. The answer is 'later'
+-- for a failure of a part that somebody works right now: whoever works it decides first.
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_apply_status_events(p_events jsonb)
 RETURNS TABLE (event_id bigint, verdict text) LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 #variable_conflict use_column
@@ -15,49 +15,51 @@ DECLARE
     failed uuid[];
 BEGIN
     -- Messages first and runs second, each in the order of their ids, as in campaign_settle.
-    PERFORM 1 FROM campaign_messages m
+    PERFORM 1 FROM public.campaign_messages m
     WHERE m.id IN (SELECT e.id FROM jsonb_to_recordset(p_events) AS e (id uuid)) ORDER BY m.id FOR UPDATE;
-    PERFORM 1 FROM campaign_runs r
+    PERFORM 1 FROM public.campaign_runs r
     WHERE r.id IN (SELECT m.run_id FROM jsonb_to_recordset(p_events) AS e (id uuid)
-                   JOIN campaign_messages m ON m.id = e.id)
+                   JOIN public.campaign_messages m ON m.id = e.id)
     ORDER BY r.id FOR NO KEY UPDATE;
 
-    UPDATE campaign_message_parts p
+    UPDATE campaign_pipeline.campaign_message_parts p
     SET delivery_status = last.status, delivery_code = last.code, delivery_at = to_timestamp(last.at)
-    FROM (SELECT DISTINCT ON (e.id, e.part_no) e.*, campaign_delivery_stage(e.status) AS stage
+    FROM (SELECT DISTINCT ON (e.id, e.part_no) e.*, campaign_pipeline.campaign_delivery_stage(e.status) AS stage
           FROM jsonb_to_recordset(p_events) AS e (id uuid, part_no integer, status text, at double precision, code text)
-          ORDER BY e.id, e.part_no, campaign_delivery_stage(e.status) DESC, e.at) last
+          ORDER BY e.id, e.part_no, campaign_pipeline.campaign_delivery_stage(e.status) DESC, e.at) last
     WHERE p.message_id = last.id AND p.part_no = last.part_no
-      AND last.stage > campaign_delivery_stage(p.delivery_status);
+      AND last.stage > campaign_pipeline.campaign_delivery_stage(p.delivery_status);
 
     -- One item a message and call, as campaign_settle wants it.
     FOR number IN
         SELECT DISTINCT e.part_no FROM jsonb_to_recordset(p_events) AS e (part_no integer, status text)
         WHERE e.status <> 'failed' ORDER BY e.part_no
     LOOP
-        PERFORM campaign_settle(jsonb_agg(jsonb_build_object(
+        PERFORM campaign_pipeline.campaign_settle(jsonb_agg(jsonb_build_object(
             'id', o.id, 'part_no', number, 'attempt_no', o.attempts, 'outcome', 'sent', 'looked_up', true,
             'provider_message_id', o.provider_message_id, 'response', jsonb_build_object('status_event', o.status))))
         FROM (SELECT DISTINCT ON (e.id) e.id, p.attempts, e.status, e.provider_message_id
               FROM jsonb_to_recordset(p_events) AS e (id uuid, part_no integer, status text, provider_message_id text)
-              JOIN campaign_message_parts p ON p.message_id = e.id AND p.part_no = e.part_no
+              JOIN campaign_pipeline.campaign_message_parts p ON p.message_id = e.id AND p.part_no = e.part_no
               WHERE e.part_no = number AND e.status <> 'failed' AND p.status <> 'sent'
               ORDER BY e.id) o
         HAVING count(*) > 0;
     END LOOP;
 
     WITH refused AS (
-        UPDATE campaign_message_parts p
+        UPDATE campaign_pipeline.campaign_message_parts p
         SET status = 'failed', error_class = f.error_class, error_code = f.code, error_message = f.reason,
-            provider_message_id = COALESCE(f.provider_message_id, p.provider_message_id), looked_up_at = campaign_now(),
+            provider_message_id = COALESCE(f.provider_message_id, p.provider_message_id),
+                looked_up_at = campaign_pipeline.campaign_now(),
             history = p.history || jsonb_build_array(jsonb_build_object(
-                'at', campaign_now(), 'attempt', p.attempts, 'started', p.attempted_at, 'outcome', 'failed',
+                'at', campaign_pipeline.campaign_now(), 'attempt', p.attempts, 'started', p.attempted_at, 'outcome',
+                    'failed',
                 'code', f.code, 'reason', f.reason, 'looked_up', true))
         FROM (SELECT DISTINCT ON (e.id, e.part_no) e.*
               FROM jsonb_to_recordset(p_events) AS e (id uuid, part_no integer, status text, at double precision,
                    provider_message_id text, error_class text, code text, reason text)
               WHERE e.status = 'failed' ORDER BY e.id, e.part_no, e.at) f
-        JOIN campaign_messages m ON m.id = f.id
+        JOIN public.campaign_messages m ON m.id = f.id
         WHERE p.message_id = f.id AND p.part_no = f.part_no AND p.status = 'unknown'
           AND m.status NOT IN ('queued', 'generating', 'sending')
           -- The key names the part, not the attempt: what failed before the last attempt began was an earlier one.
@@ -66,27 +68,28 @@ BEGIN
     )
     SELECT array_agg(DISTINCT refused.message_id) INTO failed FROM refused;
 
-    UPDATE campaign_messages m
+    UPDATE public.campaign_messages m
     SET status = 'failed', error_class = p.error_class, error_code = p.error_code, error_message = p.error_message,
-        last_error = p.error_message, finished_at = COALESCE(m.finished_at, campaign_now())
-    FROM (SELECT DISTINCT ON (p.message_id) p.* FROM campaign_message_parts p
+        last_error = p.error_message, finished_at = COALESCE(m.finished_at, campaign_pipeline.campaign_now())
+    FROM (SELECT DISTINCT ON (p.message_id) p.* FROM campaign_pipeline.campaign_message_parts p
           WHERE p.message_id = ANY (failed) AND p.status = 'failed' ORDER BY p.message_id, p.part_no) p
     WHERE m.id = p.message_id
       AND (m.status = 'pending' OR (m.status = 'failed' AND m.error_class = 'unknown'))
-      AND NOT EXISTS (SELECT 1 FROM campaign_message_parts o
+      AND NOT EXISTS (SELECT 1 FROM campaign_pipeline.campaign_message_parts o
                       WHERE o.message_id = m.id AND o.status IN ('unknown', 'attempting'));
 
     -- A refusal that means "never again" holds for every campaign, though the provider had accepted the part first.
-    PERFORM campaign_suppress_by_answer(e.id, e.code)
+    PERFORM campaign_pipeline.campaign_suppress_by_answer(e.id, e.code)
     FROM jsonb_to_recordset(p_events) AS e (id uuid, status text, code text)
-    JOIN campaign_suppressing_codes k ON k.code = e.code
+    JOIN campaign_pipeline.campaign_suppressing_codes k ON k.code = e.code
     WHERE e.status = 'failed';
 
     -- A failure that means "never again" (an opt-out) holds for every campaign, whatever became of this part.
-    PERFORM campaign_suppress_by_answer(e.id, e.code)
-    FROM (SELECT DISTINCT e.id, e.code FROM jsonb_to_recordset(p_events) AS e (id uuid, part_no integer, status text, code text)
-          JOIN campaign_message_parts p ON p.message_id = e.id AND p.part_no = e.part_no
-          JOIN campaign_suppressing_codes k ON k.code = e.code
+    PERFORM campaign_pipeline.campaign_suppress_by_answer(e.id, e.code)
+    FROM (SELECT DISTINCT e.id, e.code
+          FROM jsonb_to_recordset(p_events) AS e (id uuid, part_no integer, status text, code text)
+          JOIN campaign_pipeline.campaign_message_parts p ON p.message_id = e.id AND p.part_no = e.part_no
+          JOIN campaign_pipeline.campaign_suppressing_codes k ON k.code = e.code
           WHERE e.status = 'failed' ORDER BY e.id, e.code) e;
 
     RETURN QUERY
@@ -96,11 +99,12 @@ BEGIN
                      p.status = 'unknown' AND m.status IN ('queued', 'generating', 'sending'))) THEN 'later'
                 ELSE 'settled' END
     FROM jsonb_to_recordset(p_events) AS e (event_id bigint, id uuid, part_no integer, status text)
-    LEFT JOIN campaign_messages m ON m.id = e.id
-    LEFT JOIN campaign_message_parts p ON p.message_id = e.id AND p.part_no = e.part_no;
+    LEFT JOIN public.campaign_messages m ON m.id = e.id
+    LEFT JOIN campaign_pipeline.campaign_message_parts p ON p.message_id = e.id AND p.part_no = e.part_no;
 END $$;
 
 -- How far a delivery came. A failure is not undone by a `sent` that comes after it, but by what was delivered it is.
-CREATE OR REPLACE FUNCTION campaign_delivery_stage(p_status text) RETURNS integer LANGUAGE sql IMMUTABLE AS $$
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_delivery_stage(p_status text) RETURNS integer
+    LANGUAGE sql IMMUTABLE AS $$
     SELECT CASE p_status WHEN 'sent' THEN 1 WHEN 'failed' THEN 2 WHEN 'delivered' THEN 3 WHEN 'read' THEN 4 ELSE 0 END
 $$;

@@ -5,25 +5,27 @@
 -- order (scope, scope_id). An inbox or campaign without a pace has no row here and pays one probe a group of messages.
 --
 -- A slot is granted at the start of a transaction; its request leaves within the grace, or not at all (the caller gives
--- the slot back). The next slot is at least the gap after the request was *answered*: whenever the provider took it, the
--- gap was kept. Until the answer is in, `held_until` keeps the next one off by gap and grace.
+-- the slot back). The next slot is at least the gap after the request was *answered*: whenever the provider took it,
+-- the gap was kept. Until the answer is in, `held_until` keeps the next one off by gap and grace.
 --
 -- All in PL/pgSQL: campaign_now() exists only after this file.
 
 -- How much slower than its gap an inbox goes: doubled by each throttle, halved by every quarter of an hour without one
 -- and by every ten messages that were accepted.
-CREATE OR REPLACE FUNCTION campaign_slow_factor(p_state campaign_pace_state) RETURNS double precision
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_slow_factor(p_state campaign_pipeline.campaign_pace_state)
+    RETURNS double precision
 LANGUAGE plpgsql STABLE AS $$
 BEGIN
     IF p_state.slowed_at IS NULL THEN
         RETURN 1;
     END IF;
     RETURN greatest(1, p_state.slow_factor / 2 ^ least(3,
-        floor(greatest(0, EXTRACT(epoch FROM campaign_now() - p_state.slowed_at)) / 900) + p_state.sent_since_slow / 10));
+        floor(greatest(0, EXTRACT(epoch FROM campaign_pipeline.campaign_now() - p_state.slowed_at)) / 900)
+            + p_state.sent_since_slow / 10));
 END $$;
 
 -- A time zone of the CRM's, or its default where it is none: the claim says so to the operator, nothing breaks here.
-CREATE OR REPLACE FUNCTION campaign_known_zone(p_zone text) RETURNS text LANGUAGE plpgsql STABLE AS $$
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_known_zone(p_zone text) RETURNS text LANGUAGE plpgsql STABLE AS $$
 BEGIN
     PERFORM timestamp '2000-01-01' AT TIME ZONE p_zone;
     RETURN COALESCE(p_zone, 'America/Sao_Paulo');
@@ -33,7 +35,7 @@ END $$;
 
 -- The pace of one inbox or campaign, as it is now: what is wished, what was used of it, and when the next message may
 -- begin (free_at, the past if at once) and why not before (code).
-CREATE OR REPLACE FUNCTION campaign_pace(
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_pace(
     p_scope text, p_scope_id uuid,
     OUT gap_seconds double precision,   -- slow-down included, jitter not
     OUT jitter double precision, OUT slow_factor double precision,
@@ -48,29 +50,31 @@ CREATE OR REPLACE FUNCTION campaign_pace(
 ) LANGUAGE plpgsql STABLE AS $$
 #variable_conflict use_column
 DECLARE
-    now_   timestamptz := campaign_now();
-    wish   campaign_inbox_pace;
-    state  campaign_pace_state;
+    now_   timestamptz := campaign_pipeline.campaign_now();
+    wish   campaign_pipeline.campaign_inbox_pace;
+    state  campaign_pipeline.campaign_pace_state;
     ramp   integer;
     clock  time;      -- of the wall, there
     oldest timestamptz;
 BEGIN
-    SELECT * INTO state FROM campaign_pace_state s WHERE s.scope = p_scope AND s.scope_id = p_scope_id;
+    SELECT * INTO state FROM campaign_pipeline.campaign_pace_state s WHERE s.scope = p_scope
+           AND s.scope_id = p_scope_id;
     IF p_scope = 'inbox' THEN
-        SELECT * INTO wish FROM campaign_inbox_pace p WHERE p.inbox_id = p_scope_id;
+        SELECT * INTO wish FROM campaign_pipeline.campaign_inbox_pace p WHERE p.inbox_id = p_scope_id;
         gap_seconds := wish.min_gap_seconds;
         daily_limit := wish.daily_limit;
         zone := COALESCE(wish.timezone, 'America/Sao_Paulo');
     ELSE
-        SELECT c.min_interval_seconds, c.daily_limit, campaign_known_zone(c.timezone) INTO gap_seconds, daily_limit, zone
-        FROM campaign_configs c WHERE c.id = p_scope_id;
+        SELECT c.min_interval_seconds, c.daily_limit,
+               campaign_pipeline.campaign_known_zone(c.timezone) INTO gap_seconds, daily_limit, zone
+        FROM public.campaign_configs c WHERE c.id = p_scope_id;
     END IF;
     jitter := COALESCE(wish.jitter, 0);
     hourly_limit := wish.hourly_limit;
     pause_after := wish.pause_after;
     pause_seconds := wish.pause_seconds;
     floor_message_id := state.floor_message_id;
-    slow_factor := campaign_slow_factor(state);
+    slow_factor := campaign_pipeline.campaign_slow_factor(state);
     -- Where no gap is set, a throttled inbox goes at ten messages a second divided by the factor.
     gap_seconds := greatest(COALESCE(gap_seconds, 0), CASE WHEN slow_factor > 1 THEN 0.1 ELSE 0 END) * slow_factor;
 
@@ -83,7 +87,7 @@ BEGIN
     day_count := CASE WHEN state.day = day THEN state.day_count ELSE 0 END;
     warming_up := false;
     IF wish.warm_up_from IS NOT NULL THEN
-        SELECT w.daily_limit INTO ramp FROM campaign_warm_up_ramp w
+        SELECT w.daily_limit INTO ramp FROM campaign_pipeline.campaign_warm_up_ramp w
         WHERE w.from_day <= greatest(1, day - wish.warm_up_from + 1) ORDER BY w.from_day DESC LIMIT 1;
         warming_up := ramp < COALESCE(daily_limit, ramp + 1);
         daily_limit := least(daily_limit, ramp);
@@ -95,7 +99,8 @@ BEGIN
 
     IF hourly_limit IS NOT NULL THEN
         SELECT count(*), min(t.taken_at) FILTER (WHERE t.place = hourly_limit) INTO hour_count, oldest
-        FROM (SELECT l.taken_at, row_number() OVER (ORDER BY l.taken_at DESC) AS place FROM campaign_inbox_slots l
+        FROM (SELECT l.taken_at, row_number() OVER (ORDER BY l.taken_at DESC) AS place
+              FROM campaign_pipeline.campaign_inbox_slots l
               WHERE l.inbox_id = p_scope_id AND l.taken_at > now_ - interval '1 hour') t;
         IF oldest + interval '1 hour' > free_at THEN
             free_at := oldest + interval '1 hour';
@@ -116,7 +121,7 @@ END $$;
 
 -- When a message may begin, by its inbox's and its campaign's pace; null: neither has one. A message that has begun
 -- (p_begun) waits for no limit and no quiet hour: only for the gap, and not even that while nobody began after it.
-CREATE OR REPLACE FUNCTION campaign_next_turn(
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_next_turn(
     p_message uuid, p_begun boolean, p_inbox uuid, p_campaign uuid, OUT free_at timestamptz, OUT code text
 ) LANGUAGE plpgsql STABLE AS $$
 #variable_conflict use_column
@@ -125,7 +130,7 @@ DECLARE
     at_  timestamptz;
 BEGIN
     FOR pace IN SELECT p.* FROM (VALUES ('inbox', p_inbox), ('campaign', p_campaign)) AS s (scope, id)
-                CROSS JOIN LATERAL campaign_pace(s.scope, s.id) p WHERE s.id IS NOT NULL LOOP
+                CROSS JOIN LATERAL campaign_pipeline.campaign_pace(s.scope, s.id) p WHERE s.id IS NOT NULL LOOP
         at_ := CASE WHEN p_begun AND pace.floor_message_id = p_message THEN '-infinity'
                     WHEN p_begun THEN pace.turn_at ELSE pace.free_at END;
         IF free_at IS NULL OR at_ > free_at THEN
@@ -136,40 +141,47 @@ BEGIN
 END $$;
 
 -- Which paces a message goes by: its inbox if that has one, its campaign if that has one.
-CREATE OR REPLACE FUNCTION campaign_paced_by(
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_paced_by(
     p_message uuid, p_inbox uuid, OUT inbox uuid, OUT campaign uuid, OUT begun boolean
 ) LANGUAGE plpgsql STABLE AS $$
 #variable_conflict use_column
 BEGIN
-    SELECT p_inbox INTO inbox WHERE EXISTS (SELECT 1 FROM campaign_inbox_pace p WHERE p.inbox_id = p_inbox)
-        OR EXISTS (SELECT 1 FROM campaign_pace_state s WHERE s.scope = 'inbox' AND s.scope_id = p_inbox);
+    SELECT p_inbox INTO inbox
+           WHERE EXISTS (SELECT 1 FROM campaign_pipeline.campaign_inbox_pace p WHERE p.inbox_id = p_inbox)
+        OR EXISTS (SELECT 1 FROM campaign_pipeline.campaign_pace_state s WHERE s.scope = 'inbox'
+                   AND s.scope_id = p_inbox);
     SELECT c.id INTO campaign
-    FROM campaign_messages m JOIN campaign_runs r ON r.id = m.run_id
-    JOIN campaign_configs c ON c.id = r.config_id AND (c.min_interval_seconds > 0 OR c.daily_limit IS NOT NULL)
+    FROM public.campaign_messages m JOIN public.campaign_runs r ON r.id = m.run_id
+    JOIN public.campaign_configs c ON c.id = r.config_id AND (c.min_interval_seconds > 0 OR c.daily_limit IS NOT NULL)
     WHERE m.id = p_message;
-    begun := EXISTS (SELECT 1 FROM campaign_message_parts p WHERE p.message_id = p_message AND p.status = 'sent');
+    begun := EXISTS (SELECT 1 FROM campaign_pipeline.campaign_message_parts p WHERE p.message_id = p_message
+                     AND p.status = 'sent');
 END $$;
 
 -- How long a message waits for its turn, without taking it; for a shard that waits.
-CREATE OR REPLACE FUNCTION campaign_peek_turn(
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_peek_turn(
     p_message uuid, p_inbox uuid, OUT wait_seconds double precision, OUT wait_code text
 ) LANGUAGE plpgsql STABLE AS $$
 BEGIN
-    SELECT greatest(0, EXTRACT(epoch FROM greatest(t.free_at, campaign_now()) - campaign_now())), t.code
+    SELECT greatest(0,
+                    EXTRACT(epoch
+                            FROM greatest(t.free_at, campaign_pipeline.campaign_now())
+                                - campaign_pipeline.campaign_now())), t.code
     INTO wait_seconds, wait_code
-    FROM campaign_paced_by(p_message, p_inbox) b
-    CROSS JOIN LATERAL campaign_next_turn(p_message, b.begun, b.inbox, b.campaign) t;
+    FROM campaign_pipeline.campaign_paced_by(p_message, p_inbox) b
+    CROSS JOIN LATERAL campaign_pipeline.campaign_next_turn(p_message, b.begun, b.inbox, b.campaign) t;
     wait_seconds := COALESCE(wait_seconds, 0);
 END $$;
 
 -- Take slots for the parts that are about to be sent, one message after the other, so that of a group at most one takes
--- an inbox's. Null: none of them goes by a pace. Else by message: {wait, code} where its turn has not come; {grace} where
--- it may go, within so many seconds of asking (null: whenever).
-CREATE OR REPLACE FUNCTION campaign_take_slots(p_items jsonb, p_going uuid[]) RETURNS jsonb LANGUAGE plpgsql
+-- an inbox's. Null: none of them goes by a pace. Else by message: {wait, code} where its turn has not come; {grace}
+-- where it may go, within so many seconds of asking (null: whenever).
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_take_slots(p_items jsonb, p_going uuid[]) RETURNS jsonb
+    LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 #variable_conflict use_column
 DECLARE
-    now_    timestamptz := campaign_now();
+    now_    timestamptz := campaign_pipeline.campaign_now();
     wanted  jsonb;
     answers jsonb := '{}';
     one     record;
@@ -182,26 +194,30 @@ BEGIN
     SELECT jsonb_agg(jsonb_build_object('id', i.id, 'token', i.token, 'part_no', i.part_no, 'attempt_no', i.attempt_no,
                                         'inbox', inbox.id, 'campaign', c.id) ORDER BY i.id) INTO wanted
     FROM jsonb_to_recordset(p_items) AS i (id uuid, token uuid, part_no integer, attempt_no integer, inbox_id uuid)
-    JOIN campaign_messages m ON m.id = i.id
-    JOIN campaign_runs r ON r.id = m.run_id
-    LEFT JOIN campaign_configs c ON c.id = r.config_id AND (c.min_interval_seconds > 0 OR c.daily_limit IS NOT NULL)
+    JOIN public.campaign_messages m ON m.id = i.id
+    JOIN public.campaign_runs r ON r.id = m.run_id
+    LEFT JOIN public.campaign_configs c ON c.id = r.config_id
+        AND (c.min_interval_seconds > 0 OR c.daily_limit IS NOT NULL)
     LEFT JOIN LATERAL (SELECT i.inbox_id AS id
-        WHERE EXISTS (SELECT 1 FROM campaign_inbox_pace p WHERE p.inbox_id = i.inbox_id)
-           OR EXISTS (SELECT 1 FROM campaign_pace_state s WHERE s.scope = 'inbox' AND s.scope_id = i.inbox_id)) inbox ON true
+        WHERE EXISTS (SELECT 1 FROM campaign_pipeline.campaign_inbox_pace p WHERE p.inbox_id = i.inbox_id)
+           OR EXISTS (SELECT 1 FROM campaign_pipeline.campaign_pace_state s WHERE s.scope = 'inbox'
+                      AND s.scope_id = i.inbox_id)) inbox ON true
     WHERE i.id = ANY (p_going) AND (c.id IS NOT NULL OR inbox.id IS NOT NULL);
     IF wanted IS NULL THEN
         RETURN NULL;
     END IF;
 
-    PERFORM campaign_lock_paces(wanted);
+    PERFORM campaign_pipeline.campaign_lock_paces(wanted);
     FOR one IN SELECT * FROM jsonb_to_recordset(wanted) AS w (id uuid, token uuid, part_no integer, attempt_no integer,
                                                               inbox uuid, campaign uuid) LOOP
         -- Asked once more because the answer was lost: it has its slot.
-        again := EXISTS (SELECT 1 FROM campaign_message_parts p WHERE p.message_id = one.id AND p.part_no = one.part_no
+        again := EXISTS (SELECT 1 FROM campaign_pipeline.campaign_message_parts p WHERE p.message_id = one.id
+                         AND p.part_no = one.part_no
                          AND p.status = 'attempting' AND p.attempts = one.attempt_no AND p.attempt_token = one.token);
         SELECT b.begun, t.free_at, t.code INTO turn
-        FROM (SELECT EXISTS (SELECT 1 FROM campaign_message_parts p WHERE p.message_id = one.id AND p.status = 'sent') AS begun) b
-        CROSS JOIN LATERAL campaign_next_turn(one.id, b.begun, one.inbox, one.campaign) t;
+        FROM (SELECT EXISTS (SELECT 1 FROM campaign_pipeline.campaign_message_parts p WHERE p.message_id = one.id
+                             AND p.status = 'sent') AS begun) b
+        CROSS JOIN LATERAL campaign_pipeline.campaign_next_turn(one.id, b.begun, one.inbox, one.campaign) t;
         IF turn.free_at > now_ AND NOT again THEN
             answers := answers || jsonb_build_object(one.id, jsonb_build_object(
                 'wait', least(EXTRACT(epoch FROM turn.free_at - now_), 604800), 'code', turn.code));
@@ -210,8 +226,8 @@ BEGIN
         grace := NULL;
         FOR pace IN SELECT s.scope, s.id, p.*, x.last_at, x.since_rest
                     FROM (VALUES ('inbox', one.inbox), ('campaign', one.campaign)) AS s (scope, id)
-                    JOIN campaign_pace_state x ON x.scope = s.scope AND x.scope_id = s.id
-                    CROSS JOIN LATERAL campaign_pace(s.scope, s.id) p LOOP
+                    JOIN campaign_pipeline.campaign_pace_state x ON x.scope = s.scope AND x.scope_id = s.id
+                    CROSS JOIN LATERAL campaign_pipeline.campaign_pace(s.scope, s.id) p LOOP
             IF pace.gap_seconds > 0 THEN
                 grace := least(grace, least(5, greatest(0.25, pace.gap_seconds / 4)));
             END IF;
@@ -220,7 +236,7 @@ BEGIN
                 pace.since_rest := 0;  -- it has rested without being told to
             END IF;
             rests := NOT turn.begun AND COALESCE(pace.since_rest + 1 >= pace.pause_after, false);
-            UPDATE campaign_pace_state s
+            UPDATE campaign_pipeline.campaign_pace_state s
             SET next_at = greatest(s.next_at, now_ + make_interval(secs => greatest(
                     CASE WHEN rests THEN pace.pause_seconds ELSE 0 END,
                     pace.gap_seconds * (1 + CASE WHEN turn.begun THEN 0 ELSE pace.jitter * random() END)))),
@@ -234,8 +250,10 @@ BEGIN
                 since_rest = CASE WHEN turn.begun THEN s.since_rest WHEN rests THEN 0 ELSE pace.since_rest + 1 END
             WHERE s.scope = pace.scope AND s.scope_id = pace.id;
             IF pace.hourly_limit IS NOT NULL AND NOT turn.begun THEN
-                DELETE FROM campaign_inbox_slots l WHERE l.inbox_id = pace.id AND l.taken_at <= now_ - interval '1 hour';
-                INSERT INTO campaign_inbox_slots (inbox_id, taken_at, message_id) VALUES (pace.id, now_, one.id)
+                DELETE FROM campaign_pipeline.campaign_inbox_slots l WHERE l.inbox_id = pace.id
+                    AND l.taken_at <= now_ - interval '1 hour';
+                INSERT INTO campaign_pipeline.campaign_inbox_slots (inbox_id, taken_at, message_id)
+                    VALUES (pace.id, now_, one.id)
                 ON CONFLICT DO NOTHING;
             END IF;
         END LOOP;
@@ -245,17 +263,17 @@ BEGIN
 END $$;
 
 -- Lock the rows of some paces, made where they are missing, always in the same order. p_wanted: [{inbox, campaign}].
-CREATE OR REPLACE FUNCTION campaign_lock_paces(p_wanted jsonb) RETURNS void LANGUAGE plpgsql
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_lock_paces(p_wanted jsonb) RETURNS void LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_hashjoin = off AS $$
 BEGIN
-    INSERT INTO campaign_pace_state (scope, scope_id)
+    INSERT INTO campaign_pipeline.campaign_pace_state (scope, scope_id)
     SELECT DISTINCT s.scope, s.id
     FROM jsonb_to_recordset(p_wanted) AS w (inbox uuid, campaign uuid)
     CROSS JOIN LATERAL (VALUES ('inbox', w.inbox), ('campaign', w.campaign)) AS s (scope, id)
     WHERE s.id IS NOT NULL
     ORDER BY s.scope, s.id
     ON CONFLICT DO NOTHING;
-    PERFORM 1 FROM campaign_pace_state x
+    PERFORM 1 FROM campaign_pipeline.campaign_pace_state x
     WHERE (x.scope, x.scope_id) IN (
         SELECT s.scope, s.id FROM jsonb_to_recordset(p_wanted) AS w (inbox uuid, campaign uuid)
         CROSS JOIN LATERAL (VALUES ('inbox', w.inbox), ('campaign', w.campaign)) AS s (scope, id))
@@ -265,39 +283,43 @@ END $$;
 -- What came of the parts that took slots. The next slot is a whole gap after the answer. What surely did not go out is
 -- taken off the limits again; where not even a request was made (`unrequested`) the slot itself is given back.
 -- p_items as for campaign_settle; p_ids: the messages of which a part with a slot was settled just now.
-CREATE OR REPLACE FUNCTION campaign_settle_slots(p_items jsonb, p_ids uuid[]) RETURNS void LANGUAGE plpgsql
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_settle_slots(p_items jsonb, p_ids uuid[]) RETURNS void
+    LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 #variable_conflict use_column
 DECLARE
-    now_   timestamptz := campaign_now();
+    now_   timestamptz := campaign_pipeline.campaign_now();
     wanted jsonb;
     one    record;
 BEGIN
     SELECT jsonb_agg(jsonb_build_object('inbox', inbox.scope_id, 'campaign', campaign.scope_id)) INTO wanted
     FROM jsonb_to_recordset(p_items) AS i (id uuid, part_no integer)
-    JOIN campaign_message_parts p ON p.message_id = i.id AND p.part_no = i.part_no
-    JOIN campaign_messages m ON m.id = i.id
-    JOIN campaign_runs r ON r.id = m.run_id
-    LEFT JOIN campaign_pace_state inbox ON inbox.scope = 'inbox' AND inbox.scope_id = p.inbox_id
-    LEFT JOIN campaign_pace_state campaign ON campaign.scope = 'campaign' AND campaign.scope_id = r.config_id
+    JOIN campaign_pipeline.campaign_message_parts p ON p.message_id = i.id AND p.part_no = i.part_no
+    JOIN public.campaign_messages m ON m.id = i.id
+    JOIN public.campaign_runs r ON r.id = m.run_id
+    LEFT JOIN campaign_pipeline.campaign_pace_state inbox ON inbox.scope = 'inbox' AND inbox.scope_id = p.inbox_id
+    LEFT JOIN campaign_pipeline.campaign_pace_state campaign ON campaign.scope = 'campaign'
+        AND campaign.scope_id = r.config_id
     WHERE i.id = ANY (p_ids);
-    PERFORM campaign_lock_paces(wanted);
+    PERFORM campaign_pipeline.campaign_lock_paces(wanted);
 
     FOR one IN
-        SELECT i.id, i.outcome, COALESCE(i.unrequested, false) AS unrequested, p.part_no, p.slot_at, x.scope, x.scope_id, pace.*,
+        SELECT i.id, i.outcome, COALESCE(i.unrequested, false) AS unrequested, p.part_no, p.slot_at, x.scope,
+               x.scope_id, pace.*,
                i.outcome IN ('planned', 'failed') AND NOT EXISTS (
-                   SELECT 1 FROM campaign_message_parts o WHERE o.message_id = i.id AND o.status = 'sent') AS refunded
+                   SELECT 1 FROM campaign_pipeline.campaign_message_parts o WHERE o.message_id = i.id
+                          AND o.status = 'sent') AS refunded
         FROM jsonb_to_recordset(p_items) AS i (id uuid, part_no integer, outcome text, unrequested boolean)
-        JOIN campaign_message_parts p ON p.message_id = i.id AND p.part_no = i.part_no
-        JOIN campaign_messages m ON m.id = i.id
-        JOIN campaign_runs r ON r.id = m.run_id
+        JOIN campaign_pipeline.campaign_message_parts p ON p.message_id = i.id AND p.part_no = i.part_no
+        JOIN public.campaign_messages m ON m.id = i.id
+        JOIN public.campaign_runs r ON r.id = m.run_id
         CROSS JOIN LATERAL (VALUES ('inbox', p.inbox_id), ('campaign', r.config_id)) AS s (scope, id)
-        JOIN campaign_pace_state x ON x.scope = s.scope AND x.scope_id = s.id
-        CROSS JOIN LATERAL campaign_pace(x.scope, x.scope_id) pace
+        JOIN campaign_pipeline.campaign_pace_state x ON x.scope = s.scope AND x.scope_id = s.id
+        CROSS JOIN LATERAL campaign_pipeline.campaign_pace(x.scope, x.scope_id) pace
         WHERE i.id = ANY (p_ids)
         ORDER BY i.id
     LOOP
-        UPDATE campaign_pace_state s
+        UPDATE campaign_pipeline.campaign_pace_state s
         SET next_at = CASE WHEN NOT one.unrequested
                                THEN greatest(s.next_at, now_ + make_interval(secs => one.gap_seconds))
                            WHEN s.floor_message_id = one.id THEN least(s.next_at, now_) ELSE s.next_at END,
@@ -309,77 +331,87 @@ BEGIN
             since_rest = CASE WHEN one.unrequested AND s.floor_message_id = one.id AND s.next_code = 'resting'
                                   THEN greatest(0, one.pause_after - 1)  -- the rest that it would have begun
                               WHEN one.refunded THEN greatest(0, s.since_rest - 1) ELSE s.since_rest END,
-            sent_since_slow = s.sent_since_slow + CASE WHEN one.outcome = 'sent' AND s.slowed_at IS NOT NULL THEN 1 ELSE 0 END
+            sent_since_slow = s.sent_since_slow + CASE WHEN one.outcome = 'sent' AND s.slowed_at IS NOT NULL THEN 1
+                ELSE 0 END
         WHERE s.scope = one.scope AND s.scope_id = one.scope_id;
         IF one.refunded AND one.scope = 'inbox' THEN
-            DELETE FROM campaign_inbox_slots l
+            DELETE FROM campaign_pipeline.campaign_inbox_slots l
             WHERE l.inbox_id = one.scope_id AND l.taken_at = one.slot_at AND l.message_id = one.id;
         END IF;
     END LOOP;
 
     -- What is off the limits must not be taken off twice.
-    UPDATE campaign_message_parts p SET slot_at = NULL
+    UPDATE campaign_pipeline.campaign_message_parts p SET slot_at = NULL
     FROM jsonb_to_recordset(p_items) AS i (id uuid, part_no integer, outcome text)
     WHERE i.id = ANY (p_ids) AND p.message_id = i.id AND p.part_no = i.part_no AND i.outcome IN ('planned', 'failed');
 END $$;
 
 -- The provider said that an inbox goes too fast: twice as slow from now on, eight times at most. What many requests in
 -- flight are told within five seconds counts once. An inbox without a pace gets one by this, until it has recovered.
-CREATE OR REPLACE FUNCTION campaign_slow_down(p_inbox uuid) RETURNS double precision LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_slow_down(p_inbox uuid) RETURNS double precision
+    LANGUAGE plpgsql AS $$
 DECLARE
-    state campaign_pace_state;
+    state campaign_pipeline.campaign_pace_state;
 BEGIN
-    PERFORM campaign_lock_paces(jsonb_build_array(jsonb_build_object('inbox', p_inbox)));
-    SELECT * INTO state FROM campaign_pace_state s WHERE s.scope = 'inbox' AND s.scope_id = p_inbox;
-    IF state.slowed_at > campaign_now() - interval '5 seconds' THEN
-        RETURN campaign_slow_factor(state);
+    PERFORM campaign_pipeline.campaign_lock_paces(jsonb_build_array(jsonb_build_object('inbox', p_inbox)));
+    SELECT * INTO state FROM campaign_pipeline.campaign_pace_state s WHERE s.scope = 'inbox' AND s.scope_id = p_inbox;
+    IF state.slowed_at > campaign_pipeline.campaign_now() - interval '5 seconds' THEN
+        RETURN campaign_pipeline.campaign_slow_factor(state);
     END IF;
-    UPDATE campaign_pace_state s
-    SET slow_factor = least(8, 2 * campaign_slow_factor(state)), slowed_at = campaign_now(), sent_since_slow = 0
+    UPDATE campaign_pipeline.campaign_pace_state s
+    SET slow_factor = least(8, 2 * campaign_pipeline.campaign_slow_factor(state)),
+        slowed_at = campaign_pipeline.campaign_now(), sent_since_slow = 0
     WHERE s.scope = 'inbox' AND s.scope_id = p_inbox;
-    RETURN least(8, 2 * campaign_slow_factor(state));
+    RETURN least(8, 2 * campaign_pipeline.campaign_slow_factor(state));
 END $$;
 
 -- Whoever changes a pace, by whatever tool, has the runs that wait for it judged anew at once.
-CREATE OR REPLACE FUNCTION campaign_notice_pace() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_notice_pace() RETURNS trigger LANGUAGE plpgsql
+SECURITY DEFINER SET search_path = pg_catalog, campaign_pipeline, pg_temp AS $$
 DECLARE
     changed jsonb := CASE TG_OP WHEN 'DELETE' THEN to_jsonb(OLD) ELSE to_jsonb(NEW) END;
 BEGIN
-    UPDATE campaign_runs r SET wait_until = campaign_now()
-    FROM campaign_configs c
-    WHERE r.status = 'running' AND c.id = r.config_id AND r.wait_until > campaign_now()
+    UPDATE public.campaign_runs r SET wait_until = campaign_pipeline.campaign_now()
+    FROM public.campaign_configs c
+    WHERE r.status = 'running' AND c.id = r.config_id AND r.wait_until > campaign_pipeline.campaign_now()
       AND r.wait_code IN ('paced', 'resting', 'hourly_limit', 'daily_limit', 'warming_up', 'quiet_hours')
       AND CASE TG_TABLE_NAME WHEN 'campaign_configs' THEN c.id = (changed ->> 'id')::uuid
                ELSE COALESCE(r.active_inbox_id, c.inbox_id) = (changed ->> 'inbox_id')::uuid END;
     RETURN NULL;
 END $$;
-CREATE OR REPLACE TRIGGER campaign_notice_pace AFTER INSERT OR UPDATE OR DELETE ON campaign_inbox_pace
-    FOR EACH ROW EXECUTE FUNCTION campaign_notice_pace();
-CREATE OR REPLACE TRIGGER campaign_notice_pace AFTER UPDATE OF min_interval_seconds, daily_limit, timezone ON campaign_configs
-    FOR EACH ROW EXECUTE FUNCTION campaign_notice_pace();
+CREATE OR REPLACE TRIGGER campaign_notice_pace AFTER INSERT OR UPDATE OR DELETE ON campaign_pipeline.campaign_inbox_pace
+    FOR EACH ROW EXECUTE FUNCTION campaign_pipeline.campaign_notice_pace();
+CREATE OR REPLACE TRIGGER campaign_notice_pace AFTER UPDATE OF min_interval_seconds, daily_limit,
+    timezone ON public.campaign_configs
+    FOR EACH ROW EXECUTE FUNCTION campaign_pipeline.campaign_notice_pace();
 
 -- Fallback inboxes ---------------------------------------------------------------------------------------------------
 
--- Whether a message belongs to the inbox that it was begun through: a part went out there, or may have. The lead would see
--- half a text from each number; and what may have gone out is looked up where it was sent. An inbox that was taken out
--- of the CRM binds nothing.
-CREATE OR REPLACE FUNCTION campaign_is_bound(p_message uuid, p_inbox uuid) RETURNS boolean LANGUAGE plpgsql STABLE AS $$
+-- Whether a message belongs to the inbox that it was begun through: a part went out there, or may have. The lead would
+-- see half a text from each number; and what may have gone out is looked up where it was sent. An inbox that was taken
+-- out of the CRM binds nothing.
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_is_bound(p_message uuid, p_inbox uuid) RETURNS boolean
+    LANGUAGE plpgsql STABLE AS $$
 BEGIN
     RETURN p_inbox IS NOT NULL
-       AND EXISTS (SELECT 1 FROM campaign_message_parts p
-                   WHERE p.message_id = p_message AND p.inbox_id = p_inbox AND p.status IN ('sent', 'unknown', 'attempting'))
-       AND EXISTS (SELECT 1 FROM inbox_instances x WHERE x.inbox_id = p_inbox);
+       AND EXISTS (SELECT 1 FROM campaign_pipeline.campaign_message_parts p
+                   WHERE p.message_id = p_message AND p.inbox_id = p_inbox
+                       AND p.status IN ('sent', 'unknown', 'attempting'))
+       AND EXISTS (SELECT 1 FROM public.inbox_instances x WHERE x.inbox_id = p_inbox);
 END $$;
 
 -- Whether a message cannot go on because it is bound to an inbox that is down while its run goes through another one.
-CREATE OR REPLACE FUNCTION campaign_waits_for_its_inbox(p_message uuid, p_run uuid, p_inbox uuid) RETURNS boolean
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_waits_for_its_inbox(p_message uuid, p_run uuid, p_inbox uuid)
+    RETURNS boolean
 LANGUAGE plpgsql STABLE AS $$
 BEGIN
-    RETURN campaign_is_bound(p_message, p_inbox)
+    RETURN campaign_pipeline.campaign_is_bound(p_message, p_inbox)
        AND p_inbox IS DISTINCT FROM (SELECT COALESCE(r.active_inbox_id, c.inbox_id)
-                                     FROM campaign_runs r JOIN campaign_configs c ON c.id = r.config_id WHERE r.id = p_run)
-       AND (EXISTS (SELECT 1 FROM campaign_pauses p
-                    WHERE p.scope = 'inbox' AND p.scope_id = p_inbox::text AND (p.kind = 'systemic' OR p.until > campaign_now()))
-            OR NOT EXISTS (SELECT 1 FROM inbox_instances x JOIN instances i ON i.id = x.instance_id
+                                     FROM public.campaign_runs r JOIN public.campaign_configs c ON c.id = r.config_id
+                                         WHERE r.id = p_run)
+       AND (EXISTS (SELECT 1 FROM campaign_pipeline.campaign_pauses p
+                    WHERE p.scope = 'inbox' AND p.scope_id = p_inbox::text
+                        AND (p.kind = 'systemic' OR p.until > campaign_pipeline.campaign_now()))
+            OR NOT EXISTS (SELECT 1 FROM public.inbox_instances x JOIN public.instances i ON i.id = x.instance_id
                            WHERE x.inbox_id = p_inbox AND i.status = 'connected'));
 END $$;

@@ -1,19 +1,24 @@
 -- Functions and triggers of the pipeline. Applied anew at every `campaign-pipeline db upgrade`.
 --
+-- Everything of ours is in the schema campaign_pipeline, and every name is qualified: the search_path of whoever calls
+-- is the CRM's business, and a transaction pooler keeps none. Functions that run in somebody else's statement
+-- (triggers) run with the rights of their owner, who owns the CRM's tables too, and look in pg_catalog first and in
+-- pg_temp last, so that nobody can put an object of their own before one that is meant.
+--
 -- Every function that changes messages works on a whole set at once (a JSON array of items), because messages that
 -- finish together are committed together. Every change of a leased message names its lease token.
 
 -- The clock ----------------------------------------------------------------------------------------------------------
 
 -- The only clock that decides anything. Tests and rehearsals move it: SET campaign.clock_offset = '3 hours'.
-CREATE OR REPLACE FUNCTION campaign_now() RETURNS timestamptz
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_now() RETURNS timestamptz
 LANGUAGE sql STABLE PARALLEL SAFE AS $$
     SELECT now() + COALESCE(NULLIF(current_setting('campaign.clock_offset', true), ''), '0')::interval
 $$;
 
--- At most so many characters of a text. A text's bytes are known, its characters have to be counted: a fifth of the time of
--- get_lead_contexts. Plain enough to become part of the statement that calls it.
-CREATE OR REPLACE FUNCTION campaign_cut(p_text text, p_chars integer) RETURNS text
+-- At most so many characters of a text. A text's bytes are known, its characters have to be counted: a fifth of the
+-- time of get_lead_contexts. Plain enough to become part of the statement that calls it.
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_cut(p_text text, p_chars integer) RETURNS text
 LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
     SELECT CASE WHEN octet_length(p_text) <= p_chars THEN p_text ELSE left(p_text, p_chars) END
 $$;
@@ -23,7 +28,8 @@ $$;
 -- Counters follow the messages, whoever changes them and in the same transaction: a trigger, so that a statement typed
 -- by hand or by the CRM cannot make them wrong. One UPDATE per run and statement. Runs are locked in the order of
 -- their ids, or two transactions that finish messages of the same two runs could wait for each other for ever.
-CREATE OR REPLACE FUNCTION campaign_add_to_counters(p_changes jsonb) RETURNS void LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_add_to_counters(p_changes jsonb) RETURNS void
+    LANGUAGE plpgsql AS $$
 DECLARE
     delta record;
 BEGIN
@@ -36,7 +42,7 @@ BEGIN
         GROUP BY run_id
         ORDER BY run_id
     LOOP
-        UPDATE campaign_runs
+        UPDATE public.campaign_runs
         SET leads_success   = leads_success + delta.success,
             leads_failed    = leads_failed + delta.failed,
             leads_skipped   = leads_skipped + delta.skipped,
@@ -47,64 +53,72 @@ END $$;
 
 -- A transition table belongs to one kind of statement, hence three triggers. Only statuses that are counted are summed:
 -- a heartbeat or a claim adds nothing and locks no run.
-CREATE OR REPLACE FUNCTION campaign_count_updated() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_count_updated() RETURNS trigger LANGUAGE plpgsql
+SECURITY DEFINER SET search_path = pg_catalog, campaign_pipeline, pg_temp AS $$
 BEGIN
-    PERFORM campaign_add_to_counters(jsonb_agg(change)) FROM (
+    PERFORM campaign_pipeline.campaign_add_to_counters(jsonb_agg(change)) FROM (
         SELECT run_id, status, sum(n)::integer AS n
         FROM (SELECT run_id, status, 1 AS n FROM new_rows WHERE status IN ('sent', 'replied', 'failed', 'skipped')
               UNION ALL
-              SELECT run_id, status, -1 FROM old_rows WHERE status IN ('sent', 'replied', 'failed', 'skipped')) both_sides
+              SELECT run_id, status, -1 FROM old_rows
+                     WHERE status IN ('sent', 'replied', 'failed', 'skipped')) both_sides
         GROUP BY run_id, status
     ) change WHERE change.n <> 0;
     RETURN NULL;
 END $$;
-CREATE OR REPLACE TRIGGER campaign_count_updated AFTER UPDATE ON campaign_messages
+CREATE OR REPLACE TRIGGER campaign_count_updated AFTER UPDATE ON public.campaign_messages
     REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows
-    FOR EACH STATEMENT EXECUTE FUNCTION campaign_count_updated();
+    FOR EACH STATEMENT EXECUTE FUNCTION campaign_pipeline.campaign_count_updated();
 
-CREATE OR REPLACE FUNCTION campaign_count_inserted() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_count_inserted() RETURNS trigger LANGUAGE plpgsql
+SECURITY DEFINER SET search_path = pg_catalog, campaign_pipeline, pg_temp AS $$
 BEGIN
-    PERFORM campaign_add_to_counters(jsonb_agg(change)) FROM (
-        SELECT run_id, status, count(*)::integer AS n FROM new_rows WHERE status IN ('sent', 'replied', 'failed', 'skipped') GROUP BY run_id, status
+    PERFORM campaign_pipeline.campaign_add_to_counters(jsonb_agg(change)) FROM (
+        SELECT run_id, status, count(*)::integer AS n FROM new_rows
+               WHERE status IN ('sent', 'replied', 'failed', 'skipped') GROUP BY run_id, status
     ) change WHERE change.n <> 0;
     RETURN NULL;
 END $$;
-CREATE OR REPLACE TRIGGER campaign_count_inserted AFTER INSERT ON campaign_messages
+CREATE OR REPLACE TRIGGER campaign_count_inserted AFTER INSERT ON public.campaign_messages
     REFERENCING NEW TABLE AS new_rows
-    FOR EACH STATEMENT EXECUTE FUNCTION campaign_count_inserted();
+    FOR EACH STATEMENT EXECUTE FUNCTION campaign_pipeline.campaign_count_inserted();
 
-CREATE OR REPLACE FUNCTION campaign_count_deleted() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_count_deleted() RETURNS trigger LANGUAGE plpgsql
+SECURITY DEFINER SET search_path = pg_catalog, campaign_pipeline, pg_temp AS $$
 BEGIN
-    PERFORM campaign_add_to_counters(jsonb_agg(change)) FROM (
-        SELECT run_id, status, -count(*)::integer AS n FROM old_rows WHERE status IN ('sent', 'replied', 'failed', 'skipped') GROUP BY run_id, status
+    PERFORM campaign_pipeline.campaign_add_to_counters(jsonb_agg(change)) FROM (
+        SELECT run_id, status, -count(*)::integer AS n FROM old_rows
+               WHERE status IN ('sent', 'replied', 'failed', 'skipped') GROUP BY run_id, status
     ) change WHERE change.n <> 0;
     RETURN NULL;
 END $$;
-CREATE OR REPLACE TRIGGER campaign_count_deleted AFTER DELETE ON campaign_messages
+CREATE OR REPLACE TRIGGER campaign_count_deleted AFTER DELETE ON public.campaign_messages
     REFERENCING OLD TABLE AS old_rows
-    FOR EACH STATEMENT EXECUTE FUNCTION campaign_count_deleted();
+    FOR EACH STATEMENT EXECUTE FUNCTION campaign_pipeline.campaign_count_deleted();
 
-CREATE OR REPLACE FUNCTION campaign_count_truncated() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_count_truncated() RETURNS trigger LANGUAGE plpgsql
+SECURITY DEFINER SET search_path = pg_catalog, campaign_pipeline, pg_temp AS $$
 BEGIN
-    UPDATE campaign_runs SET leads_success = 0, leads_failed = 0, leads_skipped = 0, leads_processed = 0
+    UPDATE public.campaign_runs SET leads_success = 0, leads_failed = 0, leads_skipped = 0, leads_processed = 0
     WHERE (leads_success, leads_failed, leads_skipped, leads_processed) <> (0, 0, 0, 0);
     RETURN NULL;
 END $$;
-CREATE OR REPLACE TRIGGER campaign_count_truncated AFTER TRUNCATE ON campaign_messages
-    FOR EACH STATEMENT EXECUTE FUNCTION campaign_count_truncated();
+CREATE OR REPLACE TRIGGER campaign_count_truncated AFTER TRUNCATE ON public.campaign_messages
+    FOR EACH STATEMENT EXECUTE FUNCTION campaign_pipeline.campaign_count_truncated();
 
 -- Resuming -----------------------------------------------------------------------------------------------------------
 
 -- Whoever resumes a run, by whatever tool, only sets its status. The time is kept so that the next batch spreads what
 -- became overdue meanwhile instead of sending it in a burst, and does not take it for too old.
-CREATE OR REPLACE FUNCTION campaign_note_resume() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_note_resume() RETURNS trigger LANGUAGE plpgsql
+SECURITY DEFINER SET search_path = pg_catalog, campaign_pipeline, pg_temp AS $$
 BEGIN
-    NEW.resumed_at := campaign_now();
+    NEW.resumed_at := campaign_pipeline.campaign_now();
     RETURN NEW;
 END $$;
-CREATE OR REPLACE TRIGGER campaign_note_resume BEFORE UPDATE OF status ON campaign_runs
+CREATE OR REPLACE TRIGGER campaign_note_resume BEFORE UPDATE OF status ON public.campaign_runs
     FOR EACH ROW WHEN (OLD.status = 'paused' AND NEW.status = 'running')
-    EXECUTE FUNCTION campaign_note_resume();
+    EXECUTE FUNCTION campaign_pipeline.campaign_note_resume();
 
 -- Claiming -----------------------------------------------------------------------------------------------------------
 
@@ -116,8 +130,9 @@ CREATE OR REPLACE TRIGGER campaign_note_resume BEFORE UPDATE OF status ON campai
 -- the update and what is said of them would go down the largest index twice more for each. What a claim costs at which
 -- size is in benchmarks/RESULTS.md.
 -- It once returned ids alone; a function's result cannot be replaced.
-DROP FUNCTION IF EXISTS campaign_claim_messages(uuid[], integer[], integer, uuid, text, double precision);
-CREATE FUNCTION campaign_claim_messages(
+DROP FUNCTION IF EXISTS campaign_pipeline.campaign_claim_messages(uuid[], integer[], integer, uuid, text,
+                                                                  double precision);
+CREATE FUNCTION campaign_pipeline.campaign_claim_messages(
     p_runs uuid[], p_quotas integer[], p_batch integer, p_token uuid, p_owner text, p_lease_seconds double precision
 ) RETURNS TABLE (message_id uuid, run_id uuid, inbox_id uuid, lead_id uuid, due_at timestamptz, retry_count integer)
 LANGUAGE plpgsql ROWS 500 AS $$
@@ -146,11 +161,12 @@ BEGIN
             FROM unnest(runs, quotas) AS r (run_id, quota)
             CROSS JOIN LATERAL (
                 SELECT m.ctid AS place, m.run_id
-                FROM campaign_messages m
+                FROM public.campaign_messages m
                 WHERE m.run_id = r.run_id
                   AND m.status = 'pending'
-                  AND COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) <= campaign_now()
-                  AND (m.inbox_id IS NULL OR NOT campaign_waits_for_its_inbox(m.id, m.run_id, m.inbox_id))
+                  AND COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) <= campaign_pipeline.campaign_now()
+                  AND (m.inbox_id IS NULL
+                       OR NOT campaign_pipeline.campaign_waits_for_its_inbox(m.id, m.run_id, m.inbox_id))
                 ORDER BY COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at)
                 LIMIT least(share, r.quota)
                 FOR UPDATE SKIP LOCKED
@@ -160,12 +176,14 @@ BEGIN
         EXIT WHEN picked IS NULL;
 
         RETURN QUERY
-        UPDATE campaign_messages m
-        SET status = 'queued', queued_at = campaign_now(), lease_token = p_token, lease_owner = p_owner,
-            lease_expires_at = campaign_now() + make_interval(secs => p_lease_seconds),
+        UPDATE public.campaign_messages m
+        SET status = 'queued', queued_at = campaign_pipeline.campaign_now(), lease_token = p_token,
+            lease_owner = p_owner,
+            lease_expires_at = campaign_pipeline.campaign_now() + make_interval(secs => p_lease_seconds),
             -- The inbox that its run uses now, but for a conversation that has begun through another.
-            inbox_id = CASE WHEN m.inbox_id IS NOT NULL AND campaign_is_bound(m.id, m.inbox_id) THEN m.inbox_id
-                            ELSE (SELECT r.active_inbox_id FROM campaign_runs r WHERE r.id = m.run_id) END
+            inbox_id = CASE WHEN m.inbox_id IS NOT NULL AND campaign_pipeline.campaign_is_bound(m.id, m.inbox_id)
+                THEN m.inbox_id
+                            ELSE (SELECT r.active_inbox_id FROM public.campaign_runs r WHERE r.id = m.run_id) END
         WHERE m.ctid = ANY (picked)
         RETURNING m.id, m.run_id, m.inbox_id, m.lead_id,
                   COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at), m.retry_count;
@@ -179,32 +197,34 @@ END $$;
 -- Take the messages of a shard over under a token of its own, so that an older process that still holds the batch's
 -- token can change nothing any more. Taken: what the batch leased, what a dead holder let expire, and what was given
 -- back and is due. Left: what somebody else holds, what waits for its time, what is finished.
-CREATE OR REPLACE FUNCTION campaign_take_over(
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_take_over(
     p_ids uuid[], p_batch_token uuid, p_token uuid, p_owner text, p_lease_seconds double precision
 ) RETURNS TABLE (message_id uuid, verdict text) LANGUAGE plpgsql AS $$
 BEGIN
-    PERFORM campaign_recover_leases(p_ids);
+    PERFORM campaign_pipeline.campaign_recover_leases(p_ids);
     RETURN QUERY
     WITH seen AS MATERIALIZED (
         SELECT m.id,
                CASE
                    -- Under p_token already: this very call was committed and its answer lost with the connection.
-                   WHEN m.status IN ('queued', 'generating', 'sending') AND m.lease_token IN (p_batch_token, p_token) THEN 'taken'
+                   WHEN m.status IN ('queued', 'generating', 'sending') AND m.lease_token IN (p_batch_token, p_token)
+                       THEN 'taken'
                    WHEN m.status IN ('queued', 'generating', 'sending') THEN 'held_by_another'
                    WHEN m.status = 'pending'
-                        AND COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) <= campaign_now() THEN 'taken'
+                        AND COALESCE(m.next_attempt_at, m.scheduled_at,
+                                     m.created_at) <= campaign_pipeline.campaign_now() THEN 'taken'
                    WHEN m.status = 'pending' THEN 'waits_for_its_time'
                    ELSE 'finished'
                END AS verdict
-        FROM campaign_messages m
+        FROM public.campaign_messages m
         WHERE m.id = ANY (p_ids)
         ORDER BY m.id
         FOR UPDATE OF m
     ), taken AS (
-        UPDATE campaign_messages m
-        SET status = 'queued', queued_at = COALESCE(m.queued_at, campaign_now()),
+        UPDATE public.campaign_messages m
+        SET status = 'queued', queued_at = COALESCE(m.queued_at, campaign_pipeline.campaign_now()),
             lease_token = p_token, lease_owner = p_owner,
-            lease_expires_at = campaign_now() + make_interval(secs => p_lease_seconds)
+            lease_expires_at = campaign_pipeline.campaign_now() + make_interval(secs => p_lease_seconds)
         FROM seen
         WHERE m.id = seen.id AND seen.verdict = 'taken'
     )
@@ -214,56 +234,61 @@ END $$;
 
 -- Give back what the holder did not renew (I1). A part that was being attempted may have gone out: `unknown` (I5).
 -- p_ids NULL: all. Rows that somebody works on right now are passed over.
-CREATE OR REPLACE FUNCTION campaign_recover_leases(p_ids uuid[] DEFAULT NULL)
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_recover_leases(p_ids uuid[] DEFAULT NULL)
 RETURNS TABLE (message_id uuid, run_id uuid, was text, owner text) LANGUAGE plpgsql AS $$
 DECLARE
     dead uuid[];
 BEGIN
     SELECT array_agg(d.id) INTO dead
     FROM (SELECT m.id
-          FROM campaign_messages m
+          FROM public.campaign_messages m
           WHERE m.id IN (
-                SELECT e.id FROM campaign_messages e
-                WHERE e.status IN ('queued', 'generating', 'sending') AND e.lease_expires_at <= campaign_now()
+                SELECT e.id FROM public.campaign_messages e
+                WHERE e.status IN ('queued', 'generating', 'sending')
+                    AND e.lease_expires_at <= campaign_pipeline.campaign_now()
                 UNION ALL
                 -- No expiry: queued by the system that this one replaces, which never came back for it.
-                SELECT e.id FROM campaign_messages e
+                SELECT e.id FROM public.campaign_messages e
                 WHERE e.status IN ('queued', 'generating', 'sending') AND e.lease_expires_at IS NULL
-                  AND COALESCE(e.queued_at, e.created_at) <= campaign_now() - interval '15 minutes')
+                  AND COALESCE(e.queued_at, e.created_at) <= campaign_pipeline.campaign_now() - interval '15 minutes')
             -- Again, on the row as it is once it is locked: its holder may have renewed it in between.
-            AND campaign_is_leased(m.status)
-            AND COALESCE(m.lease_expires_at, COALESCE(m.queued_at, m.created_at) + interval '15 minutes') <= campaign_now()
+            AND campaign_pipeline.campaign_is_leased(m.status)
+            AND COALESCE(m.lease_expires_at,
+                         COALESCE(m.queued_at, m.created_at)
+                             + interval '15 minutes') <= campaign_pipeline.campaign_now()
             AND (p_ids IS NULL OR m.id = ANY (p_ids))
           FOR UPDATE SKIP LOCKED) d;
     IF dead IS NULL THEN
         RETURN;
     END IF;
 
-    UPDATE campaign_message_parts p
+    UPDATE campaign_pipeline.campaign_message_parts p
     SET status = 'unknown', error_class = 'unknown', error_code = 'worker_died',
         error_message = 'The process that was sending this part ended before it could record an answer.'
     WHERE p.message_id = ANY (dead) AND p.status = 'attempting';
 
     RETURN QUERY
-    UPDATE campaign_messages m
+    UPDATE public.campaign_messages m
     SET status = 'pending', lease_token = NULL, lease_expires_at = NULL,
-        last_error = format('Taken back from %s, which stopped renewing its lease.', COALESCE(m.lease_owner, 'a dead process'))
-    FROM campaign_messages old
+        last_error
+            = format('Taken back from %s, which stopped renewing its lease.', COALESCE(m.lease_owner, 'a dead process'))
+    FROM public.campaign_messages old
     WHERE m.id = ANY (dead) AND old.id = m.id
     RETURNING m.id, m.run_id, old.status, old.lease_owner;
 END $$;
 
--- A word on the plans of what follows. Each function handles a few dozen ids of tables of millions, by index. The server
--- keeps one plan for all calls and guesses the size of a JSON array at 100 rows, so a plan made while the tables were
--- small reads them whole for ever (5,000 messages: 2,172 scans of campaign_messages, 10.9 M rows). Hence the SET clauses:
+-- A word on the plans of what follows. Each function handles a few dozen ids of tables of millions, by index. The
+-- server keeps one plan for all calls and guesses the size of a JSON array at 100 rows, so a plan made while the tables
+-- were small reads them whole for ever (5,000 messages: 2,172 scans of campaign_messages, 10.9 M rows). Hence the SET
+-- clauses:
 -- 2.78 -> 0.72 ms a message in groups of 17, together with the indexes on conversations.
--- And one plan a connection from the first call on (plan_cache_mode), where the server would plan each statement anew five
--- times, and some of them always: one message at a time, begin_parts 2.7 -> 1.1 ms, start_generating 1.1 -> 0.65.
+-- And one plan a connection from the first call on (plan_cache_mode), where the server would plan each statement anew
+-- five times, and some of them always: one message at a time, begin_parts 2.7 -> 1.1 ms, start_generating 1.1 -> 0.65.
 
 -- Whether a status is one of a leased message. Asked like this of rows that are found by their id: spelled as in the
 -- indexes of leased messages, the planner, which believes that hardly any message is leased, reads all that are
 -- (5,000 leased, groups of 20: 0.39 ms a message in start_generating and 0.26 in settle, instead of 0.06 and 0.10).
-CREATE OR REPLACE FUNCTION campaign_is_leased(p_status text) RETURNS boolean
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_is_leased(p_status text) RETURNS boolean
 LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
     SELECT p_status NOT IN ('pending', 'sent', 'replied', 'failed', 'skipped')
 $$;
@@ -272,9 +297,9 @@ $$;
 
 -- May these leased messages go on? 'go', or why not. With its text begun to be sent only a lost lease or a closed inbox
 -- stops a message: half a message is worse than a late pause. Items: {id, token}, at most one a message.
--- One statement for all of them: as a function of one message, called in an expression, it took two thirds of the time of
--- begin_parts (EXPLAIN of nested statements, groups of 20: 9.1 of 13.7 ms, planned and run four times a message).
-CREATE OR REPLACE FUNCTION campaign_verdicts(p_items jsonb, p_needs_model boolean)
+-- One statement for all of them: as a function of one message, called in an expression, it took two thirds of the time
+-- of begin_parts (EXPLAIN of nested statements, groups of 20: 9.1 of 13.7 ms, planned and run four times a message).
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_verdicts(p_items jsonb, p_needs_model boolean)
 RETURNS TABLE (message_id uuid, verdict text) LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 #variable_conflict use_column
@@ -282,50 +307,53 @@ BEGIN
     RETURN QUERY
     SELECT i.id, CASE
         WHEN m.id IS NULL OR m.lease_token IS DISTINCT FROM i.token
-             OR m.status NOT IN ('queued', 'generating', 'sending') OR m.lease_expires_at <= campaign_now() THEN 'lost'
+             OR m.status NOT IN ('queued', 'generating', 'sending')
+                 OR m.lease_expires_at <= campaign_pipeline.campaign_now() THEN 'lost'
         WHEN r.status <> 'running' AND NOT begun.yes THEN 'run_' || r.status
-        WHEN EXISTS (SELECT 1 FROM campaign_pauses) AND EXISTS (
-            SELECT 1 FROM campaign_pauses p
-            WHERE (p.kind = 'systemic' OR p.until > campaign_now()) AND p.probe_message_id IS DISTINCT FROM m.id
+        WHEN EXISTS (SELECT 1 FROM campaign_pipeline.campaign_pauses) AND EXISTS (
+            SELECT 1 FROM campaign_pipeline.campaign_pauses p
+            WHERE (p.kind = 'systemic' OR p.until > campaign_pipeline.campaign_now()) AND p.probe_message_id
+                IS DISTINCT FROM m.id
               AND (   (p.scope = 'inbox' AND p.scope_id = COALESCE(m.inbox_id, c.inbox_id)::text)
                    -- A limit on spending keeps texts from being written, not those that were paid for from going out.
                    OR (p.scope = 'run' AND p.scope_id = r.id::text AND NOT begun.yes
                        AND (p_needs_model OR p.code <> 'spending_limit'))
                    OR (p_needs_model AND p.scope = 'workspace' AND p.scope_id = c.workspace_id::text)
                    -- The account that all share, but for workspaces that pay with a key of their own.
-                   OR (p_needs_model AND p.scope = 'provider' AND campaign_own_key(c.workspace_id) IS NULL)
+                   OR (p_needs_model AND p.scope = 'provider'
+                       AND campaign_pipeline.campaign_own_key(c.workspace_id) IS NULL)
                    OR (p_needs_model AND p.scope = 'model' AND p.scope_id IN (
-                        SELECT a.model FROM ai_agents a WHERE a.workspace_id = c.workspace_id AND a.is_active)))
+                        SELECT a.model FROM public.ai_agents a WHERE a.workspace_id = c.workspace_id AND a.is_active)))
         ) THEN 'scope_paused'
         ELSE 'go'
     END
     FROM jsonb_to_recordset(p_items) AS i (id uuid, token uuid)
-    LEFT JOIN campaign_messages m ON m.id = i.id
-    LEFT JOIN campaign_runs r ON r.id = m.run_id
-    LEFT JOIN campaign_configs c ON c.id = r.config_id
+    LEFT JOIN public.campaign_messages m ON m.id = i.id
+    LEFT JOIN public.campaign_runs r ON r.id = m.run_id
+    LEFT JOIN public.campaign_configs c ON c.id = r.config_id
     CROSS JOIN LATERAL (SELECT EXISTS (
-        SELECT 1 FROM campaign_message_parts p WHERE p.message_id = i.id AND p.status = 'sent') AS yes) begun;
+        SELECT 1 FROM campaign_pipeline.campaign_message_parts p WHERE p.message_id = i.id AND p.status = 'sent')
+               AS yes) begun;
 END $$;
--- What it was until it answered for all at once.
-DROP FUNCTION IF EXISTS campaign_verdict(campaign_messages, uuid, boolean, boolean);
 
 -- Before the model is called: still leased, run still running, nothing paused? Then status `generating`.
 -- Items: {id, token}.
-CREATE OR REPLACE FUNCTION campaign_start_generating(p_items jsonb)
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_start_generating(p_items jsonb)
 RETURNS TABLE (message_id uuid, verdict text) LANGUAGE plpgsql
-SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan AS $$
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan
+    AS $$
 #variable_conflict use_column
 BEGIN
     RETURN QUERY
     WITH item AS MATERIALIZED (
         SELECT v.message_id AS id, v.verdict, i.token
-        FROM campaign_verdicts(p_items, true) v
+        FROM campaign_pipeline.campaign_verdicts(p_items, true) v
         JOIN jsonb_to_recordset(p_items) AS i (id uuid, token uuid) ON i.id = v.message_id
     ), started AS (
-        UPDATE campaign_messages m SET status = 'generating'
+        UPDATE public.campaign_messages m SET status = 'generating'
         FROM item
         WHERE m.id = item.id AND item.verdict = 'go'
-          AND m.lease_token = item.token AND campaign_is_leased(m.status) AND m.status <> 'sending'
+          AND m.lease_token = item.token AND campaign_pipeline.campaign_is_leased(m.status) AND m.status <> 'sending'
         RETURNING m.id
     )
     SELECT item.id, CASE WHEN item.verdict = 'go' AND started.id IS NULL THEN 'lost' ELSE item.verdict END
@@ -341,10 +369,11 @@ END $$;
 -- Repeating an item after a lost connection is safe: the same token and attempt number find their own row and go on.
 -- Where an inbox or a campaign has a pace: 'paced' until its turn comes (wait_seconds, wait_code), and what goes has to
 -- leave within grace_seconds of asking, else its slot is to be given back (see pacing.sql).
-CREATE OR REPLACE FUNCTION campaign_begin_parts(p_items jsonb)
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_begin_parts(p_items jsonb)
 RETURNS TABLE (message_id uuid, verdict text, conversation_id uuid,
                wait_seconds double precision, wait_code text, grace_seconds double precision) LANGUAGE plpgsql
-SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan AS $$
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan
+    AS $$
 #variable_conflict use_column
 DECLARE
     verdicts jsonb;    -- message -> verdict
@@ -355,73 +384,80 @@ DECLARE
     conversations jsonb;  -- message -> conversation, where it had none
 BEGIN
     -- Locked from here to the commit, so that nobody takes a message over between the check and the intent.
-    PERFORM 1 FROM campaign_messages m
+    PERFORM 1 FROM public.campaign_messages m
     WHERE m.id IN (SELECT i.id FROM jsonb_to_recordset(p_items) AS i (id uuid)) ORDER BY m.id FOR UPDATE;
 
     SELECT jsonb_object_agg(v.message_id, v.verdict),
            array_agg(v.message_id) FILTER (WHERE v.verdict <> 'lost'),
            array_agg(v.message_id) FILTER (WHERE v.verdict = 'go' AND i.part_no > 0)
     INTO verdicts, held, going
-    FROM campaign_verdicts(p_items, false) v
+    FROM campaign_pipeline.campaign_verdicts(p_items, false) v
     JOIN jsonb_to_recordset(p_items) AS i (id uuid, part_no integer) ON i.id = v.message_id;
 
-    refused := campaign_refused_by_consent(p_items, going);
+    refused := campaign_pipeline.campaign_refused_by_consent(p_items, going);
     IF refused IS NOT NULL THEN
         verdicts := verdicts || refused;
         going := ARRAY(SELECT g.id FROM unnest(going) AS g (id) WHERE NOT refused ? g.id::text);
     END IF;
 
-    slots := campaign_take_slots(p_items, going);
+    slots := campaign_pipeline.campaign_take_slots(p_items, going);
     IF slots IS NOT NULL THEN
-        going := ARRAY(SELECT g.id FROM unnest(going) AS g (id) WHERE NOT COALESCE(slots -> g.id::text ? 'wait', false));
+        going := ARRAY(SELECT g.id FROM unnest(going) AS g (id)
+                       WHERE NOT COALESCE(slots -> g.id::text ? 'wait', false));
     END IF;
 
     IF jsonb_path_exists(p_items, '$[*].ai_cost_usd') THEN
-        PERFORM campaign_note_spending(p_items, held);
+        PERFORM campaign_pipeline.campaign_note_spending(p_items, held);
     END IF;
 
     -- A new text: its parts, the one to be sent now already as an attempt.
-    INSERT INTO campaign_message_parts AS p
-        (message_id, part_no, text, status, idempotency_key, attempts, attempt_token, attempted_at, address, address_kind, inbox_id)
+    INSERT INTO campaign_pipeline.campaign_message_parts AS p
+        (message_id, part_no, text, status, idempotency_key, attempts, attempt_token, attempted_at, address,
+         address_kind, inbox_id)
     SELECT i.id, t.no, t.text,
            CASE WHEN now_.yes THEN 'attempting' ELSE 'planned' END,
            i.id || ':' || t.no,
            CASE WHEN now_.yes THEN 1 ELSE 0 END,
            CASE WHEN now_.yes THEN i.token END,
-           CASE WHEN now_.yes THEN campaign_now() END,
-           NULLIF(i.address, ''), campaign_address_kind(i.address), i.inbox_id
-    FROM jsonb_to_recordset(p_items) AS i (id uuid, token uuid, part_no integer, address text, inbox_id uuid, parts text[])
+           CASE WHEN now_.yes THEN campaign_pipeline.campaign_now() END,
+           NULLIF(i.address, ''), campaign_pipeline.campaign_address_kind(i.address), i.inbox_id
+    FROM jsonb_to_recordset(p_items)
+        AS i (id uuid, token uuid, part_no integer, address text, inbox_id uuid, parts text[])
     CROSS JOIN LATERAL unnest(i.parts) WITH ORDINALITY AS t (text, no)
     CROSS JOIN LATERAL (SELECT t.no = i.part_no AND i.id = ANY (going) AS yes) now_
     -- Only where no text was cut yet: parts of two texts must never stand in one ledger.
-    WHERE i.id = ANY (held) AND NOT EXISTS (SELECT 1 FROM campaign_message_parts old WHERE old.message_id = i.id)
+    WHERE i.id = ANY (held)
+        AND NOT EXISTS (SELECT 1 FROM campaign_pipeline.campaign_message_parts old WHERE old.message_id = i.id)
     ON CONFLICT DO NOTHING;
 
     -- A later part, or another attempt at one.
-    UPDATE campaign_message_parts p
-    SET status = 'attempting', attempts = i.attempt_no, attempt_token = i.token, attempted_at = campaign_now(),
-        address = i.address, address_kind = campaign_address_kind(i.address), inbox_id = i.inbox_id, error_class = NULL, error_code = NULL, error_message = NULL,
+    UPDATE campaign_pipeline.campaign_message_parts p
+    SET status = 'attempting', attempts = i.attempt_no, attempt_token = i.token,
+        attempted_at = campaign_pipeline.campaign_now(),
+        address = i.address, address_kind = campaign_pipeline.campaign_address_kind(i.address), inbox_id = i.inbox_id,
+            error_class = NULL, error_code = NULL, error_message = NULL,
         resend_approved_at = NULL
-    FROM jsonb_to_recordset(p_items) AS i (id uuid, token uuid, part_no integer, attempt_no integer, address text, inbox_id uuid)
+    FROM jsonb_to_recordset(p_items)
+        AS i (id uuid, token uuid, part_no integer, attempt_no integer, address text, inbox_id uuid)
     WHERE i.id = ANY (going) AND p.message_id = i.id AND p.part_no = i.part_no
       AND p.status = 'planned' AND p.attempts = i.attempt_no - 1;
 
     -- Nothing may be requested that the ledger does not have as this very attempt.
     SELECT array_agg(p.message_id) INTO going
     FROM jsonb_to_recordset(p_items) AS i (id uuid, token uuid, part_no integer, attempt_no integer)
-    JOIN campaign_message_parts p ON p.message_id = i.id AND p.part_no = i.part_no
+    JOIN campaign_pipeline.campaign_message_parts p ON p.message_id = i.id AND p.part_no = i.part_no
     WHERE i.id = ANY (going) AND p.status = 'attempting' AND p.attempts = i.attempt_no AND p.attempt_token = i.token;
 
     IF slots IS NOT NULL THEN
-        UPDATE campaign_message_parts p SET slot_at = campaign_now()
+        UPDATE campaign_pipeline.campaign_message_parts p SET slot_at = campaign_pipeline.campaign_now()
         FROM jsonb_to_recordset(p_items) AS i (id uuid, part_no integer)
         WHERE i.id = ANY (going) AND slots ? i.id::text AND p.message_id = i.id AND p.part_no = i.part_no
           AND p.slot_at IS NULL;
     END IF;
 
-    conversations := campaign_find_conversations(p_items, going);
+    conversations := campaign_pipeline.campaign_find_conversations(p_items, going);
 
-    UPDATE campaign_messages m
+    UPDATE public.campaign_messages m
     SET conversation_id       = COALESCE(m.conversation_id, (conversations ->> m.id::text)::uuid),
         status                = CASE WHEN m.id = ANY (going) THEN 'sending' ELSE m.status END,
         generated_message     = COALESCE(m.generated_message, i.text),
@@ -434,16 +470,18 @@ BEGIN
                                      THEN COALESCE(m.ai_cost_usd, 0) + i.ai_cost_usd ELSE m.ai_cost_usd END,
         ai_generation_time_ms = COALESCE(i.ai_generation_time_ms, m.ai_generation_time_ms),
         address               = COALESCE(NULLIF(i.address, ''), m.address),
-        address_kind          = COALESCE(campaign_address_kind(i.address), m.address_kind),
+        address_kind          = COALESCE(campaign_pipeline.campaign_address_kind(i.address), m.address_kind),
         phone_normalized      = CASE WHEN i.channel = 'email' THEN m.phone_normalized
                                      ELSE COALESCE(NULLIF(i.address, ''), m.phone_normalized) END,
         inbox_id              = CASE WHEN m.id = ANY (going) THEN COALESCE(i.inbox_id, m.inbox_id) ELSE m.inbox_id END
-    FROM jsonb_to_recordset(p_items) AS i (id uuid, address text, channel text, inbox_id uuid, text text, subject text, template jsonb, ai_model text,
+    FROM jsonb_to_recordset(p_items)
+        AS i (id uuid, address text, channel text, inbox_id uuid, text text, subject text, template jsonb,
+              ai_model text,
          ai_tokens_used integer, ai_cost_usd numeric, ai_generation_time_ms integer)
     WHERE m.id = i.id AND m.id = ANY (held);
 
     -- A probe that got its text proves that the language model works again.
-    DELETE FROM campaign_pauses
+    DELETE FROM campaign_pipeline.campaign_pauses
     WHERE probe_message_id = ANY (going) AND scope IN ('workspace', 'model', 'provider');
 
     RETURN QUERY
@@ -454,12 +492,14 @@ BEGIN
            m.conversation_id,
            (slots -> i.id::text ->> 'wait')::double precision, slots -> i.id::text ->> 'code',
            (slots -> i.id::text ->> 'grace')::double precision
-    FROM jsonb_to_recordset(p_items) AS i (id uuid, part_no integer) LEFT JOIN campaign_messages m ON m.id = i.id;
+    FROM jsonb_to_recordset(p_items) AS i (id uuid, part_no integer) LEFT
+        JOIN public.campaign_messages m ON m.id = i.id;
 END $$;
 
 -- The conversation of each message that has none: the lead's newest, else the phone's newest, else a new one; in the
 -- same channel. Returns {message: conversation}; the caller writes it with all else that it changes of the message.
-CREATE OR REPLACE FUNCTION campaign_find_conversations(p_items jsonb, p_ids uuid[]) RETURNS jsonb LANGUAGE plpgsql
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_find_conversations(p_items jsonb, p_ids uuid[]) RETURNS jsonb
+    LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 DECLARE
     answer jsonb;
@@ -468,26 +508,30 @@ BEGIN
         SELECT m.id, m.lead_id, m.run_id, c.workspace_id, COALESCE(m.inbox_id, c.inbox_id) AS inbox_id,
                i.address, i.channel, i.contact_name, COALESCE(by_lead.id, by_phone.id) AS known
         FROM jsonb_to_recordset(p_items) AS i (id uuid, address text, channel text, contact_name text)
-        JOIN campaign_messages m ON m.id = i.id AND m.conversation_id IS NULL
-        JOIN campaign_runs r ON r.id = m.run_id
-        JOIN campaign_configs c ON c.id = r.config_id
+        JOIN public.campaign_messages m ON m.id = i.id AND m.conversation_id IS NULL
+        JOIN public.campaign_runs r ON r.id = m.run_id
+        JOIN public.campaign_configs c ON c.id = r.config_id
         LEFT JOIN LATERAL (
-            SELECT v.id FROM conversations v
-            WHERE v.workspace_id = c.workspace_id AND v.lead_id = m.lead_id AND COALESCE(v.channel, 'whatsapp') = i.channel
+            SELECT v.id FROM public.conversations v
+            WHERE v.workspace_id = c.workspace_id AND v.lead_id = m.lead_id
+                AND COALESCE(v.channel, 'whatsapp') = i.channel
             ORDER BY v.last_message_at DESC NULLS LAST, v.created_at DESC LIMIT 1) by_lead ON true
         LEFT JOIN LATERAL (
-            SELECT v.id FROM conversations v
+            SELECT v.id FROM public.conversations v
             WHERE by_lead.id IS NULL AND v.workspace_id = c.workspace_id
-              AND v.contact_phone IN (i.address, '+' || i.address, m.phone_number)  -- an e-mail address, too, is kept there
+              -- an e-mail address, too, is kept there
+              AND v.contact_phone IN (i.address, '+' || i.address, m.phone_number)
               AND COALESCE(v.channel, 'whatsapp') = i.channel
             ORDER BY v.last_message_at DESC NULLS LAST, v.created_at DESC LIMIT 1) by_phone ON true
         WHERE m.id = ANY (p_ids)
     ), made AS (
-        INSERT INTO conversations (id, workspace_id, inbox_id, lead_id, contact_name, contact_phone, channel, status,
+        INSERT INTO public.conversations (id, workspace_id, inbox_id, lead_id, contact_name, contact_phone, channel,
+                                          status,
                                    campaign_run_id, created_at)
         -- One a lead, though two of its messages are begun in this very statement.
         SELECT DISTINCT ON (workspace_id, COALESCE(lead_id, id))
-               gen_random_uuid(), workspace_id, inbox_id, lead_id, contact_name, address, channel, 'open', run_id, campaign_now()
+               gen_random_uuid(), workspace_id, inbox_id, lead_id, contact_name, address, channel, 'open', run_id,
+                   campaign_pipeline.campaign_now()
         FROM item WHERE known IS NULL
         ORDER BY workspace_id, COALESCE(lead_id, id)
         RETURNING id, workspace_id, lead_id, contact_phone
@@ -502,14 +546,17 @@ END $$;
 -- What came of it: the outcome of a part, the next state of its message, or both; all of one commit.
 -- Items: {id, token, part_no, attempt_no, outcome, code, reason, provider_message_id, response, address, duration_ms,
 --         looked_up, status, error_class, delay_seconds, count_attempt, unrequested, in_conversation}.
---   outcome  what is now known of attempt attempt_no of the part: sent, planned (surely not out), unknown, failed; or null
+--   outcome  what is now known of attempt attempt_no of the part: sent, planned (surely not out), unknown, failed; or
+-- null
 --   status   where the message goes: sent, pending, failed, skipped; null: it stays where it is
 -- The fact that a part was sent is taken from whoever brings it, even after its lease is lost and whatever was believed
 -- of that attempt meanwhile: it can only prevent a double. Everything else needs the lease.
--- `applied`: the ledger has this outcome, now or from an earlier call whose answer was lost; `moved`: the message is in the wanted state; `final`: its status now.
-CREATE OR REPLACE FUNCTION campaign_settle(p_items jsonb)
+-- `applied`: the ledger has this outcome, now or from an earlier call whose answer was lost; `moved`: the message is in
+-- the wanted state; `final`: its status now.
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_settle(p_items jsonb)
 RETURNS TABLE (message_id uuid, applied boolean, moved boolean, final text) LANGUAGE plpgsql
-SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan AS $$
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan
+    AS $$
 #variable_conflict use_column
 DECLARE
     held      uuid[];   -- messages whose lease the caller holds
@@ -519,31 +566,34 @@ DECLARE
     slotted   uuid[];   -- of these: where the part had taken a slot
 BEGIN
     -- All rows in one order, leased or not: a late fact and the new holder may meet here.
-    PERFORM 1 FROM campaign_messages m
+    PERFORM 1 FROM public.campaign_messages m
     WHERE m.id IN (SELECT i.id FROM jsonb_to_recordset(p_items) AS i (id uuid)) ORDER BY m.id FOR UPDATE;
 
     SELECT array_agg(m.id) INTO held
     FROM jsonb_to_recordset(p_items) AS i (id uuid, token uuid)
-    JOIN campaign_messages m ON m.id = i.id AND m.lease_token = i.token AND campaign_is_leased(m.status);
+    JOIN public.campaign_messages m ON m.id = i.id AND m.lease_token = i.token
+        AND campaign_pipeline.campaign_is_leased(m.status);
 
     WITH settled AS (
-        UPDATE campaign_message_parts p
+        UPDATE campaign_pipeline.campaign_message_parts p
         SET status = i.outcome,
             provider_message_id = COALESCE(i.provider_message_id, p.provider_message_id),
             provider_response = COALESCE(i.response, p.provider_response),
             address = COALESCE(i.address, p.address),
-            sent_at = CASE WHEN i.outcome = 'sent' THEN campaign_now() END,
-            looked_up_at = CASE WHEN i.looked_up THEN campaign_now() ELSE p.looked_up_at END,
+            sent_at = CASE WHEN i.outcome = 'sent' THEN campaign_pipeline.campaign_now() END,
+            looked_up_at = CASE WHEN i.looked_up THEN campaign_pipeline.campaign_now() ELSE p.looked_up_at END,
             duration_ms = COALESCE(i.duration_ms, p.duration_ms),
             error_class = CASE WHEN i.outcome <> 'sent' THEN COALESCE(i.error_class, CASE i.outcome
                                WHEN 'unknown' THEN 'unknown' WHEN 'failed' THEN 'permanent' END) END,
             error_code = i.code, error_message = i.reason,
             history = CASE WHEN i.outcome = 'sent' AND NOT COALESCE(i.looked_up, false) THEN p.history
                            ELSE p.history || jsonb_build_array(jsonb_build_object(
-                                'at', campaign_now(), 'attempt', p.attempts, 'started', p.attempted_at,
+                                'at', campaign_pipeline.campaign_now(), 'attempt', p.attempts, 'started',
+                                    p.attempted_at,
                                 'outcome', i.outcome, 'code', i.code, 'reason', i.reason, 'looked_up', i.looked_up)) END
         FROM jsonb_to_recordset(p_items) AS i (id uuid, part_no integer, attempt_no integer, outcome text, code text,
-             reason text, provider_message_id text, response jsonb, address text, duration_ms integer, looked_up boolean,
+             reason text, provider_message_id text, response jsonb, address text, duration_ms integer,
+                 looked_up boolean,
              error_class text, in_conversation boolean)
         WHERE p.message_id = i.id AND p.part_no = i.part_no
           AND CASE WHEN i.outcome = 'sent' THEN p.status <> 'sent' AND i.attempt_no <= p.attempts
@@ -551,19 +601,20 @@ BEGIN
         RETURNING p.message_id, p.part_no, p.status, p.slot_at, i.in_conversation
     )
     SELECT array_agg(s.message_id),
-           jsonb_agg(jsonb_build_object('id', s.message_id, 'part_no', s.part_no, 'written', s.in_conversation)) FILTER (WHERE s.status = 'sent'),
+           jsonb_agg(jsonb_build_object('id', s.message_id, 'part_no', s.part_no, 'written', s.in_conversation))
+               FILTER (WHERE s.status = 'sent'),
            array_agg(s.message_id) FILTER (WHERE s.slot_at IS NOT NULL)
     INTO changed, out_now, slotted FROM settled s;
 
     IF slotted IS NOT NULL THEN
-        PERFORM campaign_settle_slots(p_items, slotted);
+        PERFORM campaign_pipeline.campaign_settle_slots(p_items, slotted);
     END IF;
 
     -- Counters are raised twice below, for what is sent and for what is not. Their runs are locked once and in order,
     -- or two shards that work the same two runs could wait for each other.
-    PERFORM 1 FROM campaign_runs r
+    PERFORM 1 FROM public.campaign_runs r
     WHERE r.id IN (SELECT m.run_id FROM jsonb_to_recordset(p_items) AS i (id uuid, outcome text, status text)
-                   JOIN campaign_messages m ON m.id = i.id
+                   JOIN public.campaign_messages m ON m.id = i.id
                    WHERE i.outcome = 'sent' OR i.status IN ('failed', 'skipped'))
     ORDER BY r.id FOR NO KEY UPDATE;
 
@@ -572,18 +623,23 @@ BEGIN
         SELECT i.id
         FROM jsonb_to_recordset(p_items) AS i (id uuid)
         WHERE i.id = ANY (changed)
-          AND NOT EXISTS (SELECT 1 FROM campaign_message_parts p WHERE p.message_id = i.id AND p.status <> 'sent')
+          AND NOT EXISTS (SELECT 1 FROM campaign_pipeline.campaign_message_parts p WHERE p.message_id = i.id
+                          AND p.status <> 'sent')
     ), done AS (
-        UPDATE campaign_messages m
-        SET status = 'sent', sent_at = campaign_now(), finished_at = campaign_now(),
+        UPDATE public.campaign_messages m
+        SET status = 'sent', sent_at = campaign_pipeline.campaign_now(), finished_at = campaign_pipeline.campaign_now(),
             provider_message_id = last.provider_message_id, provider_response = last.provider_response,
             send_time_ms = total.duration_ms,
             error_class = NULL, error_code = NULL, error_message = NULL,
             lease_expires_at = CASE WHEN m.id = ANY (held) THEN m.lease_expires_at END
         FROM complete
-        CROSS JOIN LATERAL (SELECT p.provider_message_id, p.provider_response FROM campaign_message_parts p
+        CROSS
+            JOIN LATERAL (SELECT p.provider_message_id, p.provider_response
+                          FROM campaign_pipeline.campaign_message_parts p
                             WHERE p.message_id = complete.id ORDER BY p.part_no DESC LIMIT 1) last
-        CROSS JOIN LATERAL (SELECT sum(p.duration_ms)::integer AS duration_ms FROM campaign_message_parts p
+        CROSS
+            JOIN LATERAL (SELECT sum(p.duration_ms)::integer AS duration_ms
+                          FROM campaign_pipeline.campaign_message_parts p
                             WHERE p.message_id = complete.id) total
         WHERE m.id = complete.id AND m.status NOT IN ('sent', 'replied')
         RETURNING m.id
@@ -591,29 +647,30 @@ BEGIN
     SELECT array_agg(done.id) INTO sent_now FROM done;
 
     -- Everything else that the caller decided, for messages that it still holds.
-    UPDATE campaign_messages m
+    UPDATE public.campaign_messages m
     SET status = i.status,
         lease_token = CASE WHEN i.status = 'pending' THEN NULL ELSE m.lease_token END,
         lease_expires_at = CASE WHEN i.status = 'pending' THEN NULL ELSE m.lease_expires_at END,
         -- No delay: due as before, so that a claim given back untouched keeps its place.
         next_attempt_at = CASE WHEN i.delay_seconds IS NOT NULL
                                -- A provider's Retry-After may be any number; a week is the longest that is believed.
-                               THEN campaign_now() + make_interval(secs => least(i.delay_seconds, 604800)) ELSE m.next_attempt_at END,
+                               THEN campaign_pipeline.campaign_now()
+                                   + make_interval(secs => least(i.delay_seconds, 604800)) ELSE m.next_attempt_at END,
         retry_count = m.retry_count + CASE WHEN i.count_attempt THEN 1 ELSE 0 END,
         error_class = i.error_class, error_code = i.code,
         error_message = CASE WHEN i.status IN ('failed', 'skipped') THEN i.reason END,
         last_error = COALESCE(i.reason, m.last_error),
-        finished_at = CASE WHEN i.status IN ('failed', 'skipped') THEN campaign_now() END
+        finished_at = CASE WHEN i.status IN ('failed', 'skipped') THEN campaign_pipeline.campaign_now() END
     FROM jsonb_to_recordset(p_items) AS i (id uuid, status text, code text, reason text, error_class text,
          delay_seconds double precision, count_attempt boolean)
     WHERE m.id = i.id AND m.id = ANY (held) AND i.status IN ('pending', 'failed', 'skipped')
-      AND campaign_is_leased(m.status);
+      AND campaign_pipeline.campaign_is_leased(m.status);
 
     -- A refusal that means "never again" holds for every campaign.
-    PERFORM campaign_suppress_refused(p_items, held);
+    PERFORM campaign_pipeline.campaign_suppress_refused(p_items, held);
 
     -- A late fact about a message that ended as unknown or skipped, with parts still to go: back-fill finds it.
-    UPDATE campaign_messages m
+    UPDATE public.campaign_messages m
     SET status = 'failed', error_class = 'exhausted', error_code = 'incomplete',
         error_message = 'A part turned out to be sent after all; the parts after it were never tried.'
     WHERE m.id IN (SELECT (o ->> 'id')::uuid FROM jsonb_array_elements(out_now) AS o)
@@ -621,59 +678,63 @@ BEGIN
       -- campaign_is_leased): 1.4 ms a message after 20,000.
       AND m.status NOT IN ('pending', 'queued', 'generating', 'sending', 'sent', 'replied')
       AND (m.status <> 'failed' OR m.error_class = 'unknown')
-      AND NOT EXISTS (SELECT 1 FROM campaign_message_parts p WHERE p.message_id = m.id AND p.status IN ('unknown', 'attempting'));
+      AND NOT EXISTS (SELECT 1 FROM campaign_pipeline.campaign_message_parts p WHERE p.message_id = m.id
+                      AND p.status IN ('unknown', 'attempting'));
 
-    PERFORM campaign_show_in_conversation(out_now);
-    PERFORM campaign_move_leads(sent_now);
+    PERFORM campaign_pipeline.campaign_show_in_conversation(out_now);
+    PERFORM campaign_pipeline.campaign_move_leads(sent_now);
 
     -- A probe that went out closes the circuits it was sent to try.
-    DELETE FROM campaign_pauses WHERE probe_message_id = ANY (sent_now);
+    DELETE FROM campaign_pipeline.campaign_pauses WHERE probe_message_id = ANY (sent_now);
 
     RETURN QUERY
     SELECT i.id,
-           EXISTS (SELECT 1 FROM campaign_message_parts p WHERE p.message_id = i.id AND p.part_no = i.part_no
+           EXISTS (SELECT 1 FROM campaign_pipeline.campaign_message_parts p WHERE p.message_id = i.id
+                   AND p.part_no = i.part_no
                    AND p.status = i.outcome AND p.attempts >= i.attempt_no),
            COALESCE(m.status = i.status AND (i.status = 'pending' OR m.lease_token = i.token), false), m.status
-    FROM jsonb_to_recordset(p_items) AS i (id uuid, token uuid, status text, part_no integer, attempt_no integer, outcome text)
-    LEFT JOIN campaign_messages m ON m.id = i.id;
+    FROM jsonb_to_recordset(p_items)
+        AS i (id uuid, token uuid, status text, part_no integer, attempt_no integer, outcome text)
+    LEFT JOIN public.campaign_messages m ON m.id = i.id;
 END $$;
 
 -- Parts that went out appear in the CRM's chat, unless their provider wrote them there itself (`written`).
 -- p_parts: [{id, part_no, written}] or null.
-CREATE OR REPLACE FUNCTION campaign_show_in_conversation(p_parts jsonb) RETURNS void LANGUAGE plpgsql
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_show_in_conversation(p_parts jsonb) RETURNS void LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 BEGIN
     WITH part AS (
         SELECT m.conversation_id, m.run_id, m.lead_id, p.text, p.provider_message_id, p.part_no, p.sent_at, i.written
         FROM jsonb_to_recordset(p_parts) AS i (id uuid, part_no integer, written boolean)
-        JOIN campaign_message_parts p ON p.message_id = i.id AND p.part_no = i.part_no
-        JOIN campaign_messages m ON m.id = i.id
+        JOIN campaign_pipeline.campaign_message_parts p ON p.message_id = i.id AND p.part_no = i.part_no
+        JOIN public.campaign_messages m ON m.id = i.id
         WHERE m.conversation_id IS NOT NULL
     ), shown AS (
-        INSERT INTO messages (conversation_id, content_type, message_type, text_content, provider_message_id, is_read,
+        INSERT INTO public.messages (conversation_id, content_type, message_type, text_content, provider_message_id,
+                                     is_read,
                               sent_by, created_at)
         SELECT conversation_id, 'text', 'outgoing', text, provider_message_id, true, 'ai', sent_at FROM part
         WHERE written IS NOT TRUE ORDER BY part_no
     ), newest AS (
         SELECT DISTINCT ON (conversation_id) * FROM part ORDER BY conversation_id, part_no DESC
     )
-    UPDATE conversations v
+    UPDATE public.conversations v
     SET last_message = newest.text, last_message_at = newest.sent_at, campaign_run_id = newest.run_id,
         lead_id = COALESCE(v.lead_id, newest.lead_id)
     FROM newest WHERE v.id = newest.conversation_id;
 END $$;
 
 -- A contacted lead moves on in the sales funnel, unless somebody moved it meanwhile.
-CREATE OR REPLACE FUNCTION campaign_move_leads(p_ids uuid[]) RETURNS void LANGUAGE plpgsql
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_move_leads(p_ids uuid[]) RETURNS void LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 BEGIN
-    UPDATE leads l
+    UPDATE public.leads l
     SET column_id = CASE WHEN l.column_id = c.source_column_id AND c.target_column_id IS NOT NULL
                          THEN c.target_column_id ELSE l.column_id END,
-        last_activity_at = campaign_now()
-    FROM campaign_messages m
-    JOIN campaign_runs r ON r.id = m.run_id
-    JOIN campaign_configs c ON c.id = r.config_id
+        last_activity_at = campaign_pipeline.campaign_now()
+    FROM public.campaign_messages m
+    JOIN public.campaign_runs r ON r.id = m.run_id
+    JOIN public.campaign_configs c ON c.id = r.config_id
     WHERE m.id = ANY (p_ids) AND l.id = m.lead_id;
 END $$;
 
@@ -682,33 +743,37 @@ END $$;
 -- Put failed messages back in the queue, due now, with all their attempts before them; parts that were sent stay sent.
 -- What may have gone out (class unknown) is left alone unless it is asked for by p_resend_unknown: then it is looked up
 -- once more, and sent if it is not found. A run that was closed over them opens again, to close anew.
-CREATE OR REPLACE FUNCTION campaign_requeue_failed(p_ids uuid[], p_resend_unknown boolean DEFAULT false)
+CREATE
+    OR REPLACE FUNCTION campaign_pipeline.campaign_requeue_failed(p_ids uuid[], p_resend_unknown boolean DEFAULT false)
 RETURNS SETOF uuid LANGUAGE plpgsql AS $$
 DECLARE
     again uuid[];
 BEGIN
     SELECT array_agg(f.id) INTO again
-    FROM (SELECT m.id FROM campaign_messages m
+    FROM (SELECT m.id FROM public.campaign_messages m
           WHERE m.id = ANY (p_ids) AND m.status = 'failed'
             AND (m.error_class IS DISTINCT FROM 'unknown' OR p_resend_unknown)
           ORDER BY m.id FOR UPDATE) f;
 
-    UPDATE campaign_message_parts p
+    UPDATE campaign_pipeline.campaign_message_parts p
     SET status = CASE WHEN p.status = 'failed' THEN 'planned' ELSE p.status END,
-        resend_approved_at = CASE WHEN p.status = 'unknown' THEN campaign_now() END
+        resend_approved_at = CASE WHEN p.status = 'unknown' THEN campaign_pipeline.campaign_now() END
     WHERE p.message_id = ANY (again) AND (p.status = 'failed' OR (p.status = 'unknown' AND p_resend_unknown));
 
     -- In the order of their ids, as everywhere.
-    PERFORM 1 FROM campaign_runs r
-    WHERE r.id IN (SELECT m.run_id FROM campaign_messages m WHERE m.id = ANY (again)) ORDER BY r.id FOR NO KEY UPDATE;
-    UPDATE campaign_runs r
+    PERFORM 1 FROM public.campaign_runs r
+    WHERE r.id IN (SELECT m.run_id FROM public.campaign_messages m WHERE m.id = ANY (again))
+        ORDER BY r.id FOR NO KEY UPDATE;
+    UPDATE public.campaign_runs r
     SET status = 'running', completed_at = NULL
-    WHERE r.status = 'completed' AND r.id IN (SELECT m.run_id FROM campaign_messages m WHERE m.id = ANY (again));
+    WHERE r.status = 'completed' AND r.id IN (SELECT m.run_id FROM public.campaign_messages m WHERE m.id = ANY (again));
 
     RETURN QUERY
-    UPDATE campaign_messages m
-    SET status = 'pending', retry_count = 0, next_attempt_at = campaign_now(), lease_token = NULL, lease_expires_at = NULL,
-        error_class = NULL, error_code = NULL, error_message = NULL, finished_at = NULL, requeued_at = campaign_now()
+    UPDATE public.campaign_messages m
+    SET status = 'pending', retry_count = 0, next_attempt_at = campaign_pipeline.campaign_now(), lease_token = NULL,
+        lease_expires_at = NULL,
+        error_class = NULL, error_code = NULL, error_message = NULL, finished_at = NULL,
+            requeued_at = campaign_pipeline.campaign_now()
     WHERE m.id = ANY (again)
     RETURNING m.id;
 END $$;

@@ -3,33 +3,35 @@
 -- name: read_last_heard
 -- When the lead of each message last wrote to this inbox, where that is less than some hours ago.
 SELECT m.id AS message_id, EXTRACT(epoch FROM heard.at) AS heard_at
-FROM campaign_messages m
+FROM public.campaign_messages m
 CROSS JOIN LATERAL (
-    SELECT max(v.created_at) AS at FROM conversations c JOIN messages v ON v.conversation_id = c.id
+    SELECT max(v.created_at) AS at FROM public.conversations c JOIN public.messages v ON v.conversation_id = c.id
     WHERE c.lead_id = m.lead_id AND c.inbox_id = %(inbox_id)s AND v.message_type = 'incoming'
-      AND v.created_at > campaign_now() - make_interval(hours => %(hours)s)) heard
+      AND v.created_at > campaign_pipeline.campaign_now() - make_interval(hours => %(hours)s)) heard
 WHERE m.id = ANY (%(ids)s) AND heard.at IS NOT NULL;
 
 -- name: take_status_events
 -- The next status events that the webhook of the CRM handed over; nobody else takes them until the commit.
-SELECT e.id, e.payload FROM campaign_status_events e
-WHERE e.settled_at IS NULL AND e.try_after <= campaign_now()
+SELECT e.id, e.payload FROM campaign_pipeline.campaign_status_events e
+WHERE e.settled_at IS NULL AND e.try_after <= campaign_pipeline.campaign_now()
 ORDER BY e.try_after LIMIT %(limit)s FOR UPDATE SKIP LOCKED;
 
 -- name: apply_status_events
-SELECT event_id, verdict FROM campaign_apply_status_events(%(events)s);
+SELECT event_id, verdict FROM campaign_pipeline.campaign_apply_status_events(%(events)s);
 
 -- name: note_status_events
 -- What was done with each; those whose part is being worked are looked at again in a minute, for a week.
-UPDATE campaign_status_events e
-SET settled_at = CASE WHEN done.verdict <> 'later' THEN campaign_now() END,
-    verdict = NULLIF(done.verdict, 'later'), try_after = campaign_now() + interval '1 minute'
-FROM (SELECT u.id, CASE WHEN u.verdict = 'later' AND w.received_at < campaign_now() - interval '7 days' THEN 'given_up'
+UPDATE campaign_pipeline.campaign_status_events e
+SET settled_at = CASE WHEN done.verdict <> 'later' THEN campaign_pipeline.campaign_now() END,
+    verdict = NULLIF(done.verdict, 'later'), try_after = campaign_pipeline.campaign_now() + interval '1 minute'
+FROM (SELECT u.id, CASE WHEN u.verdict = 'later'
+      AND w.received_at < campaign_pipeline.campaign_now() - interval '7 days' THEN 'given_up'
                         ELSE u.verdict END AS verdict
       FROM unnest(%(ids)s::bigint[], %(verdicts)s::text[]) AS u (id, verdict)
-      JOIN campaign_status_events w ON w.id = u.id) done
+      JOIN campaign_pipeline.campaign_status_events w ON w.id = u.id) done
 WHERE e.id = done.id;
 
 -- name: drop_settled_status_events
 -- They name persons, and nobody needs them any more.
-DELETE FROM campaign_status_events WHERE settled_at < campaign_now() - interval '30 days';
+DELETE FROM campaign_pipeline.campaign_status_events
+    WHERE settled_at < campaign_pipeline.campaign_now() - interval '30 days';

@@ -2,67 +2,73 @@
 
 -- name: skip_suppressed_messages
 -- Of the messages that a batch just leased, end those whose lead or number is suppressed, in the claim's transaction.
-UPDATE campaign_messages m
-SET status = 'skipped', error_code = 'suppressed', finished_at = campaign_now(), lease_expires_at = NULL,
+UPDATE public.campaign_messages m
+SET status = 'skipped', error_code = 'suppressed', finished_at = campaign_pipeline.campaign_now(),
+    lease_expires_at = NULL,
     error_message = 'The lead or its address is suppressed (campaign_suppressions), so nothing was sent.'
-WHERE m.id = ANY (ARRAY(SELECT campaign_suppressed_messages(%(message_ids)s)))
+WHERE m.id = ANY (ARRAY(SELECT campaign_pipeline.campaign_suppressed_messages(%(message_ids)s)))
 RETURNING m.id;
 
 -- name: drop_past_lead_days
 -- Which message a lead got on a day is of use on that day only, wherever on earth it is.
-DELETE FROM campaign_lead_days WHERE day < (campaign_now() - interval '3 days')::date;
+DELETE FROM campaign_pipeline.campaign_lead_days
+    WHERE day < (campaign_pipeline.campaign_now() - interval '3 days')::date;
 
 -- name: suppress
 -- Suppress an address, a lead, or both; in the lead's own workspace and at its own number where none is named.
-SELECT campaign_suppress(%(scope)s::text, CASE WHEN %(scope)s::text <> 'global' THEN COALESCE(%(workspace_id)s::uuid, l.workspace_id) END,
-                         CASE WHEN %(scope)s::text = 'channel' THEN %(channel)s::text END, COALESCE(%(address)s::text, l.phone), %(lead_id)s::uuid, 'by_hand', %(reason)s::text) AS id
-FROM (SELECT 1) one LEFT JOIN leads l ON l.id = %(lead_id)s::uuid;
+SELECT campaign_pipeline.campaign_suppress(%(scope)s::text, CASE WHEN %(scope)s::text <> 'global'
+                                           THEN COALESCE(%(workspace_id)s::uuid, l.workspace_id) END,
+                         CASE WHEN %(scope)s::text = 'channel' THEN %(channel)s::text END,
+                             COALESCE(%(address)s::text, l.phone), %(lead_id)s::uuid, 'by_hand', %(reason)s::text) AS id
+FROM (SELECT 1) one LEFT JOIN public.leads l ON l.id = %(lead_id)s::uuid;
 
 -- name: lift
 -- Lift what suppresses an address or a lead.
-SELECT campaign_lift(%(workspace_id)s::uuid, %(channel)s::text, %(address)s::text, %(lead_id)s::uuid, %(by)s::text) AS lifted;
+SELECT campaign_pipeline.campaign_lift(%(workspace_id)s::uuid, %(channel)s::text, %(address)s::text, %(lead_id)s::uuid,
+                                       %(by)s::text) AS lifted;
 
 -- name: list_suppressions
 -- The suppressions that hold, the newest first; of one address or lead if named.
 SELECT s.id, s.scope, s.workspace_id, s.channel, s.address, s.lead_id, s.source, s.reason, s.since
-FROM campaign_suppressions s
+FROM campaign_pipeline.campaign_suppressions s
 WHERE s.lifted_at IS NULL
   AND (%(workspace_id)s::uuid IS NULL OR s.scope = 'global' OR s.workspace_id = %(workspace_id)s::uuid)
   AND (%(lead_id)s::uuid IS NULL OR s.lead_id = %(lead_id)s::uuid)
-  AND (%(address)s::text IS NULL OR s.address_hash = campaign_address_hash(%(address)s::text))
+  AND (%(address)s::text IS NULL OR s.address_hash = campaign_pipeline.campaign_address_hash(%(address)s::text))
 ORDER BY s.since DESC, s.id DESC
 LIMIT %(shown)s;
 
 -- name: export_lead
 -- All that is stored of a lead, as one JSON document; null if there is nothing.
-SELECT jsonb_pretty(campaign_export_lead(%(lead_id)s)) AS document, ARRAY(
-    SELECT m.id::text FROM campaign_messages m WHERE m.lead_id = %(lead_id)s) AS message_ids;
+SELECT jsonb_pretty(campaign_pipeline.campaign_export_lead(%(lead_id)s)) AS document, ARRAY(
+    SELECT m.id::text FROM public.campaign_messages m WHERE m.lead_id = %(lead_id)s) AS message_ids;
 
 -- name: erase_lead
 -- Erase a person's data; see campaign_erase_lead.
-SELECT campaign_erase_lead(%(lead_id)s, %(by)s) AS counts;
+SELECT campaign_pipeline.campaign_erase_lead(%(lead_id)s, %(by)s) AS counts;
 
 -- name: read_number_checks
 -- What a provider said of these numbers, where it is still to be believed; for a whole shard at once.
 SELECT k.number, k."exists", k.account, k.jid, k.lid
-FROM campaign_number_checks k
+FROM campaign_pipeline.campaign_number_checks k
 WHERE k.provider = %(provider)s AND k.number = ANY (%(numbers)s)
-  AND k.checked_at > campaign_now() - CASE WHEN k."exists" THEN %(days)s::double precision
+  AND k.checked_at > campaign_pipeline.campaign_now() - CASE WHEN k."exists" THEN %(days)s::double precision
                                            ELSE %(missing_days)s::double precision END * interval '1 day';
 
 -- name: keep_number_checks
--- Keep what a provider said of some numbers, in bulk, and tell the CRM what is known of their leads. One row a number and
--- one a lead: a statement can write a row only once.
+-- Keep what a provider said of some numbers, in bulk, and tell the CRM what is known of their leads. One row a number
+-- and one a lead: a statement can write a row only once.
 WITH kept AS (
-    INSERT INTO campaign_number_checks AS k (provider, number, "exists", account, jid, lid, inbox_id, checked_at)
-    SELECT %(provider)s, i.number, i."exists", i.account, i.jid, i.lid, %(inbox_id)s, campaign_now()
+    INSERT INTO campaign_pipeline.campaign_number_checks
+        AS k (provider, number, "exists", account, jid, lid, inbox_id, checked_at)
+    SELECT %(provider)s, i.number, i."exists", i.account, i.jid, i.lid, %(inbox_id)s, campaign_pipeline.campaign_now()
     FROM jsonb_to_recordset(%(checks)s) AS i (number text, "exists" boolean, account text, jid text, lid text)
     ORDER BY i.number
     ON CONFLICT (provider, number) DO UPDATE
     SET "exists" = EXCLUDED."exists", account = EXCLUDED.account, jid = EXCLUDED.jid, lid = EXCLUDED.lid,
         inbox_id = EXCLUDED.inbox_id, checked_at = EXCLUDED.checked_at
 )
-UPDATE leads l
+UPDATE public.leads l
 SET whatsapp_valid = known.reachable, whatsapp_jid = COALESCE(known.jid, l.whatsapp_jid)
 FROM jsonb_to_recordset(%(leads)s) AS known (lead_id uuid, reachable boolean, jid text)
 WHERE l.id = known.lead_id

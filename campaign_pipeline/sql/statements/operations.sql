@@ -2,34 +2,38 @@
 -- campaign_messages_due.
 
 -- name: look_at_queue
--- All that a tick asks of an idle queue, by index: is anything due, and is there anything to put in order. The last three
--- are what fetch_message_batch and close_completed_runs would do; of a run that may close, see close_runs.
-SELECT campaign_now() AS now, due.next_due, due.running_runs,
-       EXISTS (SELECT FROM campaign_messages m WHERE m.status IN ('queued', 'generating', 'sending')
-               AND m.lease_expires_at > campaign_now()) AS has_leased,
-       EXISTS (SELECT FROM campaign_messages m WHERE m.status IN ('queued', 'generating', 'sending')
-               AND m.lease_expires_at <= campaign_now())
-       OR EXISTS (SELECT FROM campaign_messages m WHERE m.status IN ('queued', 'generating', 'sending')
+-- All that a tick asks of an idle queue, by index: is anything due, and is there anything to put in order. The last
+-- three are what fetch_message_batch and close_completed_runs would do; of a run that may close, see close_runs.
+SELECT campaign_pipeline.campaign_now() AS now, due.next_due, due.running_runs,
+       EXISTS (SELECT FROM public.campaign_messages m WHERE m.status IN ('queued', 'generating', 'sending')
+               AND m.lease_expires_at > campaign_pipeline.campaign_now()) AS has_leased,
+       EXISTS (SELECT FROM public.campaign_messages m WHERE m.status IN ('queued', 'generating', 'sending')
+               AND m.lease_expires_at <= campaign_pipeline.campaign_now())
+       OR EXISTS (SELECT FROM public.campaign_messages m WHERE m.status IN ('queued', 'generating', 'sending')
                AND m.lease_expires_at IS NULL
-               AND COALESCE(m.queued_at, m.created_at) <= campaign_now() - interval '15 minutes') AS has_dead_leases,
-       EXISTS (SELECT FROM campaign_runs r WHERE r.status = 'cancelled' AND r.completed_at IS NULL
+               AND COALESCE(m.queued_at, m.created_at) <= campaign_pipeline.campaign_now() - interval '15 minutes')
+                   AS has_dead_leases,
+       EXISTS (SELECT FROM public.campaign_runs r WHERE r.status = 'cancelled' AND r.completed_at IS NULL
                -- What is being sent now ends first; its own step settles it.
-               AND (SELECT 1 FROM campaign_messages m
-                    WHERE m.run_id = r.id AND m.status IN ('queued', 'generating', 'sending') LIMIT 1) IS NULL) AS has_cancelled,
-       EXISTS (SELECT FROM campaign_runs r WHERE r.status = 'running'
-               AND (SELECT 1 FROM campaign_messages m WHERE m.run_id = r.id AND m.status = 'pending' LIMIT 1) IS NULL
-               AND (SELECT 1 FROM campaign_messages m
+               AND (SELECT 1 FROM public.campaign_messages m
+                    WHERE m.run_id = r.id AND m.status IN ('queued', 'generating', 'sending') LIMIT 1) IS NULL)
+                        AS has_cancelled,
+       EXISTS (SELECT FROM public.campaign_runs r WHERE r.status = 'running'
+               AND (SELECT 1 FROM public.campaign_messages m WHERE m.run_id = r.id AND m.status = 'pending'
+                    LIMIT 1) IS NULL
+               AND (SELECT 1 FROM public.campaign_messages m
                     WHERE m.run_id = r.id AND m.status IN ('queued', 'generating', 'sending') LIMIT 1) IS NULL
                AND (r.leads_processed > 0 OR r.leads_total = 0
-                    OR COALESCE(r.started_at, r.run_date::timestamptz, '-infinity') < campaign_now() - interval '5 minutes')
+                    OR COALESCE(r.started_at, r.run_date::timestamptz, '-infinity') < campaign_pipeline.campaign_now()
+                        - interval '5 minutes')
               ) AS has_complete
 FROM (
     SELECT count(*) AS running_runs,
            -- 'infinity' is never, and Python knows no years beyond 9999 or before 1.
            CASE WHEN min(first.due) < '9999-01-01Z' THEN greatest(min(first.due), '1970-01-01Z') END AS next_due
-    FROM campaign_runs r
+    FROM public.campaign_runs r
     LEFT JOIN LATERAL (
-        SELECT COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) AS due FROM campaign_messages m
+        SELECT COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) AS due FROM public.campaign_messages m
         WHERE m.run_id = r.id AND m.status = 'pending'
         ORDER BY COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) LIMIT 1) first ON true
     WHERE r.status = 'running') due;
@@ -37,9 +41,9 @@ FROM (
 -- name: look_at_pauses
 -- As list_pauses, for whoever only looks: without a lock that would keep a claimer from its probe.
 SELECT p.scope, p.scope_id, p.kind, p.code, p.reason, p.since, p.until,
-       p.kind = 'systemic' AND p.until <= campaign_now() AS probe_due
-FROM campaign_pauses p
-WHERE p.kind = 'systemic' OR p.until > campaign_now();
+       p.kind = 'systemic' AND p.until <= campaign_pipeline.campaign_now() AS probe_due
+FROM campaign_pipeline.campaign_pauses p
+WHERE p.kind = 'systemic' OR p.until > campaign_pipeline.campaign_now();
 
 -- name: count_backlog
 -- How many messages of each run were due before its cutoff. Counted up to 10,000: "more" is all that anybody wants to
@@ -48,7 +52,7 @@ SELECT c.run_id, count(d.due) AS messages, min(d.due) AS oldest
 FROM unnest(%(run_ids)s::uuid[], %(cutoffs)s::timestamptz[]) AS c (run_id, cutoff)
 CROSS JOIN LATERAL (
     SELECT greatest(COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at), '1970-01-01Z') AS due
-    FROM campaign_messages m
+    FROM public.campaign_messages m
     WHERE m.run_id = c.run_id AND m.status = 'pending'
       AND COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) < c.cutoff
     ORDER BY COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) LIMIT 10000) d
@@ -57,15 +61,15 @@ GROUP BY c.run_id;
 -- name: count_unknown_messages
 -- What may have gone out and is never sent again by itself.
 SELECT count(*) AS messages, count(DISTINCT run_id) AS runs
-FROM campaign_messages WHERE status = 'failed' AND error_class = 'unknown';
+FROM public.campaign_messages WHERE status = 'failed' AND error_class = 'unknown';
 
 -- name: list_failed_messages
 -- What failed within [since, until), the oldest first, and is wanted: by error class, run, campaign, workspace (null:
 -- all). Failed before there were error classes: as 'exhausted'.
 SELECT m.id, m.run_id
-FROM campaign_messages m
-JOIN campaign_runs r ON r.id = m.run_id
-LEFT JOIN campaign_configs c ON c.id = r.config_id
+FROM public.campaign_messages m
+JOIN public.campaign_runs r ON r.id = m.run_id
+LEFT JOIN public.campaign_configs c ON c.id = r.config_id
 WHERE m.status = 'failed' AND m.finished_at >= %(since)s AND m.finished_at < %(until)s
   AND COALESCE(m.error_class, 'exhausted') = ANY (%(error_classes)s)
   AND (%(run_ids)s::uuid[] IS NULL OR m.run_id = ANY (%(run_ids)s::uuid[]))
@@ -75,54 +79,60 @@ ORDER BY m.finished_at, m.id;
 
 -- name: requeue_failed
 -- See campaign_requeue_failed.
-SELECT campaign_requeue_failed(%(ids)s, %(resend_unknown)s) AS id;
+SELECT campaign_pipeline.campaign_requeue_failed(%(ids)s, %(resend_unknown)s) AS id;
 
 -- name: delete_old_logs
 -- One small batch, so that neither locks nor a vacuum's work grow with what was neglected.
-DELETE FROM campaign_logs
-WHERE id IN (SELECT l.id FROM campaign_logs l WHERE l.created_at < campaign_now() - make_interval(days => %(days)s)
+DELETE FROM public.campaign_logs
+WHERE id IN (SELECT l.id FROM public.campaign_logs l
+             WHERE l.created_at < campaign_pipeline.campaign_now() - make_interval(days => %(days)s)
              ORDER BY l.created_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED);
 
 -- name: delete_spent_pauses
 -- Slow-downs that are over, and pauses that nobody has tried for the given days: their inbox or campaign has nothing to
 -- send any more. Were the cause still there, the next message would open the pause again.
-DELETE FROM campaign_pauses
-WHERE (kind = 'throttled' AND until < campaign_now() - interval '30 minutes')
-   OR until < campaign_now() - make_interval(days => %(days)s);
+DELETE FROM campaign_pipeline.campaign_pauses
+WHERE (kind = 'throttled' AND until < campaign_pipeline.campaign_now() - interval '30 minutes')
+   OR until < campaign_pipeline.campaign_now() - make_interval(days => %(days)s);
 
 -- name: read_clock
 -- What time it is, and the end of what is kept.
-SELECT campaign_now() AS now;
+SELECT campaign_pipeline.campaign_now() AS now;
 
 -- name: trickle_demo_campaign
 -- Demo mode of `campaign-pipeline dev` alone: copies of a few leads of the newest demo workspace, with numbers of their
 -- own, due within the next minute in a new run of one of its campaigns.
 WITH workspace AS (
-    SELECT id FROM workspaces WHERE settings ->> 'made_by' = %(made_by)s ORDER BY created_at DESC, id LIMIT 1
+    SELECT id FROM public.workspaces WHERE settings ->> 'made_by' = %(made_by)s ORDER BY created_at DESC, id LIMIT 1
 ), campaign AS (
-    SELECT c.id, c.name, c.source_column_id FROM campaign_configs c JOIN workspace w ON c.workspace_id = w.id
+    SELECT c.id, c.name, c.source_column_id FROM public.campaign_configs c JOIN workspace w ON c.workspace_id = w.id
     ORDER BY random() LIMIT 1
 ), models AS (
     SELECT first.*, gen_random_uuid() AS copy_id, row_number() OVER (ORDER BY random()) AS place,
            '+55 11 9' || lpad(floor(random() * 1e8)::integer::text, 8, '0') AS copy_phone
-    FROM (SELECT l.* FROM leads l JOIN workspace w ON l.workspace_id = w.id ORDER BY l.created_at, l.id LIMIT 60) first
+    FROM (SELECT l.* FROM public.leads l JOIN workspace w ON l.workspace_id = w.id ORDER BY l.created_at, l.id
+          LIMIT 60) first
     ORDER BY place LIMIT %(leads)s
 ), copies AS (
-    INSERT INTO leads (id, workspace_id, funnel_id, column_id, client_name, company, phone, deal_value, priority, tags, notes)
-    SELECT m.copy_id, m.workspace_id, m.funnel_id, c.source_column_id, m.client_name, m.company, m.copy_phone, m.deal_value,
+    INSERT INTO public.leads (id, workspace_id, funnel_id, column_id, client_name, company, phone, deal_value,
+                              priority, tags, notes)
+    SELECT m.copy_id, m.workspace_id, m.funnel_id, c.source_column_id, m.client_name, m.company, m.copy_phone,
+           m.deal_value,
            m.priority, m.tags, m.notes
     FROM models m CROSS JOIN campaign c
 ), field_values AS (
-    INSERT INTO lead_custom_values (lead_id, custom_field_id, value)
-    SELECT m.copy_id, v.custom_field_id, v.value FROM models m JOIN lead_custom_values v ON v.lead_id = m.id
+    INSERT INTO public.lead_custom_values (lead_id, custom_field_id, value)
+    SELECT m.copy_id, v.custom_field_id, v.value FROM models m JOIN public.lead_custom_values v ON v.lead_id = m.id
 ), run AS (
-    INSERT INTO campaign_runs (config_id, name, run_date, started_at, leads_total)
-    SELECT c.id, c.name, campaign_now()::date, campaign_now(), (SELECT count(*) FROM models) FROM campaign c
+    INSERT INTO public.campaign_runs (config_id, name, run_date, started_at, leads_total)
+    SELECT c.id, c.name, campaign_pipeline.campaign_now()::date, campaign_pipeline.campaign_now(),
+           (SELECT count(*) FROM models) FROM campaign c
     WHERE EXISTS (SELECT FROM models)
     RETURNING id
 ), added AS (
-    INSERT INTO campaign_messages (run_id, lead_id, phone_number, scheduled_at)
-    SELECT run.id, m.copy_id, m.copy_phone, campaign_now() + m.place * interval '4 seconds' FROM models m CROSS JOIN run
+    INSERT INTO public.campaign_messages (run_id, lead_id, phone_number, scheduled_at)
+    SELECT run.id, m.copy_id, m.copy_phone, campaign_pipeline.campaign_now() + m.place * interval '4 seconds'
+           FROM models m CROSS JOIN run
     RETURNING run_id
 )
 SELECT run_id, count(*) AS messages FROM added GROUP BY run_id;

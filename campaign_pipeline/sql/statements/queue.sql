@@ -3,40 +3,45 @@
 
 -- name: recover_leases
 -- Give back every message whose holder stopped renewing its lease.
-SELECT message_id, run_id, was, owner FROM campaign_recover_leases();
+SELECT message_id, run_id, was, owner FROM campaign_pipeline.campaign_recover_leases();
 
 -- name: list_running_runs
 -- Every running run with what decides whether it may be worked now. One row a run, an index probe each. Times of day
 -- are read as text: '24:00' is a time of day for PostgreSQL and none for Python, and one campaign's must not stop all.
-SELECT r.id AS run_id, r.name, r.wait_code, r.wait_reason, r.wait_until, r.resumed_at, campaign_now() AS now,
+SELECT r.id AS run_id, r.name, r.wait_code, r.wait_reason, r.wait_until, r.resumed_at,
+       campaign_pipeline.campaign_now() AS now,
        c.id AS config_id, c.workspace_id, c.inbox_id, c.is_active, c.start_time::text AS start_time,
        c.end_time::text AS end_time, c.timezone, c.frequency, c.min_interval_seconds,
        r.pace_held_since, r.active_inbox_id, fallback.inboxes AS fallbacks,
        connection.instance_id, connection.status AS instance_status, connection.name AS instance_name,
-       (SELECT a.model FROM ai_agents a WHERE a.workspace_id = c.workspace_id AND a.is_active AND a.model IS NOT NULL
+       (SELECT a.model FROM public.ai_agents a WHERE a.workspace_id = c.workspace_id AND a.is_active
+        AND a.model IS NOT NULL
         ORDER BY a.created_at DESC LIMIT 1) AS model,
-       campaign_own_key(c.workspace_id) IS NOT NULL AS own_account,
-       COALESCE(due.first_due <= campaign_now(), false) AS has_due
-FROM campaign_runs r
-LEFT JOIN campaign_configs c ON c.id = r.config_id
+       campaign_pipeline.campaign_own_key(c.workspace_id) IS NOT NULL AS own_account,
+       COALESCE(due.first_due <= campaign_pipeline.campaign_now(), false) AS has_due
+FROM public.campaign_runs r
+LEFT JOIN public.campaign_configs c ON c.id = r.config_id
 LEFT JOIN LATERAL (
-    SELECT i.id AS instance_id, i.status, i.name, i.provider FROM inbox_instances x JOIN instances i ON i.id = x.instance_id
+    SELECT i.id AS instance_id, i.status, i.name, i.provider FROM public.inbox_instances x
+           JOIN public.instances i ON i.id = x.instance_id
     WHERE x.inbox_id = c.inbox_id
-    ORDER BY (i.status = 'connected') DESC NULLS LAST, i.last_connected_at DESC NULLS LAST, i.id LIMIT 1) connection ON true
+    ORDER BY (i.status = 'connected') DESC NULLS LAST, i.last_connected_at DESC NULLS LAST, i.id LIMIT 1) connection
+        ON true
 -- Of the same tenant and the same channel: a text for WhatsApp has no address in a mailbox.
 LEFT JOIN LATERAL (
     SELECT jsonb_agg(jsonb_build_object('inbox_id', f.id, 'instance_id', one.id, 'instance_status', one.status,
                                         'instance_name', one.name) ORDER BY f.place) AS inboxes
     FROM unnest(c.fallback_inbox_ids) WITH ORDINALITY AS f (id, place)
-    JOIN inboxes b ON b.id = f.id AND b.workspace_id = c.workspace_id
+    JOIN public.inboxes b ON b.id = f.id AND b.workspace_id = c.workspace_id
     CROSS JOIN LATERAL (
-        SELECT i.id, i.status, i.name, i.provider FROM inbox_instances x JOIN instances i ON i.id = x.instance_id
+        SELECT i.id, i.status, i.name, i.provider FROM public.inbox_instances x
+               JOIN public.instances i ON i.id = x.instance_id
         WHERE x.inbox_id = f.id
         ORDER BY (i.status = 'connected') DESC NULLS LAST, i.last_connected_at DESC NULLS LAST, i.id LIMIT 1) one
     WHERE c.when_inbox_down = 'fallback' AND f.id <> c.inbox_id
       AND COALESCE(one.provider, 'whatsapp') = COALESCE(connection.provider, one.provider, 'whatsapp')) fallback ON true
 LEFT JOIN LATERAL (
-    SELECT COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) AS first_due FROM campaign_messages m
+    SELECT COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) AS first_due FROM public.campaign_messages m
     WHERE m.run_id = r.id AND m.status = 'pending'
     ORDER BY COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) LIMIT 1) due ON true
 WHERE r.status = 'running'
@@ -46,76 +51,83 @@ ORDER BY r.id;
 -- Every paused scope; `probe_due` where one message may try whether the cause is gone. The rows that may be probed are
 -- locked, so that of two claimers only one sends a probe; the other sees them as still paused.
 WITH probe AS (
-    SELECT scope, scope_id FROM campaign_pauses WHERE kind = 'systemic' AND until <= campaign_now()
+    SELECT scope, scope_id FROM campaign_pipeline.campaign_pauses WHERE kind = 'systemic'
+           AND until <= campaign_pipeline.campaign_now()
     FOR UPDATE SKIP LOCKED
 )
 SELECT p.scope, p.scope_id, p.kind, p.code, p.reason, p.since,
        NULLIF(p.until, '9999-12-31Z') AS until,  -- nobody knows: until a limit is raised
        EXISTS (SELECT 1 FROM probe WHERE probe.scope = p.scope AND probe.scope_id = p.scope_id) AS probe_due
-FROM campaign_pauses p
-WHERE p.kind = 'systemic' OR p.until > campaign_now();
+FROM campaign_pipeline.campaign_pauses p
+WHERE p.kind = 'systemic' OR p.until > campaign_pipeline.campaign_now();
 
 -- name: read_pauses
 -- The paused scopes, for a shard at work.
-SELECT scope, scope_id, kind, code, reason, EXTRACT(epoch FROM until - campaign_now()) AS seconds
-FROM campaign_pauses
-WHERE kind = 'systemic' OR until > campaign_now();
+SELECT scope, scope_id, kind, code, reason, EXTRACT(epoch FROM until - campaign_pipeline.campaign_now()) AS seconds
+FROM campaign_pipeline.campaign_pauses
+WHERE kind = 'systemic' OR until > campaign_pipeline.campaign_now();
 
 -- name: begin_probe
 -- Let one message through a paused scope; everybody else waits for what comes of it, at most a minute.
-UPDATE campaign_pauses
-SET probe_message_id = %(message_id)s, until = campaign_now() + interval '1 minute'
+UPDATE campaign_pipeline.campaign_pauses
+SET probe_message_id = %(message_id)s, until = campaign_pipeline.campaign_now() + interval '1 minute'
 WHERE scope = %(scope)s AND scope_id = %(scope_id)s;
 
 -- name: open_pause
 -- Pause or slow down a scope. A systemic pause that fails its probe waits twice as long, from 1 minute to 15. A longer
 -- known wait (Retry-After, believed up to a week) wins; a mere throttle never shortens or replaces a systemic pause.
-INSERT INTO campaign_pauses AS p (scope, scope_id, kind, code, reason, since, until)
-VALUES (%(scope)s, %(scope_id)s, %(kind)s, %(code)s, %(reason)s, campaign_now(),
-        campaign_now() + make_interval(secs => least(604800, COALESCE(%(seconds)s::double precision,
+INSERT INTO campaign_pipeline.campaign_pauses AS p (scope, scope_id, kind, code, reason, since, until)
+VALUES (%(scope)s, %(scope_id)s, %(kind)s, %(code)s, %(reason)s, campaign_pipeline.campaign_now(),
+        campaign_pipeline.campaign_now() + make_interval(secs => least(604800, COALESCE(%(seconds)s::double precision,
                                                              CASE WHEN %(kind)s = 'systemic' THEN 60 ELSE 5 END))))
 ON CONFLICT (scope, scope_id) DO UPDATE
 SET kind = EXCLUDED.kind, code = EXCLUDED.code, reason = EXCLUDED.reason,
-    since = CASE WHEN p.kind <> EXCLUDED.kind OR (p.kind = 'throttled' AND p.until <= campaign_now())
+    since = CASE WHEN p.kind <> EXCLUDED.kind OR (p.kind = 'throttled' AND p.until <= campaign_pipeline.campaign_now())
                  THEN EXCLUDED.since ELSE p.since END,
     -- Many messages in flight fail of one cause together: only a failed probe, or a cause after its wait, counts again.
     -- What was only a slow-down before is a first failure.
     failures = CASE WHEN p.kind <> EXCLUDED.kind THEN 1
-                    WHEN p.probe_message_id IS NOT NULL OR p.until <= campaign_now() THEN p.failures + 1 ELSE p.failures END,
+                    WHEN p.probe_message_id IS NOT NULL OR p.until <= campaign_pipeline.campaign_now()
+                        THEN p.failures + 1 ELSE p.failures END,
     until = CASE
-        WHEN p.kind = EXCLUDED.kind AND (p.probe_message_id IS NOT NULL OR p.until <= campaign_now())
-            THEN campaign_now() + make_interval(secs => least(604800, COALESCE(%(seconds)s::double precision,
-                 CASE WHEN EXCLUDED.kind = 'systemic' THEN least(900, 60 * 2 ^ least(p.failures, 5)) ELSE least(60, 5 * 2 ^ least(p.failures, 5)) END)))
+        WHEN p.kind = EXCLUDED.kind AND (p.probe_message_id IS NOT NULL OR p.until <= campaign_pipeline.campaign_now())
+            THEN campaign_pipeline.campaign_now()
+                + make_interval(secs => least(604800, COALESCE(%(seconds)s::double precision,
+                 CASE WHEN EXCLUDED.kind = 'systemic' THEN least(900, 60 * 2 ^ least(p.failures, 5))
+                     ELSE least(60, 5 * 2 ^ least(p.failures, 5)) END)))
         ELSE greatest(p.until, EXCLUDED.until) END,
     probe_message_id = NULL
 WHERE NOT (p.kind = 'systemic' AND EXCLUDED.kind = 'throttled')
-RETURNING EXTRACT(epoch FROM until - campaign_now()) AS seconds;
+RETURNING EXTRACT(epoch FROM until - campaign_pipeline.campaign_now()) AS seconds;
 
 -- name: drop_spent_throttles
 -- A slow-down that is over leaves no trace, half an hour later: until then a new one starts where it left off.
-DELETE FROM campaign_pauses WHERE kind = 'throttled' AND until < campaign_now() - interval '30 minutes';
+DELETE FROM campaign_pipeline.campaign_pauses WHERE kind = 'throttled'
+    AND until < campaign_pipeline.campaign_now() - interval '30 minutes';
 
 -- name: release_spending_limits
 -- A limit that was raised, or a day that is over: what waited for it goes on.
-DELETE FROM campaign_pauses p WHERE p.code = 'spending_limit' AND NOT campaign_limit_reached(p.scope, p.scope_id);
+DELETE FROM campaign_pipeline.campaign_pauses p WHERE p.code = 'spending_limit'
+    AND NOT campaign_pipeline.campaign_limit_reached(p.scope, p.scope_id);
 
 -- name: expire_old_messages
 -- Skip what has been due for longer than it may be (of open time: the cut-off comes from core.window). Never a message
--- of which a part may have gone out, nor one that a person asked to be sent again: it is late by nature, and a back-fill
--- of many days takes longer to work off than a message may be old.
+-- of which a part may have gone out, nor one that a person asked to be sent again: it is late by nature, and a
+-- back-fill of many days takes longer to work off than a message may be old.
 WITH late AS (
     SELECT d.id
     FROM unnest(%(run_ids)s::uuid[], %(cutoffs)s::timestamptz[]) AS c (run_id, cutoff)
     CROSS JOIN LATERAL (
-        SELECT m.id FROM campaign_messages m
+        SELECT m.id FROM public.campaign_messages m
         WHERE m.run_id = c.run_id AND m.status = 'pending'
           AND COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) < c.cutoff
           AND m.requeued_at IS NULL
-          AND NOT EXISTS (SELECT 1 FROM campaign_message_parts p WHERE p.message_id = m.id AND p.status <> 'planned')
+          AND NOT EXISTS (SELECT 1 FROM campaign_pipeline.campaign_message_parts p WHERE p.message_id = m.id
+                          AND p.status <> 'planned')
         FOR UPDATE SKIP LOCKED) d
 )
-UPDATE campaign_messages m
-SET status = 'skipped', error_code = 'too_old', finished_at = campaign_now(),
+UPDATE public.campaign_messages m
+SET status = 'skipped', error_code = 'too_old', finished_at = campaign_pipeline.campaign_now(),
     error_message = format('Due since %%s UTC, longer than the maximum age of %%s minutes of open time.',
         to_char(COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI'),
         %(max_age_minutes)s::integer)
@@ -124,10 +136,12 @@ RETURNING m.id, m.run_id;
 
 -- name: spread_overdue_messages
 -- After a pause: what became overdue goes out one by one, %(intervals)s seconds apart, the oldest first, from now. What
--- does not fit before the window closes is due when it closes, to be spread anew when it opens (`put_off`). Where a cap is
--- given (seconds), all of a run's go out within it, however many they are.
-UPDATE campaign_messages m
-SET next_attempt_at = least(o.closes, campaign_now() + make_interval(secs => o.place * least(o.seconds, o.cap / o.of_all)))
+-- does not fit before the window closes is due when it closes, to be spread anew when it opens (`put_off`). Where a cap
+-- is given (seconds), all of a run's go out within it, however many they are.
+UPDATE public.campaign_messages m
+SET next_attempt_at
+    = least(o.closes,
+            campaign_pipeline.campaign_now() + make_interval(secs => o.place * least(o.seconds, o.cap / o.of_all)))
 FROM (
     SELECT d.id, d.place, d.of_all, s.seconds, s.cap, s.closes
     FROM unnest(%(run_ids)s::uuid[], %(intervals)s::double precision[], %(caps)s::double precision[],
@@ -135,9 +149,9 @@ FROM (
     CROSS JOIN LATERAL (
         SELECT held.id, row_number() OVER (ORDER BY held.due) - 1 AS place, count(*) OVER () AS of_all
         FROM (SELECT m.id, COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) AS due
-              FROM campaign_messages m
+              FROM public.campaign_messages m
               WHERE m.run_id = s.run_id AND m.status = 'pending'
-                AND COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) <= campaign_now()
+                AND COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) <= campaign_pipeline.campaign_now()
               FOR UPDATE SKIP LOCKED) held) d
 ) o
 WHERE m.id = o.id
@@ -145,13 +159,13 @@ RETURNING m.id, m.run_id, m.next_attempt_at >= o.closes AS put_off;
 
 -- name: mark_runs_resumed
 -- Their overdue messages are spread: the resume is dealt with (null), or is to be gone on with from some time on.
-UPDATE campaign_runs r SET resumed_at = s.again_at
+UPDATE public.campaign_runs r SET resumed_at = s.again_at
 FROM unnest(%(run_ids)s::uuid[], %(again_at)s::timestamptz[]) AS s (run_id, again_at)
 WHERE r.id = s.run_id AND r.resumed_at IS DISTINCT FROM s.again_at;
 
 -- name: note_run_waits
 -- Say on each run why it waits, or clear it; rows that say so already are left alone.
-UPDATE campaign_runs r
+UPDATE public.campaign_runs r
 SET wait_code = w.code, wait_reason = w.reason, wait_until = w.until
 FROM unnest(%(run_ids)s::uuid[], %(codes)s::text[], %(reasons)s::text[], %(untils)s::timestamptz[])
      AS w (run_id, code, reason, until)
@@ -163,17 +177,20 @@ RETURNING r.id, r.wait_code, r.wait_reason;
 -- What is left of a cancelled run is skipped, and counted; but what may have gone out is said to be unknown.
 WITH rest AS (
     SELECT m.id,
-           EXISTS (SELECT 1 FROM campaign_message_parts p WHERE p.message_id = m.id AND p.status IN ('unknown', 'attempting')) AS unknown,
-           EXISTS (SELECT 1 FROM campaign_message_parts p WHERE p.message_id = m.id AND p.status = 'sent') AS begun
-    FROM campaign_runs r JOIN campaign_messages m ON m.run_id = r.id AND m.status = 'pending'
+           EXISTS (SELECT 1 FROM campaign_pipeline.campaign_message_parts p WHERE p.message_id = m.id
+                   AND p.status IN ('unknown', 'attempting')) AS unknown,
+           EXISTS (SELECT 1 FROM campaign_pipeline.campaign_message_parts p WHERE p.message_id = m.id
+                   AND p.status = 'sent') AS begun
+    FROM public.campaign_runs r JOIN public.campaign_messages m ON m.run_id = r.id AND m.status = 'pending'
     WHERE r.status = 'cancelled' AND r.completed_at IS NULL
     FOR UPDATE OF m SKIP LOCKED
 )
-UPDATE campaign_messages m
+UPDATE public.campaign_messages m
 SET status = CASE WHEN rest.unknown OR rest.begun THEN 'failed' ELSE 'skipped' END,
     error_class = CASE WHEN rest.unknown THEN 'unknown' WHEN rest.begun THEN 'exhausted' END,
-    error_code = 'run_cancelled', finished_at = campaign_now(),
-    error_message = CASE WHEN rest.unknown THEN 'The run was cancelled while it was not known whether a part had gone out.'
+    error_code = 'run_cancelled', finished_at = campaign_pipeline.campaign_now(),
+    error_message = CASE WHEN rest.unknown
+        THEN 'The run was cancelled while it was not known whether a part had gone out.'
                          WHEN rest.begun THEN 'The run was cancelled after some parts of this message had gone out.'
                          ELSE 'The run was cancelled before this message was sent.' END
 FROM rest WHERE m.id = rest.id
@@ -184,19 +201,20 @@ RETURNING m.id, m.run_id;
 -- the state that is left is named in the WHERE clause. Totals are not consulted: they may be wrong. A run that has no
 -- message yet but expects some is given five minutes, for whoever is still writing them.
 WITH done AS MATERIALIZED (
-    SELECT r.id FROM campaign_runs r
+    SELECT r.id FROM public.campaign_runs r
     WHERE (r.status = 'running' OR (r.status = 'cancelled' AND r.completed_at IS NULL))
       -- LIMIT 1 makes each an index probe per run; as NOT EXISTS they may become one join over all leases (15 ms).
-      AND (SELECT 1 FROM campaign_messages m WHERE m.run_id = r.id AND m.status = 'pending' LIMIT 1) IS NULL
-      AND (SELECT 1 FROM campaign_messages m
+      AND (SELECT 1 FROM public.campaign_messages m WHERE m.run_id = r.id AND m.status = 'pending' LIMIT 1) IS NULL
+      AND (SELECT 1 FROM public.campaign_messages m
            WHERE m.run_id = r.id AND m.status IN ('queued', 'generating', 'sending') LIMIT 1) IS NULL
       AND (r.status = 'cancelled' OR r.leads_processed > 0 OR r.leads_total = 0
-           OR COALESCE(r.started_at, r.run_date::timestamptz, '-infinity') < campaign_now() - interval '5 minutes')
+           OR COALESCE(r.started_at, r.run_date::timestamptz, '-infinity') < campaign_pipeline.campaign_now()
+               - interval '5 minutes')
     ORDER BY r.id FOR NO KEY UPDATE  -- in one order: closers do not wait for each other in a circle
 )
-UPDATE campaign_runs r
+UPDATE public.campaign_runs r
 SET status = CASE WHEN r.status = 'running' THEN 'completed' ELSE r.status END,
-    completed_at = campaign_now(), wait_code = NULL, wait_reason = NULL, wait_until = NULL
+    completed_at = campaign_pipeline.campaign_now(), wait_code = NULL, wait_reason = NULL, wait_until = NULL
 FROM done WHERE r.id = done.id
 RETURNING r.id, r.name, r.status, r.leads_total, r.leads_success, r.leads_failed, r.leads_skipped;
 
@@ -204,34 +222,39 @@ RETURNING r.id, r.name, r.status, r.leads_total, r.leads_success, r.leads_failed
 -- Lease the next due messages, fairly (see campaign_claim_messages), and say what the batch needs to know of them.
 SELECT m.message_id, m.run_id, r.config_id, c.workspace_id, COALESCE(m.inbox_id, c.inbox_id) AS inbox_id, m.lead_id,
        %(token)s::uuid AS lease_token, greatest(m.due_at, '1970-01-01Z') AS due_at, m.retry_count
-FROM campaign_claim_messages(
+FROM campaign_pipeline.campaign_claim_messages(
     %(run_ids)s, %(quotas)s, %(batch_size)s, %(token)s, %(owner)s, %(lease_seconds)s) m
-JOIN campaign_runs r ON r.id = m.run_id
-JOIN campaign_configs c ON c.id = r.config_id
+JOIN public.campaign_runs r ON r.id = m.run_id
+JOIN public.campaign_configs c ON c.id = r.config_id
 ORDER BY due_at, m.message_id;
 
 -- name: get_lead_contexts
 -- All that the CRM knows of each lead, for a whole batch in one statement. Values are cut: a field of 100 kB is of no
 -- use to a model, and what is over 200 characters is left out by core.context anyway.
--- Written for the 20,000 fields of 1,000 leads: 15 ms, where an object a field, sorted, took 36. So custom fields are one
--- object a lead, `<position> <name>` -> value, which core.context.in_order reads, and json is written out as it comes, where
--- jsonb would be built first.
-SELECT l.id::text AS lead_id, campaign_cut(l.phone, 100) AS phone,
+-- Written for the 20,000 fields of 1,000 leads: 15 ms, where an object a field, sorted, took 36. So custom fields are
+-- one object a lead, `<position> <name>` -> value, which core.context.in_order reads, and json is written out as it
+-- comes, where jsonb would be built first.
+SELECT l.id::text AS lead_id, campaign_pipeline.campaign_cut(l.phone, 100) AS phone,
        (SELECT row_to_json(known) FROM (SELECT
-           campaign_cut(l.email, 400) AS email, campaign_cut(l.client_name, 400) AS client_name, campaign_cut(l.company, 400) AS company,
-           l.deal_value, campaign_cut(l.priority, 100) AS priority,
+           campaign_pipeline.campaign_cut(l.email, 400) AS email,
+               campaign_pipeline.campaign_cut(l.client_name, 400) AS client_name,
+                   campaign_pipeline.campaign_cut(l.company, 400) AS company,
+           l.deal_value, campaign_pipeline.campaign_cut(l.priority, 100) AS priority,
            CASE WHEN pg_column_size(l.tags) <= 400 THEN l.tags
-                ELSE (SELECT array_agg(campaign_cut(t.tag, 200)) FROM unnest(l.tags[1:20]) AS t (tag)) END AS tags,
-           campaign_cut(l.whatsapp_name, 400) AS whatsapp_name, campaign_cut(f.name, 400) AS funnel, campaign_cut(k.title, 400) AS "column",
+                ELSE (SELECT array_agg(campaign_pipeline.campaign_cut(t.tag, 200))
+                      FROM unnest(l.tags[1:20]) AS t (tag)) END AS tags,
+           campaign_pipeline.campaign_cut(l.whatsapp_name, 400) AS whatsapp_name,
+               campaign_pipeline.campaign_cut(f.name, 400) AS funnel,
+                   campaign_pipeline.campaign_cut(k.title, 400) AS "column",
            COALESCE(v.fields, '{}') AS custom_fields) known)::text AS context
-FROM leads l
-LEFT JOIN funnels f ON f.id = l.funnel_id
-LEFT JOIN funnel_columns k ON k.id = l.column_id
+FROM public.leads l
+LEFT JOIN public.funnels f ON f.id = l.funnel_id
+LEFT JOIN public.funnel_columns k ON k.id = l.column_id
 LEFT JOIN (
     SELECT v.lead_id, json_object_agg(
-               COALESCE(d.position::text, '') || ' ' || campaign_cut(d.name, 400),
-               campaign_cut(v.value, 400)) AS fields
-    FROM lead_custom_values v JOIN custom_fields d ON d.id = v.custom_field_id
+               COALESCE(d.position::text, '') || ' ' || campaign_pipeline.campaign_cut(d.name, 400),
+               campaign_pipeline.campaign_cut(v.value, 400)) AS fields
+    FROM public.lead_custom_values v JOIN public.custom_fields d ON d.id = v.custom_field_id
     -- No empty ones: of two fields of the same name and place, JSON's last would win.
     WHERE v.lead_id = ANY (%(lead_ids)s) AND v.value <> ''
     GROUP BY v.lead_id
@@ -249,38 +272,41 @@ SELECT jsonb_build_object(
             'retry_delays_minutes', c.retry_delays_minutes,
             'template', CASE WHEN c.template_name IS NOT NULL THEN jsonb_build_object('name', c.template_name,
                 'language', c.template_language, 'variables', c.template_variables, 'body', c.template_body) END))
-        FROM campaign_configs c WHERE c.id = ANY (%(config_ids)s)),
+        FROM public.campaign_configs c WHERE c.id = ANY (%(config_ids)s)),
     'models', (SELECT jsonb_object_agg(a.workspace_id, a.model) FROM (
-            SELECT DISTINCT ON (a.workspace_id) a.workspace_id, a.model FROM ai_agents a
+            SELECT DISTINCT ON (a.workspace_id) a.workspace_id, a.model FROM public.ai_agents a
             WHERE a.workspace_id = ANY (%(workspace_ids)s) AND a.is_active AND a.model IS NOT NULL
             ORDER BY a.workspace_id, a.created_at DESC) a),
     'fallback_models', (SELECT jsonb_object_agg(a.workspace_id, to_jsonb(a.fallback_models)) FROM (
-            SELECT DISTINCT ON (a.workspace_id) a.workspace_id, a.fallback_models FROM ai_agents a
+            SELECT DISTINCT ON (a.workspace_id) a.workspace_id, a.fallback_models FROM public.ai_agents a
             WHERE a.workspace_id = ANY (%(workspace_ids)s) AND a.is_active AND a.model IS NOT NULL
             ORDER BY a.workspace_id, a.created_at DESC) a
         WHERE cardinality(a.fallback_models) > 0),
     'own_accounts', (SELECT jsonb_agg(w.id) FROM unnest(%(workspace_ids)s::uuid[]) AS w (id)
-        WHERE campaign_own_key(w.id) IS NOT NULL),
-    'limited', (SELECT jsonb_agg(c.id) FROM campaign_configs c LEFT JOIN workspaces w ON w.id = c.workspace_id
-        WHERE c.id = ANY (%(config_ids)s) AND (c.max_cost_usd_per_run IS NOT NULL OR w.max_cost_usd_per_day IS NOT NULL)),
-    'one_a_day', (SELECT jsonb_agg(w.id) FROM workspaces w
+        WHERE campaign_pipeline.campaign_own_key(w.id) IS NOT NULL),
+    'limited',
+        (SELECT jsonb_agg(c.id) FROM public.campaign_configs c LEFT JOIN public.workspaces w ON w.id = c.workspace_id
+        WHERE c.id = ANY (%(config_ids)s)
+            AND (c.max_cost_usd_per_run IS NOT NULL OR w.max_cost_usd_per_day IS NOT NULL)),
+    'one_a_day', (SELECT jsonb_agg(w.id) FROM public.workspaces w
         WHERE w.id = ANY (%(workspace_ids)s) AND w.one_message_per_lead_per_day),
-    'inboxes', (SELECT jsonb_object_agg(b.id, jsonb_build_object('name', b.name)) FROM inboxes b
+    'inboxes', (SELECT jsonb_object_agg(b.id, jsonb_build_object('name', b.name)) FROM public.inboxes b
         WHERE b.id = ANY (%(inbox_ids)s)),
     'splitter', (SELECT jsonb_build_object('strategy', s.strategy, 'min_chars', s.min_chars_to_split,
-            'delay_ms', s.delay_between_messages, 'max_tokens', s.max_tokens, 'temperature', s.temperature, 'model', s.model,
+            'delay_ms', s.delay_between_messages, 'max_tokens', s.max_tokens, 'temperature', s.temperature, 'model',
+                s.model,
             'system_prompt', s.system_prompt)
-        FROM ai_message_splitter_config s WHERE s.is_active LIMIT 1)) AS settings;
+        FROM public.ai_message_splitter_config s WHERE s.is_active LIMIT 1)) AS settings;
 
 -- name: get_inbox_connection
 -- How to reach an inbox, keys included: read by each shard for itself and never written anywhere.
 SELECT b.id AS inbox_id, b.workspace_id, i.id AS instance_id, i.name, i.provider, i.provider_type, i.api_key,
        i.instance_token, i.phone_number, i.status, COALESCE(i.settings, '{}') AS settings,
        COALESCE(i.provider_config, '{}') AS provider_config,
-       campaign_own_key(b.workspace_id) AS openrouter_api_key
-FROM inboxes b
-JOIN inbox_instances x ON x.inbox_id = b.id
-JOIN instances i ON i.id = x.instance_id
+       campaign_pipeline.campaign_own_key(b.workspace_id) AS openrouter_api_key
+FROM public.inboxes b
+JOIN public.inbox_instances x ON x.inbox_id = b.id
+JOIN public.instances i ON i.id = x.instance_id
 WHERE b.id = %(inbox_id)s
 ORDER BY (i.status = 'connected') DESC NULLS LAST, i.last_connected_at DESC NULLS LAST, i.id
 LIMIT 1;
@@ -288,51 +314,53 @@ LIMIT 1;
 -- name: take_over_messages
 -- Put the messages of a shard under the shard's own lease; see campaign_take_over.
 SELECT t.message_id, t.verdict
-FROM campaign_take_over(%(ids)s, %(batch_token)s, %(token)s, %(owner)s, %(lease_seconds)s) t;
+FROM campaign_pipeline.campaign_take_over(%(ids)s, %(batch_token)s, %(token)s, %(owner)s, %(lease_seconds)s) t;
 
 -- name: read_leased_messages
 -- What a shard works on: the messages that it holds, with their stored text and ledger.
-SELECT m.id, m.run_id, r.config_id, c.workspace_id, COALESCE(m.inbox_id, c.inbox_id) AS inbox_id, m.lead_id, m.phone_number, m.generated_message AS text,
-       m.subject, m.template, m.retry_count, campaign_now() AS now,
+SELECT m.id, m.run_id, r.config_id, c.workspace_id, COALESCE(m.inbox_id, c.inbox_id) AS inbox_id, m.lead_id,
+       m.phone_number, m.generated_message AS text,
+       m.subject, m.template, m.retry_count, campaign_pipeline.campaign_now() AS now,
        COALESCE((SELECT jsonb_agg(jsonb_build_object('part_no', p.part_no, 'text', p.text, 'status', p.status,
                         'attempts', p.attempts, 'address', p.address, 'inbox_id', p.inbox_id,
                         'error_code', p.error_code, 'resend_approved', p.resend_approved_at IS NOT NULL,
                         'attempted_at', EXTRACT(epoch FROM p.attempted_at)) ORDER BY p.part_no)
-                 FROM campaign_message_parts p WHERE p.message_id = m.id), '[]') AS parts
-FROM campaign_messages m
-JOIN campaign_runs r ON r.id = m.run_id
-JOIN campaign_configs c ON c.id = r.config_id
-WHERE m.id = ANY (%(ids)s) AND m.lease_token = %(token)s AND campaign_is_leased(m.status)
+                 FROM campaign_pipeline.campaign_message_parts p WHERE p.message_id = m.id), '[]') AS parts
+FROM public.campaign_messages m
+JOIN public.campaign_runs r ON r.id = m.run_id
+JOIN public.campaign_configs c ON c.id = r.config_id
+WHERE m.id = ANY (%(ids)s) AND m.lease_token = %(token)s AND campaign_pipeline.campaign_is_leased(m.status)
 ORDER BY COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at), m.id;
 
 -- name: renew_leases
 -- Heartbeat: keep what is still ours, and say which that is.
-UPDATE campaign_messages
-SET lease_expires_at = campaign_now() + make_interval(secs => %(lease_seconds)s)
-WHERE id = ANY (%(ids)s) AND lease_token = %(token)s AND campaign_is_leased(status)
+UPDATE public.campaign_messages
+SET lease_expires_at = campaign_pipeline.campaign_now() + make_interval(secs => %(lease_seconds)s)
+WHERE id = ANY (%(ids)s) AND lease_token = %(token)s AND campaign_pipeline.campaign_is_leased(status)
 RETURNING id;
 
 -- name: start_generating
-SELECT message_id, verdict FROM campaign_start_generating(%(starts)s);
+SELECT message_id, verdict FROM campaign_pipeline.campaign_start_generating(%(starts)s);
 
 -- name: begin_parts
-SELECT message_id, verdict, conversation_id, wait_seconds, wait_code, grace_seconds FROM campaign_begin_parts(%(items)s);
+SELECT message_id, verdict, conversation_id, wait_seconds, wait_code, grace_seconds
+       FROM campaign_pipeline.campaign_begin_parts(%(items)s);
 
 -- name: peek_turn
 -- How long a message waits for its turn, and why; takes nothing.
-SELECT wait_seconds, wait_code FROM campaign_peek_turn(%(message_id)s, %(inbox_id)s);
+SELECT wait_seconds, wait_code FROM campaign_pipeline.campaign_peek_turn(%(message_id)s, %(inbox_id)s);
 
 -- name: slow_inbox_down
 -- The provider said that an inbox goes too fast: how many times slower it goes now.
-SELECT campaign_slow_down(%(inbox_id)s) AS factor;
+SELECT campaign_pipeline.campaign_slow_down(%(inbox_id)s) AS factor;
 
 -- name: drop_recovered_paces
 -- An inbox without a pace of its own that was slowed down, and has recovered: it costs its messages nothing more.
-DELETE FROM campaign_pace_state s
+DELETE FROM campaign_pipeline.campaign_pace_state s
 WHERE (s.scope, s.scope_id) IN (
-    SELECT x.scope, x.scope_id FROM campaign_pace_state x
-    WHERE x.scope = 'inbox' AND x.slowed_at < campaign_now() - interval '45 minutes'
-      AND NOT EXISTS (SELECT 1 FROM campaign_inbox_pace p WHERE p.inbox_id = x.scope_id)
+    SELECT x.scope, x.scope_id FROM campaign_pipeline.campaign_pace_state x
+    WHERE x.scope = 'inbox' AND x.slowed_at < campaign_pipeline.campaign_now() - interval '45 minutes'
+      AND NOT EXISTS (SELECT 1 FROM campaign_pipeline.campaign_inbox_pace p WHERE p.inbox_id = x.scope_id)
     FOR UPDATE SKIP LOCKED);
 
 -- name: list_paces
@@ -342,70 +370,77 @@ WITH run AS (
     FROM unnest(%(run_ids)s::uuid[], %(inbox_ids)s::uuid[], %(config_ids)s::uuid[]) AS u (run_id, inbox_id, config_id)
 ), member AS (
     SELECT 'inbox' AS scope, run.inbox_id AS id, run.run_id FROM run
-    WHERE EXISTS (SELECT 1 FROM campaign_inbox_pace p WHERE p.inbox_id = run.inbox_id)
-       OR EXISTS (SELECT 1 FROM campaign_pace_state s WHERE s.scope = 'inbox' AND s.scope_id = run.inbox_id)
+    WHERE EXISTS (SELECT 1 FROM campaign_pipeline.campaign_inbox_pace p WHERE p.inbox_id = run.inbox_id)
+       OR EXISTS (SELECT 1 FROM campaign_pipeline.campaign_pace_state s WHERE s.scope = 'inbox'
+                  AND s.scope_id = run.inbox_id)
     UNION ALL
     SELECT 'campaign', run.config_id, run.run_id FROM run
-    JOIN campaign_configs c ON c.id = run.config_id AND (c.min_interval_seconds > 0 OR c.daily_limit IS NOT NULL)
+    JOIN public.campaign_configs c ON c.id = run.config_id AND (c.min_interval_seconds > 0 OR c.daily_limit IS NOT NULL)
 ), scope AS (
     SELECT member.scope, member.id, sum(leased.n)::integer AS leased
     FROM member
     -- All three statuses are named for the index campaign_messages_leased.
-    CROSS JOIN LATERAL (SELECT count(*) AS n FROM campaign_messages m WHERE m.run_id = member.run_id
+    CROSS JOIN LATERAL (SELECT count(*) AS n FROM public.campaign_messages m WHERE m.run_id = member.run_id
                         AND m.status IN ('queued', 'generating', 'sending') AND m.status <> 'sending') leased
     GROUP BY member.scope, member.id
 )
-SELECT scope.scope, scope.id AS scope_id, scope.leased, p.gap_seconds, p.jitter, p.slow_factor, p.hourly_limit, p.hour_count,
-       p.daily_limit, p.day_count, p.zone, greatest(p.free_at, campaign_now()) AS free_at, p.code, campaign_now() AS now
-FROM scope CROSS JOIN LATERAL campaign_pace(scope.scope, scope.id) p;
+SELECT scope.scope, scope.id AS scope_id, scope.leased, p.gap_seconds, p.jitter, p.slow_factor, p.hourly_limit,
+       p.hour_count,
+       p.daily_limit, p.day_count, p.zone, greatest(p.free_at, campaign_pipeline.campaign_now()) AS free_at, p.code,
+           campaign_pipeline.campaign_now() AS now
+FROM scope CROSS JOIN LATERAL campaign_pipeline.campaign_pace(scope.scope, scope.id) p;
 
 -- name: note_pace_holds
 -- Since when more is due in these runs than their pace lets go (null: nothing that was due is left).
-UPDATE campaign_runs r
-SET pace_held_since = CASE WHEN due.waits THEN COALESCE(r.pace_held_since, campaign_now()) END
+UPDATE public.campaign_runs r
+SET pace_held_since = CASE WHEN due.waits THEN COALESCE(r.pace_held_since, campaign_pipeline.campaign_now()) END
 FROM unnest(%(run_ids)s::uuid[]) AS u (run_id)
 CROSS JOIN LATERAL (SELECT COALESCE((
-    SELECT COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) <= campaign_now() FROM campaign_messages m
+    SELECT COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) <= campaign_pipeline.campaign_now()
+           FROM public.campaign_messages m
     WHERE m.run_id = u.run_id AND m.status = 'pending'
     ORDER BY COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) LIMIT 1), false) AS waits) due
 WHERE r.id = u.run_id AND (r.pace_held_since IS NOT NULL) IS DISTINCT FROM due.waits;
 
 -- name: note_active_inboxes
 -- Which fallback inbox each run goes through now (null: its own); runs that say so already are left alone.
-UPDATE campaign_runs r SET active_inbox_id = u.inbox_id
+UPDATE public.campaign_runs r SET active_inbox_id = u.inbox_id
 FROM unnest(%(run_ids)s::uuid[], %(inbox_ids)s::uuid[]) AS u (run_id, inbox_id)
 WHERE r.id = u.run_id AND r.active_inbox_id IS DISTINCT FROM u.inbox_id;
 
 -- name: settle
-SELECT message_id, applied, moved, final FROM campaign_settle(%(ends)s);
+SELECT message_id, applied, moved, final FROM campaign_pipeline.campaign_settle(%(ends)s);
 
 -- name: settle_and_start
 -- Both in one transaction and one round trip. In this order: who starts sees what the end of the others changed.
-SELECT message_id, applied, moved, final, NULL AS verdict FROM campaign_settle(%(ends)s)
+SELECT message_id, applied, moved, final, NULL AS verdict FROM campaign_pipeline.campaign_settle(%(ends)s)
 UNION ALL
-SELECT message_id, NULL, NULL, NULL, verdict FROM campaign_start_generating(%(starts)s);
+SELECT message_id, NULL, NULL, NULL, verdict FROM campaign_pipeline.campaign_start_generating(%(starts)s);
 
 -- name: find_control_part
 -- A part that this inbox surely sent a while ago, to prove that looking up works; the provider ids that other parts to
 -- the same address took since the attempt began, none of which can be its answer; and what the CRM's own conversation
 -- has of this text.
-SELECT (SELECT p.provider_message_id FROM campaign_message_parts p
-        WHERE p.inbox_id = %(inbox_id)s AND p.status = 'sent' AND p.sent_at < campaign_now() - interval '10 seconds'
+SELECT (SELECT p.provider_message_id FROM campaign_pipeline.campaign_message_parts p
+        WHERE p.inbox_id = %(inbox_id)s AND p.status = 'sent'
+            AND p.sent_at < campaign_pipeline.campaign_now() - interval '10 seconds'
           AND p.provider_message_id IS NOT NULL  -- an erased person's part has none
         ORDER BY p.sent_at DESC LIMIT 1) AS control_provider_id,
-       (SELECT COALESCE(array_agg(p.provider_message_id), '{}') FROM campaign_message_parts p
+       (SELECT COALESCE(array_agg(p.provider_message_id), '{}') FROM campaign_pipeline.campaign_message_parts p
         WHERE p.inbox_id = %(inbox_id)s AND p.status = 'sent' AND p.address = %(address)s
           AND p.sent_at >= to_timestamp(%(started_at)s) - interval '1 day') AS taken_provider_ids,
        -- What somebody else (the CRM's own sender) wrote into the conversation of this text since the attempt began.
        (SELECT COALESCE(array_agg(COALESCE(v.provider_message_id, v.id::text) ORDER BY v.created_at), '{}')
-        FROM campaign_messages m JOIN messages v ON v.conversation_id = m.conversation_id
+        FROM public.campaign_messages m JOIN public.messages v ON v.conversation_id = m.conversation_id
         WHERE m.id = %(message_id)s AND v.message_type IS DISTINCT FROM 'incoming'
           AND v.created_at >= to_timestamp(%(started_at)s) - interval '2 seconds'
           AND btrim(v.text_content) = btrim(%(text)s)) AS conversation_ids;
 
 -- name: write_logs
 -- What happened, in bulk.
-INSERT INTO campaign_logs (run_id, step_number, step_name, level, message, details, lead_id, message_id, created_at)
-SELECT l.run_id, l.step_number, l.step_name, l.level, l.message, l.details, l.lead_id, l.message_id, campaign_now()
+INSERT INTO public.campaign_logs (run_id, step_number, step_name, level, message, details, lead_id, message_id,
+                                  created_at)
+SELECT l.run_id, l.step_number, l.step_name, l.level, l.message, l.details, l.lead_id, l.message_id,
+       campaign_pipeline.campaign_now()
 FROM jsonb_to_recordset(%(lines)s) AS l (run_id uuid, step_number integer, step_name text, level text, message text,
      details jsonb, lead_id uuid, message_id uuid);

@@ -5,7 +5,7 @@
 -- this reads no message.
 SELECT r.id AS run_id, COALESCE(c.name, r.name, 'unnamed') AS campaign, r.status, r.leads_total, r.leads_success,
        r.leads_failed, r.leads_skipped, r.wait_code, r.wait_reason, r.wait_until
-FROM campaign_runs r LEFT JOIN campaign_configs c ON c.id = r.config_id
+FROM public.campaign_runs r LEFT JOIN public.campaign_configs c ON c.id = r.config_id
 WHERE r.status = 'running' OR r.id = ANY (%(closed)s)
 ORDER BY r.status, campaign, r.id;
 
@@ -16,10 +16,11 @@ ORDER BY r.status, campaign, r.id;
 -- part was out, so it holds closed windows and retries. Pace is over the minutes in which anything was sent.
 WITH ended AS MATERIALIZED (
     SELECT COALESCE(r.config_id, r.id) AS campaign_id, m.status, m.error_class, m.finished_at, m.sent_at,
-           m.ai_tokens_used, m.ai_cost_usd, m.ai_generation_time_ms, m.send_time_ms, m.status IN ('sent', 'replied') AS out,
+           m.ai_tokens_used, m.ai_cost_usd, m.ai_generation_time_ms, m.send_time_ms,
+               m.status IN ('sent', 'replied') AS out,
            CASE WHEN isfinite(COALESCE(m.scheduled_at, m.created_at))
                 THEN greatest(0, EXTRACT(epoch FROM m.sent_at - COALESCE(m.scheduled_at, m.created_at))) END AS wait_s
-    FROM campaign_messages m JOIN campaign_runs r ON r.id = m.run_id
+    FROM public.campaign_messages m JOIN public.campaign_runs r ON r.id = m.run_id
     WHERE m.finished_at >= %(day_start)s AND m.finished_at < %(day_end)s
 ), figures AS (
     SELECT e.campaign_id, count(*) AS ended,
@@ -29,25 +30,28 @@ WITH ended AS MATERIALIZED (
            count(*) FILTER (WHERE e.status = 'failed' AND e.error_class = 'permanent') AS failed_permanent,
            count(*) FILTER (WHERE e.status = 'failed' AND e.error_class = 'exhausted') AS failed_exhausted,
            count(*) FILTER (WHERE e.status = 'failed' AND e.error_class = 'unknown') AS failed_unknown,
-           count(*) FILTER (WHERE e.status = 'failed' AND COALESCE(e.error_class, '') NOT IN ('permanent', 'exhausted', 'unknown')) AS failed_other,
+           count(*)
+               FILTER (WHERE e.status = 'failed'
+                       AND COALESCE(e.error_class, '') NOT IN ('permanent', 'exhausted', 'unknown')) AS failed_other,
            count(*) FILTER (WHERE e.status = 'skipped') AS skipped,
            COALESCE(sum(e.ai_tokens_used), 0)::bigint AS tokens,
            COALESCE(sum(e.ai_cost_usd), 0)::double precision AS cost_usd,
            percentile_cont(ARRAY[0.5, 0.95]) WITHIN GROUP (ORDER BY e.ai_generation_time_ms / 1000.0) AS generation_s,
-           percentile_cont(ARRAY[0.5, 0.95]) WITHIN GROUP (ORDER BY e.send_time_ms / 1000.0) FILTER (WHERE e.out) AS send_s,
+           percentile_cont(ARRAY[0.5, 0.95]) WITHIN GROUP (ORDER BY e.send_time_ms / 1000.0)
+               FILTER (WHERE e.out) AS send_s,
            percentile_cont(ARRAY[0.5, 0.95]) WITHIN GROUP (ORDER BY e.wait_s) FILTER (WHERE e.out) AS wait_s,
            count(DISTINCT date_trunc('minute', e.sent_at)) FILTER (WHERE e.out) AS active_minutes
     FROM ended e
     GROUP BY GROUPING SETS ((e.campaign_id), ())
 ), still_open AS (
     SELECT COALESCE(r.config_id, r.id) AS campaign_id, sum(n.pending + n.leased)::bigint AS waiting
-    FROM campaign_runs r
+    FROM public.campaign_runs r
     CROSS JOIN LATERAL (
-        SELECT (SELECT count(*) FROM campaign_messages m
+        SELECT (SELECT count(*) FROM public.campaign_messages m
                 WHERE m.run_id = r.id AND m.status = 'pending'
                   AND COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) >= %(day_start)s
                   AND COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) < %(day_end)s) AS pending,
-               (SELECT count(*) FROM campaign_messages m
+               (SELECT count(*) FROM public.campaign_messages m
                 WHERE m.run_id = r.id AND m.status IN ('queued', 'generating', 'sending')
                   AND COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) >= %(day_start)s
                   AND COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) < %(day_end)s) AS leased) n
@@ -55,15 +59,19 @@ WITH ended AS MATERIALIZED (
     GROUP BY GROUPING SETS ((COALESCE(r.config_id, r.id)), ())
 ), hours AS (
     SELECT jsonb_object_agg(h.hour, jsonb_build_array(h.sent, h.failed, h.skipped)) AS by_hour
-    FROM (SELECT EXTRACT(hour FROM e.finished_at AT TIME ZONE %(timezone)s)::integer AS hour, count(*) FILTER (WHERE e.out) AS sent,
-                 count(*) FILTER (WHERE e.status = 'failed') AS failed, count(*) FILTER (WHERE e.status = 'skipped') AS skipped
+    FROM (SELECT EXTRACT(hour FROM e.finished_at AT TIME ZONE %(timezone)s)::integer AS hour, count(*)
+          FILTER (WHERE e.out) AS sent,
+                 count(*) FILTER (WHERE e.status = 'failed') AS failed, count(*)
+                     FILTER (WHERE e.status = 'skipped') AS skipped
           FROM ended e GROUP BY 1) h
 )
 SELECT k.campaign_id, CASE WHEN k.campaign_id IS NOT NULL THEN COALESCE(c.name, r.name, 'unnamed') END AS campaign,
-       COALESCE(f.ended, 0) + COALESCE(o.waiting, 0) AS due, COALESCE(f.sent, 0) AS sent, COALESCE(f.replied, 0) AS replied,
+       COALESCE(f.ended, 0) + COALESCE(o.waiting, 0) AS due, COALESCE(f.sent, 0) AS sent,
+           COALESCE(f.replied, 0) AS replied,
        COALESCE(f.failed, 0) AS failed, COALESCE(f.failed_permanent, 0) AS failed_permanent,
        COALESCE(f.failed_exhausted, 0) AS failed_exhausted, COALESCE(f.failed_unknown, 0) AS failed_unknown,
-       COALESCE(f.failed_other, 0) AS failed_other, COALESCE(f.skipped, 0) AS skipped, COALESCE(o.waiting, 0) AS waiting,
+       COALESCE(f.failed_other, 0) AS failed_other, COALESCE(f.skipped, 0) AS skipped,
+           COALESCE(o.waiting, 0) AS waiting,
        COALESCE(f.tokens, 0) AS tokens, COALESCE(f.cost_usd, 0) AS cost_usd,
        f.generation_s[1] AS median_generation_s, f.generation_s[2] AS p95_generation_s,
        f.send_s[1] AS median_send_s, f.send_s[2] AS p95_send_s, f.wait_s[1] AS median_wait_s, f.wait_s[2] AS p95_wait_s,
@@ -73,42 +81,45 @@ SELECT k.campaign_id, CASE WHEN k.campaign_id IS NOT NULL THEN COALESCE(c.name, 
 FROM (SELECT campaign_id FROM figures UNION SELECT campaign_id FROM still_open WHERE waiting > 0) k
 LEFT JOIN figures f ON f.campaign_id IS NOT DISTINCT FROM k.campaign_id
 LEFT JOIN still_open o ON o.campaign_id IS NOT DISTINCT FROM k.campaign_id
-LEFT JOIN campaign_configs c ON c.id = k.campaign_id
-LEFT JOIN campaign_runs r ON r.id = k.campaign_id
+LEFT JOIN public.campaign_configs c ON c.id = k.campaign_id
+LEFT JOIN public.campaign_runs r ON r.id = k.campaign_id
 ORDER BY k.campaign_id IS NULL, due DESC, campaign, k.campaign_id;
 
 -- name: count_failed_by_day
--- Messages that failed, by business day and class, the newest day first; by the index on failed messages. A message that
--- is sent again is no longer failed, so a day that was back-filled leaves this list by itself.
-SELECT to_char(m.finished_at AT TIME ZONE %(timezone)s, 'YYYY-MM-DD') AS day, COALESCE(m.error_class, 'none') AS error_class,
+-- Messages that failed, by business day and class, the newest day first; by the index on failed messages. A message
+-- that is sent again is no longer failed, so a day that was back-filled leaves this list by itself.
+SELECT to_char(m.finished_at AT TIME ZONE %(timezone)s, 'YYYY-MM-DD') AS day,
+       COALESCE(m.error_class, 'none') AS error_class,
        count(*) AS messages
-FROM campaign_messages m
-WHERE m.status = 'failed' AND m.finished_at >= campaign_now() - make_interval(days => %(days)s)
+FROM public.campaign_messages m
+WHERE m.status = 'failed' AND m.finished_at >= campaign_pipeline.campaign_now() - make_interval(days => %(days)s)
 GROUP BY 1, 2
 ORDER BY 1 DESC, 2;
 
 -- name: find_wrong_counters
--- Runs whose counters differ from a recount of their messages (I6): those that are not over, and those that ended in the
--- last %(days)s days. By the index on a run's finished messages, without reading the messages themselves.
-SELECT r.id AS run_id, r.leads_success, r.leads_failed, r.leads_skipped, r.leads_processed, n.success, n.failed, n.skipped
-FROM campaign_runs r
+-- Runs whose counters differ from a recount of their messages (I6): those that are not over, and those that ended in
+-- the last %(days)s days. By the index on a run's finished messages, without reading the messages themselves.
+SELECT r.id AS run_id, r.leads_success, r.leads_failed, r.leads_skipped, r.leads_processed, n.success, n.failed,
+       n.skipped
+FROM public.campaign_runs r
 CROSS JOIN LATERAL (
     SELECT count(*) FILTER (WHERE m.status IN ('sent', 'replied')) AS success,
            count(*) FILTER (WHERE m.status = 'failed') AS failed,
            count(*) FILTER (WHERE m.status = 'skipped') AS skipped
-    FROM campaign_messages m
+    FROM public.campaign_messages m
     WHERE m.run_id = r.id AND m.status IN ('sent', 'replied', 'failed', 'skipped')) n
-WHERE (r.completed_at IS NULL OR r.completed_at >= campaign_now() - make_interval(days => %(days)s))
+WHERE (r.completed_at IS NULL OR r.completed_at >= campaign_pipeline.campaign_now() - make_interval(days => %(days)s))
   AND (r.leads_success, r.leads_failed, r.leads_skipped, r.leads_processed)
       IS DISTINCT FROM (n.success, n.failed, n.skipped, n.success + n.failed + n.skipped)
 ORDER BY r.id;
 
 -- name: find_forgotten_leases
--- Messages whose lease ran out more than another lease's length ago, the oldest first: any batch would have taken them back.
+-- Messages whose lease ran out more than another lease's length ago, the oldest first: any batch would have taken them
+-- back.
 SELECT m.id AS message_id, m.run_id, m.status, m.lease_owner, m.lease_expires_at, count(*) OVER () AS of_all
-FROM campaign_messages m
+FROM public.campaign_messages m
 WHERE m.status IN ('queued', 'generating', 'sending')
-  AND m.lease_expires_at < campaign_now() - make_interval(secs => %(lease_seconds)s)
+  AND m.lease_expires_at < campaign_pipeline.campaign_now() - make_interval(secs => %(lease_seconds)s)
 ORDER BY m.lease_expires_at, m.id
 LIMIT %(shown)s;
 
@@ -116,11 +127,12 @@ LIMIT %(shown)s;
 -- Provider ids that stand on two parts of one inbox, among the parts sent in the last %(days)s days: the proof that a
 -- part was sent is then of another part. By the index on what each inbox sent.
 SELECT b.id AS inbox_id, d.provider_message_id, d.message_ids, count(*) OVER () AS of_all
-FROM inboxes b
+FROM public.inboxes b
 CROSS JOIN LATERAL (
     SELECT p.provider_message_id, array_agg(DISTINCT p.message_id) AS message_ids
-    FROM campaign_message_parts p
-    WHERE p.inbox_id = b.id AND p.status = 'sent' AND p.sent_at >= campaign_now() - make_interval(days => %(days)s)
+    FROM campaign_pipeline.campaign_message_parts p
+    WHERE p.inbox_id = b.id AND p.status = 'sent'
+        AND p.sent_at >= campaign_pipeline.campaign_now() - make_interval(days => %(days)s)
       AND p.provider_message_id IS NOT NULL
     GROUP BY p.provider_message_id
     HAVING count(*) > 1) d
@@ -130,7 +142,7 @@ LIMIT %(shown)s;
 -- name: find_unknown_outcomes
 -- Messages that ended without anybody knowing whether they went out, the newest first; a person decides on each.
 SELECT m.id AS message_id, m.run_id, m.error_code, m.finished_at, count(*) OVER () AS of_all
-FROM campaign_messages m
+FROM public.campaign_messages m
 WHERE m.status = 'failed' AND m.error_class = 'unknown'
 ORDER BY m.finished_at DESC NULLS LAST, m.id
 LIMIT %(shown)s;

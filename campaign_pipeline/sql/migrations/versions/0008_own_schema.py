@@ -1,0 +1,13 @@
+"""A schema of the pipeline's own."""
+
+from alembic import op
+
+from campaign_pipeline.sql import run_migration
+
+revision = "0008"
+down_revision = "0007"
+
+
+def upgrade() -> None:
+    """Move the pipeline's tables out of public, and drop the functions that were there."""
+    run_migration(op.get_bind(), "0008_own_schema")

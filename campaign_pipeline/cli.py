@@ -612,17 +612,20 @@ def erase(lead_id: UUID, by: str, yes: bool) -> None:
     addresses stay, so that the person is not written to if imported again. Copies elsewhere (backups, the providers,
     exports) are not reached.
     """
-    document, _ = _ask_consent(lambda consent: consent.export(lead_id))
-    if document is None:
-        raise Trouble(f"Nothing is stored of a lead {lead_id}.")
-    if not yes:
-        click.confirm(f"Erase all personal data of lead {lead_id}?", abort=True)
-    counts = _ask_consent(lambda consent: consent.erase(lead_id, by))
     from campaign_pipeline.defs.io import PrivateFiles
 
+    document, _ = _ask_consent(lambda consent: consent.export(lead_id))
+    if not yes:
+        click.confirm(f"Erase all personal data of lead {lead_id}?", abort=True)
+    if document is not None:
+        counts = _ask_consent(lambda consent: consent.erase(lead_id, by))
+        told = ", ".join(f"{count:,} in {table}" for table, count in sorted(counts.items()) if count)
+        click.echo(f"Lead {lead_id} is erased in the database: {told or 'no rows'}.")
+    # Of a lead that the CRM has deleted, step outputs may still know.
     files = PrivateFiles(Environment.read().outputs_path).forget_lead(str(lead_id))
-    told = ", ".join(f"{count:,} in {table}" for table, count in sorted(counts.items()) if count)
-    click.echo(f"Lead {lead_id} is erased: {told or 'no rows'}; {files:,} output files written anew.")
+    if document is None and not files:
+        raise Trouble(f"Nothing is stored of a lead {lead_id}.")
+    click.echo(f"{files:,} output files were written anew or deleted.")
 
 
 def _console() -> Console:

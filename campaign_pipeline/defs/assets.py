@@ -19,6 +19,7 @@ from campaign_pipeline.defs.ops import plain_failures
 from campaign_pipeline.defs.plots import day_picture, hours_at_a_glance, in_words
 from campaign_pipeline.defs.resources import QueueDatabase
 from campaign_pipeline.defs.shard import run_async
+from campaign_pipeline.defs.tags import WORK
 
 GROUP = "campaigns"
 
@@ -180,6 +181,7 @@ refresh_campaign_report = dg.define_asset_job(
     "refresh_campaign_report",
     selection=dg.AssetSelection.assets(campaign_report),
     executor_def=dg.in_process_executor,
+    tags={WORK: "report"},
     description="Make the report of a day anew, from the database, and check which days have messages to send again.",
 )
 

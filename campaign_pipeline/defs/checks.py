@@ -16,6 +16,7 @@ from campaign_pipeline.defs.days import days
 from campaign_pipeline.defs.ops import plain_failures
 from campaign_pipeline.defs.resources import QueueDatabase
 from campaign_pipeline.defs.shard import run_async
+from campaign_pipeline.defs.tags import WORK
 
 WARN, ERROR = dg.AssetCheckSeverity.WARN, dg.AssetCheckSeverity.ERROR
 SENT_AGAIN = frozenset(RequeueFailedMessagesConfig().error_classes)
@@ -192,6 +193,7 @@ check_campaign_queue = dg.define_asset_job(
     # Those of the report are made with it.
     selection=dg.AssetSelection.checks_for_assets(message_batch.key, campaign_runs.key),
     executor_def=dg.in_process_executor,
+    tags={WORK: "checks"},
     description="Ask the database whether what must hold does: counters, leases, provider ids, known outcomes.",
 )
 

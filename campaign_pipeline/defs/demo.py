@@ -6,9 +6,9 @@ Part of the code location only where CAMPAIGN_DEMO_TRICKLE is on, which `dev` se
 import dagster as dg
 
 from campaign_pipeline.adapters.operations import Operations
-from campaign_pipeline.defs.jobs import WORK
 from campaign_pipeline.defs.ops import plain_failures
 from campaign_pipeline.defs.resources import QueueDatabase
+from campaign_pipeline.defs.tags import WORK
 
 MADE_BY = "campaign-pipeline demo"
 """`demo.world.MADE_BY`, which this room may not import; a test holds them equal."""

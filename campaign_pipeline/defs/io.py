@@ -4,13 +4,15 @@ Tables (pandas DataFrames) become Parquet and are reported as asset materializat
 personal data, so local files are 0600 in folders of 0700; remote stores (`s3://…`) keep their own rules.
 """
 
+import contextlib
 import io
 import os
 import re
+import time
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, overload
@@ -38,6 +40,19 @@ ROWS_PER_GROUP = 250
 BASE_PATH = "A folder, or s3://bucket/prefix and the like; unset: CAMPAIGN_OUTPUTS, else outputs under CAMPAIGN_HOME."
 
 
+DRAFT = ".part"
+"""How a file ends until it is whole."""
+
+SHOWN_TROUBLES = 5
+
+DRAFT_SECONDS = 5.0
+"""After which nobody is writing a draft any more: a file takes far less than a second."""
+
+
+class UnreachableFilesError(OSError):
+    """Some files could not be read or written; one sentence that names the first of them."""
+
+
 class PrivateFiles:
     """A folder of any file system fsspec knows, written to privately and in one move."""
 
@@ -60,7 +75,7 @@ class PrivateFiles:
         for folder in reversed([Path(parent), *Path(parent).parents]):
             if not folder.exists():
                 folder.mkdir(mode=0o700, exist_ok=True)
-        draft = f"{path}.{os.getpid()}.part"
+        draft = f"{path}.{os.getpid()}{DRAFT}"
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
@@ -72,40 +87,83 @@ class PrivateFiles:
         return content
 
     def forget_lead(self, lead_id: str) -> int:
-        """Take a lead's rows out of every table; returns how many files were written anew.
+        """Take a lead's rows out of every table, and delete the drafts that dead processes left behind.
 
-        Handles and reports hold ids and counts only. A run that is executed again finds the lead gone.
+        Returns how many files were written anew or deleted. Handles and reports hold ids and counts only. A run that is
+        executed again finds the lead gone. Raises UnreachableFilesError, once every file was visited, for those that
+        could not be read or written.
         """
         changed = 0
-        for path in self._fs.find(self._root) if self._fs.isdir(self._root) else []:
-            if not path.endswith(".parquet"):
-                continue
-            file = pq.ParquetFile(pa.BufferReader(self.read(path)))
-            table = file.read()
-            if "lead_id" not in table.column_names:
-                continue
-            others = [row for row, lead in enumerate(table.column("lead_id").to_pylist()) if str(lead) != lead_id]
-            if len(others) < table.num_rows:
-                buffer = io.BytesIO()
-                pq.write_table(table.take(others), buffer, row_group_size=file.metadata.row_group(0).num_rows)
-                self.write(path, buffer.getvalue())
-                changed += 1
+        troubles: list[str] = []
+        # Drafts first: one that became a file meanwhile is visited as such.
+        steps: dict[str, Callable[[str], bool]] = {
+            DRAFT: self._drop_draft,
+            ".parquet": partial(self._forget_in_table, lead_id),
+        }
+        for ending, step in steps.items():
+            for path in self._fs.find(self._root) if self._fs.isdir(self._root) else []:
+                if path.endswith(ending):
+                    with _noting(path, troubles):
+                        changed += step(path)
+        if troubles:
+            shown = "; ".join(troubles[:SHOWN_TROUBLES])
+            raise UnreachableFilesError(
+                f"{len(troubles)} output files may still hold lead {lead_id}; make them readable or delete them, and "
+                f"erase it again: {shown}"
+            )
         return changed
+
+    def _forget_in_table(self, lead_id: str, path: str) -> bool:
+        """Write one table anew without a lead's rows; False where it has none."""
+        table = pq.ParquetFile(pa.BufferReader(self.read(path))).read()
+        if "lead_id" not in table.column_names:
+            return False
+        others = [str(lead) != lead_id for lead in table.column("lead_id").to_pylist()]
+        if all(others):
+            return False
+        buffer = io.BytesIO()
+        # By a mask: it keeps the columns' types where nothing is left.
+        pq.write_table(table.filter(pa.array(others, pa.bool_())), buffer, row_group_size=ROWS_PER_GROUP)
+        self.write(path, buffer.getvalue())
+        return True
+
+    def _drop_draft(self, path: str) -> bool:
+        """Delete a draft that nobody is writing any more; False where it became the file while we waited for that."""
+        age = time.time() - _instant(self._fs.modified(path)).timestamp()
+        if age < DRAFT_SECONDS:
+            time.sleep(DRAFT_SECONDS - max(0.0, age))
+        try:
+            self._fs.rm_file(path)
+        except FileNotFoundError:
+            return False
+        return True
 
     def delete_older_than(self, before: datetime) -> tuple[int, int]:
         """Delete what runs wrote that wrote nothing since; returns how many runs and files.
 
-        Only folders that are named by a run's id, as `_where` makes them: the base may hold other things too.
+        Only folders that are named by a run's id, as `_where` makes them: the base may hold other things too. An empty
+        folder is as old as itself: it may be that of a run that is about to write its first file.
         """
         runs = files = 0
         for folder in self._fs.ls(self._root, detail=False) if self._fs.isdir(self._root) else []:
             if not _RUN_ID.fullmatch(folder.rstrip("/").rpartition("/")[2]):
                 continue
             paths = self._fs.find(folder)
-            if all(_instant(self._fs.modified(path)) < before for path in paths):
+            if all(_instant(self._fs.modified(path)) < before for path in paths or [folder]):
                 self._fs.rm(folder, recursive=True)
                 runs, files = runs + 1, files + len(paths)
         return runs, files
+
+
+@contextlib.contextmanager
+def _noting(path: str, troubles: list[str]) -> Iterator[None]:
+    """Note what keeps one file from being reached; one that was cleaned up meanwhile is no trouble."""
+    try:
+        yield
+    except FileNotFoundError:
+        pass
+    except (OSError, pa.ArrowException) as error:
+        troubles.append(f"{path} ({type(error).__name__})")
 
 
 _RUN_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")

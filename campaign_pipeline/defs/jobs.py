@@ -13,10 +13,7 @@ from campaign_pipeline.defs.ops import (
     send_shard,
     split_into_shards,
 )
-
-WORK = "campaign/work"
-"""Tag by which deploy/dagster.yaml limits how many runs of a kind are at work at once. Not a pool: a pool's slots are
-kept by a run that crashed until a daemon frees them, and leases guard the messages already."""
+from campaign_pipeline.defs.tags import WORK
 
 
 @dg.job(executor_def=shard_executor, tags={WORK: "queue"})

@@ -1,17 +1,24 @@
 """What is kept for a while only. Everything goes in small batches, and each step says how much it removed."""
 
+import contextlib
 from collections.abc import Iterator
 from datetime import datetime, timedelta
+from pathlib import Path
 
 import dagster as dg
 from dagster import DagsterInstance, DagsterRunStatus, RunsFilter
 from pydantic import Field
 
+from campaign_pipeline.adapters.dagster_home import CODE_LOCATION
 from campaign_pipeline.adapters.environment import Environment, OperationsSettings
 from campaign_pipeline.adapters.operations import Operations
 from campaign_pipeline.defs.io import PrivateFiles
 from campaign_pipeline.defs.ops import plain_failures
 from campaign_pipeline.defs.resources import QueueDatabase
+from campaign_pipeline.defs.tags import WORK
+
+MODULE = "campaign_pipeline.definitions"
+"""What is loaded as the code location; also its name, where nobody gave it one."""
 
 UNTRIED_PAUSE_DAYS = 7
 RUNS_AT_A_TIME = 50
@@ -23,7 +30,7 @@ OUR_JOBS = (
     "check_campaign_queue",
     "trickle_demo_campaign",
 )
-"""Whose runs are ours to delete: an instance may serve other code locations too."""
+"""Whose runs may be ours to delete; see `_is_ours`: an instance may serve other code locations too."""
 
 _FINISHED = [DagsterRunStatus.SUCCESS, DagsterRunStatus.FAILURE, DagsterRunStatus.CANCELED]
 
@@ -73,26 +80,57 @@ def delete_old_logs(context: dg.OpExecutionContext, config: KeepConfig, database
 
 @dg.op(out={"deleted_runs": dg.Out(io_manager_key="handles", description="How many runs.")})
 def delete_old_runs(context: dg.OpExecutionContext, config: KeepConfig, database: QueueDatabase) -> int:
-    """Delete finished Dagster runs of this code location and all their events after CAMPAIGN_KEEP_RUNS_DAYS.
+    """Delete finished Dagster runs of this code location, with events and compute logs, after CAMPAIGN_KEEP_RUNS_DAYS.
 
-    Dagster itself keeps event logs for ever. Other code locations' runs are theirs to keep.
+    Dagster itself keeps them for ever. Other code locations' runs are theirs to keep, whatever their jobs are called.
     """
     with plain_failures():
         days = _days(config, OperationsSettings.from_environment().keep_runs_days)
         with Operations(database.url()) as operations:
             before = operations.now() - timedelta(days=days)
-    deleted = 0
-    for run_id in _old_runs(context.instance, before):
+    old = [run_id for job in OUR_JOBS for run_id in _old_runs(context.instance, context.run, job, before)]
+    for run_id in old:
+        with _told(context, f"The compute logs of run {run_id[:8]} could not be deleted"):
+            context.instance.compute_log_manager.delete_logs(prefix=[run_id])
         context.instance.delete_run(run_id)
-        deleted += 1
-    context.log.info(f"Deleted {deleted} Dagster runs that ended more than {days} days ago, and their events.")
-    context.add_output_metadata({"runs": deleted, "keep_days": days}, output_name="deleted_runs")
-    return deleted
+    context.log.info(f"Deleted {len(old)} Dagster runs that ended more than {days} days ago, and their events.")
+    context.add_output_metadata({"runs": len(old), "keep_days": days}, output_name="deleted_runs")
+    return len(old)
 
 
-def _old_runs(instance: DagsterInstance, before: datetime) -> Iterator[str]:
-    """The runs of our jobs that ended before that; each must be gone before the next is asked for."""
-    for job in OUR_JOBS:
-        wanted = RunsFilter(job_name=job, statuses=_FINISHED, updated_before=before)
-        while run_ids := instance.get_run_ids(wanted, limit=RUNS_AT_A_TIME):
-            yield from run_ids
+@contextlib.contextmanager
+def _told(context: dg.OpExecutionContext, what: str) -> Iterator[None]:
+    """Log trouble with a store of any kind, which must not keep the rest from being cleaned up."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - each store has errors of its own
+        context.log.warning(f"{what}: {type(error).__name__}.")
+
+
+def _old_runs(instance: DagsterInstance, own: dg.DagsterRun, job: str, before: datetime) -> Iterator[str]:
+    """The runs of one of our jobs that ended before that, read in small pages."""
+    wanted = RunsFilter(job_name=job, statuses=_FINISHED, updated_before=before)
+    cursor: str | None = None
+    while runs := instance.get_runs(wanted, cursor=cursor, limit=RUNS_AT_A_TIME):
+        cursor = runs[-1].run_id
+        yield from (run.run_id for run in runs if _is_ours(instance, run, own))
+
+
+def _is_ours(instance: DagsterInstance, run: dg.DagsterRun, own: dg.DagsterRun) -> bool:
+    """Whether a run of a job that is called like one of ours is of the code location that `own` is of.
+
+    A run says where it comes from in one of three ways: by its code location where a daemon or the UI launched it, by
+    its module where a shell did, and else only by the tag that all our jobs have.
+    """
+    if run.remote_job_origin is not None:
+        location = run.remote_job_origin.location_name
+        if own.remote_job_origin is not None:
+            return location == own.remote_job_origin.location_name
+        return location in {CODE_LOCATION, MODULE}  # launched from a shell, where locations have no names
+    if run.job_code_origin is not None:
+        pointer = run.job_code_origin.get_repo_pointer()
+        module = getattr(pointer, "module", None) or Path(getattr(pointer, "python_file", "")).as_posix()
+        return bool(module == MODULE or module.endswith(MODULE.replace(".", "/") + ".py"))
+    if WORK in run.tags or run.job_snapshot_id is None:
+        return WORK in run.tags
+    return WORK in instance.get_job_snapshot(run.job_snapshot_id).tags

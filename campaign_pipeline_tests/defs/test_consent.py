@@ -1,15 +1,18 @@
 """Consent and numbers on the real queue, over real HTTP: what never leaves, and where it goes instead."""
 
+import os
 from collections import Counter
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from uuid import UUID
 
 import pandas as pd
 import pytest
 
 from campaign_pipeline.core.ports import Envelope, Prompt
-from campaign_pipeline.defs.io import PrivateFiles
+from campaign_pipeline.defs import io
+from campaign_pipeline.defs.io import PrivateFiles, UnreachableFilesError
 from campaign_pipeline_tests.defs.test_shard import FIRST, SECOND, TWO_PARTS, Play, Rig, Watch, inbox_of, play
 from campaign_pipeline_tests.factories import World
 
@@ -249,7 +252,7 @@ def test_a_question_without_an_answer_is_neither_yes_nor_no(
 # Step outputs ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_leads_rows_are_taken_out_of_every_table_of_every_run(tmp_path: object) -> None:
+def test_a_leads_rows_are_taken_out_of_every_table_of_every_run(tmp_path: Path) -> None:
     files = PrivateFiles(str(tmp_path))
     tables = {
         "run1/fetch_lead_contexts/lead_contexts.parquet": pd.DataFrame({"lead_id": ["a", "b"], "phone": ["1", "2"]}),
@@ -268,3 +271,52 @@ def test_a_leads_rows_are_taken_out_of_every_table_of_every_run(tmp_path: object
         {"lead_id": ["b"], "phone": ["2"]},
         {"day": ["2026-11-23"], "sent": [1]},
     ]
+
+
+def test_a_table_of_one_lead_keeps_its_columns_when_it_is_emptied(tmp_path: Path) -> None:
+    files = PrivateFiles(str(tmp_path))
+    of_one_lead, after_it = files.path("run1/lead_contexts.parquet"), files.path("run2/lead_contexts.parquet")
+    for path, leads in ((of_one_lead, ["a"]), (after_it, ["a", "b"])):
+        files.write(path, b"")
+        pd.DataFrame({"lead_id": leads, "retry_count": [0] * len(leads)}).to_parquet(path, index=False)
+    assert files.forget_lead("a") == 2
+    assert files.forget_lead("a") == 0
+    assert pd.read_parquet(of_one_lead).dtypes.astype(str).to_dict() == {"lead_id": "str", "retry_count": "int64"}
+    assert list(pd.read_parquet(after_it)["lead_id"]) == ["b"]
+
+
+def test_what_a_dead_process_left_half_written_goes_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(io, "DRAFT_SECONDS", 0.2)
+    files = PrivateFiles(str(tmp_path))
+    drafts = [Path(files.path(f"run/{name}.parquet.{number}.part")) for number, name in enumerate(("old", "fresh"))]
+    for draft in drafts:
+        draft.parent.mkdir(exist_ok=True)
+        draft.write_bytes(b"PAR1 Zen")
+    os.utime(drafts[0], (0, 0))
+    assert files.forget_lead("a") == 2
+    assert not any(draft.exists() for draft in drafts)
+
+
+def test_a_draft_that_becomes_a_file_while_it_is_waited_for_is_visited_as_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = PrivateFiles(str(tmp_path))
+    path = files.path("run/lead_contexts.parquet")
+    files.write(path, b"")
+    pd.DataFrame({"lead_id": ["a", "b"]}).to_parquet(path, index=False)
+    draft = Path(f"{path}.4711.part")
+    Path(path).replace(draft)
+    monkeypatch.setattr("time.sleep", lambda seconds: draft.replace(path))
+    assert files.forget_lead("a") == 1
+    assert list(pd.read_parquet(path)["lead_id"]) == ["b"]
+
+
+def test_a_file_that_cannot_be_read_is_named_and_keeps_no_other_from_being_visited(tmp_path: Path) -> None:
+    files = PrivateFiles(str(tmp_path))
+    broken, sound = files.path("run1/a.parquet"), files.path("run2/b.parquet")
+    files.write(broken, b"no table at all")
+    files.write(sound, b"")
+    pd.DataFrame({"lead_id": ["a"]}).to_parquet(sound, index=False)
+    with pytest.raises(UnreachableFilesError, match=r"1 output files may still hold lead a.*run1/a\.parquet"):
+        files.forget_lead("a")
+    assert pd.read_parquet(sound).empty

@@ -19,7 +19,7 @@ from campaign_pipeline.adapters import dagster_home
 from campaign_pipeline.adapters.dagster_home import write_dagster_home
 from campaign_pipeline.adapters.embedded import EmbeddedServer
 from campaign_pipeline.definitions import defs
-from campaign_pipeline.defs.jobs import WORK
+from campaign_pipeline.defs.tags import WORK
 from campaign_pipeline.sandbox import SandboxProcess
 from campaign_pipeline_tests.factories import World
 

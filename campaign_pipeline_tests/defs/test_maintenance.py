@@ -10,11 +10,16 @@ from uuid import uuid4
 import dagster as dg
 import pytest
 from dagster import DagsterInstance
+from dagster._core.code_pointer import CodePointer
+from dagster._core.origin import JobPythonOrigin, RepositoryPythonOrigin
+from dagster._core.remote_origin import GrpcServerCodeLocationOrigin, RemoteJobOrigin, RemoteRepositoryOrigin
+from dagster._core.storage.local_compute_log_manager import LocalComputeLogManager
 
 from campaign_pipeline.adapters import operations
 from campaign_pipeline.definitions import defs
 from campaign_pipeline.defs import maintenance
 from campaign_pipeline.defs.maintenance import OUR_JOBS
+from campaign_pipeline.defs.tags import WORK
 from campaign_pipeline_tests.factories import World
 
 
@@ -115,6 +120,34 @@ def of_another_code_location() -> None:
     """A job that is none of ours."""
 
 
+@dg.job(name="process_campaign_queue")
+def called_like_ours() -> None:
+    """A job of somebody else's that has the name of one of ours."""
+
+
+def from_location(name: str, job: str) -> RemoteJobOrigin:
+    """Where a run says that it comes from, if a daemon launched it."""
+    location = GrpcServerCodeLocationOrigin(host="localhost", port=1, location_name=name)
+    return RemoteJobOrigin(RemoteRepositoryOrigin(location, "__repository__"), job)
+
+
+def from_module(module: str, job: str) -> JobPythonOrigin:
+    """The same, if `dagster job execute` did."""
+    pointer = CodePointer.from_module(module, "defs", None)
+    return JobPythonOrigin(job, RepositoryPythonOrigin("python", pointer, None, None, None))
+
+
+def test_an_empty_folder_is_as_old_as_itself(world: World, instance: DagsterInstance, outputs: Path) -> None:
+    starting, forgotten = outputs / str(uuid4()), outputs / str(uuid4())
+    (forgotten / "some_step").mkdir(parents=True)
+    starting.mkdir()
+    stamp = (world.value("SELECT campaign_now()") - timedelta(days=8)).timestamp()
+    for folder in (forgotten / "some_step", forgotten):
+        os.utime(folder, (stamp, stamp))
+    assert clean_up(instance)["deleted_outputs"] == {"files": 0, "runs": 1, "keep_days": 7}
+    assert (starting.exists(), forgotten.exists()) == (True, False)
+
+
 def test_finished_runs_of_our_jobs_go_with_their_events(
     world: World, instance: DagsterInstance, outputs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -135,6 +168,64 @@ def test_finished_runs_of_our_jobs_go_with_their_events(
     assert instance.get_run_by_id(foreign)
 
 
+def test_runs_of_other_code_locations_stay_whatever_their_jobs_are_called(
+    world: World, instance: DagsterInstance, outputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(maintenance, "RUNS_AT_A_TIME", 2)
+    ours, name = defs.resolve_job_def("process_campaign_queue"), "process_campaign_queue"
+    done = dg.DagsterRunStatus.SUCCESS
+
+    def run(job: dg.JobDefinition, **origin: Any) -> str:
+        return instance.create_run_for_job(job, status=done, **origin).run_id
+
+    gone, kept = [], []
+    for _ in range(3):  # a page holds two: of both kinds, and of one
+        gone += [
+            run(ours),
+            run(ours, remote_job_origin=from_location("campaign_pipeline", name)),
+            run(ours, job_code_origin=from_module("campaign_pipeline.definitions", name)),
+        ]
+        kept += [
+            run(called_like_ours),
+            run(ours, remote_job_origin=from_location("campaigns_of_another_team", name)),
+            run(ours, job_code_origin=from_module("another_team.definitions", name)),
+        ]
+    world.move_clock(timedelta(days=31))
+    assert clean_up(instance)["deleted_runs"]["runs"] == len(gone)
+    assert [bool(instance.get_run_by_id(run_id)) for run_id in [*gone, *kept]] == [False] * 9 + [True] * 9
+
+
+def test_a_clean_up_of_one_location_leaves_the_other_locations_of_the_same_code_alone(
+    instance: DagsterInstance,
+) -> None:
+    job = defs.resolve_job_def("clean_up_old_data")
+    (own, same, other) = (
+        instance.create_run_for_job(job, remote_job_origin=from_location(location, job.name))
+        for location in ("north", "north", "south")
+    )
+    assert [maintenance._is_ours(instance, run, own) for run in (same, other)] == [True, False]
+
+
+def test_what_the_steps_of_a_deleted_run_printed_goes_with_it(
+    world: World, instance: DagsterInstance, outputs: Path
+) -> None:
+    job = defs.resolve_job_def("process_campaign_queue")
+    manager = instance.compute_log_manager
+    assert isinstance(manager, LocalComputeLogManager)
+    files = []
+    for _ in range(2):
+        run_id = instance.create_run_for_job(job, status=dg.DagsterRunStatus.SUCCESS).run_id
+        file = Path(manager.get_captured_local_path([run_id, "compute_logs", "send_shard"], "out"))
+        file.parent.mkdir(parents=True)
+        file.write_text("what a library printed")
+        files.append(file)
+    clean_up(instance)
+    assert all(file.exists() for file in files)
+    world.move_clock(timedelta(days=31))
+    clean_up(instance)
+    assert not any(file.exists() for file in files)
+
+
 def test_a_time_of_less_than_a_day_is_refused(world: World, instance: DagsterInstance, outputs: Path) -> None:
     job = defs.resolve_job_def("clean_up_old_data")
     result = job.execute_in_process(
@@ -151,3 +242,4 @@ def test_a_time_of_less_than_a_day_is_refused(world: World, instance: DagsterIns
 def test_every_job_of_this_code_location_is_cleaned_up_after() -> None:
     names = {name for name in defs.get_repository_def().job_names if not name.startswith("__")}
     assert names <= set(OUR_JOBS)
+    assert all(WORK in defs.resolve_job_def(name).tags for name in names)

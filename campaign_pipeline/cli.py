@@ -355,7 +355,8 @@ def dev(port: int, sandboxed: bool | None) -> None:
 
     Runs are kept in the database `dagster` of the embedded server. Where that server holds nothing but demos and the
     providers are the sandbox, made-up messages become due every minute and are sent by the schedule. Elsewhere nothing
-    is sent until the schedule work_campaign_queue is switched on in the UI, or by CAMPAIGN_SCHEDULES=on.
+    is sent until the schedule process_campaign_queue_every_minute is switched on in the UI, or by
+    CAMPAIGN_SCHEDULES=on.
     """
     import contextlib
 
@@ -383,7 +384,9 @@ def dev(port: int, sandboxed: bool | None) -> None:
                 _fill_empty_queue(console, url)
                 variables = {"CAMPAIGN_SCHEDULES": "on"} | variables | {"CAMPAIGN_DEMO_TRICKLE": "on"}
         if variables.get("CAMPAIGN_SCHEDULES", "").strip().lower() != "on":
-            console.print("Nothing is sent by itself: switch on the schedule work_campaign_queue in the UI for that.")
+            console.print(
+                "Nothing is sent by itself: for that, switch on the schedule process_campaign_queue_every_minute."
+            )
         console.print(
             f"The UI will be at http://127.0.0.1:{port} in a few seconds; Ctrl-C stops it. To launch the job: "
             f"http://127.0.0.1:{port}/locations/campaign_pipeline/jobs/process_campaign_queue/playground",
@@ -432,7 +435,10 @@ def _fill_empty_queue(console: Console, url: str) -> None:
     if count_waiting(url) == (0, 0):
         make_world(url, make_leads(DEV_LEADS, seed=1), "Dev")
         console.print(f"The queue was empty: {DEV_LEADS} made-up messages are due now.", highlight=False)
-    console.print("More become due every minute, and the schedule work_campaign_queue sends them.", highlight=False)
+    console.print(
+        "More become due every minute, and the schedule process_campaign_queue_every_minute sends them.",
+        highlight=False,
+    )
 
 
 def _run_dagster_dev(home: Path, port: int, variables: dict[str, str]) -> None:

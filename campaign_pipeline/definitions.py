@@ -18,11 +18,11 @@ from campaign_pipeline.defs.jobs import clean_up_old_data, process_campaign_queu
 from campaign_pipeline.defs.resources import LanguageModelResource, ProvidersResource, QueueDatabase
 from campaign_pipeline.defs.schedules import (
     clean_up_every_night,
-    drain_campaign_queue,
-    overlap_campaign_runs,
-    work_campaign_queue,
+    next_batch_after_claim,
+    next_batch_after_run,
+    process_campaign_queue_every_minute,
 )
-from campaign_pipeline.defs.sensors import tell_of_failed_runs, watch_campaign_backlog
+from campaign_pipeline.defs.sensors import backlog_notifications, run_failure_notifications
 
 _demo = OperationsSettings.from_environment().demo_trickle
 
@@ -38,13 +38,13 @@ defs = dg.Definitions(
         *([trickle_demo_campaign] if _demo else []),
     ],
     schedules=[
-        work_campaign_queue,
+        process_campaign_queue_every_minute,
         clean_up_every_night,
         refresh_campaign_report_hourly,
         check_campaign_queue_hourly,
         *([trickle_every_minute] if _demo else []),
     ],
-    sensors=[overlap_campaign_runs, drain_campaign_queue, tell_of_failed_runs, watch_campaign_backlog],
+    sensors=[next_batch_after_claim, next_batch_after_run, run_failure_notifications, backlog_notifications],
     resources={
         "database": QueueDatabase(),
         "language_model": LanguageModelResource(),

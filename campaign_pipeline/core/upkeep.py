@@ -172,7 +172,8 @@ def find_concerns(
             text = (
                 f"Run {name} ({row['run_id']}): {waiting.messages} messages are overdue by more than "
                 f"{overdue.total_seconds() / 60:g} minutes in an open window, the oldest since "
-                f"{waiting.oldest:%Y-%m-%d %H:%M} UTC. Is the schedule work_campaign_queue on, and do its runs succeed?"
+                f"{waiting.oldest:%Y-%m-%d %H:%M} UTC. "
+                "Is the schedule process_campaign_queue_every_minute on, and do its runs succeed?"
             )
             yield Concern(f"overdue:{row['run_id']}", text)
         elif state.wait.code not in {WINDOW_CLOSED, SLOWED_DOWN}:

@@ -52,7 +52,8 @@ def _counts(row: Mapping[str, Any], *columns: str) -> str:
 @dg.asset_check(
     asset=message_batch.key,
     description="No message is held past its lease for more than one lease's length: any batch takes such back. "
-    "On failure no batch has run since: switch the schedule work_campaign_queue on, or launch process_campaign_queue.",
+    "On failure no batch has run since: switch the schedule process_campaign_queue_every_minute on, or launch "
+    "process_campaign_queue.",
 )
 def leases_are_taken_back(database: QueueDatabase) -> dg.AssetCheckResult:
     """Look for messages that a dead process held and nobody took back."""

@@ -31,7 +31,7 @@ def retry_failed_messages() -> None:
     """Put the messages that failed on a day back in the queue, then work the queue as `process_campaign_queue` does.
 
     A batch of what is due is sent, theirs and others' alike, within windows and pace; what is left of a full batch is
-    gone on with by `drain_campaign_queue`, or by the schedule.
+    gone on with by `next_batch_after_run`, or by the schedule.
     """
     _, requeued = requeue_failed_messages()
     message_batch = fetch_message_batch(requeued)

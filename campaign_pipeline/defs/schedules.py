@@ -1,14 +1,14 @@
 """When the queue is worked by itself: a tick every minute, and the next batch at once while full ones are due.
 
-`work_campaign_queue` ticks every minute and launches a run only where it would find something to do; a skipped tick
-says what is waited for. Leases of dead processes, cancelled runs and complete ones are something to do as well: their
+`process_campaign_queue_every_minute` launches a run only where it would find something to do; a skipped tick says what
+is waited for. Leases of dead processes, cancelled runs and complete ones are something to do as well: their
 run claims nothing, and its log says what it put in order, which a change made by the tick itself would leave unsaid.
 
 Two sensors make a queue that is longer than a batch go on without waiting for the minute. One run stays one batch: one
 materialized table of what was claimed, one place to re-run from, fairness between campaigns and new settings at every
 batch; a loop inside `send_shard` would give all of that up to save the time that a run takes to start. That time is
-hidden instead: `overlap_campaign_runs` launches the next run as soon as a batch was claimed in full, beside the one
-that sends it; where CAMPAIGN_RUNS_AT_ONCE did not let it, `drain_campaign_queue` does when a run has ended. They follow
+hidden instead: `next_batch_after_claim` launches the next run as soon as a batch was claimed in full, beside the one
+that sends it; where CAMPAIGN_RUNS_AT_ONCE did not let it, `next_batch_after_run` does when a run has ended. They follow
 only runs that were launched by themselves and claimed all that they might, and only until CAMPAIGN_DRAIN_MINUTES after
 the tick that began, or until the schedule is switched off.
 
@@ -64,7 +64,7 @@ def _occupied(instance: DagsterInstance) -> str | None:
 
 
 def _missing_key(look: QueueLook, language_model: LanguageModelResource) -> str | None:
-    """Without it every run would fail, one a minute; watch_campaign_backlog tells a person."""
+    """Without it every run would fail, one a minute; backlog_notifications tells a person."""
     missing = look.blocked_by(language_model.missing_setting())
     return f"{missing} No run is launched before that." if missing else None
 
@@ -76,7 +76,7 @@ def _missing_key(look: QueueLook, language_model: LanguageModelResource) -> str 
     default_status=dg.DefaultScheduleStatus.RUNNING if _settings.schedules_on else dg.DefaultScheduleStatus.STOPPED,
     description="Every minute: launches a run where something is due or to be put in order, else says what is awaited.",
 )
-def work_campaign_queue(
+def process_campaign_queue_every_minute(
     context: dg.ScheduleEvaluationContext, database: QueueDatabase, language_model: LanguageModelResource
 ) -> dg.RunRequest | dg.SkipReason:
     """Launch a run if it would find something to do."""
@@ -95,14 +95,14 @@ def work_campaign_queue(
 
 @dg.run_status_sensor(
     run_status=DagsterRunStatus.SUCCESS,
-    name="drain_campaign_queue",
+    name="next_batch_after_run",
     monitored_jobs=[process_campaign_queue, retry_failed_messages],
     request_job=process_campaign_queue,
     minimum_interval_seconds=5,
     default_status=dg.DefaultSensorStatus.RUNNING,
     description="While full batches are due: launches the next run when one has ended, instead of at the next minute.",
 )
-def drain_campaign_queue(context: dg.RunStatusSensorContext, database: QueueDatabase) -> dg.RunRequest | dg.SkipReason:
+def next_batch_after_run(context: dg.RunStatusSensorContext, database: QueueDatabase) -> dg.RunRequest | dg.SkipReason:
     """Launch the next run where the one that ended left something behind."""
     return _follow(context.dagster_run, context.instance, database, "after")
 
@@ -114,7 +114,7 @@ def drain_campaign_queue(context: dg.RunStatusSensorContext, database: QueueData
     default_status=dg.DefaultSensorStatus.RUNNING,
     description="While full batches are due: launches the next run as soon as one has claimed its batch, beside it.",
 )
-def overlap_campaign_runs(
+def next_batch_after_claim(
     context: dg.SensorEvaluationContext, asset_event: dg.EventLogEntry, database: QueueDatabase
 ) -> dg.RunRequest | dg.SkipReason:
     """Launch the next run where the one that has just claimed left something behind."""
@@ -161,7 +161,7 @@ def _why_not_to_follow(run: dg.DagsterRun, instance: DagsterInstance) -> str | N
     if not _is_back_fill(run) and DRAINING_SINCE not in run.tags:
         return f"Run {name} was launched by a person, who asked for one batch."
     if not _is_back_fill(run) and BACK_FILL not in run.tags and not _schedule_is_on(instance):
-        return f"The schedule {work_campaign_queue.name} is switched off."
+        return f"The schedule {process_campaign_queue_every_minute.name} is switched off."
     if not _claimed_all_it_might(instance, run.run_id):
         return f"Run {name} found less than a full batch: what becomes due is for the schedule's next tick."
     return None
@@ -171,9 +171,12 @@ def _schedule_is_on(instance: DagsterInstance) -> bool:
     """Whether the schedule runs: as somebody last switched it, else as it is declared."""
     states = instance.all_instigator_state(instigator_type=InstigatorType.SCHEDULE)
     for state in states:
-        if state.instigator_name == work_campaign_queue.name and state.status != InstigatorStatus.DECLARED_IN_CODE:
+        if (
+            state.instigator_name == process_campaign_queue_every_minute.name
+            and state.status != InstigatorStatus.DECLARED_IN_CODE
+        ):
             return state.status == InstigatorStatus.RUNNING
-    return work_campaign_queue.default_status == dg.DefaultScheduleStatus.RUNNING
+    return process_campaign_queue_every_minute.default_status == dg.DefaultScheduleStatus.RUNNING
 
 
 def _claimed_all_it_might(instance: DagsterInstance, run_id: str) -> bool:

@@ -19,12 +19,12 @@ MOST_LINES = 20
 
 
 @dg.run_failure_sensor(
-    name="tell_of_failed_runs",
+    name="run_failure_notifications",
     minimum_interval_seconds=15,
     default_status=dg.DefaultSensorStatus.RUNNING,
     description="Tells of every run that failed; not again where the run before failed of the same.",
 )
-def tell_of_failed_runs(context: dg.RunFailureSensorContext) -> dg.SkipReason:
+def run_failure_notifications(context: dg.RunFailureSensorContext) -> dg.SkipReason:
     """Tell of a run that failed, with the sentence of the step that did."""
     run, instance = context.dagster_run, context.instance
     # A run that died says when it was noticed, so this is never empty.
@@ -71,13 +71,13 @@ def _run_before(instance: DagsterInstance, run: dg.DagsterRun) -> dg.DagsterRun 
 
 
 @dg.sensor(
-    name="watch_campaign_backlog",
+    name="backlog_notifications",
     minimum_interval_seconds=60,
     default_status=dg.DefaultSensorStatus.RUNNING,
     description="Tells once of what needs a person: overdue messages, inboxes that are paused or disconnected with "
     "messages waiting, outcomes that nobody knows; and once when it is over.",
 )
-def watch_campaign_backlog(
+def backlog_notifications(
     context: dg.SensorEvaluationContext, database: QueueDatabase, language_model: LanguageModelResource
 ) -> dg.SensorResult:
     """Tell what is new since the last tick; what could not be told is told at the next."""

@@ -201,7 +201,7 @@ def test_a_tick_of_the_schedule_that_is_skipped_says_what_is_waited_for(page: Pa
     due_campaigns(queue, 0, "Vendas")
     run = queue.world.value("SELECT id FROM campaign_runs")
     queue.world.due_message(run, scheduled_at=datetime.now(ZONE) + timedelta(hours=2))
-    page.goto("/locations/campaign_pipeline/schedules/work_campaign_queue")
+    page.goto("/locations/campaign_pipeline/schedules/process_campaign_queue_every_minute")
     switch = page.locator("tr", has_text="Running").locator("label")
     switch.click()
     try:

@@ -23,9 +23,9 @@ from campaign_pipeline.defs.schedules import (
     BACK_FILL,
     DRAINING_SINCE,
     WHY,
-    drain_campaign_queue,
-    overlap_campaign_runs,
-    work_campaign_queue,
+    next_batch_after_claim,
+    next_batch_after_run,
+    process_campaign_queue_every_minute,
 )
 from campaign_pipeline.defs.shard import run_async
 from campaign_pipeline_tests.factories import World
@@ -48,7 +48,7 @@ def tick(instance: DagsterInstance, at: datetime = DAY) -> dg.RunRequest | str:
         scheduled_execution_time=at,
         resources={"database": QueueDatabase(), "language_model": LanguageModelResource()},
     ) as context:
-        data = work_campaign_queue.evaluate_tick(context)
+        data = process_campaign_queue_every_minute.evaluate_tick(context)
     if data.run_requests:
         (request,) = data.run_requests
         return request
@@ -300,13 +300,13 @@ def follow(instance: DagsterInstance, run: dg.DagsterRun) -> dg.RunRequest | str
     """What the draining sensor does when that run has succeeded."""
     event = dg.DagsterEvent(event_type_value="PIPELINE_SUCCESS", job_name=run.job_name)
     with dg.build_run_status_sensor_context(
-        sensor_name="drain_campaign_queue",
+        sensor_name="next_batch_after_run",
         dagster_event=event,
         dagster_instance=instance,
         dagster_run=run,
         resources={"database": QueueDatabase()},
     ) as context:
-        outcome = drain_campaign_queue(context)
+        outcome = next_batch_after_run(context)
     if isinstance(outcome, dg.SkipReason):
         return outcome.skip_message or ""
     assert isinstance(outcome, dg.RunRequest)
@@ -319,7 +319,7 @@ def go_beside(instance: DagsterInstance, run: dg.DagsterRun) -> dg.RunRequest | 
     event = dg.DagsterEvent("ASSET_MATERIALIZATION", run.job_name, event_specific_data=table)
     instance.report_dagster_event(event, run.run_id)
     with dg.build_sensor_context(instance=instance, resources={"database": QueueDatabase()}) as context:
-        data = overlap_campaign_runs.evaluate_tick(context)
+        data = next_batch_after_claim.evaluate_tick(context)
     if data.run_requests:
         (request,) = data.run_requests
         return request
@@ -407,11 +407,11 @@ def test_definitions_hold_schedules_and_sensors_that_say_how_they_start() -> Non
     started |= {sensor.name: sensor.default_status.value for sensor in repository.sensor_defs}
     # Nothing is sent before somebody says so; watching and the promise to keep personal data no longer hold always.
     expected = Counter({
-        "work_campaign_queue": "STOPPED",
+        "process_campaign_queue_every_minute": "STOPPED",
         "clean_up_every_night": "RUNNING",
-        "overlap_campaign_runs": "RUNNING",
-        "drain_campaign_queue": "RUNNING",
-        "tell_of_failed_runs": "RUNNING",
-        "watch_campaign_backlog": "RUNNING",
+        "next_batch_after_claim": "RUNNING",
+        "next_batch_after_run": "RUNNING",
+        "run_failure_notifications": "RUNNING",
+        "backlog_notifications": "RUNNING",
     })  # fmt: skip
     assert expected.items() <= started.items()

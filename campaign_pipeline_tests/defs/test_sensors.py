@@ -21,7 +21,7 @@ from campaign_pipeline.adapters.environment import NotifierSettings, SettingErro
 from campaign_pipeline.adapters.notify import Notice, Notifier
 from campaign_pipeline.definitions import defs
 from campaign_pipeline.defs.resources import LanguageModelResource, QueueDatabase
-from campaign_pipeline.defs.sensors import tell_of_failed_runs, watch_campaign_backlog
+from campaign_pipeline.defs.sensors import backlog_notifications, run_failure_notifications
 from campaign_pipeline_tests.factories import World
 
 
@@ -77,7 +77,7 @@ class Watch:
     def tick(self) -> str:
         resources = {"database": QueueDatabase(), "language_model": LanguageModelResource()}
         with dg.build_sensor_context(self._instance, cursor=self._cursor, resources=resources) as context:
-            data = watch_campaign_backlog.evaluate_tick(context)
+            data = backlog_notifications.evaluate_tick(context)
         self._cursor = data.cursor
         return data.skip_message or ""
 
@@ -202,8 +202,8 @@ def tell(instance: DagsterInstance, run: dg.DagsterRun) -> str:
     (record,) = instance.get_records_for_run(run.run_id, of_type=dg.DagsterEventType.RUN_FAILURE).records
     event = record.event_log_entry.dagster_event
     assert event is not None
-    with dg.build_run_status_sensor_context("tell_of_failed_runs", event, instance, run) as context:
-        outcome = tell_of_failed_runs(context.for_run_failure())
+    with dg.build_run_status_sensor_context("run_failure_notifications", event, instance, run) as context:
+        outcome = run_failure_notifications(context.for_run_failure())
     assert isinstance(outcome, dg.SkipReason)
     return outcome.skip_message or ""
 

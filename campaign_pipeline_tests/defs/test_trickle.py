@@ -57,5 +57,5 @@ def test_the_schedule_exists_only_in_demo_mode(switch: str) -> None:
         [sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=True
     ).stdout
     assert ("trickle_demo_campaign=RUNNING" in said) == (switch == "on")
-    assert ("work_campaign_queue=RUNNING" in said) == (switch == "on")
-    assert "work_campaign_queue=" in said
+    assert ("process_campaign_queue_every_minute=RUNNING" in said) == (switch == "on")
+    assert "process_campaign_queue_every_minute=" in said

@@ -1,23 +1,31 @@
 """Where a part goes: phone numbers and e-mail addresses as the channels want them, and as logs may show them."""
 
 import re
-import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, Literal, TypeAlias
 
-import phonenumbers
+from campaign_pipeline.core.phone_reading import NotANumber, alternatives, canonical_address, plain, read_phone
+
+__all__ = [
+    "AddressCode",
+    "AddressKind",
+    "InvalidAddress",
+    "address_kind",
+    "alternatives",
+    "business_scoped_id",
+    "canonical_address",
+    "email_among",
+    "masked",
+    "normalize_email",
+    "normalize_phone",
+]
 
 AddressCode: TypeAlias = Literal["no_phone", "invalid_phone", "no_email", "invalid_email"]
 
 AddressKind: TypeAlias = Literal["phone", "jid", "lid", "bsuid", "email"]
 
-_BUSINESS_SCOPED: Final = re.compile(r"[A-Z]{2}\..+", re.DOTALL)
-_BRAZIL: Final = "55"
-_LONGEST_RAW: Final = 100  # characters: far more than any number with its separators
-_NATIONAL: Final = (10, 11)  # digits of a Brazilian number with its area code
-_JID: Final = re.compile(r"([0-9]+)(?::[0-9]{1,4})?@(?:s\.whatsapp\.net|c\.us)|([0-9]+):[0-9]{1,4}", re.ASCII)
-_WRITTEN: Final = re.compile(r"\(?\+?[\d\s().\-‐‑‒–—]+")
-_BRAZILIAN_MOBILE: Final = re.compile(r"(55[1-9][1-9])(9?)([6-9][0-9]{7})", re.ASCII)
+_BUSINESS_SCOPED: Final = re.compile(r"[A-Z]{2}\.[A-Za-z0-9]{1,128}")
+_LONGEST_SHOWN: Final = 17  # digits of a refused number that a log may show, masked
 _LOCAL_PART: Final = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(?:\.[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*")
 _DOMAIN: Final = re.compile(r"(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)+(?!\d+\Z)[a-z0-9][a-z0-9-]{0,61}[a-z0-9]")
 _EMAIL_FIELD: Final = re.compile(r"e-?mail( principal| comercial)?", re.IGNORECASE)
@@ -36,27 +44,28 @@ class InvalidAddress(ValueError):
         return type(self), (self.code, str(self))
 
 
-def normalize_phone(raw: str | None, region: str = "BR") -> str:
-    """Give a number as international digits without plus: `5511987654321`.
+def normalize_phone(raw: str | None) -> str:
+    """Give a number as international digits without plus: `5511987654321`. See `phone_reading.read_phone`.
 
-    `region` is where a number without country code belongs. Separators, `+`, `00`, a trunk `0` and the ending of a
-    WhatsApp jid are understood; letters are refused, as they would be read as vanity digits. Only lengths are judged,
-    so that ranges younger than the library pass. Raises InvalidAddress.
+    Raises InvalidAddress, whose text does not repeat the number.
     """
-    text = _visible(raw) if isinstance(raw, str) else ""
-    if not text:
-        raise InvalidAddress("no_phone", "The lead has no phone number.")
-    if jid := _JID.fullmatch(text):
-        return _international(jid[1] or jid[2])
-    if len(text) > _LONGEST_RAW or not _WRITTEN.fullmatch(text):
-        raise InvalidAddress("invalid_phone", "The phone number has characters that are no part of a number.")
-    digits = "".join(str(unicodedata.digit(char)) for char in text if char.isdigit())
-    if "+" in text:
-        return _international(digits)
-    if digits.startswith("00"):
-        # Not left to the library: it would read 0055 as the prefix of a Brazilian carrier and dial what follows.
-        return _international(digits[2:])
-    return _national(digits, region)
+    try:
+        return read_phone(raw).digits
+    except NotANumber as error:
+        if error.code == "no_phone":
+            raise InvalidAddress("no_phone", "The lead has no phone number.") from None
+        digits = "".join(char for char in raw or "" if char.isdecimal())
+        shown = f" {masked(digits)}" if digits and len(digits) <= _LONGEST_SHOWN else ""
+        raise InvalidAddress("invalid_phone", f"The phone number{shown} {error}.") from None
+
+
+def business_scoped_id(raw: str | None) -> str | None:
+    """The id that Meta gives a person for one business (`BR.13491208655302741918`); None for anything else.
+
+    Such a person may have no number; only the WhatsApp Cloud API can write to it.
+    """
+    text = plain(raw) if isinstance(raw, str) else ""
+    return text if _BUSINESS_SCOPED.fullmatch(text) else None
 
 
 def normalize_email(raw: str | None) -> str:
@@ -65,7 +74,7 @@ def normalize_email(raw: str | None) -> str:
     Syntax only: whether the mailbox exists, its server tells. Quoted names, several addresses in one field, and names
     that need SMTPUTF8 are refused: hardly one of a thousand is meant. Raises InvalidAddress.
     """
-    text = _visible(raw).removeprefix("mailto:") if isinstance(raw, str) else ""
+    text = plain(raw).removeprefix("mailto:") if isinstance(raw, str) else ""
     if not text:
         raise InvalidAddress("no_email", "The lead has no e-mail address.")
     local, _, domain = text.rpartition("@")
@@ -92,19 +101,6 @@ def email_among(custom_fields: Iterable[Mapping[str, Any]]) -> str | None:
     return None
 
 
-def alternatives(digits: str) -> tuple[str, ...]:
-    """Give a number and, for a Brazilian mobile, its twin with or without the ninth digit; the given one first.
-
-    WhatsApp knows many old accounts without the ninth digit. Only numbers from 6 to 9 have a twin: the others would
-    become a land line, which is somebody else's.
-    """
-    match = _BRAZILIAN_MOBILE.fullmatch(digits)
-    if match is None:
-        return (digits,)
-    area, ninth, subscriber = match.groups()
-    return digits, area + ("" if ninth else "9") + subscriber
-
-
 def address_kind(address: str) -> AddressKind:
     """What an address is, as the column `address_kind` has it.
 
@@ -115,7 +111,7 @@ def address_kind(address: str) -> AddressKind:
         if address.endswith("@lid"):
             return "lid"
         return "jid" if address.endswith(("@s.whatsapp.net", "@c.us", "@g.us")) else "email"
-    return "bsuid" if _BUSINESS_SCOPED.match(address) else "phone"
+    return "bsuid" if _BUSINESS_SCOPED.fullmatch(address) else "phone"
 
 
 def masked(address: str) -> str:
@@ -127,56 +123,3 @@ def masked(address: str) -> str:
         local = "*" * max(0, len(local) - 2) + local[-2:] if len(local) > 4 else "*" * len(local)
         return local + at + domain
     return f"{local[:4]}{'*' * (len(local) - 8)}{local[-4:]}{at}{domain}"
-
-
-def _visible(raw: str) -> str:
-    """Drop the invisible marks that come along when a number is copied from a contact card."""
-    return "".join(char for char in raw if unicodedata.category(char) != "Cf").strip()
-
-
-def _international(digits: str) -> str:
-    try:
-        return _possible(phonenumbers.parse(f"+{digits}"))
-    except phonenumbers.NumberParseException:
-        raise _impossible(digits) from None
-
-
-def _national(digits: str, region: str) -> str:
-    if region == "BR":
-        if len(digits) in _NATIONAL and digits[0] != "0":
-            return _international(_BRAZIL + digits)
-        if digits.startswith(_BRAZIL) and len(digits) - 2 in _NATIONAL:
-            return _international(digits)
-    try:
-        return _possible(phonenumbers.parse(digits, region))
-    except (phonenumbers.NumberParseException, InvalidAddress):
-        return _foreign(digits)
-
-
-def _foreign(digits: str) -> str:
-    """Read a number that is too long for its region as one whose plus was lost, if it really exists in a plan."""
-    try:
-        number = phonenumbers.parse(f"+{digits}")
-    except phonenumbers.NumberParseException:
-        raise _impossible(digits) from None
-    if len(digits) <= max(_NATIONAL) or not phonenumbers.is_valid_number(number):
-        raise _impossible(digits)
-    return _possible(number)
-
-
-def _possible(number: phonenumbers.PhoneNumber) -> str:
-    national = phonenumbers.national_significant_number(number)
-    digits = f"{number.country_code}{national}"
-    # `is_possible_number` itself is content with a number that lacks its area code.
-    reason = phonenumbers.is_possible_number_with_reason(number)
-    lacks_area = str(number.country_code) == _BRAZIL and len(national) not in _NATIONAL
-    if reason != phonenumbers.ValidationResult.IS_POSSIBLE or lacks_area:
-        raise _impossible(digits)
-    return digits
-
-
-def _impossible(digits: str) -> InvalidAddress:
-    return InvalidAddress(
-        "invalid_phone",
-        f"The phone number {masked(digits)} has {len(digits)} digits, which no number of its country has.",
-    )

@@ -31,7 +31,7 @@ PRELOAD = [
     "encodings.idna",
     "fsspec.implementations.local",
     "pandas.core.arrays.arrow.extension_types",
-    "phonenumbers.data.region_BR",
+    "phonenumbers",
     "psycopg2.extras",
     "psycopg_binary",
     "pyarrow.pandas_compat",

@@ -1,5 +1,7 @@
+import json
 import pickle
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -7,22 +9,27 @@ from hypothesis import strategies as st
 
 from campaign_pipeline.core.address import (
     InvalidAddress,
+    address_kind,
     alternatives,
+    business_scoped_id,
     email_among,
     masked,
     normalize_email,
     normalize_phone,
 )
+from campaign_pipeline.core.phone_reading import AREA_CODES
+
+CASE_64 = Path(__file__).parents[1] / "cases" / "64-cloud-bsuid.json"
 
 thorough = settings(max_examples=300, deadline=None)  # no deadline: the machine does other things too
-area_codes = st.builds("{}{}".format, st.integers(1, 9), st.integers(1, 9))
+area_codes = st.from_regex(AREA_CODES, fullmatch=True)
 mobiles = st.builds("{}9{:08d}".format, area_codes, st.integers(0, 99_999_999))
 landlines = st.builds("{}{}{:07d}".format, area_codes, st.integers(2, 5), st.integers(0, 9_999_999))
 
 
-def problem(raw: str | None, region: str = "BR") -> InvalidAddress:
+def problem(raw: str | None) -> InvalidAddress:
     with pytest.raises(InvalidAddress) as caught:
-        normalize_phone(raw, region)
+        normalize_phone(raw)
     return caught.value
 
 
@@ -65,11 +72,10 @@ def test_a_brazilian_mobile_is_understood_however_it_is_written(raw: str) -> Non
         ("5533334444", "555533334444"),
         ("5555999998888", "5555999998888"),
         ("0800 591 0000", "558005910000"),
-        ("11 12345-6789", "5511123456789"),
     ],
 )
 def test_other_brazilian_numbers_keep_all_their_digits(raw: str, digits: str) -> None:
-    """Area code 55 (Santa Maria) looks like the country; a range that the library does not know passes by length."""
+    """Area code 55 (Santa Maria) looks like the country code."""
     assert normalize_phone(raw) == digits
 
 
@@ -89,11 +95,6 @@ def test_numbers_of_other_countries_keep_their_code(raw: str, digits: str) -> No
     assert normalize_phone(raw) == digits
 
 
-def test_a_number_without_country_code_belongs_to_the_given_region() -> None:
-    assert normalize_phone("912 345 678", "PT") == "351912345678"
-    assert normalize_phone("(415) 555-2671", "US") == "14155552671"
-
-
 @pytest.mark.parametrize("raw", [None, "", "   ", "\u200b\u200e", "\n"])
 def test_no_number_is_said_to_be_none(raw: str | None) -> None:
     found = problem(raw)
@@ -111,7 +112,8 @@ def test_no_number_is_said_to_be_none(raw: str | None) -> None:
         "ana@exemplo.com",
         "11 98765-4321 / 11 91234-5678",
         "3333-4444/55",
-        "11987654321;1133334444",
+        "11 12345-6789",
+        "11987654321;3333-4444",
         "11987654321#12",
         "5511 98765++4321",
         "55+11987654321",
@@ -151,10 +153,6 @@ def test_what_is_no_number_is_refused_in_one_sentence(raw: str) -> None:
 def test_the_refusal_does_not_tell_the_number() -> None:
     assert "119876543210" not in str(problem("119876543210"))
     assert "1198****3210" in str(problem("119876543210"))
-
-
-def test_a_region_that_does_not_exist_is_a_refusal_and_no_crash() -> None:
-    assert problem("912345678", "XX").code == "invalid_phone"
 
 
 def test_a_refusal_survives_the_way_to_another_process() -> None:
@@ -317,3 +315,18 @@ def test_the_crms_field_for_the_address_is_known_by_its_name(name: str) -> None:
 
 def test_a_field_that_only_speaks_of_email_is_none() -> None:
     assert email_among([{"name": "Aceita email?", "value": "sim"}, {"name": None, "value": None}, {}]) is None
+
+
+# Business-scoped ids --------------------------------------------------------------------------------------------------
+
+
+def test_a_business_scoped_id_is_an_address_of_its_own_kind_and_no_number() -> None:
+    (raw,) = json.loads(CASE_64.read_text())["input"].values()
+    assert business_scoped_id(f" {raw}\u200b") == raw
+    assert address_kind(raw) == "bsuid"
+    assert problem(raw).code == "invalid_phone"
+
+
+@pytest.mark.parametrize("raw", [None, "", "BR", "BR.", "br.1A2B", "BRA.12", "BR.12 34", "5511987654321", "BR.12@lid"])
+def test_other_texts_are_no_business_scoped_id(raw: str | None) -> None:
+    assert business_scoped_id(raw) is None

@@ -1,6 +1,6 @@
 # Each target makes what it needs, from nothing but Python 3.10 to 3.13. `make` alone says what there is.
 .DEFAULT_GOAL := help
-.PHONY: help demo dev test crash-test bench lint format clean chromium
+.PHONY: help demo dev test crash-test bench lint format clean chromium pgbouncer
 
 PYTHON ?= python3
 PORT ?= 3000
@@ -20,12 +20,15 @@ demo: $(READY) ## Send a made-up campaign through the real job, against sandbox 
 dev: $(READY) ## Dagster's UI on http://127.0.0.1:3000 (PORT=3001 for another port)
 	@$(BIN)/campaign-pipeline dev --port $(PORT)
 
-test: $(READY) chromium ## All tests
+test: $(READY) chromium pgbouncer ## All tests
 	$(BIN)/python -m pytest campaign_pipeline_tests/browser  # one UI for all of them: not in two workers
 	$(BIN)/python -m pytest -n 2 --ignore campaign_pipeline_tests/browser
 
 chromium: ## The browser of the UI's tests, from Debian's packages where we may install; else those tests say what to do
 	@.ci/chromium
+
+pgbouncer: ## The pooler that tests put before the database, from Debian's packages where we may install
+	@.ci/pgbouncer
 
 crash-test: $(READY) ## Kill everything at random and recount; leave it running (CRASH="--messages 20000 --kills 200 --seed 7")
 	$(BIN)/python -m campaign_pipeline_tests.crash.campaign $(CRASH)

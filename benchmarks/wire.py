@@ -1,4 +1,4 @@
-"""Counting database round trips on the wire: a proxy in front of the server that reads what clients send.
+"""Proxies in front of the database server: one counts round trips on the wire, one puts the server far away.
 
 A client waits for the server after each Query and each Sync message and at no other time, so these are the round trips:
 transactions, checks of a pool and empty queries included, whatever a driver says of itself.
@@ -9,17 +9,19 @@ import contextlib
 import threading
 from pathlib import Path
 from types import TracebackType
+from typing import TypeVar
 from urllib.parse import parse_qs, quote, urlencode, urlsplit, urlunsplit
 
 _WAITS = frozenset(b"QS")  # Query, Sync
 _SOCKET = ".s.PGSQL.5432"
 
+P = TypeVar("P", bound="Proxy")
 
-class CountingProxy:
+
+class Proxy:
     """A Unix socket in `folder` in front of the server of `url`; a context manager."""
 
     def __init__(self, url: str, folder: Path) -> None:
-        self.round_trips = 0
         parts = urlsplit(url)
         (host,) = parse_qs(parts.query)["host"]
         self._server_socket = str(Path(host, _SOCKET))
@@ -28,7 +30,7 @@ class CountingProxy:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
 
-    def __enter__(self) -> "CountingProxy":
+    def __enter__(self: P) -> P:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._thread.start()
         listening = asyncio.start_unix_server(self._serve, str(self._folder / _SOCKET))
@@ -53,22 +55,75 @@ class CountingProxy:
 
     async def _serve(self, client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
         server, to_server = await asyncio.open_unix_connection(self._server_socket)
-        back = asyncio.create_task(_copy(server, to_client))
+        back = asyncio.create_task(self._copy_answers(server, to_client))
         try:
-            # The start-up message alone has no type before its length.
-            head = await client.readexactly(4)
-            to_server.write(head + await client.readexactly(int.from_bytes(head, "big") - 4))
-            while True:
-                head = await client.readexactly(5)
-                self.round_trips += head[0] in _WAITS
-                to_server.write(head + await client.readexactly(int.from_bytes(head[1:], "big") - 4))
-                await to_server.drain()
+            await self._copy_requests(client, to_server)
         except (asyncio.IncompleteReadError, ConnectionError):
             pass  # the client has left
         finally:
             to_server.close()
             back.cancel()
             to_client.close()
+
+    async def _copy_requests(self, client: asyncio.StreamReader, to_server: asyncio.StreamWriter) -> None:
+        await _copy(client, to_server)
+
+    async def _copy_answers(self, server: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
+        await _copy(server, to_client)
+
+
+class CountingProxy(Proxy):
+    """Counts round trips."""
+
+    def __init__(self, url: str, folder: Path) -> None:
+        super().__init__(url, folder)
+        self.round_trips = 0
+
+    async def _copy_requests(self, client: asyncio.StreamReader, to_server: asyncio.StreamWriter) -> None:
+        # The start-up message alone has no type before its length.
+        head = await client.readexactly(4)
+        to_server.write(head + await client.readexactly(int.from_bytes(head, "big") - 4))
+        while True:
+            head = await client.readexactly(5)
+            self.round_trips += head[0] in _WAITS
+            to_server.write(head + await client.readexactly(int.from_bytes(head[1:], "big") - 4))
+            await to_server.drain()
+
+
+class DistantProxy(Proxy):
+    """A server so many seconds away: each answer takes that much longer."""
+
+    def __init__(self, url: str, folder: Path, round_trip_seconds: float) -> None:
+        super().__init__(url, folder)
+        self._one_way = round_trip_seconds / 2
+
+    async def _copy_requests(self, client: asyncio.StreamReader, to_server: asyncio.StreamWriter) -> None:
+        await self._copy_slowly(client, to_server)
+
+    async def _copy_answers(self, server: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
+        await self._copy_slowly(server, to_client)
+
+    async def _copy_slowly(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+        on_its_way: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
+        arriving = asyncio.create_task(self._arrive(on_its_way, target))
+        try:
+            while piece := await source.read(2**16):
+                on_its_way.put_nowait((self._loop.time() + self._one_way, piece))
+            on_its_way.put_nowait((self._loop.time() + self._one_way, b""))
+            await arriving
+        finally:
+            arriving.cancel()
+
+    async def _arrive(self, on_its_way: "asyncio.Queue[tuple[float, bytes]]", target: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            while True:
+                at, piece = await on_its_way.get()
+                await asyncio.sleep(max(0.0, at - self._loop.time()))
+                if not piece:
+                    break
+                target.write(piece)
+                await target.drain()
+        target.close()
 
 
 async def _copy(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:

@@ -270,9 +270,9 @@ def _show_result(console: Console, result: JobResult, url: str) -> None:
 
 
 def _waits(url: str) -> list[tuple[str, str]]:
-    import psycopg
+    from campaign_pipeline.adapters.queue_connection import connect
 
-    with psycopg.connect(url) as connection:
+    with connect(url) as connection:
         rows = connection.execute(
             "SELECT COALESCE(name, id::text), wait_reason FROM public.campaign_runs "
             "WHERE status = 'running' AND wait_reason IS NOT NULL ORDER BY id"

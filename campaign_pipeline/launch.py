@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from campaign_pipeline.adapters.dagster_home import CODE_LOCATION
+from campaign_pipeline.adapters.queue_connection import connect
 
 if TYPE_CHECKING:
     import dagster as dg
@@ -168,7 +169,7 @@ class _Batch:
         # A bar that stands still while the database is away is right; whether the run can go on is the run's matter.
         with contextlib.suppress(psycopg.Error):
             if self._connection is None or self._connection.closed:
-                self._connection = psycopg.connect(self._url, autocommit=True, prepare_threshold=None)
+                self._connection = connect(self._url, autocommit=True)
             rows = self._connection.execute(
                 "SELECT id FROM public.campaign_messages "
                 "WHERE status IN ('queued', 'generating', 'sending') AND starts_with(lease_owner, %s)",
@@ -227,7 +228,7 @@ def follow(job: JobProcess, url: str, console: Console) -> JobResult:
 
 def release_leases(url: str, run_id: str) -> None:
     """Give back what a run still held, now instead of when its leases run out. Only for a run that surely ended."""
-    with psycopg.connect(url) as connection:
+    with connect(url) as connection:
         connection.execute(
             "UPDATE public.campaign_messages SET lease_expires_at = campaign_pipeline.campaign_now() "
             "WHERE status IN ('queued', 'generating', 'sending') AND starts_with(lease_owner, %s)",

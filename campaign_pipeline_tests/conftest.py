@@ -16,6 +16,7 @@ from campaign_pipeline.adapters.embedded import EmbeddedServer, embedded_server
 from campaign_pipeline.adapters.environment import PROVIDER_PREFIXES
 from campaign_pipeline.sandbox.server import Addresses
 from campaign_pipeline_tests.factories import World
+from campaign_pipeline_tests.pooler import Pooler, run_pooler
 
 TEMPLATE = "campaign_template"
 
@@ -48,6 +49,22 @@ def database_url(server: EmbeddedServer) -> Iterator[str]:
         admin.execute(f"CREATE DATABASE {name} TEMPLATE {TEMPLATE} STRATEGY wal_log")
         yield server.url(name)
         admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture(scope="session")
+def pooler(server: EmbeddedServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pooler]:
+    """PgBouncer in transaction mode in front of that server."""
+    folder = tmp_path_factory.mktemp("pooler")
+    for parent in folder.parents[:3]:
+        parent.chmod(0o755)  # it runs as a user of its own where the tests run as root
+    with run_pooler(server.url("postgres"), folder) as pooler:
+        yield pooler
+
+
+@pytest.fixture
+def pooled_url(pooler: Pooler, database_url: str) -> str:
+    """The test's database through the pooler."""
+    return pooler.url(database_url)
 
 
 @pytest.fixture

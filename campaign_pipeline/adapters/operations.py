@@ -8,8 +8,9 @@ from typing import Any
 from uuid import UUID
 
 import psycopg
-from psycopg.rows import DictRow, dict_row
+from psycopg.rows import DictRow
 
+from campaign_pipeline.adapters.queue_connection import connect_rows
 from campaign_pipeline.core.ports import StoreUnavailable
 from campaign_pipeline.core.upkeep import Backlog, QueueLook
 from campaign_pipeline.sql import statement
@@ -50,11 +51,7 @@ class Operations:
 
     def __enter__(self) -> "Operations":
         with _plainly():
-            # No prepared statements: see adapters.postgres. No patience either: the next tick comes in a minute.
-            self._connection = psycopg.Connection[DictRow].connect(
-                self._url, prepare_threshold=None, row_factory=dict_row, autocommit=True, connect_timeout=10
-            )
-            self._connection.execute("SET statement_timeout = '50s'")  # a tick's own time-out is a minute
+            self._connection = connect_rows(self._url, autocommit=True)  # no patience: the next tick comes in a minute
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -63,7 +60,9 @@ class Operations:
 
     def _run(self, name: str, **parameters: Any) -> "psycopg.Cursor[DictRow]":
         assert self._connection is not None
-        with _plainly():
+        # In one round trip, and for this transaction alone: a pooler would hand a session's setting to anybody.
+        with _plainly(), self._connection.pipeline(), self._connection.transaction():
+            self._connection.execute("SET LOCAL statement_timeout = '50s'")  # a tick's own time-out is a minute
             return self._connection.execute(statement(name), parameters or None)
 
     def _all(self, name: str, **parameters: Any) -> list[dict[str, Any]]:

@@ -24,6 +24,7 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from tenacity import AsyncRetrying, RetryError, retry_if_exception_type, stop_after_delay, wait_exponential, wait_random
 
 from campaign_pipeline.adapters.group_commit import GroupCommit
+from campaign_pipeline.adapters.queue_connection import OPTIONS, connect_async
 from campaign_pipeline.core.model import LeasedMessage, Shard
 from campaign_pipeline.core.numbers import KnownNumber, NumberNote
 from campaign_pipeline.core.pacing import Budget, Pace
@@ -56,22 +57,6 @@ set_json_loads(orjson.loads)
 _TRANSIENT = (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout)
 _PATIENCE_SECONDS = 60.0
 """How long a database that went away is waited for: a restart or a fail-over, not an outage."""
-
-
-def _connect_options(url: str) -> dict[str, Any]:
-    # Poolers in transaction mode (Supabase's port 6543) hand each statement to any server connection, where a prepared
-    # statement of another would be unknown. Planning anew costs little, for the heavy work is in functions that keep
-    # their plans. A server that vanished without a word (its machine is gone) is noticed within half a minute.
-    return {
-        "conninfo": url,
-        "prepare_threshold": None,
-        "row_factory": dict_row,
-        "autocommit": True,
-        "connect_timeout": 10,
-        "keepalives_idle": 15,
-        "keepalives_interval": 5,
-        "keepalives_count": 3,
-    }
 
 
 async def _patiently(call: Callable[[], Awaitable[T]], patience_seconds: float) -> T:
@@ -150,8 +135,7 @@ class Statements:
 
     @contextlib.asynccontextmanager
     async def _connection(self) -> AsyncIterator[Connection]:
-        connection: Connection = await psycopg.AsyncConnection.connect(**_connect_options(self._url))
-        async with connection:
+        async with await connect_async(self._url) as connection:
             yield connection
 
     async def _all(self, name: str, **parameters: Any) -> list[dict[str, Any]]:
@@ -450,7 +434,7 @@ class ShardStore:
             max_size=4,
             open=False,
             timeout=min(10.0, patience_seconds),
-            kwargs={key: value for key, value in _connect_options(url).items() if key != "conninfo"},
+            kwargs={**OPTIONS, "autocommit": True, "row_factory": dict_row},
             connection_class=psycopg.AsyncConnection[DictRow],
         )
         async with pool:

@@ -10,6 +10,7 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 
 from campaign_pipeline import sql
+from campaign_pipeline.adapters.queue_connection import connect
 
 _LOCK = 7_235_019_244_518_873  # an advisory lock of our own, so that two upgrades do not run into each other
 
@@ -39,7 +40,7 @@ def upgrade(url: str) -> str:
     _refuse_unreadable(url)
     # SQLAlchemy reads URLs in its own way (no second host, other escapes); the database is to be the same for both.
     engine = sqlalchemy.create_engine(
-        "postgresql+psycopg://", creator=lambda: psycopg.connect(url, connect_timeout=10), poolclass=sqlalchemy.NullPool
+        "postgresql+psycopg://", creator=lambda: connect(url), poolclass=sqlalchemy.NullPool
     )
     config = _alembic_config()
     try:
@@ -64,7 +65,7 @@ def check(url: str) -> None:
     """Make sure that the database answers and has our schema. Raises DatabaseUnusable with one sentence if not."""
     _refuse_unreadable(url)
     try:
-        with psycopg.connect(url, connect_timeout=10, autocommit=True) as connection:
+        with connect(url, autocommit=True) as connection:
             # Up to 0007 it was in public.
             places = [f"{place}.{sql.VERSION_TABLE}" for place in (sql.SCHEMA, "public")]
             version = None

@@ -13,9 +13,9 @@ from dataclasses import asdict
 from typing import Any
 
 import psycopg
-from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
+from campaign_pipeline.adapters.queue_connection import connect_async
 from campaign_pipeline.core.ports import StatusEvent
 from campaign_pipeline.sql import statement
 
@@ -30,7 +30,7 @@ async def settle_status_events(url: str, read: Callable[[Any], StatusEvent | Non
     transaction that applies it, and applying it twice changes nothing. Raises psycopg.Error where the database refuses.
     """
     verdicts = Counter[str]()
-    async with await psycopg.AsyncConnection.connect(url, autocommit=True, row_factory=dict_row) as connection:
+    async with await connect_async(url) as connection:
         while True:
             async with connection.transaction():
                 settled = await _settle_round(connection, read)

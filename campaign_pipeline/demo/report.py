@@ -7,13 +7,13 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
-import psycopg
-from psycopg.rows import dict_row
 from rich import box
 from rich.console import Group, RenderableType
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
+
+from campaign_pipeline.adapters.queue_connection import connect_rows
 
 STAGES = {"writing_ms": "writing", "sending_ms": "sending"}
 """Of a message's time: with the language model, and with the message provider, typing delays included."""
@@ -96,7 +96,7 @@ class Sample:
 
 def read_report(url: str, run_ids: Sequence[UUID]) -> list[RunReport]:
     """Recount these runs from their messages, in this order."""
-    with psycopg.connect(url, row_factory=dict_row) as connection:
+    with connect_rows(url) as connection:
         runs = connection.execute(_RUNS, [list(run_ids), list(run_ids)]).fetchall()
         reasons = connection.execute(_REASONS, [list(run_ids)]).fetchall()
     return [_to_report(run, [reason for reason in reasons if reason["run_id"] == run["id"]]) for run in runs]
@@ -119,7 +119,7 @@ def _to_report(run: Mapping[str, Any], reasons: Sequence[Mapping[str, Any]]) -> 
 
 def read_samples(url: str, run_ids: Sequence[UUID]) -> list[Sample]:
     """One message that was sent of each run, those in several parts first."""
-    with psycopg.connect(url, row_factory=dict_row) as connection:
+    with connect_rows(url) as connection:
         rows = connection.execute(_SAMPLES, [list(run_ids), list(run_ids)]).fetchall()
     return [Sample(row["campaign"], row["lead"], row["company"], tuple(row["parts"])) for row in rows]
 

@@ -2,12 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
-import psycopg
 from psycopg.types.json import Jsonb
 
+from campaign_pipeline.adapters.queue_connection import connect
 from campaign_pipeline.demo.leads import BUSINESS_FIELDS, Lead
+
+if TYPE_CHECKING:
+    import psycopg
 
 MADE_BY = "campaign-pipeline demo"
 """In `workspaces.settings` under made_by: marks what may be sent to a sandbox, as nothing else may."""
@@ -59,7 +63,7 @@ class World:
 
 def make_world(url: str, leads: Sequence[Lead], name: str) -> World:
     """Make a workspace with every lead in one of the campaigns, in turn; all or nothing. Every message is due now."""
-    with psycopg.connect(url) as connection, connection.transaction(), connection.cursor() as cursor:
+    with connect(url) as connection, connection.transaction(), connection.cursor() as cursor:
         return _Maker(cursor, uuid4()).make(leads, name)
 
 
@@ -170,7 +174,7 @@ class _Maker:
 
 def count_waiting(url: str) -> tuple[int, int]:
     """How many messages running runs have to send: those of demo workspaces, and all others."""
-    with psycopg.connect(url) as connection:
+    with connect(url) as connection:
         row = connection.execute(
             """
             SELECT count(*) FILTER (WHERE w.settings ->> 'made_by' = %(made_by)s),
@@ -190,7 +194,7 @@ def count_waiting(url: str) -> tuple[int, int]:
 
 def holds_only_demos(url: str) -> bool:
     """Whether nobody but the demo ever made a workspace in this database."""
-    with psycopg.connect(url) as connection:
+    with connect(url) as connection:
         row = connection.execute(
             "SELECT NOT EXISTS (SELECT FROM public.workspaces WHERE settings ->> 'made_by' IS DISTINCT FROM %s)",
             [MADE_BY],

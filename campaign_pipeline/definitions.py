@@ -15,6 +15,7 @@ from campaign_pipeline.defs.checks import CHECKS, check_campaign_queue, check_ca
 from campaign_pipeline.defs.demo import trickle_demo_campaign, trickle_every_minute
 from campaign_pipeline.defs.io import HandleIOManager, TableIOManager
 from campaign_pipeline.defs.jobs import clean_up_old_data, process_campaign_queue, retry_failed_messages
+from campaign_pipeline.defs.lost_runs import lost_run_cleanup
 from campaign_pipeline.defs.resources import LanguageModelResource, ProvidersResource, QueueDatabase
 from campaign_pipeline.defs.schedules import (
     clean_up_every_night,
@@ -44,7 +45,13 @@ defs = dg.Definitions(
         check_campaign_queue_hourly,
         *([trickle_every_minute] if _demo else []),
     ],
-    sensors=[next_batch_after_claim, next_batch_after_run, run_failure_notifications, backlog_notifications],
+    sensors=[
+        next_batch_after_claim,
+        next_batch_after_run,
+        lost_run_cleanup,
+        run_failure_notifications,
+        backlog_notifications,
+    ],
     resources={
         "database": QueueDatabase(),
         "language_model": LanguageModelResource(),

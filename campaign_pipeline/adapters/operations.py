@@ -42,6 +42,18 @@ class Requeued:
     runs: int
 
 
+@dataclass(frozen=True)
+class Holders:
+    """Who holds messages under a live lease, and how far the queue's clock was moved (by a test or a rehearsal)."""
+
+    owners: Sequence[str]  # as `lease_owner` has them: `run 1a2b3c4d`, `run 1a2b3c4d inbox_…`
+    clock_offset_seconds: float
+
+    def has(self, run_id: str) -> bool:
+        """Whether a Dagster run does."""
+        return any(owner.split()[:2] == ["run", run_id[:8]] for owner in self.owners)
+
+
 class Operations:
     """One connection for one tick or step. A context manager; raises StoreUnavailable where the database is away."""
 
@@ -79,6 +91,11 @@ class Operations:
         if not look.is_due:
             return look
         return replace(look, runs=self._all("list_running_runs"), pauses=self._all("look_at_pauses"))
+
+    def holders(self) -> Holders:
+        """Who holds messages under a live lease."""
+        row = self._all("list_holders")[0]
+        return Holders(row["owners"], row["clock_offset_seconds"])
 
     def backlog(self, cutoffs: Mapping[UUID, datetime]) -> dict[UUID, Backlog]:
         """How many messages of each run were due before its cutoff."""

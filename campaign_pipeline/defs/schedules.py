@@ -27,6 +27,7 @@ from campaign_pipeline.adapters.environment import BusinessDays, DeliverySetting
 from campaign_pipeline.adapters.operations import Operations
 from campaign_pipeline.core.upkeep import QueueLook, Verdict, judge_queue
 from campaign_pipeline.defs.jobs import clean_up_old_data, process_campaign_queue, retry_failed_messages
+from campaign_pipeline.defs.lost_runs import AT_WORK, holders, is_lost
 from campaign_pipeline.defs.resources import LanguageModelResource, QueueDatabase
 
 WHY = "campaign/why"
@@ -39,7 +40,6 @@ BACK_FILL = "campaign/back_fill"
 """Tag: the run of retry_failed_messages that this one goes on with, which no schedule's switch stops."""
 
 _settings = OperationsSettings.from_environment()
-_TO_START = [DagsterRunStatus.QUEUED, DagsterRunStatus.NOT_STARTED, DagsterRunStatus.STARTING]
 
 
 def _look(database: QueueDatabase) -> tuple[QueueLook, Verdict]:
@@ -49,18 +49,25 @@ def _look(database: QueueDatabase) -> tuple[QueueLook, Verdict]:
     return look, judge_queue(look, DeliverySettings.from_environment().max_age, zone)
 
 
-def _occupied(instance: DagsterInstance) -> str | None:
-    """One sentence if enough runs are at it already."""
-    statuses = [*_TO_START, DagsterRunStatus.STARTED]
-    runs = instance.get_runs(RunsFilter(job_name=process_campaign_queue.name, statuses=statuses))
-    for run in runs:
-        if run.status in _TO_START:
-            return f"Run {run.run_id[:8]} is about to start and takes what is due."
-    limit = OperationsSettings.from_environment().runs_at_once
-    if len(runs) < limit:
+def _occupied(instance: DagsterInstance, database: QueueDatabase) -> str | None:
+    """One sentence if enough runs are at it already; those whose process is gone do not count (see `lost_runs`)."""
+    statuses = [DagsterRunStatus.QUEUED, *AT_WORK]
+    records = instance.get_run_records(RunsFilter(job_name=process_campaign_queue.name, statuses=statuses))
+    if not records:
         return None
-    names = ", ".join(run.run_id[:8] for run in runs)
-    return f"{len(runs)} runs are at work ({names}), and CAMPAIGN_RUNS_AT_ONCE allows {limit}."
+    held = holders(database)
+    working = []
+    for record in records:
+        run = record.dagster_run
+        if run.status != DagsterRunStatus.QUEUED and is_lost(instance, record, held):
+            continue
+        if run.status != DagsterRunStatus.STARTED:
+            return f"Run {run.run_id[:8]} is about to start and takes what is due."
+        working.append(run.run_id[:8])
+    limit = OperationsSettings.from_environment().runs_at_once
+    if len(working) < limit:
+        return None
+    return f"{len(working)} runs are at work ({', '.join(working)}), and CAMPAIGN_RUNS_AT_ONCE allows {limit}."
 
 
 def _missing_key(look: QueueLook, language_model: LanguageModelResource) -> str | None:
@@ -83,7 +90,7 @@ def process_campaign_queue_every_minute(
     look, verdict = _look(database)
     if not verdict.work:
         return dg.SkipReason(verdict.why)
-    obstacle = _missing_key(look, language_model) or _occupied(context.instance)
+    obstacle = _missing_key(look, language_model) or _occupied(context.instance, database)
     if obstacle:
         return dg.SkipReason(f"There is work ({verdict.why}), but: {obstacle}")
     return dg.RunRequest(
@@ -140,7 +147,7 @@ def _follow(
         return dg.SkipReason(verdict.why)
     if not look.is_due:
         return dg.SkipReason(f"No message is due; the rest ({verdict.why}) is for the schedule's next tick.")
-    occupied = _occupied(instance)
+    occupied = _occupied(instance, database)
     if occupied:
         return dg.SkipReason(f"There is work ({verdict.why}), but: {occupied}")
     back_fill = run.run_id if _is_back_fill(run) else run.tags.get(BACK_FILL)

@@ -1,5 +1,6 @@
 """When the queue is worked by itself: ticks decide by the database's clock, which these tests move."""
 
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta, timezone
@@ -18,6 +19,7 @@ from campaign_pipeline.adapters.operations import Operations
 from campaign_pipeline.adapters.postgres import BatchOptions, Queue
 from campaign_pipeline.definitions import defs
 from campaign_pipeline.defs.jobs import process_campaign_queue, retry_failed_messages
+from campaign_pipeline.defs.lost_runs import lost_run_cleanup
 from campaign_pipeline.defs.resources import LanguageModelResource, QueueDatabase
 from campaign_pipeline.defs.schedules import (
     BACK_FILL,
@@ -177,6 +179,81 @@ def test_runs_overlap_up_to_the_limit_and_no_further(
     assert isinstance(tick(instance), dg.RunRequest)
     a_run(instance, DagsterRunStatus.STARTED)
     assert "CAMPAIGN_RUNS_AT_ONCE allows 2." in str(tick(instance))
+
+
+def of_a_dead_host(instance: DagsterInstance) -> list[dg.DagsterRun]:
+    """What a host that lost power leaves behind: a run of each kind that Dagster believes to be at work."""
+    kinds = (
+        (DagsterRunStatus.STARTED, process_campaign_queue.name),
+        (DagsterRunStatus.STARTED, process_campaign_queue.name),
+        (DagsterRunStatus.STARTING, process_campaign_queue.name),
+        (DagsterRunStatus.STARTED, retry_failed_messages.name),
+    )
+    return [a_run(instance, status, job=job) for status, job in kinds]
+
+
+def end_lost(instance: DagsterInstance) -> str:
+    """What one tick of that sensor says."""
+    with dg.build_sensor_context(instance=instance, resources={"database": QueueDatabase()}) as context:
+        return lost_run_cleanup.evaluate_tick(context).skip_message or ""
+
+
+def hold(world: World, message: Any, run: dg.DagsterRun) -> None:
+    """A step of that run works on a message."""
+    world.do(
+        "UPDATE campaign_messages SET status = 'sending', lease_token = gen_random_uuid(), lease_owner = %s,"
+        " lease_expires_at = campaign_now() + interval '2 minutes' WHERE id = %s",
+        f"run {run.run_id[:8]} inbox_1234_000",
+        message,
+    )
+
+
+def test_what_a_host_that_lost_power_left_started_stops_no_schedule_and_is_ended_with_a_sentence(
+    world: World, instance: DagsterInstance
+) -> None:
+    world.due_message(world.run())
+    lost = of_a_dead_host(instance)
+    assert "is about to start" in str(tick(instance))
+    assert end_lost(instance) == "No run is lost."
+    world.move_clock(6 * MINUTE)
+    assert isinstance(tick(instance), dg.RunRequest)
+    assert end_lost(instance).startswith("Ended 4 lost runs: ")
+    for run in lost:
+        ended_run = instance.get_run_by_id(run.run_id)
+        assert ended_run is not None
+        assert ended_run.status == DagsterRunStatus.FAILURE
+    (told,) = instance.all_logs(lost[0].run_id, of_type=dg.DagsterEventType.RUN_FAILURE)
+    assert "Nothing is lost" in str(told.dagster_event and told.dagster_event.message)
+    assert end_lost(instance) == "No run is lost."
+
+
+def test_a_run_that_holds_messages_or_has_just_said_something_is_at_work(
+    world: World, instance: DagsterInstance, environment: pytest.MonkeyPatch
+) -> None:
+    environment.setenv("CAMPAIGN_RUNS_AT_ONCE", "2")
+    held, _ = world.due_messages(world.run(), 2)
+    holder, talker = (a_run(instance, DagsterRunStatus.STARTED) for _ in range(2))
+    world.move_clock(6 * MINUTE)
+    hold(world, held, holder)
+    with patch("time.time", return_value=time.time() + 360):
+        instance.report_engine_event("a step has started", talker)
+    assert "2 runs are at work" in str(tick(instance))
+    assert end_lost(instance) == "No run is lost."
+    world.move_clock(12 * MINUTE)
+    assert isinstance(tick(instance), dg.RunRequest)
+    assert end_lost(instance).startswith("Ended 2 lost runs: ")
+
+
+def test_no_run_is_ended_while_nobody_can_say_what_it_holds(
+    world: World, instance: DagsterInstance, environment: pytest.MonkeyPatch
+) -> None:
+    run = a_run(instance, DagsterRunStatus.STARTED)
+    world.move_clock(6 * MINUTE)
+    environment.setenv("CAMPAIGN_DATABASE_URL", "postgresql://127.0.0.1:1/none")
+    assert end_lost(instance).startswith("Nobody can say which runs still hold messages")
+    assert [left.run_id for left in instance.get_runs(dg.RunsFilter(statuses=[DagsterRunStatus.STARTED]))] == [
+        run.run_id
+    ]
 
 
 def test_without_the_models_key_no_run_is_launched_to_fail_every_minute(
@@ -413,5 +490,6 @@ def test_definitions_hold_schedules_and_sensors_that_say_how_they_start() -> Non
         "next_batch_after_run": "RUNNING",
         "run_failure_notifications": "RUNNING",
         "backlog_notifications": "RUNNING",
+        "lost_run_cleanup": "RUNNING",
     })  # fmt: skip
     assert expected.items() <= started.items()

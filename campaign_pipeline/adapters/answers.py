@@ -10,7 +10,8 @@ from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from campaign_pipeline.adapters.http import Answer, NoAnswer, redact_phones
+from campaign_pipeline.adapters.http import Answer, NoAnswer
+from campaign_pipeline.adapters.redaction import redact_phones
 from campaign_pipeline.core.ports import (
     UNRECOGNISED,
     Failure,
@@ -98,14 +99,16 @@ def unrecognised(provider: str, answer: Answer, *, surely_not_sent: bool = False
     The sentence has the shape of the body, never its content, which goes to the ledger alone.
     """
     reason = f"{provider} answered {answer.status} with {shape(answer)}, which no row of its table knows."
-    kept = {"status": answer.status, "body": redact_phones(answer.text)}
+    kept = {"status": answer.status, "body": answer.evidence}
     if surely_not_sent:
         return Transient(UNRECOGNISED, reason, answer.retry_after, answer=kept)
     return Unknown(UNRECOGNISED, reason, answer=kept)
 
 
-def no_answer(answer: NoAnswer) -> Transient | Unknown:
-    """What it means that no answer came: if nothing left, it may be tried again."""
+def no_answer(answer: NoAnswer) -> Transient | Unknown | Systemic:
+    """What it means that no answer came: if nothing left, it may be tried again, unless the address is refused."""
+    if answer.refused:
+        return Systemic("address_refused", answer.reason, Scope.INBOX)
     return Unknown("no_answer", answer.reason) if answer.left else Transient("unreachable", answer.reason)
 
 

@@ -14,8 +14,9 @@ from typing import Any
 import httpx
 
 from campaign_pipeline.adapters.answers import MOST_READ, Row, failure, first_row, no_answer, unrecognised
-from campaign_pipeline.adapters.connection import base_url, own_key, setting
-from campaign_pipeline.adapters.http import Answer, NoAnswer, at, get, post, redact_phones
+from campaign_pipeline.adapters.connection import endpoint, setting
+from campaign_pipeline.adapters.http import Answer, NoAnswer, at, get, post
+from campaign_pipeline.adapters.redaction import redact_phones
 from campaign_pipeline.core.ports import (
     UNRECOGNISED,
     Absent,
@@ -356,7 +357,6 @@ def from_connection(
 
     Raises LookupError with a sentence that names what is missing.
     """
-    address = base_url(row, variables, "CLOUD_API_URL", DEFAULT_URL)
     version = setting(row, "version") or variables.get("CLOUD_API_VERSION") or DEFAULT_VERSION
     if not re.fullmatch(r"v\d{1,3}\.\d{1,2}", version):
         raise LookupError(f"CLOUD_API_VERSION (or provider_config.version) is {version!r}, but must be like v23.0.")
@@ -365,5 +365,5 @@ def from_connection(
         raise LookupError("The instance names no provider_config.phone_number_id, which is Meta's id of the number.")
     if not re.fullmatch(r"\d{5,25}", number, re.ASCII):
         raise LookupError("provider_config.phone_number_id of the instance must be digits: Meta's id of the number.")
-    token = own_key(row, variables, "CLOUD_API_TOKEN")
-    return CloudApi(client, f"{address.rstrip('/')}/{version}", number, token, send_timeout)
+    graph = endpoint(row, variables, "CLOUD_API_URL", "CLOUD_API_TOKEN", DEFAULT_URL)
+    return CloudApi(client, f"{graph.url}/{version}", number, graph.key, send_timeout)

@@ -1,12 +1,28 @@
 """How an inbox is reached: what its instance row says, else what the environment says. Each problem is a sentence.
 
 Everything here raises LookupError where something is missing or unusable; the text names it and never quotes a key.
+
+Two rules keep keys where they belong. A key of the environment only goes to the address of the environment: whoever may
+write a row must not be able to send it elsewhere. And an address is one that may be reached (`adapters.hosts`), without
+anything in it that would change the path or add a key.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
+from campaign_pipeline.adapters.environment import Environment, SettingError
+from campaign_pipeline.adapters.hosts import HostRefused, Hosts
 from campaign_pipeline.adapters.http import at
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where a provider is, and the key for it."""
+
+    url: str  # without a slash at its end
+    key: str = field(repr=False)
 
 
 def setting(row: Mapping[str, Any], name: str) -> str | None:
@@ -18,35 +34,86 @@ def setting(row: Mapping[str, Any], name: str) -> str | None:
     return None
 
 
-def base_url(
-    row: Mapping[str, Any] | None, variables: Mapping[str, str], variable: str, usual: str | None = None
-) -> str:
-    """Where the provider is: provider_config.base_url, settings.base_url, a variable, or its usual address.
+def endpoint(
+    row: Mapping[str, Any],
+    variables: Mapping[str, str],
+    url_variable: str,
+    key_variable: str | None,
+    usual_url: str | None = None,
+) -> Endpoint:
+    """Address and key of one inbox.
 
-    No row: the instance has no say in it.
+    The address is the row's base_url (in provider_config, else settings), else the variable's, else the usual one. The
+    key is the row's instance_token or api_key; else the variable's, which only goes to the variable's address.
     """
-    for column in ("provider_config", "settings"):
-        given = at((row or {}).get(column), "base_url")
-        if given is not None and not isinstance(given, str):
-            raise LookupError(f"{column}.base_url of the instance must be a text that begins with http(s)://.")
-    url = (row and setting(row, "base_url")) or variables.get(variable) or usual
-    if not url:
-        also = "" if row is None else ", and the instance names no provider_config.base_url"
-        raise LookupError(f"{variable} is not set{also}.")
-    if not url.startswith(("http://", "https://")):
-        named = variable if row is None else f"provider_config.base_url or {variable}"
-        raise LookupError(f"The base URL ({named}) must begin with http(s)://.")
-    return url
+    named = _row_url(row)
+    common = variables.get(url_variable) or usual_url
+    if named is None and not common:
+        raise LookupError(f"{url_variable} is not set, and the instance names no provider_config.base_url.")
+    source = url_variable if named is None else "provider_config.base_url of the instance"
+    url = base_address(named or common or "", source)
 
-
-def own_key(row: Mapping[str, Any], variables: Mapping[str, str], variable: str | None) -> str:
-    """The instance's instance_token or api_key, else a variable where one may stand for all instances."""
-    key = row.get("instance_token") or row.get("api_key") or (variables.get(variable) if variable else None)
+    key, key_name = row.get("instance_token") or row.get("api_key"), "instance_token, api_key"
+    if not key and key_variable is not None and variables.get(key_variable):
+        if common is None or url != _tidy(common):
+            raise LookupError(
+                f"The instance names an address of its own and has neither instance_token nor api_key; {key_variable} "
+                f"is only sent to the address of {url_variable}."
+            )
+        key, key_name = variables[key_variable], key_variable
     if not key:
-        also = f"{variable} is not set, and the" if variable else "The"
+        also = f"{key_variable} is not set, and the" if key_variable else "The"
         raise LookupError(f"{also} instance has neither instance_token nor api_key.")
-    named = ", ".join(["instance_token", "api_key", *([variable] if variable else [])])
-    return usable_key(key, named)
+    key = usable_key(key, key_name)
+    return Endpoint(_reachable(url, source), key)
+
+
+def environment_endpoint(variables: Mapping[str, str], url_variable: str, key_variable: str) -> Endpoint:
+    """Address and key of a provider of which no row has a say."""
+    for variable in (url_variable, key_variable):
+        if not variables.get(variable):
+            raise LookupError(f"{variable} is not set.")
+    url = base_address(variables[url_variable], url_variable)
+    key = usable_key(variables[key_variable], key_variable)
+    return Endpoint(_reachable(url, url_variable), key)
+
+
+def model_url(environment: Environment) -> str:
+    """OPENROUTER_BASE_URL. Raises SettingError: it concerns every message."""
+    try:
+        return _reachable(base_address(environment.openrouter_base_url, "OPENROUTER_BASE_URL"), "OPENROUTER_BASE_URL")
+    except LookupError as error:
+        raise SettingError(str(error.args[0])) from None
+
+
+def base_address(url: str, named: str) -> str:
+    """The same address without a slash at its end, if a path can be put after it."""
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        host = None
+    if (
+        not host
+        or parts.scheme not in {"http", "https"}
+        or not (url.isascii() and url.isprintable() and " " not in url)
+    ):
+        raise LookupError(f"The base URL ({named}) must be an address such as https://api.example.com.")
+    if "#" in url or "?" in url or "\\" in url or "@" in parts.netloc:
+        # A `#` or `?` would swallow the path that is put after it; a user would leave as a key.
+        raise LookupError(f"The base URL ({named}) must be without #, ?, backslash, user and password.")
+    return _tidy(url)
+
+
+def _reachable(url: str, named: str) -> str:
+    parts = urlsplit(url)
+    encrypted = parts.scheme == "https"
+    port = parts.port or (443 if encrypted else 80)
+    try:
+        Hosts.from_environment().check(parts.hostname or "", port, encrypted=encrypted)
+    except HostRefused as refused:
+        raise LookupError(f"The base URL ({named}) cannot be used: {refused}.") from None
+    return url
 
 
 def usable_key(key: Any, named: str) -> str:
@@ -54,3 +121,15 @@ def usable_key(key: Any, named: str) -> str:
     if not isinstance(key, str) or not (key.isascii() and key.isprintable()):
         raise LookupError(f"The key ({named}) has characters that no key has.")
     return key
+
+
+def _row_url(row: Mapping[str, Any]) -> str | None:
+    for column in ("provider_config", "settings"):
+        given = at(row.get(column), "base_url")
+        if given is not None and not isinstance(given, str):
+            raise LookupError(f"{column}.base_url of the instance must be a text that begins with https://.")
+    return setting(row, "base_url")
+
+
+def _tidy(url: str) -> str:
+    return url.strip().rstrip("/")

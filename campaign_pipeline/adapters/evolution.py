@@ -21,7 +21,7 @@ from campaign_pipeline.adapters.answers import (
     no_answer,
     unrecognised,
 )
-from campaign_pipeline.adapters.connection import base_url, own_key
+from campaign_pipeline.adapters.connection import endpoint
 from campaign_pipeline.adapters.http import Answer, NoAnswer, at, get, post
 from campaign_pipeline.core.address import alternatives
 from campaign_pipeline.core.ports import (
@@ -55,6 +55,9 @@ that is missed goes out twice, while an older message of the very same text to t
 
 MOST_PAGES = 20
 """Of 50 messages each: what is read of one conversation at most, when a part is searched for."""
+
+LARGEST_PAGE = 4 * 2**20
+"""Bytes: a stored message may hold a picture's thumbnail, written as a list of numbers."""
 
 NOT_ON_WHATSAPP = "The number is not on WhatsApp."
 DISCONNECTED = "This inbox's connection to WhatsApp is closed; connect it and it goes on by itself."
@@ -249,7 +252,8 @@ class Evolution:
         url = f"{self._base}/chat/findMessages/{self._instance}"
         found: list[Any] = []
         for page in range(1, MOST_PAGES + 1):
-            answer = await post(self._client, url, {"where": where, "page": page, "offset": 50}, self._headers, 15.0)
+            asked = {"where": where, "page": page, "offset": 50}
+            answer = await post(self._client, url, asked, self._headers, 15.0, LARGEST_PAGE)
             if isinstance(answer, NoAnswer):
                 return LookUpFailed(answer.reason)
             records, pages = at(answer.body, "messages", "records"), at(answer.body, "messages", "pages")
@@ -315,8 +319,7 @@ def from_connection(
 
     Raises LookupError with a sentence that names what is missing.
     """
-    address = base_url(row, variables, "EVOLUTION_API_URL")
-    api_key = own_key(row, variables, "EVOLUTION_API_KEY")
     if not row["name"]:
         raise LookupError("The instance has no name (instances.name), by which Evolution knows it.")
-    return Evolution(client, address, row["name"], api_key, send_timeout)
+    server = endpoint(row, variables, "EVOLUTION_API_URL", "EVOLUTION_API_KEY")
+    return Evolution(client, server.url, row["name"], server.key, send_timeout)

@@ -10,12 +10,12 @@ That transport maps aiohttp's errors loosely: a server that hangs up after it to
 """
 
 import asyncio
-import base64
 import re
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
-from functools import lru_cache
+from itertools import islice
 from typing import Any
 
 import aiohttp
@@ -23,33 +23,46 @@ import httpx
 import orjson
 from httpx_aiohttp import AiohttpTransport
 
+from campaign_pipeline.adapters.hosts import GuardedConnector, HostRefused, Hosts
+from campaign_pipeline.adapters.redaction import MAX_KEPT_CHARS, SHORTEST_SECRET, hide, redact, redact_people
+
+MAX_ANSWER_BYTES = 2**20
+"""Of one answer, compressed and not. Providers answer with some hundred bytes; a search may ask for more."""
+
+MAX_DEPTH = 64
+"""Of lists and objects within each other; Python's own limits are not far beyond."""
+
 MAX_RETRY_AFTER_SECONDS = 3600.0
-MAX_KEPT_CHARS = 500
 
 # Raised before any byte of the request is written: no connection, so nothing left.
 _NOTHING_LEFT = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL)
 
-# What looks like a key where one has no business to be: in a URL's user part, after Bearer, in a query, or as a
-# well-known prefix.
-_KEY = re.compile(
-    r"(?i)(://)[^\s/@]+(?=@)|(bearer\s+|"
-    r"(?:api[_-]?key|token|secret|password|authorization)[\"']?\s*[:=]\s*[\"']?(?:bearer\s+)?)[^\s\"',;&]+|sk-[\w-]{8,}"
+_ERROR_FIELDS = frozenset(
+    {
+        *("code", "detail", "details", "error", "error_code", "error_data", "error_subcode", "errors", "exists"),
+        *("message", "messages", "metadata", "reason", "response", "status", "statusCode", "success", "title", "type"),
+    }
 )
-_HEADERS = {"User-Agent": "campaign_pipeline", "Accept": "application/json"}
+"""Fields whose values tell what went wrong: of an answer that no table knows, only these are kept."""
+
+_MOST_FIELDS, _DEEPEST_FIELD, _MOST_LOOKED_AT, _MOST_WORDS = 12, 4, 50, 200
+
+_HEADERS = {"User-Agent": "campaign_pipeline", "Accept": "application/json", "Accept-Encoding": "gzip"}
 _SECRET_HEADERS = frozenset({"authorization", "apikey", "token", "admintoken", "x-service-role-key"})
-_SHORTEST_SECRET = 6  # characters; anything shorter would blot out innocent words
-_PHONE = re.compile(r"\d{8,}")
 
 
-def http_client(*, connections: int) -> httpx.AsyncBaseTransport:
-    """What carries the requests of one process. Close it when done.
+def http_client(*, connections: int, hosts: Hosts | None = None) -> httpx.AsyncBaseTransport:
+    """What carries the requests of one process to the hosts that may be reached. Close it when done.
+
+    `hosts`: as the environment says, if None. Raises SettingError where it cannot be read.
 
     Idle connections are dropped after 3 seconds: servers on Node.js (Evolution) close theirs after 5, and a request
     that meets such a closing connection ends as unknown for no good reason.
     """
+    reachable = Hosts.from_environment() if hosts is None else hosts
 
     def session() -> aiohttp.ClientSession:
-        connector = aiohttp.TCPConnector(limit=connections, keepalive_timeout=3.0)
+        connector = GuardedConnector(reachable, limit=connections, keepalive_timeout=3.0)
         return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
 
     return AiohttpTransport(client=session)
@@ -69,13 +82,30 @@ class Answer:
         """The body as a text to show: cut, and without what looks like a key. Only failures need it."""
         return redact(self.raw[: 4 * MAX_KEPT_CHARS].decode("utf-8", "replace"))
 
+    @property
+    def evidence(self) -> dict[str, Any]:
+        """What is needed to add a row for this answer to a table, and nothing else of it.
+
+        Names and texts of the fields that tell of errors; of a page or a text its first words. The rest may be
+        anybody's: a row of the CRM says who is asked.
+        """
+        if self.body is None:
+            words = re.sub(r"<[^>]{0,200}>", " ", self.raw[: 4 * MAX_KEPT_CHARS].decode("utf-8", "replace"))
+            return {"text": redact_people(" ".join(words.split()))[:_MOST_WORDS]}
+        return dict(islice(_error_fields(self.body), _MOST_FIELDS))
+
 
 @dataclass(frozen=True)
 class NoAnswer:
-    """No answer came. `left`: the request may have reached the provider."""
+    """No answer came that could be read."""
 
-    left: bool
+    left: bool  # whether the request may have reached the provider
     reason: str
+    refused: bool = False  # whether the address may not be reached at all: no time mends that, only a person
+
+
+class _Unreadable(Exception):
+    """An answer that is larger, deeper or otherwise than it may be; the text says how."""
 
 
 async def post(
@@ -84,17 +114,22 @@ async def post(
     body: Mapping[str, Any],
     headers: Mapping[str, str],
     timeout: float,
+    max_bytes: int = MAX_ANSWER_BYTES,
 ) -> Answer | NoAnswer:
-    """POST some JSON. The body is serialised deterministically. Never raises for what the network does."""
+    """POST some JSON. The body is serialised deterministically. Never raises for what the network does.
+
+    `timeout`: seconds for the whole answer, beyond those for the connection.
+    """
     content = orjson.dumps(body)
-    return await _request(client, "POST", url, {**headers, "Content-Type": "application/json"}, timeout, content)
+    sent = {**headers, "Content-Type": "application/json"}
+    return await _request(client, "POST", url, sent, timeout, content, max_bytes)
 
 
 async def get(
     client: httpx.AsyncBaseTransport, url: str, headers: Mapping[str, str], timeout: float
 ) -> Answer | NoAnswer:
     """GET. Never raises for what the network does."""
-    return await _request(client, "GET", url, headers, timeout, None)
+    return await _request(client, "GET", url, headers, timeout, None, MAX_ANSWER_BYTES)
 
 
 async def _request(
@@ -104,6 +139,7 @@ async def _request(
     headers: Mapping[str, str],
     timeout: float,
     content: bytes | None,
+    max_bytes: int,
 ) -> Answer | NoAnswer:
     secrets = _secrets(headers)
     if secrets is None:
@@ -111,11 +147,12 @@ async def _request(
         return NoAnswer(left=False, reason="A key has characters that no HTTP header can bear.")
     connect = min(10.0, timeout)
     try:
-        place, auth = _place(url)
+        if httpx.URL(url).userinfo:  # it would leave as a key that nobody named
+            raise ValueError("it has a user or password")
         request = httpx.Request(
             method,
-            place,
-            headers={**_HEADERS, **headers, **auth},
+            url,
+            headers={**_HEADERS, **headers},
             content=content,
             extensions={"timeout": {"connect": connect, "read": timeout, "write": timeout, "pool": None}},
         )
@@ -123,32 +160,49 @@ async def _request(
         return NoAnswer(left=False, reason=f"{redact(url)} is no usable URL: {redact(str(error))}.")
     try:
         # The transport's own limit is for each piece of an answer; one that comes in drops must end too.
-        response = await asyncio.wait_for(_exchange(client, request), connect + timeout)
+        response, raw = await asyncio.wait_for(_exchange(client, request, max_bytes), connect + timeout)
+        raw = hide(raw, secrets)  # here, once: no body that quotes our key goes any further
+        body = parse_json(raw)
+    except _Unreadable as error:
+        return NoAnswer(left=True, reason=f"{_host(request)} answered {method} with {error}.")
     except (httpx.HTTPError, aiohttp.ClientError, TimeoutError, asyncio.TimeoutError, OSError, ValueError) as error:
         return _no_answer(error, request, timeout)
-    raw = response.content
-    for secret in secrets:
-        raw = raw.replace(secret, b"***")  # here, once: no body that quotes our key goes any further
-    return Answer(response.status_code, parse_json(raw), raw, _retry_after(response))
+    return Answer(response.status_code, body, raw, _retry_after(response))
 
 
-async def _exchange(client: httpx.AsyncBaseTransport, request: httpx.Request) -> httpx.Response:
+async def _exchange(
+    client: httpx.AsyncBaseTransport, request: httpx.Request, max_bytes: int
+) -> tuple[httpx.Response, bytes]:
     response = await client.handle_async_request(request)
     try:
-        await response.aread()
+        return response, await _read_body(response, max_bytes)
     finally:
         await response.aclose()
-    return response
 
 
-@lru_cache(maxsize=1024)
-def _place(url: str) -> tuple[httpx.URL, dict[str, str]]:
-    """The URL without its user, who is that of a proxy in front of the provider: aiohttp wants them as a header."""
-    place = httpx.URL(url)
-    if not place.userinfo:
-        return place, {}
-    user = base64.b64encode(f"{place.username}:{place.password}".encode()).decode()
-    return place.copy_with(username="", password=""), {"Authorization": f"Basic {user}"}
+async def _read_body(response: httpx.Response, most: int) -> bytes:
+    """The body, inflated piece by piece, so that it never takes more than `most` bytes, whatever it claims to be.
+
+    Raises _Unreadable.
+    """
+    encoding = response.headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in {"", "identity", "gzip", "x-gzip", "deflate"}:
+        raise _Unreadable(f"a body in the encoding {redact(encoding)!r}, which it was not asked for")
+    inflate = None if encoding in {"", "identity"} else zlib.decompressobj(32 + zlib.MAX_WBITS)
+    pieces, size, taken = [], 0, 0
+    async for piece in response.aiter_raw():
+        taken += len(piece)
+        try:
+            plain = piece if inflate is None else inflate.decompress(piece, most + 1 - size)
+        except zlib.error:
+            raise _Unreadable(f"a body that is not {encoding}, as it says") from None
+        size += len(plain)
+        if max(size, taken) > most:
+            raise _Unreadable(f"more than {most:,} bytes")
+        pieces.append(plain)
+    if inflate is not None and taken and not inflate.eof:
+        raise _Unreadable("half of a compressed body")
+    return b"".join(pieces)
 
 
 def _secrets(headers: Mapping[str, str]) -> list[bytes] | None:
@@ -156,12 +210,15 @@ def _secrets(headers: Mapping[str, str]) -> list[bytes] | None:
     if not all(value.isascii() and value.isprintable() for value in headers.values()):
         return None
     keys = (value.split(" ")[-1] for name, value in headers.items() if name.lower() in _SECRET_HEADERS)
-    return [key.encode() for key in keys if len(key) >= _SHORTEST_SECRET]
+    return [key.encode() for key in keys if len(key) >= SHORTEST_SECRET]
 
 
 def _no_answer(error: Exception, request: httpx.Request, timeout: float) -> NoAnswer:
+    refused = next((cause for cause in _causes(error) if isinstance(cause, HostRefused)), None)
+    if refused is not None:
+        return NoAnswer(left=False, reason=f"{refused}.", refused=True)
     beneath = error.__cause__ if isinstance(error.__cause__, Exception) else error
-    host = request.url.netloc.decode("ascii", "replace")
+    host = _host(request)
     detail = redact(str(beneath)) or type(beneath).__name__
     if isinstance(error, httpx.UnsupportedProtocol) or isinstance(beneath, _NOTHING_LEFT):
         return NoAnswer(left=False, reason=f"{host} cannot be reached: {detail}.")
@@ -170,12 +227,38 @@ def _no_answer(error: Exception, request: httpx.Request, timeout: float) -> NoAn
     return NoAnswer(left=True, reason=f"The connection to {host} was lost after {request.method} was sent: {detail}.")
 
 
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def _host(request: httpx.Request) -> str:
+    return request.url.netloc.decode("ascii", "replace")
+
+
 def parse_json(raw: bytes) -> Any:
-    """The body as JSON, or None where it is none (a proxy's page, half an answer)."""
+    """The body as JSON, or None where it is none (a proxy's page, half an answer).
+
+    Raises _Unreadable where it is nested beyond all reason: whoever walked through it would run out of stack.
+    """
     try:
-        return orjson.loads(raw)
+        body = orjson.loads(raw)
     except orjson.JSONDecodeError:
         return None
+    if isinstance(body, dict | list) and raw.count(b"[") + raw.count(b"{") > MAX_DEPTH and _is_deep(body):
+        raise _Unreadable(f"JSON that is nested more than {MAX_DEPTH} deep")
+    return body
+
+
+def _is_deep(body: Any) -> bool:
+    level = [body]
+    for _ in range(MAX_DEPTH):
+        inside = (each.values() if isinstance(each, dict) else each for each in level)
+        level = [inner for each in inside for inner in each if isinstance(inner, dict | list)]
+        if not level:
+            return False
+    return True
 
 
 def _retry_after(response: httpx.Response) -> float | None:
@@ -196,15 +279,18 @@ def _retry_after(response: httpx.Response) -> float | None:
     return min(max(0.0, seconds), MAX_RETRY_AFTER_SECONDS)
 
 
-def redact(text: str) -> str:
-    """Cut a text from outside and take out what looks like a key, and characters that no log can hold."""
-    clean = "".join(char if char.isprintable() else " " for char in text)
-    return _KEY.sub(lambda found: f"{found[1] or found[2] or ''}***", clean)[:MAX_KEPT_CHARS].strip()
-
-
-def redact_phones(text: str) -> str:
-    """Take out long numbers too, for texts that people read: reasons, logs."""
-    return _PHONE.sub(lambda found: f"{found[0][:4]}***", redact(text))
+def _error_fields(body: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Path and value of each field that tells of an error, the outer ones first."""
+    inside = body.items() if isinstance(body, dict) else enumerate(body) if isinstance(body, list) else ()
+    for name, value in islice(inside, _MOST_LOOKED_AT):
+        place = f"{path}.{name}" if path else str(name)
+        if isinstance(value, dict | list):
+            if path.count(".") < _DEEPEST_FIELD and (isinstance(name, int) or name in _ERROR_FIELDS):
+                yield from _error_fields(value, place)
+        elif isinstance(value, bool | int | float) and name in _ERROR_FIELDS:
+            yield place, value
+        elif isinstance(value, str) and (isinstance(name, int) or name in _ERROR_FIELDS):
+            yield place, redact_people(value)[:_MOST_WORDS]
 
 
 def at(body: Any, *path: str | int) -> Any:

@@ -1,18 +1,23 @@
 """Telling a person: in the log always, and to a webhook and by e-mail where the environment names them."""
 
-import smtplib
-import ssl
-from collections.abc import Callable, Iterator, Sequence
+import asyncio
+from base64 import b64encode
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from email.message import EmailMessage
-from urllib.parse import unquote, urlsplit
+from typing import Any
+from urllib.parse import SplitResult, unquote, urlsplit
 
+import aiosmtplib
 import httpx
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_fixed
 
 from campaign_pipeline.adapters.environment import NotifierSettings
+from campaign_pipeline.adapters.hosts import HostRefused, Hosts
+from campaign_pipeline.adapters.http import Answer, NoAnswer, http_client, post
 
 _PATIENCE = 5.0  # seconds for one attempt: a sensor's tick has a minute for everything
+_MAIL_PATIENCE = 15.0  # seconds for a whole e-mail
 _ATTEMPTS = 2
 
 
@@ -69,12 +74,19 @@ class Notifier:
         assert self._settings.webhook_url is not None
         # `text` is what Slack, Mattermost, Google Chat and their like show.
         body = {"text": notice.text, "title": notice.title, "lines": list(notice.lines)}
-        try:
-            answer = httpx.post(self._settings.webhook_url, json=body, timeout=_PATIENCE)
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise _NotTold(f"CAMPAIGN_NOTIFY_WEBHOOK could not be reached: {type(error).__name__}.") from None
-        if not answer.is_success:
-            raise _NotTold(f"CAMPAIGN_NOTIFY_WEBHOOK answered with status {answer.status_code}.")
+        answer = asyncio.run(self._ask_webhook(self._settings.webhook_url, body))
+        if isinstance(answer, NoAnswer):
+            raise _NotTold(f"CAMPAIGN_NOTIFY_WEBHOOK {_why(answer)}.")
+        if not httpx.codes.is_success(answer.status):
+            raise _NotTold(f"CAMPAIGN_NOTIFY_WEBHOOK answered with status {answer.status}.")
+
+    @staticmethod
+    async def _ask_webhook(url: str, body: Mapping[str, Any]) -> Answer | NoAnswer:
+        place, headers = httpx.URL(url), {}
+        if place.userinfo:  # the person's own, for a proxy before the webhook
+            headers["Authorization"] = "Basic " + b64encode(f"{place.username}:{place.password}".encode()).decode()
+        async with http_client(connections=1) as client:
+            return await post(client, str(place.copy_with(username="", password="")), body, headers, _PATIENCE)
 
     def _mail(self, notice: Notice) -> None:
         url = urlsplit(self._settings.smtp_url or "")
@@ -86,26 +98,34 @@ class Notifier:
         message["To"] = recipients
         message.set_content(notice.text)
         try:
-            with self._smtp(url.scheme, url.hostname or "", url.port) as server:
-                if user:
-                    server.login(user, password)
-                server.send_message(message)
-        except (OSError, smtplib.SMTPException) as error:
+            asyncio.run(asyncio.wait_for(self._hand_over(message, url, user, password), _MAIL_PATIENCE))
+        except HostRefused:
+            raise _NotTold(
+                "The e-mail to CAMPAIGN_NOTIFY_EMAIL was not sent: the server of CAMPAIGN_SMTP_URL may not be reached."
+            ) from None
+        except (OSError, asyncio.TimeoutError, aiosmtplib.SMTPException, ValueError) as error:
             # Not the text: a server's refusal may quote whom it was to go to.
             raise _NotTold(f"The e-mail to CAMPAIGN_NOTIFY_EMAIL was not sent: {type(error).__name__}.") from None
 
     @staticmethod
-    def _smtp(scheme: str, host: str, port: int | None) -> smtplib.SMTP:
-        tls = ssl.create_default_context()
-        if scheme == "smtps":
-            return smtplib.SMTP_SSL(host, port or 465, timeout=_PATIENCE, context=tls)
-        server = smtplib.SMTP(host, port or 587, timeout=_PATIENCE)
-        try:
-            server.ehlo_or_helo_if_needed()
-            if server.has_extn("starttls"):
-                server.starttls(context=tls)
-                server.ehlo()
-        except BaseException:
-            server.close()
-            raise
-        return server
+    async def _hand_over(message: EmailMessage, url: SplitResult, user: str, password: str) -> None:
+        host, tls = url.hostname or "", url.scheme == "smtps"
+        connection = await Hosts.from_environment().connect(host, url.port or (465 if tls else 587))
+        client = aiosmtplib.SMTP(
+            hostname=host,
+            sock=connection,
+            timeout=_PATIENCE,
+            use_tls=tls,
+            start_tls=False if tls else None,  # None: where the server offers it
+            username=user or None,
+            password=password or None,
+        )
+        async with client:
+            await client.send_message(message)
+
+
+def _why(answer: NoAnswer) -> str:
+    """Without the address, which may hold a secret."""
+    if answer.refused:
+        return "names a host that may not be reached"
+    return "gave no answer that can be read" if answer.left else "could not be reached"

@@ -10,7 +10,8 @@ from typing import Any
 
 import httpx
 
-from campaign_pipeline.adapters.http import Answer, NoAnswer, at, post, redact_phones
+from campaign_pipeline.adapters.http import Answer, NoAnswer, at, post
+from campaign_pipeline.adapters.redaction import redact_phones
 from campaign_pipeline.core.ports import (
     Completion,
     Failure,
@@ -144,6 +145,8 @@ def request_body(prompt: Prompt) -> dict[str, Any]:
 def read_answer(answer: Answer | NoAnswer) -> Completion | Failure:
     """Class an answer. A generation whose answer is lost harms nobody: it may be asked for again."""
     if isinstance(answer, NoAnswer):
+        if answer.refused:
+            return Systemic("address_refused", answer.reason, Scope.PROVIDER)
         return Transient("no_answer", answer.reason)
     error = at(answer.body, "error") or at(answer.body, "choices", 0, "error")
     if answer.status != httpx.codes.OK or error or at(answer.body, "choices", 0, "finish_reason") == "error":

@@ -26,7 +26,8 @@ from uuid import UUID, uuid5
 import aiosmtplib
 import httpx
 
-from campaign_pipeline.adapters.http import redact
+from campaign_pipeline.adapters.hosts import HostRefused, Hosts
+from campaign_pipeline.adapters.redaction import hide_text, redact
 from campaign_pipeline.core import texts
 from campaign_pipeline.core.address import InvalidAddress, masked, normalize_email
 from campaign_pipeline.core.generation import TextProblem, check_subject
@@ -343,9 +344,11 @@ class Smtp:
 
     traits = TRAITS
 
-    def __init__(self, mailbox: Mailbox, timeout: float = 30.0) -> None:
+    def __init__(self, mailbox: Mailbox, timeout: float = 30.0, hosts: Hosts | None = None) -> None:
+        """`hosts`: those that may be reached; as the environment says, if None."""
         self._mailbox = mailbox
         self._timeout = timeout
+        self._hosts = Hosts.from_environment() if hosts is None else hosts
         self._slots = asyncio.Semaphore(mailbox.max_connections)
         self._idle: list[tuple[aiosmtplib.SMTP, int]] = []  # connection, messages that went over it
         self._failures = 0  # to connect, in a row
@@ -396,9 +399,15 @@ class Smtp:
         """A connection that is logged in, or why there is none."""
         mailbox, progress = self._mailbox, _Progress()
         try:
+            connection = await asyncio.wait_for(self._hosts.connect(mailbox.host, mailbox.port), self._timeout)
+        except HostRefused as refused:
+            return Systemic("address_refused", f"{refused}.", Scope.INBOX)
+        except (OSError, asyncio.TimeoutError, TimeoutError) as error:
+            return self._unreachable(progress.stage, error)
+        try:
             client = aiosmtplib.SMTP(
                 hostname=mailbox.host,
-                port=mailbox.port,
+                sock=connection,
                 local_hostname=mailbox.domain,
                 timeout=self._timeout,
                 use_tls=mailbox.security == "tls",
@@ -412,7 +421,7 @@ class Smtp:
         except aiosmtplib.SMTPResponseException as error:
             client.close()
             self._failures = 0  # it answers
-            return classify(progress.stage, error.code, error.message)
+            return classify(progress.stage, error.code, self._without_password(error.message))
         except (aiosmtplib.SMTPException, *_LOST) as error:
             client.close()
             return self._unreachable(progress.stage, error)
@@ -451,7 +460,7 @@ class Smtp:
             if error.code < 0 and progress.stage is Stage.BODY:
                 return Unknown("unreadable", f"{SENTENCES['unreadable']} Nobody knows whether it took the message.")
             keep = await self._start_over(client)
-            return classify(progress.stage, error.code, error.message)
+            return classify(progress.stage, error.code, self._without_password(error.message))
         except _LOST as error:
             if messages and progress.stage is Stage.MAIL:
                 raise _Stale from None
@@ -465,6 +474,10 @@ class Smtp:
                 self._idle.append((client, messages + 1))
             else:
                 client.close()
+
+    def _without_password(self, said: str) -> str:
+        """What a server said, should it quote what it was told."""
+        return hide_text(said, self._mailbox.password)
 
     async def _exchange(self, client: aiosmtplib.SMTP, recipient: str, content: bytes, progress: _Progress) -> str:
         await client.mail(self._mailbox.from_address)

@@ -23,7 +23,7 @@ from campaign_pipeline.adapters.answers import (
     texts,
     unrecognised,
 )
-from campaign_pipeline.adapters.connection import base_url, usable_key
+from campaign_pipeline.adapters.connection import environment_endpoint
 from campaign_pipeline.adapters.http import Answer, NoAnswer, at, post
 from campaign_pipeline.core.ports import (
     Absent,
@@ -248,9 +248,5 @@ def from_connection(
     The instance's own token is its provider's, not the function's. Raises LookupError with a sentence that names what
     is missing.
     """
-    address = base_url(None, variables, "SUPABASE_URL")
-    key = variables.get("SUPABASE_SERVICE_ROLE_KEY")
-    if not key:
-        raise LookupError("SUPABASE_SERVICE_ROLE_KEY is not set; the CRM's function takes no other key.")
-    usable_key(key, "SUPABASE_SERVICE_ROLE_KEY")
-    return InternalSend(client, address, key, row.get("status"), send_timeout)
+    project = environment_endpoint(variables, "SUPABASE_URL", "SUPABASE_SERVICE_ROLE_KEY")
+    return InternalSend(client, project.url, project.key, row.get("status"), send_timeout)

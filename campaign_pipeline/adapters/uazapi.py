@@ -20,7 +20,7 @@ from campaign_pipeline.adapters.answers import (
     no_answer,
     unrecognised,
 )
-from campaign_pipeline.adapters.connection import base_url, own_key
+from campaign_pipeline.adapters.connection import endpoint
 from campaign_pipeline.adapters.http import Answer, NoAnswer, at, get, post
 from campaign_pipeline.core.ports import (
     Absent,
@@ -245,4 +245,5 @@ def from_connection(
 
     Raises LookupError with a sentence that names what is missing.
     """
-    return Uazapi(client, base_url(row, variables, "UAZAPI_API_URL"), own_key(row, variables, None), send_timeout)
+    server = endpoint(row, variables, "UAZAPI_API_URL", None)
+    return Uazapi(client, server.url, server.key, send_timeout)

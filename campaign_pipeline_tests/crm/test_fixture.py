@@ -1,4 +1,3 @@
-
 from campaign_pipeline_tests.crm import OWNER, Crm
 
 

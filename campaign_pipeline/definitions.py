@@ -13,7 +13,7 @@ from campaign_pipeline.defs.assets import (
 )
 from campaign_pipeline.defs.checks import CHECKS, check_campaign_queue, check_campaign_queue_hourly
 from campaign_pipeline.defs.demo import trickle_demo_campaign, trickle_every_minute
-from campaign_pipeline.defs.io import HandleIOManager, TableIOManager
+from campaign_pipeline.defs.io import private_handles, private_tables
 from campaign_pipeline.defs.jobs import clean_up_old_data, process_campaign_queue, retry_failed_messages
 from campaign_pipeline.defs.lost_runs import lost_run_cleanup
 from campaign_pipeline.defs.resources import LanguageModelResource, ProvidersResource, QueueDatabase
@@ -56,7 +56,7 @@ defs = dg.Definitions(
         "database": QueueDatabase(),
         "language_model": LanguageModelResource(),
         "providers": ProvidersResource(),
-        "tables": TableIOManager(),
-        "handles": HandleIOManager(),
+        "tables": private_tables,
+        "handles": private_handles,
     },
 )

@@ -1,6 +1,6 @@
 """How steps run: processes from a preloaded fork server by default, all in one process by run config."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -43,39 +43,48 @@ PRELOAD = [
 ]
 
 
-def _with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Fill in what makes processes cheap, and keep the embedded database up for all steps of the run."""
-    hold(Environment.read())
-    if "in_process" in config:
-        return {"in_process": config["in_process"]}
-    given = dict(config.get("multiprocess") or {})
-    preload = [module for module in PRELOAD if find_spec(module.partition(".")[0])]
-    given.setdefault("start_method", {"forkserver": {"preload_modules": preload}})
-    return {"multiprocess": given}
-
-
-shard_executor = dg.multi_or_in_process_executor.configured(
-    _with_defaults,
-    name="shards",
-    config_schema=dg.Field(
-        dg.Selector(
-            {
-                "multiprocess": dg.Field(
-                    dg.Shape(
-                        {
-                            "max_concurrent": dg.Field(
-                                int, default_value=4, description="How many shards are sent at once, a process each."
-                            )
-                        }
-                    ),
-                    description="A process per step, forked from a server that has everything imported.",
+_CONFIG = dg.Field(
+    dg.Selector(
+        {
+            "multiprocess": dg.Field(
+                dg.Shape(
+                    {
+                        "max_concurrent": dg.Field(
+                            int, default_value=4, description="How many shards are sent at once, a process each."
+                        )
+                    }
                 ),
-                "in_process": dg.Field(
-                    dg.Shape({}), description="All steps in the run's own process, one after another."
-                ),
-            }
-        ),
-        default_value={"multiprocess": {}},
+                description="A process per step, forked from a server that has everything imported.",
+            ),
+            "in_process": dg.Field(dg.Shape({}), description="All steps in the run's own process, one after another."),
+        }
     ),
-    description="Shards in parallel processes, forked from a preloaded server.",
+    default_value={"multiprocess": {}},
 )
+
+
+def _requirements(config: Mapping[str, object]) -> Sequence[dg.ExecutorRequirement]:
+    return dg.multiple_process_executor_requirements() if "multiprocess" in config else []
+
+
+@dg.executor(name="shards", config_schema=_CONFIG, requirements=_requirements)
+def shard_executor(context: dg.InitExecutorContext) -> dg.Executor:
+    """Shards in parallel processes, forked from a preloaded server, or all steps in the run's own process.
+
+    The executors are Dagster's own. The embedded database is kept up until the run's process ends; without that, it
+    would stop and start between steps, each of which is a process that comes and goes.
+    """
+    hold(Environment.read())
+    config: Mapping[str, Any] = context.executor_config
+    if "in_process" in config:
+        return _create(dg.in_process_executor, context, {})
+    preload = [module for module in PRELOAD if find_spec(module.partition(".")[0])]
+    start_method = {"forkserver": {"preload_modules": preload}}
+    return _create(dg.multiprocess_executor, context, {**config["multiprocess"], "start_method": start_method})
+
+
+def _create(executor: dg.ExecutorDefinition, context: dg.InitExecutorContext, config: Mapping[str, Any]) -> dg.Executor:
+    """One of Dagster's executors, with this config."""
+    create = executor.executor_creation_fn
+    assert create is not None
+    return create(context._replace(executor_config={"retries": {"enabled": {}}, **config}))

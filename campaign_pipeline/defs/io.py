@@ -1,7 +1,7 @@
 """Where step outputs go: private files that other processes, re-runs and people with the right can read.
 
-Tables (pandas DataFrames) become Parquet and are reported as asset materializations; handles become JSON. Both hold
-personal data, so local files are 0600 in folders of 0700; remote stores (`s3://…`) keep their own rules.
+Tables (pandas DataFrames) become Parquet, handles become JSON. Both may hold personal data, so
+local files are 0600 in folders of 0700; remote stores (`s3://…`) keep their own rules.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ import orjson
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import Field
+from upath import UPath
 
 from campaign_pipeline.adapters.environment import Environment
 
@@ -36,9 +36,6 @@ CELL_CHARS = 80
 
 ROWS_PER_GROUP = 250
 """What `Rows` reads at once."""
-
-BASE_PATH = "A folder, or s3://bucket/prefix and the like; unset: CAMPAIGN_OUTPUTS, else outputs under CAMPAIGN_HOME."
-
 
 DRAFT = ".part"
 """How a file ends until it is whole."""
@@ -141,7 +138,7 @@ class PrivateFiles:
     def delete_older_than(self, before: datetime) -> tuple[int, int]:
         """Delete what runs wrote that wrote nothing since; returns how many runs and files.
 
-        Only folders that are named by a run's id, as `_where` makes them: the base may hold other things too. An empty
+        Only folders that are named by a run's id, as Dagster names them: the base may hold other things too. An empty
         folder is as old as itself: it may be that of a run that is about to write its first file.
         """
         runs = files = 0
@@ -172,23 +169,6 @@ _RUN_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 def _instant(modified: datetime) -> datetime:
     """A store that names no time zone means UTC."""
     return modified if modified.tzinfo else modified.replace(tzinfo=timezone.utc)
-
-
-def _files(base_path: str | None) -> PrivateFiles:
-    return PrivateFiles(base_path or Environment.read().outputs_path)
-
-
-def _where(context: dg.OutputContext) -> list[str]:
-    """The path of an output: run, step, output, mapping key; a partition has its runs apart already."""
-    parts = [context.run_id or "no_run", *(context.step_key or "step").replace("[", ".").replace("]", "").split("/")]
-    parts.append(context.name or "result")
-    return [part.replace("/", "_") for part in parts] + ([context.mapping_key] if context.mapping_key else [])
-
-
-def _where_asset(context: dg.OutputContext | dg.InputContext) -> list[str]:
-    """The path of an asset: its own name and its day, whatever run made it; only the newest is kept."""
-    days = [context.asset_partition_key] if context.has_asset_partitions else []
-    return ["assets", *context.asset_key.path, *days]
 
 
 class Rows(Sequence[dict[str, Any]]):
@@ -229,65 +209,82 @@ class Rows(Sequence[dict[str, Any]]):
         return self._group(group)[place - self._starts[group]]
 
 
-class TableIOManager(dg.ConfigurableIOManager):
-    """Writes DataFrames as private Parquet files under a base path, and reports each as an asset materialization.
+class _PrivateIOManager(dg.UPathIOManager):
+    """Keeps outputs under CAMPAIGN_OUTPUTS, at the paths that Dagster gives: by run and step, or by asset key."""
 
-    The output of an op is reported under its own name; that of an asset gets these figures beside its own.
+    def __init__(self) -> None:
+        base = Environment.read().outputs_path
+        self._files = PrivateFiles(base)
+        super().__init__(base_path=UPath(base))
+
+    def make_directory(self, path: UPath) -> None:
+        """Leave it to PrivateFiles, which gives each folder its mode."""
+
+
+class TableIOManager(_PrivateIOManager):
+    """Writes DataFrames as private Parquet files.
 
     An input may ask for `list` (rows as dicts) or for `Rows`: then pandas is not involved.
     """
 
-    base_path: str | None = Field(default=None, description=BASE_PATH)
+    extension = ".parquet"
 
-    def handle_output(self, context: dg.OutputContext, obj: pd.DataFrame) -> None:
+    def dump_to_path(self, context: dg.OutputContext, obj: pd.DataFrame, path: UPath) -> None:
         """Write one table."""
-        files = _files(self.base_path)
-        path = files.path(*(_where_asset if context.has_asset_key else _where)(context)) + ".parquet"
         buffer = io.BytesIO()
         obj.to_parquet(buffer, index=False, row_group_size=ROWS_PER_GROUP)
-        content = buffer.getvalue()
-        files.write(path, content)
-        metadata: dict[str, Any] = {
-            "dagster/row_count": len(obj),
-            "columns": dg.MetadataValue.json(list(obj.columns)),
-            "path": dg.MetadataValue.path(path),
-            "bytes": len(content),
-        }
-        if context.has_asset_key:
-            context.add_output_metadata(metadata)
-            return
-        shown = [column for column in PREVIEW_COLUMNS if column in obj.columns]
-        metadata["preview"] = dg.MetadataValue.md(markdown_table(obj[shown].head(PREVIEW_ROWS)))
-        context.log_event(dg.AssetMaterialization(asset_key=context.name, metadata=metadata))
+        self._files.write(path.path, buffer.getvalue())
 
-    def load_input(self, context: dg.InputContext) -> Any:
+    def load_from_path(self, context: dg.InputContext, path: UPath) -> Any:
         """Read one table, as rows or as a DataFrame."""
-        files = _files(self.base_path)
-        assert context.upstream_output is not None
-        where = _where_asset(context) if context.has_asset_key else _where(context.upstream_output)
-        content = files.read(files.path(*where) + ".parquet")
+        content = self._files.read(path.path)
         wanted = context.dagster_type.typing_type
         if wanted is Rows:
             return Rows(content)
         table = pq.ParquetFile(pa.BufferReader(content)).read()  # not read_table, which imports much for one file
         return table.to_pandas() if wanted is pd.DataFrame else table.to_pylist()
 
+    def get_metadata(self, context: dg.OutputContext, obj: pd.DataFrame) -> dict[str, Any]:
+        """Rows and columns, as Dagster's catalogue shows them."""
+        return table_metadata(obj)
 
-class HandleIOManager(dg.ConfigurableIOManager):
+
+class HandleIOManager(_PrivateIOManager):
     """Writes small JSON handles (ids, settings, counts) as private files; JSON, so that people can read them."""
 
-    base_path: str | None = Field(default=None, description=BASE_PATH)
+    extension = ".json"
 
-    def handle_output(self, context: dg.OutputContext, obj: Mapping[str, Any] | None) -> None:
+    def dump_to_path(self, context: dg.OutputContext, obj: Mapping[str, Any] | None, path: UPath) -> None:
         """Write one handle."""
-        files = _files(self.base_path)
-        files.write(files.path(*_where(context)) + ".json", orjson.dumps(obj, default=str))
+        self._files.write(path.path, orjson.dumps(obj, default=str))
 
-    def load_input(self, context: dg.InputContext) -> Any:
+    def load_from_path(self, context: dg.InputContext, path: UPath) -> Any:
         """Read one handle."""
-        assert context.upstream_output is not None
-        files = _files(self.base_path)
-        return orjson.loads(files.read(files.path(*_where(context.upstream_output)) + ".json"))
+        return orjson.loads(self._files.read(path.path))
+
+
+@dg.io_manager
+def private_tables() -> TableIOManager:
+    """Private Parquet files under CAMPAIGN_OUTPUTS."""
+    return TableIOManager()
+
+
+@dg.io_manager
+def private_handles() -> HandleIOManager:
+    """Private JSON files under CAMPAIGN_OUTPUTS."""
+    return HandleIOManager()
+
+
+def table_metadata(frame: pd.DataFrame) -> dict[str, Any]:
+    """The size and columns of a table, under the names that Dagster's catalogue knows; no value of any row."""
+    columns = [dg.TableColumn(str(name), str(kind)) for name, kind in frame.dtypes.items()]
+    return {"dagster/row_count": len(frame), "dagster/column_schema": dg.TableSchema(columns)}
+
+
+def preview(frame: pd.DataFrame) -> dg.MarkdownMetadataValue:
+    """The first rows of a table: ids and times only, nothing that names a person."""
+    shown = [column for column in PREVIEW_COLUMNS if column in frame.columns]
+    return dg.MetadataValue.md(markdown_table(frame[shown].head(PREVIEW_ROWS)))
 
 
 def markdown_table(frame: pd.DataFrame) -> str:

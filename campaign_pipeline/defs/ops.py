@@ -18,7 +18,7 @@ from campaign_pipeline.adapters.schema import DatabaseUnusable
 from campaign_pipeline.adapters.status_events import settle_status_events
 from campaign_pipeline.core.model import BatchSettings, Shard, split_batch
 from campaign_pipeline.core.ports import StoreUnavailable
-from campaign_pipeline.defs.io import Rows
+from campaign_pipeline.defs.io import Rows, table_metadata
 from campaign_pipeline.defs.report import describe_batch, describe_runs, describe_shard, materialize_runs
 from campaign_pipeline.defs.resources import LanguageModelResource, ProvidersResource, QueueDatabase
 from campaign_pipeline.defs.shard import deliver, run_async
@@ -86,8 +86,9 @@ def fetch_message_batch(
         )
         _settle_status_events(context, database.url())
         batch = run_async(database.queue().claim_batch(options))
-    describe_batch(context, batch, size)
-    return pd.DataFrame([{k: _plain(row[k]) for k in BATCH_COLUMNS} for row in batch.rows], columns=[*BATCH_COLUMNS])
+    table = pd.DataFrame([{k: _plain(row[k]) for k in BATCH_COLUMNS} for row in batch.rows], columns=[*BATCH_COLUMNS])
+    describe_batch(context, batch, size, table)
+    return table
 
 
 def _refuse_without_key(database: QueueDatabase, language_model: LanguageModelResource) -> None:
@@ -120,7 +121,9 @@ def _plain(value: Any) -> Any:
         "batch_settings": dg.Out(io_manager_key="handles", description="What the messages of the batch share."),
     }
 )
-def fetch_lead_contexts(database: QueueDatabase, message_batch: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, Any]]:
+def fetch_lead_contexts(
+    context: dg.OpExecutionContext, database: QueueDatabase, message_batch: pd.DataFrame
+) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Fetch the context of every lead of the batch in one statement, and once each what its messages share."""
     with plain_failures():
         queue = database.queue()
@@ -136,6 +139,7 @@ def fetch_lead_contexts(database: QueueDatabase, message_batch: pd.DataFrame) ->
             )
         )
     contexts = pd.DataFrame([{k: _plain(row[k]) for k in CONTEXT_COLUMNS} for row in rows], columns=[*CONTEXT_COLUMNS])
+    context.log_event(dg.AssetMaterialization("lead_contexts", metadata=table_metadata(contexts)))
     return contexts, settings
 
 

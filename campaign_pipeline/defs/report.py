@@ -6,10 +6,12 @@ from datetime import timezone
 from typing import Any
 
 import dagster as dg
+import pandas as pd
 
 from campaign_pipeline.adapters.postgres import Batch
 from campaign_pipeline.core.model import ShardReport
 from campaign_pipeline.core.runs import RunWait
+from campaign_pipeline.defs.io import preview, table_metadata
 
 SHOWN_RUNS = 20
 
@@ -17,8 +19,15 @@ SHOWN_KINDS = 5
 """Kinds of failure that a shard's log names; its table has all of them."""
 
 
-def describe_batch(context: dg.OpExecutionContext, batch: Batch, batch_size: int) -> None:
-    """Say what was claimed, what was put in order on the way, and which runs wait for what."""
+def describe_batch(context: dg.OpExecutionContext, batch: Batch, batch_size: int, table: pd.DataFrame) -> None:
+    """Say what was claimed, what was put in order on the way, and which runs wait for what.
+
+    The materialization of `message_batch` says whether the batch was full: `next_batch_after_claim` reads it.
+    """
+    size = {"messages": len(batch.rows), "batch_size": batch_size}
+    context.log_event(
+        dg.AssetMaterialization("message_batch", metadata={**table_metadata(table), **size, "preview": preview(table)})
+    )
     runs, inboxes = ({row[key] for row in batch.rows} for key in ("run_id", "inbox_id"))
     if batch.rows:
         rest = " The batch is full: more may be due." if len(batch.rows) == batch_size else ""
@@ -52,8 +61,7 @@ def describe_batch(context: dg.OpExecutionContext, batch: Batch, batch_size: int
     context.add_output_metadata(
         {
             **({"waits": _table(waits)} if waits else {}),
-            "messages": len(batch.rows),
-            "batch_size": batch_size,
+            **size,
             "runs": len(runs),
             "inboxes": len(inboxes),
             "recovered": batch.recovered,

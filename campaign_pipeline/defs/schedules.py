@@ -26,6 +26,7 @@ from dagster._core.scheduler.instigation import InstigatorStatus, InstigatorType
 from campaign_pipeline.adapters.environment import BusinessDays, DeliverySettings, OperationsSettings
 from campaign_pipeline.adapters.operations import Operations
 from campaign_pipeline.core.upkeep import QueueLook, Verdict, judge_queue
+from campaign_pipeline.defs.assets import message_batch
 from campaign_pipeline.defs.jobs import clean_up_old_data, process_campaign_queue, retry_failed_messages
 from campaign_pipeline.defs.lost_runs import AT_WORK, holders, is_lost
 from campaign_pipeline.defs.resources import LanguageModelResource, QueueDatabase
@@ -115,7 +116,7 @@ def next_batch_after_run(context: dg.RunStatusSensorContext, database: QueueData
 
 
 @dg.asset_sensor(
-    asset_key=dg.AssetKey("message_batch"),
+    asset_key=message_batch.key,
     job=process_campaign_queue,
     minimum_interval_seconds=5,
     default_status=dg.DefaultSensorStatus.RUNNING,
@@ -187,12 +188,12 @@ def _schedule_is_on(instance: DagsterInstance) -> bool:
 
 
 def _claimed_all_it_might(instance: DagsterInstance, run_id: str) -> bool:
-    """Whether a run's batch was full, by the figures on the step's output."""
-    records = instance.get_records_for_run(run_id, of_type=dg.DagsterEventType.STEP_OUTPUT).records
+    """Whether a run's batch was full, by the figures on its materialization."""
+    records = instance.get_records_for_run(run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION).records
     for record in records:
-        event = record.event_log_entry.dagster_event
-        if event is not None and event.step_key == "fetch_message_batch":
-            figures = {name: entry.value for name, entry in event.step_output_data.metadata.items()}
+        table = record.event_log_entry.asset_materialization
+        if table is not None and table.asset_key == message_batch.key:
+            figures = {name: entry.value for name, entry in table.metadata.items()}
             return bool(figures.get("messages", 0) and figures["messages"] == figures.get("batch_size"))
     return False
 

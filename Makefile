@@ -1,4 +1,4 @@
-# Each target makes what it needs, from nothing but Python 3.10 to 3.13. `make` alone says what there is.
+# Each target makes what it needs, from nothing but Python 3.11 to 3.13. `make` alone says what there is.
 .DEFAULT_GOAL := help
 .PHONY: help demo dev test crash-test bench lint format clean chromium pgbouncer
 
@@ -53,7 +53,7 @@ clean: ## Remove what was installed and cached; the data under .campaign stays
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 10) <= v <= (3, 13) or sys.exit("Python 3.10 to 3.13 is needed, but $(PYTHON) is %d.%d; name another: make PYTHON=python3.12" % v)'
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v <= (3, 13) or sys.exit("Python 3.11 to 3.13 is needed, but $(PYTHON) is %d.%d; name another: make PYTHON=python3.12" % v)'
 	@$(BIN)/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
 	@echo "Installing into $(VENV), once"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt

@@ -4,7 +4,7 @@ import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -130,7 +130,7 @@ def write_results(
         lines += ["A short run: it proves that the races run. Its figures mean nothing, and none is judged.", ""]
     lines += [
         f"Written by `python -m benchmarks --seed {seed} --repeat {repeat}{' --short' if short else ''}` on "
-        f"{datetime.now(timezone.utc):%Y-%m-%d}. Ratios are what counts; seconds only explain them. The contestants of "
+        f"{datetime.now(UTC):%Y-%m-%d}. Ratios are what counts; seconds only explain them. The contestants of "
         "a race ran side by side in one go, against the same stand-in for the providers (`campaign_pipeline.sandbox`, "
         "in a process of its own on the same cores) with the same seeds. Figures are medians.",
         "",

@@ -6,7 +6,7 @@ if a part that was surely sent is found in the same way, since a server may be s
 """
 
 from collections.abc import Mapping
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import quote
 
@@ -180,7 +180,7 @@ class Evolution:
         return await self._search(attempt, [name for name in names if name not in plain]) or absent
 
     async def _search(self, attempt: Attempt, jids: list[str]) -> Found | LookUpFailed | None:
-        started = datetime.fromtimestamp(attempt.started_at, timezone.utc)
+        started = datetime.fromtimestamp(attempt.started_at, UTC)
         for jid in jids:
             records = await self._find(
                 {

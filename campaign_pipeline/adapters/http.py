@@ -165,7 +165,7 @@ async def _request(
         body = parse_json(raw)
     except _Unreadable as error:
         return NoAnswer(left=True, reason=f"{_host(request)} answered {method} with {error}.")
-    except (httpx.HTTPError, aiohttp.ClientError, TimeoutError, asyncio.TimeoutError, OSError, ValueError) as error:
+    except (httpx.HTTPError, aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
         return _no_answer(error, request, timeout)
     return Answer(response.status_code, body, raw, _retry_after(response))
 

@@ -103,7 +103,7 @@ class Notifier:
             raise _NotTold(
                 "The e-mail to CAMPAIGN_NOTIFY_EMAIL was not sent: the server of CAMPAIGN_SMTP_URL may not be reached."
             ) from None
-        except (OSError, asyncio.TimeoutError, aiosmtplib.SMTPException, ValueError) as error:
+        except (TimeoutError, OSError, aiosmtplib.SMTPException, ValueError) as error:
             # Not the text: a server's refusal may quote whom it was to go to.
             raise _NotTold(f"The e-mail to CAMPAIGN_NOTIFY_EMAIL was not sent: {type(error).__name__}.") from None
 

@@ -25,10 +25,10 @@ from tenacity import AsyncRetrying, RetryError, retry_if_exception_type, stop_af
 
 from campaign_pipeline.adapters.group_commit import GroupCommit
 from campaign_pipeline.adapters.queue_connection import OPTIONS, connect_async
+from campaign_pipeline.core.claim_budget import Budget, Pace
+from campaign_pipeline.core.claim_budget import Scope as PaceScope
 from campaign_pipeline.core.model import LeasedMessage, Shard
 from campaign_pipeline.core.numbers import KnownNumber, NumberNote
-from campaign_pipeline.core.pacing import Budget, Pace
-from campaign_pipeline.core.pacing import Scope as PaceScope
 from campaign_pipeline.core.ports import (
     Attempt,
     BeginPart,
@@ -42,6 +42,7 @@ from campaign_pipeline.core.ports import (
     Systemic,
     Throttled,
     Turn,
+    Verdict,
 )
 from campaign_pipeline.core.runs import RunState, RunWait, judge_run
 from campaign_pipeline.sql import statement
@@ -417,7 +418,7 @@ class ShardStore:
         # One item a message in a group: of two, a set-based statement would apply either.
         self._beginning = GroupCommit[dict[str, Any], Begun](self._begin_group, key=itemgetter("id"))
         # Together, because where one message ends another one starts: a round trip and a commit for both.
-        self._turning = GroupCommit[_Start | _End, str | Settled](self._turn_group, key=attrgetter("id"))
+        self._turning = GroupCommit[_Start | _End, Verdict | Settled](self._turn_group, key=attrgetter("id"))
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -479,13 +480,13 @@ class ShardStore:
             messages += [LeasedMessage.from_row(row) for row in rows]
         return messages, left, now
 
-    async def with_last_heard(self, messages: Sequence[LeasedMessage], hours: float) -> list[LeasedMessage]:
+    async def with_last_inbound(self, messages: Sequence[LeasedMessage], hours: float) -> list[LeasedMessage]:
         """The messages with when their leads last wrote to this inbox, as far as that is less than some hours ago."""
         ids = [UUID(message.id) for message in messages]
         inbox_id = UUID(self._shard.inbox_id)
         rows = await self._all("read_last_heard", ids=ids, inbox_id=inbox_id, hours=math.ceil(hours))
-        heard = {str(row["message_id"]): float(row["heard_at"]) for row in rows}
-        return [replace(message, heard_at=heard.get(message.id)) for message in messages]
+        last = {str(row["message_id"]): float(row["heard_at"]) for row in rows}
+        return [replace(message, last_inbound_at=last.get(message.id)) for message in messages]
 
     async def renew(self, message_ids: Sequence[str]) -> set[str]:
         """See DeliveryStore. Also the moment at which the log is written."""
@@ -498,10 +499,10 @@ class ShardStore:
         )
         return {str(row["id"]) for row in rows}
 
-    async def start_generating(self, message_id: str) -> str:
+    async def start_generating(self, message_id: str) -> Verdict:
         """See DeliveryStore."""
         verdict = await self._turning.submit(_Start(message_id))
-        assert isinstance(verdict, str)
+        assert isinstance(verdict, Verdict)
         return verdict
 
     async def begin_part(self, begin: BeginPart) -> Begun:
@@ -519,7 +520,7 @@ class ShardStore:
         rows = await self._all("begin_parts", items=_json(items))
         begun = {
             str(row["message_id"]): Begun(
-                row["verdict"],
+                Verdict(row["verdict"]),
                 str(row["conversation_id"]) if row["conversation_id"] else None,
                 Turn(row["wait_seconds"], row["wait_code"]) if row["wait_seconds"] is not None else None,
                 row["grace_seconds"],
@@ -534,7 +535,7 @@ class ShardStore:
         assert isinstance(settled, Settled)
         return settled
 
-    async def _turn_group(self, items: Sequence[_Start | _End]) -> list[str | Settled]:
+    async def _turn_group(self, items: Sequence[_Start | _End]) -> list[Verdict | Settled]:
         token = str(self._token)
         ends, starts = [], []
         for item in items:
@@ -549,8 +550,10 @@ class ShardStore:
             rows = await self._all("start_generating", starts=_json(starts))
         else:
             rows = await self._all("settle_and_start", ends=_json(ends), starts=_json(starts))
-        answers: dict[str, str | Settled] = {
-            str(row["message_id"]): row.get("verdict") or Settled(row["applied"], row["moved"], row["final"])
+        answers: dict[str, Verdict | Settled] = {
+            str(row["message_id"]): Verdict(row["verdict"])
+            if row.get("verdict")
+            else Settled(row["applied"], row["moved"], row["final"])
             for row in rows
         }
         return [answers[item.id] for item in items]

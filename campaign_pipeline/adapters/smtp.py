@@ -15,7 +15,7 @@ import ssl
 from base64 import b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from email.utils import format_datetime
 from enum import IntEnum
 from types import TracebackType
@@ -238,7 +238,7 @@ def compose(mailbox: Mailbox, envelope: Envelope) -> bytes:
         "From": _mailbox(mailbox.from_name, mailbox.from_address),
         "To": _mailbox(envelope.contact_name or "", recipient),
         "Subject": _encoded(subject),
-        "Date": format_datetime(datetime.fromtimestamp(envelope.attempted_at, timezone.utc)),
+        "Date": format_datetime(datetime.fromtimestamp(envelope.attempted_at, UTC)),
         "Message-ID": own_id,
         **({"Reply-To": mailbox.reply_to} if mailbox.reply_to else {}),
         **({"List-Unsubscribe": ", ".join(f"<{way}>" for way in unsubscribe)} if unsubscribe else {}),
@@ -402,7 +402,7 @@ class Smtp:
             connection = await asyncio.wait_for(self._hosts.connect(mailbox.host, mailbox.port), self._timeout)
         except HostRefused as refused:
             return Systemic("address_refused", f"{refused}.", Scope.INBOX)
-        except (OSError, asyncio.TimeoutError, TimeoutError) as error:
+        except (OSError, TimeoutError) as error:
             return self._unreachable(progress.stage, error)
         try:
             client = aiosmtplib.SMTP(

@@ -5,7 +5,7 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from enum import Enum
+from enum import StrEnum
 from typing import Any
 
 from campaign_pipeline.core.context import LeadContext
@@ -13,7 +13,7 @@ from campaign_pipeline.core.ports import Template
 from campaign_pipeline.core.window import InvalidWindow, SendingWindow
 
 
-class MessageStatus(str, Enum):
+class MessageStatus(StrEnum):
     """Where a message is; the CRM's words."""
 
     PENDING = "pending"
@@ -26,7 +26,7 @@ class MessageStatus(str, Enum):
     SKIPPED = "skipped"
 
 
-class ErrorClass(str, Enum):
+class ErrorClass(StrEnum):
     """What ended or delays a message."""
 
     PERMANENT = "permanent"
@@ -37,7 +37,7 @@ class ErrorClass(str, Enum):
     UNKNOWN = "unknown"
 
 
-class PartStatus(str, Enum):
+class PartStatus(StrEnum):
     """Where a part is; the ledger's words."""
 
     PLANNED = "planned"
@@ -94,7 +94,7 @@ class LeasedMessage:
     parts: tuple[PartRecord, ...]
     subject: str | None = None  # of an e-mail, fixed together with its text
     template: Template | None = None  # that it goes out as, fixed together with its text
-    heard_at: float | None = None  # when its lead last wrote to the inbox, where the channel needs to know
+    last_inbound_at: float | None = None  # when its lead last wrote to the inbox, where the channel needs to know
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> "LeasedMessage":

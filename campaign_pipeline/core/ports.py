@@ -1,18 +1,18 @@
 """What the core asks of the outside: a language model, a message channel, a store; and the outcomes they answer with.
 
 The vocabulary of outcomes is the same for every adapter. An adapter says *what happened*; what that means for a message
-(its status, its next attempt) is decided in `core.retry` alone.
+(its status, its next attempt) is decided in `core.results` alone.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import StrEnum
 from typing import Any, Protocol, TypeAlias
 
 from campaign_pipeline.core.numbers import KnownNumber, NumberNote
 
 
-class Scope(str, Enum):
+class Scope(StrEnum):
     """How far a systemic or throttled outcome reaches."""
 
     MESSAGE = "message"
@@ -88,7 +88,7 @@ Failure: TypeAlias = Permanent | Transient | Throttled | Systemic | Unknown
 Outcome: TypeAlias = Sent | Failure
 
 
-class LookUp(str, Enum):
+class LookUp(StrEnum):
     """How well a channel can say whether it accepted a part whose answer was lost."""
 
     EXACT = "exact"  # by our own key
@@ -341,22 +341,40 @@ class BeginPart:
     local_day: str | None = None  # today in the campaign's zone (2026-11-23), where a lead gets one message a day
 
 
+class Verdict(StrEnum):
+    """What the store answers when it is asked whether a message may go on; the words of sql/functions.
+
+    `RUN_...`: the status of its run, where that is not `running`.
+    """
+
+    GO = "go"
+    LOST = "lost"  # the lease is not ours, or has ended
+    SCOPE_PAUSED = "scope_paused"  # the circuit of something that it needs is open
+    PACED = "paced"  # its turn has not come
+    SUPPRESSED = "suppressed"  # its lead or address may not be written to
+    CONTACTED_TODAY = "contacted_today"  # its lead gets one message a day and has it
+    RUN_PAUSED = "run_paused"
+    RUN_COMPLETED = "run_completed"
+    RUN_FAILED = "run_failed"
+    RUN_CANCELLED = "run_cancelled"
+
+
 @dataclass(frozen=True)
 class Turn:
     """When a message may begin by the pace of its inbox and campaign."""
 
     seconds: float  # from now; 0: its turn has come
-    code: str  # why not before: see `core.pacing.REASONS`
+    code: str  # why not before: see `core.claim_budget.REASONS`
 
 
 @dataclass(frozen=True)
 class Begun:
-    """May the request leave? Only if `verdict` is `go`."""
+    """What the store answers to the intent to send a part: the request may leave only if `verdict` is GO."""
 
-    verdict: str
+    verdict: Verdict
     conversation_id: str | None = None
-    turn: Turn | None = None  # with the verdict `paced`
-    grace_seconds: float | None = None  # of asking, within which the request must leave or never; None: whenever
+    turn: Turn | None = None  # with the verdict PACED
+    grace_seconds: float | None = None  # send within so many seconds of the call, or return the slot; None: no pace
 
 
 @dataclass(frozen=True)
@@ -413,8 +431,8 @@ class DeliveryStore(Protocol):
         """Keep the leases; returns the messages that are still held."""
         ...
 
-    async def start_generating(self, message_id: str) -> str:
-        """`go`, or why the model may not be called: lost, run_paused, run_cancelled, scope_paused."""
+    async def start_generating(self, message_id: str) -> Verdict:
+        """Whether the model may be called for a message."""
         ...
 
     async def begin_part(self, begin: BeginPart) -> Begun:

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from campaign_pipeline.core import pacing
+from campaign_pipeline.core import claim_budget
 from campaign_pipeline.core.window import InvalidWindow, SendingWindow
 
 DEFAULT_INTERVAL_SECONDS = 30.0
@@ -44,7 +44,7 @@ class RunState:
     interval_seconds: float
     spread_within_seconds: float | None  # all of what is to be spread; None: as long as the interval makes it
     too_old_before: datetime  # messages due before this are skipped
-    resumed_at: datetime  # since when that is so
+    resumed_at: datetime  # when the pause ended
     closes_at: datetime | None  # when its window closes; None: never, or it is not open
     noted: tuple[str | None, str | None, datetime | None]  # the wait that its row tells: code, reason, until
     pauses: tuple[tuple[str, str], ...] = ()  # paused scopes that cover it
@@ -71,10 +71,10 @@ class RunState:
         """The same run, held by something that was found out later."""
         return replace(self, wait=wait)
 
-    def believing_its_pace(self, until: datetime) -> "RunState":
+    def with_noted_pace_wait(self, until: datetime) -> "RunState":
         """The run as the last claim noted it, where its pace holds it beyond some time: only a claim asks how long."""
         code, reason, noted_until = self.noted
-        if self.wait is None and code in pacing.CODES and noted_until is not None and noted_until > until:
+        if self.wait is None and code in claim_budget.CODES and noted_until is not None and noted_until > until:
             return self.waiting(RunWait(self.run_id, code, reason or "", noted_until))
         return self
 
@@ -113,7 +113,7 @@ def judge_run(row: Mapping[str, Any], pauses: Sequence[Mapping[str, Any]], max_a
         text = f"The sending window is closed; it opens at {local:%Y-%m-%d %H:%M} ({window.zone})."
         waits.append(RunWait(row["run_id"], WINDOW_CLOSED, text, opening))
     wait = waits[0] if waits else None
-    was_paced = row["wait_code"] in pacing.CODES and held_since is not None
+    was_paced = row["wait_code"] in claim_budget.CODES and held_since is not None
     was_held = row["wait_code"] not in {None, WINDOW_CLOSED, SLOWED_DOWN} and not was_paced
     # What our own pace keeps back does not grow older by it.
     aging_until = now if held_since is None else min(now, held_since)

@@ -58,7 +58,7 @@ def judge_queue(look: QueueLook, max_age: timedelta, zone: ZoneInfo) -> Verdict:
     """
     # A run that is launched for a turn of its pace needs a while until it can take it.
     soon = look.now + LEAD_TIME
-    states = [judge_run(row, look.pauses, max_age).believing_its_pace(soon) for row in look.runs]
+    states = [judge_run(row, look.pauses, max_age).with_noted_pace_wait(soon) for row in look.runs]
     names = {row["run_id"]: row["name"] or str(row["run_id"]) for row in look.runs}
     written = {row["run_id"]: row["wait_code"] for row in look.runs}
     reasons = list(_reasons(look, states, written))

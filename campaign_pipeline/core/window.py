@@ -13,7 +13,7 @@ overlap or run backwards. A window that lies wholly inside a gap does not open o
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import date, datetime, time, timedelta, timezone
+from datetime import UTC, date, datetime, time, timedelta
 from difflib import get_close_matches
 from functools import lru_cache
 from itertools import count
@@ -174,7 +174,7 @@ def _utc(instant: datetime) -> datetime:
     """Move an instant to UTC, where subtracting and comparing mean real time. Raises ValueError for a naive one."""
     if instant.utcoffset() is None:
         raise ValueError(f"{instant!r} has no time zone, so it is not an instant.")
-    return instant.astimezone(timezone.utc)
+    return instant.astimezone(UTC)
 
 
 @lru_cache(maxsize=32_768)  # two hundred campaigns of one installation share their zones and hours
@@ -182,7 +182,7 @@ def _instant(zone: ZoneInfo, day: date, wall: time) -> datetime:
     """Give the first instant at which the local clock shows a wall time or has passed it, in UTC."""
     local = datetime.combine(day, wall, tzinfo=zone)
     before, after = _offset(local), _offset(local.replace(fold=1))
-    naive = local.replace(tzinfo=timezone.utc)
+    naive = local.replace(tzinfo=UTC)
     if before >= after:  # shown once; or twice, and then `before` belongs to the first time
         return naive - before
     # The clocks skip it. The change lies between the two readings: search it, as zoneinfo does not tell it.

@@ -11,7 +11,7 @@ import re
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from functools import lru_cache, partial
 from itertools import accumulate
 from pathlib import Path
@@ -168,7 +168,7 @@ _RUN_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 def _instant(modified: datetime) -> datetime:
     """A store that names no time zone means UTC."""
-    return modified if modified.tzinfo else modified.replace(tzinfo=timezone.utc)
+    return modified if modified.tzinfo else modified.replace(tzinfo=UTC)
 
 
 class Rows(Sequence[dict[str, Any]]):

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from datetime import timezone
+from datetime import UTC
 from typing import Any
 
 import dagster as dg
@@ -79,7 +79,7 @@ def _until(wait: RunWait) -> str:
     """When a wait ends, where that is known. Its messages stay pending meanwhile (I8)."""
     if wait.until is None:
         return ""
-    return f"Looked at again from {wait.until.astimezone(timezone.utc):%Y-%m-%d %H:%M} UTC."
+    return f"Looked at again from {wait.until.astimezone(UTC):%Y-%m-%d %H:%M} UTC."
 
 
 _NEXT = {

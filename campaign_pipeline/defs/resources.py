@@ -16,9 +16,9 @@ from campaign_pipeline.adapters.http import http_client
 from campaign_pipeline.adapters.openrouter import OpenRouter
 from campaign_pipeline.adapters.postgres import Queue
 from campaign_pipeline.adapters.unconfigured import Unconfigured
-from campaign_pipeline.core.delivery import DeliveryPolicy
+from campaign_pipeline.core.message_delivery import DeliveryPolicy
 from campaign_pipeline.core.ports import LanguageModel, MessageChannel
-from campaign_pipeline.core.retry import RetryPolicy
+from campaign_pipeline.core.results import RetryPolicy
 
 ChannelBuilder: TypeAlias = Callable[
     [httpx.AsyncBaseTransport, Mapping[str, Any], Mapping[str, str], float], MessageChannel

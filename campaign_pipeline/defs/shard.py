@@ -16,9 +16,9 @@ from campaign_pipeline.adapters.environment import DeliverySettings
 from campaign_pipeline.adapters.postgres import Queue, ShardStore
 from campaign_pipeline.core.address import email_among
 from campaign_pipeline.core.context import LeadContext, in_order
-from campaign_pipeline.core.delivery import ShardDelivery
 from campaign_pipeline.core.model import BatchSettings, Lead, Shard, ShardReport
 from campaign_pipeline.core.numbers import phones_among
+from campaign_pipeline.core.shard_worker import ShardWorker
 from campaign_pipeline.defs.io import Rows
 from campaign_pipeline.defs.resources import ProvidersResource, delivery_policy
 
@@ -70,7 +70,7 @@ async def deliver(
     providers: ProvidersResource,
     concurrency: int,
     owner: str,
-    on_started: Callable[[ShardDelivery], None] = lambda _: None,
+    on_started: Callable[[ShardWorker], None] = lambda _: None,
 ) -> ShardReport:
     """Take a shard over and deliver it. A first signal to stop ends it in an orderly way."""
     options, clock = DeliverySettings.from_environment(), _ProcessClock()
@@ -82,10 +82,10 @@ async def deliver(
         leased_at = clock.monotonic()
         messages, left, now = await store.take_over()
         if (hours := outside.channel.traits.free_text_hours) is not None:
-            messages = await store.with_last_heard(messages, hours)
+            messages = await store.with_last_inbound(messages, hours)
         if now is None:
             return ShardReport(shard.key, shard.inbox_id, left=left)
-        delivery = ShardDelivery(
+        delivery = ShardWorker(
             shard=shard,
             messages=messages,
             started_at=now,
@@ -132,7 +132,7 @@ def _lead(row: Mapping[str, Any]) -> Lead:
 
 
 @contextlib.contextmanager
-def _stopped_by_signals(delivery: ShardDelivery) -> Iterator[None]:
+def _stopped_by_signals(delivery: ShardWorker) -> Iterator[None]:
     """Let Ctrl-C and a terminated run end the shard in an orderly way, then let Dagster have its interrupt.
 
     Dagster's own handler raises wherever the process happens to be, which in an event loop may be the middle of any

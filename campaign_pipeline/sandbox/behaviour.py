@@ -9,7 +9,7 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from enum import Enum
+from enum import StrEnum
 from hashlib import blake2b
 from statistics import NormalDist
 from types import MappingProxyType
@@ -24,7 +24,7 @@ class BehaviourError(ValueError):
     """A behaviour that makes no sense; its text is one sentence for whoever wrote it."""
 
 
-class Kind(str, Enum):
+class Kind(StrEnum):
     """What an endpoint is for, whichever provider it belongs to."""
 
     GENERATION = "generation"
@@ -34,7 +34,7 @@ class Kind(str, Enum):
     NUMBER_CHECK = "number_check"  # is this number on WhatsApp?
 
 
-class InstanceState(str, Enum):
+class InstanceState(StrEnum):
     """The state of an inbox, in Evolution's words."""
 
     OPEN = "open"

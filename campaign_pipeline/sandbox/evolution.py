@@ -1,7 +1,7 @@
 """A stand-in for Evolution API v2: sends, connection state, number checks and the search of messages."""
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from hashlib import blake2b
 from typing import Any
 
@@ -223,7 +223,7 @@ def _span(bounds: Mapping[str, Any]) -> tuple[float, float]:
 
 def _seconds(instant: str) -> int:
     moment = datetime.fromisoformat(f"{instant[:-1]}+00:00" if instant.endswith(("Z", "z")) else instant)
-    return int((moment if moment.tzinfo is not None else moment.replace(tzinfo=timezone.utc)).timestamp())
+    return int((moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)).timestamp())
 
 
 def _object(value: object) -> Mapping[str, Any]:

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -396,7 +396,7 @@ def test_a_conversation_that_is_too_long_to_be_searched_proves_nothing() -> None
 
 def test_the_search_names_number_direction_and_a_span_that_a_wrong_clock_cannot_miss() -> None:
     server = playback(records(record()))
-    asked = Attempt(ENVELOPE, datetime(2026, 11, 22, 13, 0, tzinfo=timezone.utc).timestamp())
+    asked = Attempt(ENVELOPE, datetime(2026, 11, 22, 13, 0, tzinfo=UTC).timestamp())
     with_server(server)(lambda channel: channel.find_accepted(asked))
     where = server.requests[0][1]["where"]
     assert where["key"] == {"fromMe": True, "remoteJid": "5511987654321@s.whatsapp.net"}

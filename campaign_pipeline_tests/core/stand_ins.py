@@ -5,13 +5,13 @@ What the real store promises is proven on the real store; here its ledger is kep
 
 import asyncio
 import selectors
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 from campaign_pipeline.core.context import LeadContext
-from campaign_pipeline.core.delivery import DeliveryPolicy, ShardDelivery
+from campaign_pipeline.core.message_delivery import DeliveryPolicy
 from campaign_pipeline.core.model import (
     BatchSettings,
     CampaignSettings,
@@ -48,10 +48,13 @@ from campaign_pipeline.core.ports import (
     Systemic,
     Throttled,
     Turn,
+    Verdict,
 )
+from campaign_pipeline.core.shard_worker import ShardWorker
 
 T = TypeVar("T")
-NOON = datetime(2026, 11, 23, 15, 0, tzinfo=timezone.utc)  # of a Monday in São Paulo
+NOON = datetime(2026, 11, 23, 15, 0, tzinfo=UTC)  # of a Monday in São Paulo
+ANA = Lead("lead", "11987654321", LeadContext(client_name="Ana"))
 TEXT = "Olá, Ana! Podemos conversar por dez minutos?"
 
 
@@ -135,6 +138,7 @@ class StoredPart:
     attempts: int = 0
     attempted_at: float | None = None
     address: str | None = None
+    resend_approved: bool = False
 
 
 @dataclass
@@ -207,19 +211,19 @@ class Store:
         self.renewing()
         return {message_id for message_id in message_ids if self._held(message_id)}
 
-    def _verdict(self, step: str, message_id: str) -> str:
+    def _verdict(self, step: str, message_id: str) -> Verdict:
         self.asked += 1
         message = self._held(message_id)
         if message is None:
-            return "lost"
+            return Verdict.LOST
         begun = any(part.status == "sent" for part in message.parts)
         scopes = {Scope.INBOX} if begun or step == "begin" else set(Scope)
         for (scope, _), (until, failure) in self.queue.pauses.items():
             if scope in scopes and (isinstance(failure, Systemic) or until > now()):
-                return "scope_paused"
-        return self.verdicts(step, message_id)
+                return Verdict.SCOPE_PAUSED
+        return Verdict(self.verdicts(step, message_id))
 
-    async def start_generating(self, message_id: str) -> str:
+    async def start_generating(self, message_id: str) -> Verdict:
         """Say whether the model may be called."""
         await asyncio.sleep(self.commit_seconds)
         return self._verdict("generate", message_id)
@@ -233,12 +237,12 @@ class Store:
             self._keep(message, begin)
         if message is not None and verdict == "go" and self.queue.gap:
             if self.queue.next_at > now():
-                return Begun("paced", turn=Turn(self.queue.next_at - now(), "paced"))
+                return Begun(Verdict.PACED, turn=Turn(self.queue.next_at - now(), "paced"))
             self.queue.next_at = now() + self.queue.gap
         if message is not None and verdict == "go":
             part = message.parts[begin.part_no - 1]
             if part.status != "planned" or part.attempts != begin.attempt_no - 1:
-                return Begun("lost")
+                return Begun(Verdict.LOST)
             part.status, part.attempts, part.attempted_at = "attempting", begin.attempt_no, now()
             part.address, message.status = begin.address, "sending"
         self.beginning(begin)
@@ -430,6 +434,7 @@ def leased(stored: StoredMessage) -> LeasedMessage:
             part.attempts,
             None if part.attempted_at is None else NOON.timestamp() + part.attempted_at,
             part.address,
+            resend_approved=part.resend_approved,
         )
         for no, part in enumerate(stored.parts, start=1)
     ]
@@ -445,16 +450,16 @@ def shard_of(
     policy: DeliveryPolicy | None = None,
     batch_settings: BatchSettings | None = None,
     chance: float = 0.0,
-) -> ShardDelivery:
+    lead: Lead = ANA,
+) -> ShardWorker:
     """A shard over all rows that its store holds."""
     held = [leased(message) for message in store.queue.messages.values() if message.token == store.token]
-    leads: Mapping[str, Lead] = {"lead": Lead("lead", "11987654321", LeadContext(client_name="Ana"))}
-    return ShardDelivery(
+    return ShardWorker(
         shard=Shard("shard", "inbox", "batch", tuple(message.id for message in held)),
         messages=held,
         started_at=NOON + timedelta(seconds=now()),
         settings=batch_settings or settings(),
-        leads=leads,
+        leads={"lead": lead},
         store=store,
         model=model,
         channel=channel,

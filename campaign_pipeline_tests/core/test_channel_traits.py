@@ -16,7 +16,7 @@ from campaign_pipeline.core.ports import (
     Transient,
     Unknown,
 )
-from campaign_pipeline.core.retry import RetryPolicy
+from campaign_pipeline.core.results import RetryPolicy
 from campaign_pipeline_tests.core.stand_ins import Channel, Model, Queue, Store, StoredPart, in_no_time, shard_of
 
 PARTS = ("Olá, Ana!", "Tudo bem?", "Podemos conversar?")
@@ -88,6 +88,6 @@ def test_an_answer_that_no_table_knows_is_counted_by_its_shape(kind: type[Transi
 def test_a_failure_may_ask_for_fewer_attempts_than_usual() -> None:
     policy, capped = RetryPolicy(max_attempts=5), Transient("marketing_cap", "Meta's cap.", 86_400.0, attempts=2)
     first, second = (policy.decide(capped, before, lambda: 0.0) for before in (0, 1))
-    assert (first.status.value, first.delay_seconds) == ("pending", 86_400.0)
-    assert (second.status.value, second.error_class.value) == ("failed", "exhausted")
-    assert policy.decide(replace(capped, attempts=None), 1, lambda: 0.0).status.value == "pending"
+    assert (first.status, first.delay_seconds) == ("pending", 86_400.0)
+    assert (second.status, second.error_class) == ("failed", "exhausted")
+    assert policy.decide(replace(capped, attempts=None), 1, lambda: 0.0).status == "pending"

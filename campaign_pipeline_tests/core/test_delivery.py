@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from campaign_pipeline.core.delivery import DeliveryPolicy, ShardDelivery
+from campaign_pipeline.core.message_delivery import DeliveryPolicy
 from campaign_pipeline.core.model import ShardReport, SplitterSettings
 from campaign_pipeline.core.ports import (
     BeginPart,
@@ -33,7 +33,8 @@ from campaign_pipeline.core.ports import (
     Transient,
     Unknown,
 )
-from campaign_pipeline.core.retry import RetryPolicy
+from campaign_pipeline.core.results import RetryPolicy
+from campaign_pipeline.core.shard_worker import ShardWorker
 from campaign_pipeline_tests.core.stand_ins import (
     NOON,
     TEXT,
@@ -475,7 +476,7 @@ def test_a_message_whose_first_part_is_out_is_finished_though_its_window_closes(
 # Stopping -------------------------------------------------------------------------------------------------------------
 
 
-def stopped_after(seconds: float, delivery: ShardDelivery) -> None:
+def stopped_after(seconds: float, delivery: ShardWorker) -> None:
     asyncio.get_running_loop().call_later(seconds, delivery.stop, "Enough.")
 
 
@@ -599,6 +600,38 @@ def test_a_transient_failure_waits_at_least_as_long_as_the_provider_says() -> No
     assert queue.messages["m0000"].due >= 5000.0
 
 
+@pytest.mark.parametrize(("look_up", "status"), [(LookUp.NONE, "failed"), (LookUp.SEARCH, "pending")])
+def test_a_resend_that_was_approved_and_is_in_doubt_again_stays_unknown_and_no_later_part_goes_out(
+    look_up: LookUp, status: str
+) -> None:
+    parts = [StoredPart("Olá, Ana!", "unknown", 1, 0.0, resend_approved=True), StoredPart("Podemos conversar?")]
+    queue, channel = Queue.of(1, text="x", parts=parts), Channel(answers=lambda _: Unknown("x", "r"), look_up=look_up)
+    report = work(queue, channel=channel)
+    message = queue.messages["m0000"]
+    assert [key for _, key in channel.asked] == ["m0000:1"]
+    assert queue.parts() == [["unknown", "planned"]]
+    assert (message.status, message.error_class, report.sent, report.skipped) == (status, "unknown", 0, 0)
+
+
+def test_what_came_of_every_message_adds_up_to_what_was_claimed() -> None:
+    outcomes = itertools.cycle([None, Permanent("x", "r"), Transient("x", "r"), Unknown("x", "r")])
+    queue = Queue.of(40)
+
+    def rob() -> None:
+        queue.messages["m0038"].token = queue.messages["m0039"].token = 2
+
+    async def run() -> ShardReport:
+        channel = Channel(seconds=lambda _: 5.0, answers=lambda _: next(outcomes), look_up=LookUp.NONE)
+        delivery = shard_of(Store(queue, renewing=rob), Model(), channel)
+        stopped_after(70.0, delivery)
+        return await delivery.run(2)
+
+    report = in_no_time(run())
+    left = sum(count for key, count in report.reasons.items() if key.startswith("left: "))
+    assert (report.claimed, left) == (40, 2)
+    assert report.sent + report.failed + report.skipped + report.returned + left == report.claimed
+
+
 # Everything at once ---------------------------------------------------------------------------------------------------
 
 FATES = st.sampled_from(
@@ -707,6 +740,6 @@ def test_the_stand_in_of_the_clock_starts_at_noon() -> None:
     async def run() -> None:
         delivery = shard_of(Store(Queue.of(1)), Model(), Channel())
         await asyncio.sleep(90.0)
-        assert delivery.now() == NOON + timedelta(seconds=90)
+        assert delivery.time.now() == NOON + timedelta(seconds=90)
 
     in_no_time(run())

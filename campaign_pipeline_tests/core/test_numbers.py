@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from campaign_pipeline.core.context import LeadContext
-from campaign_pipeline.core.delivery import DeliveryPolicy
+from campaign_pipeline.core.message_delivery import DeliveryPolicy
 from campaign_pipeline.core.model import Lead, ShardReport
 from campaign_pipeline.core.numbers import MOST_NUMBERS, KnownNumber, candidate_numbers, phones_among
 from campaign_pipeline.core.ports import (
@@ -89,9 +89,8 @@ def work(
 
     async def run() -> ShardReport:
         policy = DeliveryPolicy(number_check_days=days)
-        shard = shard_of(Store(queue, beginning=note), Model(), channel, policy)
-        shard.leads = {"lead": Lead("lead", FIRST, LeadContext(client_name="Ana"), other_phones=others)}
-        return await shard.run(1)
+        lead = Lead("lead", FIRST, LeadContext(client_name="Ana"), other_phones=others)
+        return await shard_of(Store(queue, beginning=note), Model(), channel, policy, lead=lead).run(1)
 
     return in_no_time(run()), addresses
 

@@ -1,4 +1,4 @@
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from campaign_pipeline.core.runs import DEFAULT_INTERVAL_SECONDS, RunState, judge_run
 
 RUN, INBOX, WORKSPACE = (UUID(int=number) for number in (1, 2, 3))
-NOON = datetime(2026, 3, 3, 15, tzinfo=timezone.utc)  # 12:00 in São Paulo, a Tuesday
+NOON = datetime(2026, 3, 3, 15, tzinfo=UTC)  # 12:00 in São Paulo, a Tuesday
 HOUR = timedelta(hours=1)
 MAX_AGE = HOUR
 
@@ -104,7 +104,7 @@ def test_a_closed_window_says_when_it_opens_on_the_campaigns_own_clock() -> None
     wait = judge(now=NOON + 12 * HOUR).wait
     assert wait is not None
     assert wait.reason == "The sending window is closed; it opens at 2026-03-04 09:00 (America/Sao_Paulo)."
-    assert wait.until == datetime(2026, 3, 4, 12, tzinfo=timezone.utc)
+    assert wait.until == datetime(2026, 3, 4, 12, tzinfo=UTC)
 
 
 @pytest.mark.parametrize(
@@ -198,11 +198,11 @@ def test_a_noted_wait_for_a_pace_is_believed_until_its_time_is_near() -> None:
     note = {"wait_code": "paced", "wait_reason": "The inbox waits.", "wait_until": NOON + HOUR}
     state = judge(**note)
     assert state.wait is None
-    assert code(state.believing_its_pace(NOON)) == "paced"
-    assert not state.believing_its_pace(NOON).note_changed
-    assert state.believing_its_pace(NOON + HOUR).wait is None
-    assert code(judge(**note, is_active=False).believing_its_pace(NOON)) == "campaign_inactive"
-    assert judge(**{**note, "wait_code": "no_credit"}).believing_its_pace(NOON).wait is None
+    assert code(state.with_noted_pace_wait(NOON)) == "paced"
+    assert not state.with_noted_pace_wait(NOON).note_changed
+    assert state.with_noted_pace_wait(NOON + HOUR).wait is None
+    assert code(judge(**note, is_active=False).with_noted_pace_wait(NOON)) == "campaign_inactive"
+    assert judge(**{**note, "wait_code": "no_credit"}).with_noted_pace_wait(NOON).wait is None
 
 
 OTHER = {

@@ -1,4 +1,4 @@
-from datetime import datetime, time, timedelta, timezone
+from datetime import UTC, datetime, time, timedelta
 from itertools import pairwise
 from time import process_time
 from zoneinfo import ZoneInfo
@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from campaign_pipeline.core.window import LOOK_BACK, InvalidWindow, SendingWindow
 
-UTC = timezone.utc
 MINUTE = timedelta(minutes=1)
 HOUR = timedelta(hours=1)
 

@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Iterator
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -103,7 +103,7 @@ def test_a_day_begins_and_ends_at_midnight_of_the_business_zone(world: World, in
 def test_today_is_a_day_that_can_be_chosen(environment: pytest.MonkeyPatch) -> None:
     partitions = defs.resolve_job_def("retry_failed_messages").partitions_def
     assert partitions is not None
-    with partition_loading_context(datetime(2026, 3, 10, 2, tzinfo=timezone.utc)):  # still the ninth in São Paulo
+    with partition_loading_context(datetime(2026, 3, 10, 2, tzinfo=UTC)):  # still the ninth in São Paulo
         assert partitions.get_last_partition_key() == "2026-03-09"
 
 

@@ -5,7 +5,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Any
 from uuid import UUID
@@ -143,9 +143,9 @@ def test_four_workers_that_wait_in_place_keep_a_gap_in_real_time(world: World) -
         drivers = [threading.Thread(target=drive, args=(worker,)) for worker in team]
         for driver in drivers:
             driver.start()
-        give_up = datetime.now(timezone.utc) + timedelta(seconds=120)
+        give_up = datetime.now(UTC) + timedelta(seconds=120)
         while world.value("SELECT count(*) FROM campaign_messages WHERE status <> 'sent'"):
-            assert datetime.now(timezone.utc) < give_up, "it does not come to an end"
+            assert datetime.now(UTC) < give_up, "it does not come to an end"
             done.wait(0.2)
         done.set()
         for driver in drivers:

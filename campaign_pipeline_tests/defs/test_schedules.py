@@ -3,7 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -31,7 +31,7 @@ from campaign_pipeline.defs.schedules import (
 from campaign_pipeline.defs.shard import run_async
 from campaign_pipeline_tests.factories import World
 
-DAY = datetime(2027, 3, 1, tzinfo=timezone.utc)  # a Monday
+DAY = datetime(2027, 3, 1, tzinfo=UTC)  # a Monday
 MINUTE = timedelta(minutes=1)
 
 

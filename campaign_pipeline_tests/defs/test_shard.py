@@ -14,7 +14,6 @@ import dagster as dg
 import pytest
 
 from campaign_pipeline.adapters.postgres import BatchOptions, Queue
-from campaign_pipeline.core.delivery import ShardDelivery
 from campaign_pipeline.core.model import BatchSettings, Shard, ShardReport, split_batch
 from campaign_pipeline.core.ports import (
     Attempt,
@@ -29,6 +28,7 @@ from campaign_pipeline.core.ports import (
     Outcome,
     Prompt,
 )
+from campaign_pipeline.core.shard_worker import ShardWorker
 from campaign_pipeline.defs.resources import Outside, ProvidersResource
 from campaign_pipeline.defs.shard import deliver
 from campaign_pipeline.sandbox import Behaviour, Fault, InstanceState, Kind, Sandbox
@@ -152,7 +152,7 @@ class Rig:
         claimed: Claimed,
         watch: Watch | None = None,
         concurrency: int = 5,
-        on_started: Callable[[ShardDelivery], None] = lambda _: None,
+        on_started: Callable[[ShardWorker], None] = lambda _: None,
     ) -> list[ShardReport]:
         """Each shard, one after the other."""
         providers = cast("ProvidersResource", WatchedProviders(watch or Watch()))
@@ -1190,7 +1190,7 @@ def test_the_same_shard_worked_twice_at_once_sends_each_message_once(world: Worl
 
 def test_stopping_gives_the_rest_back_and_lets_requests_in_flight_end(world: World, play: Play) -> None:
     world.due_messages(world.run(), 6)
-    started: list[ShardDelivery] = []
+    started: list[ShardWorker] = []
 
     async def scenario(rig: Rig) -> None:
         watch = Watch(before_send=lambda _: started[0].stop("Enough for today."))
@@ -1207,7 +1207,7 @@ def test_stopping_gives_the_rest_back_and_lets_requests_in_flight_end(world: Wor
 
 def test_a_text_that_was_being_written_when_the_shard_was_stopped_is_kept(world: World, play: Play) -> None:
     message = world.due_message(world.run())
-    started: list[ShardDelivery] = []
+    started: list[ShardWorker] = []
 
     async def scenario(rig: Rig) -> None:
         watch = Watch(before_generation=lambda _: started[0].stop("Enough."))
@@ -1223,7 +1223,7 @@ def test_a_text_that_was_being_written_when_the_shard_was_stopped_is_kept(world:
 
 def test_a_message_whose_first_part_is_out_is_finished_though_the_shard_is_stopped(world: World, play: Play) -> None:
     in_two_parts(world)
-    started: list[ShardDelivery] = []
+    started: list[ShardWorker] = []
 
     async def scenario(rig: Rig) -> None:
         watch = Watch(after_send=lambda _: started[0].stop("Enough."))

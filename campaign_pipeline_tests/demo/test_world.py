@@ -1,5 +1,5 @@
 import asyncio
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 
 import psycopg
 import pytest
@@ -38,7 +38,7 @@ def test_the_windows_are_open_at_any_hour(world: World) -> None:
         window = SendingWindow.parse(row["start_time"], row["end_time"], row["timezone"], row["frequency"])
         for day in range(1, 8):
             for hour in range(24):
-                assert window.is_open(datetime(2026, 11, day, hour, 30, tzinfo=timezone.utc))
+                assert window.is_open(datetime(2026, 11, day, hour, 30, tzinfo=UTC))
 
 
 def test_the_campaigns_differ_and_one_splits_its_messages(world: World) -> None:

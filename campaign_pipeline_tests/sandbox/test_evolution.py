@@ -1,7 +1,7 @@
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import aiohttp
@@ -289,7 +289,7 @@ def test_a_message_is_found_by_id_by_jid_and_by_time() -> None:
 
 
 def test_a_time_span_counts_only_with_both_its_ends() -> None:
-    now = datetime.now(timezone.utc)
+    now = datetime.now(UTC)
     before, after = now - timedelta(hours=1), now + timedelta(hours=1)
 
     async def talk(client: Client) -> None:

@@ -3,7 +3,7 @@ import random
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -379,7 +379,7 @@ def test_a_closed_window_says_when_it_opens(world: World) -> None:
     run = closed_window(world)
     world.due_message(run)
     claim_batch(world)
-    until, now = run_row(world, run)["wait_until"], datetime.now(timezone.utc)
+    until, now = run_row(world, run)["wait_until"], datetime.now(UTC)
     assert timedelta(hours=1, minutes=58) < until - now <= timedelta(hours=2)
 
 

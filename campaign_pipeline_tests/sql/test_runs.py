@@ -1,6 +1,6 @@
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 from zoneinfo import ZoneInfo
@@ -33,11 +33,11 @@ def close_runs(world: World) -> list[UUID]:
 
 
 def set_clock(world: World, instant: datetime) -> None:
-    world.move_clock(instant - datetime.now(timezone.utc))
+    world.move_clock(instant - datetime.now(UTC))
 
 
 def local(text: str, zone: str, fold: int = 0) -> datetime:
-    return datetime.fromisoformat(text).replace(tzinfo=ZoneInfo(zone), fold=fold).astimezone(timezone.utc)
+    return datetime.fromisoformat(text).replace(tzinfo=ZoneInfo(zone), fold=fold).astimezone(UTC)
 
 
 # Closing --------------------------------------------------------------------------------------------------------------
@@ -427,8 +427,8 @@ def test_only_open_time_makes_a_message_too_old(world: World, case: str) -> None
 
 def test_what_is_too_old_is_skipped_counted_and_says_since_when(world: World) -> None:
     run = world.run()
-    due = world.due_message(run, scheduled_at=datetime(2026, 3, 3, 12, 30, tzinfo=timezone.utc))
-    set_clock(world, datetime(2026, 3, 3, 13, 31, tzinfo=timezone.utc))
+    due = world.due_message(run, scheduled_at=datetime(2026, 3, 3, 12, 30, tzinfo=UTC))
+    set_clock(world, datetime(2026, 3, 3, 13, 31, tzinfo=UTC))
     assert claim_batch(world, max_age=HOUR).expired == 1
     row = message(world, due)
     assert (row["status"], row["error_code"]) == ("skipped", "too_old")

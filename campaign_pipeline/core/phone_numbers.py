@@ -1,35 +1,35 @@
-"""What one shard knows of its leads' numbers: what was said of them before, and what it asks and learns itself."""
+"""The directory of phone numbers of one shard: which have an account, as the provider said before or says now."""
 
 from collections.abc import Iterable
 from contextlib import suppress
 
 from campaign_pipeline.core.address import InvalidAddress, normalize_phone
+from campaign_pipeline.core.campaign_log import CampaignLog
 from campaign_pipeline.core.model import Lead, LeasedMessage
 from campaign_pipeline.core.numbers import KnownNumber, NumberNote, candidate_numbers
 from campaign_pipeline.core.ports import DeliveryStore, MessageChannel, NumberMissing, NumberNotChecked
-from campaign_pipeline.core.work import MessageLog
 
 
-class NumberBook:
-    """Remembers for the shard, and through the store for everybody."""
+class NumberDirectory:
+    """Per-shard cache over campaign_number_checks."""
 
-    def __init__(self, store: DeliveryStore, channel: MessageChannel, log: MessageLog) -> None:
+    def __init__(self, store: DeliveryStore, channel: MessageChannel, log: CampaignLog) -> None:
         self._store = store
         self._channel = channel
         self._log = log
-        self._known: dict[str, KnownNumber] = {}  # what the provider said of numbers, and is still believed
-        self._not_checked: set[str] = set()  # numbers that this shard asked for in vain
+        self._known: dict[str, KnownNumber] = {}  # answers of the provider that are young enough to be believed
+        self._not_checked: set[str] = set()  # numbers for which the provider could not be asked
 
-    async def recall(
+    async def load(
         self, messages: Iterable[tuple[LeasedMessage, Lead | None]], days: float, missing_days: float
     ) -> None:
-        """Read once what is known of all numbers of the shard, so that a message whose number is known asks nobody.
+        """Read in one statement what is known of all numbers of the shard.
 
         "Has an account" is believed for `days`, "has none" for `missing_days`.
         """
         wanted: set[str] = set()
         for message, lead in messages:
-            with suppress(InvalidAddress):  # its message ends by that; the others are asked for
+            with suppress(InvalidAddress):  # that ends this message when its turn comes; the others are looked up
                 wanted.update(self._candidates(own_number(message, lead), lead))
         known = await self._store.known_numbers(self._channel.traits.name, sorted(wanted), days, missing_days)
         self._known = {one.number: one for one in known}
@@ -40,8 +40,8 @@ class NumberBook:
 
     async def why_missing(self, message: LeasedMessage, number: str) -> str | None:
         """Ask the provider why the number surely has no account; None if it has one, or nobody knows."""
-        # What is known is not known as missing: those were left out before. What could not be asked is not asked twice,
-        # or a provider that takes long to say nothing would let no message go in its time.
+        # Numbers cached as missing were filtered out by possible(). A number that could not be checked is not checked
+        # twice: a provider that takes long to say nothing would let no message go in its time.
         if number in self._known or number in self._not_checked or not self._channel.traits.number_check:
             return None
         answer = await self._channel.check_number(number)
@@ -52,14 +52,14 @@ class NumberBook:
             return None
         if isinstance(answer, NumberMissing):
             return answer.reason
-        self._learn(message, KnownNumber(number, True, answer.number, answer.jid, answer.lid), reachable=True)
+        self._note(message, KnownNumber(number, True, answer.number, answer.jid, answer.lid), reachable=True)
         return None
 
     def note_missing(self, message: LeasedMessage, number: str, *, last: bool) -> None:
         """Remember that a number has no account, and with the last one that its lead cannot be reached."""
-        self._learn(message, KnownNumber(number, False), reachable=False if last else None)
+        self._note(message, KnownNumber(number, False), reachable=False if last else None)
 
-    def _learn(self, message: LeasedMessage, known: KnownNumber, *, reachable: bool | None) -> None:
+    def _note(self, message: LeasedMessage, known: KnownNumber, *, reachable: bool | None) -> None:
         self._known[known.number] = known
         self._store.note_number(self._channel.traits.name, NumberNote(known, message.lead_id, reachable))
 

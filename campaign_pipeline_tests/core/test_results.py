@@ -17,7 +17,7 @@ from campaign_pipeline.core.ports import (
     Transient,
     Unknown,
 )
-from campaign_pipeline.core.retry import THROTTLE_SECONDS, Decision, RetryPolicy
+from campaign_pipeline.core.results import THROTTLE_SECONDS, Fail, GiveBack, Result, RetryPolicy
 
 POLICY = RetryPolicy(jitter=0.0)
 texts = st.text(min_size=1, max_size=20)
@@ -43,7 +43,7 @@ def no_chance() -> float:
     return 0.0
 
 
-def decide(failure: Failure, attempts_before: int = 0) -> Decision:
+def decide(failure: Failure, attempts_before: int = 0) -> Result:
     return POLICY.decide(failure, attempts_before, no_chance)
 
 
@@ -51,8 +51,8 @@ def decide(failure: Failure, attempts_before: int = 0) -> Decision:
 
 
 def test_a_permanent_failure_ends_the_message_and_keeps_its_reason() -> None:
-    assert decide(Permanent("not_on_whatsapp", "No such number.")) == Decision(
-        MessageStatus.FAILED, ErrorClass.PERMANENT, "not_on_whatsapp", "No such number."
+    assert decide(Permanent("not_on_whatsapp", "No such number.")) == Fail(
+        "not_on_whatsapp", "No such number.", ErrorClass.PERMANENT
     )
 
 
@@ -61,13 +61,8 @@ def test_a_transient_failure_is_tried_after_five_and_fifteen_minutes_and_then_gi
     first, second, third = (decide(failure, before) for before in range(3))
     assert (first.status, first.delay_seconds, first.count_attempt) == (MessageStatus.PENDING, 300.0, True)
     assert (second.status, second.delay_seconds, second.count_attempt) == (MessageStatus.PENDING, 900.0, True)
-    assert third == Decision(
-        MessageStatus.FAILED,
-        ErrorClass.EXHAUSTED,
-        "provider_500",
-        "It answered 500. Given up after 3 attempts.",
-        count_attempt=True,
-    )
+    assert third == Fail("provider_500", "It answered 500. Given up after 3 attempts.", ErrorClass.EXHAUSTED)
+    assert third.count_attempt
 
 
 def test_more_attempts_than_delays_repeat_the_last_delay() -> None:
@@ -88,21 +83,19 @@ def test_a_providers_hint_can_only_lengthen_a_transient_delay(hint: float | None
 
 @pytest.mark.parametrize(("hint", "delay"), [(None, THROTTLE_SECONDS), (0.0, 0.0), (42.0, 42.0)])
 def test_a_throttle_waits_as_long_as_the_provider_says_and_counts_no_attempt(hint: float | None, delay: float) -> None:
-    assert decide(Throttled("rate_limited", "Slow.", Scope.INBOX, hint), 2) == Decision(
-        MessageStatus.PENDING, ErrorClass.THROTTLED, "rate_limited", "Slow.", delay
+    assert decide(Throttled("rate_limited", "Slow.", Scope.INBOX, hint), 2) == GiveBack(
+        "rate_limited", "Slow.", ErrorClass.THROTTLED, delay
     )
 
 
 def test_a_systemic_failure_gives_the_claim_back_untouched() -> None:
-    assert decide(Systemic("no_credit", "No credit.", Scope.PROVIDER), 2) == Decision(
-        MessageStatus.PENDING, ErrorClass.SYSTEMIC, "no_credit", "No credit.", None, count_attempt=False
+    assert decide(Systemic("no_credit", "No credit.", Scope.PROVIDER), 2) == GiveBack(
+        "no_credit", "No credit.", ErrorClass.SYSTEMIC, None
     )
 
 
 def test_an_unknown_outcome_is_never_tried_again_by_itself() -> None:
-    assert decide(Unknown("read_timeout", "No answer.")) == Decision(
-        MessageStatus.FAILED, ErrorClass.UNKNOWN, "read_timeout", "No answer."
-    )
+    assert decide(Unknown("read_timeout", "No answer.")) == Fail("read_timeout", "No answer.", ErrorClass.UNKNOWN)
 
 
 @given(failures, st.integers(0, 10), chances)
@@ -152,7 +145,7 @@ def test_what_is_found_was_sent() -> None:
 @pytest.mark.parametrize("proven", [True, False])
 def test_a_miss_within_the_patience_proves_nothing_and_is_looked_up_again(proven: bool) -> None:
     decision = POLICY.decide_unknown(LookUp.SEARCH, Absent(proven, "Not there."), PATIENCE - 10)
-    assert isinstance(decision, Decision)
+    assert isinstance(decision, Result)
     assert (decision.status, decision.error_class, decision.code, decision.delay_seconds) == (
         MessageStatus.PENDING,
         ErrorClass.UNKNOWN,
@@ -169,7 +162,7 @@ def test_a_proven_absence_after_the_patience_may_be_tried_again() -> None:
 
 def test_a_miss_that_proves_nothing_ends_as_unknown() -> None:
     decision = POLICY.decide_unknown(LookUp.SEARCH, Absent(False, "Nothing to compare."), PATIENCE)
-    assert isinstance(decision, Decision)
+    assert isinstance(decision, Result)
     assert (decision.status, decision.error_class, decision.code) == (
         MessageStatus.FAILED,
         ErrorClass.UNKNOWN,
@@ -183,8 +176,8 @@ def test_where_a_later_look_may_prove_more_it_is_waited_for_but_not_for_ever() -
     answer = Absent(False, "No control yet.", may_improve=True)
     waiting = POLICY.decide_unknown(LookUp.SEARCH, answer, POLICY.wait_for_proof_seconds - 1)
     ended = POLICY.decide_unknown(LookUp.SEARCH, answer, POLICY.wait_for_proof_seconds)
-    assert isinstance(waiting, Decision)
-    assert isinstance(ended, Decision)
+    assert isinstance(waiting, Result)
+    assert isinstance(ended, Result)
     assert (waiting.status, waiting.error_class) == (MessageStatus.PENDING, ErrorClass.UNKNOWN)
     assert (ended.status, ended.error_class) == (MessageStatus.FAILED, ErrorClass.UNKNOWN)
 
@@ -192,19 +185,19 @@ def test_where_a_later_look_may_prove_more_it_is_waited_for_but_not_for_ever() -
 @pytest.mark.parametrize(("age", "delay"), [(0.0, 30.0), (200.0, 200.0), (80_000.0, 900.0)])
 def test_a_provider_that_cannot_be_asked_now_is_asked_again_ever_more_rarely(age: float, delay: float) -> None:
     decision = POLICY.decide_unknown(LookUp.EXACT, LookUpFailed("It is down."), age)
-    assert isinstance(decision, Decision)
+    assert isinstance(decision, Result)
     assert (decision.status, decision.code, decision.delay_seconds) == (MessageStatus.PENDING, "look_up_failed", delay)
 
 
 def test_a_provider_that_could_not_be_asked_for_a_day_ends_the_message_as_unknown() -> None:
     decision = POLICY.decide_unknown(LookUp.EXACT, LookUpFailed("It is down."), 24 * 3600.0)
-    assert isinstance(decision, Decision)
+    assert isinstance(decision, Result)
     assert (decision.status, decision.error_class) == (MessageStatus.FAILED, ErrorClass.UNKNOWN)
 
 
 def test_where_nothing_can_be_asked_the_message_ends_as_unknown_at_once() -> None:
     decision = POLICY.decide_unknown(LookUp.NONE, None, 0.0)
-    assert isinstance(decision, Decision)
+    assert isinstance(decision, Result)
     assert (decision.status, decision.error_class) == (MessageStatus.FAILED, ErrorClass.UNKNOWN)
 
 
@@ -217,7 +210,7 @@ def test_an_unknown_outcome_is_sent_again_only_after_a_proof_of_absence(
         assert isinstance(answer, Absent)
         assert answer.proven
         assert age >= PATIENCE
-    elif isinstance(decided, Decision):
+    elif isinstance(decided, Result):
         assert decided.error_class is ErrorClass.UNKNOWN
         assert not decided.count_attempt
         assert (decided.delay_seconds is not None) == (decided.status is MessageStatus.PENDING)

@@ -1,15 +1,15 @@
-"""How much of a queue a pace lets go, and what an operator is told while it lets nothing go.
+"""How many messages each rate limit allows the next claim to take, and what an operator is told while it allows none.
 
 Whether *this* message may go *now* is decided in the database, in the transaction that commits the intent to send it
-(sql/functions/pacing.sql): warm-up, limits, quiet hours and gaps are applied there, once, for every process. Here is
-what follows from where an inbox or campaign stands: how many messages are worth claiming, and how runs share them.
+(sql/functions/pacing.sql): warm-up, limits, quiet hours and gaps are applied there, once, for every process. This
+module answers how many messages are worth claiming from where an inbox or campaign stands, and how runs share them.
 """
 
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 from zoneinfo import ZoneInfo
@@ -116,7 +116,7 @@ class Pace:
         try:
             zone: Any = ZoneInfo(self.zone)
         except (KeyError, ValueError, OSError):  # the database knows more names than Python
-            zone = timezone.utc
+            zone = UTC
         return f"{instant.astimezone(zone):%Y-%m-%d %H:%M:%S} ({zone})"
 
 
@@ -174,7 +174,10 @@ class Budget:
         return {run: quota for run, quota in quotas.items() if quota > 0}
 
     def take(self, quotas: Mapping[UUID, int], claimed: Mapping[UUID, int]) -> None:
-        """Note what was claimed of it. Who left some of its quota has nothing more; who has no pace had all."""
+        """Note what was claimed of it.
+
+        A run that used less than its quota has nothing else due; an unpaced run is claimed once.
+        """
         for run, quota in quotas.items():
             count = claimed.get(run, 0)
             for scope in self.runs[run]:

@@ -1,15 +1,16 @@
 """The text of a message: written once by the model, checked, and cut into the parts that are sent.
 
-A shard's writer knows what to ask and which answers may be sent. Whether the model may be asked now, and what an answer
-means for everybody else, it asks the shard through `Turns`.
+A shard's writer knows what to ask and which answers may be sent. Whether the model may be asked now is decided by
+`core.admission`; the message asks for it (`ModelAccess`).
 """
 
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
-from campaign_pipeline.core.gate import WaitingPolicy
+from campaign_pipeline.core.admission import Admission, WaitingPolicy
+from campaign_pipeline.core.campaign_log import CampaignLog
 from campaign_pipeline.core.generation import (
     EMAIL_SCHEMA,
     TextProblem,
@@ -30,7 +31,6 @@ from campaign_pipeline.core.ports import (
     Completion,
     Failure,
     LanguageModel,
-    Pause,
     Permanent,
     Prompt,
     Scope,
@@ -46,7 +46,6 @@ from campaign_pipeline.core.splitting import (
     parse_proposal,
     split_text,
 )
-from campaign_pipeline.core.work import MessageLog
 
 SPLIT_SCHEMA: Mapping[str, Any] = {
     "name": "parts",
@@ -64,7 +63,10 @@ MODEL_REFUSES = "model_refuses_requests"
 """A model that takes none of our requests: its own settings or ours are wrong, not a message."""
 
 FIRST_REFUSALS = 3
-"""So many invalid requests before any good one are no accident of single messages any more."""
+"""Three rejections with no success mean that the model or the account is misconfigured, not a message."""
+
+SPLIT_TIMEOUT_SECONDS = 20.0
+"""A split that takes longer is not waited for: the local splitter needs no time."""
 
 
 @dataclass(frozen=True)
@@ -109,16 +111,16 @@ class NotWritten(Exception):
         self.model = model
 
 
-@dataclass(frozen=True)
-class Turns:
-    """How a shard lets requests to the model pass. The first two may end the message's life by an exception."""
+class ModelAccess(Protocol):
+    """A message's access to the model. Either method may raise `results.Ended`."""
 
-    wait: Callable[[LeasedMessage], Awaitable[None]]  # until the model may be asked for this message
-    now: Callable[[LeasedMessage, str], Awaitable[bool]]  # whether this model may be asked at once
-    pause: Callable[[LeasedMessage, Systemic | Throttled, str], Awaitable[float]]  # pause a scope; returns seconds
-    pauses: Callable[[], Awaitable[Sequence[Pause]]]  # every scope that is paused
-    log: MessageLog
-    hears: Callable[[LeasedMessage], bool]  # whether free text may go to its lead now
+    async def acquire_model(self) -> None:
+        """Come back when the model may be asked for this message."""
+        ...
+
+    async def try_acquire_model(self, model: str) -> bool:
+        """Whether this model may be asked at once, for something that can be done without it."""
+        ...
 
 
 class TextWriter:
@@ -132,7 +134,8 @@ class TextWriter:
         policy: WritingPolicy,
         clock: Clock,
         report: ShardReport,  # what is paid is counted here
-        turns: Turns,
+        admission: Admission,
+        log: CampaignLog,
     ) -> None:
         self._model = model
         self._settings = settings
@@ -140,27 +143,31 @@ class TextWriter:
         self._policy = policy
         self._clock = clock
         self._report = report
-        self._turns = turns
+        self._admission = admission
+        self._log = log
         self._warned: set[str] = set()  # campaigns whose settings were complained of
         self._refusals: Counter[str] = Counter()  # by model: invalid requests before any good one
         self._good_models: set[str] = set()
         self._without_schema: set[str] = set()  # models that refuse to answer in a given shape
-        self._paid: dict[str, float] = {}  # by message: US dollars since its costs were last taken
+        self._costs: dict[str, float] = {}  # by message: US dollars since pop_cost
 
-    def paid(self, message: LeasedMessage) -> float | None:
-        """What was paid for a message's text and split, as far as the provider says; told once."""
-        return self._paid.pop(message.id, None)
+    def pop_cost(self, message: LeasedMessage) -> float | None:
+        """US dollars paid for a message's text and split since the last call; None where the provider does not say."""
+        return self._costs.pop(message.id, None)
 
-    async def write(self, message: LeasedMessage, lead: Lead | None) -> Draft:
-        """The message's text: the stored one, else one written now (and paid for once). Raises NotWritten."""
+    async def write(self, message: LeasedMessage, lead: Lead | None, access: ModelAccess, *, free_text: bool) -> Draft:
+        """The message's text: the stored one, else one written now (and paid for once).
+
+        `free_text`: whether the channel takes more than approved templates for this lead now. Raises NotWritten.
+        """
         if message.text is not None:
             if message.template is not None:
                 return Draft(message.text, template=message.template)
             return Draft(*self._checked(message, message.text, message.subject))
-        template = self._template(message)
+        template = None if free_text else self._template(message)
         if template is not None and not template.variables:
             return Draft(template.fill(()), template=Template(template.name, template.language))
-        completion, milliseconds = await self._generate(message, lead, template)
+        completion, milliseconds = await self._generate(message, lead, template, access)
         self._report.generation_ms.append(milliseconds)
         if template is None:
             text, subject = self._read(message, completion.text)
@@ -172,10 +179,8 @@ class TextWriter:
         chosen = Template(template.name, template.language, values)
         return Draft(template.fill(values), None, chosen, completion, milliseconds)
 
-    def _template(self, message: LeasedMessage) -> TemplateSettings | None:
-        """The template that a message has to go out as; None where free text may go. Raises NotWritten."""
-        if self._traits.free_text_hours is None or self._turns.hears(message):
-            return None
+    def _template(self, message: LeasedMessage) -> TemplateSettings:
+        """The template that a message has to go out as. Raises NotWritten where the campaign has none."""
         template = self._settings.campaigns[message.config_id].template
         if template is None:
             reason = (
@@ -185,13 +190,13 @@ class TextWriter:
             raise NotWritten(Systemic("no_template", reason, Scope.RUN))
         return template
 
-    async def split(self, message: LeasedMessage, text: str) -> tuple[str, ...]:
+    async def split(self, message: LeasedMessage, text: str, access: ModelAccess) -> tuple[str, ...]:
         """The parts in which a text is sent. Raises NotWritten where they cannot hold it."""
         if not self._splits(message):
             return (text,)
         splitter, max_parts, max_chars = self._settings.splitter, self._max_parts(message), self._traits.max_part_chars
         if splitter.strategy == "model" and len(text) >= splitter.min_chars and max_parts > 1:
-            proposed = await self._proposed_split(message, text, max_parts, max_chars)
+            proposed = await self._proposed_split(message, text, max_parts, max_chars, access)
             if proposed:
                 return proposed
         try:
@@ -232,7 +237,7 @@ class TextWriter:
         return *first_contact_prompt(instructions, lead.context), None
 
     async def _generate(
-        self, message: LeasedMessage, lead: Lead | None, template: TemplateSettings | None
+        self, message: LeasedMessage, lead: Lead | None, template: TemplateSettings | None, access: ModelAccess
     ) -> tuple[Completion, int]:
         model = self._settings.models.get(message.workspace_id)
         if model is None or lead is None:
@@ -252,16 +257,16 @@ class TextWriter:
             fallback_models=self._settings.fallback_models.get(message.workspace_id, ()),
         )
         started = self._clock.monotonic()
-        answer = await self._complete(message, prompt)
+        answer = await self._complete(message, prompt, access)
         if prompt.json_schema is not None and _refuses_schema(answer):
             # No endpoint of this model takes a schema, or it dislikes ours: the prompt asks for the same in words.
             prompt = replace(prompt, json_schema=None)
-            answer = await self._complete(message, prompt)
+            answer = await self._complete(message, prompt, access)
             if isinstance(answer, Completion):
                 self._without_schema.add(model)
         if isinstance(answer, Transient) and answer.code == "truncated":
             # Once with twice the room: the same room would only be paid for again.
-            answer = await self._complete(message, replace(prompt, max_tokens=2 * prompt.max_tokens))
+            answer = await self._complete(message, replace(prompt, max_tokens=2 * prompt.max_tokens), access)
             if isinstance(answer, Transient) and answer.code == "truncated":
                 answer = Permanent(answer.code, answer.reason)
         if not isinstance(answer, Completion):
@@ -272,24 +277,23 @@ class TextWriter:
         return answer, round(1000 * (self._clock.monotonic() - started))
 
     async def _judge_refusal(self, refusal: Permanent, model: str) -> Permanent | Systemic:
-        """A model that refuses the first requests one and all refuses us, not a message."""
+        """Systemic once a model rejected FIRST_REFUSALS requests with no success: then it is not the message."""
         if model in self._good_models:
             return refusal
         self._refusals[model] += 1
-        known = any(pause.code == MODEL_REFUSES and pause.scope_id == model for pause in await self._turns.pauses())
-        if self._refusals[model] < FIRST_REFUSALS and not known:
+        if self._refusals[model] < FIRST_REFUSALS and not await self._admission.model_is_paused(model, MODEL_REFUSES):
             return refusal
         reason = f"{refusal.reason} The model {model} refused the first requests one and all; check ai_agents."
         return Systemic(MODEL_REFUSES, reason, Scope.MODEL)
 
-    async def _complete(self, message: LeasedMessage, prompt: Prompt) -> Completion | Failure:
-        """Ask the model, and the shard before each request; wait out the model's throttles where they are short."""
+    async def _complete(self, message: LeasedMessage, prompt: Prompt, access: ModelAccess) -> Completion | Failure:
+        """Ask the model, with admission before each request; wait out its throttles where they are short."""
         for _ in range(self._policy.max_inline_waits):
-            await self._turns.wait(message)
+            await access.acquire_model()
             answer = await self._ask_model(prompt)
             if not isinstance(answer, Throttled):
                 break
-            if await self._turns.pause(message, answer, prompt.model) > self._policy.max_inline_wait_seconds:
+            if await self._admission.open_circuit(message, answer, prompt.model) > self._policy.max_inline_wait_seconds:
                 break
         return answer
 
@@ -300,7 +304,7 @@ class TextWriter:
             self._report.cost_usd += answer.cost or 0.0
             if answer.cost is not None:
                 message_id = prompt.reference.partition(":")[0]
-                self._paid[message_id] = self._paid.get(message_id, 0.0) + answer.cost
+                self._costs[message_id] = self._costs.get(message_id, 0.0) + answer.cost
         return answer
 
     def _splits(self, message: LeasedMessage) -> bool:
@@ -310,11 +314,11 @@ class TextWriter:
         parts, warning = effective_max_parts(self._settings.campaigns[message.config_id].max_split_parts)
         if warning and message.config_id not in self._warned:
             self._warned.add(message.config_id)
-            self._turns.log(message, "split", "warning", warning)
+            self._log(message, "split", "warning", warning)
         return parts
 
     async def _proposed_split(
-        self, message: LeasedMessage, text: str, max_parts: int, max_chars: int
+        self, message: LeasedMessage, text: str, max_parts: int, max_chars: int, access: ModelAccess
     ) -> tuple[str, ...] | None:
         """The model's proposal, if it changes nothing of the text; None sends us to the local splitter."""
         splitter = self._settings.splitter
@@ -328,26 +332,28 @@ class TextWriter:
             user,
             max_tokens=splitter.max_tokens,
             temperature=splitter.temperature,
-            timeout=20.0,
+            timeout=SPLIT_TIMEOUT_SECONDS,
             json_schema=SPLIT_SCHEMA,
             reference=f"{message.id}:split",
             workspace_id=message.workspace_id,
         )
-        answer = await self._ask_for_split(message, prompt)
+        answer = await self._ask_for_split(message, prompt, access)
         proposal = parse_proposal(answer.text) if isinstance(answer, Completion) else None
         accepted = accept_proposal(text, proposal, max_parts, max_chars) if proposal else None
         if accepted is None:
             note = "The model's split was not usable or changed the text; it was split locally."
-            self._turns.log(message, "split", "warning", note)
+            self._log(message, "split", "warning", note)
         return accepted
 
-    async def _ask_for_split(self, message: LeasedMessage, prompt: Prompt) -> Completion | Failure | None:
+    async def _ask_for_split(
+        self, message: LeasedMessage, prompt: Prompt, access: ModelAccess
+    ) -> Completion | Failure | None:
         """Ask once and never wait: a text that is written can be split locally."""
-        if not await self._turns.now(message, prompt.model):
+        if not await access.try_acquire_model(prompt.model):
             return None
         answer = await self._ask_model(prompt)
         if isinstance(answer, Systemic | Throttled):
-            await self._turns.pause(message, answer, prompt.model)
+            await self._admission.open_circuit(message, answer, prompt.model)
         return answer
 
 

@@ -1,0 +1,769 @@
+"""Delivers one message: its life is `MessageDelivery._result`, stage by stage.
+
+Every request to a provider has its intent committed before it and its outcome after it (I2); every step asks the store,
+which answers GO only to the holder of the lease (I1).
+"""
+
+import asyncio
+import math
+from collections import deque
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import Any, Self, TypeVar
+
+from campaign_pipeline.core.address import InvalidAddress, normalize_email
+from campaign_pipeline.core.admission import Admission, Admitted, Ask, Deferred, Refused, StopSignal
+from campaign_pipeline.core.campaign_log import CampaignLog
+from campaign_pipeline.core.lease_keeper import LeaseKeeper
+from campaign_pipeline.core.model import (
+    BatchSettings,
+    ErrorClass,
+    Lead,
+    LeasedMessage,
+    MessageStatus,
+    PartRecord,
+    PartStatus,
+    ShardReport,
+)
+from campaign_pipeline.core.numbers import NOT_ON_WHATSAPP
+from campaign_pipeline.core.phone_numbers import NumberDirectory, own_number
+from campaign_pipeline.core.ports import (
+    Absent,
+    Attempt,
+    BeginPart,
+    Clock,
+    DeliveryStore,
+    Envelope,
+    Failure,
+    Found,
+    LookUp,
+    LookUpAnswer,
+    LookUpFailed,
+    MessageChannel,
+    Outcome,
+    Permanent,
+    Scope,
+    Settled,
+    Settlement,
+    StoreUnavailable,
+    Systemic,
+    Template,
+    Throttled,
+    Transient,
+    Unknown,
+    Verdict,
+)
+from campaign_pipeline.core.ports import Sent as Accepted
+from campaign_pipeline.core.results import (
+    ALL_PARTS_SENT,
+    ALREADY_SENT,
+    LEASE_LOST,
+    MESSAGE_GONE,
+    Ended,
+    Fail,
+    GiveBack,
+    Lost,
+    Released,
+    Result,
+    RetryPolicy,
+    Sent,
+    Skip,
+    count_result,
+)
+from campaign_pipeline.core.text_writer import NotWritten, TextWriter, WritingPolicy
+from campaign_pipeline.core.window import InvalidWindow, SendingWindow
+
+T = TypeVar("T")
+
+OWN_INTERRUPTIONS = frozenset({"worker_died", "given_back"})
+"""Codes of attempts that our own end cut short."""
+
+WORKER_DIED = Unknown("worker_died", "The process that sent this part ended before it could record an answer.")
+
+NEXT_BATCH_SECONDS = 5.0
+"""After how long a message is due again that was tried too often in one turn: with the next batch, not in a loop."""
+
+
+@dataclass(frozen=True)
+class DeliveryPolicy(WritingPolicy):
+    """How a shard works."""
+
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
+    lease_seconds: float = 120.0
+    number_check_days: float = 0.0  # how long "has an account" is believed; 0: no number is checked
+    number_recheck_days: float = 7.0  # how long "has none" is believed
+    grace_seconds: float = 20.0  # for requests in flight when the shard is told to stop
+
+
+class ShardTime:
+    """The database's time: what it was when the messages were read, and what has passed since."""
+
+    def __init__(self, clock: Clock, started_at: datetime) -> None:
+        self._clock = clock
+        self._origin = clock.monotonic()
+        self._started_at = started_at
+
+    def now(self) -> datetime:
+        """By the database's clock."""
+        return self._started_at + timedelta(seconds=self.seconds())
+
+    def seconds(self) -> float:
+        """Since the shard began."""
+        return self._clock.monotonic() - self._origin
+
+
+class SendingHours:
+    """The windows of a batch's campaigns, each read once."""
+
+    def __init__(self, settings: BatchSettings) -> None:
+        self._settings = settings
+        self._windows: dict[str, SendingWindow | InvalidWindow] = {}
+
+    def of(self, config_id: str) -> SendingWindow | InvalidWindow:
+        """When a campaign may send, or what is wrong with its settings."""
+        if config_id not in self._windows:
+            try:
+                self._windows[config_id] = self._settings.campaigns[config_id].window()
+            except InvalidWindow as error:
+                self._windows[config_id] = error
+        return self._windows[config_id]
+
+
+@dataclass(frozen=True)
+class ShardContext:
+    """What the messages of one shard share."""
+
+    inbox_id: str
+    settings: BatchSettings
+    policy: DeliveryPolicy
+    leads: Mapping[str, Lead]
+    store: DeliveryStore
+    channel: MessageChannel
+    channel_kind: str  # whatsapp, email
+    clock: Clock
+    time: ShardTime
+    hours: SendingHours
+    chance: Callable[[], float]
+    stop: StopSignal
+    leases: LeaseKeeper
+    admission: Admission
+    numbers: NumberDirectory
+    writer: TextWriter
+    log: CampaignLog
+    report: ShardReport
+
+    @property
+    def checks_numbers(self) -> bool:
+        """Whether a number is checked before the first part goes to it."""
+        return self.policy.number_check_days > 0 and self.channel_kind == "whatsapp"
+
+    def lead_of(self, message: LeasedMessage) -> Lead | None:
+        """The lead that a message is for; None where it was deleted."""
+        return self.leads.get(message.lead_id) if message.lead_id else None
+
+
+@dataclass
+class Part:
+    """A part as it goes through its life."""
+
+    no: int
+    text: str
+    status: PartStatus = PartStatus.PLANNED
+    attempts: int = 0
+    attempted_at: float = 0.0  # seconds since the epoch, by the database's clock
+    address: str | None = None  # where the last attempt went
+    inbox_id: str | None = None  # through which it was made
+    interrupted: bool = False  # the last attempt was cut short by our own process, not by its provider
+    resend_approved: bool = False  # by a person, though nobody knows whether the last attempt went out
+
+    @classmethod
+    def from_record(cls, record: PartRecord) -> Self:
+        """A part as the ledger has it. An attempt without an outcome may have gone out."""
+        in_doubt = record.status in {PartStatus.ATTEMPTING, PartStatus.UNKNOWN}
+        return cls(
+            record.part_no,
+            record.text,
+            PartStatus.UNKNOWN if in_doubt else record.status,
+            record.attempts,
+            record.attempted_at or 0.0,
+            record.address,
+            record.inbox_id,
+            record.error_code in OWN_INTERRUPTIONS,
+            record.resend_approved,
+        )
+
+
+class MessageDelivery:
+    """One message at work. `deliver` is its life; `release` gives it back when its shard ends before it does."""
+
+    def __init__(self, message: LeasedMessage, shared: ShardContext, free_slot: Callable[[], None]) -> None:
+        self.message = message
+        self.id = message.id
+        self.lead = shared.lead_of(message)
+        self.parts = [Part.from_record(record) for record in message.parts]
+        self._shared = shared
+        self._free_slot = free_slot
+        self._holds_slot = True
+        self._address = ""
+        self._other_numbers: deque[str] = deque()  # to be tried where the address has no account
+        self._subject: str | None = message.subject
+        self._template: Template | None = message.template  # that it goes out as
+        self._text: dict[str, Any] = {}  # of BeginPart: to be committed with the first attempt, or with the end
+        # What the ledger would have to be told of the attempt under way if nothing more came of it.
+        self._attempt: Settlement | None = None
+        self._conversation_id: str | None = None
+        self._send_deadline = math.inf  # on the shard's clock: a later request must not be made, its turn is over
+        self._commit: asyncio.Task[Any] | None = None  # must not be torn by a cancellation
+        self._ended = False
+
+    # Its life -------------------------------------------------------------------------------------------------------
+
+    async def deliver(self) -> None:
+        """Work the message to its end here. Raises StoreUnavailable; a bug ends this message alone."""
+        try:
+            await self._finish(await self._result())
+        except StoreUnavailable:
+            raise
+        except Exception as error:  # noqa: BLE001 (whatever one message does, its neighbours go on)
+            await self._finish_after_bug(error)
+
+    async def _result(self) -> Result:
+        """The life of a message: its stages in their order. A stage that ends it raises Ended."""
+        try:
+            for part in self._parts_in_doubt():
+                await self._resolve_unknown_outcome(part, WORKER_DIED)
+            self._check_preconditions()
+            self._address = await self._find_address()
+            if not self.parts:
+                await self._write_text()
+            for part in self._unsent_parts():
+                await self._wait_between_parts(part)
+                await self._send(part)
+            return ALREADY_SENT  # the last part that is sent ends the message: nothing was left to send
+        except Ended as end:
+            return end.result
+
+    async def release(self, reason: str) -> None:
+        """Give the message back, unless it has ended: its shard ends."""
+        if self._commit is not None:
+            await asyncio.wait([self._commit])  # a commit under way is finished though its task was cancelled
+        if not self._ended:
+            held = self._shared.leases.has(self.id)
+            await self._finish(self._given_back(Released("given_back", reason)) if held else LEASE_LOST)
+
+    def release_slot(self) -> None:
+        """No more requests for this message: free its slot, then commit."""
+        if self._holds_slot:
+            self._holds_slot = False
+            self._free_slot()
+
+    # Stages ---------------------------------------------------------------------------------------------------------
+
+    def _parts_in_doubt(self) -> list[Part]:
+        return [part for part in self.parts if part.status is PartStatus.UNKNOWN]
+
+    def _unsent_parts(self) -> list[Part]:
+        return [part for part in self.parts if part.status is not PartStatus.SENT]
+
+    @property
+    def _begun(self) -> bool:
+        """Whether a part was sent already: then the message is finished, whatever is paused meanwhile."""
+        return any(part.status is PartStatus.SENT for part in self.parts)
+
+    @property
+    def needs_model(self) -> bool:
+        """Whether its text is still to be written."""
+        return self.message.text is None and not self.parts and not self._text
+
+    def _check_preconditions(self) -> None:
+        """Skip or give back a message that cannot be sent, before anything is spent on it. Raises Ended."""
+        if not self._begun and (result := self._precondition_failure()):
+            raise Ended(result)
+
+    def _precondition_failure(self) -> Result | None:
+        message, shared = self.message, self._shared
+        if self.lead is None:
+            return Skip("lead_deleted", "The lead was deleted before this message was sent.")
+        if message.config_id not in shared.settings.campaigns or message.inbox_id != shared.inbox_id:
+            reason = "The campaign or its inbox was exchanged after this batch was read; the next batch reads it anew."
+            return GiveBack("settings_changed", reason)
+        window = shared.hours.of(message.config_id)
+        if isinstance(window, InvalidWindow):
+            return GiveBack("invalid_window", str(window))
+        if not window.is_open(shared.time.now()):
+            return GiveBack("window_closed", "The campaign's sending window closed before its turn came.")
+        if failure := shared.admission.open_circuit_for(message, needs_model=self.needs_model):
+            return GiveBack(failure.code, failure.reason, ErrorClass.SYSTEMIC)
+        return None
+
+    async def _find_address(self) -> str:
+        """Where to: as a part before, else the message's own number, else the lead's; by e-mail, the lead's address."""
+        for part in self.parts:
+            if part.address and part.status is PartStatus.SENT:
+                return part.address
+        try:
+            if self._shared.channel_kind == "email":
+                return normalize_email(self.lead.email if self.lead else None)
+            number = own_number(self.message, self.lead)
+        except InvalidAddress as error:
+            raise await self._failed(Permanent(error.code, str(error))) from error
+        return await self._first_possible(number) if self._shared.checks_numbers else number
+
+    async def _write_text(self) -> None:
+        """Fix the message's text and parts. Both are kept with its first attempt, or when it ends before that."""
+        writer, message = self._shared.writer, self.message
+        try:
+            draft = await writer.write(message, self.lead, self, free_text=self._in_service_window())
+            self._text = draft.columns()
+            # A template goes out as it was approved: in one piece.
+            texts = (draft.text,) if draft.template else await writer.split(message, draft.text, self)
+        except NotWritten as problem:
+            self._note_cost()  # of a text that may not be sent, too: a limit must know of it
+            raise await self._failed(problem.failure, problem.model) from problem
+        self._subject, self._template = draft.subject, draft.template
+        self._text |= {"text": draft.text, "parts": texts, "subject": draft.subject, "template": draft.template}
+        self._note_cost()
+        self.parts = [Part(number, text) for number, text in enumerate(texts, start=1)]
+
+    def _note_cost(self) -> None:
+        if (cost := self._shared.writer.pop_cost(self.message)) is not None:
+            self._text |= {"ai_cost_usd": cost}
+
+    def _in_service_window(self) -> bool:
+        """Whether the lead wrote to this inbox so lately that free text may go to it."""
+        hours, last = self._shared.channel.traits.free_text_hours, self.message.last_inbound_at
+        return hours is None or (last is not None and self._shared.time.now().timestamp() - last < 3600 * hours)
+
+    async def _wait_between_parts(self, part: Part) -> None:
+        if part.no > 1 and self._shared.channel.traits.part_gap_seconds:
+            await self._shared.stop.sleep(self._shared.channel.traits.part_gap_seconds)
+
+    async def _send(self, part: Part) -> None:
+        """Send one part: intent committed, request, outcome committed. Comes back once the part was sent."""
+        for tries_left in reversed(range(self._shared.policy.max_inline_waits)):
+            await self._begin_attempt(part)
+            outcome = await self._request(part)
+            match outcome:
+                case Accepted():
+                    await self._accepted(part)
+                case Unknown():
+                    self._shared.report.unknown_outcomes += 1
+                    await self._resolve_unknown_outcome(part, outcome)
+                case Throttled(scope=scope) if scope is not Scope.MESSAGE:
+                    await self._wait_for_slower_pace(part, outcome, tries_left)
+                case Permanent(code=code) if self._is_first_contact and code == NOT_ON_WHATSAPP:
+                    await self._try_next_number(part, outcome.reason)
+                case _:
+                    raise await self._failed(outcome)
+            if part.status is PartStatus.SENT:
+                return
+        reason = "Too many tries in one turn; it goes on with the next batch."
+        raise Ended(GiveBack(NOT_ON_WHATSAPP, reason, delay_seconds=NEXT_BATCH_SECONDS))
+
+    # One attempt ----------------------------------------------------------------------------------------------------
+
+    async def _begin_attempt(self, part: Part) -> None:
+        """Commit the intent; comes back only while the turn that was taken with it is good."""
+        for tries_left in reversed(range(self._shared.policy.max_inline_waits)):
+            await self._begin_reachable(part)
+            if self._shared.clock.monotonic() <= self._send_deadline:
+                return
+            # Sent now, it might come too close to the next one: whoever takes that turn counts from ours.
+            reason = "The database took so long to answer that its turn was over; nothing was requested."
+            await self._record(part, PartStatus.PLANNED, "late", reason)
+            if not tries_left:
+                text = f"{reason} It goes on with the next batch."
+                raise Ended(GiveBack("late", text, delay_seconds=NEXT_BATCH_SECONDS))
+
+    async def _begin_reachable(self, part: Part) -> None:
+        """Commit the intent, and verify that the number has an account; the next number is tried where it has none.
+
+        The provider is asked after the intent: only then has the message its turn, and numbers are asked for no faster
+        than messages leave. Nothing of the message has left then, whatever the answer.
+        """
+        while True:
+            await self._commit_intent(part)
+            if not self._is_first_contact:
+                return
+            missing = await self._shared.numbers.why_missing(self.message, self._address)
+            if missing is None:
+                if not self._shared.leases.holds(self.id):
+                    reason = "Its lease ended while its number was asked for, so nothing was requested."
+                    raise Ended(GiveBack("overslept", reason))
+                return
+            await self._try_next_number(part, missing)
+
+    async def _commit_intent(self, part: Part) -> None:
+        """Commit text and intent; comes back only if the request may leave."""
+        part.attempts += 1
+        part.address, part.inbox_id = self._address, self._shared.inbox_id
+        begin = BeginPart(
+            self.id,
+            part.no,
+            part.attempts,
+            address=self._address,
+            channel=self._shared.channel_kind,
+            local_day=self._local_day(),
+            contact_name=self.lead.context.client_name if self.lead else None,
+        )
+
+        async def commit() -> Verdict:
+            asked_at = self._shared.clock.monotonic()
+            begun = await self._shared.store.begin_part(replace(begin, **self._text))
+            if begun.verdict in {Verdict.GO, Verdict.PACED}:
+                self._text = {}  # it is kept: whoever waits for a turn asks without it
+            if begun.verdict == Verdict.GO:
+                planned = PartStatus.PLANNED.value
+                self._attempt = Settlement(self.id, part.no, part.attempts, outcome=planned, unrequested=True)
+                self._conversation_id = begun.conversation_id
+                self._send_deadline = math.inf if begun.grace_seconds is None else asked_at + begun.grace_seconds
+            return begun.verdict
+
+        try:
+            await self._admit(lambda: self._durably(commit()))
+        finally:
+            self._shared.admission.release_turn(self.id)
+        part.status = PartStatus.ATTEMPTING
+        # Whatever was known of an earlier attempt does not hold for this one.
+        part.interrupted = part.resend_approved = False
+        part.attempted_at = self._shared.time.now().timestamp()
+
+    async def _request(self, part: Part) -> Outcome:
+        """Make the request, and note for the ledger what came of it."""
+        shared = self._shared
+        envelope = Envelope(
+            self.id,
+            part.no,
+            part.text,
+            self._address,
+            delay_ms=shared.settings.splitter.delay_ms if part.no > 1 else 0,
+            conversation_id=self._conversation_id,
+            subject=self._subject,
+            contact_name=self.lead.context.client_name if self.lead else None,
+            attempted_at=part.attempted_at,
+            attempt_no=part.attempts,
+            template=self._template,
+        )
+        started = shared.clock.monotonic()
+        self._attempt = Settlement(self.id, part.no, part.attempts, outcome=PartStatus.UNKNOWN.value)
+        outcome = await shared.channel.send(envelope)
+        milliseconds = round(1000 * (shared.clock.monotonic() - started))
+        self._attempt = _as_recorded(self._attempt, outcome, milliseconds)
+        if isinstance(outcome, Transient | Unknown) and outcome.answer:
+            shared.report.unrecognised_answers[outcome.reason] += 1
+        return outcome
+
+    async def _accepted(self, part: Part) -> None:
+        """A part was accepted: record it, with the end of the message if no other part is left."""
+        if all(other.status is PartStatus.SENT for other in self.parts if other is not part):
+            raise Ended(ALL_PARTS_SENT)
+        await self._record(part, PartStatus.SENT)
+        # Whether the lease is lost is asked before the next part.
+
+    async def _wait_for_slower_pace(self, part: Part, failure: Throttled, tries_left: int) -> None:
+        """Slow the scope down; comes back to try again where the wait is short. Raises Ended."""
+        seconds = await self._shared.admission.open_circuit(self.message, failure)
+        if not tries_left or seconds > self._shared.policy.max_inline_wait_seconds:
+            raise await self._failed(failure)
+        await self._record(part, PartStatus.PLANNED, failure.code, failure.reason)
+
+    async def _resolve_unknown_outcome(self, part: Part, unknown: Unknown) -> None:
+        """Find out about a part that may have gone out (I5).
+
+        Comes back if it was sent, or if it surely was not and may be tried again at once: `part.status` tells which.
+        """
+        shared, look_up = self._shared, self._shared.channel.traits.look_up
+        if part.status is PartStatus.ATTEMPTING:
+            # Recorded before asking: if this process dies meanwhile, the next one knows that there is something to ask.
+            await self._record(part, PartStatus.UNKNOWN, unknown.code, unknown.reason)
+        looks_up = look_up is not LookUp.NONE
+        answer = await self._look_up(part) if looks_up else None
+        self._attempt = Settlement(
+            self.id, part.no, part.attempts, outcome=PartStatus.UNKNOWN.value, looked_up=looks_up
+        )
+        age = shared.time.now().timestamp() - part.attempted_at
+        decision = shared.policy.retry.decide_unknown(look_up, answer, age, approved=part.resend_approved)
+        match decision:
+            case Found() as found:
+                shared.report.recovered_sends += 1
+                shared.log(self.message, "look_up", "warning", "It had gone out: found at the provider.", part=part.no)
+                sent = Accepted(found.provider_message_id, found.response, in_conversation=found.in_conversation)
+                self._attempt = _as_recorded(self._attempt, sent, None)
+                await self._accepted(part)
+            case Transient(code, reason) if part.interrupted or part.resend_approved:
+                # Not the message's fault, so none of its attempts is spent; and nothing to wait for.
+                await self._record(part, PartStatus.PLANNED, code, reason)
+            case Transient() as failure:
+                self._attempt = replace(self._attempt, outcome=PartStatus.PLANNED.value)
+                raise await self._failed(failure)
+            case Result() as result:
+                raise Ended(replace(result, reason=f"{unknown.reason} {result.reason}"))
+
+    async def _look_up(self, part: Part) -> LookUpAnswer:
+        inbox_id = self._shared.inbox_id
+        if part.inbox_id not in {None, inbox_id}:
+            # This inbox's search finds nothing of another's, and that would prove nothing.
+            return Absent(proven=False, reason="It was sent through another inbox than the campaign has now.")
+        attempt = Attempt(Envelope(self.id, part.no, part.text, part.address or self._address), part.attempted_at)
+        return await self._shared.channel.find_accepted(await self._shared.store.known_sends(inbox_id, attempt))
+
+    # Its number -----------------------------------------------------------------------------------------------------
+
+    @property
+    def _is_first_contact(self) -> bool:
+        """Whether the number is still to be chosen: nothing was sent to it, and numbers are checked."""
+        return self._shared.checks_numbers and not self._begun
+
+    async def _first_possible(self, number: str) -> str:
+        """The first of the lead's numbers that is not known to have no account; the rest is kept for later."""
+        possible = self._shared.numbers.possible(number, self.lead)
+        if not possible:
+            reason = "The provider said of every number of the lead, not long ago, that it has no account."
+            raise await self._failed(Permanent(NOT_ON_WHATSAPP, reason))
+        self._other_numbers = deque(possible[1:])
+        return possible[0]
+
+    async def _try_next_number(self, part: Part, reason: str) -> None:
+        """Remember that a number has no account; comes back if another is left to be tried."""
+        self._shared.numbers.note_missing(self.message, self._address, last=not self._other_numbers)
+        if not self._other_numbers:
+            raise await self._failed(Permanent(NOT_ON_WHATSAPP, reason))
+        await self._record(part, PartStatus.PLANNED, NOT_ON_WHATSAPP, reason)
+        text = "The number has no account; the lead's next one is tried."
+        self._shared.log(self.message, "send", "info", text, part=part.no)
+        self._address = self._other_numbers.popleft()
+
+    # Admission ------------------------------------------------------------------------------------------------------
+
+    async def acquire_model(self) -> None:
+        """See text_writer.ModelAccess. Raises Ended."""
+        await self._admit(lambda: self._shared.admission.ask_for_model(self.id))
+
+    async def try_acquire_model(self, model: str) -> bool:
+        """See text_writer.ModelAccess. Raises Ended where the lease is lost."""
+        if self._shared.stop.reason or not self._shared.admission.model_is_available(self.message, model):
+            return False
+        verdict = await self._shared.store.start_generating(self.id)
+        if verdict == Verdict.LOST:
+            raise Ended(LEASE_LOST)
+        return verdict == Verdict.GO and self._shared.leases.holds(self.id)  # else the part's intent finds out why
+
+    async def _admit(self, ask: Ask) -> None:
+        """Come back when the message may make its request. Raises Ended."""
+        match await self._shared.admission.acquire(self, ask):
+            case Deferred(result):
+                raise Ended(result)
+            case Refused(verdict):
+                raise Ended(self._refusal(verdict))
+            case Admitted():
+                if not self._shared.leases.holds(self.id):
+                    # The database said GO; a process that was asleep since then may not act on it.
+                    reason = "This process was asleep for longer than its lease, so nothing was requested."
+                    raise Ended(GiveBack("overslept", reason))
+
+    def _refusal(self, verdict: Verdict) -> Result:
+        match verdict:
+            case Verdict.LOST:
+                return LEASE_LOST
+            case Verdict.CONTACTED_TODAY:
+                reason = "The lead gets one message a day and has today's; this one waits for the next day."
+                return GiveBack(verdict, reason, delay_seconds=self._seconds_of_day_left())
+            case Verdict.SUPPRESSED if self._begun:
+                # Something was sent, so `skipped` would be wrong; the rest never goes.
+                reason = "The lead or its address was suppressed after a part had gone out; the rest is not sent."
+                return Fail(verdict, reason, ErrorClass.PERMANENT)
+            case Verdict.SUPPRESSED:
+                reason = "The lead or its address is suppressed (campaign_suppressions), so nothing was sent."
+                return Skip(verdict, reason)
+            case _:
+                return GiveBack(verdict, f"The run is {verdict.removeprefix('run_')}.")
+
+    def stop_if_not_started(self) -> Result | None:
+        """See admission.Applicant."""
+        if self._begun:
+            return None
+        if self._shared.stop.reason:
+            return GiveBack("given_back", self._shared.stop.reason)
+        return self._precondition_failure()
+
+    def stop_if_waiting(self) -> Result | None:
+        """See admission.Applicant."""
+        if self._shared.stop.reason:
+            return GiveBack("given_back", self._shared.stop.reason)
+        return None if self._shared.leases.has(self.id) else LEASE_LOST
+
+    def _local_day(self) -> str | None:
+        """Today in the campaign's zone, where its leads get one message a day."""
+        window = self._shared.hours.of(self.message.config_id)
+        if self.message.workspace_id not in self._shared.settings.one_a_day or isinstance(window, InvalidWindow):
+            return None
+        return self._shared.time.now().astimezone(window.zone).date().isoformat()
+
+    def _seconds_of_day_left(self) -> float:
+        """Until the next day begins in the campaign's zone."""
+        window = self._shared.hours.of(self.message.config_id)
+        assert not isinstance(window, InvalidWindow)  # it had no local day, then
+        now = self._shared.time.now()
+        tomorrow = now.astimezone(window.zone).date() + timedelta(days=1)
+        return (datetime.combine(tomorrow, datetime.min.time(), window.zone) - now).total_seconds() + 1.0
+
+    # Its end --------------------------------------------------------------------------------------------------------
+
+    async def _failed(self, failure: Failure, model: str | None = None) -> Ended:
+        """The end that the retry policy gives a failure. A systemic one opens the circuit for everybody."""
+        shared = self._shared
+        if isinstance(failure, Systemic):
+            await shared.admission.open_circuit(self.message, failure, model)
+        retry, campaign = shared.policy.retry, shared.settings.campaigns.get(self.message.config_id)
+        if campaign is not None and campaign.retry_delays_minutes:
+            retry = replace(retry, delays_seconds=tuple(60 * minutes for minutes in campaign.retry_delays_minutes))
+        return Ended(retry.decide(failure, self.message.retry_count, shared.chance))
+
+    async def _finish(self, result: Result) -> None:
+        """Commit what becomes of the message, count it and log it; nothing else does."""
+        self.release_slot()
+        if not isinstance(result, Lost):
+            await self._keep_text()
+        await self._durably(self._commit_result(result))
+
+    async def _commit_result(self, result: Result) -> None:
+        if not isinstance(result, Lost):
+            step = "prepare" if self._attempt is None else "send"
+            result = _confirmed(result, await self._settle(self._settlement(result)))
+        if isinstance(result, Lost):
+            step = "lease"
+        self._ended, self._attempt = True, None
+        self._shared.leases.drop(self.id)
+        count_result(self._shared.report, result, self.id)
+        if result.level is not None:
+            details: dict[str, object] = {"parts": len(self.parts)}
+            if not isinstance(result, Sent):
+                details = {} if result.status is None else {"status": result.status, "code": result.code}
+            self._shared.log(self.message, step, result.level, result.reason, **details)
+
+    def _settlement(self, result: Result) -> Settlement:
+        """The result, committed together with what is known of the attempt under way."""
+        attempt = self._attempt or Settlement(self.id)
+        if isinstance(result, Sent):
+            return attempt  # the message is sent by its last part
+        if isinstance(result, Fail) and result.error_class is ErrorClass.PERMANENT and attempt.part_no is not None:
+            attempt = replace(attempt, outcome=PartStatus.FAILED.value)
+        return replace(
+            attempt,
+            status=None if result.status is None else result.status.value,
+            error_class=result.error_class,
+            code=result.code,
+            reason=result.reason,
+            delay_seconds=result.delay_seconds,
+            count_attempt=result.count_attempt,
+        )
+
+    def _given_back(self, result: Result) -> Result:
+        """As it is given back where its request may have gone out: looked up when a late record must be there."""
+        if self._attempt is None or self._attempt.outcome != PartStatus.UNKNOWN:
+            return result
+        delay = self._shared.policy.retry.look_up_patience_seconds
+        return replace(result, error_class=ErrorClass.UNKNOWN, delay_seconds=delay)
+
+    async def _finish_after_bug(self, error: Exception) -> None:
+        """Our own mistake. Tried again like a transient failure, unless a request may be out: then it is unknown."""
+        reason = f"{type(error).__name__} while it was worked; this is a bug of the pipeline."
+        try:
+            await self._finish(await self._result_of_bug(reason))
+        except StoreUnavailable:
+            raise
+        except Exception:  # noqa: BLE001 (not even that could be written down: the lease expires, the ledger is safe)
+            self._ended = True
+            self._shared.leases.drop(self.id)
+            count_result(self._shared.report, Lost("internal_error", reason), self.id)
+
+    async def _result_of_bug(self, reason: str) -> Result:
+        attempt, retry = self._attempt, self._shared.policy.retry
+        if attempt is not None:
+            # Without what the provider answered, which may be what could not be stored.
+            left = attempt.outcome in {PartStatus.UNKNOWN, PartStatus.SENT}
+            outcome = PartStatus.UNKNOWN if left else PartStatus.PLANNED
+            self._attempt = Settlement(
+                self.id, attempt.part_no, attempt.attempt_no, outcome.value, unrequested=attempt.unrequested
+            )
+            if left:
+                return self._given_back(GiveBack("internal_error", reason))
+        elif doubtful := self._parts_in_doubt():
+            age = self._shared.time.now().timestamp() - doubtful[0].attempted_at
+            decision = retry.decide_unknown(self._shared.channel.traits.look_up, LookUpFailed(reason), age)
+            if isinstance(decision, Result):
+                return decision
+        return (await self._failed(Transient("internal_error", reason))).result
+
+    async def _keep_text(self) -> None:
+        """Keep a text that was paid for, though its first part may not leave now (I3)."""
+        if not self._text:
+            return
+        begin = BeginPart(self.id, 1, 1, self._address, self._shared.channel_kind, **self._text)
+        self._text = {}
+        try:
+            await self._durably(self._store_text(begin))
+        except StoreUnavailable:
+            raise
+        except Exception as error:  # noqa: BLE001 (a text that cannot be stored must not keep the message from ending)
+            reason = f"The text could not be kept ({type(error).__name__}); it will be written anew."
+            self._shared.log(self.message, "prepare", "warning", reason)
+
+    async def _store_text(self, begin: BeginPart) -> None:
+        await self._shared.store.keep_text(begin)
+
+    # Commits --------------------------------------------------------------------------------------------------------
+
+    async def _record(self, part: Part, status: PartStatus, code: str | None = None, reason: str | None = None) -> None:
+        """Commit what became of the attempt under way; the message goes on."""
+        assert self._attempt is not None
+        attempt = replace(self._attempt, outcome=status.value, code=code, reason=reason)
+        await self._durably(self._settle(attempt))
+        part.status = status
+
+    async def _settle(self, settlement: Settlement) -> Settled:
+        settled = await self._shared.store.settle(settlement)
+        if settlement.outcome is not None:
+            self._attempt = None
+        if settlement.outcome == PartStatus.SENT:
+            self._shared.report.parts_sent += 1
+            if settlement.duration_ms is not None:
+                self._shared.report.send_ms.append(settlement.duration_ms)
+        return settled
+
+    async def _durably(self, commit: Coroutine[Any, Any, T]) -> T:
+        """Await a commit that goes on though this message's task be cancelled meanwhile."""
+        self._commit = task = asyncio.ensure_future(commit)
+        try:
+            return await asyncio.shield(task)
+        finally:
+            if task.done():
+                self._commit = None
+
+
+def _as_recorded(attempt: Settlement, outcome: Outcome, milliseconds: int | None) -> Settlement:
+    """What the ledger is told of an answered attempt."""
+    if isinstance(outcome, Accepted):
+        # The address of the ledger stays the one that was asked for: it is what the part is searched by, and what tells
+        # which ids belong to other parts. The provider's own name for it goes with its answer.
+        address = {"address": outcome.address} if outcome.address else {}
+        return replace(
+            attempt,
+            outcome=PartStatus.SENT.value,
+            provider_message_id=outcome.provider_message_id,
+            response={**outcome.response, **address},
+            in_conversation=outcome.in_conversation,
+            duration_ms=milliseconds,
+        )
+    status = PartStatus.UNKNOWN if isinstance(outcome, Unknown) else PartStatus.PLANNED
+    response = outcome.answer or None if isinstance(outcome, Transient | Unknown) else None
+    return replace(attempt, outcome=status.value, response=response, duration_ms=milliseconds)
+
+
+def _confirmed(result: Result, settled: Settled) -> Result:
+    """The result, if the store could commit it; else what became of the lease."""
+    done = settled.final in {MessageStatus.SENT, MessageStatus.REPLIED} if isinstance(result, Sent) else settled.moved
+    if done:
+        return result
+    return MESSAGE_GONE if settled.final is None else LEASE_LOST

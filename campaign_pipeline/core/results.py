@@ -1,0 +1,197 @@
+"""What becomes of a message when its worker is done with it, and the retry policy that decides it after a failure.
+
+A result is a value. `MessageDelivery.finish` commits, counts and logs it; nothing else does.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from campaign_pipeline.core.model import ErrorClass, MessageStatus, ShardReport
+from campaign_pipeline.core.ports import (
+    Absent,
+    Failure,
+    Found,
+    LookUp,
+    LookUpAnswer,
+    LookUpFailed,
+    Permanent,
+    Systemic,
+    Throttled,
+    Transient,
+    Unknown,
+)
+
+THROTTLE_SECONDS = 5.0
+"""How long to slow down when the provider does not say: longer than the bursts that make providers answer "too fast",
+short enough to be waited out in place."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a message becomes, and why."""
+
+    code: str  # stable, machine readable
+    reason: str  # one sentence for the operator
+    error_class: ErrorClass | None = None
+    delay_seconds: float | None = None  # until it is due again; None: due as before
+    status: ClassVar[MessageStatus | None] = None
+    level: ClassVar[str | None] = "info"  # of the line in the campaign's log; None: no line
+
+    @property
+    def count_attempt(self) -> bool:
+        """Whether it takes one of the message's attempts."""
+        return False
+
+
+class Sent(Result):
+    """Every part was accepted."""
+
+    status = MessageStatus.SENT
+    level = "success"
+
+
+class Retry(Result):
+    """Back to the queue after a failure of the message itself: one of its attempts is spent."""
+
+    status = MessageStatus.PENDING
+
+    @property
+    def count_attempt(self) -> bool:
+        """Always."""
+        return True
+
+
+class GiveBack(Result):
+    """Back to the queue as it was: what is in the way is not the message's fault."""
+
+    status = MessageStatus.PENDING
+
+
+class Released(GiveBack):
+    """Back to the queue because the shard ended before the message did."""
+
+    level = None  # the run says that it was stopped; a line for each of ten thousand messages would say no more
+
+
+class Fail(Result):
+    """Not sent; only a back-fill or a person tries again."""
+
+    status = MessageStatus.FAILED
+    level = "error"
+
+    @property
+    def count_attempt(self) -> bool:
+        """Where the last attempt was spent."""
+        return self.error_class is ErrorClass.EXHAUSTED
+
+
+class Skip(Result):
+    """Not sent, and not to be sent."""
+
+    status = MessageStatus.SKIPPED
+    level = "warning"
+
+
+class Lost(Result):
+    """Another worker holds the lease, or may take it at any moment: nothing more is changed here."""
+
+    level = "warning"
+
+
+class Ended(Exception):
+    """Raised by a stage of a message's life that ends it."""
+
+    def __init__(self, result: Result) -> None:
+        super().__init__(result.reason)
+        self.result = result
+
+
+ALL_PARTS_SENT = Sent("sent", "Sent.")
+ALREADY_SENT = Skip("already_sent", "All parts of this message were sent before; it was put back in the queue by hand.")
+LEASE_LOST = Lost("lease_lost", "The lease was lost before this message was finished; its new holder goes on with it.")
+MESSAGE_GONE = Lost("message_gone", "The message was deleted while it was worked; what was sent of it is recorded.")
+
+
+def count_result(report: ShardReport, result: Result, message_id: str) -> None:
+    """Count one message in the report of its shard."""
+    match result:
+        case Sent():
+            report.sent += 1
+            return
+        case Fail():
+            report.failed += 1
+            what = "failed"
+        case Skip():
+            report.skipped += 1
+            what = "skipped"
+        case Lost():
+            what = "left"
+        case _:
+            report.returned += 1
+            what = "returned"
+    report.count(what, result.code, message_id, result.reason, result.error_class)
+
+
+@dataclass(frozen=True)
+class RetryPolicy:
+    """How often and when a message is tried again."""
+
+    delays_seconds: tuple[float, ...] = (300.0, 900.0, 1800.0)  # before the 2nd, 3rd, … attempt; the last repeats
+    max_attempts: int = 3
+    jitter: float = 0.2  # a delay is stretched by up to this share, so that failures of one moment do not return as one
+    look_up_patience_seconds: float = 90.0  # how long a provider may take to show a message that it accepted
+    give_up_look_up_seconds: float = 24 * 3600.0
+    wait_for_proof_seconds: float = 2 * 3600.0  # how long a look-up may stay without the means to prove an absence
+
+    def decide(self, failure: Failure, attempts_before: int, chance: Callable[[], float]) -> Result:
+        """Decide for a failure that is not about an unknown outcome. `chance` gives numbers in [0, 1)."""
+        match failure:
+            case Permanent(code, reason):
+                return Fail(code, reason, ErrorClass.PERMANENT)
+            case Transient(code, reason, retry_after, most):
+                attempts = attempts_before + 1
+                if attempts >= min(self.max_attempts, most or self.max_attempts):
+                    return Fail(code, f"{reason} Given up after {attempts} attempts.", ErrorClass.EXHAUSTED)
+                delay = self.delays_seconds[min(attempts_before, len(self.delays_seconds) - 1)]
+                delay = max(delay, retry_after or 0.0) * (1 + self.jitter * chance())
+                return Retry(code, reason, ErrorClass.TRANSIENT, delay)
+            case Throttled(code, reason, _, retry_after):
+                delay = (THROTTLE_SECONDS if retry_after is None else retry_after) * (1 + self.jitter * chance())
+                return GiveBack(code, reason, ErrorClass.THROTTLED, delay)
+            case Systemic(code, reason):
+                return GiveBack(code, reason, ErrorClass.SYSTEMIC)
+            case Unknown(code, reason):
+                return Fail(code, reason, ErrorClass.UNKNOWN)
+
+    def decide_unknown(
+        self, look_up: LookUp, answer: LookUpAnswer | None, age_seconds: float, *, approved: bool = False
+    ) -> Found | Transient | GiveBack | Fail:
+        """Decide for a part that may have gone out, given what the provider says of it (I5).
+
+        Found: it was sent. Transient: it surely was not, and may be tried again. GiveBack: it is looked up again later.
+        Fail: nobody can tell. `age_seconds` is the age of the attempt; `approved`: a person said that it may be sent
+        again, though nobody knows.
+        """
+        match answer:
+            case Found():
+                return answer
+            case Absent() | None if approved:
+                return Transient("resend_approved", "A person said that it is to be sent again.")
+            case LookUpFailed(reason) if age_seconds < self.give_up_look_up_seconds:
+                return GiveBack("look_up_failed", reason, ErrorClass.UNKNOWN, max(30.0, min(900.0, age_seconds)))
+            case Absent() if age_seconds < self.look_up_patience_seconds:
+                return _look_up_pending(answer, max(1.0, self.look_up_patience_seconds - age_seconds))
+            case Absent(may_improve=True) if age_seconds < self.wait_for_proof_seconds:
+                return _look_up_pending(answer, 120.0)
+            case Absent(proven=True):
+                return Transient("not_accepted", f"The provider does not have it. {answer.reason}")
+            case _:
+                why = answer.reason if answer else f"This provider cannot be asked ({look_up.value})."
+                text = f"It is not known whether it went out. {why} It is sent again only when a person says so."
+                return Fail("unknown_outcome", text, ErrorClass.UNKNOWN)
+
+
+def _look_up_pending(answer: Absent, delay_seconds: float) -> GiveBack:
+    text = f"It is not known whether it went out; the provider is asked again. {answer.reason}"
+    return GiveBack("look_up_pending", text, ErrorClass.UNKNOWN, delay_seconds)

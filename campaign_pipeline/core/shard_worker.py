@@ -1,0 +1,215 @@
+"""Works one shard: at most so many messages at once, their leases, and an orderly end."""
+
+import asyncio
+import random
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from campaign_pipeline.core.admission import Admission, StopSignal
+from campaign_pipeline.core.campaign_log import CampaignLog
+from campaign_pipeline.core.lease_keeper import LeaseKeeper
+from campaign_pipeline.core.message_delivery import (
+    DeliveryPolicy,
+    MessageDelivery,
+    SendingHours,
+    ShardContext,
+    ShardTime,
+)
+from campaign_pipeline.core.model import BatchSettings, Lead, LeasedMessage, Shard, ShardReport
+from campaign_pipeline.core.phone_numbers import NumberDirectory
+from campaign_pipeline.core.ports import (
+    Clock,
+    DeliveryStore,
+    LanguageModel,
+    MessageChannel,
+    StoreUnavailable,
+    Systemic,
+    Throttled,
+)
+from campaign_pipeline.core.text_writer import TextWriter
+
+TERMINATED = "The run was terminated."
+
+
+@dataclass
+class ShardWorker:
+    """One shard at work.
+
+    A message takes one of `concurrency` slots and frees it when its last response arrives, before its result is
+    committed; the next message takes the slot at once.
+    """
+
+    shard: Shard
+    messages: Sequence[LeasedMessage]
+    started_at: datetime  # by the database's clock, when the messages were read
+    settings: BatchSettings
+    leads: Mapping[str, Lead]
+    store: DeliveryStore
+    model: LanguageModel
+    channel: MessageChannel
+    channel_kind: str  # whatsapp, email
+    clock: Clock
+    policy: DeliveryPolicy = field(default_factory=DeliveryPolicy)
+    chance: Callable[[], float] = random.random
+    leased_at: float | None = None  # by `clock`, before the messages were taken over; None: now
+    report: ShardReport = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.report = ShardReport(self.shard.key, self.shard.inbox_id, claimed=len(self.messages))
+        self.time = ShardTime(self.clock, self.started_at)
+        self._stop = StopSignal(self.clock)
+        self._shared = self._context()
+        self._waiting = deque(self.messages)
+        self._at_work: dict[str, MessageDelivery] = {}
+        self._free_slots = 0
+        self._most_at_work = 0
+        self._aborted = False
+
+    def _context(self) -> ShardContext:
+        log = CampaignLog(self.store.log)
+        admission = Admission(self.settings, self.policy, self.store, self.clock, self.chance, self._stop, log)
+        leased_at = self.clock.monotonic() if self.leased_at is None else self.leased_at
+        return ShardContext(
+            inbox_id=self.shard.inbox_id,
+            settings=self.settings,
+            policy=self.policy,
+            leads=self.leads,
+            store=self.store,
+            channel=self.channel,
+            channel_kind=self.channel_kind,
+            clock=self.clock,
+            time=self.time,
+            hours=SendingHours(self.settings),
+            chance=self.chance,
+            stop=self._stop,
+            leases=LeaseKeeper(self.messages, self.store, self.clock, self.policy.lease_seconds, leased_at, log),
+            admission=admission,
+            numbers=NumberDirectory(self.store, self.channel, log),
+            writer=TextWriter(
+                self.model,
+                self.settings,
+                self.channel.traits,
+                self.policy,
+                self.clock,
+                self.report,
+                admission,
+                log,
+            ),
+            log=log,
+            report=self.report,
+        )
+
+    async def run(self, concurrency: int) -> ShardReport:
+        """Work every message, at most `concurrency` at once; give back what is left, whatever ends it.
+
+        Raises StoreUnavailable when the database stays away: leases then expire by themselves.
+        """
+        heartbeat = asyncio.create_task(self._shared.leases.beat())
+        deliveries: asyncio.Task[None] | None = None
+        try:
+            await self._check_connection()
+            await self._load_numbers()
+            deliveries = asyncio.create_task(self._deliver_all(concurrency))
+            await asyncio.shield(deliveries)
+        except asyncio.CancelledError:
+            self.stop(TERMINATED)
+            if deliveries is not None:
+                await asyncio.wait([deliveries], timeout=self.policy.grace_seconds)
+            raise
+        except StoreUnavailable:
+            self._waiting.clear()
+            self._at_work.clear()  # nothing can be given back: the leases expire
+            raise
+        finally:
+            background = [task for task in (heartbeat, deliveries) if task is not None]
+            for task in background:
+                task.cancel()
+            await asyncio.gather(*background, self._shared.admission.cancel_prefetch(), return_exceptions=True)
+            await self._release_rest()
+            self.report.seconds = round(self.time.seconds(), 3)
+        return self.report
+
+    def stop(self, reason: str) -> None:
+        """Start nothing new: requests in flight end and are recorded, the rest goes back to the queue."""
+        self._stop.set(reason)
+        self.report.stopped_by = self._stop.reason
+
+    async def _check_connection(self) -> None:
+        """Ask once for the whole shard, before anything is generated for an inbox that cannot send."""
+        if not self.messages:
+            return
+        try:
+            refusal = await self.channel.check_connection()
+        except Exception as error:  # noqa: BLE001 (a question that could not be asked: sending will tell)
+            text = f"{type(error).__name__} while the inbox was asked for its state; this is a bug of the pipeline."
+            self._shared.log(self.messages[0], "prepare", "warning", text)
+            return
+        if isinstance(refusal, Systemic | Throttled):
+            await self._shared.admission.open_circuit(self.messages[0], refusal)
+
+    async def _load_numbers(self) -> None:
+        if self._shared.checks_numbers:
+            messages = [(message, self._shared.lead_of(message)) for message in self.messages]
+            days = (self.policy.number_check_days, self.policy.number_recheck_days)
+            await self._shared.numbers.load(messages, *days)
+
+    async def _deliver_all(self, concurrency: int) -> None:
+        """Deliver until no message waits. The first StoreUnavailable cancels the other deliveries."""
+        self._free_slots = concurrency
+        # What a provider accepted and nobody has recorded would have to be looked up if this process died, so no more
+        # messages than there are slots have their result still to be committed.
+        self._most_at_work = 2 * concurrency
+        try:
+            async with asyncio.TaskGroup() as self._group:
+                self._start_waiting()
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+
+    def _start_waiting(self) -> None:
+        """Start messages while there is a free slot."""
+        while self._waiting and self._free_slots and len(self._at_work) < self._most_at_work:
+            if self._stop.reason or self._aborted:
+                return
+            message = self._waiting.popleft()
+            self._at_work[message.id] = delivery = self._delivery_of(message)
+            self._free_slots -= 1
+            self._group.create_task(self._deliver(delivery))
+        self._shared.admission.announce(self._next_for_model())
+
+    def _delivery_of(self, message: LeasedMessage) -> MessageDelivery:
+        return MessageDelivery(message, self._shared, self._free_slot)
+
+    def _next_for_model(self) -> LeasedMessage | None:
+        """The message whose turn comes next, if it surely needs the model. A template may need none."""
+        message = self._waiting[0] if self._waiting else None
+        if message is None or message.text is not None or message.parts or self.channel.traits.free_text_hours:
+            return None
+        return message
+
+    async def _deliver(self, delivery: MessageDelivery) -> None:
+        try:
+            # Where the lease was lost while the message waited, there is nothing to deliver.
+            if self._shared.leases.has(delivery.id):
+                await delivery.deliver()
+            else:
+                await delivery.release("")
+        except BaseException:
+            self._aborted = True
+            raise
+        del self._at_work[delivery.id]
+        delivery.release_slot()
+        self._start_waiting()
+
+    def _free_slot(self) -> None:
+        self._free_slots += 1
+        self._start_waiting()
+
+    async def _release_rest(self) -> None:
+        """Give back what was not finished, in an orderly way."""
+        rest = [*self._at_work.values(), *map(self._delivery_of, self._waiting)]
+        self._waiting.clear()
+        reason = self._stop.reason or "The shard ended before this message was finished."
+        # Where even this fails the database is away, and the leases will expire.
+        await asyncio.gather(*(delivery.release(reason) for delivery in rest), return_exceptions=True)

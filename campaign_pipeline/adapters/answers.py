@@ -1,22 +1,29 @@
 """What the answers of message providers mean, as data: each adapter has one table, the first row that matches decides.
 
-A provider that words a failure anew needs a row in its adapter's table and a sample in the tests' `answers/`. An answer
-that no row knows is never guessed at: it gets the code UNRECOGNISED, its shape in a sentence, and its body, redacted,
-for the ledger.
+One question decides each row: could the message be on the lead's phone? A row says "surely not sent" only of an answer
+that is known to be given before sending. Everything that no row knows is `Unknown` and is never followed by a resend.
+
+A row is chosen by the HTTP status and by facts that the adapter reads from named fields (a provider's own code of the
+error, where it has one); then by words. A pattern of words has to match one whole statement of the answer, after
+everything that we sent has been taken out of it: line numbers, stack traces and quoted texts decide nothing.
+
+A provider that words a failure anew needs a row in its adapter's table and a sample in the tests' `answers/`.
 """
 
 import re
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from campaign_pipeline.adapters.http import Answer, NoAnswer
-from campaign_pipeline.adapters.redaction import redact_phones
 from campaign_pipeline.core.ports import (
     UNRECOGNISED,
+    Envelope,
     Failure,
+    Outcome,
     Permanent,
     Scope,
+    Sent,
     Systemic,
     Throttled,
     Transient,
@@ -24,68 +31,108 @@ from campaign_pipeline.core.ports import (
 )
 
 # How the servers that speak WhatsApp over its web protocol word what happened to them; whoever hands their texts on
-# reads the same words.
+# reads the same words. Each pattern is matched against one whole statement.
 SAYS_DISCONNECTED = (
-    r"connection closed|not (open|connected|logged in)|no (active )?session|disconnected|n[ãa]o (est[áa] )?conectad"
+    r"connection closed|(the )?(whatsapp|websocket|client|instance|socket|session)( \S{1,60})? (is )?"
+    r"(not (open|connected|logged in)|disconnected|closed)|not (open|connected|logged in)|disconnected"
+    r"|no (active )?session|(inst[âa]ncia|whatsapp) (est[áa] )?(desconectad[ao]|n[ãa]o (est[áa] )?conectad[ao])"
 )
-SAYS_TOO_FAST = r"rate.?overlimit|too many requests|\b429\b"
-SAYS_TIMED_OUT = (  # looked for first: a connection that ended on the way says nothing of what it carried
-    r"timed?[ -]?out|deadline exceeded|connection (was )?(lost|terminated)|stream errored|disconnected (before|while)"
+SAYS_TOO_FAST = r"(error )?429|rate.?overlimit|(429:? )?too many requests"
+SAYS_TIMED_OUT = (  # the request may have reached WhatsApp: what ended on the way says nothing of what it carried
+    r"(\S{1,40} )?timed?[ -]?out\b.{0,80}|timeouterror.{0,80}|(message|context) (timed out|deadline exceeded)"
+    r"|connection (was )?(lost|terminated).{0,80}|stream errored.{0,80}"
+    r"|websocket disconnected (before|while) .{0,80}"
 )
-SAYS_NOBODY = r"not (registered )?on whatsapp|n[ãa]o (est[áa] )?(no|registrad[oa] no) whatsapp|invalid (phone )?number"
+SAYS_NOBODY = (
+    r"(the )?number( \S{1,60})? (is )?not (registered )?on whatsapp|invalid (phone )?number"
+    r"|(o )?n[úu]mero( \S{1,60})? n[ãa]o (est[áa] )?(no|registrado no) whatsapp"
+)
+SAYS_NO_KEYS = (
+    # Signal keys of one recipient are missing or broken: the text could not be encrypted, so it did not leave.
+    r"(sessionerror: )?no (sessions|session record|open session|matching sessions found for message)"
+    r"|(sessionerror: )?no (signal )?session (established with|found for|with) \S{1,60}|session with \S{1,60} not found"
+    r"|(prekeyerror: )?invalid prekey id|untrustedidentitykeyerror.{0,120}"
+    r"|can'?t encrypt message for device: no signal session established with \S{1,60}"
+)
+NO_KEYS = "WhatsApp's encryption keys for this lead are missing or out of date; other leads are not concerned."
+
+DAY = 24 * 3600.0
+"""Seconds."""
+
+NOT_HERE = frozenset({301, 307, 308})
+"""HTTP statuses that say: not here, ask there. Nothing was done; of other redirects nobody knows."""
 
 MOST_READ = 2000
-"""Characters of a body that are searched for what it says: a page of megabytes must cost no more than a sentence."""
+"""Characters of a statement that are looked at: a text of megabytes must cost no more than a sentence."""
 
-_FIELD_NAME = re.compile(r"[A-Za-z][A-Za-z_]{0,31}")
-_MOST_FIELDS = 8
+_NAMES = frozenset(
+    {
+        *("status", "statusCode", "code", "error", "errors", "message", "messages", "reason", "response", "details"),
+        *("detail", "data", "success", "result", "type", "title", "description", "key", "id"),
+    }
+)
+"""Names of fields that may be quoted when an answer is described: any other might be a lead's name."""
+
+_ERROR_NAMES = re.compile(r"(?:(?:error|exception|badrequestexception)\s*:\s*)+", re.IGNORECASE)
+_SHORTEST_ECHO = 6
+"""Characters. A shorter text of ours is left in a statement: taking out "Olá" everywhere would garble what was said."""
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What an answer says, read from the fields that its provider names."""
+
+    statements: tuple[str, ...] = ()
+    facts: frozenset[str] = frozenset()  # what the adapter found in fields of the body, in words of its table
+
+
+NOTHING_HEARD = Heard()
 
 
 @dataclass(frozen=True)
 class Row:
-    """One kind of answer. What is not named matches everything; `{status}` in a code is the answer's own."""
+    """One kind of answer. What is not named matches everything; `{status}` in code and sentence is the answer's own."""
 
-    outcome: type[Permanent] | type[Transient] | type[Throttled] | type[Systemic] | type[Unknown]
+    outcome: type[Sent] | type[Permanent] | type[Transient] | type[Throttled] | type[Systemic] | type[Unknown]
     code: str  # stable, machine readable
     sentence: str  # for the operator
     status: Container[int] | None = None  # HTTP
-    says: str | None = None  # a pattern, searched in what it says; case does not matter
-    number: Container[int] | None = None  # the provider's own number of the error
+    fact: str | None = None  # see Heard
+    says: str | None = None  # a pattern that matches one whole statement; case does not matter
     scope: Scope = Scope.INBOX
     retry_after: float | None = None  # seconds, where the provider gives no hint of its own
     attempts: int | None = None  # see core.ports.Transient
-    quoted: bool = False  # whether the operator needs to read what it said
 
-    def matches(self, status: int, said: str, number: int | None) -> bool:
+    def matches(self, status: int, heard: Heard) -> bool:
         """Whether an answer is of this kind."""
         return (
             (self.status is None or status in self.status)
-            and (self.number is None or (number is not None and number in self.number))
-            and (self.says is None or re.search(self.says, said, re.IGNORECASE) is not None)
+            and (self.fact is None or self.fact in heard.facts)
+            and (self.says is None or any(self._is_said(statement) for statement in heard.statements))
         )
 
+    def _is_said(self, statement: str) -> bool:
+        assert self.says is not None
+        return re.fullmatch(self.says, statement, re.IGNORECASE) is not None
 
-def first_row(table: Sequence[Row], status: int, said: str, number: int | None = None) -> Row | None:
+
+def first_row(table: Sequence[Row], status: int, heard: Heard = NOTHING_HEARD) -> Row | None:
     """The first row that matches; None where no row knows such an answer."""
-    return next((row for row in table if row.matches(status, said, number)), None)
+    return next((row for row in table if row.matches(status, heard)), None)
 
 
-def failure(table: Sequence[Row], answer: Answer, said: str | None = None, number: int | None = None) -> Failure | None:
-    """What the first row that matches makes of an answer; None where no row knows it.
-
-    `said` is the part of the body that says what happened; None: all of it.
-    """
-    words = (answer.text if said is None else said)[:MOST_READ]
-    row = first_row(table, answer.status, words, number)
+def known(table: Sequence[Row], answer: Answer, heard: Heard = NOTHING_HEARD) -> Outcome | None:
+    """What the first row that matches makes of an answer; None where no row knows it."""
+    row = first_row(table, answer.status, heard)
     if row is None:
         return None
     code = row.code.format(status=answer.status)
     reason = row.sentence.format(status=answer.status)
-    if row.quoted and words.strip():
-        reason = f"{reason} It said: {redact_phones(words)}"
     after = row.retry_after if answer.retry_after is None else answer.retry_after
+    if row.outcome is Sent:
+        return Sent(None, {"warning": code})
     if row.outcome is Systemic:
-        return Systemic(code, reason, row.scope, answer.retry_after)
+        return Systemic(code, reason, row.scope, after, by_words=row.says is not None)
     if row.outcome is Throttled:
         return Throttled(code, reason, row.scope, after)
     if row.outcome is Transient:
@@ -93,16 +140,20 @@ def failure(table: Sequence[Row], answer: Answer, said: str | None = None, numbe
     return Permanent(code, reason) if row.outcome is Permanent else Unknown(code, reason)
 
 
-def unrecognised(provider: str, answer: Answer, *, surely_not_sent: bool = False) -> Transient | Unknown:
-    """An answer that no row knows: not sent for sure where its status says so, otherwise nobody knows.
+def failure(table: Sequence[Row], answer: Answer, heard: Heard = NOTHING_HEARD) -> Failure | None:
+    """As `known`, where the table has no row that means `sent`."""
+    outcome = known(table, answer, heard)
+    assert not isinstance(outcome, Sent)
+    return outcome
+
+
+def unrecognised(provider: str, answer: Answer) -> Unknown:
+    """An answer that no row knows. The request left and a server worked on it, so nobody knows what came of it.
 
     The sentence has the shape of the body, never its content, which goes to the ledger alone.
     """
     reason = f"{provider} answered {answer.status} with {shape(answer)}, which no row of its table knows."
-    kept = {"status": answer.status, "body": answer.evidence}
-    if surely_not_sent:
-        return Transient(UNRECOGNISED, reason, answer.retry_after, answer=kept)
-    return Unknown(UNRECOGNISED, reason, answer=kept)
+    return Unknown(UNRECOGNISED, reason, answer={"status": answer.status, "body": answer.evidence})
 
 
 def no_answer(answer: NoAnswer) -> Transient | Unknown | Systemic:
@@ -112,11 +163,32 @@ def no_answer(answer: NoAnswer) -> Transient | Unknown | Systemic:
     return Unknown("no_answer", answer.reason) if answer.left else Transient("unreachable", answer.reason)
 
 
+def statements(pieces: Iterable[Any], envelope: Envelope | None, prefix: str | None = None) -> tuple[str, ...]:
+    """The texts among some fields of an answer as statements to match: without what we sent, in one line.
+
+    `prefix` is a pattern of what the provider puts before the words of somebody else (`Evolution API error: `).
+    """
+    sent = [] if envelope is None else [envelope.text, envelope.address, envelope.subject, envelope.contact_name]
+    echoes = sorted({text for text in sent if text and len(text) >= _SHORTEST_ECHO}, key=len, reverse=True)
+    return tuple(_statement(piece, echoes, prefix) for piece in pieces if isinstance(piece, str) and piece.strip())
+
+
+def _statement(text: str, echoes: Sequence[str], prefix: str | None) -> str:
+    text = text[:MOST_READ]
+    for echo in echoes:
+        text = text.replace(echo, "…")
+    text = " ".join(text.split())
+    if prefix is not None:
+        text = re.sub(rf"(?i:{prefix})", "", text, count=1) if re.match(prefix, text, re.IGNORECASE) else text
+    named = _ERROR_NAMES.match(text)
+    return text[named.end() if named else 0 :].rstrip(" .!")
+
+
 def shape(answer: Answer) -> str:
-    """Name what a body is without quoting it: it may hold a text to a lead, or a number."""
+    """Name what a body is without quoting it: it may hold a text to a lead, or a name."""
     body, size = answer.body, len(answer.raw)
     if isinstance(body, dict):
-        fields = [name for name in body if _FIELD_NAME.fullmatch(name)][:_MOST_FIELDS]
+        fields = [name for name in body if name in _NAMES]
         rest = len(body) - len(fields)
         named = ", ".join([*fields, *([f"{rest} more"] if rest else [])])
         return f"a JSON object of {named}" if named else "an empty JSON object"
@@ -131,7 +203,7 @@ def shape(answer: Answer) -> str:
 
 
 def texts(body: Any, depth: int = 4) -> list[str]:
-    """Every text in a JSON body, in its order: where each release puts its error somewhere else."""
+    """Every text in a part of a JSON body, in its order: for fields in which each release puts its error elsewhere."""
     if isinstance(body, str):
         return [body]
     inner = body.values() if isinstance(body, dict) else body if isinstance(body, list) else ()

@@ -13,10 +13,9 @@ from typing import Any
 
 import httpx
 
-from campaign_pipeline.adapters.answers import MOST_READ, Row, failure, first_row, no_answer, unrecognised
+from campaign_pipeline.adapters.answers import DAY, NOT_HERE, Row, known, no_answer, unrecognised
 from campaign_pipeline.adapters.connection import endpoint, setting
 from campaign_pipeline.adapters.http import Answer, NoAnswer, at, get, post
-from campaign_pipeline.adapters.redaction import redact_phones
 from campaign_pipeline.core.ports import (
     UNRECOGNISED,
     Absent,
@@ -51,135 +50,235 @@ TRAITS = ChannelTraits(
 
 DEFAULT_URL, DEFAULT_VERSION = "https://graph.facebook.com", "v23.0"
 
-DAY = 24 * 3600.0
 PAIR_RATE = "pair_rate_limited"
 LONGEST_PAIR_WAIT = 3600.0  # seconds
 MARKETING_CAP_ATTEMPTS = 2  # the first, and one a day later
 
-_GRAPH = range(10**9)  # any error that Meta itself numbered
-_PERMISSIONS = {3, 10, *range(200, 300)}
+# Kinds of answers -----------------------------------------------------------------------------------------------------
 
-ANSWERS: tuple[Row, ...] = (
-    # Not for this recipient or this text, ever.
-    Row(
-        Permanent,
-        "undeliverable",
-        "WhatsApp cannot deliver to this number: no account, terms not accepted, or an old version of the app.",
-        number={131026},
+# Not for this recipient or this text, ever.
+_UNDELIVERABLE = Row(
+    Permanent,
+    "undeliverable",
+    "WhatsApp cannot deliver to this number: no account, terms not accepted, or an old version of the app.",
+)
+_SENDER_IS_RECIPIENT = Row(Permanent, "sender_is_recipient", "The lead's number is the number that sends.")
+_OPTED_OUT = Row(Permanent, "opted_out", "The lead opted out of marketing messages from this business.")
+_WINDOW_OVER = Row(
+    Permanent,
+    "window_over",
+    "More than 24 hours have passed since the lead last wrote, so only a template may go out.",
+)
+_IN_EXPERIMENT = Row(Permanent, "in_experiment", "The lead is in an experiment of Meta's and gets no marketing.")
+_COUNTRY = Row(Permanent, "country_restricted", "Meta does not let this account write to leads in this country.")
+_NOT_ALLOWED = Row(
+    Permanent,
+    "not_in_allowed_list",
+    "This is a test number of Meta's, and the lead is not on its list of allowed recipients.",
+)
+_EXPIRED = Row(Permanent, "expired", "Meta gave the message up, because it could not be delivered in time.")
+_TEMPLATE_PARAMETERS = Row(
+    Permanent,
+    "template_parameters",
+    "What was put into the template does not fit it; compare template_variables of the campaign with the template.",
+)
+_INVALID = Row(Permanent, "invalid_request", "Meta refused the request as invalid.")
+
+# It went out before, or may have.
+_DUPLICATE = Row(Unknown, "duplicate", "Meta says that it has this very message already.")
+
+# Later.
+_MARKETING_CAP = Row(
+    Transient,
+    "marketing_cap",
+    "Meta limits how many marketing messages this lead gets; it is tried once more after a day.",
+    retry_after=DAY,
+    attempts=MARKETING_CAP_ATTEMPTS,
+)
+_PAIR_RATE = Row(Throttled, PAIR_RATE, "Too many messages went to this lead just now.", scope=Scope.MESSAGE)
+_UPGRADING = Row(Throttled, "upgrading", "Meta is upgrading or moving this number.", retry_after=60.0)
+_TOO_FAST = Row(Throttled, "rate_limited", "This number sends faster than Meta allows.")
+_TOO_MANY_CALLS = Row(
+    Throttled, "rate_limited", "This app or account makes more requests than Meta allows.", retry_after=300.0
+)
+_UNAVAILABLE = Row(
+    Transient, "meta_unavailable", "Meta could not do it just now and says that the message was not sent."
+)
+
+# Nothing can go out until somebody does something.
+_BAD_KEY = Row(
+    Systemic,
+    "bad_key",
+    "Meta refuses the access token (instance_token, api_key or CLOUD_API_TOKEN); it may have expired.",
+)
+_NO_PERMISSION = Row(
+    Systemic,
+    "no_permission",
+    "The access token may not send from this number; give it whatsapp_business_messaging.",
+)
+_LOCKED = Row(Systemic, "account_locked", "Meta locked this account for breaking a policy; see WhatsApp Manager.")
+_DISPLAY_NAME = Row(
+    Systemic,
+    "display_name_not_approved",
+    "Meta has not approved the display name of this number; until then nothing can be sent from it.",
+)
+_PAYMENT = Row(
+    Systemic, "payment", "Meta has no valid means of payment for this account, or its terms are not accepted."
+)
+_NOT_REGISTERED = Row(Systemic, "not_registered", "This number is not registered with the Cloud API; register it.")
+_SPAM_LIMIT = Row(Systemic, "spam_limit", "Too many people blocked or reported this number, so Meta stops it.")
+_NUMBER_DELETED = Row(Systemic, "number_deleted", "This business phone number was deleted.")
+_NUMBER_MISSING = Row(
+    Systemic,
+    "number_missing",
+    "Meta does not know this phone_number_id, or the token may not use it; correct it in the instance.",
+)
+_TEMPLATE_MISSING = Row(
+    Systemic,
+    "template_missing",
+    "There is no approved template of this name in this language; correct the campaign's template_name or "
+    "template_language.",
+    scope=Scope.RUN,
+)
+_TEMPLATE_PAUSED = Row(
+    Systemic,
+    "template_paused",
+    "Meta paused the campaign's template for its low quality; wait, or give the campaign another.",
+    scope=Scope.RUN,
+)
+_TEMPLATE_DISABLED = Row(
+    Systemic,
+    "template_disabled",
+    "Meta disabled the campaign's template for good; give the campaign another.",
+    scope=Scope.RUN,
+)
+_FLOW_THROTTLED = Row(
+    Throttled,
+    "flow_throttled",
+    "Meta lets few messages an hour go out with the flow of this template.",
+    scope=Scope.RUN,
+    retry_after=3600.0,
+)
+_TEMPLATE_NOT_READY = Row(
+    Throttled,
+    "template_not_ready",
+    "Meta is still preparing the campaign's template for marketing.",
+    scope=Scope.RUN,
+    retry_after=600.0,
+)
+
+CODES: Mapping[int, tuple[str, Row]] = {
+    # Meta's number -> its title, and what it means. The whole published list of the Cloud API, and the numbers of the
+    # Graph API beneath it. Status events use the same numbers.
+    0: ("AuthException", _BAD_KEY),
+    1: ("API Unknown", _UNAVAILABLE),
+    2: ("API Service", _UNAVAILABLE),
+    3: ("API Method", _NO_PERMISSION),
+    4: ("API Too Many Calls", _TOO_MANY_CALLS),
+    10: ("Permission Denied", _NO_PERMISSION),
+    17: ("API User Too Many Calls", _TOO_MANY_CALLS),
+    32: ("Page request limit reached", _TOO_MANY_CALLS),
+    33: ("Parameter value is not valid (the business phone number was deleted)", _NUMBER_DELETED),
+    100: ("Invalid parameter", _INVALID),
+    102: ("API Session", _BAD_KEY),
+    104: ("Incorrect signature (appsecret_proof)", _BAD_KEY),
+    190: ("Access token has expired", _BAD_KEY),
+    **dict.fromkeys(range(200, 300), ("API Permission", _NO_PERMISSION)),
+    341: ("Application limit reached", _TOO_MANY_CALLS),
+    368: ("Temporarily blocked for policies violations", _LOCKED),
+    506: ("Duplicate Post", _DUPLICATE),
+    613: ("Calls to this API have exceeded the rate limit", _TOO_MANY_CALLS),
+    80007: ("Rate limit issues", _TOO_FAST),
+    80008: ("WhatsApp Business Management API rate limit", _TOO_MANY_CALLS),
+    130429: ("Rate limit hit", _TOO_FAST),
+    130472: ("User's number is part of an experiment", _IN_EXPERIMENT),
+    130497: ("Business account is restricted from messaging users in this country", _COUNTRY),
+    131000: ("Something went wrong", _UNAVAILABLE),
+    131001: ("Message too long", _INVALID),
+    131002: ("Invalid recipient type", _INVALID),
+    131005: ("Access denied", _NO_PERMISSION),
+    131006: ("Resource not found", _INVALID),
+    131008: ("Required parameter is missing", _INVALID),
+    131009: ("Parameter value is not valid", _INVALID),
+    131016: ("Service unavailable", _UNAVAILABLE),
+    131021: ("Recipient cannot be sender", _SENDER_IS_RECIPIENT),
+    131026: ("Message undeliverable", _UNDELIVERABLE),
+    131030: ("Recipient phone number not in allowed list", _NOT_ALLOWED),
+    131031: ("Account has been locked", _LOCKED),
+    131037: (
+        "WhatsApp provided number needs display name approval before message can be sent",
+        _DISPLAY_NAME,
     ),
-    Row(Permanent, "sender_is_recipient", "The lead's number is the number that sends.", number={131021}),
-    Row(Permanent, "opted_out", "The lead opted out of marketing messages from this business.", number={131050}),
-    Row(
-        Permanent,
-        "window_over",
-        "More than 24 hours have passed since the lead last wrote, so only a template may go out.",
-        number={131047},
-    ),
-    Row(Permanent, "in_experiment", "The lead is in an experiment of Meta's and gets no marketing.", number={130472}),
-    Row(
-        Permanent,
-        "template_parameters",
-        "What was put into the template does not fit it; compare template_variables of the campaign with the template.",
-        number={132000, 132005, 132007, 132012},
-        quoted=True,
-    ),
-    Row(
-        Systemic,
-        "number_missing",
-        "Meta does not know this phone_number_id, or the token may not use it; correct it in the instance.",
-        number={100},
-        says=r"\bsubcode 33\b",
-    ),
-    Row(
-        Permanent,
-        "invalid_request",
-        "Meta refused the request as invalid.",
-        number={100, 131008, 131009, 131051, 131063},
-        quoted=True,
-    ),
-    # Later.
-    Row(
-        Transient,
-        "marketing_cap",
-        "Meta limits how many marketing messages this lead gets; it is tried once more after a day.",
-        number={131049},
-        retry_after=DAY,
-        attempts=MARKETING_CAP_ATTEMPTS,
-    ),
-    Row(Throttled, PAIR_RATE, "Too many messages went to this lead just now.", number={131056}, scope=Scope.MESSAGE),
-    Row(Throttled, "upgrading", "Meta is upgrading this number's throughput.", number={131057}, retry_after=60.0),
-    Row(Throttled, "rate_limited", "This number sends faster than Meta allows.", number={130429, 80007, 4}),
-    Row(
-        Transient,
-        "meta_unavailable",
-        "Meta could not do it just now and says that it was not sent.",
-        number={1, 2, 131000, 131016, 133004},
-    ),
-    # Nothing can go out until somebody does something.
-    Row(
-        Systemic,
-        "bad_key",
-        "Meta refuses the access token (instance_token, api_key or CLOUD_API_TOKEN); it may have expired.",
-        number={0, 190},
-    ),
-    Row(
-        Systemic,
-        "no_permission",
-        "The access token may not send from this number; give it whatsapp_business_messaging.",
-        number={*_PERMISSIONS, 131005},
-    ),
-    Row(
-        Systemic,
-        "account_locked",
-        "Meta locked this account for breaking a policy; see WhatsApp Manager.",
-        number={368, 131031},
-    ),
-    Row(Systemic, "payment", "Meta has no valid means of payment for this account.", number={131042}),
-    Row(
-        Systemic,
-        "not_registered",
-        "This number is not registered with the Cloud API; register it.",
-        number={131045, 133010},
-    ),
-    Row(Systemic, "spam_limit", "Too many people blocked or reported this number, so Meta stops it.", number={131048}),
-    Row(Systemic, "number_deleted", "This business phone number was deleted.", number={33}),
-    Row(
-        Systemic,
-        "template_missing",
-        "There is no approved template of this name in this language; correct the campaign's template_name or "
-        "template_language.",
-        number={132001},
-        scope=Scope.RUN,
-    ),
-    Row(
-        Systemic,
-        "template_paused",
-        "Meta paused the campaign's template for its low quality; wait, or give the campaign another.",
-        number={132015},
-        scope=Scope.RUN,
-    ),
-    Row(
-        Systemic,
-        "template_disabled",
-        "Meta disabled the campaign's template for good; give the campaign another.",
-        number={132016},
-        scope=Scope.RUN,
-    ),
-    # What has no number.
-    Row(
-        Transient,
-        "meta_unavailable",
-        "Meta answered {status} with an error of its own, so it was not sent.",
-        status=range(500, 600),
-        number=_GRAPH,
-        quoted=True,
-    ),
+    131042: ("Business eligibility payment issue", _PAYMENT),
+    131043: ("Message expired", _EXPIRED),
+    131045: ("Incorrect certificate", _NOT_REGISTERED),
+    131047: ("Re-engagement message", _WINDOW_OVER),
+    131048: ("Spam rate limit hit", _SPAM_LIMIT),
+    131049: ("Meta chose not to deliver", _MARKETING_CAP),
+    131050: ("User has stopped marketing messages from this business", _OPTED_OUT),
+    131051: ("Unsupported message type", _INVALID),
+    131052: ("Media download error", _INVALID),
+    131053: ("Media upload error", _INVALID),
+    131055: ("Method not allowed", _INVALID),
+    131056: ("(Business account, consumer account) pair rate limit hit", _PAIR_RATE),
+    131057: ("Account in maintenance mode", _UPGRADING),
+    131062: ("Business-scoped user id recipients are not supported for this message", _INVALID),
+    131063: ("This recipient cannot get this kind of message", _INVALID),
+    132000: ("Template param count mismatch", _TEMPLATE_PARAMETERS),
+    132001: ("Template does not exist", _TEMPLATE_MISSING),
+    132005: ("Template hydrated text too long", _TEMPLATE_PARAMETERS),
+    132007: ("Template format character policy violated", _TEMPLATE_PARAMETERS),
+    132012: ("Template parameter format mismatch", _TEMPLATE_PARAMETERS),
+    132015: ("Template is paused", _TEMPLATE_PAUSED),
+    132016: ("Template is disabled", _TEMPLATE_DISABLED),
+    132018: ("Template parameters are not valid", _TEMPLATE_PARAMETERS),
+    132068: ("Flow is in blocked state", _TEMPLATE_DISABLED),
+    132069: ("Flow is in throttled state", _FLOW_THROTTLED),
+    133000: ("Incomplete deregistration", _NOT_REGISTERED),
+    133004: ("Server temporarily unavailable", _UNAVAILABLE),
+    133005: ("Two-step verification PIN mismatch", _NOT_REGISTERED),
+    133006: ("Phone number re-verification needed", _NOT_REGISTERED),
+    133008: ("Too many two-step verification PIN guesses", _NOT_REGISTERED),
+    133009: ("Two-step verification PIN guessed too fast", _NOT_REGISTERED),
+    133010: ("Phone number not registered", _NOT_REGISTERED),
+    133015: ("Phone number was recently deleted; please wait before registering it", _NOT_REGISTERED),
+    133016: ("Account register deregister rate limit exceeded", _NOT_REGISTERED),
+    134011: ("WhatsApp Payments terms of service has not been accepted", _PAYMENT),
+    134100: ("Only marketing messages supported", _INVALID),
+    134101: ("Template is still being synced", _TEMPLATE_NOT_READY),
+    134102: ("Template is unavailable for use", _TEMPLATE_MISSING),
+    135000: ("Generic user error", _INVALID),
+    136025: ("Verify code error", _NOT_REGISTERED),
+    1752041: ("Duplicate request", _DUPLICATE),
+    2388001: ("Cannot create certificate", _NOT_REGISTERED),
+    2388012: ("Phone number already added", _NOT_REGISTERED),
+    2388019: ("Template limit exceeded", _INVALID),
+    2388040: ("Template character limit exceeded", _INVALID),
+    2388047: ("Template header format incorrect", _INVALID),
+    2388072: ("Template body format incorrect", _INVALID),
+    2388073: ("Template footer format incorrect", _INVALID),
+    2388091: ("Two-step verification PIN needed", _NOT_REGISTERED),
+    2388093: ("Number is already registered", _NOT_REGISTERED),
+    2388103: ("Phone number cannot be migrated", _NOT_REGISTERED),
+    2388293: ("Template parameters words ratio exceeds limit", _INVALID),
+    2388299: ("Template leading or trailing params not allowed", _INVALID),
+    2494100: ("Phone number in maintenance mode", _UPGRADING),
+    2593107: ("Synchronisation request limit exceeded", _NOT_REGISTERED),
+    2593108: ("Synchronisation request made outside of its time window", _NOT_REGISTERED),
+}
+
+SUBCODES: Mapping[tuple[int, int], tuple[str, Row]] = {
+    (100, 33): ("Unsupported post request: the object does not exist, or permissions are missing", _NUMBER_MISSING),
+}
+"""Where an `error_subcode` tells more than the code."""
+
+WITHOUT_A_CODE: tuple[Row, ...] = (
     Row(Throttled, "rate_limited", "Something before Meta says that requests come too fast.", status={429}),
     Row(
         Systemic,
         "redirected",
         "The request was redirected; set CLOUD_API_URL to the address it leads to.",
-        status=range(300, 400),
+        status=NOT_HERE,
     ),
     Row(
         Unknown,
@@ -188,7 +287,13 @@ ANSWERS: tuple[Row, ...] = (
         status={408, *range(500, 600)},
     ),
 )
-"""Every answer that is known, with its class; the first row that matches. Status events use the same numbers."""
+"""Answers that are not Meta's own."""
+
+ANSWERS: tuple[Row, ...] = (
+    *dict.fromkeys(row for _, row in (*CODES.values(), *SUBCODES.values())),
+    *WITHOUT_A_CODE,
+)
+"""Every kind of answer that is known."""
 
 _NUMBER_STATES: Mapping[str, Failure] = {
     **{
@@ -229,7 +334,7 @@ class CloudApi:
         if answer.status == httpx.codes.OK:
             state = at(answer.body, "status")
             return _NUMBER_STATES.get(state) if isinstance(state, str) else None
-        refusal = failure(ANSWERS, answer, *_error(answer.body))
+        refusal = _known(answer)
         return refusal if isinstance(refusal, Systemic | Throttled) else None
 
     async def send(self, envelope: Envelope) -> Outcome:
@@ -242,7 +347,7 @@ class CloudApi:
         body = {
             "messaging_product": "whatsapp",
             "recipient_type": "individual",
-            "to": envelope.address,
+            ("recipient" if _is_business_scoped(envelope.address) else "to"): envelope.address,
             "biz_opaque_callback_data": envelope.idempotency_key,
             **content,
         }
@@ -266,28 +371,41 @@ def read_send(answer: Answer | NoAnswer) -> Outcome:
     """Class the answer to a send."""
     if isinstance(answer, NoAnswer):
         return no_answer(answer)
+    provider_id = at(answer.body, "messages", 0, "id")
+    named = isinstance(provider_id, str) and provider_id != ""
     if answer.status == httpx.codes.OK and at(answer.body, "error") is None:
-        provider_id = at(answer.body, "messages", 0, "id")
-        if isinstance(provider_id, str) and provider_id:
+        if named:
             # `held_for_quality_assessment` and `paused` are acceptances too: events tell what becomes of them.
             kept = {"message_status": at(answer.body, "messages", 0, "message_status")}
-            account = at(answer.body, "contacts", 0, "wa_id")
+            account = at(answer.body, "contacts", 0, "wa_id") or at(answer.body, "contacts", 0, "user_id")
             return Sent(provider_id, kept, account if isinstance(account, str) and account else None)
         return Unknown("no_id", "Meta reported success without a message id.")
-    said, number = _error(answer.body)
-    known = failure(ANSWERS, answer, said, number)
-    # An error that Meta numbered is an error: nothing was accepted, whatever the number means.
-    return known or unrecognised("Meta", answer, surely_not_sent=number is not None)
+    if named:
+        return Unknown("contradictory", "Meta gave the message an id and an error in one answer.")
+    return _known(answer) or unrecognised("Meta", answer)
 
 
-def _error(body: Any) -> tuple[str | None, int | None]:
-    """What a Graph error says, and its number; None, None where the body is none."""
-    error = at(body, "error")
+def _known(answer: Answer) -> Outcome | None:
+    """What an answer means by Meta's own code, else by its status; None where neither is known."""
+    error = at(answer.body, "error")
     number, subcode = at(error, "code"), at(error, "error_subcode")
-    if not isinstance(number, int):
-        return None, None
-    details = at(error, "error_data", "details") or at(error, "message")
-    return f"{details or ''} (code {number}{f', subcode {subcode}' if subcode else ''})".strip(), number
+    if not isinstance(number, int) or isinstance(number, bool):
+        return known(WITHOUT_A_CODE, answer)
+    row = _row_of(number, subcode if isinstance(subcode, int) else None)
+    return known((row,), answer) if row else None
+
+
+def _row_of(number: int, subcode: int | None = None) -> Row | None:
+    _, row = SUBCODES.get((number, subcode or 0)) or CODES.get(number) or (None, None)
+    return row
+
+
+_BUSINESS_SCOPED = re.compile(r"[A-Z]{2}(\.ENT)?\.[A-Za-z0-9]{1,128}")
+
+
+def _is_business_scoped(address: str) -> bool:
+    """Whether an address is an id that WhatsApp gave a user for one business, in place of a number."""
+    return _BUSINESS_SCOPED.fullmatch(address) is not None
 
 
 def _template(envelope: Envelope) -> dict[str, Any]:
@@ -305,7 +423,7 @@ def _template(envelope: Envelope) -> dict[str, Any]:
 
 _KEY = re.compile(r"(?P<message>[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}):(?P<part>[1-9][0-9]{0,3})")
 _STATUSES = frozenset({"sent", "delivered", "read", "failed"})
-_CLASSES: Mapping[type[Failure], str] = {
+_CLASSES: Mapping[type[Outcome], str] = {
     Permanent: "permanent",
     Transient: "transient",
     Throttled: "throttled",
@@ -337,14 +455,12 @@ def read_status(event: Any) -> StatusEvent | None:
 def _failed(event: Any) -> tuple[str, str, str]:
     """Class, code and sentence of a delivery that failed."""
     number = at(event, "errors", 0, "code")
-    said = at(event, "errors", 0, "error_data", "details") or at(event, "errors", 0, "message")
-    words = f" It said: {redact_phones(said[:MOST_READ])}" if isinstance(said, str) and said else ""
-    row = first_row(ANSWERS, httpx.codes.BAD_REQUEST, "", number if isinstance(number, int) else None)
-    if row is None:
-        known = number if isinstance(number, int) else "none"
-        reason = f"Meta could not deliver it, for a reason that no row of the table knows (code {known})."
-        return "permanent", UNRECOGNISED, reason + words
-    return _CLASSES[row.outcome], row.code, row.sentence + words
+    row = _row_of(number) if isinstance(number, int) and not isinstance(number, bool) else None
+    if row is None or row.outcome not in _CLASSES:
+        shown = number if isinstance(number, int) else "none"
+        reason = f"Meta could not deliver it, for a reason that no row of the table knows (code {shown})."
+        return "permanent", UNRECOGNISED, reason
+    return _CLASSES[row.outcome], row.code, row.sentence
 
 
 # Building -------------------------------------------------------------------------------------------------------------

@@ -1,10 +1,12 @@
 """Evolution API v2: WhatsApp over Baileys.
 
-Contract: EvolutionAPI/evolution-api 2.3.x. Nearly every failure comes as 400 "Bad Request": the class lies in the body.
-It takes no key of ours, so a part whose answer was lost is searched for by number, text and time; a miss counts only
-if a part that was surely sent is found in the same way, since a server may be set not to keep messages.
+Contract: EvolutionAPI/evolution-api 2.3.x. Nearly every failure comes as 400 "Bad Request", also what it throws after
+WhatsApp took the message: the class lies in the body. It takes no key of ours, so a part whose answer was lost is
+searched for by number, text and time; a miss counts only if a part that was surely sent is found in the same way, since
+a server may be set not to keep messages.
 """
 
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -13,18 +15,25 @@ from urllib.parse import quote
 import httpx
 
 from campaign_pipeline.adapters.answers import (
+    NO_KEYS,
+    NOT_HERE,
     SAYS_DISCONNECTED,
+    SAYS_NO_KEYS,
     SAYS_TIMED_OUT,
     SAYS_TOO_FAST,
+    Heard,
     Row,
     failure,
+    known,
     no_answer,
+    statements,
     unrecognised,
 )
 from campaign_pipeline.adapters.connection import endpoint
 from campaign_pipeline.adapters.http import Answer, NoAnswer, at, get, post
 from campaign_pipeline.core.address import alternatives
 from campaign_pipeline.core.ports import (
+    NOT_STORED,
     Absent,
     Attempt,
     ChannelTraits,
@@ -44,6 +53,7 @@ from campaign_pipeline.core.ports import (
     Sent,
     Systemic,
     Throttled,
+    Transient,
     Unknown,
 )
 
@@ -62,54 +72,71 @@ LARGEST_PAGE = 4 * 2**20
 NOT_ON_WHATSAPP = "The number is not on WhatsApp."
 DISCONNECTED = "This inbox's connection to WhatsApp is closed; connect it and it goes on by itself."
 
+_STORED_AFTER_SENDING = r"(this\.prismaRepository\.message(update)?\.create|this\.cache\.delete)\(\)"
+"""Calls that Evolution makes when WhatsApp has taken the message."""
+
 ANSWERS: tuple[Row, ...] = (
-    # Read in `response.message`: the class of a 400 lies there.
-    Row(Permanent, "not_on_whatsapp", NOT_ON_WHATSAPP, status={400}, says=r"^exists: false"),
+    # Read in `response.message`: the class of a 400 lies there. First what may be said of a message that went out.
+    Row(
+        Sent,
+        "sent_not_stored",
+        "Evolution sent the message and could not write it into its own database.",
+        status={400, 500},
+        says=r"prismaclient(known|unknown)request\w*error: invalid `" + _STORED_AFTER_SENDING + r"` invocation\b.*",
+    ),
+    Row(
+        Unknown,
+        NOT_STORED,
+        "Evolution's own database failed while it sent, which does not say whether it was sent.",
+        status={400, 500},
+        says=r"prisma\w*error\b.*|can'?t reach database server.*",
+    ),
     Row(
         Unknown,
         "provider_timeout",
         "Evolution timed out while it talked to WhatsApp.",
         status={400},
         says=SAYS_TIMED_OUT,
-        quoted=True,
     ),
-    Row(
-        Systemic,
-        "inbox_disconnected",
-        DISCONNECTED,
-        status={400},
-        says=SAYS_DISCONNECTED,
-        quoted=True,
-    ),
+    Row(Permanent, "not_on_whatsapp", NOT_ON_WHATSAPP, status={400}, fact="nobody"),
+    Row(Transient, "no_keys", NO_KEYS, status={400}, says=SAYS_NO_KEYS),
+    Row(Systemic, "inbox_disconnected", DISCONNECTED, status={400}, says=SAYS_DISCONNECTED),
     Row(
         Throttled,
         "rate_limited",
         "WhatsApp says that this number sends too fast.",
         status={400},
         says=SAYS_TOO_FAST,
-        quoted=True,
     ),
     Row(
         Permanent,
         "invalid_request",
         "Evolution refused the request as invalid.",
         status={400},
-        says=r"requires property|is not of a type|does not (match|meet)|must be|should (have|be)|is not allowed"
-        r"|is required|enter a value|invalid format|can ?not be empty",
-        quoted=True,
+        fact="complaints",
+        says=r"(instance\.)?[\w.\[\]]{0,40}\s?(requires property \"\w{1,40}\"|is not of a type\(s\) [\w, ]{1,60}"
+        r"|does not (match|meet)\b.{0,120}|must be .{1,80}|should (have|be) .{1,80}|is not allowed\b.{0,80}"
+        r"|is required|can ?not be empty)|the \"?\w{1,40}\"? can ?not be empty|enter a value\b.{0,60}|invalid format",
     ),
+    # Its guards answer these before anything else.
     Row(
         Systemic,
         "bad_key",
         "Evolution refuses the key of this instance (instance_token, api_key or EVOLUTION_API_KEY).",
         status={401, 403},
     ),
-    Row(Systemic, "instance_missing", "Evolution does not know this instance.", status={404}),
+    Row(
+        Systemic,
+        "instance_missing",
+        "Evolution does not know this instance.",
+        status={404},
+        fact="no_instance",
+    ),
     Row(
         Systemic,
         "redirected",
         "Evolution redirects the request; set its base URL (EVOLUTION_API_URL) to the address it leads to.",
-        status=range(300, 400),
+        status=NOT_HERE,
     ),
     Row(Throttled, "rate_limited", "WhatsApp says that this number sends too fast.", status={429}),
     Row(
@@ -119,9 +146,18 @@ ANSWERS: tuple[Row, ...] = (
         status={408, *range(500, 600)},
     ),
 )
-"""Every answer that is known, with its class; the first row that matches."""
+"""Every answer to a send that is known, with its class; the first row that matches."""
 
-STATES: tuple[Row, ...] = tuple(row for row in ANSWERS if row.code in {"bad_key", "instance_missing", "redirected"})
+STATES: tuple[Row, ...] = (
+    *(row for row in ANSWERS if row.code == "bad_key"),
+    Row(Systemic, "instance_missing", "Evolution does not know this instance.", status={404}),
+    Row(
+        Systemic,
+        "redirected",
+        "Evolution redirects the request; set its base URL (EVOLUTION_API_URL) to the address it leads to.",
+        status=range(300, 400),
+    ),
+)
 """What a question for the state of an instance may be answered that concerns sending too."""
 
 
@@ -161,7 +197,7 @@ class Evolution:
         answer = await post(
             self._client, f"{self._base}/message/sendText/{self._instance}", body, self._headers, timeout
         )
-        return read_send(answer)
+        return read_send(answer, envelope)
 
     async def find_accepted(self, attempt: Attempt) -> LookUpAnswer:
         """Search the messages that this number sent to the address since the attempt began."""
@@ -287,8 +323,8 @@ def _text(record: Any) -> str | None:
     return text if isinstance(text, str) else None
 
 
-def read_send(answer: Answer | NoAnswer) -> Outcome:
-    """Class the answer to a send."""
+def read_send(answer: Answer | NoAnswer, envelope: Envelope | None = None) -> Outcome:
+    """Class the answer to a send of `envelope`, whose own texts decide nothing where the answer repeats them."""
     if isinstance(answer, NoAnswer):
         return no_answer(answer)
     if answer.status in {200, 201}:
@@ -299,17 +335,28 @@ def read_send(answer: Answer | NoAnswer) -> Outcome:
             return Sent(provider_id, kept, jid if isinstance(jid, str) else None)
         # Meta's errors pass through as a success, and so may half an answer: nobody can tell whether it went out.
         return Unknown("no_id", "Evolution reported success without a message id.")
-    surely_not_sent = answer.status == httpx.codes.BAD_REQUEST
-    return failure(ANSWERS, answer, _said(answer)) or unrecognised("Evolution", answer, surely_not_sent=surely_not_sent)
+    return known(ANSWERS, answer, _heard(answer, envelope)) or unrecognised("Evolution", answer)
 
 
-def _said(answer: Answer) -> str:
-    """The body's message, texts or objects of any shape; the whole body where it has none."""
+def _heard(answer: Answer, envelope: Envelope | None) -> Heard:
+    """What `response.message` says: a text, or a list of texts, objects, and lists of complaints about the request."""
     said = at(answer.body, "response", "message")
     pieces = said if isinstance(said, list) else [said]
+    facts = set()
     if any(at(piece, "exists") is False for piece in pieces):
-        return "exists: false"
-    return " ".join(str(piece) for piece in pieces if piece) or answer.text
+        facts.add("nobody")
+    complaints = [piece for piece in pieces if isinstance(piece, list)]
+    if complaints and len(complaints) == len(pieces):
+        # Only its validation of the request gives a list within the list; what is thrown later gives texts.
+        facts.add("complaints")
+        pieces = [text for complaint in complaints for text in complaint]
+    if any(isinstance(piece, str) and re.fullmatch(_NO_INSTANCE, piece) for piece in pieces):
+        facts.add("no_instance")
+    worded = [at(piece, "message") if isinstance(piece, dict) else piece for piece in pieces]
+    return Heard(statements(worded, envelope), facts=frozenset(facts))
+
+
+_NO_INSTANCE = r'The "[^"]{1,200}" instance does not exist'
 
 
 def from_connection(

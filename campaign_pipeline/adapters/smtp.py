@@ -17,9 +17,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import format_datetime
-from enum import IntEnum
 from types import TracebackType
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 from urllib.parse import quote, unquote, urlsplit
 from uuid import UUID, uuid5
 
@@ -28,6 +27,7 @@ import httpx
 
 from campaign_pipeline.adapters.hosts import HostRefused, Hosts
 from campaign_pipeline.adapters.redaction import hide_text, redact
+from campaign_pipeline.adapters.smtp_replies import Stage, classify
 from campaign_pipeline.core import texts
 from campaign_pipeline.core.address import InvalidAddress, masked, normalize_email
 from campaign_pipeline.core.generation import TextProblem, check_subject
@@ -63,136 +63,6 @@ FAILURES_IN_A_ROW = 3
 
 DATA_PATIENCE = 4
 """Times the usual patience for the reply to a whole message: scanners take minutes, and giving up makes it unknown."""
-
-SOON = 300.0  # seconds: a server that defers or grey-lists wants minutes, not seconds
-
-
-class Stage(IntEnum):
-    """How far a message came."""
-
-    CONNECT = 0  # connection, greeting, EHLO, STARTTLS
-    LOGIN = 1
-    MAIL = 2
-    RCPT = 3
-    DATA = 4  # the command, before any of the message left
-    BODY = 5  # the message left
-
-
-class Rule(NamedTuple):
-    """One row of the table of refusals."""
-
-    stages: frozenset[Stage]
-    reply: str  # pattern on "<code> <enhanced code or ->": `550 5.1.1`, `421 -`
-    text: str  # pattern anywhere in the text; empty: any text
-    kind: str
-    code: str
-
-
-_ANY: Final = frozenset(Stage)
-_SETTING_UP: Final = frozenset({Stage.CONNECT, Stage.LOGIN})
-_ENVELOPE: Final = frozenset({Stage.RCPT, Stage.DATA, Stage.BODY})
-
-RULES: tuple[Rule, ...] = (
-    # The first that matches. What is about us comes before what is about the recipient: a relay says both with 550.
-    Rule(_ANY, r"53[0458] |\d+ 5\.7\.(8|9|14)$", "", "systemic", "bad_credentials"),
-    Rule(_ANY, r"421 4\.7\.|4\d\d 4\.7\.28$|454 ", "", "throttled", "rate_limited"),
-    Rule(_ANY, r"4", r"rate limit|sending (rate|limit)|too many|throttl|slow(ing)? down", "throttled", "rate_limited"),
-    Rule(frozenset({Stage.LOGIN}), r"5", "", "systemic", "bad_credentials"),
-    Rule(frozenset({Stage.CONNECT}), r"5", "", "systemic", "server_refuses"),
-    Rule(_ANY, r"5\d\d 5\.1\.[78]$", "", "systemic", "sender_refused"),
-    Rule(frozenset({Stage.MAIL}), r"5", "", "systemic", "sender_refused"),
-    Rule(
-        _ENVELOPE,
-        r"5",
-        r"sender (address )?(rejected|denied|refused)|not owned by|relay(ing)? (access )?(is )?(denied|not)"
-        r"|unable to relay|authentication (is )?required|account (is |has been )?(suspended|disabled)",
-        "systemic",
-        "sender_refused",
-    ),
-    Rule(
-        _ENVELOPE,
-        r"5\d\d (5\.7\.\d+|-)$",
-        r"\b(ip|sender|client|domain|host|server|address \[)\b.{0,60}(block|black|ban(ned)?\b|listed|reputation)"
-        r"|(blocked|listed) (by|at|in|using) |spamhaus|poor reputation",
-        "systemic",
-        "sender_blocked",
-    ),
-    Rule(_ENVELOPE, r"5\d\d 5\.1\.(0|1|2|3|6|10)$", "", "permanent", "hard_bounce"),
-    Rule(_ENVELOPE, r"5\d\d 5\.6\.7$|553 ", r"smtputf8|internationali[sz]ed", "permanent", "not_supported"),
-    Rule(_ENVELOPE, r"5\d\d 5\.3\.4$", "", "permanent", "too_large"),
-    Rule(_ENVELOPE, r"552 ", r"size|too (large|big)", "permanent", "too_large"),
-    Rule(_ENVELOPE, r"552 |5\d\d 5\.2\.2$|4\d\d 4\.2\.2$", "", "transient", "mailbox_full"),
-    Rule(
-        frozenset({Stage.RCPT}),
-        r"5",
-        r"user (is )?unknown|unknown user|no such (user|mailbox|recipient|person)|(user|mailbox|recipient|address) "
-        r"(was )?(not found|does not exist|doesn't exist|unavailable)|invalid (recipient|mailbox)",
-        "permanent",
-        "hard_bounce",
-    ),
-    Rule(frozenset({Stage.RCPT}), r"55[013] -$|551 ", "", "permanent", "hard_bounce"),
-    Rule(frozenset({Stage.DATA, Stage.BODY}), r"55\d |571 ", "", "permanent", "content_refused"),
-    Rule(_ENVELOPE, r"4\d\d 4\.7\.1$", "", "transient", "greylisted"),
-    Rule(_ENVELOPE, r"4", r"gr[ea]y.?list", "transient", "greylisted"),
-    Rule(_ANY, r"4", "", "transient", "deferred"),
-    Rule(_ANY, r"5", "", "permanent", "refused"),
-)
-
-SENTENCES: Mapping[str, str] = {
-    "bad_credentials": "The mail server refuses this mailbox's user or password; correct them in the instance.",
-    "rate_limited": "The mail server says that this mailbox sends too fast.",
-    "server_refuses": "The mail server refuses connections from here.",
-    "sender_refused": "The mail server does not let this mailbox send from its address.",
-    "sender_blocked": "The mail server blocks this sender or its network; it must be taken off the block list first.",
-    "hard_bounce": "The lead's mailbox does not exist.",
-    "not_supported": "The mail server cannot send to such an address.",
-    "too_large": "The mail server finds the message too large.",
-    "mailbox_full": "The lead's mailbox is full.",
-    "content_refused": "The mail server refused the message's content.",
-    "greylisted": "The mail server asks to come back later (grey-listing).",
-    "deferred": "The mail server cannot take the message now.",
-    "refused": "The mail server refused the message.",
-    "unreadable": "The mail server answered with something that is no SMTP reply.",
-    "untrusted_certificate": "The mail server's certificate is not to be trusted.",
-    "no_tls": "The mail server offers no STARTTLS, and security is starttls; a password would be readable on the way.",
-    "no_login": "The mail server offers no way to log in that is known here.",
-}
-
-_ENHANCED: Final = re.compile(r"\s*([245]\.\d{1,3}\.\d{1,3})\b")
-_EMAIL: Final = re.compile(r"[^\s<>\"'(),:;]+@[\w.-]+")
-
-
-def classify(stage: Stage, reply: int, text: str) -> Failure:
-    """Class a refusal by the table; the text for people has its addresses masked."""
-    enhanced = _ENHANCED.match(text)
-    number = f"{reply} {enhanced[1] if enhanced else '-'}"
-    rule = next(
-        (
-            rule
-            for rule in RULES
-            if stage in rule.stages
-            and re.match(rule.reply, number)
-            and (not rule.text or re.search(rule.text, text, re.IGNORECASE))
-        ),
-        None,
-    )
-    if rule is None:  # a success where none can be, or no number at all
-        return Transient("unreadable", f"{SENTENCES['unreadable']} It said: {reply} {_said(text)}")
-    reason = f"{SENTENCES[rule.code]} It said: {reply} {_said(text)}"
-    match rule.kind:
-        case "systemic":
-            return Systemic(rule.code, reason, Scope.INBOX)
-        case "throttled":
-            return Throttled(rule.code, reason, Scope.INBOX, retry_after=60.0)
-        case "permanent":
-            return Permanent(rule.code, reason)
-        case _:
-            return Transient(rule.code, reason, retry_after=SOON)
-
-
-def _said(text: str) -> str:
-    return _EMAIL.sub(lambda found: masked(found[0]), redact(text))
-
 
 # The message ----------------------------------------------------------------------------------------------------------
 
@@ -332,8 +202,23 @@ class _Progress:
     stage: Stage = Stage.CONNECT
 
 
+SENTENCES: Mapping[str, str] = {
+    "untrusted_certificate": "The mail server's certificate is not to be trusted.",
+    "no_tls": "The mail server offers no STARTTLS, and security is starttls; a password would be readable on the way.",
+    "no_login": "The mail server offers no way to log in that is known here.",
+}
+
+
 class _Stale(Exception):
     """A connection that was kept had died meanwhile; nothing left on it."""
+
+
+_EMAIL: Final = re.compile(r"[^\s<>\"'(),:;]+@[\w.-]+")
+
+
+def _said(text: str) -> str:
+    """What a server said when it took a message, to be kept with it."""
+    return _EMAIL.sub(lambda found: masked(found[0]), redact(text))
 
 
 _LOST = (aiosmtplib.SMTPServerDisconnected, aiosmtplib.SMTPTimeoutError, OSError, asyncio.TimeoutError, TimeoutError)
@@ -382,7 +267,7 @@ class Smtp:
                 client, messages = self._idle.pop()
                 with contextlib.suppress(_Stale):
                     return await self._deliver(client, messages, envelope, recipient, content)
-            fresh = await self._connect()
+            fresh = await self._connect(envelope.attempted_at)
             if not isinstance(fresh, aiosmtplib.SMTP):
                 return fresh
             return await self._deliver(fresh, 0, envelope, recipient, content)
@@ -395,7 +280,7 @@ class Smtp:
         """Never: a mailbox has no number."""
         return NumberNotChecked("A mailbox cannot be asked for numbers.")
 
-    async def _connect(self) -> aiosmtplib.SMTP | Failure:
+    async def _connect(self, at: float | None = None) -> aiosmtplib.SMTP | Failure:
         """A connection that is logged in, or why there is none."""
         mailbox, progress = self._mailbox, _Progress()
         try:
@@ -421,7 +306,7 @@ class Smtp:
         except aiosmtplib.SMTPResponseException as error:
             client.close()
             self._failures = 0  # it answers
-            return classify(progress.stage, error.code, self._without_password(error.message))
+            return classify(progress.stage, error.code, self._without_password(error.message), at)
         except (aiosmtplib.SMTPException, *_LOST) as error:
             client.close()
             return self._unreachable(progress.stage, error)
@@ -457,10 +342,8 @@ class Smtp:
         except aiosmtplib.SMTPResponseException as error:
             if messages and progress.stage is Stage.MAIL and error.code == 421:
                 raise _Stale from None  # it was about to close for idleness
-            if error.code < 0 and progress.stage is Stage.BODY:
-                return Unknown("unreadable", f"{SENTENCES['unreadable']} Nobody knows whether it took the message.")
             keep = await self._start_over(client)
-            return classify(progress.stage, error.code, self._without_password(error.message))
+            return classify(progress.stage, error.code, self._without_password(error.message), envelope.attempted_at)
         except _LOST as error:
             if messages and progress.stage is Stage.MAIL:
                 raise _Stale from None
@@ -494,7 +377,7 @@ class Smtp:
         protocol.write(re.sub(rb"(?m)^\.", b"..", content) + b".\r\n")  # raises where the connection is gone already
         progress.stage = Stage.BODY
         answer = await protocol.read_response(timeout=DATA_PATIENCE * self._timeout)
-        if answer.code != 250:
+        if not 200 <= answer.code <= 299:  # any of these says that it took the message
             raise aiosmtplib.SMTPDataError(answer.code, answer.message)
         return answer.message
 

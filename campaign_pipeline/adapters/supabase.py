@@ -6,20 +6,24 @@ the conversation's messages; since they are written after the sending, a miss pr
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import httpx
 
 from campaign_pipeline.adapters.answers import (
-    MOST_READ,
+    NO_KEYS,
+    NOT_HERE,
     SAYS_DISCONNECTED,
+    SAYS_NO_KEYS,
     SAYS_NOBODY,
     SAYS_TIMED_OUT,
     SAYS_TOO_FAST,
+    Heard,
     Row,
-    failure,
-    first_row,
+    known,
     no_answer,
+    statements,
     texts,
     unrecognised,
 )
@@ -42,6 +46,7 @@ from campaign_pipeline.core.ports import (
     Sent,
     Systemic,
     Throttled,
+    Transient,
     Unknown,
 )
 
@@ -50,15 +55,22 @@ TRAITS = ChannelTraits(name="supabase", max_part_chars=4096, look_up=LookUp.SEAR
 FUNCTION = "internal-send-ai-message"
 OWN_DELAY = 1.2  # seconds of "typing" that the function itself asks its provider for
 
+NOT_ON_WHATSAPP = "The number is not on WhatsApp."
 DISCONNECTED = "This inbox's connection to WhatsApp is closed; connect it and it goes on by itself."
 
 SAYS_SENT_NOT_SAVED = (
-    r"\bsent\b.{0,60}(fail|could not|unable|error).{0,40}(sav|stor|insert|record)|fail(ed|ure)? to (save|store|insert)"
-    r" (the )?(sent )?message|enviad[ao].{0,60}(falh|erro|n[ãa]o).{0,40}(salv|grav|regist)"
+    r"(the )?message (was )?sent( successfully)?[ ,]*(but|and)? .{0,30}(failed|could not|unable|error)\b.{0,30}"
+    r"(sav|stor|insert|record)\w*\b.{0,40}|fail(ed|ure)? to (save|store|insert) (the )?(sent )?message\b.{0,40}"
+    r"|(a )?mensagem (foi )?enviada,? mas .{0,30}(falh|erro|n[ãa]o)\w*\b.{0,30}(salv|grav|regist)\w*\b.{0,40}"
 )
 """What the function says where the message went out and only its row could not be written."""
 
+_WRAPPED = r"(evolution|uazapi)( api)? error: |(error sending|failed to send)( message)?: "
+"""What the function puts before the words of its provider."""
+
 ANSWERS: tuple[Row, ...] = (
+    # It went out: taken for a failure, it would go out twice. Its row is missing in the CRM, so we write it.
+    Row(Sent, "sent_not_stored", "It was sent, and not saved.", status={500}, says=SAYS_SENT_NOT_SAVED),
     Row(
         Systemic,
         "bad_key",
@@ -70,35 +82,39 @@ ANSWERS: tuple[Row, ...] = (
         "inbox_disconnected",
         "The function found no connected instance for this inbox; connect one and it goes on by itself.",
         status={400},
-        says=r"no .{0,40}instance|instance .{0,40}not (found|connected)|not connected|disconnected|inst[âa]ncia",
+        says=r"no (\w{1,20} ){0,3}instance( was)? found( for .{1,60})?"
+        r"|(the )?instance( \S{1,60})? (is )?not (found|connected)"
+        r"|nenhuma inst[âa]ncia (conectada|encontrada)\b.{0,60}"
+        r"|(a )?inst[âa]ncia( \S{1,60})? (est[áa] )?(desconectada|n[ãa]o (est[áa] )?(conectada|encontrada))",
     ),
     Row(
         Permanent,
         "invalid_request",
         "The function refused the request as incomplete.",
         status={400},
-        says=r"missing|required|must|obrigat",
-        quoted=True,
+        says=r"missing (conversationid|text|required)\b.{0,60}|(conversationid|text)\b.{0,30} (is|are) required"
+        r"|(conversationid|text)\b.{0,30} obrigat[óo]ri\w{1,3}",
     ),
-    Row(Permanent, "invalid_request", "The function takes no such request.", status={405}, quoted=True),
+    Row(Permanent, "invalid_request", "The function takes no such request.", status={405}),
     Row(
         Permanent,
         "conversation_missing",
         "The function does not know the conversation of this message.",
         status={404},
-        says=r"convers",
+        says=r"conversation( \S{1,60})? (was )?not found|conversa n[ãa]o encontrada",
     ),
     Row(
         Systemic,
         "function_missing",
         f"There is no function {FUNCTION} at SUPABASE_URL; deploy it, or correct the URL.",
         status={404},
+        says=r"(requested )?function( \S{1,60})?( was)? not found|not_found",
     ),
     Row(
         Systemic,
         "redirected",
         "The request was redirected; set SUPABASE_URL to the address it leads to.",
-        status=range(300, 400),
+        status=NOT_HERE,
     ),
     Row(Throttled, "rate_limited", "Supabase says that requests come too fast.", status={429}),
     Row(
@@ -106,7 +122,8 @@ ANSWERS: tuple[Row, ...] = (
         "no_token",
         "The instance that the function sends through has no token; set instance_token or api_key.",
         status={500},
-        says=r"(no|missing) .{0,20}(token|api.?key)|(token|api.?key) .{0,20}(not configured|missing)",
+        says=r"(no|missing) (\w{1,20} ){0,2}(token|api.?key)\b.{0,40}"
+        r"|(\w{1,20} ){0,2}(token|api.?key) (is )?(not configured|missing)\b.{0,40}",
     ),
     # What its provider said, in the provider's words.
     Row(
@@ -115,23 +132,17 @@ ANSWERS: tuple[Row, ...] = (
         "The function's provider timed out while it talked to WhatsApp.",
         status={500},
         says=SAYS_TIMED_OUT,
-        quoted=True,
     ),
-    Row(
-        Permanent,
-        "not_on_whatsapp",
-        "The number is not on WhatsApp.",
-        status={500},
-        says=SAYS_NOBODY + r"|exists: false",
-    ),
-    Row(Systemic, "inbox_disconnected", DISCONNECTED, status={500}, says=SAYS_DISCONNECTED, quoted=True),
+    Row(Permanent, "not_on_whatsapp", NOT_ON_WHATSAPP, status={500}, fact="nobody"),
+    Row(Permanent, "not_on_whatsapp", NOT_ON_WHATSAPP, status={500}, says=SAYS_NOBODY),
+    Row(Transient, "no_keys", NO_KEYS, status={500}, says=SAYS_NO_KEYS),
+    Row(Systemic, "inbox_disconnected", DISCONNECTED, status={500}, says=SAYS_DISCONNECTED),
     Row(
         Throttled,
         "rate_limited",
         "WhatsApp says that this number sends too fast.",
         status={500},
         says=SAYS_TOO_FAST,
-        quoted=True,
     ),
     Row(
         Unknown,
@@ -147,8 +158,6 @@ ANSWERS: tuple[Row, ...] = (
     ),
 )
 """Every answer that is known, with its class; the first row that matches."""
-
-_SENT_NOT_SAVED = (Row(Unknown, "not_saved", "", status={500}, says=SAYS_SENT_NOT_SAVED),)
 
 _IDS: tuple[tuple[str, ...], ...] = (
     ("message", "provider_message_id"),
@@ -197,7 +206,7 @@ class InternalSend:
         body = {"conversationId": envelope.conversation_id, "text": envelope.text}
         timeout = OWN_DELAY + self._send_timeout
         answer = await post(self._client, self._url, body, self._headers, timeout)
-        return read_send(answer, envelope.idempotency_key)
+        return read_send(answer, envelope)
 
     async def find_accepted(self, attempt: Attempt) -> LookUpAnswer:
         """What the CRM's conversation has of this text since the attempt began, where no other part took it."""
@@ -212,8 +221,8 @@ class InternalSend:
         return NumberNotChecked("The CRM's function cannot be asked whether a number is on WhatsApp.")
 
 
-def read_send(answer: Answer | NoAnswer, key: str) -> Outcome:
-    """Class the answer to a send; `key` stands for the id of a message that went out without one."""
+def read_send(answer: Answer | NoAnswer, envelope: Envelope | None = None) -> Outcome:
+    """Class the answer to a send of `envelope`, whose own texts decide nothing where the answer repeats them."""
     if isinstance(answer, NoAnswer):
         return no_answer(answer)
     if answer.status == httpx.codes.OK and at(answer.body, "success") is not False:
@@ -222,17 +231,19 @@ def read_send(answer: Answer | NoAnswer, key: str) -> Outcome:
             return Unknown("no_id", "The function reported success without a message id.")
         status = at(answer.body, "provider_response", "status")
         return Sent(provider_id, {"status": status if isinstance(status, str) else None}, in_conversation=True)
-    said = " ".join(_words(answer))[:MOST_READ]
-    if first_row(_SENT_NOT_SAVED, answer.status, said):
-        # It went out: taken for a failure, it would go out twice. Its row is missing, so we write it.
-        return Sent(_first_text(answer.body, _DETAILED_IDS) or f"unsaved:{key}", {"warning": "sent but not saved"})
-    return failure(ANSWERS, answer, said) or unrecognised("The function", answer)
+    outcome = known(ANSWERS, answer, _heard(answer, envelope))
+    if isinstance(outcome, Sent):
+        return replace(outcome, provider_message_id=_first_text(answer.body, _DETAILED_IDS))
+    return outcome or unrecognised("The function", answer)
 
 
-def _words(answer: Answer) -> list[str]:
-    """Every text of the body, and what Evolution says by a boolean instead."""
-    nobody = ["exists: false"] if b'"exists":false' in answer.raw.replace(b" ", b"") else []
-    return [*nobody, *(texts(answer.body) or [answer.text])]
+def _heard(answer: Answer, envelope: Envelope | None) -> Heard:
+    """What `error` and `message` say, and the provider's own answer in `details`."""
+    details = at(answer.body, "details")
+    said = [at(answer.body, "error"), at(answer.body, "message"), *texts(details)]
+    listed = at(details, "response", "message")
+    nobody = any(at(piece, "exists") is False for piece in (listed if isinstance(listed, list) else [listed]))
+    return Heard(statements(said, envelope, _WRAPPED), facts=frozenset({"nobody"} if nobody else ()))
 
 
 def _first_text(body: Any, paths: tuple[tuple[str, ...], ...]) -> str | None:

@@ -12,12 +12,20 @@ from typing import Any
 import httpx
 
 from campaign_pipeline.adapters.answers import (
+    DAY,
+    NO_KEYS,
+    NOT_HERE,
     SAYS_DISCONNECTED,
+    SAYS_NO_KEYS,
     SAYS_NOBODY,
     SAYS_TIMED_OUT,
+    SAYS_TOO_FAST,
+    Heard,
     Row,
     failure,
+    known,
     no_answer,
+    statements,
     unrecognised,
 )
 from campaign_pipeline.adapters.connection import endpoint
@@ -42,6 +50,7 @@ from campaign_pipeline.core.ports import (
     Sent,
     Systemic,
     Throttled,
+    Transient,
     Unknown,
 )
 
@@ -56,20 +65,36 @@ PAGE, MOST_PAGES = 50, 20
 NOT_ON_WHATSAPP = "The number is not on WhatsApp."
 DISCONNECTED = "This inbox's connection to WhatsApp is closed; connect it and it goes on by itself."
 
+_WRAPPED = r"(error sending|failed to send|could ?n[o']t send)( message)?: "
+"""What UAZAPI puts before the words of its WhatsApp library."""
+
 ANSWERS: tuple[Row, ...] = (
-    Row(Permanent, "invalid_request", "UAZAPI refused the request as invalid.", status={400}, quoted=True),
+    Row(
+        Permanent,
+        "invalid_request",
+        "UAZAPI refused the request as invalid.",
+        status={400},
+        says=r"(missing|invalid) .{0,30}(number|text|payload|json|body|parameter)\b.{0,60}"
+        r"|(number|text|phone)( and \w{1,20})? (is|are) required",
+    ),
     Row(
         Systemic,
         "bad_key",
         "UAZAPI refuses the token of this instance (instance_token or api_key).",
         status={401, 403},
     ),
-    Row(Systemic, "instance_missing", "UAZAPI does not know this instance.", status={404}),
+    Row(
+        Systemic,
+        "instance_missing",
+        "UAZAPI does not know this instance.",
+        status={404},
+        fact="no_instance",
+    ),
     Row(
         Systemic,
         "redirected",
         "UAZAPI redirects the request; set its base URL (UAZAPI_API_URL) to the address it leads to.",
-        status=range(300, 400),
+        status=NOT_HERE,
     ),
     Row(
         Throttled,
@@ -77,16 +102,31 @@ ANSWERS: tuple[Row, ...] = (
         "UAZAPI says that this number sends too fast, or that its server has no room for another connected number.",
         status={429},
     ),
-    Row(Permanent, "not_on_whatsapp", NOT_ON_WHATSAPP, status={500}, says=SAYS_NOBODY),
     Row(
         Unknown,
         "provider_timeout",
         "UAZAPI timed out while it talked to WhatsApp.",
         status={500},
         says=SAYS_TIMED_OUT,
-        quoted=True,
     ),
-    Row(Systemic, "inbox_disconnected", DISCONNECTED, status={500}, says=SAYS_DISCONNECTED, quoted=True),
+    Row(Permanent, "not_on_whatsapp", NOT_ON_WHATSAPP, status={500}, says=SAYS_NOBODY),
+    Row(Transient, "no_keys", NO_KEYS, status={500}, says=SAYS_NO_KEYS),
+    Row(Systemic, "inbox_disconnected", DISCONNECTED, status={500}, says=SAYS_DISCONNECTED),
+    Row(
+        Throttled,
+        "rate_limited",
+        "WhatsApp says that this number sends too fast.",
+        status={500},
+        says=SAYS_TOO_FAST + r"|server returned error 429",
+    ),
+    Row(
+        Systemic,
+        "new_chats_limited",
+        "WhatsApp keeps this number from writing to people who never wrote to it (error 463).",
+        status={500},
+        says=r"server returned error 463",
+        retry_after=DAY,
+    ),
     Row(
         Unknown,
         "http_{status}",
@@ -98,13 +138,21 @@ ANSWERS: tuple[Row, ...] = (
         "send_failed",
         "UAZAPI says that sending failed, which does not say whether it was sent all the same.",
         status={500},
-        says=r"fail(ed)? to send|internal server error",
-        quoted=True,
+        says=r"(fail(ed)?|error) (to send|sending)( (the )?message)?|internal server error",
     ),
 )
-"""Every answer that is known, with its class; the first row that matches."""
+"""Every answer to a send that is known, with its class; the first row that matches."""
 
-STATES: tuple[Row, ...] = tuple(row for row in ANSWERS if row.code in {"bad_key", "instance_missing", "redirected"})
+STATES: tuple[Row, ...] = (
+    *(row for row in ANSWERS if row.code == "bad_key"),
+    Row(Systemic, "instance_missing", "UAZAPI does not know this instance.", status={404}),
+    Row(
+        Systemic,
+        "redirected",
+        "UAZAPI redirects the request; set its base URL (UAZAPI_API_URL) to the address it leads to.",
+        status=range(300, 400),
+    ),
+)
 """What a question for the state of an instance may be answered that concerns sending too."""
 
 _BETWEEN_BRACES = re.compile(r"(?<=\{)(?=\{)|(?<=\})(?=\})")
@@ -150,7 +198,8 @@ class Uazapi:
         }
         # UAZAPI waits `delay` inside the request.
         timeout = envelope.delay_ms / 1000 + self._send_timeout
-        return read_send(await post(self._client, f"{self._base}/send/text", body, self._headers, timeout))
+        answer = await post(self._client, f"{self._base}/send/text", body, self._headers, timeout)
+        return read_send(answer, envelope)
 
     async def find_accepted(self, attempt: Attempt) -> LookUpAnswer:
         """Ask for the part by its tracking id."""
@@ -199,8 +248,8 @@ def harmless(text: str) -> str:
     return _BETWEEN_BRACES.sub(_JOINER, text)
 
 
-def read_send(answer: Answer | NoAnswer) -> Outcome:
-    """Class the answer to a send."""
+def read_send(answer: Answer | NoAnswer, envelope: Envelope | None = None) -> Outcome:
+    """Class the answer to a send of `envelope`, whose own texts decide nothing where the answer repeats them."""
     if isinstance(answer, NoAnswer):
         return no_answer(answer)
     if answer.status == httpx.codes.OK:
@@ -210,8 +259,18 @@ def read_send(answer: Answer | NoAnswer) -> Outcome:
         kept = {key: at(answer.body, key) for key in ("status", "messageTimestamp", "track_id")}
         chat = at(answer.body, "chatid")
         return Sent(provider_id, kept, chat if isinstance(chat, str) and chat else None)
-    said = at(answer.body, "error") or at(answer.body, "message")
-    return failure(ANSWERS, answer, said if isinstance(said, str) else None) or unrecognised("UAZAPI", answer)
+    return known(ANSWERS, answer, _heard(answer, envelope)) or unrecognised("UAZAPI", answer)
+
+
+def _heard(answer: Answer, envelope: Envelope | None) -> Heard:
+    """What `error` says, or `message` where there is none."""
+    said = at(answer.body, "error")
+    said = said if isinstance(said, str) else at(answer.body, "message")
+    facts = {"no_instance"} if isinstance(said, str) and re.fullmatch(_NO_INSTANCE, said, re.IGNORECASE) else set()
+    return Heard(statements([said], envelope, _WRAPPED), facts=frozenset(facts))
+
+
+_NO_INSTANCE = r"instance (not found|does not exist)\.?"
 
 
 def _provider_id(message: Any) -> str | None:

@@ -25,9 +25,9 @@ class Scope(StrEnum):
 
 @dataclass(frozen=True)
 class Sent:
-    """The provider accepted the part and gave it an id."""
+    """The provider accepted the part."""
 
-    provider_message_id: str
+    provider_message_id: str | None  # None: it says that it sent, and could not say under which id
     response: Mapping[str, Any] = field(default_factory=dict)  # what it answered, trimmed and without keys
     address: str | None = None  # the address that the provider really used (a jid), where it tells
     in_conversation: bool = False  # the provider itself wrote the part into the CRM's conversation
@@ -70,6 +70,7 @@ class Systemic:
     reason: str
     scope: Scope
     retry_after: float | None = None  # seconds, when the provider said when to come back
+    by_words: bool = False  # read from a text alone: the scope is broken once a second recipient met the same
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,13 @@ class Unknown:
 
 UNRECOGNISED = "unrecognised_answer"
 """Code of an answer that an adapter's table does not know; counted apart, so that somebody adds a row for it."""
+
+NOT_STORED = "not_stored"
+"""Code of an answer that says that the provider's own database failed while it sent."""
+
+MAY_HAVE_NO_RECORD = frozenset({UNRECOGNISED, NOT_STORED})
+"""Codes of unknown outcomes after which the provider itself may have no record of what it sent: that a look-up does not
+find the part proves nothing then."""
 
 Failure: TypeAlias = Permanent | Transient | Throttled | Systemic | Unknown
 Outcome: TypeAlias = Sent | Failure

@@ -89,6 +89,7 @@ FAULTS: Mapping[Kind, Mapping[str, str]] = {
         "timed_out": "the provider gave up waiting for WhatsApp",
         "rate_overlimit": "WhatsApp says too fast",
         "schema": "the request is not valid",
+        "no_keys": "the text could not be encrypted for this number; others can be written to",
         "other_400": "a failure that no table knows",
         "unauthorized_401": "401: the key is refused",
         "instance_404": "404: the instance does not exist",
@@ -103,6 +104,7 @@ FAULTS: Mapping[Kind, Mapping[str, str]] = {
         "hang_before": "never accepted, no answer until the client gives up",
         "hang_after": "accepted, answered only after `seconds` (default 600)",
         "late": "the connection is closed without an answer, accepted `seconds` (default 5) later",
+        "scripted": "the answer that the rule itself says: `status` (default 418) and `body` (JSON, default {})",
     },
     Kind.LOOK_UP: _ANYWHERE,
     Kind.STATUS: _ANYWHERE,
@@ -159,6 +161,9 @@ class Fault:
     times_each: int | None = None  # at most so often for the same message, prompt, number or instance
     seconds: float | None = None  # of Retry-After, `late` and `hang_after`
     accepts: bool | None = None  # whether a send is accepted in spite of the fault; None: as FAULTS says
+    saves: bool = True  # whether a send that is accepted can be looked up; as a server whose database fails
+    status: int | None = None  # of a `scripted` answer
+    body: Any = None  # of a `scripted` answer: JSON
 
     def __post_init__(self) -> None:
         if self.name not in FAULTS[self.kind]:
@@ -173,8 +178,12 @@ class Fault:
             raise BehaviourError(f"seconds of {self.name} must be a number of 0 or more, not {self.seconds!r}.")
         if self.kind is Kind.GENERATION and (self.phone is not None or self.instance is not None):
             raise BehaviourError("A generation knows neither phone nor instance: match its prompt by text.")
-        if self.accepts is not None and self.kind is not Kind.SEND:
-            raise BehaviourError("Only the fault of a send can say whether it accepts.")
+        if (self.accepts is not None or not self.saves) and self.kind is not Kind.SEND:
+            raise BehaviourError("Only the fault of a send can say whether it accepts and saves.")
+        if self.name != "scripted" and (self.status is not None or self.body is not None):
+            raise BehaviourError(f"Only a scripted answer can say its status and body, not {self.name}.")
+        if self.status is not None and not 200 <= self.status <= 599:
+            raise BehaviourError(f"The status of a scripted answer must lie between 200 and 599, not {self.status!r}.")
 
     @property
     def accepts_message(self) -> bool:
@@ -231,11 +240,16 @@ class Fault:
             times_each=_count(rule, "times_each"),
             seconds=None if rule.get("seconds") is None else _number(rule, "seconds", 0.0),
             accepts=None if rule.get("accepts") is None else _flag(rule, "accepts", False),
+            saves=_flag(rule, "saves", True),
+            status=_count(rule, "status"),
+            body=rule.get("body"),
         )
 
     def to_dict(self) -> dict[str, Any]:
         """Write the rule as JSON has it, without what is not set."""
-        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        values = {
+            each.name: getattr(self, each.name) for each in fields(self) if each.name != "saves" or not self.saves
+        }
         return {name: value for name, value in values.items() if value is not None} | {"kind": self.kind.value}
 
 
@@ -351,9 +365,10 @@ class Conduct:
         """Say whether an instance can send."""
         return self.behaviour.instances.get(instance, InstanceState.OPEN)
 
-    def saved_from(self, accepted_at: float) -> float | None:
+    def saved_from(self, accepted_at: float, fault: Fault | None = None) -> float | None:
         """Say from when (seconds since the epoch) a message can be looked up; None: never."""
-        return accepted_at + self.behaviour.saved_after if self.behaviour.saves_messages else None
+        saves = self.behaviour.saves_messages and (fault is None or fault.saves)
+        return accepted_at + self.behaviour.saved_after if saves else None
 
     def latency(self, kind: Kind, key: str) -> float:
         """Draw how many seconds this request takes."""
@@ -401,13 +416,13 @@ def _from_flag(words: str, key: str, value: str) -> object:
     try:
         if key in {"rate", "seconds"}:
             return float(value)
-        if key in {"times", "times_each"}:
+        if key in {"times", "times_each", "status"}:
             return int(value)
     except ValueError:
         raise BehaviourError(f"Fault {words!r}: {key} must be a number, not {value!r}.") from None
-    if key == "accepts":
+    if key in {"accepts", "saves"}:
         if value not in _YES_NO:
-            raise BehaviourError(f"Fault {words!r}: accepts must be true or false, not {value!r}.")
+            raise BehaviourError(f"Fault {words!r}: {key} must be true or false, not {value!r}.")
         return _YES_NO[value]
     return value
 

@@ -27,6 +27,7 @@ _REFUSALS: Mapping[str, tuple[int, int, str]] = {
     "timed_out": (500, 131016, "Service temporarily unavailable"),
     "rate_overlimit": (429, 130429, "Cloud API message throughput has been reached."),
     "schema": (400, 100, "Invalid parameter"),
+    "no_keys": (500, 131000, "Something went wrong"),
     "other_400": (400, 139999, "Something that no page describes"),
     "unauthorized_401": (401, 190, "The access token could not be decrypted"),
     "instance_404": (400, 100, "Unsupported post request. Object does not exist or cannot be loaded"),
@@ -78,7 +79,7 @@ class CloudApi(MessageProvider):
         if complaint is not None:
             return complaint
         entry = exchange.entry
-        message = Message(entry["instance"] or "", str(body["to"]), text, 0.0)
+        message = Message(entry["instance"] or "", str(body.get("to") or body.get("recipient")), text, 0.0)
         message.message_id = f"wamid.{message.message_id}"
         entry["number"], entry["text"], entry["track_id"] = message.number, text, body.get("biz_opaque_callback_data")
         if self.stage.conduct.state_of(message.instance) is not InstanceState.OPEN:
@@ -120,10 +121,16 @@ def _refuse(status: int, number: int, text: str, *, subcode: int | None = None, 
     return answer(status, {"error": error | {"fbtrace_id": "AbCdEfGhIjKl"}})
 
 
+_USER_ID = re.compile(r"[A-Z]{2}(\.ENT)?\.[A-Za-z0-9]+")  # a business-scoped id: no number, so never in `to`
+
+
 def _read(body: Mapping[str, Any]) -> tuple[web.Response | None, str]:
     """What a lead will read, or why the request is refused."""
-    to, key = body.get("to"), body.get("biz_opaque_callback_data")
-    if body.get("messaging_product") != "whatsapp" or not isinstance(to, str) or not digits_of(to):
+    to, user, key = body.get("to"), body.get("recipient"), body.get("biz_opaque_callback_data")
+    reachable = (isinstance(to, str) and bool(digits_of(to)) and not _USER_ID.fullmatch(to)) or (
+        isinstance(user, str) and _USER_ID.fullmatch(user) is not None
+    )
+    if body.get("messaging_product") != "whatsapp" or not reachable:
         return _refuse(400, 100, "Invalid parameter"), ""
     if key is not None and not (isinstance(key, str) and len(key) <= _LONGEST_KEY):
         return _refuse(400, 100, "Invalid parameter", details="biz_opaque_callback_data is too long"), ""

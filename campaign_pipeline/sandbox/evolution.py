@@ -26,6 +26,7 @@ _REFUSALS: Mapping[str, tuple[int, object]] = {
     "timed_out": (400, ["Error: Timed Out"]),
     "rate_overlimit": (400, ["Error: rate-overlimit"]),
     "schema": (400, [['requires property "number"']]),
+    "no_keys": (400, ["SessionError: No sessions"]),
     "other_400": (400, ["Error: Evaluation failed: a is not a function"]),
     "unauthorized_401": (401, "Unauthorized"),
     "timeout_408": (408, "Request Time-out"),

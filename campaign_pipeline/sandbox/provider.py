@@ -151,6 +151,8 @@ class Provider(ABC):
             raise ConnectionCut
         if fault.name in {"cut", "cut_before"}:
             raise ConnectionCut
+        if fault.name == "scripted":
+            return answer(fault.status or 418, {} if fault.body is None else fault.body)
         return spoiled_by_proxy(fault.name) or self.spoiled(fault.name, subject)
 
 
@@ -196,10 +198,10 @@ class MessageProvider(Provider):
             return self.sent(message, exchange.entry)
         if fault.name == "late" and fault.accepts_message:
             late = _LATE if fault.seconds is None else fault.seconds
-            self.stage.do_later(late, lambda: self._accept(exchange.entry, message))
+            self.stage.do_later(late, lambda: self._accept(exchange.entry, message, fault))
             raise ConnectionCut
         if fault.accepts_message:
-            await self._accept_after_typing(exchange.entry, message)
+            await self._accept_after_typing(exchange.entry, message, fault)
         return await self._answer_spoiled(exchange, fault, message)
 
     async def _answer_spoiled(self, exchange: Exchange, fault: Fault, message: Message) -> web.Response:
@@ -212,16 +214,16 @@ class MessageProvider(Provider):
             return broken_off(self.sent(message, exchange.entry))
         return await self.spoil(exchange, fault, message.subject)
 
-    async def _accept_after_typing(self, entry: Entry, message: Message) -> None:
+    async def _accept_after_typing(self, entry: Entry, message: Message, fault: Fault | None = None) -> None:
         if message.delay > 0:
             await asyncio.sleep(message.delay)
-        self._accept(entry, message)
+        self._accept(entry, message, fault)
 
-    def _accept(self, entry: Entry, message: Message) -> None:
+    def _accept(self, entry: Entry, message: Message, fault: Fault | None = None) -> None:
         now = time.time()
         entry["jid"] = jid_of(message.address)
         entry["text"] = message.text
-        self.stage.record.accept(entry, message.message_id, now, self.stage.conduct.saved_from(now))
+        self.stage.record.accept(entry, message.message_id, now, self.stage.conduct.saved_from(now, fault))
 
 
 _JSON = {"Content-Type": "application/json; charset=utf-8"}

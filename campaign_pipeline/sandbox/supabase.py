@@ -24,6 +24,7 @@ _REFUSALS: Mapping[str, tuple[int, dict[str, Any]]] = {
     "timed_out": (500, {"error": "Evolution API error: Timed Out"}),
     "rate_overlimit": (500, {"error": "Evolution API error: rate-overlimit"}),
     "schema": (400, {"error": "conversationId and text are required"}),
+    "no_keys": (500, {"error": "Evolution API error: SessionError: No sessions"}),
     "other_400": (400, {"error": "Something that no page describes"}),
     "unauthorized_401": (401, {"error": "Unauthorized"}),
     "instance_404": (404, {"error": "Conversation not found"}),

@@ -1,6 +1,7 @@
 """The Cloud API: what is its own. What every channel must do is in test_conformance."""
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
@@ -8,21 +9,24 @@ from uuid import uuid4
 
 import pytest
 
-from campaign_pipeline.adapters.cloud_api import ANSWERS, CloudApi, from_connection, read_status
-from campaign_pipeline.adapters.http import http_client
-from campaign_pipeline.core.ports import Envelope, Failure, StatusEvent, Systemic, Template, Throttled
+from campaign_pipeline.adapters.cloud_api import CODES, CloudApi, from_connection, read_send, read_status
+from campaign_pipeline.adapters.http import Answer, http_client
+from campaign_pipeline.core.ports import (
+    UNRECOGNISED,
+    Envelope,
+    Failure,
+    Sent,
+    StatusEvent,
+    Systemic,
+    Template,
+    Throttled,
+    Unknown,
+)
 from campaign_pipeline_tests.adapters.wire import Playback, playback, serving
 
 ENVELOPE = Envelope("m-1", 2, "Olá, Ana!", "5511987654321", delay_ms=700)
 NUMBER = "106540352242922"
 MESSAGE = str(uuid4())
-
-# As the page of Meta's errors has them: every number, once.
-CODES = {
-    *(131026, 131021, 131051, 131008, 131009, 100, 131047, 132000, 132005, 132007, 132012, 130472, 131063),
-    *(131050, 131049, 130429, 131056, 80007, 4, 131057, 1, 2, 131000, 131016, 133004),
-    *(0, 190, 3, 10, *range(200, 300), 131005, 368, 131031, 131042, 131045, 133010, 131048, 132001, 132015, 132016, 33),
-}
 
 
 def with_server(server: Playback, use: Callable[[CloudApi], Awaitable[Any]]) -> Any:
@@ -74,9 +78,27 @@ def test_a_template_without_variables_has_no_components() -> None:
     assert body["template"] == {"name": "oi", "language": {"code": "en"}}
 
 
-def test_the_table_has_every_number_of_the_page() -> None:
-    known = {number for row in ANSWERS if row.number is not None and len(row.number) < 1000 for number in row.number}  # type: ignore[arg-type,attr-defined]
-    assert known == CODES
+def test_a_user_without_a_number_is_written_to_by_the_id_that_meta_gave_the_business() -> None:
+    body = sent_body(replace(ENVELOPE, address="BR.13491208655302741918"))
+    assert body["recipient"] == "BR.13491208655302741918"
+    assert "to" not in body
+
+
+@pytest.mark.parametrize("number", sorted({number for number in CODES if not 200 < number < 300}))
+def test_each_code_of_metas_list_means_the_same_in_an_answer_and_in_a_status_event(number: int) -> None:
+    outcome = read_send(Answer(400, {"error": {"code": number, "message": "x"}}, b"{}", None))
+    assert not isinstance(outcome, Sent)
+    assert outcome.code != UNRECOGNISED
+    assert re.search(r"[.]$", outcome.reason)
+    settled = read_status(event(status="failed", errors=[{"code": number}]))
+    assert settled is not None
+    if not isinstance(outcome, Unknown):
+        assert (settled.error_class, settled.code) == (type(outcome).__name__.lower(), outcome.code)
+
+
+def test_the_list_of_codes_has_what_was_once_missing() -> None:
+    kept = {131037, 130497, 131030, 613, 17, 32, 341, 80008, 131043, 132068, 132069, 133006, 134101, 135000}
+    assert kept <= set(CODES)
 
 
 @pytest.mark.parametrize(("attempt", "seconds"), [(1, 4.0), (2, 16.0), (3, 64.0), (6, 3600.0), (50, 3600.0)])

@@ -45,7 +45,7 @@ FAULTS = (
     ("send", "timed_out", 0.02),
     ("send", "cut_before", 0.02),
     ("send", "rate_overlimit", 0.001),
-    ("send", "other_400", 0.03),
+    ("send", "no_keys", 0.03),
     ("send", "not_on_whatsapp", 0.02),
     ("generation", "server_error_500", 0.03),
     ("generation", "error_in_200", 0.03),

@@ -333,7 +333,7 @@ def test_a_retry_goes_on_at_the_first_part_that_was_not_sent_and_to_the_same_num
         assert len({entry["number"] for entry in rig.sandbox.record.where(kind="send")}) == 1
         assert rig.generations() == 0
 
-    play(scenario, "send:other_400:text=Podemos:times=1")
+    play(scenario, "send:no_keys:text=Podemos:times=1")
 
 
 def test_a_lost_second_part_is_looked_up_under_the_number_it_was_sent_to(world: World, play: Play) -> None:
@@ -350,7 +350,7 @@ def test_a_lost_second_part_is_looked_up_under_the_number_it_was_sent_to(world: 
         assert rig.arrived() == [FIRST, SECOND]
         assert rig.message(message)["status"] == "sent"
 
-    play(scenario, "send:other_400:text=Podemos:times=1")
+    play(scenario, "send:no_keys:text=Podemos:times=1")
 
 
 # Unknown outcomes -----------------------------------------------------------------------------------------------------
@@ -537,7 +537,7 @@ def test_transient_failures_wait_5_and_15_minutes_and_end_after_three_attempts(w
         assert "Given up after 3 attempts" in row["error_message"]
         assert (rig.generations(), rig.sends()) == (1, 3)
 
-    play(scenario, "send:other_400")
+    play(scenario, "send:no_keys")
 
 
 def test_the_delays_are_those_that_the_environment_names(world: World, play: Play) -> None:
@@ -548,7 +548,7 @@ def test_the_delays_are_those_that_the_environment_names(world: World, play: Pla
         wait = world.value("SELECT EXTRACT(epoch FROM next_attempt_at - campaign_now()) / 60 FROM campaign_messages")
         assert 39 <= wait <= 48
 
-    play(scenario, "send:other_400", CAMPAIGN_RETRY_DELAYS_MINUTES="40,50")
+    play(scenario, "send:no_keys", CAMPAIGN_RETRY_DELAYS_MINUTES="40,50")
 
 
 def test_a_provider_that_cannot_be_reached_is_a_transient_failure(
@@ -1450,7 +1450,7 @@ def test_nothing_of_a_key_is_in_messages_logs_ledger_or_pauses(world: World, pla
         assert "sk-or-test-key" not in dump
         assert token not in dump
 
-    play(scenario, "generation:unauthorized_401:times=1", "send:other_400:times=1", "send:unauthorized_401:times=1")
+    play(scenario, "generation:unauthorized_401:times=1", "send:no_keys:times=1", "send:unauthorized_401:times=1")
 
 
 def test_kinds_of_faults_are_those_that_the_sandbox_knows() -> None:

@@ -206,3 +206,11 @@ def test_the_first_rule_that_applies_wins() -> None:
     conduct = Conduct(Behaviour(faults=(Fault(Kind.SEND, "cut_after", times=1), Fault(Kind.SEND, "other_400"))))
     names = [fault.name for _ in range(2) if (fault := conduct.fault("evolution", Kind.SEND, Subject("a")))]
     assert names == ["cut_after", "other_400"]
+
+
+def test_a_scripted_answer_says_what_it_is_told_and_reads_back() -> None:
+    rule = Fault(Kind.SEND, "scripted", status=400, body={"response": {"message": ["x"]}}, accepts=True, saves=False)
+    assert Fault.from_dict(rule.to_dict()) == rule
+    for wrong in ({"name": "schema", "status": 400}, {"name": "scripted", "status": 99}):
+        with pytest.raises(BehaviourError, match="scripted"):
+            Fault.from_dict({"kind": "send", **wrong})

@@ -49,6 +49,15 @@ def test_a_template_is_recorded_with_its_variables() -> None:
     converse(talk)
 
 
+def test_a_user_id_goes_into_recipient_and_never_into_to() -> None:
+    async def talk(client: Client) -> None:
+        assert (await send(client, to="BR.13491208655302741918")).status == 400
+        assert (await send(client, to=None, recipient="BR.13491208655302741918")).status == 200
+        assert len(client.sandbox.record.sent()) == 1
+
+    converse(talk)
+
+
 @pytest.mark.parametrize("value", ["", "a\nb", "a\tb", "a     b", "x" * 1025])
 def test_a_variable_that_meta_would_refuse_is_refused(value: str) -> None:
     async def talk(client: Client) -> None:
@@ -110,6 +119,7 @@ STATUSES = {
     "timed_out": 500,
     "rate_overlimit": 429,
     "schema": 400,
+    "no_keys": 500,
     "other_400": 400,
     "unauthorized_401": 401,
     "instance_404": 400,
@@ -132,7 +142,9 @@ def test_a_fault_has_its_status(fault: str) -> None:
 
 
 def test_every_fault_that_is_an_answer_is_tested_here() -> None:
-    assert set(STATUSES) | {"cut_before", "cut_after", "hang_before", "hang_after", "late"} == set(FAULTS[Kind.SEND])
+    assert set(STATUSES) | {"cut_before", "cut_after", "hang_before", "hang_after", "late", "scripted"} == set(
+        FAULTS[Kind.SEND]
+    )
 
 
 def test_an_answer_can_be_lost_though_the_message_goes_out() -> None:

@@ -122,6 +122,7 @@ ANSWERED: Mapping[str, tuple[int, object]] = {
     "timed_out": (400, ["Error: Timed Out"]),
     "rate_overlimit": (400, ["Error: rate-overlimit"]),
     "schema": (400, [['requires property "number"']]),
+    "no_keys": (400, ["SessionError: No sessions"]),
     "other_400": (400, ["Error: Evaluation failed: a is not a function"]),
     "unauthorized_401": (401, "Unauthorized"),
     "instance_404": (404, ['The "loja" instance does not exist']),
@@ -214,7 +215,7 @@ def test_a_late_message_goes_out_after_its_connection_was_cut(seconds: str, acce
 
 
 def test_every_fault_of_a_send_is_tested_here() -> None:
-    others = {"proxy_html_502", "gateway_timeout_504", "malformed_json", "no_id", "late"}
+    others = {"scripted", "proxy_html_502", "gateway_timeout_504", "malformed_json", "no_id", "late"}
     tested = {*ANSWERED, *others, "cut_before", "cut_after", "hang_before", "hang_after"}
     assert tested == set(FAULTS[Kind.SEND])
 

@@ -62,6 +62,7 @@ STATUSES = {
     "timed_out": 500,
     "rate_overlimit": 500,
     "schema": 400,
+    "no_keys": 500,
     "other_400": 400,
     "unauthorized_401": 401,
     "instance_404": 404,
@@ -84,4 +85,6 @@ def test_a_fault_has_its_status(fault: str) -> None:
 
 
 def test_every_fault_that_is_an_answer_is_tested_here() -> None:
-    assert set(STATUSES) | {"cut_before", "cut_after", "hang_before", "hang_after", "late"} == set(FAULTS[Kind.SEND])
+    assert set(STATUSES) | {"cut_before", "cut_after", "hang_before", "hang_after", "late", "scripted"} == set(
+        FAULTS[Kind.SEND]
+    )

@@ -144,6 +144,7 @@ STATUSES = {
     "timed_out": 500,
     "rate_overlimit": 429,
     "schema": 400,
+    "no_keys": 500,
     "other_400": 400,
     "unauthorized_401": 401,
     "instance_404": 404,
@@ -174,7 +175,7 @@ def test_a_fault_has_its_status(fault: str) -> None:
 
 
 def test_every_fault_that_is_an_answer_is_tested_here() -> None:
-    without_answer = {"cut_before", "cut_after", "hang_before", "hang_after", "late"}
+    without_answer = {"cut_before", "cut_after", "hang_before", "hang_after", "late", "scripted"}
     assert set(STATUSES) | without_answer == set(FAULTS[Kind.SEND])
 
 

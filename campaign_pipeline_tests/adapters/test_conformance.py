@@ -332,16 +332,16 @@ def _too_big(body: object) -> bool:
 
 @every_channel
 def test_an_answer_that_no_row_knows_keeps_its_body_for_the_ledger_and_out_of_the_sentence(channel: Channel) -> None:
-    body = orjson.dumps({"surprise": "Olá, Ana! ligue para 5511987654321", "x y": f"key {KEY}"})
+    body = orjson.dumps({"error": "Surpresa! Ligue para 5511987654321", "Ana Souza": f"key {KEY}"})
     outcome = with_server(channel, answering(response(body, status="418 I'm a teapot")), send)
     assert isinstance(outcome, Unknown)
     assert outcome.code == UNRECOGNISED
-    assert "a JSON object of 2 more" in outcome.reason
+    assert "a JSON object of error, 1 more" in outcome.reason
     assert "Ana" not in outcome.reason
     assert outcome.answer["status"] == 418
-    assert "Olá, Ana!" in outcome.answer["body"]
-    assert "5511987654321" not in outcome.answer["body"]
-    assert KEY not in outcome.answer["body"]
+    assert "Surpresa!" in str(outcome.answer["body"])
+    assert "5511987654321" not in str(outcome.answer["body"])
+    assert KEY not in str(outcome.answer["body"])
 
 
 # Sending --------------------------------------------------------------------------------------------------------------

@@ -146,12 +146,13 @@ def db() -> None:
 def upgrade() -> None:
     """Bring the database up to date: the CRM's tables where they are missing, and what the pipeline adds to them.
 
-    In one transaction; harmless when there is nothing to do.
+    While others work on it: in short steps, none of which keeps a writer waiting. Interrupted anywhere, it is taken up
+    again by the next call; harmless when there is nothing to do.
     """
     from campaign_pipeline.adapters import schema
 
     url = _plain_url()
-    revision = schema.upgrade(url)
+    revision = schema.upgrade(url, say=lambda text: click.echo(text, err=True))
     click.echo(f"{schema.describe(url)} has schema {revision}.")
 
 

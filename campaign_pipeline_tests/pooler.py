@@ -14,16 +14,18 @@ from urllib.parse import parse_qs, urlsplit
 import psycopg
 import pytest
 
+USERS = ("postgres", "crm_owner", "authenticator")
 PGBOUNCER = os.environ.get("PGBOUNCER", "/usr/sbin/pgbouncer")
 _CONFIG = """
 [databases]
-* = host={server} user=postgres
+* = host={server}
 
 [pgbouncer]
 listen_addr = 127.0.0.1
 listen_port = {port}
 unix_socket_dir =
-auth_type = any
+auth_type = trust
+auth_file = {folder}/users.txt
 pool_mode = transaction
 default_pool_size = {pool_size}
 max_client_conn = 200
@@ -44,7 +46,8 @@ class Pooler:
 
     def url(self, database_url: str) -> str:
         """The same database through the pooler."""
-        return f"postgresql://postgres@127.0.0.1:{self.port}{urlsplit(database_url).path}"
+        parts = urlsplit(database_url)
+        return f"postgresql://{parts.username}@127.0.0.1:{self.port}{parts.path}"
 
 
 @contextmanager
@@ -58,6 +61,7 @@ def run_pooler(database_url: str, folder: Path, pool_size: int = 8, more: str = 
         port = free.getsockname()[1]
     file = folder / "pgbouncer.ini"
     file.write_text(_CONFIG.format(server=server, port=port, folder=folder, pool_size=pool_size, more=more))
+    (folder / "users.txt").write_text("".join(f'"{user}" ""\n' for user in USERS))
     command = [PGBOUNCER, "-q", str(file)]
     if os.geteuid() == 0:  # which it refuses to run as; the server's folder is open to the server's own user
         user = Path(server).owner()

@@ -1,6 +1,9 @@
-"""The queue's schema: brought up to date by alembic and one file of SQL functions; checked before work begins."""
+"""The queue's schema: brought up to date by alembic and the files of SQL functions; checked before work begins."""
 
+import hashlib
 import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import psycopg
@@ -8,11 +11,11 @@ import sqlalchemy
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
+from psycopg.rows import TupleRow
 
 from campaign_pipeline import sql
+from campaign_pipeline.adapters.online import OnlineSteps, StepFailed, one_at_a_time
 from campaign_pipeline.adapters.queue_connection import connect
-
-_LOCK = 7_235_019_244_518_873  # an advisory lock of our own, so that two upgrades do not run into each other
 
 
 class DatabaseUnusable(RuntimeError):
@@ -32,33 +35,132 @@ def head_revision() -> str:
     return head
 
 
-def upgrade(url: str) -> str:
-    """Bring the schema up to date, in one transaction; harmless when it is. Returns the revision.
+def upgrade(url: str, say: Callable[[str], None] = lambda _: None) -> str:
+    """Bring the schema up to date while others work on the database; harmless when it is. Returns the revision.
 
-    Raises DatabaseUnusable with one sentence when it cannot be reached or refuses.
+    Step by step (see adapters.online): one that was interrupted anywhere is taken up again by the next call. `say` is
+    told what takes long. Raises DatabaseUnusable with one sentence when it cannot be reached or refuses.
     """
     _refuse_unreadable(url)
-    # SQLAlchemy reads URLs in its own way (no second host, other escapes); the database is to be the same for both.
-    engine = sqlalchemy.create_engine(
-        "postgresql+psycopg://", creator=lambda: connect(url), poolclass=sqlalchemy.NullPool
-    )
-    config = _alembic_config()
     try:
-        with engine.begin() as connection:
-            connection.execute(sqlalchemy.text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
-            driver = connection.connection.driver_connection
-            assert isinstance(driver, psycopg.Connection)
-            driver.execute(sql.BEFORE_MIGRATIONS.encode())
-            config.attributes["connection"] = connection
-            command.upgrade(config, "head")
-            driver.execute(sql.functions_text().encode())
+        with one_at_a_time(url, say), OnlineSteps(url, say) as steps:
+            _refuse_without_rights(steps.connection)
+            for statement in sql.BEFORE_MIGRATIONS:
+                steps.run(statement)
+            _migrate(url, steps)
+            functions, triggers = sql.functions_and_triggers()
+            steps.run(functions)
+            for trigger in triggers:
+                _ensure_trigger(steps, trigger)
+            _recount_open_runs(steps.connection)
     except sqlalchemy.exc.DBAPIError as error:
         raise DatabaseUnusable(_unreachable(url, error.orig)) from None
     except psycopg.Error as error:
         raise DatabaseUnusable(_unreachable(url, error)) from None
+    except StepFailed as error:
+        raise DatabaseUnusable(str(error)) from None
+    return head_revision()
+
+
+def _migrate(url: str, steps: OnlineSteps) -> None:
+    # SQLAlchemy reads URLs in its own way (no second host, other escapes); the database is to be the same for both.
+    engine = sqlalchemy.create_engine(
+        "postgresql+psycopg://",
+        creator=lambda: connect(url),
+        poolclass=sqlalchemy.NullPool,
+        isolation_level="AUTOCOMMIT",
+    )
+    config = _alembic_config()
+    try:
+        with engine.connect() as connection:
+            connection.info[sql.RUN_STEP] = partial(steps.run, search_path=sql.MIGRATION_PATH)
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
     finally:
         engine.dispose()
-    return head_revision()
+
+
+def _ensure_trigger(steps: OnlineSteps, trigger: sql.Trigger) -> None:
+    """Make or replace a trigger where it is not what it should be: only then its table has to be locked.
+
+    The trigger's comment says by which statement it was made.
+    """
+    mark = f"campaign_pipeline {hashlib.sha256(trigger.statement.encode()).hexdigest()[:16]}"
+    found = steps.connection.execute(
+        "SELECT obj_description(oid, 'pg_trigger') FROM pg_trigger WHERE tgrelid = to_regclass(%s) AND tgname = %s",
+        [trigger.table, trigger.name],
+    ).fetchone()
+    if found is None or found[0] != mark:
+        steps.run(f"{trigger.statement} COMMENT ON TRIGGER {trigger.name} ON {trigger.table} IS '{mark}';")
+
+
+_OWNED = (
+    "workspaces",
+    "ai_agents",
+    "leads",
+    "lead_custom_values",
+    "conversations",
+    "messages",
+    "campaign_configs",
+    "campaign_runs",
+    "campaign_messages",
+    "campaign_logs",
+    "ai_message_splitter_config",
+)
+"""Tables of the CRM that the migrations alter; a test holds this to the migrations."""
+
+
+def _refuse_without_rights(connection: "psycopg.Connection[TupleRow]") -> None:
+    """Say in one sentence what a role lacks that may not change the schema, before anything is changed."""
+    row = connection.execute("SELECT current_user, current_setting('server_version_num')::integer").fetchone()
+    assert row is not None
+    role, version = row
+    if version < 140000:
+        raise StepFailed(f"PostgreSQL 14 or newer is needed, and this server is version {version // 10000}.")
+    others = connection.execute(_FOREIGN_TABLES, [list(_OWNED)]).fetchall()
+    if others:
+        owner = others[0][1]
+        tables = ", ".join(table for table, of in others if of == owner)
+        raise StepFailed(
+            f"The role {role} may not alter {tables}, which the role {owner} owns: connect as {owner}, or let a role "
+            f'that may grant it run GRANT "{owner}" TO "{role}" (which {role} must inherit, as is the default).'
+        )
+    lacking = connection.execute(_LACKING_CREATE, [sql.SCHEMA]).fetchone()
+    if lacking is not None:
+        raise StepFailed(
+            f"The role {role} may not create anything in the {lacking[0]}, which the role {lacking[1]} owns: let "
+            f'{lacking[1]} run GRANT CREATE ON {lacking[2]} TO "{role}".'
+        )
+
+
+_FOREIGN_TABLES = """
+SELECT c.relname, pg_get_userbyid(c.relowner)
+FROM pg_class c
+WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p') AND c.relname = ANY (%s)
+  AND NOT pg_has_role(c.relowner, 'USAGE')
+ORDER BY 2, 1
+"""
+
+_LACKING_CREATE = """
+SELECT what, pg_get_userbyid(owner), grantable FROM (
+    SELECT 'schema public' AS what, n.nspowner AS owner, 'SCHEMA public' AS grantable,
+           has_schema_privilege(n.oid, 'CREATE') AS may
+    FROM pg_namespace n WHERE n.nspname = 'public'
+    UNION ALL
+    SELECT 'database ' || d.datname, d.datdba, 'DATABASE ' || quote_ident(d.datname),
+           has_database_privilege(d.oid, 'CREATE') OR to_regnamespace(%s) IS NOT NULL
+    FROM pg_database d WHERE d.datname = current_database()) needed
+WHERE NOT may LIMIT 1
+"""
+
+
+def _recount_open_runs(connection: "psycopg.Connection[TupleRow]") -> None:
+    """Let the counters of open runs start right: from here on they follow the messages by trigger.
+
+    Run by run, each locked for one short transaction. Runs that have ended are history: the CRM deletes their messages.
+    """
+    for (run_id,) in connection.execute(sql.statement("list_miscounted_runs")).fetchall():
+        connection.execute(sql.statement("recount_run"), {"run_id": run_id})
 
 
 def check(url: str) -> None:

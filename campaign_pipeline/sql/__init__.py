@@ -6,6 +6,7 @@ they need no migrations.
 """
 
 import re
+from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -19,11 +20,16 @@ VERSION_TABLE = "campaign_pipeline_version"
 HEAD = "0008"
 """The schema that this code works on; a test holds it to the migrations folder."""
 
-STATEMENT_FILES = ("queue", "operations", "reports", "consent", "channels")
-FUNCTION_FILES = ("pacing", "consent", "spending", "queue", "channels", "rights")
+STATEMENT_FILES = ("queue", "operations", "reports", "consent", "channels", "crm")
+FUNCTION_FILES = ("pacing", "consent", "spending", "queue", "channels", "crm", "rights")
 """In this order: what the queue's functions call exists before them."""
 
 _NAME = re.compile(r"^-- name: (?P<name>\w+)\s*$", re.MULTILINE)
+_TOKEN = re.compile(
+    r"""'(?:[^']|'')*' | "[^"]*" | \$(?P<tag>(?:[A-Za-z_]\w*)?)\$.*?\$(?P=tag)\$ | --[^\n]* | /\*.*?\*/ | ;""",
+    re.DOTALL | re.VERBOSE,
+)
+_TRIGGER = re.compile(r"^CREATE OR REPLACE TRIGGER (?P<name>\w+)\b[^;]*? ON (?P<table>[\w.]+)", re.MULTILINE)
 
 
 def _read(name: str) -> str:
@@ -61,15 +67,59 @@ def functions_text() -> str:
     return "\n".join(_read(f"functions/{name}.sql") for name in FUNCTION_FILES)
 
 
+@dataclass(frozen=True)
+class Trigger:
+    """A trigger on a table, and the statement that makes it or replaces it."""
+
+    name: str
+    table: str
+    statement: str
+
+
+def functions_and_triggers() -> tuple[str, list[Trigger]]:
+    """The same cut in two: functions, which lock no table, and the triggers, each of which locks one."""
+    functions, triggers = [], []
+    for text in split_statements(functions_text()):
+        if found := _TRIGGER.search(text):
+            triggers.append(Trigger(found["name"], found["table"], text))
+        else:
+            functions.append(text)
+    return "\n".join(functions), triggers
+
+
+def split_statements(text: str) -> list[str]:
+    """Cut a file at the semicolons that end its statements; comments stay before what they are about."""
+    found, start = [], 0
+    for token in _TOKEN.finditer(text):
+        if token.group() == ";":
+            found.append(text[start : token.end()].strip())
+            start = token.end()
+    return found
+
+
 def run_migration(bind: Any, name: str) -> None:
-    """Run the SQL file of one migration, past SQLAlchemy: only a bare execute takes several statements at once."""
-    bind.connection.driver_connection.execute(_read(f"migrations/versions/{name}.sql"))
+    """Run the SQL file of one migration, each statement as a step of its own (see adapters.online)."""
+    for text in split_statements(_read(f"migrations/versions/{name}.sql")):
+        bind.info[RUN_STEP](text)
 
 
-BEFORE_MIGRATIONS = f"""
-    -- The migrations up to 0007 make their tables in `public`, whatever the search_path of whoever connects.
-    SET LOCAL search_path = public;
-    CREATE SCHEMA IF NOT EXISTS {SCHEMA};
-    ALTER TABLE IF EXISTS public.{VERSION_TABLE} SET SCHEMA {SCHEMA};
-"""
-"""What has to be there before alembic reads how far a database is; in the transaction of the migrations."""
+def run_migration_with_functions(bind: Any, name: str) -> None:
+    """Run the SQL file of one migration and all functions and triggers in one step.
+
+    For a migration without which the functions of the version before it do not work.
+    """
+    bind.info[RUN_STEP](f"{_read(f'migrations/versions/{name}.sql')}\n{functions_text()}")
+
+
+RUN_STEP = "run_step"
+"""Under this name the connection that alembic is given holds what runs a step."""
+
+BEFORE_MIGRATIONS = (
+    f"CREATE SCHEMA IF NOT EXISTS {SCHEMA};",
+    f"ALTER TABLE IF EXISTS public.{VERSION_TABLE} SET SCHEMA {SCHEMA};",
+)
+"""What has to be there before alembic reads how far a database is."""
+
+MIGRATION_PATH = f"{SCHEMA}, public"
+"""The search_path of the migrations: what they make without naming a schema is ours, and never in public; what an
+installation from before 0008 has there is found."""

@@ -1,4 +1,7 @@
-"""Alembic's environment: runs the migrations on the connection that `campaign_pipeline.adapters.schema` hands over."""
+"""Alembic's environment: keeps its books on the connection that `campaign_pipeline.adapters.schema` hands over.
+
+Every statement on it commits by itself, and so does every step of a migration: see `campaign_pipeline.adapters.online`.
+"""
 
 from alembic import context
 
@@ -9,7 +12,7 @@ context.configure(
     connection=connection,
     version_table=VERSION_TABLE,
     version_table_schema=SCHEMA,
-    transaction_per_migration=False,
+    transaction_per_migration=True,
 )
 with context.begin_transaction():
     context.run_migrations()

@@ -2,7 +2,7 @@
 -- statement here does nothing. Foreign keys are few on purpose: a lead may be deleted while its message waits, and that
 -- message is then skipped with a reason instead of vanishing with the lead.
 
-CREATE TABLE IF NOT EXISTS workspaces (
+CREATE TABLE IF NOT EXISTS public.workspaces (
     id          uuid PRIMARY KEY DEFAULT gen_random_uuid(),
     name        text,
     slug        text,
@@ -12,7 +12,7 @@ CREATE TABLE IF NOT EXISTS workspaces (
     updated_at  timestamptz NOT NULL DEFAULT now()
 );
 
-CREATE TABLE IF NOT EXISTS ai_agents (
+CREATE TABLE IF NOT EXISTS public.ai_agents (
     id            uuid PRIMARY KEY DEFAULT gen_random_uuid(),
     workspace_id  uuid NOT NULL,
     name          text,
@@ -22,7 +22,7 @@ CREATE TABLE IF NOT EXISTS ai_agents (
     created_at    timestamptz NOT NULL DEFAULT now()
 );
 
-CREATE TABLE IF NOT EXISTS inboxes (
+CREATE TABLE IF NOT EXISTS public.inboxes (
     id            uuid PRIMARY KEY DEFAULT gen_random_uuid(),
     workspace_id  uuid NOT NULL,
     name          text,
@@ -32,7 +32,7 @@ CREATE TABLE IF NOT EXISTS inboxes (
     created_at    timestamptz NOT NULL DEFAULT now()
 );
 
-CREATE TABLE IF NOT EXISTS instances (
+CREATE TABLE IF NOT EXISTS public.instances (
     id                uuid PRIMARY KEY DEFAULT gen_random_uuid(),
     workspace_id      uuid,
     name              text,                     -- the provider's name for this number
@@ -48,13 +48,13 @@ CREATE TABLE IF NOT EXISTS instances (
     created_at        timestamptz NOT NULL DEFAULT now()
 );
 
-CREATE TABLE IF NOT EXISTS inbox_instances (
+CREATE TABLE IF NOT EXISTS public.inbox_instances (
     inbox_id    uuid NOT NULL,
     instance_id uuid NOT NULL,
     PRIMARY KEY (inbox_id, instance_id)
 );
 
-CREATE TABLE IF NOT EXISTS funnels (
+CREATE TABLE IF NOT EXISTS public.funnels (
     id           uuid PRIMARY KEY DEFAULT gen_random_uuid(),
     workspace_id uuid,
     name         text,
@@ -62,7 +62,7 @@ CREATE TABLE IF NOT EXISTS funnels (
     is_active    boolean DEFAULT true
 );
 
-CREATE TABLE IF NOT EXISTS funnel_columns (
+CREATE TABLE IF NOT EXISTS public.funnel_columns (
     id        uuid PRIMARY KEY DEFAULT gen_random_uuid(),
     funnel_id uuid,
     title     text,
@@ -70,7 +70,7 @@ CREATE TABLE IF NOT EXISTS funnel_columns (
     color     text
 );
 
-CREATE TABLE IF NOT EXISTS leads (
+CREATE TABLE IF NOT EXISTS public.leads (
     id               uuid PRIMARY KEY DEFAULT gen_random_uuid(),
     workspace_id     uuid,
     funnel_id        uuid,
@@ -91,7 +91,7 @@ CREATE TABLE IF NOT EXISTS leads (
     created_at       timestamptz NOT NULL DEFAULT now()
 );
 
-CREATE TABLE IF NOT EXISTS custom_fields (
+CREATE TABLE IF NOT EXISTS public.custom_fields (
     id           uuid PRIMARY KEY DEFAULT gen_random_uuid(),
     workspace_id uuid,
     name         text NOT NULL,
@@ -100,14 +100,14 @@ CREATE TABLE IF NOT EXISTS custom_fields (
     position     integer
 );
 
-CREATE TABLE IF NOT EXISTS lead_custom_values (
+CREATE TABLE IF NOT EXISTS public.lead_custom_values (
     id              uuid PRIMARY KEY DEFAULT gen_random_uuid(),
     lead_id         uuid NOT NULL,
     custom_field_id uuid NOT NULL,
     value           text
 );
 
-CREATE TABLE IF NOT EXISTS conversations (
+CREATE TABLE IF NOT EXISTS public.conversations (
     id              uuid PRIMARY KEY DEFAULT gen_random_uuid(),
     workspace_id    uuid,
     inbox_id        uuid,
@@ -122,7 +122,7 @@ CREATE TABLE IF NOT EXISTS conversations (
     created_at      timestamptz NOT NULL DEFAULT now()
 );
 
-CREATE TABLE IF NOT EXISTS messages (
+CREATE TABLE IF NOT EXISTS public.messages (
     id                  uuid PRIMARY KEY DEFAULT gen_random_uuid(),
     conversation_id     uuid,
     content_type        text DEFAULT 'text',
@@ -134,7 +134,7 @@ CREATE TABLE IF NOT EXISTS messages (
     created_at          timestamptz NOT NULL DEFAULT now()
 );
 
-CREATE TABLE IF NOT EXISTS campaign_configs (
+CREATE TABLE IF NOT EXISTS public.campaign_configs (
     id                   uuid PRIMARY KEY DEFAULT gen_random_uuid(),
     workspace_id         uuid,
     inbox_id             uuid,
@@ -155,7 +155,7 @@ CREATE TABLE IF NOT EXISTS campaign_configs (
     created_at           timestamptz NOT NULL DEFAULT now()
 );
 
-CREATE TABLE IF NOT EXISTS campaign_runs (
+CREATE TABLE IF NOT EXISTS public.campaign_runs (
     id              uuid PRIMARY KEY DEFAULT gen_random_uuid(),
     config_id       uuid,
     name            text,
@@ -171,9 +171,9 @@ CREATE TABLE IF NOT EXISTS campaign_runs (
     leads_skipped   integer NOT NULL DEFAULT 0
 );
 
-CREATE TABLE IF NOT EXISTS campaign_messages (
+CREATE TABLE IF NOT EXISTS public.campaign_messages (
     id                    uuid PRIMARY KEY DEFAULT gen_random_uuid(),
-    run_id                uuid NOT NULL REFERENCES campaign_runs (id) ON DELETE CASCADE,
+    run_id                uuid NOT NULL REFERENCES public.campaign_runs (id) ON DELETE CASCADE,
     lead_id               uuid,
     status                text NOT NULL DEFAULT 'pending',
     scheduled_at          timestamptz,
@@ -196,7 +196,7 @@ CREATE TABLE IF NOT EXISTS campaign_messages (
     created_at            timestamptz NOT NULL DEFAULT now()
 );
 
-CREATE TABLE IF NOT EXISTS campaign_logs (
+CREATE TABLE IF NOT EXISTS public.campaign_logs (
     id          uuid PRIMARY KEY DEFAULT gen_random_uuid(),
     run_id      uuid,
     step_number integer,
@@ -209,7 +209,7 @@ CREATE TABLE IF NOT EXISTS campaign_logs (
     created_at  timestamptz NOT NULL DEFAULT now()
 );
 
-CREATE TABLE IF NOT EXISTS ai_message_splitter_config (
+CREATE TABLE IF NOT EXISTS public.ai_message_splitter_config (
     id                     uuid PRIMARY KEY DEFAULT gen_random_uuid(),
     is_active              boolean NOT NULL DEFAULT true,
     min_chars_to_split     integer DEFAULT 150,
@@ -220,7 +220,7 @@ CREATE TABLE IF NOT EXISTS ai_message_splitter_config (
     system_prompt          text
 );
 
-CREATE TABLE IF NOT EXISTS campaign_whatsapp_reports (
+CREATE TABLE IF NOT EXISTS public.campaign_whatsapp_reports (
     id            uuid PRIMARY KEY DEFAULT gen_random_uuid(),
     workspace_id  uuid,
     report_date   date,

@@ -2,7 +2,7 @@
 
 -- Messages -----------------------------------------------------------------------------------------------------------
 
-ALTER TABLE campaign_messages
+ALTER TABLE public.campaign_messages
     ADD COLUMN IF NOT EXISTS next_attempt_at  timestamptz,   -- not before this; overrides scheduled_at
     ADD COLUMN IF NOT EXISTS lease_token      uuid,          -- who may change the message; kept at the end as a trace
     ADD COLUMN IF NOT EXISTS lease_expires_at timestamptz,   -- past it, anybody may take the message over
@@ -14,13 +14,15 @@ ALTER TABLE campaign_messages
     ADD COLUMN IF NOT EXISTS address          text,          -- what it was sent to: 5511987654321
     ADD COLUMN IF NOT EXISTS finished_at      timestamptz;   -- when it became sent, failed or skipped
 
-ALTER TABLE campaign_messages
+ALTER TABLE public.campaign_messages
+    DROP CONSTRAINT IF EXISTS campaign_messages_status_known,
     ADD CONSTRAINT campaign_messages_status_known CHECK (status IN (
         'pending',     -- waits until it is due
         'queued',      -- leased, not started
         'generating',  -- leased, its text is being written
         'sending',     -- leased, its text is fixed and parts go out
         'sent', 'replied', 'failed', 'skipped')) NOT VALID,
+    DROP CONSTRAINT IF EXISTS campaign_messages_error_class_known,
     ADD CONSTRAINT campaign_messages_error_class_known CHECK (error_class IN (
         'permanent',   -- will never work
         'transient',   -- waits for its next attempt
@@ -28,28 +30,24 @@ ALTER TABLE campaign_messages
         'throttled',   -- waits because we went too fast
         'systemic',    -- waits until the cause is gone
         'unknown')) NOT VALID,  -- may have gone out; resent only when a person says so
+    DROP CONSTRAINT IF EXISTS campaign_messages_lease_complete,
     ADD CONSTRAINT campaign_messages_lease_complete CHECK (
         status NOT IN ('queued', 'generating', 'sending') OR lease_token IS NULL OR lease_expires_at IS NOT NULL) NOT VALID;
 
 -- When a message may be worked. The expression is repeated to the letter in every statement that wants this index:
 -- claim, expire, spread, skip the rest of a cancelled run, when is something due next, can this run close.
-CREATE INDEX IF NOT EXISTS campaign_messages_due
-    ON campaign_messages (run_id, (COALESCE(next_attempt_at, scheduled_at, created_at)))
+CREATE INDEX CONCURRENTLY IF NOT EXISTS campaign_messages_due
+    ON public.campaign_messages (run_id, (COALESCE(next_attempt_at, scheduled_at, created_at)))
     WHERE status = 'pending';
 
--- Serves: can this run close. Without the expiry, or each heartbeat would write it anew.
-CREATE INDEX IF NOT EXISTS campaign_messages_leased
-    ON campaign_messages (run_id)
-    WHERE status IN ('queued', 'generating', 'sending');
-
 -- Serves: recover expired leases, without reading those that live.
-CREATE INDEX IF NOT EXISTS campaign_messages_lease_expiry
-    ON campaign_messages (lease_expires_at)
+CREATE INDEX CONCURRENTLY IF NOT EXISTS campaign_messages_lease_expiry
+    ON public.campaign_messages (lease_expires_at)
     WHERE status IN ('queued', 'generating', 'sending');
 
 -- A row changes status four times in a few seconds: room for the new versions on its own page, and a vacuum that
 -- comes by the number of dead rows, not by a share of a table of millions.
-ALTER TABLE campaign_messages SET (fillfactor = 70, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 20000,
+ALTER TABLE public.campaign_messages SET (fillfactor = 70, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 20000,
                                    autovacuum_analyze_scale_factor = 0.02);
 
 -- The ledger ---------------------------------------------------------------------------------------------------------
@@ -57,7 +55,7 @@ ALTER TABLE campaign_messages SET (fillfactor = 70, autovacuum_vacuum_scale_fact
 -- One row per part: what was attempted, and what the provider answered. A row is committed as `attempting` before the
 -- request leaves (I2) and never leaves `sent` again (I4).
 CREATE TABLE IF NOT EXISTS campaign_message_parts (
-    message_id          uuid NOT NULL REFERENCES campaign_messages (id) ON DELETE CASCADE,
+    message_id          uuid NOT NULL REFERENCES public.campaign_messages (id) ON DELETE CASCADE,
     part_no             integer NOT NULL CHECK (part_no >= 1),
     text                text NOT NULL,
     status              text NOT NULL DEFAULT 'planned' CHECK (status IN (
@@ -90,20 +88,22 @@ CREATE INDEX IF NOT EXISTS campaign_message_parts_sent ON campaign_message_parts
 
 -- Runs ---------------------------------------------------------------------------------------------------------------
 
-ALTER TABLE campaign_runs
+ALTER TABLE public.campaign_runs
     ADD COLUMN IF NOT EXISTS wait_code   text,          -- why nothing of a running run is worked now: window_closed, …
     ADD COLUMN IF NOT EXISTS wait_reason text,          -- the same as a sentence
     ADD COLUMN IF NOT EXISTS wait_until  timestamptz,   -- when that is known
     ADD COLUMN IF NOT EXISTS resumed_at  timestamptz;   -- set when a pause ends, until overdue messages are spread
 
-ALTER TABLE campaign_runs
+ALTER TABLE public.campaign_runs
+    DROP CONSTRAINT IF EXISTS campaign_runs_status_known,
     ADD CONSTRAINT campaign_runs_status_known CHECK (status IN (
         'running', 'paused', 'completed', 'failed', 'cancelled')) NOT VALID;
 
 -- Serves: which runs may be claimed from; which may close.
-CREATE INDEX IF NOT EXISTS campaign_runs_running ON campaign_runs (id) WHERE status = 'running';
+CREATE INDEX CONCURRENTLY IF NOT EXISTS campaign_runs_running ON public.campaign_runs (id) WHERE status = 'running';
 -- Serves: skip what is left of a cancelled run. A cancelled run that is settled has completed_at.
-CREATE INDEX IF NOT EXISTS campaign_runs_to_settle ON campaign_runs (id) WHERE status = 'cancelled' AND completed_at IS NULL;
+CREATE INDEX CONCURRENTLY IF NOT EXISTS campaign_runs_to_settle
+    ON public.campaign_runs (id) WHERE status = 'cancelled' AND completed_at IS NULL;
 
 -- A scope in which nothing can work, or in which we slow down. One row a scope; no row means all is well.
 CREATE TABLE IF NOT EXISTS campaign_pauses (
@@ -119,32 +119,31 @@ CREATE TABLE IF NOT EXISTS campaign_pauses (
     PRIMARY KEY (scope, scope_id)
 );
 
-ALTER TABLE campaign_configs
+ALTER TABLE public.campaign_configs
     ADD COLUMN IF NOT EXISTS retry_delays_minutes numeric[];  -- before the 2nd, 3rd, … attempt; null: as configured for all
 
-ALTER TABLE ai_message_splitter_config
+ALTER TABLE public.ai_message_splitter_config
     ADD COLUMN IF NOT EXISTS strategy text NOT NULL DEFAULT 'local' CHECK (strategy IN (
         'local',    -- at sentence and list boundaries, here
         'model'));  -- as the model proposes, checked for loss
 
 -- Look-ups by lead and parent ----------------------------------------------------------------------------------------
 
-CREATE INDEX IF NOT EXISTS lead_custom_values_of_lead ON lead_custom_values (lead_id);             -- get_lead_contexts
-CREATE INDEX IF NOT EXISTS conversations_of_lead ON conversations (lead_id);         -- campaign_find_conversations
-CREATE INDEX IF NOT EXISTS conversations_of_phone ON conversations (contact_phone);  -- campaign_find_conversations
-CREATE INDEX IF NOT EXISTS ai_agents_of_workspace ON ai_agents (workspace_id) WHERE is_active;     -- get_batch_settings
-CREATE INDEX IF NOT EXISTS messages_of_conversation ON messages (conversation_id, created_at);     -- the CRM's chat view
-CREATE INDEX IF NOT EXISTS campaign_logs_of_run ON campaign_logs (run_id, created_at);             -- the CRM's log view
-
--- Once: from here on the counters follow the messages by trigger, so they must start right.
-UPDATE campaign_runs r
-SET leads_success = n.success, leads_failed = n.failed, leads_skipped = n.skipped,
-    leads_processed = n.success + n.failed + n.skipped
-FROM (SELECT m.run_id,
-             count(*) FILTER (WHERE m.status IN ('sent', 'replied')) AS success,
-             count(*) FILTER (WHERE m.status = 'failed')             AS failed,
-             count(*) FILTER (WHERE m.status = 'skipped')            AS skipped
-      FROM campaign_messages m GROUP BY m.run_id) n
-WHERE r.id = n.run_id
-  AND (r.leads_success, r.leads_failed, r.leads_skipped, r.leads_processed)
-      IS DISTINCT FROM (n.success, n.failed, n.skipped, n.success + n.failed + n.skipped);
+-- Serves: get_lead_contexts.
+CREATE INDEX CONCURRENTLY IF NOT EXISTS lead_custom_values_of_lead
+    ON public.lead_custom_values (lead_id);
+-- Serves: campaign_find_conversations.
+CREATE INDEX CONCURRENTLY IF NOT EXISTS conversations_of_lead
+    ON public.conversations (lead_id);
+-- Serves: campaign_find_conversations.
+CREATE INDEX CONCURRENTLY IF NOT EXISTS conversations_of_phone
+    ON public.conversations (contact_phone);
+-- Serves: get_batch_settings.
+CREATE INDEX CONCURRENTLY IF NOT EXISTS ai_agents_of_workspace
+    ON public.ai_agents (workspace_id) WHERE is_active;
+-- Serves: the CRM's chat view.
+CREATE INDEX CONCURRENTLY IF NOT EXISTS messages_of_conversation
+    ON public.messages (conversation_id, created_at);
+-- Serves: the CRM's log view.
+CREATE INDEX CONCURRENTLY IF NOT EXISTS campaign_logs_of_run
+    ON public.campaign_logs (run_id, created_at);

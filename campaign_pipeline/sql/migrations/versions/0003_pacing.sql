@@ -58,17 +58,17 @@ CREATE TABLE IF NOT EXISTS campaign_inbox_slots (
 ALTER TABLE campaign_message_parts
     ADD COLUMN IF NOT EXISTS slot_at timestamptz;  -- when its last attempt was let go by a pace; null: no pace, or given back
 
-ALTER TABLE campaign_runs
+ALTER TABLE public.campaign_runs
     ADD COLUMN IF NOT EXISTS pace_held_since timestamptz,  -- since when more was due than the pace lets go: that time ages no message
     ADD COLUMN IF NOT EXISTS active_inbox_id uuid;         -- the fallback inbox that it sends through now; null: its own
 
-ALTER TABLE campaign_configs
+ALTER TABLE public.campaign_configs
     ADD COLUMN IF NOT EXISTS fallback_inbox_ids uuid[],    -- in the order of preference
     ADD COLUMN IF NOT EXISTS when_inbox_down text NOT NULL DEFAULT 'pause' CHECK (when_inbox_down IN (
         'pause',        -- messages wait until the inbox is well again
         'fallback'));   -- they go through the first healthy inbox of fallback_inbox_ids meanwhile
 
-ALTER TABLE campaign_messages
+ALTER TABLE public.campaign_messages
     ADD COLUMN IF NOT EXISTS inbox_id uuid;  -- through which it goes or went; null: its campaign's
 
 -- They answer in more columns now, which no CREATE OR REPLACE can give them.

@@ -4,16 +4,17 @@
 
 -- One secret of this database, mixed into every hash of an address: a copied table of suppressions alone tells no
 -- number, though there are few enough numbers to try them all.
-CREATE TABLE campaign_consent_salt (
+CREATE TABLE IF NOT EXISTS campaign_consent_salt (
     only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
     salt     text NOT NULL
 );
 COMMENT ON TABLE campaign_consent_salt IS 'One row: the secret of this database that is mixed into hashes of addresses.';
 COMMENT ON COLUMN campaign_consent_salt.only_row IS 'Always true: there is one row.';
 COMMENT ON COLUMN campaign_consent_salt.salt IS 'Made at random once. If it changes, erased people are no longer recognised.';
-INSERT INTO campaign_consent_salt (salt) VALUES (gen_random_uuid()::text || gen_random_uuid()::text);
+INSERT INTO campaign_consent_salt (salt) VALUES (gen_random_uuid()::text || gen_random_uuid()::text)
+ON CONFLICT DO NOTHING;
 
-CREATE TABLE campaign_suppressions (
+CREATE TABLE IF NOT EXISTS campaign_suppressions (
     id           bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     scope        text NOT NULL CHECK (scope IN ('global', 'workspace', 'channel')),
     workspace_id uuid,
@@ -52,14 +53,14 @@ COMMENT ON COLUMN campaign_suppressions.lifted_at IS 'When it ended; null: it ho
 COMMENT ON COLUMN campaign_suppressions.lifted_by IS 'Who lifted it: keyword, or the operator''s name.';
 
 -- Serves: campaign_suppress (the same suppression is written once).
-CREATE UNIQUE INDEX campaign_suppressions_once ON campaign_suppressions (
+CREATE UNIQUE INDEX IF NOT EXISTS campaign_suppressions_once ON campaign_suppressions (
     scope, COALESCE(workspace_id::text, ''), COALESCE(channel, ''), COALESCE(address_hash, ''), COALESCE(lead_id::text, ''))
     WHERE lifted_at IS NULL;
 -- Serve: campaign_refused_by_consent, campaign_suppressed_messages, campaign_lift (by address; by lead).
-CREATE INDEX campaign_suppressions_of_address ON campaign_suppressions (address_hash) WHERE lifted_at IS NULL;
-CREATE INDEX campaign_suppressions_of_lead ON campaign_suppressions (lead_id) WHERE lifted_at IS NULL;
+CREATE INDEX IF NOT EXISTS campaign_suppressions_of_address ON campaign_suppressions (address_hash) WHERE lifted_at IS NULL;
+CREATE INDEX IF NOT EXISTS campaign_suppressions_of_lead ON campaign_suppressions (lead_id) WHERE lifted_at IS NULL;
 
-CREATE TABLE campaign_consent_keywords (
+CREATE TABLE IF NOT EXISTS campaign_consent_keywords (
     phrase   text PRIMARY KEY CHECK (phrase ~ '^[a-z0-9]+( [a-z0-9]+)*$'),
     meaning  text NOT NULL CHECK (meaning IN ('opt_out', 'opt_in', 'courtesy')),
     open_end boolean NOT NULL DEFAULT false
@@ -98,9 +99,10 @@ INSERT INTO campaign_consent_keywords (phrase, meaning, open_end) VALUES
     ('obg', 'courtesy', false), ('grato', 'courtesy', false), ('grata', 'courtesy', false), ('oi', 'courtesy', false),
     ('ola', 'courtesy', false), ('bom', 'courtesy', false), ('boa', 'courtesy', false), ('dia', 'courtesy', false),
     ('tarde', 'courtesy', false), ('noite', 'courtesy', false), ('agora', 'courtesy', false), ('ja', 'courtesy', false),
-    ('quero', 'courtesy', false), ('desejo', 'courtesy', false), ('gostaria', 'courtesy', false);
+    ('quero', 'courtesy', false), ('desejo', 'courtesy', false), ('gostaria', 'courtesy', false)
+ON CONFLICT DO NOTHING;
 
-CREATE TABLE campaign_suppressing_codes (
+CREATE TABLE IF NOT EXISTS campaign_suppressing_codes (
     code    text PRIMARY KEY,
     scope   text NOT NULL CHECK (scope IN ('workspace', 'channel')),
     meaning text NOT NULL
@@ -114,15 +116,16 @@ INSERT INTO campaign_suppressing_codes (code, scope, meaning) VALUES
     ('opted_out', 'channel', 'The person opted out of marketing at the provider (Cloud API 131050).'),
     ('hard_bounce', 'channel', 'There is no such mailbox (SMTP 550, 551, 553; 5.1.x).'),
     ('unsubscribed', 'channel', 'The person used the unsubscribe link of an e-mail.'),
-    ('spam_complaint', 'channel', 'The person reported an e-mail as spam.');
+    ('spam_complaint', 'channel', 'The person reported an e-mail as spam.')
+ON CONFLICT DO NOTHING;
 
 -- One message a day --------------------------------------------------------------------------------------------------
 
-ALTER TABLE workspaces ADD COLUMN IF NOT EXISTS one_message_per_lead_per_day boolean NOT NULL DEFAULT false;
-COMMENT ON COLUMN workspaces.one_message_per_lead_per_day IS
+ALTER TABLE public.workspaces ADD COLUMN IF NOT EXISTS one_message_per_lead_per_day boolean NOT NULL DEFAULT false;
+COMMENT ON COLUMN public.workspaces.one_message_per_lead_per_day IS
     'Whether a lead gets at most one message a day, of all campaigns together; later ones wait for the next local day.';
 
-CREATE TABLE campaign_lead_days (
+CREATE TABLE IF NOT EXISTS campaign_lead_days (
     day        date NOT NULL,
     lead_id    uuid NOT NULL,
     message_id uuid NOT NULL,
@@ -137,7 +140,7 @@ COMMENT ON COLUMN campaign_lead_days.message_id IS
 
 -- Erasure ------------------------------------------------------------------------------------------------------------
 
-CREATE TABLE campaign_erasures (
+CREATE TABLE IF NOT EXISTS campaign_erasures (
     id           bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     lead_id      uuid NOT NULL,
     workspace_id uuid,
@@ -158,7 +161,7 @@ COMMENT ON COLUMN campaign_erasures.counts IS 'Rows blanked or removed, by table
 
 -- Numbers ------------------------------------------------------------------------------------------------------------
 
-CREATE TABLE campaign_number_checks (
+CREATE TABLE IF NOT EXISTS campaign_number_checks (
     provider   text NOT NULL,
     number     text NOT NULL,
     "exists"   boolean NOT NULL,
@@ -181,7 +184,7 @@ COMMENT ON COLUMN campaign_number_checks.inbox_id IS 'Through which inbox it was
 COMMENT ON COLUMN campaign_number_checks.checked_at IS
     'When. Believed for CAMPAIGN_NUMBER_CHECK_DAYS if it exists, for CAMPAIGN_NUMBER_RECHECK_DAYS if not.';
 
-ALTER TABLE campaign_messages ADD COLUMN IF NOT EXISTS address_kind text;
+ALTER TABLE public.campaign_messages ADD COLUMN IF NOT EXISTS address_kind text;
 ALTER TABLE campaign_message_parts ADD COLUMN IF NOT EXISTS address_kind text;
-COMMENT ON COLUMN campaign_messages.address_kind IS 'What `address` is: phone, jid, lid, bsuid (business-scoped id) or email.';
+COMMENT ON COLUMN public.campaign_messages.address_kind IS 'What `address` is: phone, jid, lid, bsuid (business-scoped id) or email.';
 COMMENT ON COLUMN campaign_message_parts.address_kind IS 'What `address` is: phone, jid, lid, bsuid or email.';

@@ -2,37 +2,39 @@
 
 -- E-mail -------------------------------------------------------------------------------------------------------------
 
-ALTER TABLE leads
+ALTER TABLE public.leads
     ADD COLUMN IF NOT EXISTS email text;    -- where e-mail goes; null: the custom field "Email", where the CRM keeps it
-ALTER TABLE campaign_messages
+ALTER TABLE public.campaign_messages
     ADD COLUMN IF NOT EXISTS subject text;  -- of an e-mail, fixed together with its text; null: the channel has none
-COMMENT ON COLUMN leads.email IS 'Where e-mail goes; null: the custom field "Email", where the CRM keeps it.';
-COMMENT ON COLUMN campaign_messages.subject IS 'Of an e-mail, fixed together with its text; null: the channel has none.';
-COMMENT ON COLUMN conversations.contact_phone IS 'The address of the contact: a phone number, or an e-mail address where channel is email.';
+COMMENT ON COLUMN public.leads.email IS 'Where e-mail goes; null: the custom field "Email", where the CRM keeps it.';
+COMMENT ON COLUMN public.campaign_messages.subject IS 'Of an e-mail, fixed together with its text; null: the channel has none.';
+COMMENT ON COLUMN public.conversations.contact_phone IS 'The address of the contact: a phone number, or an e-mail address where channel is email.';
 
 -- The language model -------------------------------------------------------------------------------------------------
 
-ALTER TABLE ai_agents
+ALTER TABLE public.ai_agents
     ADD COLUMN IF NOT EXISTS fallback_models    text[],  -- asked in this order where the model cannot answer
     ADD COLUMN IF NOT EXISTS openrouter_api_key text;    -- of the workspace's own account; null: the shared one
-COMMENT ON COLUMN ai_agents.fallback_models IS 'Language models that are asked, in this order, where the model cannot answer.';
-COMMENT ON COLUMN ai_agents.openrouter_api_key IS 'Key of the workspace''s own OpenRouter account; null: the account that all share.';
+COMMENT ON COLUMN public.ai_agents.fallback_models IS 'Language models that are asked, in this order, where the model cannot answer.';
+COMMENT ON COLUMN public.ai_agents.openrouter_api_key IS 'Key of the workspace''s own OpenRouter account; null: the account that all share.';
 
 -- Spending -----------------------------------------------------------------------------------------------------------
 
-ALTER TABLE campaign_configs
+ALTER TABLE public.campaign_configs
     ADD COLUMN IF NOT EXISTS max_cost_usd_per_run numeric CHECK (max_cost_usd_per_run > 0);
-ALTER TABLE workspaces
+ALTER TABLE public.workspaces
     ADD COLUMN IF NOT EXISTS max_cost_usd_per_day numeric CHECK (max_cost_usd_per_day > 0);
-COMMENT ON COLUMN campaign_configs.max_cost_usd_per_run IS
+COMMENT ON COLUMN public.campaign_configs.max_cost_usd_per_run IS
     'US dollars that the texts of one run may cost, counted from when the limit is set; null: no limit.';
-COMMENT ON COLUMN workspaces.max_cost_usd_per_day IS
+COMMENT ON COLUMN public.workspaces.max_cost_usd_per_day IS
     'US dollars that the texts of a workspace may cost in a day of its time zone (settings.timezone, else America/Sao_Paulo), '
     'counted from when the limit is set; null: no limit.';
 
 -- Serve: campaign_note_spending (is a limit set anywhere).
-CREATE INDEX IF NOT EXISTS campaign_configs_with_limit ON campaign_configs (id) WHERE max_cost_usd_per_run IS NOT NULL;
-CREATE INDEX IF NOT EXISTS workspaces_with_limit ON workspaces (id) WHERE max_cost_usd_per_day IS NOT NULL;
+CREATE INDEX CONCURRENTLY IF NOT EXISTS campaign_configs_with_limit
+    ON public.campaign_configs (id) WHERE max_cost_usd_per_run IS NOT NULL;
+CREATE INDEX CONCURRENTLY IF NOT EXISTS workspaces_with_limit
+    ON public.workspaces (id) WHERE max_cost_usd_per_day IS NOT NULL;
 
 CREATE TABLE IF NOT EXISTS campaign_spending (
     scope     text NOT NULL CHECK (scope IN ('run', 'workspace')),
@@ -49,22 +51,22 @@ COMMENT ON COLUMN campaign_spending.spent_usd IS 'US dollars, as the provider ch
 
 -- The WhatsApp Cloud API ---------------------------------------------------------------------------------------------
 
-ALTER TABLE campaign_configs
+ALTER TABLE public.campaign_configs
     ADD COLUMN IF NOT EXISTS template_name      text,    -- as approved; null: only leads who wrote within a day get a message
     ADD COLUMN IF NOT EXISTS template_language  text,    -- null: pt_BR
     ADD COLUMN IF NOT EXISTS template_variables text[],  -- what {{1}}, {{2}}, … are for, one text each; null: it has none
     ADD COLUMN IF NOT EXISTS template_body      text;    -- its text with {{1}}, for the model and for the CRM's chat
-COMMENT ON COLUMN campaign_configs.template_name IS
+COMMENT ON COLUMN public.campaign_configs.template_name IS
     'Approved template of the Cloud API for leads who did not write within a day; null: those leads wait.';
-COMMENT ON COLUMN campaign_configs.template_language IS 'Language of that template as Meta names it; null: pt_BR.';
-COMMENT ON COLUMN campaign_configs.template_variables IS
+COMMENT ON COLUMN public.campaign_configs.template_language IS 'Language of that template as Meta names it; null: pt_BR.';
+COMMENT ON COLUMN public.campaign_configs.template_variables IS
     'What each variable of the template body is for, in their order: the model writes them. Null: it has none.';
-COMMENT ON COLUMN campaign_configs.template_body IS
+COMMENT ON COLUMN public.campaign_configs.template_body IS
     'Text of the template with {{1}}, {{2}}, …: shown to the model, and, filled in, in the chat of the CRM.';
 
-ALTER TABLE campaign_messages
+ALTER TABLE public.campaign_messages
     ADD COLUMN IF NOT EXISTS template jsonb;             -- {name, language, variables}; fixed together with the text
-COMMENT ON COLUMN campaign_messages.template IS
+COMMENT ON COLUMN public.campaign_messages.template IS
     'Template that the message goes out as, {name, language, variables}, fixed together with its text; null: free text.';
 
 ALTER TABLE campaign_message_parts

@@ -1,7 +1,8 @@
 -- What the pipeline owns leaves `public`, which is the CRM's, for the schema campaign_pipeline. An interface that shows
 -- all of `public` to whoever has a key (Supabase does) shows none of it any more. `adapters.schema` makes the schema
--- and moves alembic's own table before the first migration; the functions and triggers are created anew after the last
--- one.
+-- and moves alembic's own table before the first migration. New installations have nothing to move. All in one step,
+-- with the functions and triggers: those of before would look for the tables where they were, in the middle of a write of
+-- the CRM.
 
 DO $$
 DECLARE
@@ -17,7 +18,7 @@ BEGIN
         'campaign_spending', 'campaign_status_events']
     LOOP
         -- Its indexes, constraints, triggers and sequences move with it.
-        EXECUTE format('ALTER TABLE public.%I SET SCHEMA campaign_pipeline', own_table);
+        EXECUTE format('ALTER TABLE IF EXISTS public.%I SET SCHEMA campaign_pipeline', own_table);
     END LOOP;
 
     DROP TRIGGER IF EXISTS campaign_count_updated ON public.campaign_messages;

@@ -1,0 +1,156 @@
+"""Changing the schema of a database that others work on: step by step, none of which keeps anybody waiting.
+
+A statement that locks a table waits in the table's queue, and whoever comes after it waits behind it. So each statement
+is a transaction of its own, sent and committed in one message, gives up after a moment in the queue, and is repeated.
+Indexes are built concurrently, which blocks no writer. Every statement may be repeated, so an upgrade that was
+interrupted anywhere is simply started again.
+"""
+
+import contextlib
+import re
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psycopg
+from tenacity import RetryError, Retrying, retry_if_exception_type, stop_after_delay, wait_random
+
+from campaign_pipeline.adapters.queue_connection import connect, is_pooled
+
+LOCK_WAIT_MS = 150
+"""How long a step may stand in a table's queue. Others wait behind it for that long; a step of several tables may
+stand in several queues, one after another."""
+
+_TRY_AGAIN = (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected)
+_KEY = 7_235_019_244_518_873  # the advisory lock of upgrades
+
+_INDEX = re.compile(
+    r"CREATE (?:UNIQUE )?INDEX CONCURRENTLY IF NOT EXISTS (?P<name>\w+)\s+ON (?P<table>[\w.]+)", re.IGNORECASE
+)
+_OUTSIDE_A_TRANSACTION = re.compile(r"DROP INDEX CONCURRENTLY\b", re.IGNORECASE)
+_LEADING_COMMENTS = re.compile(r"(?:\s+|--[^\n]*\n|/\*.*?\*/)*", re.DOTALL)
+
+
+class StepFailed(RuntimeError):
+    """A step could not be done, for a reason that is no fault of the database; the text is one sentence."""
+
+
+class OnlineSteps:
+    """Runs statements on one connection. A context manager."""
+
+    def __init__(self, url: str, say: Callable[[str], None] = lambda _: None, patience_seconds: float = 900.0) -> None:
+        """`patience_seconds` is how long a step is tried again; `say` is told what takes long."""
+        self._url = url
+        self._say = say
+        self._patience = patience_seconds
+
+    def __enter__(self) -> "OnlineSteps":
+        self.connection = connect(self._url, autocommit=True)
+        self._pooled = is_pooled(self.connection)
+        if not self._pooled:
+            # An index of a large table takes its time. A pooler would hand these settings to others; see _build_index.
+            self.connection.execute("SET statement_timeout = 0; SET lock_timeout = 0")
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.connection.close()
+
+    def run(self, statement: str, search_path: str | None = None) -> None:
+        """Run a statement, or several that belong together, as one step. Raises psycopg.Error, or StepFailed."""
+        statement = statement[_LEADING_COMMENTS.match(statement).end() :]  # type: ignore[union-attr]
+        if _INDEX.match(statement):
+            self._build_index(statement)
+        elif _OUTSIDE_A_TRANSACTION.match(statement):
+            self._patiently(lambda: self.connection.execute(statement.encode()), statement)
+        else:
+            # Several statements in one message are one transaction: its locks last for no round trip.
+            settings = f"SET LOCAL lock_timeout = '{LOCK_WAIT_MS}ms'; "
+            if search_path:
+                settings += f"SET LOCAL search_path = {search_path}; "
+            self._patiently(lambda: self.connection.execute((settings + statement).encode()), statement)
+
+    def _patiently(self, call: Callable[[], object], statement: str) -> None:
+        again = Retrying(
+            retry=retry_if_exception_type(_TRY_AGAIN),
+            wait=wait_random(0.1, 1.0),  # whoever waited behind us goes first
+            stop=stop_after_delay(self._patience),
+            before_sleep=lambda state: self._tell_once(statement, state.attempt_number),
+        )
+        try:
+            again(call)
+        except RetryError:
+            raise StepFailed(
+                f"Another transaction held a lock for {self._patience / 60:.0f} minutes, so that this could not be "
+                f"done: {_first_words(statement)} … What was done stays; start again when it has ended."
+            ) from None
+
+    def _tell_once(self, statement: str, attempt: int) -> None:
+        if attempt == 2:
+            self._say(f"Waiting for a moment without a long transaction: {_first_words(statement)} …")
+
+    def _build_index(self, statement: str) -> None:
+        match = _INDEX.match(statement)
+        assert match is not None
+
+        def build() -> None:
+            # One that was interrupted, by us or by a conflict, is left behind invalid: it serves nobody and costs all.
+            found = self.connection.execute(_FIND_INDEX, [match["table"], match["name"]]).fetchone()
+            if found is not None and found[1]:
+                return
+            if found is not None:
+                self.connection.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {found[0]}".encode())
+            self._say(f"Building the index {match['name']} …")
+            self.connection.execute(statement.encode())
+
+        try:
+            self._patiently(build, statement)
+        except psycopg.errors.QueryCanceled as error:
+            if not self._pooled:
+                raise
+            raise StepFailed(
+                f"Building the index {match['name']} was cut short ({str(error).strip()}), and through a pooler that "
+                "cannot be prevented: name the direct connection (on Supabase port 5432) in CAMPAIGN_DATABASE_URL for "
+                "this command. What was done stays."
+            ) from None
+
+
+_FIND_INDEX = """
+SELECT i.indexrelid::regclass::text, i.indisvalid
+FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
+WHERE i.indrelid = to_regclass(%s) AND c.relname = %s
+"""
+
+
+@contextlib.contextmanager
+def one_at_a_time(url: str, say: Callable[[str], None], patience_seconds: float = 900.0) -> Iterator[None]:
+    """Keep every other upgrade out, through a pooler too: a transaction of its own, idle, holds an advisory lock.
+
+    A pooler lends a server connection for a whole transaction, so this lock is ours until the end, which a lock of the
+    session would not be. Between its statements the transaction has no snapshot, so no index waits for it. Whoever
+    waits asks again and again instead of waiting in the server, where an index of the other's would wait for that.
+    """
+    end = time.monotonic() + patience_seconds
+    with connect(url) as guard:
+        guard.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
+        told = False
+        # Without parameters, hence by the simple protocol: the other one keeps a snapshot until the next statement.
+        while not _value(guard.execute(f"SELECT pg_try_advisory_xact_lock({_KEY})")):
+            if time.monotonic() > end:
+                raise StepFailed(
+                    f"Another upgrade of this database has not ended for {patience_seconds / 60:.0f} minutes."
+                )
+            if not told:
+                say("Waiting for another upgrade of this database to end …")
+                told = True
+            time.sleep(0.1)
+        yield
+
+
+def _value(cursor: "psycopg.Cursor[Any]") -> Any:
+    row = cursor.fetchone()
+    assert row is not None
+    return row[0]
+
+
+def _first_words(statement: str) -> str:
+    return " ".join(statement.split())[:60]

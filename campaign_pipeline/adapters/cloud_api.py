@@ -351,7 +351,8 @@ class CloudApi:
             "biz_opaque_callback_data": envelope.idempotency_key,
             **content,
         }
-        answer = await post(self._client, f"{self._number}/messages", body, self._headers, self._send_timeout)
+        url, may_leave = f"{self._number}/messages", envelope.may_leave
+        answer = await post(self._client, url, body, self._headers, self._send_timeout, may_leave=may_leave)
         outcome = read_send(answer)
         if isinstance(outcome, Throttled) and outcome.code == PAIR_RATE and outcome.retry_after is None:
             # As Meta asks: 4, 16, 64 … seconds.

@@ -194,9 +194,8 @@ class Evolution:
         """Send one part. Evolution waits `delay` inside the request, so the time-out is added to it."""
         body = {"number": envelope.address, "text": envelope.text, "delay": envelope.delay_ms, "linkPreview": False}
         timeout = envelope.delay_ms / 1000 + self._send_timeout
-        answer = await post(
-            self._client, f"{self._base}/message/sendText/{self._instance}", body, self._headers, timeout
-        )
+        url = f"{self._base}/message/sendText/{self._instance}"
+        answer = await post(self._client, url, body, self._headers, timeout, may_leave=envelope.may_leave)
         return read_send(answer, envelope)
 
     async def find_accepted(self, attempt: Attempt) -> LookUpAnswer:

@@ -12,7 +12,8 @@ That transport maps aiohttp's errors loosely: a server that hangs up after it to
 import asyncio
 import re
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from itertools import islice
@@ -21,10 +22,12 @@ from typing import Any
 import aiohttp
 import httpx
 import orjson
+from aiohttp.abc import AbstractStreamWriter
 from httpx_aiohttp import AiohttpTransport
 
 from campaign_pipeline.adapters.hosts import GuardedConnector, HostRefused, Hosts
 from campaign_pipeline.adapters.redaction import MAX_KEPT_CHARS, SHORTEST_SECRET, hide, redact, redact_people
+from campaign_pipeline.core.ports import always
 
 MAX_ANSWER_BYTES = 2**20
 """Of one answer, compressed and not. Providers answer with some hundred bytes; a search may ask for more."""
@@ -63,7 +66,9 @@ def http_client(*, connections: int, hosts: Hosts | None = None) -> httpx.AsyncB
 
     def session() -> aiohttp.ClientSession:
         connector = GuardedConnector(reachable, limit=connections, keepalive_timeout=3.0)
-        return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
+        return aiohttp.ClientSession(
+            connector=connector, cookie_jar=aiohttp.DummyCookieJar(), request_class=_GatedRequest
+        )
 
     return AiohttpTransport(client=session)
 
@@ -104,6 +109,35 @@ class NoAnswer:
     refused: bool = False  # whether the address may not be reached at all: no time mends that, only a person
 
 
+class _Gate:
+    """Asks at the last instant whether a request may be written."""
+
+    def __init__(self, may_leave: Callable[[], bool]) -> None:
+        self._may_leave = may_leave
+        self.closed = False
+
+    def opens(self) -> bool:
+        self.closed = not self._may_leave()
+        return not self.closed
+
+
+_GATE: ContextVar[_Gate | None] = ContextVar("gate", default=None)
+"""Of the request that this task makes: aiohttp passes nothing of ours on to where it writes."""
+
+
+class _GatedRequest(aiohttp.ClientRequest):
+    """A request whose gate is asked where its head and body are about to be written, in one piece."""
+
+    async def write_bytes(
+        self, writer: AbstractStreamWriter, conn: aiohttp.connector.Connection, content_length: int | None = None
+    ) -> None:
+        gate, protocol = _GATE.get(), conn.protocol
+        if gate is not None and protocol is not None and not gate.opens():
+            protocol.set_exception(aiohttp.ClientConnectionError("It was too late to write the request."))
+            return
+        await super().write_bytes(writer, conn, content_length)
+
+
 class _Unreadable(Exception):
     """An answer that is larger, deeper or otherwise than it may be; the text says how."""
 
@@ -115,14 +149,25 @@ async def post(
     headers: Mapping[str, str],
     timeout: float,
     max_bytes: int = MAX_ANSWER_BYTES,
+    may_leave: Callable[[], bool] = always,
 ) -> Answer | NoAnswer:
     """POST some JSON. The body is serialised deterministically. Never raises for what the network does.
+
+    `may_leave` is asked at the last instant before the request is written; where it says no, nothing is.
 
     `timeout`: seconds for the whole answer, beyond those for the connection.
     """
     content = orjson.dumps(body)
     sent = {**headers, "Content-Type": "application/json"}
-    return await _request(client, "POST", url, sent, timeout, content, max_bytes)
+    gate = _Gate(may_leave)
+    token = _GATE.set(gate)
+    try:
+        answer = await _request(client, "POST", url, sent, timeout, content, max_bytes)
+    finally:
+        _GATE.reset(token)
+    if gate.closed and isinstance(answer, NoAnswer):
+        return NoAnswer(left=False, reason="It was too late to make the request, so nothing of it was written.")
+    return answer
 
 
 async def get(

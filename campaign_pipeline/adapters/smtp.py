@@ -13,7 +13,7 @@ import quopri
 import re
 import ssl
 from base64 import b64encode
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import format_datetime
@@ -209,6 +209,10 @@ SENTENCES: Mapping[str, str] = {
 }
 
 
+class _TooLate(Exception):
+    """The lease ended before the message was handed over."""
+
+
 class _Stale(Exception):
     """A connection that was kept had died meanwhile; nothing left on it."""
 
@@ -336,7 +340,7 @@ class Smtp:
         """One message over one connection, which is kept if it is good for more. Raises _Stale."""
         progress, keep = _Progress(Stage.MAIL), False
         try:
-            said = await self._exchange(client, recipient, content, progress)
+            said = await self._exchange(client, recipient, content, progress, envelope.may_leave)
             keep = True
             return Sent(message_id(self._mailbox, envelope)[1:-1], {"reply": _said(said)})
         except aiosmtplib.SMTPResponseException as error:
@@ -344,6 +348,8 @@ class Smtp:
                 raise _Stale from None  # it was about to close for idleness
             keep = await self._start_over(client)
             return classify(progress.stage, error.code, self._without_password(error.message), envelope.attempted_at)
+        except _TooLate:
+            return Transient("too_late", "It was too late to send, so the mail server did not get the last line.")
         except _LOST as error:
             if messages and progress.stage is Stage.MAIL:
                 raise _Stale from None
@@ -362,7 +368,14 @@ class Smtp:
         """What a server said, should it quote what it was told."""
         return hide_text(said, self._mailbox.password)
 
-    async def _exchange(self, client: aiosmtplib.SMTP, recipient: str, content: bytes, progress: _Progress) -> str:
+    async def _exchange(
+        self,
+        client: aiosmtplib.SMTP,
+        recipient: str,
+        content: bytes,
+        progress: _Progress,
+        may_leave: Callable[[], bool],
+    ) -> str:
         await client.mail(self._mailbox.from_address)
         progress.stage = Stage.RCPT
         await client.rcpt(recipient)
@@ -374,7 +387,11 @@ class Smtp:
         protocol = client.protocol
         if protocol is None:
             raise aiosmtplib.SMTPServerDisconnected("Connection lost")
-        protocol.write(re.sub(rb"(?m)^\.", b"..", content) + b".\r\n")  # raises where the connection is gone already
+        protocol.write(re.sub(rb"(?m)^\.", b"..", content))  # raises where the connection is gone already
+        # The server has nothing before it has the last line: until then the message can be taken back by hanging up.
+        if not may_leave():
+            raise _TooLate
+        protocol.write(b".\r\n")
         progress.stage = Stage.BODY
         answer = await protocol.read_response(timeout=DATA_PATIENCE * self._timeout)
         if not 200 <= answer.code <= 299:  # any of these says that it took the message

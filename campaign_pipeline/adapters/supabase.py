@@ -205,7 +205,7 @@ class InternalSend:
             return Permanent("no_conversation", reason)
         body = {"conversationId": envelope.conversation_id, "text": envelope.text}
         timeout = OWN_DELAY + self._send_timeout
-        answer = await post(self._client, self._url, body, self._headers, timeout)
+        answer = await post(self._client, self._url, body, self._headers, timeout, may_leave=envelope.may_leave)
         return read_send(answer, envelope)
 
     async def find_accepted(self, attempt: Attempt) -> LookUpAnswer:

@@ -198,7 +198,8 @@ class Uazapi:
         }
         # UAZAPI waits `delay` inside the request.
         timeout = envelope.delay_ms / 1000 + self._send_timeout
-        answer = await post(self._client, f"{self._base}/send/text", body, self._headers, timeout)
+        url = f"{self._base}/send/text"
+        answer = await post(self._client, url, body, self._headers, timeout, may_leave=envelope.may_leave)
         return read_send(answer, envelope)
 
     async def find_accepted(self, attempt: Attempt) -> LookUpAnswer:

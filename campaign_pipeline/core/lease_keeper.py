@@ -6,6 +6,10 @@ from campaign_pipeline.core.campaign_log import CampaignLog
 from campaign_pipeline.core.model import LeasedMessage
 from campaign_pipeline.core.ports import Clock, DeliveryStore, StoreUnavailable
 
+MARGIN = 1 / 6
+"""Of the lease: so long before its end no request is made any more. A request that was written then arrives before the
+lease is over, also where this machine's clock runs slower than the database's."""
+
 
 class LeaseKeeper:
     """Knows which messages this shard holds, and until when that is sure."""
@@ -23,15 +27,20 @@ class LeaseKeeper:
         self._store = store
         self._clock = clock
         self._lease_seconds = lease_seconds
-        self._good_until = leased_at + lease_seconds
+        self._good_until = leased_at + self.usable_seconds
         self._log = log
+
+    @property
+    def usable_seconds(self) -> float:
+        """For how long after a renewal requests may be made."""
+        return self._lease_seconds * (1 - MARGIN)
 
     def has(self, message_id: str) -> bool:
         """Whether the message is held, as far as the last heartbeat knew."""
         return message_id in self._held
 
     def holds(self, message_id: str) -> bool:
-        """Whether the lease is surely good now. A process that slept past it must not trust an older answer."""
+        """Whether the lease is surely good now and for its margin: asked anew by a process that may have slept."""
         return message_id in self._held and self._clock.monotonic() < self._good_until
 
     def drop(self, message_id: str) -> None:
@@ -58,4 +67,4 @@ class LeaseKeeper:
         for message_id in asked_for:
             if message_id not in renewed:
                 self.drop(message_id)
-        self._good_until = asked_at + self._lease_seconds
+        self._good_until = asked_at + self.usable_seconds

@@ -5,7 +5,6 @@ which answers GO only to the holder of the lease (I1).
 """
 
 import asyncio
-import math
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field, replace
@@ -80,6 +79,10 @@ OWN_INTERRUPTIONS = frozenset({"worker_died", "given_back"})
 """Codes of attempts that our own end cut short."""
 
 WORKER_DIED = Unknown("worker_died", "The process that sent this part ended before it could record an answer.")
+
+TOO_LATE = "The database or the connection took so long that its turn was over; nothing was requested."
+
+OVERSLEPT = GiveBack("overslept", "Its lease ended before the request could be made, so nothing was requested.")
 
 NEXT_BATCH_SECONDS = 5.0
 """After how long a message is due again that was tried too often in one turn: with the next batch, not in a loop."""
@@ -194,6 +197,18 @@ class Part:
         )
 
 
+class _Departure:
+    """Whether a request may leave; remembers that it was refused."""
+
+    def __init__(self, may_leave: Callable[[], bool]) -> None:
+        self._may_leave = may_leave
+        self.refused = False
+
+    def __call__(self) -> bool:
+        self.refused = not self._may_leave()
+        return not self.refused
+
+
 class MessageDelivery:
     """One message at work. `deliver` is its life; `release` gives it back when its shard ends before it does."""
 
@@ -213,7 +228,7 @@ class MessageDelivery:
         # What the ledger would have to be told of the attempt under way if nothing more came of it.
         self._attempt: Settlement | None = None
         self._conversation_id: str | None = None
-        self._send_deadline = math.inf  # on the shard's clock: a later request must not be made, its turn is over
+        self._send_deadline = 0.0  # on the shard's clock: a later request must not be made
         self._commit: asyncio.Task[Any] | None = None  # must not be torn by a cancellation
         self._ended = False
 
@@ -367,14 +382,22 @@ class MessageDelivery:
         """Commit the intent; comes back only while the turn that was taken with it is good."""
         for tries_left in reversed(range(self._shared.policy.max_inline_waits)):
             await self._begin_reachable(part)
-            if self._shared.clock.monotonic() <= self._send_deadline:
+            if not self._is_late():
                 return
-            # Sent now, it might come too close to the next one: whoever takes that turn counts from ours.
-            reason = "The database took so long to answer that its turn was over; nothing was requested."
-            await self._record(part, PartStatus.PLANNED, "late", reason)
+            await self._record(part, PartStatus.PLANNED, "late", TOO_LATE)
             if not tries_left:
-                text = f"{reason} It goes on with the next batch."
+                text = f"{TOO_LATE} It goes on with the next batch."
                 raise Ended(GiveBack("late", text, delay_seconds=NEXT_BATCH_SECONDS))
+
+    def _is_late(self) -> bool:
+        """Whether the turn that was taken with the intent is over, or the lease that it was committed under.
+
+        Sent now, the part might come too close to the next one: whoever takes that turn counts from ours.
+        """
+        return self._shared.clock.monotonic() > self._send_deadline
+
+    def _may_leave(self) -> bool:
+        return not self._is_late() and self._shared.leases.holds(self.id)
 
     async def _begin_reachable(self, part: Part) -> None:
         """Commit the intent, and verify that the number has an account; the next number is tried where it has none.
@@ -389,8 +412,7 @@ class MessageDelivery:
             missing = await self._shared.numbers.why_missing(self.message, self._address)
             if missing is None:
                 if not self._shared.leases.holds(self.id):
-                    reason = "Its lease ended while its number was asked for, so nothing was requested."
-                    raise Ended(GiveBack("overslept", reason))
+                    raise Ended(OVERSLEPT)
                 return
             await self._try_next_number(part, missing)
 
@@ -417,7 +439,8 @@ class MessageDelivery:
                 planned = PartStatus.PLANNED.value
                 self._attempt = Settlement(self.id, part.no, part.attempts, outcome=planned, unrequested=True)
                 self._conversation_id = begun.conversation_id
-                self._send_deadline = math.inf if begun.grace_seconds is None else asked_at + begun.grace_seconds
+                good_for = self._shared.leases.usable_seconds
+                self._send_deadline = asked_at + min(good_for, begun.grace_seconds or good_for)
             return begun.verdict
 
         try:
@@ -431,7 +454,7 @@ class MessageDelivery:
 
     async def _request(self, part: Part) -> Outcome:
         """Make the request, and note for the ledger what came of it."""
-        shared = self._shared
+        shared, departure = self._shared, _Departure(self._may_leave)
         envelope = Envelope(
             self.id,
             part.no,
@@ -444,10 +467,14 @@ class MessageDelivery:
             attempted_at=part.attempted_at,
             attempt_no=part.attempts,
             template=self._template,
+            may_leave=departure,
         )
         started = shared.clock.monotonic()
-        self._attempt = Settlement(self.id, part.no, part.attempts, outcome=PartStatus.UNKNOWN.value)
+        unmade, self._attempt = self._attempt, Settlement(self.id, part.no, part.attempts, PartStatus.UNKNOWN.value)
         outcome = await shared.channel.send(envelope)
+        if departure.refused and not isinstance(outcome, Accepted | Unknown):
+            self._attempt = unmade
+            raise Ended(GiveBack("late", TOO_LATE, delay_seconds=NEXT_BATCH_SECONDS) if self._is_late() else OVERSLEPT)
         milliseconds = round(1000 * (shared.clock.monotonic() - started))
         self._attempt = _as_recorded(self._attempt, outcome, milliseconds)
         if isinstance(outcome, Transient | Unknown) and outcome.answer:
@@ -559,8 +586,7 @@ class MessageDelivery:
             case Admitted():
                 if not self._shared.leases.holds(self.id):
                     # The database said GO; a process that was asleep since then may not act on it.
-                    reason = "This process was asleep for longer than its lease, so nothing was requested."
-                    raise Ended(GiveBack("overslept", reason))
+                    raise Ended(OVERSLEPT)
 
     def _refusal(self, verdict: Verdict) -> Result:
         match verdict:

@@ -4,7 +4,7 @@ The vocabulary of outcomes is the same for every adapter. An adapter says *what 
 (its status, its next attempt) is decided in `core.results` alone.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol, TypeAlias
@@ -132,6 +132,11 @@ class Template:
         return cls(row["name"], row["language"], tuple(row["variables"])) if row else None
 
 
+def always() -> bool:
+    """No reason not to."""
+    return True
+
+
 @dataclass(frozen=True)
 class Envelope:
     """One part on its way: all that a channel needs to send it."""
@@ -147,6 +152,9 @@ class Envelope:
     attempted_at: float = 0.0  # seconds since the epoch, by the database's clock
     attempt_no: int = 1  # from 1
     template: Template | None = None  # then `text` is only what the lead will read
+    may_leave: Callable[[], bool] = field(default=always, compare=False, repr=False)
+    """Whether the request may still be made: asked at the last instant before it is written to the connection, for a
+    process may have slept past its lease on the way there."""
 
     @property
     def idempotency_key(self) -> str:
@@ -251,7 +259,11 @@ class MessageChannel(Protocol):
         ...
 
     async def send(self, envelope: Envelope) -> Outcome:
-        """Send one part, once. Never raises for what a provider or the network does."""
+        """Send one part, once. Never raises for what a provider or the network does.
+
+        Asks `envelope.may_leave` at the last instant before the request is written; where it says no, nothing is
+        written and the outcome is Transient.
+        """
         ...
 
     async def find_accepted(self, attempt: Attempt) -> LookUpAnswer:
@@ -312,7 +324,7 @@ class Clock(Protocol):
     """Time as it passes in this process: for waiting and measuring, never for deciding what is due."""
 
     def monotonic(self) -> float:
-        """Seconds that only grow."""
+        """Seconds that only grow, also while the process or its machine is suspended."""
         ...
 
     async def sleep(self, seconds: float) -> None:

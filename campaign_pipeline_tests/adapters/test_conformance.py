@@ -264,6 +264,43 @@ async def send(adapter: MessageChannel) -> Outcome:
     return await adapter.send(ENVELOPE)
 
 
+# When it leaves -------------------------------------------------------------------------------------------------------
+
+
+@every_channel
+def test_a_request_whose_time_is_over_is_not_written_and_one_is_asked_for_after_the_connection_is_there(
+    channel: Channel,
+) -> None:
+    seen: list[str] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        seen.append("connected")
+        while await reader.read(1):
+            seen.append("byte")
+
+    def refuse() -> bool:
+        seen.append("asked")
+        return False
+
+    async def use(adapter: MessageChannel) -> Outcome:
+        return await adapter.send(replace(ENVELOPE, may_leave=refuse))
+
+    outcome = with_server(channel, serve, use)
+    assert isinstance(outcome, Transient)
+    assert sorted(seen) == ["asked", "connected"]
+
+
+@every_channel
+def test_a_refused_departure_spoils_no_other_request(channel: Channel) -> None:
+    async def use(adapter: MessageChannel, sandbox: Sandbox) -> list[bool]:
+        refusing = replace(ENVELOPE, may_leave=lambda: False)
+        sends = [adapter.send(refusing if number % 2 else ENVELOPE) for number in range(6)]
+        outcomes = await asyncio.gather(*sends)
+        return [isinstance(outcome, Sent) for outcome in outcomes]
+
+    assert with_sandbox(channel, use) == [True, False] * 3
+
+
 # What an answer means -------------------------------------------------------------------------------------------------
 
 SAMPLES = [(channel, sample) for channel in CHANNELS for sample in channel.samples]

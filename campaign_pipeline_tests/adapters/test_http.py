@@ -2,13 +2,18 @@
 
 import asyncio
 import base64
+import socket
 import ssl
 import subprocess
+import threading
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
+import aiohttp
 import orjson
 import pytest
+import uvloop
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -50,6 +55,45 @@ def unanswered(serve: Serve, timeout: float = 5.0) -> NoAnswer:
     answer = post(serve, timeout)
     assert isinstance(answer, NoAnswer), answer
     return answer
+
+
+# The last instant -----------------------------------------------------------------------------------------------------
+
+
+def test_a_process_that_stops_right_after_it_was_told_to_go_has_written_its_request(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Kept until the end of a turn of the loop, as uvloop once did, it would leave on waking.
+    arrived, in_time = threading.Event(), list[bool]()
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def take() -> None:
+        connection, _ = listener.accept()
+        with connection:
+            if connection.recv(65536).startswith(b"POST /x"):
+                arrived.set()
+            connection.sendall(response(b"{}"))
+
+    write_bytes = aiohttp.ClientRequest.write_bytes
+
+    async def write_and_stop(*args: Any) -> None:
+        await write_bytes(*args)
+        in_time.append(arrived.wait(3))  # nothing else happens in this process meanwhile
+
+    async def run() -> Answer | NoAnswer:
+        async with http_client(connections=1) as client:
+            url = f"http://127.0.0.1:{listener.getsockname()[1]}/x"
+            return await http.post(client, url, {"a": 1}, {}, 15.0, may_leave=lambda: True)
+
+    monkeypatch.setattr(aiohttp.ClientRequest, "write_bytes", write_and_stop)
+    server = threading.Thread(target=take)
+    server.start()
+    try:
+        assert isinstance(uvloop.run(run()), Answer)
+        assert in_time == [True]
+    finally:
+        server.join()
+        listener.close()
 
 
 # Nothing left ---------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import subprocess
 import time
 import unicodedata
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from email import message_from_bytes, policy
 from email.message import EmailMessage
@@ -192,6 +193,18 @@ def test_a_connection_that_is_lost_at_the_data_command_is_tried_again() -> None:
     outcome = with_raw(serve, send_once)
     assert isinstance(outcome, Transient)
     assert outcome.code == "connection_lost"
+
+
+def test_a_message_whose_time_is_over_is_not_handed_over_and_its_connection_is_closed() -> None:
+    async def use(channel: Smtp) -> tuple[Outcome, Outcome]:
+        return await channel.send(replace(ENVELOPE, may_leave=lambda: False)), await channel.send(ENVELOPE)
+
+    server = MailServer()
+    late, sent = with_server(server, use)
+    assert isinstance(late, Transient)
+    assert late.code == "too_late"
+    assert isinstance(sent, Sent)
+    assert (len(server.taken), server.connections) == (1, 2)
 
 
 def test_a_connection_that_is_lost_after_the_message_left_is_unknown() -> None:

@@ -47,6 +47,7 @@ from campaign_pipeline.core.ports import (
     Settlement,
     Systemic,
     Throttled,
+    Transient,
     Turn,
     Verdict,
 )
@@ -356,6 +357,7 @@ class Channel:
     seconds: Callable[[str], float] = lambda _: 0.0
     answers: Callable[[Envelope], Outcome | None] = lambda _: None  # None: sent
     accepts: Callable[[Envelope, Outcome], bool] = lambda _, outcome: isinstance(outcome, Sent)
+    connecting: Callable[[], None] = lambda: None  # before the request is written
     look_up: LookUp = LookUp.SEARCH
     refusal: Failure | None = None
     numbers: Callable[[str], NumberCheck] = NumberExists
@@ -377,6 +379,9 @@ class Channel:
 
     async def send(self, envelope: Envelope) -> Outcome:
         """Accept as the request comes in, answer later."""
+        self.connecting()
+        if not envelope.may_leave():
+            return Transient("unreachable", "Too late.")
         self.asked.append((now(), envelope.idempotency_key))
         outcome = self.answers(envelope) or Sent(f"id-{envelope.idempotency_key}")
         if self.accepts(envelope, outcome):

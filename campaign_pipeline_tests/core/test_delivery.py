@@ -234,6 +234,31 @@ def test_a_process_that_slept_past_its_lease_sends_nothing_after_go_and_returns_
     assert queue.messages["m0000"].text == TEXT
 
 
+def test_a_process_that_slept_past_its_lease_on_the_way_to_the_connection_writes_nothing() -> None:
+    def fall_asleep() -> None:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, LeapingLoop)
+        loop.oversleep(121.0)
+
+    queue, channel = Queue.of(1), Channel(connecting=fall_asleep)
+    report = work(queue, channel=channel)
+    assert (channel.asked, queue.parts(), queue.statuses()) == ([], [["planned"]], ["pending"])
+    assert (report.reasons, queue.messages["m0000"].retry_count) == ({"returned: late": 1}, 0)
+
+
+def test_no_request_is_made_in_the_last_sixth_of_a_lease() -> None:
+    queue, channel = Queue.of(20), Channel(seconds=lambda _: 7.0)
+
+    def away() -> None:
+        raise StoreUnavailable("away")
+
+    async def run() -> None:
+        await shard_of(Store(queue, renewing=away), Model(), channel).run(1)
+
+    in_no_time(run())
+    assert 90.0 < max(when for when, _ in channel.asked) < 100.0
+
+
 def test_a_process_that_slept_while_another_took_over_leaves_the_message_alone() -> None:
     queue, channel = Queue.of(1), Channel()
 

@@ -30,7 +30,7 @@ from campaign_pipeline.adapters.redaction import hide_text, redact
 from campaign_pipeline.adapters.smtp_replies import Stage, classify
 from campaign_pipeline.core import texts
 from campaign_pipeline.core.address import InvalidAddress, masked, normalize_email
-from campaign_pipeline.core.generation import TextProblem, check_subject
+from campaign_pipeline.core.generation import check_subject
 from campaign_pipeline.core.ports import (
     Attempt,
     ChannelTraits,
@@ -50,6 +50,7 @@ from campaign_pipeline.core.ports import (
     Transient,
     Unknown,
 )
+from campaign_pipeline.core.text_rules import TextProblem
 
 TRAITS = ChannelTraits(
     name="smtp", max_part_chars=20_000, look_up=LookUp.NONE, number_check=False, may_split=False, has_subject=True

@@ -38,6 +38,25 @@ _HIDDEN: Final = re.compile(
 _CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f]")
 # Square brackets and braces too: a model that repeats "Loja [Matriz]" would seem to have left a field to fill in.
 _NEUTRAL: Final = str.maketrans("<>＜＞﹤﹥[]{}［］｛｝`", "‹›‹›‹›()()()()'")
+_NOTHING: Final = frozenset(
+    {
+        "None",
+        "none",
+        "null",
+        "NULL",
+        "Null",
+        "undefined",
+        "NaN",
+        "nan",
+        "N/A",
+        "n/a",
+        "#N/A",
+        "#N/D",
+        "#REF!",
+        "#VALUE!",
+    }
+    | {"#VALOR!", "[object Object]"}
+)
 _LIKE_JSON: Final = re.compile(r"\s*[\[{]\s*(?:[\[{\"}\]]|\Z)")
 
 
@@ -70,6 +89,12 @@ class LeadContext:
             custom_fields=tuple(_custom_fields(row.get("custom_fields"))),
         )
 
+    def values(self) -> tuple[str, ...]:
+        """Every value that the model reads, without its label; empty ones left out."""
+        money = "" if self.deal_value is None else _reais(self.deal_value)
+        own = (self.client_name, self.company, self.whatsapp_name, *self.tags, self.funnel, self.column, money)
+        return tuple(filter(None, (*own, *(value for _, value in self.custom_fields))))
+
     def render(self) -> str:
         """Write the fields as labelled Portuguese lines; none holds `<`, `>` or a line break in its value."""
         lines = [
@@ -101,9 +126,10 @@ def in_order(custom_fields: object) -> list[dict[str, Any]]:
 
 
 def _text(value: object, limit: int = VALUE_CHARS) -> str:
-    """Read a text or a number; anything else is empty."""
+    """Read a text or a number; anything else is empty, and so is what programs write in place of nothing."""
     if isinstance(value, str):
-        return _tidy(value, limit)
+        text = _tidy(value, limit)
+        return "" if text in _NOTHING else text
     if isinstance(value, bool):
         return texts.YES if value else texts.NO
     if isinstance(value, int):

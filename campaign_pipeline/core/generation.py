@@ -1,55 +1,20 @@
-"""What the model is asked, and which of its answers may be sent."""
+"""What the model is asked, and what of its answers is sent."""
 
-import json
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, Literal, TypeAlias
+from dataclasses import dataclass
+from typing import Any, Final
 
 from campaign_pipeline.core import texts
 from campaign_pipeline.core.context import LeadContext
+from campaign_pipeline.core.json_answers import looks_like_json, read_json, subject_and_body
+from campaign_pipeline.core.reasoning_cuts import without_reasoning
+from campaign_pipeline.core.text_checks import NOTHING_KNOWN, Known, check, is_blank
+from campaign_pipeline.core.text_cleaning import Markup, clean, plain_characters, unwrapped
+from campaign_pipeline.core.text_rules import ChangeRule, TextProblem
 
 MIN_CHARS: Final = 10
-
-TextCode: TypeAlias = Literal["empty", "too_short", "placeholder", "too_long", "malformed"]
-
-_LINE_ENDS: Final = re.compile("\r\n|[\r\u2028\u2029\x85]")
-_UNSENDABLE: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufeff]")
-_QUOTES: Final = {
-    '"': '"',
-    "'": "'",
-    "`": "`",
-    "“": "”",
-    "‘": "’",
-    "«": "»",
-    "‹": "›",
-    "„": "“”",
-}
-_FENCE: Final = re.compile(
-    r"(?P<fence>```|~~~)(?:(?:text|txt|plain|plaintext|plain text|markdown|md|html|json|whatsapp|mensagem|message|pt|"
-    r"pt-br)?[ \t]*\n)?(?P<inner>.*)(?P=fence)",
-    re.DOTALL | re.IGNORECASE,
-)
-
-_URL: Final = re.compile(r"(?:https?://|www\.|\b[\w-]+(?:\.[\w-]+)+/)[^\s<>{}]+", re.IGNORECASE)
-_MARKDOWN_LINK: Final = re.compile(
-    r"\[[^\[\]\n]{0,200}\](?:\((?:https?:|mailto:|tel:|www\.|/|#|[^\s()]{0,100}\.)[^\s()]{0,2000}\)|\[\w{0,40}\])",
-    re.IGNORECASE,
-)
-_NAME: Final = r"[^\W\d_][\w .,'ºª/|:()-]{0,58}"
-_PLACEHOLDERS: Final = (
-    re.compile(r"\{\{[^{}\n]{1,80}\}\}"),
-    re.compile(rf"\{{\s?{_NAME}\s?\}}"),
-    re.compile(rf"\[\s?{_NAME}[\w)]\.?\s?\]"),
-    re.compile(r"<[^\W\d_][\w '-]{0,58}\w>"),
-    re.compile(r"(?<![\w%])%[^\W\d_]\w{1,40}%(?!\w)"),
-)
-# What stands in such brackets and is no field: editor's marks, kinds of attachment, HTML that a model slipped in.
-_HARMLESS: Final = frozenset(
-    {"sic", "ok", "pdf", "vídeo", "video", "áudio", "audio", "foto", "imagem", "gif", "spoiler"}
-    | {"br", "hr", "em", "strong", "del", "ins", "ul", "ol", "li", "div", "span", "code", "pre", "h1", "h2", "h3"}
-)
-
 
 LONGEST_VARIABLE: Final = 1024
 """Characters that a variable in the body of a template may have."""
@@ -58,13 +23,20 @@ LONGEST_SUBJECT: Final = 120
 """Characters of a subject that are kept: mail programs show about sixty of them."""
 
 _SUBJECT_LINE: Final = re.compile(
-    r"\W*(?:assunto|subject)\s*[*_]*\s*:[*_ ]*(?P<subject>[^\n]+)\n+"
-    r"(?:\W*(?:corpo|body|mensagem)\s*[*_]*\s*:[*_]*\s*)?(?P<body>.+)",
+    r"\W{0,20}(?:assunto|subject|asunto)\s{0,3}[*_]{0,3}\s{0,3}:[*_ ]{0,4}(?P<subject>[^\n]+)\n+"
+    r"(?:\W{0,20}(?:corpo|body|mensagem|cuerpo)\s{0,3}[*_]{0,3}\s{0,3}:[*_]{0,3}\s{0,10})?(?P<body>.+)",
     re.IGNORECASE | re.DOTALL,
 )
 _TURNING: Final = frozenset(
     "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff"
 )  # turn the reading direction
+_SUBJECT_KEY: Final = re.compile(r"[\"'“](?:subject|assunto|asunto|body|corpo|cuerpo)\\?[\"'”]\s{0,5}:", re.IGNORECASE)
+_SUBJECT_PREFIX: Final = re.compile(r"\A(?:assunto|subject|asunto)\s{0,3}:\s{0,3}", re.IGNORECASE)
+_MARKED_EMAIL: Final = re.compile(
+    r"<(?:subject|assunto)>(?P<subject>[^<>]{1,500})</(?:subject|assunto)>\s{0,10}"
+    r"<(?P<tag>body|corpo)>(?P<body>.{1,50000}?)</(?P=tag)>",
+    re.IGNORECASE | re.DOTALL,
+)
 _SENTENCE_END: Final = re.compile(r"(?<=[.!?…])\s|\n")
 
 
@@ -81,93 +53,129 @@ EMAIL_SCHEMA: Mapping[str, Any] = {
 """What a model is asked to answer when it writes an e-mail."""
 
 
-class TextProblem(ValueError):
-    """A generated text must not be sent; the text is one sentence for the operator."""
+@dataclass(frozen=True)
+class Message:
+    """A text that may be sent."""
 
-    def __init__(self, code: TextCode, reason: str) -> None:
-        super().__init__(reason)
-        self.code: TextCode = code
-
-    def __reduce__(self) -> "tuple[type[TextProblem], tuple[TextCode, str]]":
-        return type(self), (self.code, str(self))
+    text: str
+    subject: str | None = None  # where the channel has one
+    changed: tuple[ChangeRule, ...] = ()  # the rules that changed the model's answer
 
 
-def check_text(raw: str, max_chars: int) -> str:
-    """Take the message out of a model's answer.
+def read_message(raw: str, max_chars: int, known: Known = NOTHING_KNOWN, markup: Markup = Markup.WHATSAPP) -> Message:
+    """Take the message out of a model's answer, in the markup of its channel.
 
-    White space, surrounding quotes, code fences and control characters go; line breaks stay. Raises TextProblem when
-    nothing is left (`empty`), under 10 characters are (`too_short`), a field is still to be filled in (`placeholder`)
-    or more than `max_chars` are left (`too_long`).
+    `max_chars` is how many characters all parts together may have. Raises TextProblem with the rule that the answer
+    breaks; see `text_rules`.
     """
-    text = _unwrapped(_UNSENDABLE.sub("", _LINE_ENDS.sub("\n", raw).replace("\t", " ")))
-    if not any(unicodedata.category(char)[0] in "LNPS" for char in text):
+    text, changed = clean(raw, markup)
+    if is_blank(text):
         raise TextProblem("empty", "The model answered with no text.")
     if len(text) < MIN_CHARS:
         raise TextProblem("too_short", f"The model's text has {len(text)} characters; at least {MIN_CHARS} are needed.")
-    if placeholder := _placeholder(text):
-        raise TextProblem("placeholder", f"The model's text has a field that was not filled in: {placeholder[:60]}")
+    check(text, known)
     if len(text) > max_chars:
         raise TextProblem("too_long", f"The model's text has {len(text)} characters; at most {max_chars} are allowed.")
-    return text
+    return Message(text, changed=changed)
 
 
-def first_contact_prompt(instructions: str, context: LeadContext) -> tuple[str, str]:
+@dataclass(frozen=True)
+class Author:
+    """In whose name the texts of a workspace are written."""
+
+    agent_prompt: str = ""  # the agent's own system prompt (ai_agents.system_prompt)
+    workspace: str = ""  # the workspace's name
+
+
+def _system(instructions: str, author: Author, *rules: str) -> str:
+    """The system prompt. It is the same for all leads of a campaign, so that providers can cache it.
+
+    Rules come last: what is said last about data and form holds.
+    """
+    task = _prompt_text(instructions)
+    in_name_of = texts.IN_NAME_OF.format(workspace=_prompt_text(author.workspace)) if author.workspace.strip() else ""
+    blocks = (_prompt_text(author.agent_prompt), in_name_of, task or texts.DEFAULT_INSTRUCTIONS, *rules)
+    return "\n\n".join(block for block in blocks if block)
+
+
+def _with_data(request: str, context: LeadContext) -> str:
+    return f"{request}\n\n{texts.DATA_OPEN}\n{context.render() or texts.NO_DATA}\n{texts.DATA_CLOSE}"
+
+
+def first_contact_prompt(
+    instructions: str,
+    context: LeadContext,
+    author: Author = Author(),
+) -> tuple[str, str]:
     """Write the system and the user prompt for a first message to a lead.
 
-    The campaign's instructions come first, our rules after them: what is said last about data and form holds.
+    Where a campaign has no instructions, it is written as a seller would.
     """
-    system = f"{_prompt_text(instructions)}\n\n{texts.SYSTEM_RULES}".strip()
-    data = context.render() or texts.NO_DATA
-    return system, f"{texts.FIRST_CONTACT_REQUEST}\n\n{texts.DATA_OPEN}\n{data}\n{texts.DATA_CLOSE}"
+    return _system(instructions, author, texts.SYSTEM_RULES), _with_data(texts.FIRST_CONTACT_REQUEST, context)
 
 
-def email_prompt(instructions: str, context: LeadContext) -> tuple[str, str]:
+def email_prompt(
+    instructions: str,
+    context: LeadContext,
+    author: Author = Author(),
+) -> tuple[str, str]:
     """Write the system and the user prompt for a first e-mail to a lead, asked for as JSON `{"subject", "body"}`."""
-    system = f"{_prompt_text(instructions)}\n\n{texts.EMAIL_RULES}".strip()
-    data = context.render() or texts.NO_DATA
-    return system, f"{texts.EMAIL_REQUEST}\n\n{texts.DATA_OPEN}\n{data}\n{texts.DATA_CLOSE}"
+    return _system(instructions, author, texts.EMAIL_RULES), _with_data(texts.EMAIL_REQUEST, context)
+
+
+def read_email(raw: str, max_chars: int, known: Known = NOTHING_KNOWN) -> Message:
+    """Take subject and body of an e-mail out of a model's answer, as plain text. Raises TextProblem."""
+    subject, body = parse_email(raw)
+    message = read_message(body, max_chars, known, Markup.PLAIN)
+    return Message(message.text, check_subject(subject, message.text, known), message.changed)
 
 
 def parse_email(raw: str) -> tuple[str | None, str]:
     """Take subject and body out of a model's answer; no subject where it gave none.
 
-    A model that ignores the schema may answer with fences around the JSON, with prose before it, with a line
-    `Assunto: …` over the text, or with the text alone. Raises TextProblem (`malformed`) for JSON that cannot be read
-    or has no body: it must never reach a lead as it is.
+    A model that ignores the schema may answer with other keys or quotes, with fences around the JSON, with prose before
+    it, with a line `Assunto: …` over the text, or with the text alone. Raises TextProblem (`malformed`) for JSON that
+    cannot be read or has no body: it must never reach a lead as it is.
     """
-    text = _unwrapped(_LINE_ENDS.sub("\n", raw))
-    start, end = text.find("{"), text.rfind("}")
-    if '"body"' in text or '"subject"' in text:
-        try:
-            answer = json.loads(text[start : end + 1], strict=False) if 0 <= start < end else None
-        except (ValueError, RecursionError):
-            answer = None
-        subject, body = (answer.get("subject"), answer.get("body")) if isinstance(answer, dict) else (None, None)
-        if not isinstance(body, str):
+    text = unwrapped(without_reasoning(plain_characters(raw)).strip())
+    if looks_like_json(text) or _SUBJECT_KEY.search(text):
+        subject, body = subject_and_body(read_json(text))
+        if body is None:
             raise TextProblem("malformed", "The model answered with JSON that has no readable subject and body.")
-        return (subject if isinstance(subject, str) else None), body
+        return subject, body
+    if marked := _MARKED_EMAIL.search(text):
+        return marked["subject"], marked["body"]
     if lines := _SUBJECT_LINE.fullmatch(text):
         return lines["subject"], lines["body"]
     return None, text
 
 
-def check_subject(raw: str | None, body: str) -> str:
+def check_subject(raw: str | None, body: str, known: Known = NOTHING_KNOWN) -> str:
     """One line that may stand as a subject: the model's, else the first sentence of the text.
 
-    Raises TextProblem (`placeholder`) where a field is still to be filled in.
+    Raises TextProblem, as `read_message` does.
     """
     for candidate in (raw or "", _SENTENCE_END.split(body.strip(), maxsplit=1)[0]):
-        line = _unwrapped(" ".join(_one_line(candidate).split()))
-        if placeholder := _placeholder(line):
-            reason = f"The model's subject has a field that was not filled in: {placeholder[:60]}"
-            raise TextProblem("placeholder", reason)
+        line = _line(candidate)
+        check(line, known)
         if any(unicodedata.category(char)[0] in "LN" for char in line):
             return _shortened(line)
     raise TextProblem("empty", "The model's e-mail has neither a subject nor a text.")
 
 
+def _line(raw: str) -> str:
+    """A text as one line without markup."""
+    line = " ".join(_one_line(raw).split())
+    cleaned, _ = clean(line, Markup.PLAIN)
+    return " ".join(_SUBJECT_PREFIX.sub("", cleaned).split())
+
+
 def template_prompt(
-    instructions: str, context: LeadContext, variables: Sequence[str], body: str | None
+    instructions: str,
+    context: LeadContext,
+    variables: Sequence[str],
+    body: str | None,
+    author: Author = Author(),
 ) -> tuple[str, str]:
     """Write the system and the user prompt for the variables of a template; `variables` says what each is for."""
     keys = [texts.VARIABLE_KEY.format(number=number) for number in range(1, len(variables) + 1)]
@@ -176,10 +184,9 @@ def template_prompt(
         texts.TEMPLATE_VARIABLE.format(key=key, purpose=_prompt_text(purpose))
         for key, purpose in zip(keys, variables, strict=True)
     ]
-    about = [texts.TEMPLATE_BODY.format(body=_prompt_text(body))] if body else []
-    system = "\n\n".join([_prompt_text(instructions), *about, "\n".join(purposes), rules]).strip()
-    data = context.render() or texts.NO_DATA
-    return system, f"{texts.TEMPLATE_REQUEST}\n\n{texts.DATA_OPEN}\n{data}\n{texts.DATA_CLOSE}"
+    about = texts.TEMPLATE_BODY.format(body=_prompt_text(body)) if body else ""
+    system = _system(instructions, author, about, "\n".join(purposes), rules)
+    return system, _with_data(texts.TEMPLATE_REQUEST, context)
 
 
 def template_schema(variables: Sequence[str]) -> Mapping[str, Any]:
@@ -199,31 +206,25 @@ def template_schema(variables: Sequence[str]) -> Mapping[str, Any]:
     }
 
 
-def parse_variables(raw: str, count: int) -> tuple[str, ...]:
+def parse_variables(raw: str, count: int, known: Known = NOTHING_KNOWN) -> tuple[str, ...]:
     """Take the variables of a template out of a model's answer, each as Meta takes it: one line, 1,024 characters.
 
-    Raises TextProblem where one lacks (`malformed`), is empty (`empty`) or has a field to be filled in (`placeholder`).
+    Raises TextProblem: `malformed` where one lacks, `empty` where one has no text, or the rule that one breaks.
     """
-    text = _unwrapped(_LINE_ENDS.sub("\n", raw))
-    start, end = text.find("{"), text.rfind("}")
-    try:
-        answer = json.loads(text[start : end + 1], strict=False) if 0 <= start < end else None
-    except (ValueError, RecursionError):
-        answer = None
+    answer = read_json(unwrapped(without_reasoning(plain_characters(raw)).strip()))
     keys = [texts.VARIABLE_KEY.format(number=number) for number in range(1, count + 1)]
     values = [answer.get(key) if isinstance(answer, dict) else None for key in keys]
-    return tuple(_variable(value, number) for number, value in enumerate(values, start=1))
+    return tuple(_variable(value, number, known) for number, value in enumerate(values, start=1))
 
 
-def _variable(value: object, number: int) -> str:
+def _variable(value: object, number: int, known: Known) -> str:
     if not isinstance(value, str):
         raise TextProblem("malformed", f"The model's answer has no variable {number} of the template.")
-    line = _unwrapped(" ".join(_one_line(value).split()))
-    if not any(unicodedata.category(char)[0] in "LNPS" for char in line):
+    line = unwrapped(" ".join(_one_line(value).split()))
+    if is_blank(line):
         raise TextProblem("empty", f"The model left variable {number} of the template empty.")
-    if placeholder := _placeholder(line):
-        reason = f"Variable {number} of the template has a field that was not filled in: {placeholder[:60]}"
-        raise TextProblem("placeholder", reason)
+    line = _line(line)
+    check(line, known)
     if len(line) <= LONGEST_VARIABLE:
         return line
     cut = line[: LONGEST_VARIABLE - 1].rstrip()
@@ -259,56 +260,4 @@ def _shortened(line: str) -> str:
 
 
 def _prompt_text(text: str) -> str:
-    return _UNSENDABLE.sub("", _LINE_ENDS.sub("\n", text)).strip()
-
-
-def _unwrapped(text: str) -> str:
-    """Strip quotes and fences around the whole text until nothing changes."""
-    while True:
-        stripped = text.strip()
-        fenced = _FENCE.fullmatch(stripped)
-        if fenced and fenced["fence"] not in fenced["inner"]:
-            stripped = fenced["inner"].strip()
-        elif _is_quoted(stripped):
-            stripped = stripped[1:-1].strip()
-        if stripped == text:
-            return text
-        text = stripped
-
-
-def _is_quoted(text: str) -> bool:
-    """Tell whether the first and the last character are one pair of quotes, not the ends of two quotations."""
-    if len(text) < 2 or text[-1] not in _QUOTES.get(text[0], ""):
-        return False
-    opening, closing, inner = text[0], text[-1], text[1:-1]
-    if opening != closing:
-        depth = 1
-        for index, char in enumerate(inner):
-            if char == closing and not _is_apostrophe(inner, index):
-                depth -= 1
-            elif char == opening:
-                depth += 1
-            if depth == 0:
-                return False
-        return True
-    for index, char in enumerate(inner):
-        if char == opening and not _is_apostrophe(inner, index):
-            # The first quote inside decides: it opens a quotation within, or closes one that began the text.
-            return index == 0 or inner[index - 1].isspace() or inner[index - 1] in "(["
-    return True
-
-
-def _is_apostrophe(text: str, index: int) -> bool:
-    return 0 < index < len(text) - 1 and text[index - 1].isalnum() and text[index + 1].isalnum()
-
-
-def _placeholder(text: str) -> str | None:
-    """Find a field that was not filled in; links and addresses are looked at only for double braces."""
-    if double := _PLACEHOLDERS[0].search(text):
-        return double[0]
-    plain = _URL.sub(" ", _MARKDOWN_LINK.sub(" ", text))
-    for pattern in _PLACEHOLDERS[1:]:
-        for found in pattern.finditer(plain):
-            if found[0][1:-1].strip().casefold() not in _HARMLESS:
-                return found[0]
-    return None
+    return plain_characters(text).strip()

@@ -140,8 +140,10 @@ def parse_proposal(answer: str) -> list[str] | None:
             break
         try:
             value: Any = decoder.raw_decode(answer, start.start())[0]
-        except (ValueError, RecursionError):
+        except ValueError:
             continue
+        except RecursionError:  # what begins inside it is as deep
+            break
         parts = value.get("parts") if isinstance(value, dict) else value
         if isinstance(parts, list) and parts and all(isinstance(part, str) for part in parts):
             return parts

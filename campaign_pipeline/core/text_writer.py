@@ -13,13 +13,13 @@ from campaign_pipeline.core.admission import Admission, WaitingPolicy
 from campaign_pipeline.core.campaign_log import CampaignLog
 from campaign_pipeline.core.generation import (
     EMAIL_SCHEMA,
-    TextProblem,
+    Message,
     check_subject,
-    check_text,
     email_prompt,
     first_contact_prompt,
-    parse_email,
     parse_variables,
+    read_email,
+    read_message,
     split_prompt,
     template_prompt,
     template_schema,
@@ -46,6 +46,9 @@ from campaign_pipeline.core.splitting import (
     parse_proposal,
     split_text,
 )
+from campaign_pipeline.core.text_checks import Known
+from campaign_pipeline.core.text_cleaning import Markup
+from campaign_pipeline.core.text_rules import TextProblem
 
 SPLIT_SCHEMA: Mapping[str, Any] = {
     "name": "parts",
@@ -163,17 +166,17 @@ class TextWriter:
         if message.text is not None:
             if message.template is not None:
                 return Draft(message.text, template=message.template)
-            return Draft(*self._checked(message, message.text, message.subject))
+            return self._stored(message, lead, message.text)
         template = None if free_text else self._template(message)
         if template is not None and not template.variables:
             return Draft(template.fill(()), template=Template(template.name, template.language))
         completion, milliseconds = await self._generate(message, lead, template, access)
         self._report.generation_ms.append(milliseconds)
         if template is None:
-            text, subject = self._read(message, completion.text)
-            return Draft(text, subject, None, completion, milliseconds)
+            read = self._read(message, lead, completion.text)
+            return Draft(read.text, read.subject, None, completion, milliseconds)
         try:
-            values = parse_variables(completion.text, len(template.variables))
+            values = parse_variables(completion.text, len(template.variables), self._known(message, lead))
         except TextProblem as problem:
             raise NotWritten(Transient(problem.code, str(problem))) from problem
         chosen = Template(template.name, template.language, values)
@@ -204,25 +207,40 @@ class TextWriter:
         except TextTooLong as error:
             raise NotWritten(Permanent("too_long", str(error))) from error
 
-    def _read(self, message: LeasedMessage, raw: str) -> tuple[str, str | None]:
-        """Text and subject of a model's answer. Raises NotWritten."""
-        if not self._traits.has_subject:
-            return self._checked(message, raw, None)
+    def _read(self, message: LeasedMessage, lead: Lead | None, raw: str) -> Message:
+        """The text and the subject of a model's answer. Raises NotWritten."""
+        known = self._known(message, lead)
         try:
-            subject, body = parse_email(raw)
+            if self._traits.has_subject:
+                return read_email(raw, self._longest_text(message), known)
+            return read_message(raw, self._longest_text(message), known)
         except TextProblem as problem:
             raise NotWritten(Transient(problem.code, str(problem))) from problem
-        return self._checked(message, body, subject)
 
-    def _checked(self, message: LeasedMessage, text: str, subject: str | None) -> tuple[str, str | None]:
-        limit = self._traits.max_part_chars * (self._max_parts(message) if self._splits(message) else 1)
+    def _stored(self, message: LeasedMessage, lead: Lead | None, text: str) -> Draft:
+        """A text that was written before, by us or by the system before us. Raises NotWritten.
+
+        Its contacts are not judged again: they were when it was written, and the lead's data may have changed since.
+        """
+        known = replace(self._known(message, lead), instructions=None)
+        markup = Markup.PLAIN if self._traits.has_subject else Markup.WHATSAPP
         try:
-            checked = check_text(text, limit)
-            return checked, check_subject(subject, checked) if self._traits.has_subject else None
+            checked = read_message(text, self._longest_text(message), known, markup).text
+            subject = check_subject(message.subject, checked, known) if self._traits.has_subject else None
         except TextProblem as problem:
-            # A text written anew may be better; a stored one stays as it is.
-            kind = Transient if message.text is None else Permanent
-            raise NotWritten(kind(problem.code, str(problem))) from problem
+            raise NotWritten(Permanent(problem.code, str(problem))) from problem
+        return Draft(checked, subject)
+
+    def _known(self, message: LeasedMessage, lead: Lead | None) -> Known:
+        """What the model was told of, and so may repeat in its text."""
+        campaign = self._settings.campaigns[message.config_id]
+        own = (lead.phone, lead.email, *lead.other_phones, *lead.context.values()) if lead else ()
+        body = campaign.template.body if campaign.template else None
+        return Known.of([campaign.instructions, body or ""], [each for each in (*own, message.phone_number) if each])
+
+    def _longest_text(self, message: LeasedMessage) -> int:
+        """Characters that all parts of a message may have together."""
+        return self._traits.max_part_chars * (self._max_parts(message) if self._splits(message) else 1)
 
     def _question(
         self, message: LeasedMessage, lead: Lead, template: TemplateSettings | None

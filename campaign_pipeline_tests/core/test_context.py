@@ -119,7 +119,7 @@ def test_json_in_other_fields_is_left_out(value: object) -> None:
 
 @pytest.mark.parametrize(
     ("value", "shown"),
-    [("[Matriz] Campinas", "(Matriz) Campinas"), ("{novo}", "(novo)"), ("10", "10"), ("null", "null")],
+    [("[Matriz] Campinas", "(Matriz) Campinas"), ("{novo}", "(novo)"), ("10", "10")],
 )
 def test_what_only_begins_like_json_is_shown_with_round_brackets(value: str, shown: str) -> None:
     assert other(value) == f"Campo: {shown}"
@@ -272,3 +272,9 @@ def test_custom_fields_come_in_the_order_of_their_positions_and_those_without_on
 @pytest.mark.parametrize("stored", [None, {}, [], "x"])
 def test_a_lead_without_custom_fields_has_none(stored: object) -> None:
     assert in_order(stored) == []
+
+
+@pytest.mark.parametrize("value", ["None", "null", "NaN", "undefined", "N/A", "#REF!", " null "])
+def test_what_programs_write_in_place_of_nothing_is_nothing(value: str) -> None:
+    row = {"client_name": value, "company": "Null Sistemas", "custom_fields": [{"name": "Cidade/UF", "value": value}]}
+    assert LeadContext.from_row(row).render() == "Empresa: Null Sistemas"

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from campaign_pipeline.core.context import LeadContext
 from campaign_pipeline.core.generation import (
     LONGEST_VARIABLE,
-    TextProblem,
     parse_variables,
     template_prompt,
     template_schema,
 )
 from campaign_pipeline.core.model import TemplateSettings
+from campaign_pipeline.core.text_rules import TextProblem
 
 PURPOSES = ("primeiro nome do lead", "uma frase sobre a empresa")
 
@@ -85,7 +85,7 @@ def test_a_variable_that_is_too_long_is_cut_between_words() -> None:
     (value,) = parse_variables(json.dumps({"variavel_1": "palavra " * 300}), 1)
     assert len(value) <= LONGEST_VARIABLE
     assert value.endswith("palavra…")
-    (endless,) = parse_variables(json.dumps({"variavel_1": "x" * 3000}), 1)
+    (endless,) = parse_variables(json.dumps({"variavel_1": "á" * 3000}), 1)
     assert len(endless) == LONGEST_VARIABLE
 
 

@@ -1,0 +1,327 @@
+"""Tells which texts must not be sent.
+
+Refusals, several versions in one, fields to fill in, values that are missing, and contacts that nobody gave.
+
+What may stand in a text is what the model was told of: `Known`. Every pattern is linear in the text, or looks at a
+bounded number of characters from each place.
+"""
+
+import re
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from campaign_pipeline.core.contacts import KnownContacts, known_in, may_have_contact, unknown_contact
+from campaign_pipeline.core.json_answers import looks_like_json
+from campaign_pipeline.core.reasoning_cuts import GREETING
+from campaign_pipeline.core.text_rules import TextProblem, fold
+
+
+@dataclass(frozen=True)
+class Known:
+    """What the model was told, and so may repeat."""
+
+    values: tuple[
+        str, ...
+    ] = ()  # the lead's data: names, companies, tags, custom fields, its own numbers and addresses
+    instructions: tuple[str, ...] | None = None  # what the operator wrote; None: contacts are not judged
+
+    @classmethod
+    def of(cls, instructions: Iterable[str], values: Iterable[str]) -> "Known":
+        """From the texts that the operator wrote, and the values of the lead."""
+        return cls(tuple(filter(None, values)), tuple(filter(None, instructions)))
+
+    def contacts(self) -> KnownContacts:
+        """The contacts that stand in either."""
+        contacts = KnownContacts.of(self.values)
+        for text in self.instructions or ():
+            contacts = contacts.joined_with(known_in(text))
+        return contacts
+
+    def has(self, words: str) -> bool:
+        """Whether these words stand in the lead's data, as whole words, whatever their case and accents."""
+        wanted = fold(words).strip()
+        values = fold("\n".join(self.values))
+        at = values.find(wanted) if wanted else -1
+        while at >= 0:
+            end = at + len(wanted)
+            before, after = values[max(0, at - 1) : at], values[end : end + 1]
+            if not (before.isalnum() or after.isalnum()):
+                return True
+            at = values.find(wanted, at + 1)
+        return False
+
+
+NOTHING_KNOWN: Final = Known()
+"""For a text of which nobody says what it may repeat: its contacts are not judged."""
+
+
+def check(text: str, known: Known) -> None:
+    """Raise TextProblem with the first rule that a cleaned text breaks."""
+    if looks_like_json(text):
+        raise TextProblem("malformed", "The model answered with JSON in which no message can be read.")
+    folded = fold(text)
+    if _has_options(folded):
+        raise TextProblem("options", "The model answered with several versions of the message instead of one.")
+    if _is_refusal(folded):
+        raise TextProblem("refusal", "The model answered that it cannot or will not write the message.")
+    check_fields(text, known)
+    if known.instructions is None or not may_have_contact(text):
+        return
+    if rule := unknown_contact(text, known.contacts()):
+        what = {
+            "unknown_link": "a link",
+            "unknown_number": "a phone number or another long number",
+            "unknown_email": "an e-mail address",
+            "unknown_payment_key": "a payment key",
+        }[rule]
+        reason = (
+            f"The model's text has {what} that stands neither in the campaign's instructions nor in the lead's data."
+        )
+        raise TextProblem(rule, reason)
+
+
+def check_fields(text: str, known: Known = NOTHING_KNOWN) -> None:
+    """Raise TextProblem where a field was not filled in (`placeholder`) or filled with nothing (`empty_value`)."""
+    if has_placeholder(text, known):
+        raise TextProblem("placeholder", "The model's text has a field that was not filled in.")
+    if _has_empty_value(text, known):
+        raise TextProblem(
+            "empty_value", "The model's text has an empty value, such as None or null, in place of a name."
+        )
+
+
+# Fields to fill in ---------------------------------------------------------------------------------------------------
+
+_URL: Final = re.compile(
+    r"(?:https?://|www\.)[^\s<>{}]+|(?<![\w.-])(?:[\w-]{1,63}\.){1,6}[\w-]{1,63}/[^\s<>{}]*", re.IGNORECASE
+)
+_MARKDOWN_LINK: Final = re.compile(
+    r"\[[^\[\]\n]{0,200}\](?:\((?:https?:|mailto:|tel:|www\.|/|#|[^\s()]{0,100}\.)[^\s()]{0,2000}\)|\[\w{0,40}\])",
+    re.IGNORECASE,
+)
+_NAME: Final = r"[^\W\d_][\w .,'ºª/|:()-]{0,58}"
+_DOUBLE: Final = re.compile(r"\{\{[^{}\n]{1,80}\}\}|\[\[[^\[\]\n]{1,80}\]\]|<<[^<>\n]{1,80}>>|\{%[^{}\n]{1,80}%\}")
+_BRACKETED: Final = (
+    ("{", re.compile(rf"\{{\s?{_NAME}\s?\}}")),
+    ("[", re.compile(rf"\[\s?{_NAME}[\w)]\.?\s?\]")),
+    ("<", re.compile(r"<[^\W\d_][\w '-]{0,58}\w>")),
+    ("%", re.compile(r"(?<![\w%])%[^\W\d_]\w{1,40}%(?!\w)")),
+    ("", re.compile(r"[【〔〖［「『⟦⟨｛][^【】〔〕〖〗［］「」『』⟦⟧⟨⟩｛｝\n]{1,60}[】〕〗］」』⟧⟩｝]")),
+    ("#", re.compile(r"(?<![\w#])#[^\W\d_]\w{1,40}(?: \w{1,20}){0,3}#(?!\w)")),
+    ("$", re.compile(r"(?<![\w$])\$\{?[^\W\d_][\w.]{1,40}\}?(?![\w$])")),
+    ("@{", re.compile(r"(?<![\w@])@\{[^{}\n]{1,40}\}")),
+)
+_BLANKS: Final = (  # each with what has to be there before it is looked for
+    ("___", re.compile(r"(?<!_)_{3,}(?!_)")),  # a blank to be written on
+    ("......", re.compile(r"(?<![.\w])\.{6,}(?![.\w])")),
+    ("xx", re.compile(r"(?<![A-Za-z])X{3,}(?![A-Za-z])|(?<![A-Za-z])x{4,}(?![A-Za-z])")),
+    ("xx", re.compile(r"(?<![A-Za-z])[Xx]{2,}(?:[-./:, ][Xx]{2,})+(?![A-Za-z])")),
+    ("xx", re.compile(r"(?<![A-Za-z])[Xx]{2,}\s?(?:%|h\b|reais\b)|\d[Xx]{3,}|\(\s?[Xx]{2}\s?\)")),
+    ("r$", re.compile(r"R\$\s?[Xx_]{1,}(?![A-Za-z])")),
+    ("0000", re.compile(r"(?<![\d.,])(?:\(\d{2}\)[ ]?)?(?:0{4,5}-0{4}|(?<=[)] )0{8,9}|(?<=[)])0{8,9})(?!\d)")),
+    ("9999", re.compile(r"(?<![\d.,])(?:\(?\d{2}\)?[ ]?)?9{4,5}-9{4}(?!\d)")),
+    ("-", re.compile(r"(?<![\d.,])(?:\(?\d{2}\)?[ ]?)?(?:1234-5678|12345-6789|91234-5678)(?!\d)")),
+)
+# What stands in such brackets and is no field: editor's marks, kinds of attachment.
+_HARMLESS: Final = frozenset(
+    {"sic", "ok", "pdf", "video", "audio", "foto", "imagem", "gif", "spoiler", "novo", "novidade", "gratis"}
+)
+
+_FIELD: Final = (
+    r"(?:(?:primeiro |pre)?nome(?: completo| fantasia)?|sobrenome|empresa|cargo|funcao|telefone|celular|whatsapp|"
+    r"fone|e-?mail|"
+    r"cidade|endereco|site|website|link(?: d[eoa] \w+)?|url|data|horario|hora|dia|valor|preco|produto|servico|"
+    r"assinatura|contato|"
+    r"numero|cnpj|cpf|segmento|setor|ramo|bairro|estado|regiao|razao social|cliente|lead|vendedora?|consultora?|"
+    r"negocio|beneficio|"
+    r"desconto|oferta|instagram|(?:first |last |full |company |your |customer |client |lead )?name|company|phone|"
+    r"job title|position|title|date|time|product|nombre|apellido|puesto|ciudad|fecha)"
+)
+_OF: Final = (
+    r"(?: (?:do|da|de|dos|das|of|del|d[oa]\(a\)|(?:o|a)s?|the|sua?|seu|aqui|here|completo|principal|\w{2,14})){0,5}"
+)
+_TO_FILL: Final = re.compile(
+    r"\W{0,3}(?:"
+    rf"(?:seu|sua|seus|teu|tua|your|tu|su|meu|minha|my|nosso|nossa)(?:\(a\))? {_FIELD}{_OF}"
+    rf"|(?:insira|inserir|insert|coloque|colocar|adicione|adicionar|digite|preencha|preencher|informe|incluir|"
+    rf"inclua|complete|add|"
+    r"enter|escreva|cite|mencione|especifique)(?: [\w-]{1,20}){1,8}"
+    rf"|(?:nome|name|nombre|cargo|telefone|link|data|site|valor|numero|e-?mail)(?: completo)? (?:do|da|de|dos|das|"
+    rf"of|del|d[oa]\(a\))(?: (?:sua?|seu|minha|meu|nossa?))?"
+    r" (?:empresa|cliente|lead|vendedora?|remetente|destinatari[oa]|contato|consultora?|pessoa|loja|negocio|"
+    r"produto|site|atendente|"
+    r"agendamento|reuniao|calendario|company|client|sender|recipient|the company)"
+    r"|(?:primeiro |pre)?nome(?: completo)?|sobrenome|assinatura|empresa|cargo|cargo/empresa|(?:first |full )?name|"
+    r"company(?: name)?"
+    r")\W{0,3}\Z"
+)
+_BRACKETS: Final = "[]{}<>%#$@【】〔〕〖〗［］「」『』⟦⟧⟨⟩｛｝ "
+_LONGEST_SIGNATURE: Final = 60
+_PARENTHESES: Final = re.compile(r"\(([^()\n]{3,60})\)")
+_COLONS: Final = re.compile(r"(?<![\w:]):([a-z][a-z_]{2,30}):(?![\w:])")
+_ALONE: Final = re.compile(
+    rf"(?:seu|sua|your|tu) {_FIELD}{_OF}|nome d[oa] (?:vendedora?|empresa|consultora?|remetente)|your name"
+)
+_GREETED_FIELD: Final = re.compile(
+    r"\b(?:ola|oi|prezad[oa]|car[oa]|bom dia|boa tarde|boa noite|hello|hi|dear|hola),? "
+    r"[*_«“\"'(]{0,2}(?:(?:o )?nome(?: d[oa] (?:lead|cliente|contato|empresa))?|lead|first name|name|nombre|"
+    r"fulan[oa](?: de tal)?|nome_\w+|\w+_nome)[*_»”\"')]{0,2}(?=\s{0,2}(?:[!,.?\n]|\Z))|\bfulan[oa] de tal\b"
+)
+
+
+def has_placeholder(text: str, known: Known = NOTHING_KNOWN) -> bool:
+    """Whether a field was not filled in. Links are looked at only for double brackets."""
+    if any(not known.has(found[0][2:-2]) for found in _DOUBLE.finditer(text)):
+        return True
+    plain = _URL.sub(" ", _MARKDOWN_LINK.sub(" ", text) if "[" in text else text)
+    folded = fold(plain)
+    return (
+        any(
+            _is_field(found[0], known)
+            for needed, each in _BRACKETED
+            if needed in plain
+            for found in each.finditer(plain)
+        )
+        or any(
+            not known.has(found[0]) for needed, each in _BLANKS if needed in folded for found in each.finditer(plain)
+        )
+        or any(_is_named_field(found, known) for found in (*_PARENTHESES.finditer(folded), *_COLONS.finditer(folded)))
+        or _GREETED_FIELD.search(folded) is not None
+        or any(
+            _ALONE.fullmatch(line.strip(" ,.-–—*_")) for line in folded.split("\n") if len(line) <= _LONGEST_SIGNATURE
+        )
+    )
+
+
+def _is_field(bracketed: str, known: Known) -> bool:
+    """Whether a word in brackets that stand for a field is none of the lead's own words."""
+    inner = fold(bracketed).strip(_BRACKETS)
+    return inner not in _HARMLESS and (not known.has(inner) or _TO_FILL.match(inner) is not None)
+
+
+def _is_named_field(found: "re.Match[str]", known: Known) -> bool:
+    """Whether words in brackets that stand for anything name a field: "(seu nome)", ":nome:"."""
+    return _TO_FILL.match(found[1].replace("_", " ")) is not None and not known.has(found[1])
+
+
+# Values that are missing ---------------------------------------------------------------------------------------------
+
+_EMPTY_VALUE: Final = re.compile(
+    r"(?<![\w.@/#'\"“-])(?:None|null|NULL|Null|undefined|Undefined|NaN|nan|N/A|n/a|#N/A|#REF!|\[object Object\]|"
+    r"\(vazio\)|\(null\)|\(none\))(?![\w@/'\"”]|[.-]\w)"
+)
+_NOBODY: Final = re.compile(
+    r"(?:^|[\n.!?] ?)(?:ola|oi|oie|bom dia|boa tarde|boa noite|prezad[oa]s?|car[oa]s?|hola|hello|"
+    r"dear)(?:,\s{0,2}[!?;]|,\s{0,2}(?:\.{3}|…)\s?,|,\s{0,2}\.(?!\.)| ,|,,|, ,|\s+[!,;](?!\w))"
+)
+
+
+def _has_empty_value(text: str, known: Known) -> bool:
+    if any(not known.has(found[0]) for found in _EMPTY_VALUE.finditer(text)):
+        return True
+    return _NOBODY.search(fold(text[:300])) is not None
+
+
+# Several versions ----------------------------------------------------------------------------------------------------
+
+_OPTION: Final = re.compile(
+    r"^[*_#>\-–( \t]{0,8}(?:(?P<kind>opcao|opcoes|option|versao|version|variante|variacao|variation|alternativa|"
+    r"alternative|"
+    r"sugestao|suggestion|mensagem|message|mensaje|exemplo|modelo|texto|abordagem|"
+    r"opcion)[ \t]{0,3}(?:n[º°o.]{0,2}[ \t]?)?[#(]?"
+    r"(?P<number>\d{1,2}|[a-e]|i{1,3}|um|dois|duas|tres|one|two)\b|(?P<ordinal>\d)[ªº°a][ \t](?:opcao|versao|"
+    r"alternativa|sugestao))"
+    r"[^\n]{0,80}?(?:[:.)\-–—*_]|$)",
+    re.MULTILINE,
+)
+_OR_LINE: Final = re.compile(r"\n[*_\-–( \t]{0,6}(?:ou|or|o bien|ou entao|ou ainda)[*_\-–):,. \t]{0,6}\n")
+_HELLO: Final = re.compile(
+    r"[^\w\n]{0,6}(?:ola|oi|oie|prezad[oa]s?|car[oa]|hola|hello|hi|dear|bom dia|boa tarde|boa noite)\b[ ,!]"
+)
+_PARAGRAPH: Final = re.compile(r"\n[ \t]*\n")
+
+
+def _has_options(folded: str) -> bool:
+    labels = list(_OPTION.finditer(folded))
+    numbers = {label["number"] or label["ordinal"] for label in labels}
+    if len(numbers) > 1:
+        # A list of plans inside a message has its greeting before it; versions of a message each have their own.
+        greeted = sum(bool(GREETING.match(folded, _content_start(folded, label.end()))) for label in labels)
+        if greeted > 1 or not folded[: labels[0].start()].strip():
+            return True
+    if any(GREETING.match(folded, line.end()) for line in _OR_LINE.finditer(folded)):
+        return True
+    paragraphs = [each.strip() for each in _PARAGRAPH.split(folded) if each.strip()]
+    if sum(bool(_HELLO.match(each)) for each in paragraphs) > 1:
+        return True
+    long = [each for each in paragraphs if len(each) > 40]
+    return len(set(long)) < len(long)
+
+
+def _content_start(text: str, start: int) -> int:
+    while start < len(text) and (text[start].isspace() or text[start] in ':.)-–—*_"“'):
+        start += 1
+    return start
+
+
+# Refusals ------------------------------------------------------------------------------------------------------------
+
+_CANNOT: Final = (
+    r"(?:nao (?:posso|consigo|poderei|podemos|conseguirei|sou capaz de|estou autorizad[oa] a|tenho (?:permissao|"
+    r"autorizacao|como|"
+    r"condicoes)(?: para| de)?|e possivel|vou)|i (?:can(?:no|')?t|can’t|cannot|am unable to|am not able to|won't|"
+    r"won’t|will not)|"
+    r"i'm (?:unable|not able) to|i’m (?:unable|not able) to|unable to|no puedo|no me es posible|no podre|recuso-me "
+    r"a|nego-me a)"
+)
+_WRITE: Final = (
+    r"(?:te |lhe |voce |you )?(?:ajudar|auxiliar|atender|cumprir|fornecer|gerar|criar|escrever|produzir|redigir|"
+    r"elaborar|continuar|"
+    r"prosseguir|realizar|compor|concluir|completar|responder a|participar|assist|help|fulfill|comply|provide|"
+    r"generate|create|write|"
+    r"produce|compose|continue|complete|do that|ayudar\w*|cumplir|generar|crear|escribir|redactar|continuar)"
+)
+_REQUEST: Final = (
+    r"(?:pedido|solicitacao|requisicao|tarefa|mensagem|mensagens|conteudo|texto|isso|esse tipo|este tipo|request|"
+    r"task|message|content|"
+    r"that|this|with that|solicitud|peticion|mensaje|contenido|eso|esto|instruc\w+|e-?mail|primeiro contato|spam)"
+)
+_REFUSAL: Final = re.compile(
+    rf"\b{_CANNOT}\W{{1,3}}(?:\w+\W{{1,3}}){{0,2}}?{_WRITE}\b[^.!?\n]{{0,60}}?\b{_REQUEST}\b"
+    rf"|\b{_CANNOT} (?:ajudar|assist|help|ayudar|atender|comply|cumprir|prosseguir|continuar|continue)(?:-lo|-la|"
+    rf"-te)?\s*[.!]"
+)
+_AS_A_MODEL: Final = re.compile(
+    r"\b(?:como|enquanto|sou|as|i am|i'm|i’m|soy) (?:uma?|an?|un|una)? ?(?:modelo de linguagem|inteligencia "
+    r"artificial|ia\b(?! d)|"
+    r"assistente (?:virtual|de ia|ia)\b[^.!?\n]{0,40}\bnao|language model|ai (?:language )?model|ai assistant|ai,|"
+    r"modelo de lenguaje)"
+)
+_LACKS_DATA: Final = re.compile(
+    r"\b(?:preciso|precisaria|necessito|precisamos|i need|i would need|i'd need|necesito|por favor,? (?:forneca|"
+    r"informe|envie|compartilhe)|"
+    r"please provide|please share|falta(?:m|ram)?|nao (?:ha|tenho|foram|foi|recebi|encontrei)|there is(?:n't| no)|"
+    r"i don't have|proporcioname)"
+    r"\b[^.!?\n]{0,80}\b(?:informac|dados|detalhes|information|details|data|contexto|context|informacion|"
+    r"datos)\w*\b[^.!?\n]{0,80}"
+    r"\b(?:para (?:escrever|criar|gerar|redigir|elaborar|personalizar|compor|escribir|crear)|do lead|sobre o lead|"
+    r"do cliente para|(?:to|so i can) (?:write|create|"
+    r"generate|craft|personalize)|about the lead|fornecid[oa]s|suficientes para)"
+)
+_READ_FOR_REFUSAL: Final = 1_500
+
+
+def _is_refusal(folded: str) -> bool:
+    """Whether a text says that it is no message: what it says of itself stands at its beginning."""
+    head = folded[:_READ_FOR_REFUSAL]
+    return any(pattern.search(head) for pattern in (_REFUSAL, _AS_A_MODEL, _LACKS_DATA))
+
+
+# Emptiness -----------------------------------------------------------------------------------------------------------
+
+
+def is_blank(text: str) -> bool:
+    """Whether nothing of a text can be seen."""
+    return not any(unicodedata.category(char)[0] in "LNPS" for char in text)

@@ -1,0 +1,629 @@
+"""Makes a model's answer the message alone, in the markup of the channel that it goes out through.
+
+Wrapping, JSON, HTML, remarks to whoever asked, and Markdown are taken off or converted. Each step says by the name of a
+rule that it changed something. A text that comes out is not changed by going in again. Every pattern is linear in the
+text, or looks at a bounded number of characters from each place.
+"""
+
+import html
+import re
+from collections.abc import Callable
+from enum import StrEnum
+from typing import Final
+
+from campaign_pipeline.core.json_answers import looks_like_json, message_in_json
+from campaign_pipeline.core.reasoning_cuts import GREETING, without_reasoning
+from campaign_pipeline.core.text_rules import LONGEST_ANSWER, ChangeRule, TextProblem, fold
+
+_LINE_ENDS: Final = re.compile("\r\n|[\r\u2028\u2029\x85]")
+_UNSENDABLE: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufeff]")
+_MANY_BREAKS: Final = re.compile(r"\n{3,}")
+_MOST_ROUNDS: Final = 8
+_MOST_WRAPPINGS: Final = 10  # pairs of quotes and fences that are taken off in one round
+
+
+class Markup(StrEnum):
+    """What a channel shows of a text's markup."""
+
+    WHATSAPP = "whatsapp"  # *bold*, _italic_, ~crossed out~, `code`, lists, quotations
+    PLAIN = "plain"  # nothing: e-mail as plain text, variables of a template
+
+
+def clean(raw: str, markup: Markup) -> tuple[str, tuple[ChangeRule, ...]]:
+    """Take the message out of an answer. Returns it with the rules that changed it, each once.
+
+    Raises TextProblem where the message cannot be told from the rest.
+    """
+    if len(raw) > LONGEST_ANSWER:
+        raise TextProblem("too_long", f"The model's answer has {len(raw)} characters; {LONGEST_ANSWER} are read.")
+    text = plain_characters(raw).replace("\t", " ").strip()
+    steps: tuple[tuple[ChangeRule, Callable[[str], str]], ...] = (
+        ("reasoning_cut", without_reasoning),
+        ("unwrapped", unwrapped),
+        ("json_read", message_in_json),
+        ("html_converted", lambda each: _without_html(each, markup)),
+        ("preamble_cut", _without_preamble),
+        ("closing_cut", _without_closing),
+        ("markdown_converted", lambda each: _without_markdown(each, markup)),
+    )
+    changed: dict[ChangeRule, None] = {}
+    for _ in range(_MOST_ROUNDS):
+        before = text
+        for rule, step in steps:
+            after = step(text).strip()
+            if after != text:
+                changed[rule] = None
+                text = after
+        if text == before:
+            return text, tuple(changed)
+    raise TextProblem("malformed", "The model's answer is wrapped so often that its message cannot be told.")
+
+
+def plain_characters(text: str) -> str:
+    """With line ends as newlines, without control characters and what is no character at all."""
+    return _UNSENDABLE.sub("", _LINE_ENDS.sub("\n", text))
+
+
+# Wrapping ------------------------------------------------------------------------------------------------------------
+
+_QUOTES: Final = {'"': '"', "'": "'", "`": "`", "“": "”", "‘": "’", "«": "»", "‹": "›", "„": "“”"}
+_FENCE: Final = re.compile(
+    r"(?P<fence>```|~~~)(?:(?:text|txt|plain|plaintext|plain text|markdown|md|html|json|whatsapp|mensagem|message|pt|"
+    r"pt-br)?[ \t]*\n)?(?P<inner>.*)(?P=fence)",
+    re.DOTALL | re.IGNORECASE,
+)
+_WRITTEN_BREAK: Final = re.compile(r"\\n(?![a-z])")
+
+
+def unwrapped(text: str) -> str:
+    """Strip quotes and fences around the whole text, as many as anybody means."""
+    text = text.strip()
+    for _ in range(_MOST_WRAPPINGS):
+        stripped = text
+        fenced = _FENCE.fullmatch(stripped) if stripped.startswith(("```", "~~~")) else None
+        if fenced and fenced["fence"] not in fenced["inner"]:
+            stripped = fenced["inner"].strip()
+        elif _is_quoted(stripped):
+            stripped = stripped[1:-1].strip()
+        if "\\n" in stripped and "\n" not in stripped and not looks_like_json(stripped):  # as they stand in JSON
+            stripped = _WRITTEN_BREAK.sub("\n", stripped).replace('\\"', '"').strip()
+        if stripped == text:
+            break
+        text = stripped
+    return text
+
+
+def _is_quoted(text: str) -> bool:
+    """Tell whether the first and the last character are one pair of quotes, not the ends of two quotations."""
+    if len(text) < 2 or text[-1] not in _QUOTES.get(text[0], ""):
+        return False
+    opening, closing, inner = text[0], text[-1], text[1:-1]
+    if opening != closing:
+        depth = 1
+        for index, char in enumerate(inner):
+            if char == closing and not _is_apostrophe(inner, index):
+                depth -= 1
+            elif char == opening:
+                depth += 1
+            if depth == 0:
+                return False
+        return True
+    for index, char in enumerate(inner):
+        if char == opening and not _is_apostrophe(inner, index):
+            # The first quote inside decides: it opens a quotation within, or closes one that began the text.
+            return index == 0 or inner[index - 1].isspace() or inner[index - 1] in "(["
+    return True
+
+
+def _is_apostrophe(text: str, index: int) -> bool:
+    return 0 < index < len(text) - 1 and text[index - 1].isalnum() and text[index + 1].isalnum()
+
+
+# HTML ----------------------------------------------------------------------------------------------------------------
+
+_BOLD, _ITALIC, _STRIKE = "*", "_", "~"
+_INLINE: Final = {"b": _BOLD, "strong": _BOLD, "i": _ITALIC, "em": _ITALIC, "s": _STRIKE, "del": _STRIKE}
+_INLINE_TAGS: Final = {**_INLINE, "strike": _STRIKE, **{f"h{level}": _BOLD for level in range(1, 7)}}
+_BLOCKS: Final = frozenset(
+    [
+        "p",
+        "div",
+        "section",
+        "article",
+        "header",
+        "footer",
+        "main",
+        "blockquote",
+        "table",
+        "ul",
+        "ol",
+        "h1",
+        "h2",
+        "h3",
+        "h4",
+        "h5",
+        "h6",
+        "body",
+        "html",
+        "center",
+        "pre",
+    ]
+)
+_HIDDEN: Final = frozenset({"script", "style", "head", "title"})
+_OTHER_TAGS: Final = [
+    "u",
+    "ins",
+    "br",
+    "hr",
+    "span",
+    "li",
+    "thead",
+    "tbody",
+    "tr",
+    "td",
+    "th",
+    "a",
+    "font",
+    "small",
+    "big",
+    "sup",
+    "sub",
+    "label",
+    "mark",
+    "code",
+    "meta",
+    "link",
+    "img",
+    "button",
+]
+_TAG_NAMES: Final = "|".join(
+    sorted({*_INLINE_TAGS, *_BLOCKS, *_HIDDEN, *_OTHER_TAGS}, key=lambda name: (-len(name), name))
+)
+_TAG: Final = re.compile(
+    rf"<!--[^>]{{0,500}}-->|<!doctype[^<>]{{0,200}}>|"
+    rf"<(?P<close>/?)(?P<name>{_TAG_NAMES})(?P<rest>(?:\s[^<>]{{0,1000}})?)/?>",
+    re.IGNORECASE,
+)
+_HREF: Final = re.compile(r"\bhref\s{0,3}=\s{0,3}[\"']?([^\"'\s>]{1,1000})", re.IGNORECASE)
+_ENTITY: Final = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
+
+
+def _without_html(text: str, markup: Markup) -> str:
+    """Tags as the channel's own markup, entities as the characters that they name."""
+    if "<" in text:
+        text = _without_tags(text, markup)
+    if "&" in text:
+        text = _ENTITY.sub(lambda found: html.unescape(found[0]).replace("\xa0", " "), text)
+        text = plain_characters(text)
+    return text
+
+
+def _without_tags(text: str, markup: Markup) -> str:
+    tags = list(_TAG.finditer(text))
+    if not tags:
+        return text
+    pieces: list[str] = []
+    opened: list[tuple[str, int, str]] = []  # tag, where its content begins in `pieces`, its link
+    position, hidden = 0, ""
+    for tag in tags:
+        name, closes = (tag["name"] or "").lower(), bool(tag["close"])
+        if hidden:  # the inside of <script> and its like is no text
+            if closes and name == hidden:
+                hidden, position = "", tag.end()
+            continue
+        pieces.append(text[position : tag.start()])
+        position = tag.end()
+        if name in _HIDDEN and not closes:
+            hidden = name
+        elif name not in _INLINE_TAGS and name != "a":
+            pieces.append(_void(name, closes))
+        elif closes:
+            _close(name, pieces, opened, markup)
+        else:
+            pieces.append(_block_break(name))
+            opened.append((name, len(pieces), _href(tag["rest"])))
+    pieces.append("" if hidden else text[position:])
+    lines = [line.strip() for line in "".join(pieces).split("\n")]
+    return _MANY_BREAKS.sub("\n\n", "\n".join(lines))
+
+
+def _close(name: str, pieces: list[str], opened: list[tuple[str, int, str]], markup: Markup) -> None:
+    """Mark up what stands since a tag was opened; tags that were opened since and never closed leave nothing."""
+    if all(name != each for each, _, _ in opened):
+        return
+    while opened:
+        open_name, begin, link = opened.pop()
+        if open_name == name:
+            pieces[begin:] = [_marked_up(name, "".join(pieces[begin:]), link, markup), _block_break(name)]
+            return
+
+
+def _block_break(name: str) -> str:
+    return "\n\n" if name in _BLOCKS else ""
+
+
+def _void(name: str, closes: bool) -> str:
+    """What a tag without markup of its own leaves behind."""
+    if name in _BLOCKS:
+        return "\n\n"
+    if name in {"br", "tr"}:
+        return "" if closes and name == "br" else "\n"
+    if name == "hr":
+        return "\n\n"
+    if name == "li":
+        return "" if closes else "\n- "
+    return " " if name in {"td", "th"} and closes else ""
+
+
+def _marked_up(name: str, content: str, link: str, markup: Markup) -> str:
+    if name == "a":
+        return _link(content.strip(), link) if link else content
+    return _wrapped(content, _INLINE_TAGS[name], markup)
+
+
+def _wrapped(content: str, mark: str, markup: Markup) -> str:
+    """A passage in the channel's markup, with the spaces around it outside: "* bold *" would show its asterisks."""
+    bare = content.strip()
+    if not bare or markup is Markup.PLAIN or "\n" in bare or bare.startswith(mark):
+        return content
+    before, _, after = content.partition(bare)
+    return f"{before}{mark}{bare}{mark}{after}"
+
+
+def _href(attributes: str) -> str:
+    found = _HREF.search(attributes)
+    return html.unescape(found[1]) if found else ""
+
+
+def _link(label: str, target: str) -> str:
+    """A link as a reader of plain text needs it: its label, then its address."""
+    shown = re.sub(r"\A(?:mailto|tel):", "", target, flags=re.IGNORECASE)
+    bare = shown.split("?")[0] if shown != target else shown
+    same = re.sub(r"\A(?:https?://)?(?:www\.)?|/\Z", "", fold(label)) == re.sub(
+        r"\A(?:https?://)?(?:www\.)?|/\Z", "", fold(bare)
+    )
+    if not label or same:
+        return bare
+    return label if bare.startswith("#") else f"{label}: {bare}"
+
+
+# Remarks to whoever asked; patterns match folded text ----------------------------------------------------------------
+
+_OBJECT: Final = (
+    r"(?:mensagem|mensagens|mensaje|message|texto|text|sugestao|sugestoes|suggestion|rascunho|draft|versao|version|"
+    r"e-?mail|"
+    r"resposta|response|reply|primeiro contato|primeira abordagem|opcao|opcoes|abordagem|copy|script|answer|"
+    r"proposta de mensagem)"
+)
+_ACKNOWLEDGED: Final = (
+    r"(?:claro(?: que sim)?|com certeza|certamente|certo|perfeito|entendido|entendi|otimo|beleza|combinado|pode deixar|"
+    r"sem problemas?|ok(?:ay)?|sure(?: thing)?|of course|certainly|absolutely|got it|great|understood|por supuesto|"
+    r"desde luego|vale|entiendo)"
+)
+_ACKNOWLEDGEMENT: Final = re.compile(
+    rf"[¡\W]{{0,4}}{_ACKNOWLEDGED}\s?[!.,:]{{1,3}}[ \t]*(?:[^\w\s]{{1,3}}[ \t]*)?(?=\n|\S|\Z)"
+)
+_INTRODUCED: Final = re.compile(
+    r"\b(?:aqui (?:esta|estao|vai|vao|tem|segue|tienes|va)|segue(?:m)?|eis|abaixo|ai (?:vai|esta)|esta e|here(?:'s|"
+    r"’s| is| are| you go)|"
+    r"below|a continuacion|te dejo|confira|preparei|criei|escrevi|elaborei|redigi|montei|desenvolvi|gerei|sugiro|"
+    r"sugestao|i(?:'ve|’ve| have)? (?:written|created|drafted|prepared|wrote|crafted)|he (?:escrito|creado|"
+    r"redactado|preparado))\b"
+)
+_OBJECT_WORD: Final = re.compile(rf"\b{_OBJECT}\b")
+_LABEL_WORDS: Final = (
+    rf"(?:(?:primeira|primeiro|nova|sua|texto d[ae]|conteudo d[ae]|final|my|the|first|proposta de) )?{_OBJECT}"
+    r"(?: (?:de|do|da|para|pra|ao|a|final|pronta|sugerida|inicial|personalizada|unica|no|via|em|e|for|to|of|first|"
+    r"contact|"
+    r"whatsapp|primeiro|primeira|contato|abordagem|lead|cliente|message|text|outreach|prospeccao|vendas|portugues|"
+    r"pt-br|"
+    r"personalizado|abaixo)){0,8}"
+)
+_LABEL: Final = re.compile(
+    rf"[^\w\n]{{0,10}}{_LABEL_WORDS}[*_ \t]{{0,4}}:[*_ \t]{{0,4}}"
+    rf"|(?:#{{1,6}}[ \t]{{1,3}}|\*{{1,3}}|_{{1,3}}|\[){_LABEL_WORDS}[*_\] \t]{{0,4}}(?=\n)"
+    rf"|[^\w\n]{{0,6}}(?:inicio|comeco|start|begin(?:ning)?)(?: da| do| of)?(?: the)? (?:mensagem|texto|message|"
+    rf"mensaje)[^\w\n]{{0,6}}(?=\n)"
+)
+_SPEAKER: Final = re.compile(
+    r"[*_\[( \t]{0,4}(?:assistente|assistant|ia|ai|bot|chatbot|modelo|chatgpt|vendedora?|sdr|consultora?|atendente)"
+    r"[*_\]) \t]{0,4}:[*_ \t]{0,4}(?=\S|\n)|(?:assistant|model|assistente)[ \t]{0,3}(?=\n)"
+)
+_SUBJECT_LABEL: Final = re.compile(r"[*_ \t]{0,4}(?:assunto|subject|asunto)[*_ \t]{0,4}:[^\n]{1,200}\n\s*")
+_LONGEST_REMARK: Final = 300
+_MOST_REMARKS: Final = 4
+_RULE: Final = re.compile(
+    r"[ \t]*(?:-[ \t]?){3,60}\Z|[ \t]*(?:\*[ \t]?){3,60}\Z|[ \t]*(?:_[ \t]?){3,60}\Z|[ \t]*[═─━—–=]{3,60}[ \t]*\Z"
+)
+
+
+def _without_preamble(text: str) -> str:
+    """Without "Claro! Aqui está a mensagem:" and labels such as "Mensagem:" in front of the message."""
+    for _ in range(_MOST_REMARKS):
+        cut = _preamble_end(text)
+        if not cut:
+            return text
+        rest = text[cut:].lstrip()
+        if not rest:
+            return text
+        text = rest
+    return text
+
+
+def _preamble_end(text: str) -> int:
+    """Where the first remark in front of the message ends; 0 where there is none."""
+    folded = fold(text[: 2 * _LONGEST_REMARK])
+    line, _, _ = folded.partition("\n")
+    if _RULE.match(line):
+        return len(line)
+    introduction = _introduction_end(folded, line) if len(line) <= _LONGEST_REMARK else 0
+    if GREETING.match(folded):
+        # "Olá! Claro, aqui está a mensagem:" greets whoever asked; the message greets its reader itself.
+        is_remark = introduction == len(line) and GREETING.match(folded, _skip_blank(folded, introduction))
+        return introduction if is_remark and line.rstrip(" *_").endswith(":") else 0
+    for label in (_LABEL, _SPEAKER):
+        if found := label.match(folded):
+            return found.end()
+    if (found := _SUBJECT_LABEL.match(folded)) and GREETING.match(folded, found.end()):
+        return found.end()
+    if introduction:
+        return introduction
+    if (found := _ACKNOWLEDGEMENT.match(folded)) and GREETING.match(folded, _skip_blank(folded, found.end())):
+        return found.end()
+    return 0
+
+
+def _introduction_end(folded: str, line: str) -> int:
+    """Where "Aqui está a mensagem:" ends: at its colon, or at the end of its line where a greeting follows."""
+    introduced = _INTRODUCED.search(line)
+    if not introduced:
+        return 0
+    bare = line.rstrip(" \t*_")
+    if bare.endswith(":") and _OBJECT_WORD.search(line):
+        return len(line)
+    colon = line.find(":", introduced.end())
+    if colon > 0 and _OBJECT_WORD.search(line, 0, colon) and GREETING.match(line, _skip_blank(line, colon + 1)):
+        return colon + 1
+    following = _skip_blank(folded, len(line))
+    if _OBJECT_WORD.search(line) and following > len(line) and GREETING.match(folded, following):
+        return len(line)
+    if bare.endswith(":") and following > len(line) and GREETING.match(folded, following):
+        return len(line)  # "Claro! Aqui está:"
+    return 0
+
+
+def _skip_blank(text: str, start: int) -> int:
+    while start < len(text) and (text[start].isspace() or text[start] in "-*_—–\"“'«`"):
+        start += 1
+    return start
+
+
+_EDIT: Final = (
+    r"(?:ajust|adapt|modific|alter|reescrev|refac|encurt|resum|mud[eao]|edit|revis|personaliz|tweak|adjust|change|"
+    r"rewrite|shorten|modify|revise|refine|customi[sz]e|cambi|acort|reescrib)\w*"
+)
+_EDITED: Final = (
+    r"(?:(?:o|a|os|as|esse|essa|este|esta|um|uma|the|this|el|la|este|esa|algo n[oa]|it|alguma coisa n[oa]|pouco o|"
+    r"pouco a) ){0,3}"
+    r"(?:tom|texto|mensagem|mensaje|message|text|tone|tono|versao|version|linguagem|estilo|conteudo|abordagem|style)\b"
+)
+_ANOTHER: Final = (
+    r"(?:outr[ao]s?|mais|nov[ao]s?|another|other|more|different|otr[ao]s?|mas|alternativ[ao]s?|diferentes?)"
+    r"(?: \w+){0,2} (?:versao|versoes|opcao|opcoes|variac\w+|mensagem|mensagens|texto|versions?|options?|variations?|"
+    r"messages?|versiones|opciones|mensajes?|alternativas?)\b"
+    r"|(?:versao|version|variacao|variation|opcao|option)(?: \w+)? (?:mais|more|mas|alternativa|formal|informal|"
+    r"curta|longa)\b"
+)
+_EDIT_OFFER: Final = (
+    rf"(?:\b{_EDIT} (?:{_EDITED}|(?:algo|it|something|anything)\s*[?!.])|\b{_EDIT}\s*[?]|\b(?:{_ANOTHER}))"
+)
+_OFFER: Final = re.compile(
+    r"(?:\b(?:quer|queira|quiser|gostaria|deseja|desejar|prefere|preferir|precisa|precisar|precise|posso|podemos|"
+    r"poderia|"
+    r"caso|se|me avis[ea]|me diga|fique a vontade para|sinta-se a vontade para|estou a disposicao para|"
+    r"would you like|do you want|if you(?:'d|’d)?|let me know|i can|feel free to|happy to|"
+    r"quieres|quiere|si|te gustaria|puedo|sientete libre de|avisame)\b[^\n]{0,80}?" + _EDIT_OFFER + r")"
+    r"|\b(?:let me know|me avis[ea]|avisame)\b[^\n]{0,40}\b(?:any|some|algum\w*|alguna?|algo)\b[^\n]{0,20}"
+    r"\b(?:changes?|adjustments?|edits?|tweaks?|revisions?|ajustes?|alterac\w+|mudancas?|cambios?)\b"
+    r"|\b(?:posso|podemos|caso|se)\b[^\n]{0,40}\b(?:fazer|precis\w*|quiser|queira|realizar|desej\w*)\b[^\n]{0,20}"
+    r"\b(?:ajustes?|alterac(?:ao|oes)|modificac(?:ao|oes)|mudancas?)\b(?! (?:n[oa]s?|d[oa]s?|em|de|a|ao) (?!texto|"
+    r"mensagem|tom\b))"
+    r"|\b(?:fique|sinta-se) a vontade para " + _EDIT + r"\b|\bfeel free to " + _EDIT + r"\b"
+)
+_GOOD_WISH: Final = re.compile(
+    r"\W{0,20}(?:(?:eu )?espero que (?:isso |essa mensagem |esta mensagem |a mensagem |o texto |esse texto |te |"
+    r"lhe |isto )?"
+    r"(?:ajude|ajudem|goste|gostem|tenha gostado|tenha ajudado|atenda|seja util|sirva|te ajude|funcione|te sirva|"
+    r"ayude|te guste)"
+    r"(?: (?:para voce|pra voce|a voce|voce|a sua necessidade|as suas necessidades|o que (?:voce )?precisa|na "
+    r"prospeccao|na campanha|nas vendas))?"
+    r"|(?:i )?hope (?:this|that|it)(?: \w+)? (?:helps?|works|is helpful|is useful)(?: you)?"
+    r"|boa sorte(?: com (?:a|sua|essa) (?:campanha|prospeccao|abordagem|venda))?|good luck(?: with \w+(?: \w+)?)?"
+    r"|(?:fim|final|end)(?: da| de| do| of)?(?: the)? (?:mensagem|texto|message|mensaje)"
+    r"|(?:posso|podemos) (?:te |lhe )?ajudar (?:em|com) mais alguma coisa|precisa de mais alguma coisa"
+    r"|(?:is there )?anything else(?: you need| i can help(?: you)? with)?)\W{0,20}"
+)
+_FEEDBACK: Final = re.compile(
+    r"\W{0,20}(?:gostou|ficou (?:bom|boa|como)(?: \w+){0,3}|o que (?:voce )?ach(?:ou|a)(?: dela| disso)?|esta "
+    r"(?:adequad[oa]|bom|boa|ok)|"
+    r"what do you think|te gusta|que te parece)\W{0,20}"
+)
+_COUNT: Final = re.compile(
+    r"\W{0,20}(?:(?:aproximadamente|aprox\.?|cerca de|total|contagem|approx\.?|tamanho|word count|character "
+    r"count)\W{0,3}(?:de )?)?"
+    r"(?:mensagem com )?\d{1,4} (?:caracteres|palavras|characters|words|tokens)\W{0,20}"
+)
+_NOTE: Final = re.compile(
+    r"\W{0,6}(?:obs|observac(?:ao|oes)|notas?|note|notes|explicacao|explanation|justificativa|rationale|por que "
+    r"(?:essa|esta) "
+    r"mensagem funciona|why this works|personalizac(?:ao|oes)|pontos(?: \w+)? da mensagem|estrategia)\W{0,4}[:\-–]"
+)
+_ABOUT_THE_TEXT: Final = re.compile(
+    r"\b(?:(?:a|esta|essa|the|this|la) (?:mensagem|message|mensaje)\b[^\n]{0,60}\b(?:foi|tem|possui|usa|utiliza|"
+    r"mantem|segue|"
+    r"busca|is|has|was|uses|keeps|follows|fue|tiene)\b|personalizei|personalizada (?:com|conforme)|adaptei|adapte|usei|"
+    r"utilizei|inclui|evitei|mantive|caracteres|palavras|placeholders?|dados do lead|instruc(?:ao|oes)|i (?:kept|used|"
+    r"avoided|included)|characters)\b"
+)
+_THIS_MESSAGE: Final = re.compile(
+    r"\W{0,4}(?:a|essa|esta|the|this|esse|este|la) (?:mensagem|texto|abordagem|message|text|mensaje)(?: acima| above)? "
+    r"(?:e|foi|tem|usa|utiliza|mantem|busca|segue|is|has|was|uses|keeps|es|fue)\b"
+)
+_CRAFT: Final = re.compile(
+    r"\b(?:lead|tom|tone|pergunta aberta|open question|objetiva|proximidade|rapport|engaj\w+|personaliz\w+|cta|"
+    r"chamada para|"
+    r"call to action|nome da empresa|nome do)\b"
+)
+_OPT_OUT: Final = re.compile(
+    r"\b(?:sair|parar|descadastr\w*|cancelar|nao (?:quiser|desejar|queira)|stop|remover|responda|responder)\b"
+)
+_SENTENCE: Final = re.compile(r"[^.!?…\n]*[.!?…\n]*", re.DOTALL)
+
+
+def _without_closing(text: str) -> str:
+    """Without "Espero que ajude! Quer que eu ajuste o tom?" and notes on the text behind the message."""
+    for _ in range(_MOST_REMARKS):
+        head, gap, last = _last_paragraph(text)
+        folded = fold(last)
+        if head and _is_remark(folded):
+            text = head
+            continue
+        if (cut := _offer_at_end(folded)) and (gap or cut):
+            text = (head + gap + last[:cut]).rstrip()
+            continue
+        return text
+    return text
+
+
+def _last_paragraph(text: str) -> tuple[str, str, str]:
+    """What stands before the last paragraph (or line after a rule), the gap, and the paragraph itself."""
+    at = text.rfind("\n\n")
+    if at < 0:
+        at = text.rfind("\n")
+    if at < 0:
+        return "", "", text
+    head = text[:at].rstrip()
+    last = text[at:].lstrip()
+    return head, text[len(head) : len(text) - len(last)], last
+
+
+def _is_remark(paragraph: str) -> bool:
+    if _RULE.match(paragraph) and "_" not in paragraph:
+        return True
+    if len(paragraph) > 3 * _LONGEST_REMARK or _OPT_OUT.search(paragraph):
+        return False
+    if _COUNT.fullmatch(paragraph) or _is_comment(paragraph):
+        return True
+    sentences = [each for each in _SENTENCE.findall(paragraph) if any(char.isalnum() for char in each)]
+    remarks = [bool(_GOOD_WISH.fullmatch(each)) or _is_offer(each) for each in sentences]
+    return any(remarks) and all(
+        remark or _FEEDBACK.fullmatch(each) for remark, each in zip(remarks, sentences, strict=True)
+    )
+
+
+def _is_comment(paragraph: str) -> bool:
+    """Whether a paragraph explains the message to whoever asked for it."""
+    if _NOTE.match(paragraph):
+        return _ABOUT_THE_TEXT.search(paragraph) is not None
+    return _THIS_MESSAGE.match(paragraph) is not None and _CRAFT.search(paragraph) is not None
+
+
+def _is_offer(sentence: str) -> bool:
+    return len(sentence) <= _LONGEST_REMARK and _OFFER.search(sentence) is not None
+
+
+def _offer_at_end(paragraph: str) -> int:
+    """Where the offers that end a paragraph begin; 0 where it ends with none, or is nothing else."""
+    spans = [found.span() for found in _SENTENCE.finditer(paragraph) if found[0].strip()]
+    cut = len(paragraph)
+    for start, end in reversed(spans[1:]):
+        sentence = paragraph[start:end]
+        if not _is_offer(sentence) or _OPT_OUT.search(sentence):
+            break
+        cut = start
+    return cut if cut < len(paragraph) else 0
+
+
+# Markdown ------------------------------------------------------------------------------------------------------------
+
+_MD_LINK: Final = re.compile(
+    r"!?\[(?P<label>[^\[\]\n]{0,200})\]\([ ]?<?(?P<target>(?:https?:|mailto:|tel:|www\.|/|#|"
+    r"[^\s()<>]{1,100}\.)[^\s()<>]{0,1000}"
+    r"(?:\([^\s()<>]{0,100}\)[^\s()<>]{0,100})?)>?(?:[ ]\"[^\"\n]{0,200}\")?[ ]?\)",
+    re.IGNORECASE,
+)
+_MD_REFERENCE: Final = re.compile(r"^[ ]{0,3}\[[^\[\]\n]{1,80}\]:[ ]{1,3}https?://\S{1,1000}[ ]{0,3}$", re.MULTILINE)
+_MD_HEADING: Final = re.compile(r"^[ ]{0,3}#{1,6}[ \t]{1,4}(?P<title>\S[^\n]{0,300})$", re.MULTILINE)
+_MD_BOLD_ITALIC: Final = re.compile(r"\*\*\*(?=[^\s*])(?P<inner>[^*\n]{1,1000})(?<=\S)\*\*\*")
+_MD_BOLD: Final = re.compile(r"\*\*(?=\S)(?P<inner>[^*\n]{1,2000})(?<=\S)\*\*")
+_MD_BOLD_LINES: Final = re.compile(r"\*\*(?=\S)(?P<inner>[^*]{1,2000})(?<=\S)\*\*")
+_MD_UNDERSCORES: Final = re.compile(r"(?<![\w/])__(?=[^\s_])(?P<inner>[^_\n]{1,2000})(?<=\S)__(?!\w)")
+_MD_STRIKE: Final = re.compile(r"~~(?=[^\s~])(?P<inner>[^~\n]{1,1000})(?<=\S)~~")
+_MD_STRAY: Final = re.compile(r"(?<!\*)\*{2,}(?=\w)|(?<=\w)\*{2,}(?!\w)|(?<=[.!?…:,])\*{2,}")
+_MD_ESCAPE: Final = re.compile(r"\\([*_~#\[\]().!>+|{}-])(?![/\\])")
+_MD_RULE_LINE: Final = re.compile(r"^[ \t]*(?:(?:-[ \t]?){3,60}|(?:\*[ \t]?){3,60}|[═─━—=]{3,60})[ \t]*$", re.MULTILINE)
+_MD_UNDERSCORE_RULE: Final = re.compile(r"(?<=\n)[ \t]*_{3,60}[ \t]*\n(?=\s*\S)")
+_MD_TABLE_RULE: Final = re.compile(
+    r"^[ \t]*\|?(?:[ \t]*:?-{2,40}:?[ \t]*\|){1,20}(?:[ \t]*:?-{2,40}:?[ \t]*)?$", re.MULTILINE
+)
+_MD_QUOTED: Final = re.compile(r"(?:>[^\n]*(?:\n|\Z))+")
+_PLAIN_MARKS: Final = re.compile(r"(?<![\w*])\*(?=[^\s*])(?P<inner>[^*\n]{1,500})(?<=[^\s*])\*(?![\w*])")
+
+
+def _without_markdown(text: str, markup: Markup) -> str:
+    """Markdown as the channel's own markup; what the channel has no markup for becomes plain text."""
+    before = text
+    if "|" in text:
+        text = _without_tables(text)
+    if "[" in text:
+        text = _MD_LINK.sub(lambda link: _link(link["label"].strip(), link["target"]), text)
+        text = _MD_REFERENCE.sub("", text)
+    if text.startswith(">") and _MD_QUOTED.fullmatch(text):
+        text = re.sub(r"^>[ ]?", "", text, flags=re.MULTILINE)
+    text = _MD_RULE_LINE.sub("", text)
+    text = _MD_UNDERSCORE_RULE.sub("\n", text)
+    text = _MD_HEADING.sub(lambda heading: _heading(heading["title"], markup), text)
+    bold = (lambda inner: inner) if markup is Markup.PLAIN else (lambda inner: f"*{inner}*")
+    if "**" in text:
+        text = _MD_BOLD_ITALIC.sub(
+            lambda found: bold(f"_{found['inner']}_" if markup is Markup.WHATSAPP else found["inner"]), text
+        )
+        text = _MD_BOLD.sub(lambda found: bold(found["inner"]), text)
+        text = _MD_BOLD_LINES.sub(lambda found: _each_line(found["inner"], bold), text)
+        text = _MD_STRAY.sub("", text)
+    if "__" in text:
+        text = _MD_UNDERSCORES.sub(lambda found: bold(found["inner"]), text)
+    if "~~" in text:
+        text = _MD_STRIKE.sub(lambda found: found["inner"] if markup is Markup.PLAIN else f"~{found['inner']}~", text)
+    if markup is Markup.PLAIN and "*" in text:
+        text = _PLAIN_MARKS.sub(lambda found: found["inner"], text)
+    if "\\" in text:
+        text = _MD_ESCAPE.sub(r"\1", text)
+    return _MANY_BREAKS.sub("\n\n", text) if text != before else text
+
+
+def _each_line(inner: str, bold: Callable[[str], str]) -> str:
+    """Bold of several lines: no channel carries it over a line end."""
+    return "\n".join(bold(line.strip()) if line.strip() else "" for line in inner.split("\n"))
+
+
+def _heading(title: str, markup: Markup) -> str:
+    bare = title.rstrip("# \t").replace("**", "").replace("__", "").strip()
+    return bare if markup is Markup.PLAIN or "*" in bare or not bare else f"*{bare}*"
+
+
+def _without_tables(text: str) -> str:
+    """Rows of a table as lines, with a dash between their cells."""
+    if not _MD_TABLE_RULE.search(text):
+        return text
+    lines: list[str] = []
+    for line in text.split("\n"):
+        bare = line.strip()
+        if _MD_TABLE_RULE.fullmatch(bare):
+            continue
+        if bare.startswith("|") and bare.endswith("|") and len(bare) > 2:
+            bare = " – ".join(cell.strip() for cell in bare[1:-1].split("|") if cell.strip())
+            lines.append(bare)
+        else:
+            lines.append(line)
+    return "\n".join(lines)

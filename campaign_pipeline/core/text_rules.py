@@ -1,0 +1,70 @@
+"""The rules that a model's text is held to, by name, and how a text that breaks one is refused."""
+
+import unicodedata
+from functools import lru_cache
+from typing import Final, Literal, TypeAlias
+
+RefusalRule: TypeAlias = Literal[
+    "empty",
+    "too_short",
+    "too_long",
+    "malformed",
+    "reasoning",
+    "control_tokens",
+    "refusal",
+    "options",
+    "placeholder",
+    "empty_value",
+    "unknown_link",
+    "unknown_number",
+    "unknown_email",
+    "unknown_payment_key",
+    "truncated",
+]
+"""Rules that refuse a text: it is written anew."""
+
+ChangeRule: TypeAlias = Literal[
+    "reasoning_cut",
+    "control_tokens_cut",
+    "unwrapped",
+    "json_read",
+    "html_converted",
+    "preamble_cut",
+    "closing_cut",
+    "markdown_converted",
+]
+"""Rules that change a text: the rest of it is sent."""
+
+LONGEST_ANSWER: Final = 100_000
+"""Characters of a model's answer that are read at all; a longer one is refused as `too_long`."""
+
+
+class TextProblem(ValueError):
+    """A text must not be sent. `code` is the rule that it breaks; the message is one sentence for the operator.
+
+    The sentence does not quote the text, which may hold personal data: the text itself is kept in the database only.
+    """
+
+    def __init__(self, code: RefusalRule, reason: str) -> None:
+        super().__init__(reason)
+        self.code: RefusalRule = code
+
+    def __reduce__(self) -> "tuple[type[TextProblem], tuple[RefusalRule, str]]":
+        return type(self), (self.code, str(self))
+
+
+@lru_cache(maxsize=32)
+def fold(text: str) -> str:
+    """Lower case without accents, of exactly the same length: patterns match it, cuts apply to the original.
+
+    Kept for a few texts: one check folds the same text several times.
+    """
+    return text.translate(_FOLD)
+
+
+def _folded(code: int) -> str:
+    base = unicodedata.normalize("NFD", chr(code))[0].lower()
+    return base if len(base) == 1 else chr(code)
+
+
+_FOLD: Final = {code: _folded(code) for code in (*range(0x41, 0x5B), *range(0xC0, 0x250))}

@@ -99,6 +99,7 @@ class Bench:
         root = str(Path(__file__).parents[1])
         return kept | {
             "PYTHONPATH": os.pathsep.join(filter(None, (root, kept.get("PYTHONPATH")))),
+            "CAMPAIGN_ONLY_HOSTS": f"{sandbox.host}:{sandbox.port}",
             "CAMPAIGN_DATABASE_URL": url,
             "CAMPAIGN_HOME": str(self.home / "unused"),
             "CAMPAIGN_OUTPUTS": str(self.home / "outputs"),

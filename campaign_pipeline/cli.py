@@ -74,18 +74,17 @@ def _known_trouble(error: Exception) -> Trouble | None:
     from psycopg import Error as DatabaseError
     from sqlalchemy.exc import SQLAlchemyError
 
+    from campaign_pipeline.adapters.embedded import EmbeddedServerFailed
     from campaign_pipeline.adapters.schema import DatabaseUnusable
     from campaign_pipeline.demo.leads import LeadsFileError
     from campaign_pipeline.sandbox import BehaviourError, RecordError, SandboxFailed
 
     if isinstance(error, SettingError | LeadsFileError | BehaviourError | RecordError):
         return WrongSetting(str(error))
-    if isinstance(error, DatabaseUnusable | SandboxFailed):
+    if isinstance(error, DatabaseUnusable | EmbeddedServerFailed | SandboxFailed):
         return Trouble(str(error))
     if isinstance(error, DatabaseError | SQLAlchemyError):
         return Trouble(f"The database refused: {_first_line(error)}")
-    if isinstance(error, subprocess.SubprocessError):
-        return Trouble(f"The embedded PostgreSQL could not be started: {_first_line(error)}")
     if isinstance(error, OSError):
         return Trouble(_first_line(error))
     return None
@@ -380,7 +379,11 @@ def dev(port: int, sandboxed: bool | None) -> None:
             sandbox = stack.enter_context(SandboxProcess(sandbox_behaviour(seed=0)))
             # Made-up messages wait until somebody launches the job, be it tomorrow.
             variables = {"CAMPAIGN_MAX_AGE_MINUTES": "100000"} | sandbox_variables(sandbox, variables)
-            console.print(f"OpenRouter and WhatsApp are a sandbox at {sandbox.url}: no real message is sent.")
+            console.print(
+                f"Every provider is a sandbox at {sandbox.url}, and nothing else can be reached: "
+                "no real message is sent.",
+                soft_wrap=True,
+            )
             if _is_demo(environment, url):
                 _fill_empty_queue(console, url)
                 variables = {"CAMPAIGN_SCHEDULES": "on"} | variables | {"CAMPAIGN_DEMO_TRICKLE": "on"}

@@ -7,14 +7,17 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from campaign_pipeline.adapters.environment import PROVIDER_PREFIXES
+from campaign_pipeline_tests.guard import ONLY_THIS_MACHINE
+
 SCRIPT = str(Path(sys.executable).with_name("campaign-pipeline"))
-OURS = ("CAMPAIGN_", "OPENROUTER_", "EVOLUTION_", "UAZAPI_", "DAGSTER_")
+OURS = ("CAMPAIGN_", "OPENROUTER_", "DAGSTER_", *PROVIDER_PREFIXES)
 
 
 def variables(home: Path, **more: str) -> dict[str, str]:
     """This process's environment without what the pipeline reads, and a home of the test's own."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
-    return {**kept, "CAMPAIGN_HOME": str(home), "COLUMNS": "100", **more}
+    return {**kept, **ONLY_THIS_MACHINE, "CAMPAIGN_HOME": str(home), "COLUMNS": "100", **more}
 
 
 def run(home: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:

@@ -16,7 +16,10 @@ from campaign_pipeline.adapters.embedded import EmbeddedServer, embedded_server
 from campaign_pipeline.adapters.environment import PROVIDER_PREFIXES
 from campaign_pipeline.sandbox.server import Addresses
 from campaign_pipeline_tests.factories import World
+from campaign_pipeline_tests.guard import ONLY_THIS_MACHINE, stay_on_this_machine
 from campaign_pipeline_tests.pooler import Pooler, run_pooler
+
+stay_on_this_machine()
 
 TEMPLATE = "campaign_template"
 
@@ -78,7 +81,8 @@ def world(database_url: str) -> Iterator[World]:
 def environment(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """The variables of a process that works on that database; providers are set by who needs them."""
     for name in list(os.environ):
-        if name.startswith(("CAMPAIGN_", "OPENROUTER_", "DAGSTER_", *PROVIDER_PREFIXES)):
+        ours = name.startswith(("CAMPAIGN_", "OPENROUTER_", "DAGSTER_", *PROVIDER_PREFIXES))
+        if ours and name not in ONLY_THIS_MACHINE:
             monkeypatch.delenv(name)
     monkeypatch.setenv("CAMPAIGN_DATABASE_URL", database_url)
     monkeypatch.setenv("CAMPAIGN_HOME", str(tmp_path / "home"))

@@ -30,11 +30,14 @@ ALLOWED_HOSTS = "CAMPAIGN_ALLOWED_HOSTS"
 ONLY_HOSTS = "CAMPAIGN_ONLY_HOSTS"
 SANDBOX = "CAMPAIGN_SANDBOX"
 
+HOST_VARIABLES = (ALLOWED_HOSTS, ONLY_HOSTS, SANDBOX)
+
 AddressInfo: TypeAlias = tuple[socket.AddressFamily, socket.SocketKind, int, str, tuple[Any, ...]]
 _Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 _Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _NAME = re.compile(r"(?!-)[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*")
+_LOOPBACK = (ipaddress.IPv4Address("127.0.0.1"), ipaddress.IPv6Address("::1"))
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 
@@ -103,7 +106,10 @@ class Hosts:
         name, address = host.lower().rstrip("."), _address(host)
         if self.only is not None:
             named = any(entry.covers_name(name, port) for entry in self.only)
-            if address is None and not named and not _is_local_name(name):
+            local = _is_local_name(name) and any(
+                entry.covers_address(each, port) for entry in self.only for each in _LOOPBACK
+            )
+            if address is None and not named and not local:
                 raise self._not_the_sandbox(host, port)
             if address is not None:
                 self.check_address(host, host, port)

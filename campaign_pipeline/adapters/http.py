@@ -11,6 +11,7 @@ That transport maps aiohttp's errors loosely: a server that hangs up after it to
 
 import asyncio
 import re
+import ssl
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
@@ -70,7 +71,8 @@ def http_client(*, connections: int, hosts: Hosts | None = None) -> httpx.AsyncB
             connector=connector, cookie_jar=aiohttp.DummyCookieJar(), request_class=_GatedRequest
         )
 
-    return AiohttpTransport(client=session)
+    # Its own context for TLS is not used beside a session, and would read all certificates for nothing.
+    return AiohttpTransport(verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), client=session)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,9 @@ from campaign_pipeline.core.ports import (
     Systemic,
 )
 
+SANDBOX_ONLY = "sandbox_only"
+"""In `instances.provider_config`, true: made up, and never to be sent through but in a sandbox."""
+
 
 class Unconfigured:
     """Stands where an adapter cannot be built; see `core.ports.MessageChannel`."""

@@ -12,10 +12,11 @@ from campaign_pipeline.adapters import cloud_api, evolution, smtp, supabase, uaz
 from campaign_pipeline.adapters.connection import model_url, setting
 from campaign_pipeline.adapters.database import queue_url
 from campaign_pipeline.adapters.environment import DeliverySettings, Environment
-from campaign_pipeline.adapters.http import http_client
+from campaign_pipeline.adapters.hosts import Hosts
+from campaign_pipeline.adapters.http import at, http_client
 from campaign_pipeline.adapters.openrouter import OpenRouter
 from campaign_pipeline.adapters.postgres import Queue
-from campaign_pipeline.adapters.unconfigured import Unconfigured
+from campaign_pipeline.adapters.unconfigured import SANDBOX_ONLY, Unconfigured
 from campaign_pipeline.core.message_delivery import DeliveryPolicy
 from campaign_pipeline.core.ports import LanguageModel, MessageChannel
 from campaign_pipeline.core.results import RetryPolicy
@@ -82,30 +83,34 @@ class ProvidersResource(dg.ConfigurableResource[Any]):
                 {str(connection["workspace_id"]): own_key} if connection and own_key else {},
                 environment.openrouter_cache_seconds,
             )
-            channel = _channel(client, connection, environment, settings)
+            channel = channel_of(client, connection, environment, settings.send_timeout_seconds)
             async with contextlib.AsyncExitStack() as stack:
                 if isinstance(channel, contextlib.AbstractAsyncContextManager):
                     await stack.enter_async_context(channel)  # it keeps connections of its own
                 yield Outside(model, channel, (connection or {}).get("provider") or "whatsapp")
 
 
-def _channel(
+def channel_of(
     client: httpx.AsyncBaseTransport,
     connection: Mapping[str, Any] | None,
     environment: Environment,
-    settings: DeliverySettings,
+    send_timeout: float,
 ) -> MessageChannel:
+    """The channel of an inbox by its instance's row; `send_timeout` in seconds. It refuses where it cannot be built."""
     if connection is None:
         return Unconfigured("inbox_without_instance", "The inbox has no instance; link one in inbox_instances.")
     # The CRM's own function needs provider_type for itself, so an inbox may name our adapter beside it.
     kind = setting(connection, "campaign_adapter") or connection["provider_type"] or "evolution"
+    if at(connection["provider_config"], SANDBOX_ONLY) is True and Hosts.from_environment().only is None:
+        reason = f"The instance {connection['name']} is made up; its messages only go to a sandbox (dev --sandbox)."
+        return Unconfigured("made_up", reason)
     build = CHANNELS.get(kind)
     if build is None:
         known = ", ".join(sorted(CHANNELS))
         reason = f"The instance {connection['name']} has provider_type {kind!r}, but only {known} can be used."
         return Unconfigured("unknown_provider", reason)
     try:
-        return build(client, connection, environment.providers, settings.send_timeout_seconds)
+        return build(client, connection, environment.providers, send_timeout)
     except LookupError as error:
         return Unconfigured("provider_not_configured", str(error.args[0]))
 

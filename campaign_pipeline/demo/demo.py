@@ -10,7 +10,8 @@ from rich.text import Text
 
 from campaign_pipeline.adapters.dagster_home import write_dagster_home
 from campaign_pipeline.adapters.database import dagster_storage_url, queue_url
-from campaign_pipeline.adapters.environment import Environment, SettingError
+from campaign_pipeline.adapters.environment import PROVIDER_PREFIXES, Environment, SettingError
+from campaign_pipeline.adapters.hosts import HOST_VARIABLES, ONLY_HOSTS, SANDBOX
 from campaign_pipeline.demo.leads import Lead, LeadsFileError, Problem, make_leads, read_leads_csv
 from campaign_pipeline.demo.report import read_report, read_samples, report_table, sample_panels
 from campaign_pipeline.demo.world import World, count_waiting, make_world
@@ -21,7 +22,8 @@ MOST_LEADS = 10_000
 """A batch of the job takes no more, and the demo is one batch."""
 
 _SHOWN_PROBLEMS = 20
-_OUTSIDE = ("OPENROUTER_", "EVOLUTION_", "UAZAPI_")
+_OUTSIDE = ("OPENROUTER_", *PROVIDER_PREFIXES, "CAMPAIGN_NOTIFY_", "CAMPAIGN_SMTP_", *HOST_VARIABLES)
+_KEY = "only-for-the-sandbox"
 
 
 def sandbox_behaviour(seed: int) -> Behaviour:
@@ -34,14 +36,24 @@ def sandbox_behaviour(seed: int) -> Behaviour:
 
 
 def sandbox_variables(sandbox: SandboxProcess, variables: Mapping[str, str]) -> dict[str, str]:
-    """An environment in which every provider is the sandbox, and no key of a real one is left."""
+    """An environment in which every provider is the sandbox, and no key or address of a real one is left.
+
+    And in which nothing else can be reached, whatever names it: a row, a redirect, a file `.env` that Dagster reads.
+    Nobody is told of the troubles of made-up people either. All of it is inherited by Dagster's processes.
+    """
     kept = {name: value for name, value in variables.items() if not name.startswith(_OUTSIDE)}
     return kept | {
-        "OPENROUTER_API_KEY": "only-for-the-sandbox",
+        SANDBOX: "on",
+        ONLY_HOSTS: f"{sandbox.host}:{sandbox.port}",
+        "OPENROUTER_API_KEY": _KEY,
         "OPENROUTER_BASE_URL": sandbox.openrouter_url,
         "EVOLUTION_API_URL": sandbox.evolution_url,
-        "EVOLUTION_API_KEY": "only-for-the-sandbox",
+        "EVOLUTION_API_KEY": _KEY,
         "UAZAPI_API_URL": sandbox.uazapi_url,
+        "CLOUD_API_URL": sandbox.cloud_api_url,
+        "CLOUD_API_TOKEN": _KEY,
+        "SUPABASE_URL": sandbox.supabase_url,
+        "SUPABASE_SERVICE_ROLE_KEY": _KEY,
     }
 
 
@@ -110,7 +122,10 @@ def run_demo(console: Console, leads_file: Path | None, count: int, seed: int) -
         highlight=False,
     )
     with SandboxProcess(sandbox_behaviour(seed)) as sandbox:
-        console.print(f"OpenRouter and WhatsApp are a sandbox at {sandbox.url}: no real message leaves this machine.")
+        console.print(
+            f"Every provider is a sandbox at {sandbox.url}, and nothing else can be reached."
+            " No real message leaves this machine."
+        )
         job_variables = sandbox_variables(sandbox, variables) | {"CAMPAIGN_HOME": str(environment.home)}
         config = JobConfig(batch_size=MOST_LEADS)
         with JobProcess(config, dagster_home, environment.home / "logs", job_variables) as job:

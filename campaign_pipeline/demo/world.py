@@ -8,6 +8,7 @@ from uuid import UUID, uuid4
 from psycopg.types.json import Jsonb
 
 from campaign_pipeline.adapters.queue_connection import connect
+from campaign_pipeline.adapters.unconfigured import SANDBOX_ONLY
 from campaign_pipeline.demo.leads import BUSINESS_FIELDS, Lead
 
 if TYPE_CHECKING:
@@ -120,9 +121,12 @@ class _Maker:
             "INSERT INTO public.inboxes (id, workspace_id, name) VALUES (%s, %s, %s)", [inbox, self._workspace, name]
         )
         self._cursor.execute(
-            "INSERT INTO public.instances (id, workspace_id, name, instance_token, status, last_connected_at) "
-            "VALUES (%s, %s, %s, 'only-for-the-sandbox', 'connected', campaign_pipeline.campaign_now())",
-            [instance, self._workspace, f"demo-{name.lower()}-{inbox.hex[:8]}"],
+            "INSERT INTO public.instances (id, workspace_id, name, instance_token, provider_config, status, "
+            "last_connected_at) VALUES (%s, %s, %s, %s, %s, 'connected', campaign_pipeline.campaign_now())",
+            (
+                *(instance, self._workspace, f"demo-{name.lower()}-{inbox.hex[:8]}"),
+                *("only-for-the-sandbox", Jsonb({SANDBOX_ONLY: True})),
+            ),
         )
         self._cursor.execute(
             "INSERT INTO public.inbox_instances (inbox_id, instance_id) VALUES (%s, %s)", [inbox, instance]

@@ -111,8 +111,13 @@ def test_a_refused_connection_let_nothing_leave() -> None:
     assert "cannot be reached" in answer.reason
 
 
-def test_a_name_that_does_not_resolve_let_nothing_leave() -> None:
-    answer = asyncio.run(post_to("http://nowhere.invalid/x"))
+def test_a_name_that_does_not_resolve_let_nothing_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def resolve(*_: object, **__: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(asyncio.BaseEventLoop, "getaddrinfo", resolve)
+    monkeypatch.delenv("CAMPAIGN_ONLY_HOSTS")
+    answer = asyncio.run(post_to("https://nowhere.invalid/x"))
     assert isinstance(answer, NoAnswer)
     assert not answer.left
     assert "nowhere.invalid" in answer.reason

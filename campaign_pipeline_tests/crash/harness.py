@@ -11,6 +11,7 @@ from uuid import UUID
 
 from campaign_pipeline.sandbox import SandboxProcess
 from campaign_pipeline_tests.factories import World
+from campaign_pipeline_tests.guard import ONLY_THIS_MACHINE
 
 WORKER = "campaign_pipeline_tests.crash.worker"
 
@@ -34,6 +35,7 @@ def variables(url: str, sandbox: SandboxProcess, **more: str) -> dict[str, str]:
     """The environment of a worker or of a Dagster run in a crash test."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("CAMPAIGN_", "DAGSTER_", "CRASH_", "PYTEST_"))}
     return kept | {
+        **ONLY_THIS_MACHINE,
         "CAMPAIGN_DATABASE_URL": url,
         "OPENROUTER_API_KEY": "sk-or-test-key-of-no-account",
         "OPENROUTER_BASE_URL": sandbox.openrouter_url,

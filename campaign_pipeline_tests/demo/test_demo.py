@@ -12,6 +12,7 @@ import pytest
 
 from campaign_pipeline.adapters import schema
 from campaign_pipeline.adapters.embedded import EmbeddedServer
+from campaign_pipeline.adapters.environment import PROVIDER_PREFIXES
 from campaign_pipeline.demo.demo import sandbox_variables
 from campaign_pipeline.sandbox import SandboxProcess
 from campaign_pipeline_tests.commands import processes_of, run, start, wait_until
@@ -167,10 +168,16 @@ def test_a_file_without_a_usable_row_names_each_and_ends(tmp_path: Path) -> None
 
 
 def test_no_variable_of_a_real_provider_reaches_the_job() -> None:
-    own = {"OPENROUTER_API_KEY": "own", "EVOLUTION_API_URL": "https://real", "EVOLUTION_X": "own", "PATH": "/bin"}
+    names = [f"{prefix}X" for prefix in ("OPENROUTER_", "CAMPAIGN_NOTIFY_", *PROVIDER_PREFIXES)]
+    own = {
+        **dict.fromkeys([*names, "CAMPAIGN_SMTP_URL", "CAMPAIGN_ALLOWED_HOSTS", "CAMPAIGN_ONLY_HOSTS"], "own"),
+        "EVOLUTION_API_URL": "https://real",
+        "CAMPAIGN_SANDBOX": "off",
+        "PATH": "/bin",
+    }
     with SandboxProcess() as sandbox:
         given = sandbox_variables(sandbox, own)
     assert given["PATH"] == "/bin"
-    assert "EVOLUTION_X" not in given
+    assert (given["CAMPAIGN_SANDBOX"], given["CAMPAIGN_ONLY_HOSTS"]) == ("on", f"127.0.0.1:{sandbox.port}")
     assert "own" not in given.values()
     assert {value.split("/")[2] for value in given.values() if "//" in value} == {f"127.0.0.1:{sandbox.port}"}

@@ -1,7 +1,12 @@
 """Which database holds the queue, and whether it can be used: the named one, else the embedded one."""
 
 from campaign_pipeline.adapters import schema
-from campaign_pipeline.adapters.embedded import DAGSTER_DATABASE, embedded_server
+from campaign_pipeline.adapters.embedded import (
+    DAGSTER_DATABASE,
+    EmbeddedServer,
+    EmbeddedServerFailed,
+    embedded_server,
+)
 from campaign_pipeline.adapters.environment import Environment, SettingError
 
 
@@ -12,7 +17,7 @@ def queue_url(environment: Environment) -> str:
     Raises SettingError or schema.DatabaseUnusable with one clear sentence.
     """
     if environment.database_url is None:
-        url = embedded_server(environment.home).url()
+        url = _embedded(environment).url()
         try:
             schema.check(url)
         except schema.DatabaseUnusable:
@@ -21,6 +26,13 @@ def queue_url(environment: Environment) -> str:
     url = named_url(environment)
     schema.check(url)
     return url
+
+
+def _embedded(environment: Environment) -> EmbeddedServer:
+    try:
+        return embedded_server(environment.home)
+    except EmbeddedServerFailed as error:
+        raise schema.DatabaseUnusable(str(error)) from None
 
 
 def named_url(environment: Environment) -> str:
@@ -38,7 +50,7 @@ def named_url(environment: Environment) -> str:
 def hold(environment: Environment) -> None:
     """Keep the embedded server up for as long as this process lives; nothing to do for a named one."""
     if environment.database_url is None:
-        embedded_server(environment.home)
+        _embedded(environment)
 
 
 def dagster_storage_url(environment: Environment) -> str:
@@ -46,5 +58,5 @@ def dagster_storage_url(environment: Environment) -> str:
 
     SQLAlchemy's default driver for postgresql:// is psycopg 3 by now, with which dagster-postgres does not work.
     """
-    url = embedded_server(environment.home).url(DAGSTER_DATABASE)
+    url = _embedded(environment).url(DAGSTER_DATABASE)
     return url.replace("postgresql://", "postgresql+psycopg2://", 1)

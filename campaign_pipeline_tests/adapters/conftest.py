@@ -12,8 +12,6 @@ from campaign_pipeline_tests.adapters.restarts import own_database, own_server
 def fragile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
     """Not the server that the other tests share."""
     home = tmp_path_factory.mktemp("fragile")
-    for folder in home.parents[:3]:
-        folder.chmod(0o755)
     with own_server(home) as server:
         yield server
 

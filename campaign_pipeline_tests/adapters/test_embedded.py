@@ -69,8 +69,6 @@ class User:
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A data folder that is made once; each test finds it without a server and leaves it so."""
     home = tmp_path_factory.mktemp("embedded")
-    for folder in (home, *home.parents[:3]):
-        folder.chmod(0o755)  # the server runs as a user of its own where the tests run as root
     yield home
     if is_running(home / DATA):
         embedded_server(home).leave()

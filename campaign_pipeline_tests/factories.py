@@ -125,7 +125,9 @@ class World:
         return inbox
 
     def campaign(self, workspace: UUID | None = None, inbox: UUID | None = None, **columns: Any) -> UUID:
-        """A campaign that may always send, in one part."""
+        """A campaign that may always send, in one part; of the inbox's workspace where only an inbox is given."""
+        if workspace is None and inbox is not None:
+            workspace = self.value("SELECT workspace_id FROM inboxes WHERE id = %s", inbox)
         workspace = workspace or self.workspace()
         return self.insert(
             "campaign_configs",

@@ -30,18 +30,22 @@ def race(bench: Bench, options: Options, result: Result) -> None:
     with bench.database("bench_contexts") as url:
         fill(url, leads, custom_fields=FIELDS)
         with psycopg.connect(url, autocommit=True, row_factory=dict_row) as connection:
-            ids = [row["id"] for row in connection.execute("SELECT id FROM public.leads ORDER BY id").fetchall()]
+            leads_of = connection.execute("SELECT id, workspace_id FROM public.leads ORDER BY id").fetchall()
+            asked = {
+                "lead_ids": [row["id"] for row in leads_of],
+                "workspace_ids": [row["workspace_id"] for row in leads_of],
+            }
             one, parsed = Times(), Times()
             for _ in range(repeat + 1):
-                rows = one.time(lambda: _read_all(connection, ids))
+                rows = one.time(lambda: _read_all(connection, asked))
                 contexts = parsed.time(lambda: [orjson.loads(row["context"]) for row in rows])  # noqa: B023 (called at once)
             one.seconds.pop(0)  # the first one fills the cache for all
             if len(contexts) != leads or any(len(each["custom_fields"]) != FIELDS for each in contexts):
                 raise AssertionError("Not every lead has its fields.")
         queue = Times()
         for _ in range(repeat):
-            queue.time(lambda: asyncio.run(Queue(url).get_lead_contexts([str(lead) for lead in ids])))
-        calls = [asyncio.run(_call_for_each(url, ids)) for _ in range(options.pick(5, 1))]
+            queue.time(lambda: asyncio.run(Queue(url).get_lead_contexts(**asked)))
+        calls = [asyncio.run(_call_for_each(url, asked)) for _ in range(options.pick(5, 1))]
     many = sorted(calls)[len(calls) // 2]
     result.judge("one statement", one.ms, "ms", most=MOST_MS, digits=1)
     result.tell("the same as a step does it, with a new connection and event loop", queue.ms, "ms", digits=1)
@@ -57,19 +61,20 @@ def race(bench: Bench, options: Options, result: Result) -> None:
     )
 
 
-def _read_all(connection: psycopg.Connection[DictRow], ids: list[Any]) -> list[DictRow]:
-    return connection.execute(statement("get_lead_contexts"), {"lead_ids": ids}).fetchall()
+def _read_all(connection: psycopg.Connection[DictRow], asked: dict[str, list[Any]]) -> list[DictRow]:
+    return connection.execute(statement("get_lead_contexts"), asked).fetchall()
 
 
-async def _call_for_each(url: str, ids: list[Any]) -> float:
+async def _call_for_each(url: str, asked: dict[str, list[Any]]) -> float:
     async with AsyncConnectionPool(url, min_size=POOL, max_size=POOL, open=False, kwargs={"autocommit": True}) as pool:
         await pool.wait()
 
-        async def call(lead: Any) -> None:
+        async def call(lead: Any, workspace: Any) -> None:
             async with pool.connection() as connection:
-                rows = await (await connection.execute(statement("get_lead_contexts"), {"lead_ids": [lead]})).fetchall()
+                parameters = {"lead_ids": [lead], "workspace_ids": [workspace]}
+                rows = await (await connection.execute(statement("get_lead_contexts"), parameters)).fetchall()
                 orjson.loads(rows[0][-1])
 
         started = time.perf_counter()
-        await asyncio.gather(*(call(lead) for lead in ids))
+        await asyncio.gather(*map(call, asked["lead_ids"], asked["workspace_ids"]))
         return time.perf_counter() - started

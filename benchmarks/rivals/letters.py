@@ -72,7 +72,10 @@ def read_letters(url: str, sandbox: SandboxProcess, most: int | None = None) -> 
     """
     with psycopg.connect(url, row_factory=dict_row) as connection:
         rows = connection.execute(query, [most]).fetchall()
-        found = connection.execute(statement("get_lead_contexts"), {"lead_ids": [row["lead_id"] for row in rows]})
+        asked = {name: [row[name] for row in rows] for name in ("lead_id", "workspace_id")}
+        found = connection.execute(
+            statement("get_lead_contexts"), {"lead_ids": asked["lead_id"], "workspace_ids": asked["workspace_id"]}
+        )
         contexts = {row["lead_id"]: _context(orjson.loads(row["context"])) for row in found}
     letters = []
     for row in rows:

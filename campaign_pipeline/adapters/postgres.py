@@ -118,13 +118,14 @@ class Batch:
     expired: int = 0  # messages that were too old
     cancelled: int = 0  # messages of cancelled runs that were settled
     suppressed: int = 0  # messages whose lead or number is suppressed: skipped
+    foreign: int = 0  # messages that touch a row of another workspace: skipped
     spread: int = 0  # overdue messages of resumed runs
     waits: list[RunWait] = field(default_factory=list)  # running runs that wait, and why
     detours: dict[UUID, UUID] = field(default_factory=dict)  # runs that go through a fallback inbox, and which
 
 
-_SUPPRESSED_BATCHES = 20
-"""How many batches of nothing but suppressed leads one claim skips, so that its transaction stays short."""
+_REFUSED_BATCHES = 20
+"""How many batches of nothing but refused messages one claim skips, so that its transaction stays short."""
 
 
 class Statements:
@@ -161,9 +162,12 @@ class Queue(Statements):
 
         return await _patiently(call, self._patience)
 
-    async def get_lead_contexts(self, lead_ids: Sequence[str]) -> list[dict[str, Any]]:
-        """Everything the CRM knows of these leads, in one statement."""
-        return await self._all("get_lead_contexts", lead_ids=list(lead_ids))
+    async def get_lead_contexts(self, lead_ids: Sequence[str], workspace_ids: Sequence[str]) -> list[dict[str, Any]]:
+        """Everything the CRM knows of these leads, in one statement.
+
+        Each lead goes with the workspace that asks for it, in the same order; another workspace's lead is left out.
+        """
+        return await self._all("get_lead_contexts", lead_ids=list(lead_ids), workspace_ids=list(workspace_ids))
 
     async def get_batch_settings(
         self, config_ids: Sequence[str], workspace_ids: Sequence[str], inbox_ids: Sequence[str]
@@ -356,8 +360,8 @@ class _ClaimBatch:
         if self._batch.token is None:
             self._batch.token = str(token)
             await self._connection.execute(statement("drop_past_lead_days"))
-        # Again where all of a batch was suppressed: an empty batch means that nothing is due.
-        for _ in range(_SUPPRESSED_BATCHES):
+        # Again where all of a batch was refused: an empty batch means that nothing is due.
+        for _ in range(_REFUSED_BATCHES):
             claimed = await self._all(
                 "claim_messages",
                 run_ids=list(quotas),
@@ -367,16 +371,18 @@ class _ClaimBatch:
                 owner=options.owner,
                 lease_seconds=options.lease_seconds,
             )
-            rows = await self._without_suppressed(claimed)
+            rows = await self._without_refused(claimed)
             if rows or not claimed:
                 return rows
         return []
 
-    async def _without_suppressed(self, claimed: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """End the messages whose lead or number is suppressed; only what was just claimed is looked at."""
-        rows = await self._all("skip_suppressed_messages", message_ids=[row["message_id"] for row in claimed])
-        skipped = {row["id"] for row in rows}
-        self._batch.suppressed += len(skipped)
+    async def _without_refused(self, claimed: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """End the messages that may never be sent; only what was just claimed is looked at."""
+        rows = await self._all("skip_refused_messages", message_ids=[row["message_id"] for row in claimed])
+        skipped = {row["id"]: row["code"] for row in rows}
+        foreign = sum(code == Verdict.FOREIGN_WORKSPACE for code in skipped.values())
+        self._batch.foreign += foreign
+        self._batch.suppressed += len(skipped) - foreign
         return [row for row in claimed if row["message_id"] not in skipped]
 
 

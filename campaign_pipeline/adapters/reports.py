@@ -41,6 +41,10 @@ class Reports(Statements):
         """Provider ids that stand on two parts of one inbox; should be none. Two days: it is asked every hour."""
         return await self._all("find_doubled_provider_ids", days=days, shown=SHOWN)
 
+    async def foreign_rows(self, days: int = 1) -> list[dict[str, Any]]:
+        """What connects the rows of two workspaces, and the messages that were skipped for it in so many days."""
+        return await self._all("find_foreign_rows", days=days, shown=SHOWN)
+
     async def unknown_outcomes(self) -> list[dict[str, Any]]:
         """Messages that failed without anybody knowing whether they went out."""
         return await self._all("find_unknown_outcomes", shown=SHOWN)

@@ -73,6 +73,13 @@ from campaign_pipeline.core.results import (
 from campaign_pipeline.core.text_writer import NotWritten, TextWriter, WritingPolicy
 from campaign_pipeline.core.window import InvalidWindow, SendingWindow
 
+_NEVER = {
+    Verdict.SUPPRESSED: "The lead or its address is suppressed (campaign_suppressions)",
+    Verdict.FOREIGN_WORKSPACE: "The message touches a row of another workspace than its campaign's (the check "
+    "rows_stay_in_their_workspace names it)",
+}
+"""Why a message may not be sent at all, whatever is waited for."""
+
 T = TypeVar("T")
 
 OWN_INTERRUPTIONS = frozenset({"worker_died", "given_back"})
@@ -595,13 +602,12 @@ class MessageDelivery:
             case Verdict.CONTACTED_TODAY:
                 reason = "The lead gets one message a day and has today's; this one waits for the next day."
                 return GiveBack(verdict, reason, delay_seconds=self._seconds_of_day_left())
-            case Verdict.SUPPRESSED if self._begun:
+            case Verdict.SUPPRESSED | Verdict.FOREIGN_WORKSPACE if self._begun:
                 # Something was sent, so `skipped` would be wrong; the rest never goes.
-                reason = "The lead or its address was suppressed after a part had gone out; the rest is not sent."
+                reason = f"{_NEVER[verdict]}, as was found after a part had gone out; the rest is not sent."
                 return Fail(verdict, reason, ErrorClass.PERMANENT)
-            case Verdict.SUPPRESSED:
-                reason = "The lead or its address is suppressed (campaign_suppressions), so nothing was sent."
-                return Skip(verdict, reason)
+            case Verdict.SUPPRESSED | Verdict.FOREIGN_WORKSPACE:
+                return Skip(verdict, f"{_NEVER[verdict]}, so nothing was sent.")
             case _:
                 return GiveBack(verdict, f"The run is {verdict.removeprefix('run_')}.")
 

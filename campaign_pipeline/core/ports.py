@@ -372,6 +372,7 @@ class Verdict(StrEnum):
     SCOPE_PAUSED = "scope_paused"  # the circuit of something that it needs is open
     PACED = "paced"  # its turn has not come
     SUPPRESSED = "suppressed"  # its lead or address may not be written to
+    FOREIGN_WORKSPACE = "foreign_workspace"  # it touches a row of another workspace than its campaign's
     CONTACTED_TODAY = "contacted_today"  # its lead gets one message a day and has it
     RUN_PAUSED = "run_paused"
     RUN_COMPLETED = "run_completed"

@@ -88,6 +88,19 @@ def provider_ids_are_unique(database: QueueDatabase) -> dg.AssetCheckResult:
 
 
 @dg.asset_check(
+    asset=message_batch.key,
+    description="No campaign, inbox or waiting message is connected with a row of another workspace. Such messages are "
+    "skipped (foreign_workspace), never sent. On failure correct in the CRM what is shown, and make new messages.",
+)
+def rows_stay_in_their_workspace(database: QueueDatabase) -> dg.AssetCheckResult:
+    """Look for what connects one tenant with another."""
+    with plain_failures():
+        rows = run_async(Reports(database.url()).foreign_rows())
+    table = [{"what": row["kind"], "id": str(row["id"]), "why": row["sentence"]} for row in rows]
+    return _result(table, _of_all(rows), ERROR, "rows are connected with rows of another workspace.")
+
+
+@dg.asset_check(
     asset=campaign_runs.key,
     description="No message ended without anybody knowing whether it went out. On failure look at the chats of the "
     'messages shown; to send some again, launch retry_failed_messages for their day, error_classes ["unknown"].',
@@ -185,6 +198,7 @@ CHECKS = [
     leases_are_taken_back,
     provider_ids_are_unique,
     outcomes_are_known,
+    rows_stay_in_their_workspace,
     no_day_to_back_fill,
     nothing_to_send_again,
 ]

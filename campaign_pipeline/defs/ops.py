@@ -127,9 +127,11 @@ def fetch_lead_contexts(
     """Fetch the context of every lead of the batch in one statement, and once each what its messages share."""
     with plain_failures():
         queue = database.queue()
-        leads = message_batch["lead_id"].dropna().unique().tolist()
-        found = {str(row["lead_id"]): row for row in run_async(queue.get_lead_contexts(leads))}
-        rows = [found[lead] for lead in leads if lead in found]  # in the order of the batch, as shards read them
+        asked = message_batch[["lead_id", "workspace_id"]].dropna().drop_duplicates()
+        leads, workspaces = (asked[column].tolist() for column in ("lead_id", "workspace_id"))
+        found = {str(row["lead_id"]): row for row in run_async(queue.get_lead_contexts(leads, workspaces))}
+        # In the order of the batch, as shards read them.
+        rows = [found[lead] for lead in dict.fromkeys(leads) if lead in found]
         settings = run_async(
             queue.get_batch_settings(
                 *(

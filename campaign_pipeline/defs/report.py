@@ -41,6 +41,11 @@ def describe_batch(context: dg.OpExecutionContext, batch: Batch, batch_size: int
         (batch.recovered, "messages taken back from processes that stopped renewing their lease; they are due again."),
         (batch.expired, "messages skipped: due for longer than the maximum age (CAMPAIGN_MAX_AGE_MINUTES)."),
         (batch.suppressed, "messages skipped: the lead or its address is suppressed (campaign_suppressions)."),
+        (
+            batch.foreign,
+            "messages skipped (foreign_workspace): they touch a row of another workspace than their campaign's; the "
+            "check rows_stay_in_their_workspace names it.",
+        ),
         (batch.cancelled, "messages of cancelled runs settled: skipped, or failed where a part had gone out."),
         (batch.spread, "overdue messages of resumed runs spread over time, so that they are no burst."),
     ):
@@ -67,6 +72,7 @@ def describe_batch(context: dg.OpExecutionContext, batch: Batch, batch_size: int
             "recovered": batch.recovered,
             "expired": batch.expired,
             "suppressed": batch.suppressed,
+            "foreign": batch.foreign,
             "cancelled": batch.cancelled,
             "spread": batch.spread,
             "runs_waiting": len(batch.waits),

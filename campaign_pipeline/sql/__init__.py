@@ -21,7 +21,7 @@ HEAD = "0008"
 """The schema that this code works on; a test holds it to the migrations folder."""
 
 STATEMENT_FILES = ("queue", "operations", "reports", "consent", "channels", "crm")
-FUNCTION_FILES = ("pacing", "consent", "spending", "queue", "channels", "crm", "rights")
+FUNCTION_FILES = ("pacing", "consent", "spending", "tenancy", "queue", "channels", "crm", "rights")
 """In this order: what the queue's functions call exists before them."""
 
 _NAME = re.compile(r"^-- name: (?P<name>\w+)\s*$", re.MULTILINE)

@@ -50,7 +50,7 @@ def test_a_database_that_stays_away_is_one_sentence(fragile: EmbeddedServer, fra
     queue = Queue(fragile_url, patience_seconds=0.2)
     crash(fragile)
     try:
-        for call in (queue.claim_batch(OPTIONS), queue.close_runs(), queue.get_lead_contexts([])):
+        for call in (queue.claim_batch(OPTIONS), queue.close_runs(), queue.get_lead_contexts([], [])):
             with pytest.raises(StoreUnavailable) as caught:
                 asyncio.run(call)
             text = str(caught.value)

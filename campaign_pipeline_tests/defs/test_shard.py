@@ -142,7 +142,8 @@ class Rig:
         ids = {
             name: sorted({row[name] for row in rows if row[name]}) for name in ("config_id", "workspace_id", "inbox_id")
         }
-        contexts = await queue.get_lead_contexts([row["lead_id"] for row in rows if row["lead_id"]])
+        asked = {row["lead_id"]: row["workspace_id"] for row in rows if row["lead_id"]}
+        contexts = await queue.get_lead_contexts(list(asked), list(asked.values()))
         settings = await queue.get_batch_settings(ids["config_id"], ids["workspace_id"], ids["inbox_id"])
         plain = [{**row, "lead_id": str(row["lead_id"])} for row in contexts]
         return Claimed(split_batch(rows, 1000), plain, BatchSettings.from_json(settings))
@@ -198,8 +199,9 @@ class Rig:
 
     async def a_message_surely_sent(self, inbox: UUID) -> None:
         """Send something a while ago, by which looking up can be tried."""
-        config = self.world.campaign(self.world.workspace(), inbox)
-        self.world.due_message(self.world.run(config), generated_message="Uma mensagem que chegou.")
+        self.world.due_message(
+            self.world.run(self.world.campaign(inbox=inbox)), generated_message="Uma mensagem que chegou."
+        )
         await self.batch()
         self.world.do("UPDATE campaign_message_parts SET sent_at = sent_at - interval '1 minute'")
 
@@ -979,18 +981,42 @@ def test_a_campaign_whose_inbox_was_exchanged_meanwhile_is_read_anew(world: Worl
     play(scenario)
 
 
-def test_a_workspace_without_a_model_fails_its_messages_with_a_clear_text_and_no_others(
+def test_a_workspace_without_a_model_holds_its_runs_and_no_others_and_goes_on_when_it_has_one(
     world: World, play: Play
 ) -> None:
-    poor = world.due_message(world.run(world.campaign(world.workspace(model=None))))
-    rich = world.due_message(world.run())
+    workspace = world.workspace(model=None)
+    run = world.run(world.campaign(workspace))
+    poor, rich = world.due_message(run), world.due_message(world.run())
 
     async def scenario(rig: Rig) -> None:
         await rig.batch()
-        row = rig.message(poor)
-        assert (row["status"], row["error_class"], row["error_code"]) == ("failed", "permanent", "no_model")
-        assert "ai_agents" in row["error_message"]
+        row = world.one("SELECT wait_code, wait_reason, status FROM campaign_runs WHERE id = %s", run)
+        assert (rig.message(poor)["status"], row["status"], row["wait_code"]) == ("pending", "running", "no_model")
+        assert "ai_agents" in row["wait_reason"]
         assert rig.message(rich)["status"] == "sent"
+        agent = world.insert("ai_agents", workspace_id=workspace, model="openai/gpt-4o-mini")
+        claimed = await rig.claim()
+        world.do("UPDATE ai_agents SET is_active = false WHERE id = %s", agent)
+        await rig.send(claimed)  # it has its settings already
+        assert rig.message(poor)["status"] == "sent"
+        assert world.value("SELECT wait_code FROM campaign_runs WHERE id = %s", run) is None
+
+    play(scenario)
+
+
+def test_a_model_that_is_taken_away_right_after_the_claim_burns_no_message(world: World, play: Play) -> None:
+    message = world.due_message(world.run())
+
+    async def scenario(rig: Rig) -> None:
+        await rig.send(await rig.claim(lambda: world.do("UPDATE ai_agents SET is_active = false")))
+        row = rig.message(message)
+        assert (row["status"], row["error_code"], row["retry_count"]) == ("pending", "no_model", 0)
+        assert world.value("SELECT count(*) FROM campaign_pauses") == 0
+        await rig.batch()
+        assert rig.message(message)["status"] == "pending"
+        world.do("UPDATE ai_agents SET is_active = true")
+        await rig.batch()
+        assert rig.message(message)["status"] == "sent"
 
     play(scenario)
 

@@ -342,7 +342,7 @@ def test_a_million_suppressions_would_be_probed_and_never_read_through(
     with world.connection.transaction():
         before = scans()
         for _ in range(7):  # plpgsql plans for the values at hand at first, then once for all values
-            assert rows(world, "skip_suppressed_messages", message_ids=due) == []
+            assert rows(world, "skip_refused_messages", message_ids=due) == []
             answers = holding(world, *due).begin_all(
                 {"id": m, "text": "Oi", "parts": ["Oi"], "part_no": 0} for m in due
             )

@@ -1,6 +1,6 @@
 import asyncio
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import orjson
 import psycopg
@@ -12,9 +12,16 @@ from campaign_pipeline.core.model import BatchSettings
 from campaign_pipeline_tests.factories import World
 
 
+def read_contexts(world: World, *leads: Any, of: UUID | None = None) -> list[dict[str, Any]]:
+    """The rows of the statement, each lead asked for by its own workspace unless another is given."""
+    own = {row["id"]: row["workspace_id"] for row in world.all("SELECT id, workspace_id FROM leads")}
+    asking = [str(of or own.get(lead) or uuid4()) for lead in leads]
+    return asyncio.run(Queue(world.url).get_lead_contexts([str(lead) for lead in leads], asking))
+
+
 def contexts(world: World, *leads: Any) -> dict[str, dict[str, Any]]:
     """Contexts by lead, as the model's prompt is made of them."""
-    found = asyncio.run(Queue(world.url).get_lead_contexts([str(lead) for lead in leads]))
+    found = read_contexts(world, *leads)
     for row in found:
         row["context"] = orjson.loads(row["context"])
         row["context"]["custom_fields"] = in_order(row["context"]["custom_fields"])
@@ -98,7 +105,7 @@ def test_fields_of_a_hundred_kilobytes_are_cut(world: World) -> None:
     )
     field = world.insert("custom_fields", name=long)
     world.insert("lead_custom_values", lead_id=lead, custom_field_id=field, value=long)
-    (row,) = asyncio.run(Queue(world.url).get_lead_contexts([str(lead)]))
+    (row,) = read_contexts(world, lead)
     assert len(row["context"]) < 10_000
     assert len(row["phone"]) <= 100
     context = orjson.loads(row["context"])

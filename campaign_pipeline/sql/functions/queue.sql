@@ -309,6 +309,7 @@ BEGIN
         WHEN m.id IS NULL OR m.lease_token IS DISTINCT FROM i.token
              OR m.status NOT IN ('queued', 'generating', 'sending')
                  OR m.lease_expires_at <= campaign_pipeline.campaign_now() THEN 'lost'
+        WHEN strange.message_id IS NOT NULL THEN 'foreign_workspace'
         WHEN r.status <> 'running' AND NOT begun.yes THEN 'run_' || r.status
         WHEN EXISTS (SELECT 1 FROM campaign_pipeline.campaign_pauses) AND EXISTS (
             SELECT 1 FROM campaign_pipeline.campaign_pauses p
@@ -333,7 +334,9 @@ BEGIN
     LEFT JOIN public.campaign_configs c ON c.id = r.config_id
     CROSS JOIN LATERAL (SELECT EXISTS (
         SELECT 1 FROM campaign_pipeline.campaign_message_parts p WHERE p.message_id = i.id AND p.status = 'sent')
-               AS yes) begun;
+               AS yes) begun
+    LEFT JOIN campaign_pipeline.campaign_foreign_rows(
+        ARRAY(SELECT w.id FROM jsonb_to_recordset(p_items) AS w (id uuid))) strange ON strange.message_id = i.id;
 END $$;
 
 -- Before the model is called: still leased, run still running, nothing paused? Then status `generating`.

@@ -1,13 +1,24 @@
 -- Statements of suppression, consent records and number checks.
 
--- name: skip_suppressed_messages
--- Of the messages that a batch just leased, end those whose lead or number is suppressed, in the claim's transaction.
+-- name: skip_refused_messages
+-- Of the messages that a batch just leased, end those that touch a row of another workspace, and those whose lead or
+-- number is suppressed, in the claim's transaction. Never one of which a part may have gone out: its shard ends it.
 UPDATE public.campaign_messages m
-SET status = 'skipped', error_code = 'suppressed', finished_at = campaign_pipeline.campaign_now(),
-    lease_expires_at = NULL,
-    error_message = 'The lead or its address is suppressed (campaign_suppressions), so nothing was sent.'
-WHERE m.id = ANY (ARRAY(SELECT campaign_pipeline.campaign_suppressed_messages(%(message_ids)s)))
-RETURNING m.id;
+SET status = 'skipped', error_code = refused.code, error_message = refused.sentence,
+    finished_at = campaign_pipeline.campaign_now(), lease_expires_at = NULL
+FROM (SELECT DISTINCT ON (f.id) f.id, f.code, f.sentence
+      FROM (SELECT s.message_id AS id, 'foreign_workspace' AS code,
+                   campaign_pipeline.campaign_foreign_sentence(s.what, s.row_id) AS sentence
+            FROM campaign_pipeline.campaign_foreign_rows(%(message_ids)s) s
+            WHERE NOT EXISTS (SELECT 1 FROM campaign_pipeline.campaign_message_parts p
+                              WHERE p.message_id = s.message_id AND p.status <> 'planned')
+            UNION ALL
+            SELECT s.id, 'suppressed',
+                   'The lead or its address is suppressed (campaign_suppressions), so nothing was sent.'
+            FROM campaign_pipeline.campaign_suppressed_messages(%(message_ids)s) AS s (id)) f
+      ORDER BY f.id, f.code) refused
+WHERE m.id = refused.id
+RETURNING m.id, m.error_code AS code;
 
 -- name: drop_past_lead_days
 -- Which message a lead got on a day is of use on that day only, wherever on earth it is.

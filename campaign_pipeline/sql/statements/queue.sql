@@ -22,11 +22,15 @@ SELECT r.id AS run_id, r.name, r.wait_code, r.wait_reason, r.wait_until, r.resum
 FROM public.campaign_runs r
 LEFT JOIN public.campaign_configs c ON c.id = r.config_id
 LEFT JOIN LATERAL (
-    SELECT i.id AS instance_id, i.status, i.name, i.provider FROM public.inbox_instances x
-           JOIN public.instances i ON i.id = x.instance_id
+    -- Another tenant's instance shows neither name nor status, and keeps no run: its messages are claimed and ended (see
+    -- tenancy.sql), rather than to wait for ever.
+    SELECT i.id AS instance_id, i.provider, CASE WHEN strange.yes THEN 'connected' ELSE i.status END AS status,
+           CASE WHEN NOT strange.yes THEN i.name END AS name
+    FROM public.inbox_instances x JOIN public.instances i ON i.id = x.instance_id
+    CROSS JOIN LATERAL (SELECT campaign_pipeline.campaign_is_foreign(i.workspace_id, c.workspace_id) AS yes) strange
     WHERE x.inbox_id = c.inbox_id
-    ORDER BY (i.status = 'connected') DESC NULLS LAST, i.last_connected_at DESC NULLS LAST, i.id LIMIT 1) connection
-        ON true
+    ORDER BY strange.yes, (i.status = 'connected') DESC NULLS LAST, i.last_connected_at DESC NULLS LAST, i.id
+    LIMIT 1) connection ON true
 -- Of the same tenant and the same channel: a text for WhatsApp has no address in a mailbox.
 LEFT JOIN LATERAL (
     SELECT jsonb_agg(jsonb_build_object('inbox_id', f.id, 'instance_id', one.id, 'instance_status', one.status,
@@ -36,7 +40,7 @@ LEFT JOIN LATERAL (
     CROSS JOIN LATERAL (
         SELECT i.id, i.status, i.name, i.provider FROM public.inbox_instances x
                JOIN public.instances i ON i.id = x.instance_id
-        WHERE x.inbox_id = f.id
+        WHERE x.inbox_id = f.id AND NOT campaign_pipeline.campaign_is_foreign(i.workspace_id, c.workspace_id)
         ORDER BY (i.status = 'connected') DESC NULLS LAST, i.last_connected_at DESC NULLS LAST, i.id LIMIT 1) one
     WHERE c.when_inbox_down = 'fallback' AND f.id <> c.inbox_id
       AND COALESCE(one.provider, 'whatsapp') = COALESCE(connection.provider, one.provider, 'whatsapp')) fallback ON true
@@ -229,8 +233,9 @@ JOIN public.campaign_configs c ON c.id = r.config_id
 ORDER BY due_at, m.message_id;
 
 -- name: get_lead_contexts
--- All that the CRM knows of each lead, for a whole batch in one statement. Values are cut: a field of 100 kB is of no
--- use to a model, and what is over 200 characters is left out by core.context anyway.
+-- All that the CRM knows of each lead, for a whole batch in one statement; each with the workspace that asks for it, of
+-- which it gets its own rows only (see tenancy.sql). Values are cut: a field of 100 kB is of no use to a model, and what
+-- is over 200 characters is left out by core.context anyway.
 -- Written for the 20,000 fields of 1,000 leads: 15 ms, where an object a field, sorted, took 36. So custom fields are
 -- one object a lead, `<position> <name>` -> value, which core.context.in_order reads, and json is written out as it
 -- comes, where jsonb would be built first.
@@ -245,21 +250,28 @@ SELECT l.id::text AS lead_id, campaign_pipeline.campaign_cut(l.phone, 100) AS ph
                       FROM unnest(l.tags[1:20]) AS t (tag)) END AS tags,
            campaign_pipeline.campaign_cut(l.whatsapp_name, 400) AS whatsapp_name,
                campaign_pipeline.campaign_cut(f.name, 400) AS funnel,
-                   campaign_pipeline.campaign_cut(k.title, 400) AS "column",
+           CASE WHEN NOT campaign_pipeline.campaign_is_foreign(kf.workspace_id, l.workspace_id)
+                THEN campaign_pipeline.campaign_cut(k.title, 400) END AS "column",
            COALESCE(v.fields, '{}') AS custom_fields) known)::text AS context
 FROM public.leads l
 LEFT JOIN public.funnels f ON f.id = l.funnel_id
+    AND NOT campaign_pipeline.campaign_is_foreign(f.workspace_id, l.workspace_id)
 LEFT JOIN public.funnel_columns k ON k.id = l.column_id
+LEFT JOIN public.funnels kf ON kf.id = k.funnel_id
 LEFT JOIN (
     SELECT v.lead_id, json_object_agg(
                COALESCE(d.position::text, '') || ' ' || campaign_pipeline.campaign_cut(d.name, 400),
                campaign_pipeline.campaign_cut(v.value, 400)) AS fields
     FROM public.lead_custom_values v JOIN public.custom_fields d ON d.id = v.custom_field_id
+    JOIN public.leads o ON o.id = v.lead_id
+        AND NOT campaign_pipeline.campaign_is_foreign(d.workspace_id, o.workspace_id)
     -- No empty ones: of two fields of the same name and place, JSON's last would win.
     WHERE v.lead_id = ANY (%(lead_ids)s) AND v.value <> ''
     GROUP BY v.lead_id
 ) v ON v.lead_id = l.id
-WHERE l.id = ANY (%(lead_ids)s);
+WHERE l.id = ANY (%(lead_ids)s) AND EXISTS (
+    SELECT 1 FROM unnest(%(lead_ids)s::uuid[], %(workspace_ids)s::uuid[]) AS asked (lead_id, workspace_id)
+    WHERE asked.lead_id = l.id AND NOT campaign_pipeline.campaign_is_foreign(l.workspace_id, asked.workspace_id));
 
 -- name: get_batch_settings
 -- What the messages of a batch share: instructions and window of each campaign, model of each workspace, splitter
@@ -291,7 +303,7 @@ SELECT jsonb_build_object(
     'one_a_day', (SELECT jsonb_agg(w.id) FROM public.workspaces w
         WHERE w.id = ANY (%(workspace_ids)s) AND w.one_message_per_lead_per_day),
     'inboxes', (SELECT jsonb_object_agg(b.id, jsonb_build_object('name', b.name)) FROM public.inboxes b
-        WHERE b.id = ANY (%(inbox_ids)s)),
+        WHERE b.id = ANY (%(inbox_ids)s) AND b.workspace_id = ANY (%(workspace_ids)s)),
     'splitter', (SELECT jsonb_build_object('strategy', s.strategy, 'min_chars', s.min_chars_to_split,
             'delay_ms', s.delay_between_messages, 'max_tokens', s.max_tokens, 'temperature', s.temperature, 'model',
                 s.model,
@@ -306,7 +318,9 @@ SELECT b.id AS inbox_id, b.workspace_id, i.id AS instance_id, i.name, i.provider
        campaign_pipeline.campaign_own_key(b.workspace_id) AS openrouter_api_key
 FROM public.inboxes b
 JOIN public.inbox_instances x ON x.inbox_id = b.id
+-- Never through another workspace's instance, with its keys.
 JOIN public.instances i ON i.id = x.instance_id
+    AND NOT campaign_pipeline.campaign_is_foreign(i.workspace_id, b.workspace_id)
 WHERE b.id = %(inbox_id)s
 ORDER BY (i.status = 'connected') DESC NULLS LAST, i.last_connected_at DESC NULLS LAST, i.id
 LIMIT 1;

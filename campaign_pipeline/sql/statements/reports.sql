@@ -146,3 +146,43 @@ FROM public.campaign_messages m
 WHERE m.status = 'failed' AND m.error_class = 'unknown'
 ORDER BY m.finished_at DESC NULLS LAST, m.id
 LIMIT %(shown)s;
+
+-- name: find_foreign_rows
+-- What connects two tenants: campaigns that name a row of another workspace, inboxes that are linked to another's
+-- instance, waiting messages that touch such a row, and messages that were skipped for it in the last %(days)s days.
+WITH waiting AS (
+    SELECT ARRAY(SELECT m.id FROM public.campaign_runs r JOIN public.campaign_messages m ON m.run_id = r.id
+                 WHERE r.status IN ('running', 'paused') AND m.status = 'pending' LIMIT 20000) AS ids
+), named AS (
+    SELECT c.id AS config_id, c.workspace_id, 'inbox' AS what, c.inbox_id AS row_id, b.workspace_id AS belongs_to
+    FROM public.campaign_configs c JOIN public.inboxes b ON b.id = c.inbox_id
+    UNION ALL
+    SELECT c.id, c.workspace_id, 'fallback inbox', b.id, b.workspace_id
+    FROM public.campaign_configs c JOIN public.inboxes b ON b.id = ANY (c.fallback_inbox_ids)
+    UNION ALL
+    SELECT c.id, c.workspace_id, 'funnel column', k.id, f.workspace_id
+    FROM public.campaign_configs c
+    JOIN public.funnel_columns k ON k.id IN (c.source_column_id, c.target_column_id)
+    JOIN public.funnels f ON f.id = k.funnel_id
+)
+SELECT found.kind, found.id, found.sentence, count(*) OVER () AS of_all
+FROM (
+    SELECT 1 AS place, 'campaign' AS kind, n.config_id AS id,
+           format('Its %%s %%s belongs to another workspace.', n.what, n.row_id) AS sentence
+    FROM named n WHERE campaign_pipeline.campaign_is_foreign(n.belongs_to, n.workspace_id)
+    UNION ALL
+    SELECT 2, 'inbox', b.id, format('It is linked to instance %%s of another workspace.', i.id)
+    FROM public.inboxes b JOIN public.inbox_instances x ON x.inbox_id = b.id
+    JOIN public.instances i ON i.id = x.instance_id
+    WHERE campaign_pipeline.campaign_is_foreign(i.workspace_id, b.workspace_id)
+    UNION ALL
+    SELECT 3, 'waiting message', f.message_id, format('Its %%s %%s belongs to another workspace.', f.what, f.row_id)
+    FROM waiting w CROSS JOIN LATERAL campaign_pipeline.campaign_foreign_rows(w.ids) f
+    UNION ALL
+    SELECT 4, 'skipped message', m.id, m.error_message
+    FROM public.campaign_messages m
+    WHERE m.finished_at >= campaign_pipeline.campaign_now() - make_interval(hours => 24 * %(days)s)
+      AND m.status = 'skipped' AND m.error_code = 'foreign_workspace'
+) found
+ORDER BY found.place, found.id
+LIMIT %(shown)s;

@@ -22,6 +22,10 @@ SLOWED_DOWN = "slowed_down"
 
 SHORT_THROTTLE = timedelta(minutes=10)
 
+NO_MODEL = "no_model"
+
+NO_MODEL_REASON = "The workspace has no active agent with a model; set one in ai_agents and the run goes on by itself."
+
 
 @dataclass(frozen=True)
 class RunWait:
@@ -200,4 +204,6 @@ def _configuration_waits(row: Mapping[str, Any]) -> list[RunWait]:
         name, status = row["instance_name"] or row["instance_id"], row["instance_status"] or "of no known status"
         text = f"The instance {name} is {status}, not connected; connect it and the run goes on by itself."
         return [RunWait(run_id, "inbox_disconnected", text)]
+    if row["model"] is None:
+        return [RunWait(run_id, NO_MODEL, NO_MODEL_REASON)]
     return []

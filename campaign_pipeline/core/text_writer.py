@@ -24,7 +24,7 @@ from campaign_pipeline.core.generation import (
     template_prompt,
     template_schema,
 )
-from campaign_pipeline.core.model import BatchSettings, Lead, LeasedMessage, ShardReport, TemplateSettings
+from campaign_pipeline.core.model import BatchSettings, ErrorClass, Lead, LeasedMessage, ShardReport, TemplateSettings
 from campaign_pipeline.core.ports import (
     ChannelTraits,
     Clock,
@@ -39,6 +39,8 @@ from campaign_pipeline.core.ports import (
     Throttled,
     Transient,
 )
+from campaign_pipeline.core.results import Ended, GiveBack
+from campaign_pipeline.core.runs import NO_MODEL, NO_MODEL_REASON
 from campaign_pipeline.core.splitting import (
     TextTooLong,
     accept_proposal,
@@ -259,8 +261,8 @@ class TextWriter:
     ) -> tuple[Completion, int]:
         model = self._settings.models.get(message.workspace_id)
         if model is None or lead is None:
-            reason = "The workspace has no active AI agent with a model; set one in ai_agents."
-            raise NotWritten(Permanent("no_model", reason))
+            # Only since the claim, which holds such a run: the message waits with it.
+            raise Ended(GiveBack(NO_MODEL, NO_MODEL_REASON, ErrorClass.SYSTEMIC))
         system, user, shape = self._question(message, lead, template)
         prompt = Prompt(
             model,

@@ -85,6 +85,8 @@ def test_a_run_that_nothing_keeps_is_worked() -> None:
         ({"instance_id": None, "instance_status": None}, "inbox_without_instance"),
         ({"instance_status": "disconnected", "timezone": "Nowhere"}, "inbox_disconnected"),
         ({"instance_status": None}, "inbox_disconnected"),
+        ({"instance_status": "close", "model": None}, "inbox_disconnected"),
+        ({"timezone": "Nowhere", "model": None}, "no_model"),
         ({"timezone": "Nowhere"}, "invalid_window"),
         ({"start_time": "24:00:00"}, "invalid_window"),
         ({"now": NOON + 12 * HOUR}, "window_closed"),
@@ -115,10 +117,6 @@ def test_a_pause_covers_the_runs_of_its_scope(scope: str, scope_id: Any) -> None
     assert code(judge(pause(scope, scope_id))) == f"{scope}_trouble"
     if scope != "provider":
         assert code(judge(pause(scope, UUID(int=77)))) is None
-
-
-def test_a_run_without_a_model_is_not_covered_by_a_models_pause() -> None:
-    assert code(judge(pause("model", "a/model"), model=None)) is None
 
 
 def test_a_closed_window_is_no_pause_and_a_pause_is_told_before_it() -> None:

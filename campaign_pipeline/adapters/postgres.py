@@ -401,18 +401,35 @@ class _End:
     settlement: Settlement
 
 
+class LeaseRenewals(Statements):
+    """Renews the leases of one holder; see `core.ports.LeaseStore`. Connects for each renewal: they are rare."""
+
+    def __init__(self, url: str, token: UUID, lease_seconds: float, patience_seconds: float) -> None:
+        super().__init__(url, patience_seconds)
+        self._token = token
+        self._lease_seconds = lease_seconds
+
+    async def renew(self, message_ids: Sequence[str]) -> set[str]:
+        """See LeaseStore."""
+        ids = [UUID(message_id) for message_id in message_ids]
+        rows = await self._all("renew_leases", ids=ids, token=self._token, lease_seconds=self._lease_seconds)
+        return {str(row["id"]) for row in rows}
+
+
 class ShardStore:
     """The queue as one shard sees it: `core.ports.DeliveryStore` under the shard's own lease token."""
 
     def __init__(
         self,
         pool: AsyncConnectionPool[Connection],
+        url: str,
         shard: Shard,
         owner: str,
         lease_seconds: float,
         patience_seconds: float = _PATIENCE_SECONDS,
     ) -> None:
         self._pool = pool
+        self._url = url
         self._patience = patience_seconds
         self._shard = shard
         self._owner = owner
@@ -445,12 +462,18 @@ class ShardStore:
             connection_class=psycopg.AsyncConnection[DictRow],
         )
         async with pool:
-            store = cls(pool, shard, owner, lease_seconds, patience_seconds)
+            store = cls(pool, url, shard, owner, lease_seconds, patience_seconds)
             try:
                 yield store
             finally:
                 with contextlib.suppress(StoreUnavailable):
-                    await store.flush_logs()
+                    await store.flush()
+
+    def renewals(self) -> LeaseRenewals:
+        """What keeps this shard's leases, from any thread and event loop."""
+        # A renewal that waited for longer than until the next one would come too late.
+        patience = min(self._patience, self._lease_seconds / 3)
+        return LeaseRenewals(self._url, self._token, self._lease_seconds, patience)
 
     async def _all(self, name: str, **parameters: Any) -> list[dict[str, Any]]:
         async def call() -> list[dict[str, Any]]:
@@ -493,17 +516,6 @@ class ShardStore:
         rows = await self._all("read_last_heard", ids=ids, inbox_id=inbox_id, hours=math.ceil(hours))
         last = {str(row["message_id"]): float(row["heard_at"]) for row in rows}
         return [replace(message, last_inbound_at=last.get(message.id)) for message in messages]
-
-    async def renew(self, message_ids: Sequence[str]) -> set[str]:
-        """See DeliveryStore. Also the moment at which the log is written."""
-        await self.flush_logs()
-        rows = await self._all(
-            "renew_leases",
-            ids=[UUID(message_id) for message_id in message_ids],
-            token=self._token,
-            lease_seconds=self._lease_seconds,
-        )
-        return {str(row["id"]) for row in rows}
 
     async def start_generating(self, message_id: str) -> Verdict:
         """See DeliveryStore."""
@@ -620,7 +632,7 @@ class ShardStore:
         )
 
     def log(self, line: LogLine) -> None:
-        """See DeliveryStore. Kept in memory until the next heartbeat or the end."""
+        """See DeliveryStore. Kept in memory until the next flush."""
         self._lines.append(line)
 
     async def known_numbers(
@@ -633,7 +645,7 @@ class ShardStore:
         return [KnownNumber.from_row(row) for row in rows]
 
     def note_number(self, provider: str, note: NumberNote) -> None:
-        """See DeliveryStore. Kept in memory until the next heartbeat or the end; lost with us, it is asked anew."""
+        """See DeliveryStore. Kept in memory until the next flush; lost with us, it is asked anew."""
         self._notes.setdefault(provider, []).append(note)
 
     async def _flush_numbers(self) -> None:
@@ -653,8 +665,8 @@ class ShardStore:
             with contextlib.suppress(psycopg.DataError, psycopg.IntegrityError, psycopg.ProgrammingError):
                 await self._do("keep_number_checks", parameters)
 
-    async def flush_logs(self) -> None:
-        """Write the log lines gathered so far, in one statement; and what was learned about numbers."""
+    async def flush(self) -> None:
+        """See DeliveryStore."""
         await self._flush_numbers()
         lines, self._lines = self._lines, []
         if not lines:
@@ -662,7 +674,7 @@ class ShardStore:
         try:
             await self._write(lines)
         except StoreUnavailable:
-            self._lines = lines + self._lines  # with the next heartbeat
+            self._lines = lines + self._lines  # with the next flush
             raise
         except psycopg.Error:
             # A line that the CRM's table refuses (a constraint of its own, a bad id) must cost neither the others nor

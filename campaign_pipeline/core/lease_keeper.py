@@ -1,39 +1,82 @@
 """The leases of one shard: renewed by a heartbeat, and asked for before every request."""
 
-from collections.abc import Iterable
+import asyncio
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any, Protocol, TypeAlias
 
 from campaign_pipeline.core.campaign_log import CampaignLog
 from campaign_pipeline.core.model import LeasedMessage
-from campaign_pipeline.core.ports import Clock, DeliveryStore, StoreUnavailable
+from campaign_pipeline.core.ports import Clock, LeaseStore, StoreUnavailable
 
 MARGIN = 1 / 6
 """Of the lease: so long before its end no request is made any more. A request that was written then arrives before the
 lease is over, also where this machine's clock runs slower than the database's."""
 
+STALLED_LEASES = 5
+"""For so many leases the event loop may show no sign of life. Then a message hangs it for good: the leases are renewed
+no more, other workers take the messages over, and the message that hung it is set aside when it does so again."""
+
+Beat: TypeAlias = Callable[[LeaseStore], Coroutine[Any, Any, None]]
+
+
+class Heartbeat(Protocol):
+    """Where the leases of a shard are renewed: beside its event loop, which one message may block."""
+
+    def start(self, beat: Beat) -> None:
+        """Run `beat` with a store of its own until it is stopped."""
+        ...
+
+    async def stop(self) -> None:
+        """End it, and wait for its end."""
+        ...
+
+
+class LoopHeartbeat:
+    """A heartbeat in the event loop of whoever starts it."""
+
+    def __init__(self, store: LeaseStore) -> None:
+        self._store = store
+
+    def start(self, beat: Beat) -> None:
+        """See Heartbeat."""
+        self._task = asyncio.create_task(beat(self._store))
+
+    async def stop(self) -> None:
+        """See Heartbeat."""
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
 
 class LeaseKeeper:
-    """Knows which messages this shard holds, and until when that is sure."""
+    """Knows which messages this shard holds, and until when that is sure.
+
+    `beat` may run in another thread: what it shares with the others is replaced or removed in one step each.
+    """
 
     def __init__(
         self,
         messages: Iterable[LeasedMessage],
-        store: DeliveryStore,
         clock: Clock,
         lease_seconds: float,
         leased_at: float,  # by `clock`, before the messages were taken over
         log: CampaignLog,
     ) -> None:
         self._held = {message.id: message for message in messages}
-        self._store = store
         self._clock = clock
         self._lease_seconds = lease_seconds
         self._good_until = leased_at + self.usable_seconds
+        self._alive_at = clock.monotonic()
         self._log = log
 
     @property
     def usable_seconds(self) -> float:
         """For how long after a renewal requests may be made."""
         return self._lease_seconds * (1 - MARGIN)
+
+    @property
+    def beat_seconds(self) -> float:
+        """Between two renewals: one may fail, and the lease still holds."""
+        return self._lease_seconds / 3
 
     def has(self, message_id: str) -> bool:
         """Whether the message is held, as far as the last heartbeat knew."""
@@ -47,16 +90,21 @@ class LeaseKeeper:
         """Renew this message no more: it ended, or it is lost."""
         self._held.pop(message_id, None)
 
-    async def beat(self) -> None:
+    def note_alive(self) -> None:
+        """The event loop that works the messages shows a sign of life."""
+        self._alive_at = self._clock.monotonic()
+
+    async def beat(self, store: LeaseStore) -> None:
         """Renew the leases three times in their life, until cancelled."""
         while True:
-            await self._clock.sleep(self._lease_seconds / 3)
-            await self._renew()
+            await self._clock.sleep(self.beat_seconds)
+            if self._clock.monotonic() - self._alive_at < STALLED_LEASES * self._lease_seconds:
+                await self._renew(store)
 
-    async def _renew(self) -> None:
+    async def _renew(self, store: LeaseStore) -> None:
         asked_at, asked_for = self._clock.monotonic(), list(self._held)
         try:
-            renewed = await self._store.renew(asked_for)
+            renewed = await store.renew(asked_for)
         except StoreUnavailable:
             return  # the leases run on; `holds` stops every message before they end
         except Exception as error:  # noqa: BLE001 (if the heartbeat ends, every lease of the shard expires)

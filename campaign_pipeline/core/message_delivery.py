@@ -182,6 +182,7 @@ class Part:
     status: PartStatus = PartStatus.PLANNED
     attempts: int = 0
     attempted_at: float = 0.0  # seconds since the epoch, by the database's clock
+    may_have_left_until: float = 0.0  # the same: until then its request may have left
     address: str | None = None  # where the last attempt went
     inbox_id: str | None = None  # through which it was made
     interrupted: bool = False  # the last attempt was cut short by our own process, not by its provider
@@ -197,6 +198,7 @@ class Part:
             PartStatus.UNKNOWN if in_doubt else record.status,
             record.attempts,
             record.attempted_at or 0.0,
+            max(record.attempted_at or 0.0, record.lease_ended_at or 0.0),
             record.address,
             record.inbox_id,
             record.error_code in OWN_INTERRUPTIONS,
@@ -457,7 +459,7 @@ class MessageDelivery:
         part.status = PartStatus.ATTEMPTING
         # Whatever was known of an earlier attempt does not hold for this one.
         part.interrupted = part.resend_approved = False
-        part.attempted_at = self._shared.time.now().timestamp()
+        part.attempted_at = part.may_have_left_until = self._shared.time.now().timestamp()
 
     async def _request(self, part: Part) -> Outcome:
         """Make the request, and note for the ledger what came of it."""
@@ -516,7 +518,7 @@ class MessageDelivery:
         self._attempt = Settlement(
             self.id, part.no, part.attempts, outcome=PartStatus.UNKNOWN.value, looked_up=looks_up
         )
-        age = shared.time.now().timestamp() - part.attempted_at
+        age = shared.time.now().timestamp() - part.may_have_left_until
         decision = shared.policy.retry.decide_unknown(look_up, answer, age, approved=part.resend_approved)
         match decision:
             case Found() as found:
@@ -722,7 +724,7 @@ class MessageDelivery:
             if left:
                 return self._given_back(GiveBack("internal_error", reason))
         elif doubtful := self._parts_in_doubt():
-            age = self._shared.time.now().timestamp() - doubtful[0].attempted_at
+            age = self._shared.time.now().timestamp() - doubtful[0].may_have_left_until
             decision = retry.decide_unknown(self._shared.channel.traits.look_up, LookUpFailed(reason), age)
             if isinstance(decision, Result):
                 return decision

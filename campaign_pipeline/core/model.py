@@ -56,6 +56,7 @@ class PartRecord:
     status: PartStatus
     attempts: int
     attempted_at: float | None = None  # seconds since the epoch, by the database's clock
+    lease_ended_at: float | None = None  # the same, where the last attempt's worker died: it may have left until then
     address: str | None = None  # where the last attempt went
     inbox_id: str | None = None  # through which it was made
     error_code: str | None = None  # of the last attempt
@@ -64,13 +65,14 @@ class PartRecord:
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> "PartRecord":
         """Build from the ledger's JSON."""
-        at = row.get("attempted_at")
+        at, lease_ended_at = row.get("attempted_at"), row.get("lease_ended_at")
         return cls(
             part_no=int(row["part_no"]),
             text=str(row["text"]),
             status=PartStatus(row["status"]),
             attempts=int(row["attempts"]),
             attempted_at=None if at is None else float(at),
+            lease_ended_at=None if lease_ended_at is None else float(lease_ended_at),
             address=row.get("address"),
             inbox_id=row.get("inbox_id"),
             error_code=row.get("error_code"),
@@ -94,6 +96,7 @@ class LeasedMessage:
     parts: tuple[PartRecord, ...]
     subject: str | None = None  # of an e-mail, fixed together with its text
     template: Template | None = None  # that it goes out as, fixed together with its text
+    worker_deaths: int = 0  # workers that died while they were at work on it
     last_inbound_at: float | None = None  # when its lead last wrote to the inbox, where the channel needs to know
 
     @classmethod
@@ -113,6 +116,7 @@ class LeasedMessage:
             parts=tuple(PartRecord.from_row(part) for part in row["parts"]),
             subject=row.get("subject"),
             template=Template.from_json(row.get("template")),
+            worker_deaths=int(row.get("worker_deaths") or 0),
         )
 
     @property

@@ -442,15 +442,19 @@ class Pause:
     seconds: float  # from now
 
 
+class LeaseStore(Protocol):
+    """Keeps the leases of one shard."""
+
+    async def renew(self, message_ids: Sequence[str]) -> set[str]:
+        """Renew the leases; returns the messages that are still held. Raises StoreUnavailable."""
+        ...
+
+
 class DeliveryStore(Protocol):
     """The queue as one shard sees it: every write is fenced by the shard's own lease.
 
     Each method raises StoreUnavailable when the database stays away.
     """
-
-    async def renew(self, message_ids: Sequence[str]) -> set[str]:
-        """Keep the leases; returns the messages that are still held."""
-        ...
 
     async def start_generating(self, message_id: str) -> Verdict:
         """Whether the model may be called for a message."""
@@ -500,4 +504,8 @@ class DeliveryStore(Protocol):
 
     def log(self, line: LogLine) -> None:
         """Write a line of the campaign's log, soon and in bulk."""
+        ...
+
+    async def flush(self) -> None:
+        """Write what was noted and logged so far."""
         ...

@@ -170,8 +170,9 @@ class RetryPolicy:
         """Decide for a part that may have gone out, given what the provider says of it (I5).
 
         Found: it was sent. Transient: it surely was not, and may be tried again. GiveBack: it is looked up again later.
-        Fail: nobody can tell. `age_seconds` is the age of the attempt; `approved`: a person said that it may be sent
-        again, though nobody knows.
+        Fail: nobody can tell. `age_seconds`: for how long the request of the attempt cannot have left any more, which
+        is since it was made, or since the lease of a worker that died ended, for that may have slept until then.
+        `approved`: a person said that it may be sent again, though nobody knows.
         """
         match answer:
             case Found():

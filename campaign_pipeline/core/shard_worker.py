@@ -1,6 +1,7 @@
 """Works one shard: at most so many messages at once, their leases, and an orderly end."""
 
 import asyncio
+import contextlib
 import random
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +10,7 @@ from datetime import datetime
 
 from campaign_pipeline.core.admission import Admission, StopSignal
 from campaign_pipeline.core.campaign_log import CampaignLog
-from campaign_pipeline.core.lease_keeper import LeaseKeeper
+from campaign_pipeline.core.lease_keeper import Heartbeat, LeaseKeeper
 from campaign_pipeline.core.message_delivery import (
     DeliveryPolicy,
     MessageDelivery,
@@ -50,6 +51,7 @@ class ShardWorker:
     model: LanguageModel
     channel: MessageChannel
     channel_kind: str  # whatsapp, email
+    heartbeat: Heartbeat
     clock: Clock
     policy: DeliveryPolicy = field(default_factory=DeliveryPolicy)
     chance: Callable[[], float] = random.random
@@ -61,7 +63,8 @@ class ShardWorker:
         self.time = ShardTime(self.clock, self.started_at)
         self._stop = StopSignal(self.clock)
         self._shared = self._context()
-        self._waiting = deque(self.messages)
+        # What a worker died of may be one of its messages: those go last, and one at a time.
+        self._waiting = deque(sorted(self.messages, key=lambda message: message.worker_deaths > 0))
         self._at_work: dict[str, MessageDelivery] = {}
         self._free_slots = 0
         self._most_at_work = 0
@@ -84,7 +87,7 @@ class ShardWorker:
             hours=SendingHours(self.settings),
             chance=self.chance,
             stop=self._stop,
-            leases=LeaseKeeper(self.messages, self.store, self.clock, self.policy.lease_seconds, leased_at, log),
+            leases=LeaseKeeper(self.messages, self.clock, self.policy.lease_seconds, leased_at, log),
             admission=admission,
             numbers=NumberDirectory(self.store, self.channel, log),
             writer=TextWriter(
@@ -106,7 +109,8 @@ class ShardWorker:
 
         Raises StoreUnavailable when the database stays away: leases then expire by themselves.
         """
-        heartbeat = asyncio.create_task(self._shared.leases.beat())
+        self.heartbeat.start(self._shared.leases.beat)
+        upkeep = asyncio.create_task(self._keep_up())
         deliveries: asyncio.Task[None] | None = None
         try:
             await self._check_connection()
@@ -123,11 +127,12 @@ class ShardWorker:
             self._at_work.clear()  # nothing can be given back: the leases expire
             raise
         finally:
-            background = [task for task in (heartbeat, deliveries) if task is not None]
+            background = [task for task in (upkeep, deliveries) if task is not None]
             for task in background:
                 task.cancel()
             await asyncio.gather(*background, self._shared.admission.cancel_prefetch(), return_exceptions=True)
             await self._release_rest()
+            await self.heartbeat.stop()
             self.report.seconds = round(self.time.seconds(), 3)
         return self.report
 
@@ -135,6 +140,14 @@ class ShardWorker:
         """Start nothing new: requests in flight end and are recorded, the rest goes back to the queue."""
         self._stop.set(reason)
         self.report.stopped_by = self._stop.reason
+
+    async def _keep_up(self) -> None:
+        """Show that this event loop is alive, and write what was logged."""
+        while True:
+            await self.clock.sleep(self._shared.leases.beat_seconds)
+            self._shared.leases.note_alive()
+            with contextlib.suppress(StoreUnavailable):  # what could not be written is written the next time
+                await self.store.flush()
 
     async def _check_connection(self) -> None:
         """Ask once for the whole shard, before anything is generated for an inbox that cannot send."""
@@ -172,6 +185,8 @@ class ShardWorker:
         while self._waiting and self._free_slots and len(self._at_work) < self._most_at_work:
             if self._stop.reason or self._aborted:
                 return
+            if self._waiting[0].worker_deaths and self._at_work:
+                break
             message = self._waiting.popleft()
             self._at_work[message.id] = delivery = self._delivery_of(message)
             self._free_slots -= 1
@@ -184,7 +199,9 @@ class ShardWorker:
     def _next_for_model(self) -> LeasedMessage | None:
         """The message whose turn comes next, if it surely needs the model. A template may need none."""
         message = self._waiting[0] if self._waiting else None
-        if message is None or message.text is not None or message.parts or self.channel.traits.free_text_hours:
+        if message is None or message.text is not None or message.parts or message.worker_deaths:
+            return None
+        if self.channel.traits.free_text_hours is not None:
             return None
         return message
 

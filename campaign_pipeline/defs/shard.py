@@ -13,6 +13,7 @@ import dagster as dg
 import orjson
 
 from campaign_pipeline.adapters.environment import DeliverySettings
+from campaign_pipeline.adapters.heartbeat import ThreadHeartbeat
 from campaign_pipeline.adapters.postgres import Queue, ShardStore
 from campaign_pipeline.core.address import email_among
 from campaign_pipeline.core.context import LeadContext, in_order
@@ -96,6 +97,7 @@ async def deliver(
             model=outside.model,
             channel=outside.channel,
             channel_kind=outside.channel_kind,
+            heartbeat=ThreadHeartbeat(store.renewals()),
             clock=clock,
             policy=delivery_policy(options),
             leased_at=leased_at,

@@ -73,7 +73,7 @@ def due(world: World) -> list[UUID]:
 def test_a_message_goes_its_whole_way(world: World, due: list[UUID]) -> None:
     async def work(store: ShardStore, ids: list[str]) -> None:
         first = ids[0]
-        assert await store.renew(ids) == set(ids)
+        assert await store.renewals().renew(ids) == set(ids)
         assert await store.start_generating(first) == "go"
         two = begin(first, parts=("Um", "Dois"), text="Um Dois")
         begun = await store.begin_part(two)
@@ -83,7 +83,7 @@ def test_a_message_goes_its_whole_way(world: World, due: list[UUID]) -> None:
         assert await store.settle(sent(first)) == Settled(applied=True, moved=False, final="sending")
         assert (await store.begin_part(begin(first, part_no=2, parts=None, text=None))).verdict == "go"
         assert await store.settle(sent(first, 2)) == Settled(applied=True, moved=False, final="sent")
-        assert await store.renew(ids) == set(ids[1:])
+        assert await store.renewals().renew(ids) == set(ids[1:])
 
     with_store(world.url, work)
     assert world.value("SELECT leads_success FROM campaign_runs") == 1
@@ -138,7 +138,7 @@ def test_a_store_whose_lease_was_taken_is_refused_everything_but_facts(world: Wo
         begun, waiting = ids[0], ids[1]
         await store.begin_part(begin(begun))
         world.do("UPDATE campaign_messages SET lease_token = %s", uuid4())
-        assert await store.renew(ids) == set()
+        assert await store.renewals().renew(ids) == set()
         assert await store.start_generating(waiting) == "lost"
         assert (await store.begin_part(begin(waiting))).verdict == "lost"
         refused = await store.settle(Settlement(waiting, status="failed"))
@@ -329,11 +329,11 @@ def logged(world: World) -> list[str]:
     return [row["message"] for row in world.all("SELECT message FROM campaign_logs ORDER BY message")]
 
 
-def test_log_lines_are_written_with_the_heartbeat_and_at_the_end(world: World, due: list[UUID]) -> None:
+def test_log_lines_are_written_with_each_flush_and_at_the_end(world: World, due: list[UUID]) -> None:
     async def work(store: ShardStore, ids: list[str]) -> None:
         store.log(line(ids[0], "a"))
         assert logged(world) == []
-        await store.renew(ids)
+        await store.flush()
         assert logged(world) == ["a"]
         store.log(line(ids[1], "b"))
 
@@ -343,11 +343,11 @@ def test_log_lines_are_written_with_the_heartbeat_and_at_the_end(world: World, d
     assert (row["level"], row["step_name"], row["step_number"], row["details"]) == ("success", "send", 3, {"parts": 1})
 
 
-def test_a_log_line_that_cannot_be_stored_costs_neither_the_others_nor_the_lease(world: World, due: list[UUID]) -> None:
+def test_a_log_line_that_cannot_be_stored_does_not_cost_the_others(world: World, due: list[UUID]) -> None:
     async def work(store: ShardStore, ids: list[str]) -> None:
         for text, message_id in (("a", ids[0]), ("b", "no id at all"), ("c \0", ids[1])):
             store.log(line(message_id, text))
-        assert await store.renew(ids) == set(ids)
+        await store.flush()
 
     with_store(world.url, work)
     assert logged(world) == ["a", "c "]
@@ -409,7 +409,7 @@ def test_a_database_that_stays_away_is_one_sentence_and_the_log_waits_for_it(
         await asyncio.to_thread(crash, fragile)
         try:
             calls: list[Awaitable[object]] = [
-                store.renew(ids),
+                store.renewals().renew(ids),
                 store.begin_part(begin(ids[0])),
                 store.settle(sent(ids[1])),
                 store.pauses(),
@@ -424,7 +424,7 @@ def test_a_database_that_stays_away_is_one_sentence_and_the_log_waits_for_it(
         held: set[str] = set()
         while not held:  # until the pool finds the server again
             with contextlib.suppress(StoreUnavailable):
-                held = await store.renew(ids)
+                held = await store.renewals().renew(ids)
         assert held == set(ids)
 
     with_store(fragile_url, work, patience_seconds=0.3)

@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 from campaign_pipeline.core.context import LeadContext
+from campaign_pipeline.core.lease_keeper import LoopHeartbeat
 from campaign_pipeline.core.message_delivery import DeliveryPolicy
 from campaign_pipeline.core.model import (
     BatchSettings,
@@ -139,6 +140,7 @@ class StoredPart:
     attempts: int = 0
     attempted_at: float | None = None
     address: str | None = None
+    lease_ended_at: float | None = None
     resend_approved: bool = False
 
 
@@ -155,6 +157,7 @@ class StoredMessage:
     code: str | None = None
     error_class: str | None = None
     due: float = 0.0
+    worker_deaths: int = 0
     held_back_by: Exception | None = None  # what this message's next settlement raises
 
 
@@ -331,6 +334,9 @@ class Store:
         """Keep a line."""
         self.queue.log.append(line)
 
+    async def flush(self) -> None:
+        """Nothing to write."""
+
 
 # The outside ----------------------------------------------------------------------------------------------------------
 
@@ -438,13 +444,24 @@ def leased(stored: StoredMessage) -> LeasedMessage:
             PartStatus(part.status),
             part.attempts,
             None if part.attempted_at is None else NOON.timestamp() + part.attempted_at,
+            None if part.lease_ended_at is None else NOON.timestamp() + part.lease_ended_at,
             part.address,
             resend_approved=part.resend_approved,
         )
         for no, part in enumerate(stored.parts, start=1)
     ]
     return LeasedMessage(
-        stored.id, "run", "config", "workspace", "inbox", "lead", None, stored.text, stored.retry_count, tuple(parts)
+        stored.id,
+        "run",
+        "config",
+        "workspace",
+        "inbox",
+        "lead",
+        None,
+        stored.text,
+        stored.retry_count,
+        tuple(parts),
+        worker_deaths=stored.worker_deaths,
     )
 
 
@@ -469,6 +486,7 @@ def shard_of(
         model=model,
         channel=channel,
         channel_kind="whatsapp",
+        heartbeat=LoopHeartbeat(store),
         clock=LeapingClock(),
         policy=policy or DeliveryPolicy(),
         chance=lambda: chance,

@@ -352,6 +352,33 @@ def test_the_lease_counts_from_before_the_messages_were_taken_over() -> None:
     assert channel.asked == []
 
 
+def test_a_look_up_proves_no_absence_before_the_lease_of_the_dead_worker_has_long_ended() -> None:
+    # The attempt is two minutes old; the worker may have slept, and made its request as late as five seconds ago.
+    part = StoredPart("Olá!", "unknown", 1, attempted_at=-120.0, lease_ended_at=-5.0)
+    queue, channel = Queue.of(1, text="x", parts=[part]), Channel()
+    work(queue, channel=channel)
+    message = queue.messages["m0000"]
+    assert (message.status, message.code, message.due) == ("pending", "look_up_pending", 85.0)
+    assert channel.asked == []
+    part.lease_ended_at = -90.0
+    queue.messages["m0000"].status, queue.messages["m0000"].token = "queued", 1
+    work(queue, channel=channel)
+    assert queue.parts() == [["planned"]], "it surely was not sent, and may be tried again"
+
+
+def test_a_message_at_whose_work_a_worker_died_is_worked_alone_and_after_the_others() -> None:
+    queue = Queue.of(6)
+    queue.messages["m0000"].worker_deaths = queue.messages["m0003"].worker_deaths = 1
+    model, channel = Model(seconds=lambda _: 3.0), Channel(seconds=lambda _: 2.0)
+    work(queue, 4, model=model, channel=channel)
+    assert sorted(model.asked) == [
+        *((0.0, f"m000{n}") for n in (1, 2, 4, 5)),
+        (5.0, "m0000"),
+        (10.0, "m0003"),
+    ]
+    assert queue.statuses() == ["sent"] * 6
+
+
 # Throttles ------------------------------------------------------------------------------------------------------------
 
 

@@ -1,13 +1,16 @@
-"""A random campaign of kills: many workers on one queue, mixed faults, and anything may die at any time.
+"""A random campaign of kills and stops: many workers on one queue, mixed faults, and anything may die or sleep.
 
     python -m campaign_pipeline_tests.crash.campaign --messages 2000 --kills 40 --seed 7      (or: make crash-test)
 
 The seed fixes faults, latencies, victims and moments (as far as a machine repeats itself). A third of the victims are
-told to stop (SIGTERM), the others killed. At the end, with the faults switched off, workers that are left alone bring
-the queue to rest, and every invariant is recounted. Exit code 1 if one does not hold.
+told to stop (SIGTERM), the others killed. Others again are suspended (SIGSTOP) for up to three leases and go on where
+they were (SIGCONT); who sleeps at the end is woken when everything has come to rest, and must change nothing. At the
+end, with the faults switched off, workers that are left alone bring the queue to rest, and every invariant is
+recounted. Exit code 1 if one does not hold.
 """
 
 import argparse
+import math
 import random
 import signal
 import subprocess
@@ -67,6 +70,7 @@ class Plan:
     workers: int
     seed: int
     looks_up: bool = True  # whether the provider can be asked for what it sent
+    stops: int = 20
     database_restarts: int = 2
     provider_kills: int = 2
 
@@ -90,8 +94,14 @@ def run(plan: Plan, server: EmbeddedServer, world: World, progress: Progress | N
     """Run the campaign; returns what is wrong at its end, in words."""
     chance = random.Random(plan.seed)
     many_messages(world, plan.messages, runs=10, inboxes=5)
-    events = ["worker"] * plan.kills + ["database"] * plan.database_restarts + ["provider"] * plan.provider_kills
+    events = [
+        *["worker"] * plan.kills,
+        *["stop"] * plan.stops,
+        *["database"] * plan.database_restarts,
+        *["provider"] * plan.provider_kills,
+    ]
     chance.shuffle(events)
+    asleep: list[Sleeper] = []
     bar = progress.add_task("kills", total=len(events)) if progress else None
     with SandboxProcess(behaviour(plan)) as sandbox:
         workers: list[subprocess.Popen[str]] = []
@@ -104,18 +114,54 @@ def run(plan: Plan, server: EmbeddedServer, world: World, progress: Progress | N
                     )
                     workers.append(start_worker(world.url, sandbox, batch=batch, shard=shard, concurrency=concurrency))
                 time.sleep(chance.uniform(0.3, 1.5))  # not a test's wait: the moment of death is what is drawn
-                _strike(event, chance, workers, server, world, sandbox)
+                asleep = _wake(asleep, time.monotonic())
+                if event == "stop":
+                    asleep.append(_stop(chance, workers))
+                else:
+                    _strike(event, chance, workers, server, world, sandbox)
                 if progress and bar is not None:
                     progress.advance(bar)
+            sleepers = [sleeper.process for sleeper in asleep]
+            for worker in workers:
+                if worker not in sleepers:
+                    worker.kill()
+                    worker.communicate()
+            # The cause is gone, what it did is not: texts half sent, answers lost, leases of the dead.
+            sandbox.set_behaviour(replace(behaviour(plan), faults=()))
+            moved = recover(world, sandbox, workers=2)
+            _wake(asleep, math.inf)
+            for sleeper in sleepers:
+                sleeper.communicate(timeout=90)
+            recover(world, sandbox, moved)
         finally:
             for worker in workers:
                 worker.kill()
                 worker.communicate()
-        # The cause is gone, what it did is not: texts half sent, answers lost, leases of the dead.
-        sandbox.set_behaviour(replace(behaviour(plan), faults=()))
-        recover(world, sandbox, workers=2)
         record = sandbox.record()
     return violations(world, record)
+
+
+@dataclass(frozen=True)
+class Sleeper:
+    """A worker that is suspended."""
+
+    process: "subprocess.Popen[str]"
+    until: float  # by this machine's clock
+
+
+def _stop(chance: random.Random, workers: "list[subprocess.Popen[str]]") -> Sleeper:
+    """Suspend a worker, for anything from a moment to three leases."""
+    victim = chance.choice(workers)
+    victim.send_signal(signal.SIGSTOP)
+    return Sleeper(victim, time.monotonic() + chance.choice([0.2, 2.0, 6.0, 10.0, 15.0]))
+
+
+def _wake(asleep: list[Sleeper], now: float) -> list[Sleeper]:
+    """Let those go on whose time is over; returns who sleeps on."""
+    for sleeper in asleep:
+        if sleeper.until <= now:
+            sleeper.process.send_signal(signal.SIGCONT)
+    return [sleeper for sleeper in asleep if sleeper.until > now and sleeper.process.poll() is None]
 
 
 def _living(workers: "list[subprocess.Popen[str]]") -> "list[subprocess.Popen[str]]":
@@ -152,11 +198,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Kill everything at random, recover, and recount.")
     parser.add_argument("--messages", type=int, default=2000)
     parser.add_argument("--kills", type=int, default=40)
+    parser.add_argument("--stops", type=int, help="how often a worker is suspended; default: half the kills")
     parser.add_argument("--workers", type=int, default=8, help="at once on the one queue")
     parser.add_argument("--seed", type=int, default=random.randrange(10_000))
     parser.add_argument("--no-look-up", action="store_true", help="the provider cannot be asked for what it sent")
     options = parser.parse_args()
-    plan = Plan(options.messages, options.kills, options.workers, options.seed, not options.no_look_up)
+    stops = options.kills // 2 if options.stops is None else options.stops
+    plan = Plan(options.messages, options.kills, options.workers, options.seed, not options.no_look_up, stops)
     console = Console()
     console.print(f"{plan}  (the seed repeats it)")
     with (

@@ -6,6 +6,7 @@ import pytest
 
 from campaign_pipeline.sandbox import Behaviour, SandboxProcess
 from campaign_pipeline_tests.crash.harness import (
+    STEP,
     finish,
     many_messages,
     open_messages,
@@ -58,6 +59,23 @@ def test_a_kill_while_looking_up_leaves_the_question_open_for_the_next(world: Wo
         record = sandbox.record()
     assert violations(world, record) == []
     assert world.value("SELECT count(*) FROM campaign_messages WHERE status = 'sent'") == 30
+
+
+def test_a_message_that_every_worker_dies_of_is_set_aside_and_all_others_are_sent(world: World) -> None:
+    with SandboxProcess() as sandbox:
+        many_messages(world, 30, runs=1)
+        poisoned = world.messages()[4]["id"]
+        for death in (1, 2):
+            doomed = start_worker(world.url, sandbox, CRASH_FOR=str(poisoned))
+            doomed.communicate(timeout=120)
+            assert doomed.returncode == -signal.SIGKILL
+            world.move_clock(STEP * death)
+        recover(world, sandbox, STEP * 2)
+        record = sandbox.record()
+    assert violations(world, record) == []
+    row = world.one("SELECT status, error_class, error_code FROM campaign_messages WHERE id = %s", poisoned)
+    assert tuple(row.values()) == ("failed", "permanent", "worker_died_twice")
+    assert world.value("SELECT count(*) FROM campaign_messages WHERE status = 'sent'") == 29
 
 
 def test_a_stopped_worker_that_wakes_after_its_lease_changes_and_sends_nothing(world: World) -> None:

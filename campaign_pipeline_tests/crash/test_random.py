@@ -1,4 +1,4 @@
-"""A short random campaign of kills, restarts and mixed faults; `make crash-test` runs longer ones."""
+"""A short random campaign of kills, stops, restarts and mixed faults; `make crash-test` runs longer ones."""
 
 from collections.abc import Iterator
 
@@ -20,10 +20,10 @@ def server_to_crash(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedd
 
 
 @pytest.mark.parametrize("looks_up", [True, False], ids=["with look-up", "without look-up"])
-def test_a_random_campaign_of_kills_ends_with_every_invariant_intact(
+def test_a_random_campaign_of_kills_and_stops_ends_with_every_invariant_intact(
     server_to_crash: EmbeddedServer, looks_up: bool
 ) -> None:
-    plan = Plan(messages=300, kills=6, workers=3, seed=11, looks_up=looks_up, database_restarts=1, provider_kills=1)
+    plan = Plan(300, 5, 3, seed=11, looks_up=looks_up, stops=5, database_restarts=1, provider_kills=1)
     with own_database(server_to_crash) as url, World(url) as world:
         assert run(plan, server_to_crash, world) == []
         assert world.value("SELECT count(*) FROM campaign_messages WHERE status IN ('sent', 'failed')") == 300

@@ -1,5 +1,7 @@
 """A worker process to be killed: claims batches and delivers shards with the pipeline's own code, without Dagster.
 
+`CRASH_FOR=<message>` lets it kill itself whenever it has a text for this message: a poisoned row.
+
 `CRASH_AT=<side>:<point>:<n>` lets it kill itself with SIGKILL at the n-th passing of a point, before or after a call of
 the store, the language model or the channel. Production code has no such points: they are put around it here.
 """
@@ -17,6 +19,7 @@ from campaign_pipeline.adapters.evolution import Evolution
 from campaign_pipeline.adapters.openrouter import OpenRouter
 from campaign_pipeline.adapters.postgres import BatchOptions, Queue, ShardStore
 from campaign_pipeline.core.model import BatchSettings, split_batch
+from campaign_pipeline.core.ports import Completion, Failure, Prompt
 from campaign_pipeline.defs.resources import ProvidersResource
 from campaign_pipeline.defs.shard import deliver, run_async
 
@@ -57,6 +60,19 @@ def crash_at(where: str) -> None:
     setattr(owner, method, armed)
 
 
+def crash_for(message_id: str) -> None:
+    """Let a text for this message be what this process dies of."""
+    complete = OpenRouter.complete
+
+    async def poisoned(model: OpenRouter, prompt: Prompt) -> Completion | Failure:
+        answer = await complete(model, prompt)
+        if prompt.reference == message_id:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return answer
+
+    setattr(OpenRouter, complete.__name__, poisoned)
+
+
 async def work(url: str, batch_size: int, shard_size: int, concurrency: int) -> int:
     """Work until nothing can be claimed; returns how many messages were claimed."""
     settings, queue, claimed = DeliverySettings.from_environment(), Queue(url), 0
@@ -86,6 +102,8 @@ def main() -> None:
     url, *numbers = sys.argv[1:]
     if os.environ.get("CRASH_AT"):
         crash_at(os.environ["CRASH_AT"])
+    if os.environ.get("CRASH_FOR"):
+        crash_for(os.environ["CRASH_FOR"])
     print(run_async(work(url, *map(int, numbers))), flush=True)  # noqa: T201 (for whoever started us)
 
 

@@ -1173,6 +1173,26 @@ def test_a_lease_that_was_lost_between_two_parts_stops_the_second(world: World, 
     play(scenario)
 
 
+def test_a_text_check_that_blocks_for_longer_than_the_lease_costs_no_message_its_lease(
+    world: World, play: Play
+) -> None:
+    world.due_messages(world.run(), 4)
+    blocked: list[bool] = []
+
+    def block(_: Prompt) -> None:
+        if not blocked:  # nothing else happens in this process until the lease that it was claimed with is over
+            expiry = world.value("SELECT max(lease_expires_at) FROM campaign_messages")
+            while not world.value("SELECT campaign_now() > %s", expiry + timedelta(seconds=0.5)):
+                pass
+            blocked.append(True)
+
+    async def scenario(rig: Rig) -> None:
+        (report,) = await rig.batch(Watch(after_generation=block), concurrency=2)
+        assert (report.sent, report.reasons) == (4, {})
+
+    play(scenario, CAMPAIGN_LEASE_SECONDS="2")
+
+
 def test_a_message_that_another_took_over_before_it_was_begun_is_not_even_generated(world: World, play: Play) -> None:
     world.due_messages(world.run(), 2)
 

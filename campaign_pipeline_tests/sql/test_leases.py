@@ -52,6 +52,70 @@ def test_an_expired_lease_returns_the_message_and_makes_an_open_attempt_unknown(
     assert first["error_message"].endswith(".")
 
 
+def test_an_attempt_of_a_dead_worker_may_have_left_until_its_lease_ended(world: World) -> None:
+    due = world.due_message(world.run())
+    holding(world, due).begin_new(due)
+    ended = message(world, due)["lease_expires_at"]
+    world.move_clock(timedelta(hours=1))
+    rows(world, "recover_leases")
+    assert parts(world, due)[0]["lease_ended_at"] == ended
+    again = holding(world, due)
+    (read,) = rows(world, "read_leased_messages", ids=[due], token=again.token)
+    assert read["parts"][0]["lease_ended_at"] == pytest.approx(ended.timestamp())
+
+
+def die(world: World, *messages: UUID, at_work: bool = True) -> None:
+    """A worker takes messages over, begins them or not, and dies."""
+    holder = holding(world, *messages)
+    for one in messages if at_work else ():
+        assert holder.start_generating(one) == "go"
+    world.move_clock(world.value("SELECT campaign_now() - now()") + PAST_LEASE)
+    rows(world, "recover_leases")
+
+
+def test_a_message_whose_worker_died_twice_while_it_was_at_work_is_set_aside_and_found_by_a_back_fill(
+    world: World,
+) -> None:
+    run = world.run()
+    poisoned, neighbour = world.due_messages(run, 2)
+    die(world, poisoned, neighbour)
+    again = holding(world, poisoned)
+    (read,) = rows(world, "read_leased_messages", ids=[poisoned], token=again.token)
+    assert (read["worker_deaths"], message(world, poisoned)["status"]) == (1, "queued")
+    again.settle(poisoned, status="pending", code="given_back", reason="Stopped.")
+    die(world, poisoned)
+    row = message(world, poisoned)
+    assert (row["status"], row["error_class"], row["error_code"]) == ("failed", "permanent", "worker_died_twice")
+    assert row["finished_at"] is not None
+    assert row["error_message"].endswith(".")
+    assert message(world, neighbour)["status"] == "pending"
+    assert world.wrong_counters() == []
+    assert rows(world, "requeue_failed", ids=[poisoned], resend_unknown=False) == [{"id": poisoned}]
+    die(world, poisoned)
+    assert message(world, poisoned)["status"] == "pending", "a back-fill gives it both of its tries again"
+
+
+def test_messages_that_only_waited_when_their_worker_died_are_never_set_aside(world: World) -> None:
+    waiting = world.due_message(world.run())
+    for _ in range(3):
+        die(world, waiting, at_work=False)
+    assert message(world, waiting)["status"] == "pending"
+
+
+def test_a_part_in_doubt_is_looked_up_again_before_its_message_is_set_aside_as_unknown(world: World) -> None:
+    due = world.due_message(world.run())
+    holding(world, due).begin_new(due)
+    for death in range(1, 6):
+        world.move_clock(PAST_LEASE * death)
+        rows(world, "recover_leases")
+        row = message(world, due)
+        if death < 5:
+            assert row["status"] == "pending"
+            holding(world, due).start_generating(due)
+    assert (row["status"], row["error_class"], row["error_code"]) == ("failed", "unknown", "worker_died_twice")
+    assert part_states(world, due) == [("unknown", 1)]
+
+
 def test_expiry_leaves_the_outcomes_that_are_known(world: World) -> None:
     due = world.due_message(world.run())
     holder = holding(world, due)

@@ -232,12 +232,17 @@ BEGIN
     FROM unnest(p_ids) AS i (id) LEFT JOIN seen ON seen.id = i.id;
 END $$;
 
--- Give back what the holder did not renew (I1). A part that was being attempted may have gone out: `unknown` (I5).
+-- Give back what the holder did not renew (I1). A part that was being attempted may have gone out: `unknown` (I5), and
+-- its request may have left until the lease ended.
+-- A message that was at work when its worker died may be the reason. At its second death it is set aside, or one
+-- poisoned row would take a worker with it for ever; what may have gone out is looked up a few times more before that.
 -- p_ids NULL: all. Rows that somebody works on right now are passed over.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_recover_leases(p_ids uuid[] DEFAULT NULL)
 RETURNS TABLE (message_id uuid, run_id uuid, was text, owner text) LANGUAGE plpgsql AS $$
+#variable_conflict use_column
 DECLARE
-    dead uuid[];
+    dead  uuid[];
+    aside uuid[];  -- of these: whose workers died too often
 BEGIN
     SELECT array_agg(d.id) INTO dead
     FROM (SELECT m.id
@@ -264,8 +269,38 @@ BEGIN
 
     UPDATE campaign_pipeline.campaign_message_parts p
     SET status = 'unknown', error_class = 'unknown', error_code = 'worker_died',
-        error_message = 'The process that was sending this part ended before it could record an answer.'
-    WHERE p.message_id = ANY (dead) AND p.status = 'attempting';
+        error_message = 'The process that was sending this part ended before it could record an answer.',
+        lease_ended_at = COALESCE(m.lease_expires_at, campaign_pipeline.campaign_now())
+    FROM public.campaign_messages m
+    WHERE p.message_id = ANY (dead) AND p.status = 'attempting' AND m.id = p.message_id;
+
+    -- Not those that waited for their turn, nor what the system that this one replaces left behind.
+    INSERT INTO campaign_pipeline.campaign_worker_deaths AS d (message_id, deaths, last_at)
+    SELECT m.id, 1, campaign_pipeline.campaign_now() FROM public.campaign_messages m
+    WHERE m.id = ANY (dead) AND m.status IN ('generating', 'sending') AND m.lease_expires_at IS NOT NULL
+    ORDER BY m.id
+    ON CONFLICT (message_id) DO UPDATE SET deaths = d.deaths + 1, last_at = excluded.last_at;
+
+    SELECT array_agg(d.message_id) INTO aside
+    FROM campaign_pipeline.campaign_worker_deaths d
+    WHERE d.message_id = ANY (dead)
+      AND d.deaths >= CASE WHEN EXISTS (SELECT 1 FROM campaign_pipeline.campaign_message_parts p
+                                        WHERE p.message_id = d.message_id AND p.status = 'unknown') THEN 5 ELSE 2 END;
+
+    -- In the order of their ids, as everywhere: their counters are raised below.
+    PERFORM 1 FROM public.campaign_runs r
+    WHERE r.id IN (SELECT m.run_id FROM public.campaign_messages m WHERE m.id = ANY (aside))
+    ORDER BY r.id FOR NO KEY UPDATE;
+
+    UPDATE public.campaign_messages m
+    SET status = 'failed', lease_expires_at = NULL, finished_at = campaign_pipeline.campaign_now(),
+        error_class = CASE WHEN EXISTS (SELECT 1 FROM campaign_pipeline.campaign_message_parts p
+                                        WHERE p.message_id = m.id AND p.status = 'unknown')
+                           THEN 'unknown' ELSE 'permanent' END,
+        error_code = 'worker_died_twice',
+        error_message = 'Each process that worked on this message died or hung; it is tried again only by a back-fill.',
+        last_error = format('Its last worker was %s.', COALESCE(m.lease_owner, 'a dead process'))
+    WHERE m.id = ANY (aside);
 
     RETURN QUERY
     UPDATE public.campaign_messages m
@@ -273,7 +308,7 @@ BEGIN
         last_error
             = format('Taken back from %s, which stopped renewing its lease.', COALESCE(m.lease_owner, 'a dead process'))
     FROM public.campaign_messages old
-    WHERE m.id = ANY (dead) AND old.id = m.id
+    WHERE m.id = ANY (dead) AND NOT m.id = ANY (COALESCE(aside, '{}')) AND old.id = m.id
     RETURNING m.id, m.run_id, old.status, old.lease_owner;
 END $$;
 
@@ -633,7 +668,7 @@ BEGIN
         SET status = 'sent', sent_at = campaign_pipeline.campaign_now(), finished_at = campaign_pipeline.campaign_now(),
             provider_message_id = last.provider_message_id, provider_response = last.provider_response,
             send_time_ms = total.duration_ms,
-            error_class = NULL, error_code = NULL, error_message = NULL,
+            error_class = NULL, error_code = NULL, error_message = NULL, last_error = NULL,
             lease_expires_at = CASE WHEN m.id = ANY (held) THEN m.lease_expires_at END
         FROM complete
         CROSS
@@ -762,6 +797,8 @@ BEGIN
     SET status = CASE WHEN p.status = 'failed' THEN 'planned' ELSE p.status END,
         resend_approved_at = CASE WHEN p.status = 'unknown' THEN campaign_pipeline.campaign_now() END
     WHERE p.message_id = ANY (again) AND (p.status = 'failed' OR (p.status = 'unknown' AND p_resend_unknown));
+
+    DELETE FROM campaign_pipeline.campaign_worker_deaths d WHERE d.message_id = ANY (again);
 
     -- In the order of their ids, as everywhere.
     PERFORM 1 FROM public.campaign_runs r

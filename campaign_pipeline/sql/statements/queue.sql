@@ -338,8 +338,11 @@ SELECT m.id, m.run_id, r.config_id, c.workspace_id, COALESCE(m.inbox_id, c.inbox
        COALESCE((SELECT jsonb_agg(jsonb_build_object('part_no', p.part_no, 'text', p.text, 'status', p.status,
                         'attempts', p.attempts, 'address', p.address, 'inbox_id', p.inbox_id,
                         'error_code', p.error_code, 'resend_approved', p.resend_approved_at IS NOT NULL,
-                        'attempted_at', EXTRACT(epoch FROM p.attempted_at)) ORDER BY p.part_no)
-                 FROM campaign_pipeline.campaign_message_parts p WHERE p.message_id = m.id), '[]') AS parts
+                        'attempted_at', EXTRACT(epoch FROM p.attempted_at),
+                        'lease_ended_at', EXTRACT(epoch FROM p.lease_ended_at)) ORDER BY p.part_no)
+                 FROM campaign_pipeline.campaign_message_parts p WHERE p.message_id = m.id), '[]') AS parts,
+       COALESCE((SELECT d.deaths FROM campaign_pipeline.campaign_worker_deaths d WHERE d.message_id = m.id), 0)
+           AS worker_deaths
 FROM public.campaign_messages m
 JOIN public.campaign_runs r ON r.id = m.run_id
 JOIN public.campaign_configs c ON c.id = r.config_id

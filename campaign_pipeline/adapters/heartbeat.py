@@ -1,0 +1,44 @@
+"""The heartbeat of a shard in a thread of its own, with a connection of its own.
+
+The event loop that works the messages may be blocked by one of them (a text check, a library); the leases of the others
+must not expire meanwhile.
+"""
+
+import asyncio
+import threading
+from contextlib import suppress
+
+from campaign_pipeline.core.lease_keeper import Beat
+from campaign_pipeline.core.ports import LeaseStore
+
+
+class ThreadHeartbeat:
+    """See `core.lease_keeper.Heartbeat`."""
+
+    def __init__(self, store: LeaseStore) -> None:
+        self._store = store
+        self._started = threading.Event()
+
+    def start(self, beat: Beat) -> None:
+        """See Heartbeat."""
+        self._thread = threading.Thread(target=self._run, args=(beat,), name="lease heartbeat", daemon=True)
+        self._thread.start()
+
+    def _run(self, beat: Beat) -> None:
+        with suppress(asyncio.CancelledError):
+            asyncio.run(self._beat(beat))
+
+    async def _beat(self, beat: Beat) -> None:
+        self._loop, self._task = asyncio.get_running_loop(), asyncio.create_task(beat(self._store))
+        self._started.set()
+        await self._task
+
+    async def stop(self) -> None:
+        """See Heartbeat."""
+        await asyncio.to_thread(self._end)
+
+    def _end(self) -> None:
+        self._started.wait()
+        with suppress(RuntimeError):  # its loop has ended already
+            self._loop.call_soon_threadsafe(self._task.cancel)
+        self._thread.join()

@@ -298,7 +298,7 @@ class ShardReport:
         self.reasons[key] += 1
         self.sentences.setdefault(key, reason)
         if error_class:
-            self.classes.setdefault(key, error_class)
+            self.classes.setdefault(key, str(error_class))  # the value alone: an enum cannot be kept as metadata
         if len(kept := self.examples.setdefault(key, [])) < KEPT_EXAMPLES:
             kept.append(message_id)
 

@@ -76,7 +76,7 @@ def _known_trouble(error: Exception) -> Trouble | None:
 
     from campaign_pipeline.adapters.embedded import EmbeddedServerFailed
     from campaign_pipeline.adapters.schema import DatabaseUnusable
-    from campaign_pipeline.demo.leads import LeadsFileError
+    from campaign_pipeline.leads.model import LeadsFileError
     from campaign_pipeline.sandbox import BehaviourError, RecordError, SandboxFailed
 
     if isinstance(error, SettingError | LeadsFileError | BehaviourError | RecordError):
@@ -109,20 +109,31 @@ def cli() -> None:
     """
 
 
+_map_option = click.option(
+    "--map",
+    "mapping",
+    multiple=True,
+    metavar='FIELD="COLUMN"',
+    help="Which column holds a field, by its heading or number: name, company, phone, email, value, priority, tags, "
+    "notes, cnpj. May be repeated: phones are tried in this order, names are joined.",
+)
+
+
 @cli.command()
 @click.option(
     "--leads",
     "leads_file",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="A CSV of leads instead of made-up ones. Columns are known by name (Nome, Telefone, Empresa, …), others "
-    "become custom fields; rows that cannot be used are named by line.",
+    help="A CSV, XLSX, XLS or ODS file of leads instead of made-up ones. Columns are known by name (Nome, Telefone, "
+    "Empresa, …), others become custom fields; rows that cannot be used are named by line.",
 )
+@_map_option
 @click.option(
     "--count", type=click.IntRange(1, 10_000), default=300, show_default=True, help="How many leads to make up."
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the leads, latencies and faults.")
-def demo(leads_file: Path | None, count: int, seed: int) -> None:
+def demo(leads_file: Path | None, mapping: tuple[str, ...], count: int, seed: int) -> None:
     """Run the real job on a made-up CRM, and show what came of it.
 
     Always on the embedded database and against sandbox providers on this machine: no real message is sent, whatever
@@ -132,8 +143,36 @@ def demo(leads_file: Path | None, count: int, seed: int) -> None:
     from campaign_pipeline.launch import interrupted_by_signals
 
     with interrupted_by_signals():
-        worked = run_demo(_console(), leads_file, count, seed)
+        worked = run_demo(_console(), leads_file, count, seed, _mapping(mapping))
     sys.exit(0 if worked else 1)
+
+
+@cli.command()
+@click.argument("leads_file", type=click.Path(path_type=Path), metavar="FILE")
+@_map_option
+def leads(leads_file: Path, mapping: tuple[str, ...]) -> None:
+    """Read a file of leads and show how: its columns, every row that is left out and why. Nothing is written.
+
+    Exit code 1 where rows were left out.
+    """
+    from campaign_pipeline.leads.reading import read_leads
+    from campaign_pipeline.leads.report import show_reading
+
+    read = read_leads(leads_file, _mapping(mapping))
+    show_reading(_console(), leads_file.name, read, most_problems=None)
+    click.echo(f"{leads_file}: {len(read.leads):,} leads.")
+    sys.exit(1 if read.problems else 0)
+
+
+def _mapping(given: tuple[str, ...]) -> dict[str, list[str]]:
+    """Field -> headings, of options like phone=Telefone 2."""
+    mapping: dict[str, list[str]] = {}
+    for each in given:
+        name, equals, heading = each.partition("=")
+        if not equals or not heading.strip():
+            raise WrongSetting(f'--map is {each!r}, but must name a field and a column, like phone="Telefone 2".')
+        mapping.setdefault(name.strip().lower(), []).append(heading.strip())
+    return mapping
 
 
 @cli.group()

@@ -78,7 +78,7 @@ _USUAL: Final = re.compile(rf"[+]?55({AREA_CODES})9[0-9]{{8}}")
 _DAMAGED: Final = re.compile(rf"{_NATIONAL}(?:[0-9]|00)")
 _MOBILE: Final = re.compile(rf"55(?:{AREA_CODES})(?:9[0-9]{{8}}|[6-9][0-9]{{7}})")
 _EIGHT: Final = re.compile(rf"(55(?:{AREA_CODES}))([6-9][0-9]{{7}})")
-_SPLIT: Final = re.compile(r"[;,|\r\n/]+|[ ](?:e|ou|and|or)[ ]", re.IGNORECASE)
+_SPLIT: Final = re.compile(r"[;,|\r\n/]+|:::|[ ](?:e|ou|and|or)[ ]", re.IGNORECASE)
 
 
 class NotANumber(ValueError):
@@ -170,6 +170,11 @@ def alternatives(digits: str) -> tuple[str, ...]:
     if _MOBILE.fullmatch(digits) and digits[5] in "6789":
         return digits, digits[:4] + digits[5:]
     return (digits,)
+
+
+def is_mobile(digits: str) -> bool:
+    """Whether international digits are a Brazilian mobile number, with or without its ninth digit."""
+    return _MOBILE.fullmatch(digits) is not None
 
 
 def plain(raw: str) -> str:
@@ -302,16 +307,20 @@ def _foreign(digits: str) -> str:
 
 
 def _wrong_length(digits: str) -> str:
-    return f"has {len(digits)} digits, which no number of its country has"
+    return f"has {_count(digits)}, which no number of its country has"
+
+
+def _count(digits: str) -> str:
+    return f"{len(digits)} digit{'' if len(digits) == 1 else 's'}"
 
 
 def _why_not_brazilian(digits: str) -> str:
     """What keeps digits from being a Brazilian number with its area code."""
     national = digits.removeprefix("0")
     if len(national) < 10:
-        return f"has {len(digits)} digits, too few for a number with its area code"
+        return f"has {_count(digits)}, too few for a number with its area code"
     if len(national) not in (10, 11):
-        return f"has {len(digits)} digits, which no number of its country has"
+        return _wrong_length(digits)
     if not re.match(AREA_CODES, national):
         return f"begins with {national[:2]}, which is no Brazilian area code"
     return "is no Brazilian number: after the area code come 9 and eight digits, or eight digits from 2 on"

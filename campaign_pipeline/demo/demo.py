@@ -12,16 +12,17 @@ from campaign_pipeline.adapters.dagster_home import write_dagster_home
 from campaign_pipeline.adapters.database import dagster_storage_url, queue_url
 from campaign_pipeline.adapters.environment import PROVIDER_PREFIXES, Environment, SettingError
 from campaign_pipeline.adapters.hosts import HOST_VARIABLES, ONLY_HOSTS, SANDBOX
-from campaign_pipeline.demo.leads import Lead, LeadsFileError, Problem, make_leads, read_leads_csv
+from campaign_pipeline.demo.leads import make_leads
 from campaign_pipeline.demo.report import read_report, read_samples, report_table, sample_panels
 from campaign_pipeline.demo.world import World, count_waiting, make_world
 from campaign_pipeline.launch import JobConfig, JobProcess, JobResult, follow, uninterrupted
+from campaign_pipeline.leads import Lead, LeadsFileError, read_leads
+from campaign_pipeline.leads.report import show_reading
 from campaign_pipeline.sandbox import Behaviour, Fault, Kind, Latency, SandboxProcess
 
 MOST_LEADS = 10_000
 """A batch of the job takes no more, and the demo is one batch."""
 
-_SHOWN_PROBLEMS = 20
 _OUTSIDE = ("OPENROUTER_", *PROVIDER_PREFIXES, "CAMPAIGN_NOTIFY_", "CAMPAIGN_SMTP_", *HOST_VARIABLES)
 _KEY = "only-for-the-sandbox"
 
@@ -70,35 +71,29 @@ def refuse_foreign_messages(url: str, what: str) -> None:
         )
 
 
-def gather_leads(console: Console, leads_file: Path | None, count: int, seed: int) -> list[Lead]:
-    """Read the leads of a file, and show which rows were left out and why; or make some up.
+def gather_leads(
+    console: Console, leads_file: Path | None, count: int, seed: int, mapping: Mapping[str, Sequence[str]] | None = None
+) -> list[Lead]:
+    """Read the leads of a file, and show which columns were read and which rows were left out; or make some up.
 
-    Raises LeadsFileError where a file has nothing to send to, or too much.
+    `mapping`: field -> headings, where a person says which column is what. Raises LeadsFileError where a file has
+    nothing to send to, or too much.
     """
     if leads_file is None:
         return make_leads(count, seed)
-    leads, problems = read_leads_csv(leads_file)
-    _show_problems(console, leads_file, problems)
-    if not leads:
+    read = read_leads(leads_file, mapping)
+    show_reading(console, leads_file.name, read)
+    if not read.leads:
         raise LeadsFileError(f"{leads_file} has no row that can be used: correct the rows named above.")
-    if len(leads) > MOST_LEADS:
-        raise LeadsFileError(f"{leads_file} has {len(leads):,} leads, but the demo takes at most {MOST_LEADS:,}.")
-    console.print(f"{leads_file}: {len(leads):,} leads.", markup=False, highlight=False)
-    return leads
+    if len(read.leads) > MOST_LEADS:
+        raise LeadsFileError(f"{leads_file} has {len(read.leads):,} leads, but the demo takes at most {MOST_LEADS:,}.")
+    console.print(f"{leads_file}: {len(read.leads):,} leads.", markup=False, highlight=False)
+    return read.leads
 
 
-def _show_problems(console: Console, leads_file: Path, problems: Sequence[Problem]) -> None:
-    for problem in problems[:_SHOWN_PROBLEMS]:
-        column = f" ({problem.column})" if problem.column else ""
-        console.print(Text(f"{leads_file.name}, line {problem.line}{column}: {problem.message}", style="yellow"))
-    if len(problems) > _SHOWN_PROBLEMS:
-        console.print(Text(f"… and {len(problems) - _SHOWN_PROBLEMS} more problems.", style="yellow"))
-    if problems:
-        rows = len({problem.line for problem in problems})
-        console.print(Text(f"{rows} rows were left out; the others are used.", style="yellow"))
-
-
-def run_demo(console: Console, leads_file: Path | None, count: int, seed: int) -> bool:
+def run_demo(
+    console: Console, leads_file: Path | None, count: int, seed: int, mapping: Mapping[str, Sequence[str]] | None = None
+) -> bool:
     """Make a world, run the job on it against a sandbox, and show what came of it. Returns whether the job worked.
 
     It works on the embedded database and on its own sandbox, whatever the environment says. Stopped by
@@ -106,7 +101,7 @@ def run_demo(console: Console, leads_file: Path | None, count: int, seed: int) -
 
     Raises LeadsFileError, SettingError, schema.DatabaseUnusable, SandboxFailed.
     """
-    leads = gather_leads(console, leads_file, count, seed)
+    leads = gather_leads(console, leads_file, count, seed, mapping)
     variables = {name: value for name, value in os.environ.items() if name != "CAMPAIGN_DATABASE_URL"}
     if "CAMPAIGN_DATABASE_URL" in os.environ:
         console.print("CAMPAIGN_DATABASE_URL is left alone: the demo works on the embedded database.")

@@ -9,7 +9,7 @@ from psycopg.types.json import Jsonb
 
 from campaign_pipeline.adapters.queue_connection import connect
 from campaign_pipeline.adapters.unconfigured import SANDBOX_ONLY
-from campaign_pipeline.demo.leads import BUSINESS_FIELDS, Lead
+from campaign_pipeline.leads import BUSINESS_FIELDS, Lead
 
 if TYPE_CHECKING:
     import psycopg

@@ -153,7 +153,7 @@ def test_a_file_that_does_not_exist_is_one_sentence_and_starts_nothing(tmp_path:
     refused = run(tmp_path / "home", "demo", "--leads", str(tmp_path / "none.csv"))
     assert refused.returncode == 2
     assert refused.stderr.strip().splitlines() == [
-        f"Error: {tmp_path}/none.csv does not exist: give the path of a CSV file."
+        f"Error: {tmp_path}/none.csv does not exist: give the path of a CSV or XLSX file."
     ]
     assert not (tmp_path / "home").exists()
 

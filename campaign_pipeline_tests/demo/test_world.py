@@ -6,8 +6,9 @@ import pytest
 
 from campaign_pipeline.adapters.postgres import BatchOptions, Queue
 from campaign_pipeline.core.window import SendingWindow
-from campaign_pipeline.demo.leads import Lead, make_leads
+from campaign_pipeline.demo.leads import make_leads
 from campaign_pipeline.demo.world import CAMPAIGNS, count_waiting, holds_only_demos, make_world
+from campaign_pipeline.leads import Lead
 from campaign_pipeline_tests.factories import World
 
 LEADS = make_leads(31, seed=5)

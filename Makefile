@@ -1,6 +1,6 @@
 # Each target makes what it needs, from nothing but Python 3.11 to 3.13. `make` alone says what there is.
 .DEFAULT_GOAL := help
-.PHONY: help demo dev test crash-test bench lint format clean chromium pgbouncer
+.PHONY: help demo dev test test-fast crash-test bench lint format clean chromium pgbouncer
 
 PYTHON ?= python3
 PORT ?= 3000
@@ -20,9 +20,12 @@ demo: $(READY) ## Send a made-up campaign through the real job, against sandbox 
 dev: $(READY) ## Dagster's UI on http://127.0.0.1:3000 (PORT=3001 for another port)
 	@$(BIN)/campaign-pipeline dev --port $(PORT)
 
-test: $(READY) chromium pgbouncer ## All tests
+test: $(READY) chromium pgbouncer ## All tests, with a browser and a pooler from Debian's packages
 	$(BIN)/python -m pytest campaign_pipeline_tests/browser  # one UI for all of them: not in two workers
 	$(BIN)/python -m pytest -n 2 --ignore campaign_pipeline_tests/browser
+
+test-fast: $(READY) ## Core, SQL and adapters, without what starts servers of its own: the loop of a change
+	$(BIN)/python -m pytest -n 2 -m "not slow" campaign_pipeline_tests/core campaign_pipeline_tests/sql campaign_pipeline_tests/adapters
 
 chromium: ## The browser of the UI's tests, from Debian's packages where we may install; else those tests say what to do
 	@.ci/chromium
@@ -37,11 +40,13 @@ bench: $(READY) ## Race against other ways of doing the same work; writes benchm
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,bench]' -c constraints.txt
 	$(BIN)/python -m benchmarks $(BENCH)
 
-lint: $(READY) ## Style, types, import contracts, and whether Dagster can load the code location
+lint: $(READY) ## Style, types, import contracts, declared dependencies, and whether Dagster can load the code location
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --config setup.cfg
+	$(BIN)/deptry .  # every import is declared, and every dependency used
+	$(BIN)/deptry campaign_pipeline --optional-dependencies-dev-groups dev,bench  # none of them by the product
 	DAGSTER_DISABLE_TELEMETRY=1 $(BIN)/dagster definitions validate -w workspace.yaml
 
 format: $(READY) ## Mend what can be mended without thinking

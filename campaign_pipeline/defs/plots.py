@@ -29,9 +29,12 @@ def day_picture(day: str, total: Mapping[str, Any]) -> str:
     Neither names nor ids are in it, only counts and times.
     """
     # Drawn on a figure of its own, without pyplot: there is no window, no global state, and nothing to close.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from PIL import Image
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+        from PIL import Image
+    except ModuleNotFoundError as missing:
+        return f"There is no picture, for {missing.name} is not installed: install `campaign_pipeline[plots]`."
 
     figure = Figure(figsize=(9, 3.1), dpi=100, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)

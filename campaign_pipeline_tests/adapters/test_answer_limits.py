@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 MISBEHAVIOURS = {
     "long": "more than 1,048,576 bytes",
     "chunked": "more than 1,048,576 bytes",

@@ -13,6 +13,8 @@ from campaign_pipeline.adapters.embedded import EmbeddedServer, embedded_server
 from campaign_pipeline.adapters.environment import Environment
 from campaign_pipeline_tests.adapters.restarts import crash, is_running, start
 
+pytestmark = pytest.mark.slow
+
 DATA = "postgres/data"
 
 USER = """

@@ -19,6 +19,8 @@ import pytest
 from campaign_pipeline.adapters import embedded
 from campaign_pipeline.adapters.embedded import EmbeddedServer, EmbeddedServerFailed, running_pid
 
+pytestmark = pytest.mark.slow
+
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 NOBODY, OTHER = 65534, 2  # `nobody`, and `bin`: users that every Linux has
 

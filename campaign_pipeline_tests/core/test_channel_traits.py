@@ -11,6 +11,7 @@ from campaign_pipeline.core.ports import (
     ChannelTraits,
     Envelope,
     LookUp,
+    Permanent,
     Scope,
     Throttled,
     Transient,
@@ -83,6 +84,13 @@ def test_an_answer_that_no_table_knows_is_counted_by_its_shape(kind: type[Transi
     outcome = kind(UNRECOGNISED, "Meta answered 418 with an empty body.", answer={"status": 418, "body": ""})
     report = work(Queue.of(4), Channel(answers=lambda _: outcome))
     assert report.to_json()["unrecognised_answers"] == {"Meta answered 418 with an empty body.": 4}
+
+
+def test_a_report_holds_no_enum_of_ours_which_dagster_would_refuse() -> None:
+    report = work(
+        Queue.of(1), Channel(answers=lambda _: Permanent("not_on_whatsapp", "The number is not on WhatsApp."))
+    )
+    assert {name: type(value) for name, value in report.classes.items()} == {"failed: not_on_whatsapp": str}
 
 
 def test_a_failure_may_ask_for_fewer_attempts_than_usual() -> None:

@@ -44,6 +44,7 @@ from campaign_pipeline.core.ports import (
     Turn,
     Verdict,
 )
+from campaign_pipeline.core.results import Result, finished_as
 from campaign_pipeline.core.runs import RunState, RunWait, judge_run
 from campaign_pipeline.sql import statement
 
@@ -482,10 +483,10 @@ class ShardStore:
 
         return await _patiently(call, self._patience)
 
-    async def take_over(self) -> tuple[list[LeasedMessage], dict[str, int], datetime | None]:
+    async def take_over(self) -> tuple[list[LeasedMessage], dict[str, str], datetime | None]:
         """Put the shard's messages under a token of our own.
 
-        Returns the messages that are ours now, why others were left (verdict -> count), and the database's time.
+        Returns the messages that are ours now, why others were left (message -> verdict), and the database's time.
         """
         ids = [UUID(message_id) for message_id in self._shard.message_ids]
         verdicts = await self._all(
@@ -499,7 +500,7 @@ class ShardStore:
         verdict_of = {row["message_id"]: row["verdict"] for row in verdicts}
         # In the order of the shard, which is that in which they are due.
         taken = [message_id for message_id in ids if verdict_of[message_id] == "taken"]
-        left = dict(Counter(verdict for verdict in verdict_of.values() if verdict != "taken"))
+        left = {str(message_id): verdict for message_id, verdict in verdict_of.items() if verdict != "taken"}
         messages: list[LeasedMessage] = []
         now: datetime | None = None
         # By the thousand: all rows of a large shard at once would be its largest piece of memory.
@@ -508,6 +509,11 @@ class ShardStore:
             now = now or (rows[0]["now"] if rows else None)
             messages += [LeasedMessage.from_row(row) for row in rows]
         return messages, left, now
+
+    async def finished(self, message_ids: Sequence[str]) -> list[tuple[str, Result]]:
+        """Which of these messages are finished, and as what: the ledger's word, whoever worked them."""
+        rows = await self._all("read_finished_messages", ids=[UUID(message_id) for message_id in message_ids])
+        return [(str(row["id"]), finished_as(row)) for row in rows]
 
     async def with_last_inbound(self, messages: Sequence[LeasedMessage], hours: float) -> list[LeasedMessage]:
         """The messages with when their leads last wrote to this inbox, as far as that is less than some hours ago."""

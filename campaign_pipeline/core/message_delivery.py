@@ -6,40 +6,32 @@ which answers GO only to the holder of the lease (I1).
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 from campaign_pipeline.core.address import InvalidAddress, normalize_email
-from campaign_pipeline.core.admission import Admission, Admitted, Ask, Deferred, Refused, StopSignal
-from campaign_pipeline.core.campaign_log import CampaignLog
-from campaign_pipeline.core.lease_keeper import LeaseKeeper
+from campaign_pipeline.core.admission import Admitted, Ask, Deferred, Refused
 from campaign_pipeline.core.model import (
-    BatchSettings,
     ErrorClass,
-    Lead,
     LeasedMessage,
     MessageStatus,
-    PartRecord,
     PartStatus,
-    ShardReport,
 )
 from campaign_pipeline.core.numbers import NOT_ON_WHATSAPP
-from campaign_pipeline.core.phone_numbers import NumberDirectory, own_number
+from campaign_pipeline.core.parts import Departure, Part, recorded
+from campaign_pipeline.core.phone_numbers import own_number
 from campaign_pipeline.core.ports import (
     Absent,
     Attempt,
     BeginPart,
-    Clock,
-    DeliveryStore,
     Envelope,
     Failure,
     Found,
     LookUp,
     LookUpAnswer,
     LookUpFailed,
-    MessageChannel,
     Outcome,
     Permanent,
     Scope,
@@ -65,13 +57,13 @@ from campaign_pipeline.core.results import (
     Lost,
     Released,
     Result,
-    RetryPolicy,
     Sent,
     Skip,
     count_result,
 )
-from campaign_pipeline.core.text_writer import NotWritten, TextWriter, WritingPolicy
-from campaign_pipeline.core.window import InvalidWindow, SendingWindow
+from campaign_pipeline.core.shard_context import ShardContext
+from campaign_pipeline.core.text_writer import NotWritten
+from campaign_pipeline.core.window import InvalidWindow
 
 _NEVER = {
     Verdict.SUPPRESSED: "The lead or its address is suppressed (campaign_suppressions)",
@@ -82,9 +74,6 @@ _NEVER = {
 
 T = TypeVar("T")
 
-OWN_INTERRUPTIONS = frozenset({"worker_died", "given_back"})
-"""Codes of attempts that our own end cut short."""
-
 WORKER_DIED = Unknown("worker_died", "The process that sent this part ended before it could record an answer.")
 
 TOO_LATE = "The database or the connection took so long that its turn was over; nothing was requested."
@@ -93,129 +82,6 @@ OVERSLEPT = GiveBack("overslept", "Its lease ended before the request could be m
 
 NEXT_BATCH_SECONDS = 5.0
 """After how long a message is due again that was tried too often in one turn: with the next batch, not in a loop."""
-
-
-@dataclass(frozen=True)
-class DeliveryPolicy(WritingPolicy):
-    """How a shard works."""
-
-    retry: RetryPolicy = field(default_factory=RetryPolicy)
-    lease_seconds: float = 120.0
-    number_check_days: float = 0.0  # how long "has an account" is believed; 0: no number is checked
-    number_recheck_days: float = 7.0  # how long "has none" is believed
-    grace_seconds: float = 20.0  # for requests in flight when the shard is told to stop
-
-
-class ShardTime:
-    """The database's time: what it was when the messages were read, and what has passed since."""
-
-    def __init__(self, clock: Clock, started_at: datetime) -> None:
-        self._clock = clock
-        self._origin = clock.monotonic()
-        self._started_at = started_at
-
-    def now(self) -> datetime:
-        """By the database's clock."""
-        return self._started_at + timedelta(seconds=self.seconds())
-
-    def seconds(self) -> float:
-        """Since the shard began."""
-        return self._clock.monotonic() - self._origin
-
-
-class SendingHours:
-    """The windows of a batch's campaigns, each read once."""
-
-    def __init__(self, settings: BatchSettings) -> None:
-        self._settings = settings
-        self._windows: dict[str, SendingWindow | InvalidWindow] = {}
-
-    def of(self, config_id: str) -> SendingWindow | InvalidWindow:
-        """When a campaign may send, or what is wrong with its settings."""
-        if config_id not in self._windows:
-            try:
-                self._windows[config_id] = self._settings.campaigns[config_id].window()
-            except InvalidWindow as error:
-                self._windows[config_id] = error
-        return self._windows[config_id]
-
-
-@dataclass(frozen=True)
-class ShardContext:
-    """What the messages of one shard share."""
-
-    inbox_id: str
-    settings: BatchSettings
-    policy: DeliveryPolicy
-    leads: Mapping[str, Lead]
-    store: DeliveryStore
-    channel: MessageChannel
-    channel_kind: str  # whatsapp, email
-    clock: Clock
-    time: ShardTime
-    hours: SendingHours
-    chance: Callable[[], float]
-    stop: StopSignal
-    leases: LeaseKeeper
-    admission: Admission
-    numbers: NumberDirectory
-    writer: TextWriter
-    log: CampaignLog
-    report: ShardReport
-
-    @property
-    def checks_numbers(self) -> bool:
-        """Whether a number is checked before the first part goes to it."""
-        return self.policy.number_check_days > 0 and self.channel_kind == "whatsapp"
-
-    def lead_of(self, message: LeasedMessage) -> Lead | None:
-        """The lead that a message is for; None where it was deleted."""
-        return self.leads.get(message.lead_id) if message.lead_id else None
-
-
-@dataclass
-class Part:
-    """A part as it goes through its life."""
-
-    no: int
-    text: str
-    status: PartStatus = PartStatus.PLANNED
-    attempts: int = 0
-    attempted_at: float = 0.0  # seconds since the epoch, by the database's clock
-    may_have_left_until: float = 0.0  # the same: until then its request may have left
-    address: str | None = None  # where the last attempt went
-    inbox_id: str | None = None  # through which it was made
-    interrupted: bool = False  # the last attempt was cut short by our own process, not by its provider
-    resend_approved: bool = False  # by a person, though nobody knows whether the last attempt went out
-
-    @classmethod
-    def from_record(cls, record: PartRecord) -> Self:
-        """A part as the ledger has it. An attempt without an outcome may have gone out."""
-        in_doubt = record.status in {PartStatus.ATTEMPTING, PartStatus.UNKNOWN}
-        return cls(
-            record.part_no,
-            record.text,
-            PartStatus.UNKNOWN if in_doubt else record.status,
-            record.attempts,
-            record.attempted_at or 0.0,
-            max(record.attempted_at or 0.0, record.lease_ended_at or 0.0),
-            record.address,
-            record.inbox_id,
-            record.error_code in OWN_INTERRUPTIONS,
-            record.resend_approved,
-        )
-
-
-class _Departure:
-    """Whether a request may leave; remembers that it was refused."""
-
-    def __init__(self, may_leave: Callable[[], bool]) -> None:
-        self._may_leave = may_leave
-        self.refused = False
-
-    def __call__(self) -> bool:
-        self.refused = not self._may_leave()
-        return not self.refused
 
 
 class MessageDelivery:
@@ -463,7 +329,7 @@ class MessageDelivery:
 
     async def _request(self, part: Part) -> Outcome:
         """Make the request, and note for the ledger what came of it."""
-        shared, departure = self._shared, _Departure(self._may_leave)
+        shared, departure = self._shared, Departure(self._may_leave)
         envelope = Envelope(
             self.id,
             part.no,
@@ -485,7 +351,7 @@ class MessageDelivery:
             self._attempt = unmade
             raise Ended(GiveBack("late", TOO_LATE, delay_seconds=NEXT_BATCH_SECONDS) if self._is_late() else OVERSLEPT)
         milliseconds = round(1000 * (shared.clock.monotonic() - started))
-        self._attempt = _as_recorded(self._attempt, outcome, milliseconds)
+        self._attempt = recorded(self._attempt, outcome, milliseconds)
         if isinstance(outcome, Transient | Unknown) and outcome.answer:
             shared.report.unrecognised_answers[outcome.reason] += 1
         return outcome
@@ -525,7 +391,7 @@ class MessageDelivery:
                 shared.report.recovered_sends += 1
                 shared.log(self.message, "look_up", "warning", "It had gone out: found at the provider.", part=part.no)
                 sent = Accepted(found.provider_message_id, found.response, in_conversation=found.in_conversation)
-                self._attempt = _as_recorded(self._attempt, sent, None)
+                self._attempt = recorded(self._attempt, sent, None)
                 await self._accepted(part)
             case Transient(code, reason) if part.interrupted or part.resend_approved:
                 # Not the message's fault, so none of its attempts is spent; and nothing to wait for.
@@ -728,7 +594,8 @@ class MessageDelivery:
             decision = retry.decide_unknown(self._shared.channel.traits.look_up, LookUpFailed(reason), age)
             if isinstance(decision, Result):
                 return decision
-        return (await self._failed(Transient("internal_error", reason))).result
+        # Not by the campaign's own settings, which may be what is wrong.
+        return retry.decide(Transient("internal_error", reason), self.message.retry_count, self._shared.chance)
 
     async def _keep_text(self) -> None:
         """Keep a text that was paid for, though its first part may not leave now (I3)."""
@@ -774,25 +641,6 @@ class MessageDelivery:
         finally:
             if task.done():
                 self._commit = None
-
-
-def _as_recorded(attempt: Settlement, outcome: Outcome, milliseconds: int | None) -> Settlement:
-    """What the ledger is told of an answered attempt."""
-    if isinstance(outcome, Accepted):
-        # The address of the ledger stays the one that was asked for: it is what the part is searched by, and what tells
-        # which ids belong to other parts. The provider's own name for it goes with its answer.
-        address = {"address": outcome.address} if outcome.address else {}
-        return replace(
-            attempt,
-            outcome=PartStatus.SENT.value,
-            provider_message_id=outcome.provider_message_id,
-            response={**outcome.response, **address},
-            in_conversation=outcome.in_conversation,
-            duration_ms=milliseconds,
-        )
-    status = PartStatus.UNKNOWN if isinstance(outcome, Unknown) else PartStatus.PLANNED
-    response = outcome.answer or None if isinstance(outcome, Transient | Unknown) else None
-    return replace(attempt, outcome=status.value, response=response, duration_ms=milliseconds)
 
 
 def _confirmed(result: Result, settled: Settled) -> Result:

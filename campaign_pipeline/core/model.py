@@ -204,6 +204,11 @@ class SplitterSettings:
         return cls(**{key: value for key, value in (row or {}).items() if value is not None})
 
 
+def _known_numbers(values: Sequence[float | None] | None) -> tuple[float, ...] | None:
+    """The numbers of an array of SQL, which may hold NULLs; None where there is none."""
+    return tuple(value for value in values or () if value is not None) or None
+
+
 @dataclass(frozen=True)
 class BatchSettings:
     """Everything that is read once for a whole batch."""
@@ -227,7 +232,7 @@ class BatchSettings:
                         **row,
                         "instructions": row["instructions"] or "",
                         "template": TemplateSettings.from_json(row.get("template")),
-                        "retry_delays_minutes": tuple(row.get("retry_delays_minutes") or ()) or None,
+                        "retry_delays_minutes": _known_numbers(row.get("retry_delays_minutes")),
                     }
                 )
                 for key, row in (settings.get("campaigns") or {}).items()
@@ -271,12 +276,12 @@ class ShardReport:
 
     key: str
     inbox_id: str
-    claimed: int = 0
+    claimed: int = 0  # messages of the shard; every one of them is in one of the counts below
     sent: int = 0
     failed: int = 0
     skipped: int = 0
     returned: int = 0  # went back to the queue, for a reason that `reasons` counts
-    left: dict[str, int] = field(default_factory=dict)  # not taken over, by why
+    left: dict[str, int] = field(default_factory=dict)  # held by others, or gone: by why
     reasons: Counter[str] = field(default_factory=Counter)  # `failed: not_on_whatsapp` -> how many
     examples: dict[str, list[str]] = field(default_factory=dict)  # the same key -> a few message ids
     sentences: dict[str, str] = field(default_factory=dict)  # the same key -> why, as of the first of them

@@ -3,9 +3,9 @@
 A result is a value. `MessageDelivery.finish` commits, counts and logs it; nothing else does.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from campaign_pipeline.core.model import ErrorClass, MessageStatus, ShardReport
 from campaign_pipeline.core.ports import (
@@ -111,6 +111,13 @@ ALL_PARTS_SENT = Sent("sent", "Sent.")
 ALREADY_SENT = Skip("already_sent", "All parts of this message were sent before; it was put back in the queue by hand.")
 LEASE_LOST = Lost("lease_lost", "The lease was lost before this message was finished; its new holder goes on with it.")
 MESSAGE_GONE = Lost("message_gone", "The message was deleted while it was worked; what was sent of it is recorded.")
+
+
+def finished_as(row: Mapping[str, Any]) -> Result:
+    """The result that a finished message's row tells (statement `read_finished_messages`)."""
+    kinds: dict[str, type[Result]] = {"failed": Fail, "skipped": Skip}
+    error_class = ErrorClass(row["error_class"]) if row["error_class"] else None
+    return kinds.get(row["status"], Sent)(row["code"], row["reason"], error_class)
 
 
 def count_result(report: ShardReport, result: Result, message_id: str) -> None:

@@ -11,13 +11,7 @@ from datetime import datetime
 from campaign_pipeline.core.admission import Admission, StopSignal
 from campaign_pipeline.core.campaign_log import CampaignLog
 from campaign_pipeline.core.lease_keeper import Heartbeat, LeaseKeeper
-from campaign_pipeline.core.message_delivery import (
-    DeliveryPolicy,
-    MessageDelivery,
-    SendingHours,
-    ShardContext,
-    ShardTime,
-)
+from campaign_pipeline.core.message_delivery import MessageDelivery
 from campaign_pipeline.core.model import BatchSettings, Lead, LeasedMessage, Shard, ShardReport
 from campaign_pipeline.core.phone_numbers import NumberDirectory
 from campaign_pipeline.core.ports import (
@@ -29,6 +23,7 @@ from campaign_pipeline.core.ports import (
     Systemic,
     Throttled,
 )
+from campaign_pipeline.core.shard_context import DeliveryPolicy, SendingHours, ShardContext, ShardTime
 from campaign_pipeline.core.text_writer import TextWriter
 
 TERMINATED = "The run was terminated."

@@ -103,7 +103,7 @@ def describe_shard(context: dg.OpExecutionContext, report: ShardReport) -> None:
     """Say what came of a shard; what did not go out as a table by kind, with a few message ids to look up."""
     row = report.to_json()
     context.log.info(
-        f"Inbox {report.inbox_id}: {report.claimed} messages taken over; {report.sent} sent, {report.failed} failed, "
+        f"Inbox {report.inbox_id}: {report.claimed} messages; {report.sent} sent, {report.failed} failed, "
         f"{report.skipped} skipped, {report.returned} returned to the queue, in {report.seconds:.1f} s."
     )
     for why, count in report.left.items():

@@ -17,9 +17,9 @@ from campaign_pipeline.adapters.http import at, http_client
 from campaign_pipeline.adapters.openrouter import OpenRouter
 from campaign_pipeline.adapters.postgres import Queue
 from campaign_pipeline.adapters.unconfigured import SANDBOX_ONLY, Unconfigured
-from campaign_pipeline.core.message_delivery import DeliveryPolicy
 from campaign_pipeline.core.ports import LanguageModel, MessageChannel
 from campaign_pipeline.core.results import RetryPolicy
+from campaign_pipeline.core.shard_context import DeliveryPolicy
 
 ChannelBuilder: TypeAlias = Callable[
     [httpx.AsyncBaseTransport, Mapping[str, Any], Mapping[str, str], float], MessageChannel

@@ -6,6 +6,7 @@ import gc
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -19,6 +20,7 @@ from campaign_pipeline.core.address import email_among
 from campaign_pipeline.core.context import LeadContext, in_order
 from campaign_pipeline.core.model import BatchSettings, Lead, Shard, ShardReport
 from campaign_pipeline.core.numbers import phones_among
+from campaign_pipeline.core.results import count_result
 from campaign_pipeline.core.shard_worker import ShardWorker
 from campaign_pipeline.defs.io import Rows
 from campaign_pipeline.defs.resources import ProvidersResource, delivery_policy
@@ -86,7 +88,7 @@ async def deliver(
         if (hours := outside.channel.traits.free_text_hours) is not None:
             messages = await store.with_last_inbound(messages, hours)
         if now is None:
-            return ShardReport(shard.key, shard.inbox_id, left=left)
+            return await _with_the_rest(ShardReport(shard.key, shard.inbox_id), shard, left, store)
         delivery = ShardWorker(
             shard=shard,
             messages=messages,
@@ -102,10 +104,24 @@ async def deliver(
             policy=delivery_policy(options),
             leased_at=leased_at,
         )
-        delivery.report.left = left
         on_started(delivery)
         with _stopped_by_signals(delivery):
-            return await delivery.run(concurrency)
+            return await _with_the_rest(await delivery.run(concurrency), shard, left, store)
+
+
+async def _with_the_rest(report: ShardReport, shard: Shard, left: Mapping[str, str], store: ShardStore) -> ShardReport:
+    """The report of a shard, with the messages that this worker did not take over.
+
+    What an earlier worker of the same shard finished counts as what it became: a step that lost its database and is
+    repeated must not say that nothing was sent.
+    """
+    finished = await store.finished([each for each, verdict in left.items() if verdict == "finished"])
+    for message_id, result in finished:
+        count_result(report, result, message_id)
+    ours = {message_id for message_id, _ in finished}
+    report.left = dict(Counter(verdict for message_id, verdict in left.items() if message_id not in ours))
+    report.claimed = len(shard.message_ids)
+    return report
 
 
 class _Leads(Mapping[str, Lead]):

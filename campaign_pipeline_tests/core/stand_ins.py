@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 
 from campaign_pipeline.core.context import LeadContext
 from campaign_pipeline.core.lease_keeper import LoopHeartbeat
-from campaign_pipeline.core.message_delivery import DeliveryPolicy
 from campaign_pipeline.core.model import (
     BatchSettings,
     CampaignSettings,
@@ -52,6 +51,7 @@ from campaign_pipeline.core.ports import (
     Turn,
     Verdict,
 )
+from campaign_pipeline.core.shard_context import DeliveryPolicy
 from campaign_pipeline.core.shard_worker import ShardWorker
 
 T = TypeVar("T")

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from campaign_pipeline.core.claim_budget import CODES, REASONS, Budget, Pace, share_out
-from campaign_pipeline.core.message_delivery import DeliveryPolicy
 from campaign_pipeline.core.model import ShardReport
 from campaign_pipeline.core.ports import Scope, Throttled, Turn
+from campaign_pipeline.core.shard_context import DeliveryPolicy
 from campaign_pipeline_tests.core.stand_ins import Channel, Model, Queue, Store, in_no_time, now, shard_of
 
 NOON = datetime(2026, 3, 3, 15, tzinfo=UTC)  # 12:00 in São Paulo

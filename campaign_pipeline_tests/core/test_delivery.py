@@ -6,13 +6,13 @@ import random
 from collections import Counter
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from campaign_pipeline.core.message_delivery import DeliveryPolicy
 from campaign_pipeline.core.model import ShardReport, SplitterSettings
 from campaign_pipeline.core.ports import (
     BeginPart,
@@ -34,6 +34,7 @@ from campaign_pipeline.core.ports import (
     Unknown,
 )
 from campaign_pipeline.core.results import RetryPolicy
+from campaign_pipeline.core.shard_context import DeliveryPolicy
 from campaign_pipeline.core.shard_worker import ShardWorker
 from campaign_pipeline_tests.core.stand_ins import (
     NOON,
@@ -601,6 +602,20 @@ def test_a_bug_between_generation_and_ledger_does_not_cost_the_text() -> None:
     in_no_time(run())
     message = queue.messages["m0000"]
     assert (message.text, message.status, message.code) == (TEXT, "pending", "internal_error")
+
+
+def test_settings_that_no_policy_can_read_leave_no_message_leased() -> None:
+    queue = Queue.of(1)
+    unreadable: Any = (None,)
+
+    async def run() -> None:
+        channel = Channel(answers=lambda _: Transient("x", "r"))
+        await shard_of(Store(queue), Model(), channel, None, settings(retry_delays_minutes=unreadable)).run(1)
+
+    in_no_time(run())
+    message = queue.messages["m0000"]
+    assert (message.status, message.code, message.retry_count) == ("pending", "internal_error", 1)
+    assert queue.parts() == [["planned"]]
 
 
 # Trouble --------------------------------------------------------------------------------------------------------------

@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from campaign_pipeline.core.context import LeadContext
-from campaign_pipeline.core.message_delivery import DeliveryPolicy
 from campaign_pipeline.core.model import Lead, ShardReport
 from campaign_pipeline.core.numbers import MOST_NUMBERS, KnownNumber, candidate_numbers, phones_among
 from campaign_pipeline.core.ports import (
@@ -21,6 +20,7 @@ from campaign_pipeline.core.ports import (
     Outcome,
     Permanent,
 )
+from campaign_pipeline.core.shard_context import DeliveryPolicy
 from campaign_pipeline_tests.core.stand_ins import Channel, Model, Queue, Store, StoredPart, in_no_time, shard_of
 
 FIRST, TWIN = "5511987654321", "551187654321"

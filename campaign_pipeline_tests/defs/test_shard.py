@@ -627,6 +627,18 @@ def test_a_truncated_text_gets_twice_the_room_once(world: World, play: Play) -> 
     play(scenario, "generation:length")
 
 
+def test_a_null_among_the_retry_delays_of_a_campaign_is_passed_over(world: World, play: Play) -> None:
+    message = world.due_message(world.run(world.campaign(retry_delays_minutes=[None, 10])))
+
+    async def scenario(rig: Rig) -> None:
+        await rig.batch()
+        row = rig.message(message)
+        assert (row["status"], row["error_class"], row["retry_count"]) == ("pending", "transient", 1)
+        assert row["next_attempt_at"] > world.value("SELECT campaign_now() + interval '9 minutes'")
+
+    play(scenario, "generation:server_error_500")
+
+
 def test_not_on_whatsapp_fails_that_message_at_once_and_no_other(world: World, play: Play) -> None:
     run = world.run()
     lead = world.lead(phone="+55 11 98888-7777")
@@ -1212,10 +1224,30 @@ def test_what_somebody_else_holds_or_finished_is_left_alone(world: World, play: 
         world.do(STEAL + " WHERE id = %s", uuid4(), messages[0])
         world.do("UPDATE campaign_messages SET status = 'sent', lease_token = NULL WHERE id = %s", messages[1])
         (report,) = await rig.send(claimed)
-        assert report.left == {"held_by_another": 1, "finished": 1}
-        assert (report.claimed, report.sent) == (1, 1)
+        assert report.left == {"held_by_another": 1}
+        assert (report.claimed, report.sent) == (3, 2)
 
     play(scenario)
+
+
+def test_a_shard_that_is_repeated_after_it_lost_its_database_says_what_became_of_all_its_messages(
+    world: World, play: Play
+) -> None:
+    run = world.run()
+    messages = world.due_messages(run, 5)
+
+    async def scenario(rig: Rig) -> None:
+        claimed = await rig.claim()
+        (first,) = await rig.send(claimed)
+        assert (first.claimed, first.sent, first.failed) == (5, 4, 1)
+        (again,) = await rig.send(claimed)
+        assert (again.claimed, again.sent, again.failed, again.left) == (5, 4, 1, {})
+        assert again.reasons == first.reasons == {"failed: not_on_whatsapp": 1}
+        assert rig.sends() == 5
+
+    of_one = "SELECT phone FROM leads l JOIN campaign_messages m ON m.lead_id = l.id WHERE m.id = %s"
+    phone = world.value(of_one, messages[2])
+    play(scenario, f"send:not_on_whatsapp:phone={''.join(filter(str.isdigit, phone))}")
 
 
 def test_the_same_shard_worked_twice_at_once_sends_each_message_once(world: World, play: Play) -> None:

@@ -46,6 +46,20 @@ def begun(world: World, due: UUID, *texts: str) -> Holder:
 # Each outcome ---------------------------------------------------------------------------------------------------------
 
 
+def test_a_sent_message_keeps_no_error_of_its_earlier_attempts(world: World) -> None:
+    due = world.due_message(world.run())
+    holder = holding(world, due)
+    holder.begin_new(due)
+    trouble = {"outcome": "planned", "status": "pending", "code": "x", "reason": "It was down.", "delay_seconds": 0}
+    holder.settle(due, part_no=1, attempt_no=1, **trouble)
+    assert message(world, due)["last_error"] == "It was down."
+    again = holding(world, due)
+    again.begin(due, attempt_no=2)
+    again.sent(due, attempt_no=2)
+    row = message(world, due)
+    assert (row["status"], row["last_error"], row["error_code"]) == ("sent", None, None)
+
+
 def test_the_last_part_that_is_sent_finishes_the_message(world: World, run: UUID, due: UUID) -> None:
     holder = begun(world, due, "Um", "Dois")
     first = holder.sent(due, duration_ms=40, response={"key": {"id": "A"}}, address="5511900000000@s.whatsapp.net")

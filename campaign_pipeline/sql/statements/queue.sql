@@ -349,6 +349,13 @@ JOIN public.campaign_configs c ON c.id = r.config_id
 WHERE m.id = ANY (%(ids)s) AND m.lease_token = %(token)s AND campaign_pipeline.campaign_is_leased(m.status)
 ORDER BY COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at), m.id;
 
+-- name: read_finished_messages
+-- Of the messages of a shard: which an earlier worker of it finished, and how.
+SELECT m.id, m.status, m.error_class, COALESCE(m.error_code, m.status) AS code,
+       COALESCE(m.error_message, m.last_error, '') AS reason
+FROM public.campaign_messages m
+WHERE m.id = ANY (%(ids)s) AND m.status IN ('sent', 'replied', 'failed', 'skipped');
+
 -- name: renew_leases
 -- Heartbeat: keep what is still ours, and say which that is.
 UPDATE public.campaign_messages

@@ -1,0 +1,77 @@
+"""A part of a message at work, and what the ledger is told of its attempts."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Self
+
+from campaign_pipeline.core.model import PartRecord, PartStatus
+from campaign_pipeline.core.ports import Outcome, Settlement, Transient, Unknown
+from campaign_pipeline.core.ports import Sent as Accepted
+
+OWN_INTERRUPTIONS = frozenset({"worker_died", "given_back"})
+"""Codes of attempts that our own end cut short."""
+
+
+@dataclass
+class Part:
+    """A part as it goes through its life."""
+
+    no: int
+    text: str
+    status: PartStatus = PartStatus.PLANNED
+    attempts: int = 0
+    attempted_at: float = 0.0  # seconds since the epoch, by the database's clock
+    may_have_left_until: float = 0.0  # the same: until then its request may have left
+    address: str | None = None  # where the last attempt went
+    inbox_id: str | None = None  # through which it was made
+    interrupted: bool = False  # the last attempt was cut short by our own process, not by its provider
+    resend_approved: bool = False  # by a person, though nobody knows whether the last attempt went out
+
+    @classmethod
+    def from_record(cls, record: PartRecord) -> Self:
+        """A part as the ledger has it. An attempt without an outcome may have gone out."""
+        in_doubt = record.status in {PartStatus.ATTEMPTING, PartStatus.UNKNOWN}
+        return cls(
+            record.part_no,
+            record.text,
+            PartStatus.UNKNOWN if in_doubt else record.status,
+            record.attempts,
+            record.attempted_at or 0.0,
+            max(record.attempted_at or 0.0, record.lease_ended_at or 0.0),
+            record.address,
+            record.inbox_id,
+            record.error_code in OWN_INTERRUPTIONS,
+            record.resend_approved,
+        )
+
+
+class Departure:
+    """Whether a request may leave; remembers that it was refused."""
+
+    def __init__(self, may_leave: Callable[[], bool]) -> None:
+        self._may_leave = may_leave
+        self.refused = False
+
+    def __call__(self) -> bool:
+        """See Envelope.may_leave."""
+        self.refused = not self._may_leave()
+        return not self.refused
+
+
+def recorded(attempt: Settlement, outcome: Outcome, milliseconds: int | None) -> Settlement:
+    """What the ledger is told of an answered attempt."""
+    if isinstance(outcome, Accepted):
+        # The address of the ledger stays the one that was asked for: it is what the part is searched by, and what tells
+        # which ids belong to other parts. The provider's own name for it goes with its answer.
+        address = {"address": outcome.address} if outcome.address else {}
+        return replace(
+            attempt,
+            outcome=PartStatus.SENT.value,
+            provider_message_id=outcome.provider_message_id,
+            response={**outcome.response, **address},
+            in_conversation=outcome.in_conversation,
+            duration_ms=milliseconds,
+        )
+    status = PartStatus.UNKNOWN if isinstance(outcome, Unknown) else PartStatus.PLANNED
+    response = outcome.answer or None if isinstance(outcome, Transient | Unknown) else None
+    return replace(attempt, outcome=status.value, response=response, duration_ms=milliseconds)

@@ -1,0 +1,93 @@
+"""What the messages of one shard share: its policy, its clock, its campaigns' windows, and whoever serves them."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from campaign_pipeline.core.admission import Admission, StopSignal
+from campaign_pipeline.core.campaign_log import CampaignLog
+from campaign_pipeline.core.lease_keeper import LeaseKeeper
+from campaign_pipeline.core.model import BatchSettings, Lead, LeasedMessage, ShardReport
+from campaign_pipeline.core.phone_numbers import NumberDirectory
+from campaign_pipeline.core.ports import Clock, DeliveryStore, MessageChannel
+from campaign_pipeline.core.results import RetryPolicy
+from campaign_pipeline.core.text_writer import TextWriter, WritingPolicy
+from campaign_pipeline.core.window import InvalidWindow, SendingWindow
+
+
+@dataclass(frozen=True)
+class DeliveryPolicy(WritingPolicy):
+    """How a shard works."""
+
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
+    lease_seconds: float = 120.0
+    number_check_days: float = 0.0  # how long "has an account" is believed; 0: no number is checked
+    number_recheck_days: float = 7.0  # how long "has none" is believed
+    grace_seconds: float = 20.0  # for requests in flight when the shard is told to stop
+
+
+class ShardTime:
+    """The database's time: what it was when the messages were read, and what has passed since."""
+
+    def __init__(self, clock: Clock, started_at: datetime) -> None:
+        self._clock = clock
+        self._origin = clock.monotonic()
+        self._started_at = started_at
+
+    def now(self) -> datetime:
+        """By the database's clock."""
+        return self._started_at + timedelta(seconds=self.seconds())
+
+    def seconds(self) -> float:
+        """Since the shard began."""
+        return self._clock.monotonic() - self._origin
+
+
+class SendingHours:
+    """The windows of a batch's campaigns, each read once."""
+
+    def __init__(self, settings: BatchSettings) -> None:
+        self._settings = settings
+        self._windows: dict[str, SendingWindow | InvalidWindow] = {}
+
+    def of(self, config_id: str) -> SendingWindow | InvalidWindow:
+        """When a campaign may send, or what is wrong with its settings."""
+        if config_id not in self._windows:
+            try:
+                self._windows[config_id] = self._settings.campaigns[config_id].window()
+            except InvalidWindow as error:
+                self._windows[config_id] = error
+        return self._windows[config_id]
+
+
+@dataclass(frozen=True)
+class ShardContext:
+    """What the messages of one shard share."""
+
+    inbox_id: str
+    settings: BatchSettings
+    policy: DeliveryPolicy
+    leads: Mapping[str, Lead]
+    store: DeliveryStore
+    channel: MessageChannel
+    channel_kind: str  # whatsapp, email
+    clock: Clock
+    time: ShardTime
+    hours: SendingHours
+    chance: Callable[[], float]
+    stop: StopSignal
+    leases: LeaseKeeper
+    admission: Admission
+    numbers: NumberDirectory
+    writer: TextWriter
+    log: CampaignLog
+    report: ShardReport
+
+    @property
+    def checks_numbers(self) -> bool:
+        """Whether a number is checked before the first part goes to it."""
+        return self.policy.number_check_days > 0 and self.channel_kind == "whatsapp"
+
+    def lead_of(self, message: LeasedMessage) -> Lead | None:
+        """The lead that a message is for; None where it was deleted."""
+        return self.leads.get(message.lead_id) if message.lead_id else None

@@ -611,12 +611,9 @@ def list_(limit: int, **whom: Any) -> None:
     from campaign_pipeline.adapters.consent import Whom
     from campaign_pipeline.core.address import masked
 
-    channel = whom["channel"]
     rows = _ask_consent(lambda consent: consent.suppressions(Whom(**whom), limit))
     table = Table("id", "since", "scope", "address", "lead", "source", "reason", box=None)
     for row in rows:
-        if channel is not None and row["channel"] not in {None, channel}:
-            continue
         scope = " ".join(str(row[name]) for name in ("scope", "channel", "workspace_id") if row[name])
         address = masked(row["address"]) if row["address"] else "erased" if row["source"] == "erasure" else ""
         table.add_row(

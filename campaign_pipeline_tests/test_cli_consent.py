@@ -112,6 +112,16 @@ def test_the_list_masks_addresses(world: World, lead: UUID) -> None:
     assert "Nobody" in call("list", "--lead", uuid4()).output
 
 
+def test_the_list_of_a_channel_is_not_crowded_out_by_newer_rows_of_another(world: World) -> None:
+    workspace = world.workspace()
+    for channel, count in (("email", 1), ("whatsapp", 3)):
+        for number in range(count):
+            address = f"ana{number}@example.com" if channel == "email" else f"+55 11 98765-432{number}"
+            call("suppress", "--address", address, "--workspace", workspace, "--channel", channel, "--reason", channel)
+    shown = call("list", "--channel", "email", "--limit", 2).output
+    assert (shown.count(" email "), "whatsapp" in shown) == (2, False)  # its channel and its reason
+
+
 def test_an_export_is_a_private_file_with_all_there_is(world: World, lead: UUID, tmp_path: Path) -> None:
     file = tmp_path / "lead.json"
     assert call("export", lead, "--output", file).exit_code == 0

@@ -54,6 +54,7 @@ class Consent(Statements):
             lead_id=whom.lead_id,
             address=whom.address,
             workspace_id=whom.workspace_id,
+            channel=whom.channel,
             shown=shown,
         )
 

@@ -24,7 +24,7 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from tenacity import AsyncRetrying, RetryError, retry_if_exception_type, stop_after_delay, wait_exponential, wait_random
 
 from campaign_pipeline.adapters.group_commit import GroupCommit
-from campaign_pipeline.adapters.queue_connection import OPTIONS, connect_async
+from campaign_pipeline.adapters.queue_connection import OPTIONS, connect_async, make_readable
 from campaign_pipeline.core.claim_budget import Budget, Pace
 from campaign_pipeline.core.claim_budget import Scope as PaceScope
 from campaign_pipeline.core.model import LeasedMessage, Shard
@@ -461,6 +461,7 @@ class ShardStore:
             timeout=min(10.0, patience_seconds),
             kwargs={**OPTIONS, "autocommit": True, "row_factory": dict_row},
             connection_class=psycopg.AsyncConnection[DictRow],
+            configure=make_readable,
         )
         async with pool:
             store = cls(pool, url, shard, owner, lease_seconds, patience_seconds)

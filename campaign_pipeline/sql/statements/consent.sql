@@ -39,13 +39,14 @@ SELECT campaign_pipeline.campaign_lift(%(workspace_id)s::uuid, %(channel)s::text
                                        %(by)s::text) AS lifted;
 
 -- name: list_suppressions
--- The suppressions that hold, the newest first; of one address or lead if named.
+-- The suppressions that hold, the newest first; of one address, lead, workspace or channel if named.
 SELECT s.id, s.scope, s.workspace_id, s.channel, s.address, s.lead_id, s.source, s.reason, s.since
 FROM campaign_pipeline.campaign_suppressions s
 WHERE s.lifted_at IS NULL
   AND (%(workspace_id)s::uuid IS NULL OR s.scope = 'global' OR s.workspace_id = %(workspace_id)s::uuid)
   AND (%(lead_id)s::uuid IS NULL OR s.lead_id = %(lead_id)s::uuid)
   AND (%(address)s::text IS NULL OR s.address_hash = campaign_pipeline.campaign_address_hash(%(address)s::text))
+  AND (%(channel)s::text IS NULL OR s.channel IS NULL OR s.channel = %(channel)s::text)
 ORDER BY s.since DESC, s.id DESC
 LIMIT %(shown)s;
 

@@ -10,6 +10,7 @@ import pandas as pd
 
 from campaign_pipeline.adapters.postgres import Batch
 from campaign_pipeline.core.model import ShardReport
+from campaign_pipeline.core.next_steps import next_step, step_of_wait
 from campaign_pipeline.core.runs import RunWait
 from campaign_pipeline.defs.io import preview, table_metadata
 
@@ -60,7 +61,7 @@ def describe_batch(context: dg.OpExecutionContext, batch: Batch, batch_size: int
     if len(batch.waits) > SHOWN_RUNS:
         context.log.warning(f"{len(batch.waits) - SHOWN_RUNS} more runs wait; see campaign_runs.wait_reason.")
     waits = [
-        {"run": str(wait.run_id), "code": wait.code, "why": wait.reason, "what next": _until(wait)}
+        {"run": str(wait.run_id), "code": wait.code, "why": wait.reason, "what next": _what_next(wait)}
         for wait in batch.waits[:SHOWN_RUNS]
     ]
     context.add_output_metadata(
@@ -81,22 +82,16 @@ def describe_batch(context: dg.OpExecutionContext, batch: Batch, batch_size: int
     )
 
 
+def _what_next(wait: RunWait) -> str:
+    step = step_of_wait(wait.code)
+    return f"{step[0].upper()}{step[1:]}. {_until(wait)}".rstrip()
+
+
 def _until(wait: RunWait) -> str:
     """When a wait ends, where that is known. Its messages stay pending meanwhile (I8)."""
     if wait.until is None:
         return ""
     return f"Looked at again from {wait.until.astimezone(UTC):%Y-%m-%d %H:%M} UTC."
-
-
-_NEXT = {
-    "failed": "launch retry_failed_messages for its day",
-    "failed permanent": "nothing: it was refused for good",
-    "failed unknown": "look at the chat; only a person may have it sent again",
-    "skipped": "nothing: it is not sent any more",
-    "returned": "nothing: it is due again by itself",
-    "left": "nothing: whoever holds it, or the next batch, goes on with it",
-}
-"""What an operator may do about messages that a shard did not send, by what came of them and their class."""
 
 
 def describe_shard(context: dg.OpExecutionContext, report: ShardReport) -> None:
@@ -152,7 +147,7 @@ def _kind(report: ShardReport, key: str, count: int) -> dict[str, str | int]:
         "class": error_class,
         "messages": count,
         "why": report.sentences[key],
-        "what next": _NEXT.get(f"{what} {error_class}", _NEXT[what]),
+        "what next": next_step(what, error_class, code),
         "message ids": ", ".join(ids) + (", …" if count > len(ids) else ""),
     }
 

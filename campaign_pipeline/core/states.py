@@ -1,0 +1,87 @@
+"""The states of a message and of a part, and who writes them: one table for documents and tests."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from campaign_pipeline.core.model import MessageStatus, PartStatus
+
+
+@dataclass(frozen=True)
+class Transition:
+    """One kind of change of a status."""
+
+    before: str
+    after: str
+    writer: str  # the SQL function or statement that makes it
+    when: str
+
+
+def _each(befores: Sequence[str], after: str, writer: str, when: str) -> tuple[Transition, ...]:
+    return tuple(Transition(before, after, writer, when) for before in befores)
+
+
+_M, _P = MessageStatus, PartStatus
+LEASED: tuple[MessageStatus, ...] = (_M.QUEUED, _M.GENERATING, _M.SENDING)
+"""The statuses of a message that somebody holds."""
+
+MESSAGE: tuple[Transition, ...] = (
+    Transition(_M.PENDING, _M.QUEUED, "campaign_claim_messages", "claimed by a batch"),
+    Transition(_M.PENDING, _M.QUEUED, "campaign_take_over", "taken over by a shard"),
+    Transition(_M.QUEUED, _M.GENERATING, "campaign_start_generating", "model may be asked"),
+    *_each((_M.QUEUED, _M.GENERATING), _M.SENDING, "campaign_begin_parts", "attempt committed"),
+    Transition(_M.SENDING, _M.SENT, "campaign_settle", "last part accepted"),
+    *_each(LEASED, _M.PENDING, "campaign_settle", "given back, or retried later"),
+    *_each(LEASED, _M.FAILED, "campaign_settle", "refused, exhausted or unknown"),
+    *_each(LEASED, _M.SKIPPED, "campaign_settle", "not to be sent"),
+    *_each(LEASED, _M.PENDING, "campaign_recover_leases", "lease expired"),
+    *_each((_M.GENERATING, _M.SENDING), _M.FAILED, "campaign_recover_leases", "its workers died"),
+    Transition(_M.QUEUED, _M.SKIPPED, "skip_refused_messages", "lead suppressed, or of another workspace"),
+    Transition(_M.PENDING, _M.SKIPPED, "expire_old_messages", "too old"),
+    Transition(_M.PENDING, _M.SKIPPED, "settle_cancelled_runs", "run cancelled"),
+    Transition(_M.PENDING, _M.FAILED, "settle_cancelled_runs", "run cancelled, begun"),
+    Transition(_M.FAILED, _M.PENDING, "campaign_requeue_failed", "back-fill"),
+    *_each(
+        (_M.PENDING, _M.QUEUED, _M.GENERATING, _M.FAILED, _M.SKIPPED),
+        _M.SENT,
+        "campaign_settle",
+        "late answer says sent",
+    ),
+    Transition(_M.SKIPPED, _M.FAILED, "campaign_settle", "late answer, incomplete"),
+    Transition(_M.SENT, _M.REPLIED, "the CRM", "lead replied"),
+)
+"""Every change of campaign_messages.status."""
+
+PART: tuple[Transition, ...] = (
+    Transition(_P.PLANNED, _P.ATTEMPTING, "campaign_begin_parts", "attempt committed"),
+    Transition(_P.ATTEMPTING, _P.SENT, "campaign_settle", "accepted"),
+    Transition(_P.ATTEMPTING, _P.PLANNED, "campaign_settle", "surely not sent"),
+    Transition(_P.ATTEMPTING, _P.FAILED, "campaign_settle", "refused for good"),
+    Transition(_P.ATTEMPTING, _P.UNKNOWN, "campaign_settle", "no answer"),
+    Transition(_P.ATTEMPTING, _P.UNKNOWN, "campaign_recover_leases", "worker died"),
+    Transition(_P.UNKNOWN, _P.SENT, "campaign_settle", "found by look-up"),
+    Transition(_P.UNKNOWN, _P.PLANNED, "campaign_settle", "absence proven, or resend approved"),
+    Transition(_P.FAILED, _P.PLANNED, "campaign_requeue_failed", "back-fill"),
+    *_each((_P.PLANNED, _P.FAILED), _P.SENT, "campaign_settle", "late answer says sent"),
+)
+"""Every change of campaign_message_parts.status."""
+
+
+def diagram(transitions: Sequence[Transition]) -> str:
+    """A Mermaid state diagram: one arrow for each pair of states, labelled with all that leads there."""
+    first, ends = transitions[0].before, {t.after for t in transitions} - {t.before for t in transitions}
+    labels: dict[tuple[str, str], list[str]] = {}
+    for transition in transitions:
+        known = labels.setdefault((str(transition.before), str(transition.after)), [])
+        if transition.when not in known:
+            known.append(transition.when)
+    arrows = [f"    {before} --> {after}: {' / '.join(whens)}" for (before, after), whens in labels.items()]
+    return "\n".join(
+        ["stateDiagram-v2", f"    [*] --> {first}", *arrows, *(f"    {end} --> [*]" for end in sorted(ends))]
+    )
+
+
+def writers(transitions: Sequence[Transition]) -> str:
+    """A Markdown table: who writes which status, and when."""
+    rows = dict.fromkeys((t.writer, str(t.after), t.when) for t in transitions)
+    lines = [f"| `{writer}` | {after} | {when} |" for writer, after, when in rows]
+    return "\n".join(["| Writer | Status | When |", "|---|---|---|", *lines])

@@ -152,7 +152,7 @@ class EmbeddedServer:
         self.data.mkdir(mode=0o700, exist_ok=True)
         if self._owner.is_other:
             os.chown(self.data, self._owner.uid, self._owner.gid)
-        self._run("initdb", "--auth-local=peer", "--auth-host=reject", "--encoding=utf8", "--username=postgres")
+        self._run_program("initdb", "--auth-local=peer", "--auth-host=reject", "--encoding=utf8", "--username=postgres")
         with (self.data / "postgresql.conf").open("a") as conf:
             conf.write(_CONFIGURATION)
 
@@ -194,13 +194,15 @@ class EmbeddedServer:
         # Nothing is listened to but the socket, whatever postgresql.conf says.
         options = f"-c listen_addresses= -c unix_socket_directories={shlex.quote(str(self._socket))}"
         options += " -c unix_socket_permissions=0700 -c port=5432"
-        self._run("pg_ctl", "--wait", f"--timeout={_PATIENCE}", "--log={data}/log", f"--options={options}", "start")
+        self._run_program(
+            "pg_ctl", "--wait", f"--timeout={_PATIENCE}", "--log={data}/log", f"--options={options}", "start"
+        )
 
     def stop(self, mode: str = "fast") -> None:
         """Stop the server: `fast`, or `immediate` as in a crash. Raises EmbeddedServerFailed."""
-        self._run("pg_ctl", "--wait", f"--timeout={_PATIENCE}", f"--mode={mode}", "stop")
+        self._run_program("pg_ctl", "--wait", f"--timeout={_PATIENCE}", f"--mode={mode}", "stop")
 
-    def _run(self, program: str, *arguments: str) -> None:
+    def _run_program(self, program: str, *arguments: str) -> None:
         """Run one of PostgreSQL's programs on the data folder, `{data}` in its arguments, as the server's user."""
         assert self._owner is not None
         # The variables of another server must not reach this one.

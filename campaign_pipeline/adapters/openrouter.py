@@ -130,16 +130,38 @@ def request_body(prompt: Prompt) -> dict[str, Any]:
     asked = {"models": [prompt.model, *prompt.fallback_models]} if prompt.fallback_models else {"model": prompt.model}
     body: dict[str, Any] = {
         **asked,
-        "messages": [{"role": "system", "content": prompt.system}, {"role": "user", "content": prompt.user}],
+        "messages": [
+            {"role": "system", "content": _system_content(prompt)},
+            {"role": "user", "content": prompt.user},
+        ],
         "max_tokens": prompt.max_tokens,
         "temperature": prompt.temperature,
     }
+    if prompt.reasoning is not None:
+        limits = {"effort": prompt.reasoning.effort, "max_tokens": prompt.reasoning.max_tokens}
+        # What it reasons is of no use here, and would only make the answer longer.
+        body["reasoning"] = {name: value for name, value in limits.items() if value is not None} | {"exclude": True}
     if prompt.json_schema is not None:
         body["response_format"] = {"type": "json_schema", "json_schema": dict(prompt.json_schema)}
         body["provider"] = {"require_parameters": True}
     if prompt.reference:
         body["user"] = prompt.reference
     return body
+
+
+CACHED_ON_REQUEST = "anthropic/"
+"""Models whose providers cache the beginning of a prompt only where it is marked; others do so by themselves."""
+
+SHORTEST_CACHED = 4_096
+"""Characters of a system prompt from which on it is marked: providers cache nothing shorter than 1,024 tokens."""
+
+
+def _system_content(prompt: Prompt) -> Any:
+    """The system prompt, marked for caching where that needs a mark: it is the same for all leads of a campaign."""
+    models = (prompt.model, *prompt.fallback_models)
+    if len(prompt.system) < SHORTEST_CACHED or not any(model.startswith(CACHED_ON_REQUEST) for model in models):
+        return prompt.system
+    return [{"type": "text", "text": prompt.system, "cache_control": {"type": "ephemeral"}}]
 
 
 def read_answer(answer: Answer | NoAnswer) -> Completion | Failure:
@@ -219,22 +241,28 @@ def _completion(answer: Answer) -> Completion | Failure:
     choice = at(answer.body, "choices", 0)
     if not isinstance(choice, dict):
         return Transient("no_choice", "OpenRouter answered without a text (no choices, or no JSON).")
-    finish, content = choice.get("finish_reason"), at(choice, "message", "content")
-    if finish == "length":
-        return Transient("truncated", "The text did not fit in the tokens allowed.")
-    if finish == "content_filter":
-        return Permanent("content_filter", "The model's answer was withheld by a content filter.")
-    if not isinstance(content, str) or not content.strip():
-        return Transient("empty", "The model answered without a text.")
+    content = at(choice, "message", "content")
+    text = content if isinstance(content, str) else ""
     usage = at(answer.body, "usage")
     return Completion(
-        text=content,
+        text=text,
         model=str(at(answer.body, "model") or ""),
         prompt_tokens=_count(at(usage, "prompt_tokens")),
         completion_tokens=_count(at(usage, "completion_tokens")),
         cost=_cost(usage),
-        generation_id=at(answer.body, "id"),
+        generation_id=str(at(answer.body, "id") or "") or None,
+        reasoning_tokens=_count(at(usage, "completion_tokens_details", "reasoning_tokens")),
+        failure=_unusable(choice.get("finish_reason"), text),
     )
+
+
+def _unusable(finish: Any, text: str) -> Transient | Permanent | None:
+    """Why the text of an answer may not be used, though it may have been charged for."""
+    if finish == "length":
+        return Transient("truncated", "The text did not fit in the tokens allowed.")
+    if finish == "content_filter":
+        return Permanent("content_filter", "The model's answer was withheld by a content filter.")
+    return None if text.strip() else Transient("empty", "The model answered without a text.")
 
 
 _MOST_TOKENS = 2**31 - 1

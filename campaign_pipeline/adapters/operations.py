@@ -1,7 +1,7 @@
 """The queue as schedules, sensors, back-fills and maintenance see it: short looks, and changes in small batches."""
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -132,10 +132,11 @@ class Operations:
 
     def delete_old_logs(self, days: int) -> int:
         """Delete campaign_logs older than that, in small batches; returns how many rows."""
-        deleted = 0
-        while batch := self._run("delete_old_logs", days=days, limit=DELETE_BATCH).rowcount:
-            deleted += batch
-        return deleted
+        return _in_batches(lambda: self._run("delete_old_logs", days=days, limit=DELETE_BATCH))
+
+    def delete_old_model_calls(self, days: int) -> int:
+        """Delete refused and changed texts older than that, in small batches; returns how many rows."""
+        return _in_batches(lambda: self._run("delete_old_model_calls", days=days, limit=DELETE_BATCH))
 
     def delete_spent_pauses(self, days: int) -> int:
         """Delete slow-downs that are over, and pauses that nobody has tried for so long; returns how many."""
@@ -145,6 +146,14 @@ class Operations:
         """Let a few made-up messages become due in the newest demo workspace; returns how many."""
         rows = self._all("trickle_demo_campaign", made_by=made_by, leads=leads)
         return sum(row["messages"] for row in rows)
+
+
+def _in_batches(delete: Callable[[], "psycopg.Cursor[DictRow]"]) -> int:
+    """Delete until nothing is left; returns how many rows."""
+    deleted = 0
+    while batch := delete().rowcount:
+        deleted += batch
+    return deleted
 
 
 @contextlib.contextmanager

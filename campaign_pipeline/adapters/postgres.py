@@ -535,6 +535,7 @@ class ShardStore:
         item = dict(vars(begin))
         item |= {"id": item.pop("message_id"), "token": str(self._token), "inbox_id": self._shard.inbox_id}
         item["template"] = None if begin.template is None else asdict(begin.template)
+        item["calls"] = [asdict(call) for call in begin.calls]
         return await self._beginning.submit(item)
 
     async def keep_text(self, begin: BeginPart) -> None:

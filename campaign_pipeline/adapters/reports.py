@@ -25,6 +25,10 @@ class Reports(Statements):
         """A row per campaign with messages from `start` until before `end`; the last row is all together."""
         return await self._all("report_campaign_day", day_start=start, day_end=end, timezone=timezone)
 
+    async def text_rules(self, start: datetime, end: datetime) -> list[dict[str, Any]]:
+        """How many answers of the model each rule changed or refused from `start` until before `end`, by campaign."""
+        return await self._all("count_text_rules", day_start=start, day_end=end)
+
     async def failed_by_day(self, timezone: str, days: int = RECENT_DAYS) -> list[dict[str, Any]]:
         """How many messages failed, by business day and error class."""
         return await self._all("count_failed_by_day", timezone=timezone, days=days)

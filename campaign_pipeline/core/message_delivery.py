@@ -209,16 +209,11 @@ class MessageDelivery:
             # A template goes out as it was approved: in one piece.
             texts = (draft.text,) if draft.template else await writer.split(message, draft.text, self)
         except NotWritten as problem:
-            self._note_cost()  # of a text that may not be sent, too: a limit must know of it
             raise await self._failed(problem.failure, problem.model) from problem
         self._subject, self._template = draft.subject, draft.template
         self._text |= {"text": draft.text, "parts": texts, "subject": draft.subject, "template": draft.template}
-        self._note_cost()
+        self._text |= writer.pop_bill(message)
         self.parts = [Part(number, text) for number, text in enumerate(texts, start=1)]
-
-    def _note_cost(self) -> None:
-        if (cost := self._shared.writer.pop_cost(self.message)) is not None:
-            self._text |= {"ai_cost_usd": cost}
 
     def _in_service_window(self) -> bool:
         """Whether the lead wrote to this inbox so lately that free text may go to it."""
@@ -599,6 +594,8 @@ class MessageDelivery:
 
     async def _keep_text(self) -> None:
         """Keep a text that was paid for, though its first part may not leave now (I3)."""
+        # What was asked for is booked, whatever ended the message: a limit on spending must know of it.
+        self._text |= self._shared.writer.pop_bill(self.message)
         if not self._text:
             return
         begin = BeginPart(self.id, 1, 1, self._address, self._shared.channel_kind, **self._text)

@@ -9,7 +9,9 @@ from enum import StrEnum
 from typing import Any
 
 from campaign_pipeline.core.context import LeadContext
+from campaign_pipeline.core.generation import Author
 from campaign_pipeline.core.ports import Template
+from campaign_pipeline.core.token_budget import AgentSettings
 from campaign_pipeline.core.window import InvalidWindow, SendingWindow
 
 
@@ -97,6 +99,7 @@ class LeasedMessage:
     subject: str | None = None  # of an e-mail, fixed together with its text
     template: Template | None = None  # that it goes out as, fixed together with its text
     worker_deaths: int = 0  # workers that died while they were at work on it
+    refused_rules: frozenset[str] = frozenset()  # rules that refused a text for it before
     last_inbound_at: float | None = None  # when its lead last wrote to the inbox, where the channel needs to know
 
     @classmethod
@@ -117,6 +120,7 @@ class LeasedMessage:
             subject=row.get("subject"),
             template=Template.from_json(row.get("template")),
             worker_deaths=int(row.get("worker_deaths") or 0),
+            refused_rules=frozenset(row.get("refused_rules") or ()),
         )
 
     @property
@@ -210,6 +214,28 @@ def _known_numbers(values: Sequence[float | None] | None) -> tuple[float, ...] |
 
 
 @dataclass(frozen=True)
+class AgentProfile:
+    """In whose name the texts of a workspace are written, and what its agent sets for them."""
+
+    author: Author = field(default_factory=Author)
+    settings: AgentSettings = field(default_factory=AgentSettings)
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> "AgentProfile":
+        """Build from the settings of a batch."""
+        author = Author(row.get("system_prompt") or "", row.get("workspace") or "")
+        return cls(author, AgentSettings.from_json(row.get("behavior_config")))
+
+
+@dataclass(frozen=True)
+class TextRecord:
+    """What is known of the last answers of a model, or of the last texts of a run."""
+
+    refused_in_a_row: int = 0  # answers that no text could be taken from, since the last good one
+    reasons: bool = False  # an answer was cut off while it reasoned
+
+
+@dataclass(frozen=True)
 class BatchSettings:
     """Everything that is read once for a whole batch."""
 
@@ -221,6 +247,8 @@ class BatchSettings:
     limited: frozenset[str] = frozenset()  # campaigns that may spend only so much, by themselves or by their workspace
     fallback_models: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # workspace -> tried in this order
     own_accounts: frozenset[str] = frozenset()  # workspaces that pay the language model by themselves
+    agents: Mapping[str, AgentProfile] = field(default_factory=dict)  # workspace -> who writes
+    text_records: Mapping[str, TextRecord] = field(default_factory=dict)  # by model, and by run
 
     @classmethod
     def from_json(cls, settings: Mapping[str, Any]) -> "BatchSettings":
@@ -244,6 +272,8 @@ class BatchSettings:
             limited=frozenset(settings.get("limited") or ()),
             fallback_models={key: tuple(models) for key, models in (settings.get("fallback_models") or {}).items()},
             own_accounts=frozenset(settings.get("own_accounts") or ()),
+            agents={key: AgentProfile.from_json(row) for key, row in (settings.get("agents") or {}).items()},
+            text_records={key: TextRecord(**row) for key, row in (settings.get("text_records") or {}).items()},
         )
 
 

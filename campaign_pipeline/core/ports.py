@@ -280,6 +280,14 @@ class MessageChannel(Protocol):
 
 
 @dataclass(frozen=True)
+class Reasoning:
+    """How much a model may reason before it answers; one of the two, as its provider takes it."""
+
+    effort: str | None = None  # none, minimal, low, medium, high, xhigh
+    max_tokens: int | None = None
+
+
+@dataclass(frozen=True)
 class Prompt:
     """One request to a language model."""
 
@@ -293,18 +301,21 @@ class Prompt:
     reference: str = ""  # the message's id: tells two equal prompts apart
     workspace_id: str = ""  # whose account pays, where a workspace has one of its own
     fallback_models: tuple[str, ...] = ()  # asked by the provider in this order where the model cannot answer
+    reasoning: Reasoning | None = None  # None: as the model does by itself
 
 
 @dataclass(frozen=True)
 class Completion:
-    """What a language model answered."""
+    """What a language model answered, and what it charged for it."""
 
-    text: str
+    text: str  # what there is of it, where it may not be used
     model: str  # the model that really ran
     prompt_tokens: int
     completion_tokens: int
     cost: float | None  # US dollars as charged; None where the provider does not say
     generation_id: str | None = None
+    reasoning_tokens: int = 0  # of the completion's
+    failure: Transient | Permanent | None = None  # why the text may not be used; None: it may
 
     @property
     def total_tokens(self) -> int:
@@ -341,6 +352,24 @@ class StoreUnavailable(RuntimeError):
 
 
 @dataclass(frozen=True)
+class ModelCall:
+    """An answer of a model that is kept and counted by itself: its text was changed, or not used at all."""
+
+    id: str  # the provider's, or one of ours: under it the call is booked once
+    purpose: str  # text, split
+    model: str  # that was asked
+    prompt_tokens: int
+    completion_tokens: int
+    reasoning_tokens: int
+    cost_usd: float | None
+    rule: str | None = None  # that refused the answer: its cost is booked with this record
+    about_model: bool = False  # the rule is one that the model breaks by itself, whatever it is asked for
+    reasons: bool = False  # it was cut off while it reasoned
+    changed: tuple[str, ...] = ()  # rules that changed it: its cost is booked with the message's text
+    answer: str | None = None  # as it came, where it was refused
+
+
+@dataclass(frozen=True)
 class BeginPart:
     """The intent to send a part, committed before its request leaves."""
 
@@ -358,6 +387,8 @@ class BeginPart:
     ai_generation_time_ms: int | None = None
     subject: str | None = None  # of an e-mail; fixed together with its text
     template: Template | None = None  # that it goes out as; fixed together with its text
+    asked_model: str | None = None  # the model that was asked for the text
+    calls: tuple[ModelCall, ...] = ()
     local_day: str | None = None  # today in the campaign's zone (2026-11-23), where a lead gets one message a day
 
 

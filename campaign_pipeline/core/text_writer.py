@@ -7,13 +7,13 @@ A shard's writer knows what to ask and which answers may be sent. Whether the mo
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
+from uuid import uuid4
 
 from campaign_pipeline.core.admission import Admission, WaitingPolicy
 from campaign_pipeline.core.campaign_log import CampaignLog
 from campaign_pipeline.core.generation import (
     EMAIL_SCHEMA,
-    Message,
     check_subject,
     email_prompt,
     first_contact_prompt,
@@ -24,13 +24,22 @@ from campaign_pipeline.core.generation import (
     template_prompt,
     template_schema,
 )
-from campaign_pipeline.core.model import BatchSettings, ErrorClass, Lead, LeasedMessage, ShardReport, TemplateSettings
+from campaign_pipeline.core.model import (
+    AgentProfile,
+    BatchSettings,
+    ErrorClass,
+    Lead,
+    LeasedMessage,
+    ShardReport,
+    TemplateSettings,
+)
 from campaign_pipeline.core.ports import (
     ChannelTraits,
     Clock,
     Completion,
     Failure,
     LanguageModel,
+    ModelCall,
     Permanent,
     Prompt,
     Scope,
@@ -49,8 +58,15 @@ from campaign_pipeline.core.splitting import (
     split_text,
 )
 from campaign_pipeline.core.text_checks import Known
-from campaign_pipeline.core.text_cleaning import Markup
+from campaign_pipeline.core.text_cleaning import Markup, plain_characters
 from campaign_pipeline.core.text_rules import TextProblem
+from campaign_pipeline.core.token_budget import (
+    REASONING_ROOM,
+    TokenBudget,
+    first_budget,
+    larger_budget,
+    was_reasoning,
+)
 
 SPLIT_SCHEMA: Mapping[str, Any] = {
     "name": "parts",
@@ -64,11 +80,28 @@ SPLIT_SCHEMA: Mapping[str, Any] = {
 }
 """What a model is asked to answer when it proposes a split."""
 
+NO_AGENT = AgentProfile()
+
+LONGEST_KEPT_ANSWER = 20_000
+"""Characters of a refused answer that are kept."""
+
 MODEL_REFUSES = "model_refuses_requests"
 """A model that takes none of our requests: its own settings or ours are wrong, not a message."""
 
 FIRST_REFUSALS = 3
 """Three rejections with no success mean that the model or the account is misconfigured, not a message."""
+
+MODEL_UNFIT = "model_unfit"
+"""A model whose answers have no text that may be sent, whatever the message: another one has to be chosen."""
+
+TEXTS_REFUSED = "texts_refused"
+"""A run whose texts break the rules one after the other: its instructions ask for what may not be sent."""
+
+MOST_REFUSED_IN_A_ROW = 5
+"""So many refused answers with no good one between them are no accident of single messages."""
+
+MODEL_RULES: frozenset[str] = frozenset({"reasoning", "control_tokens", "truncated", "empty", "malformed"})
+"""Rules that a model breaks by itself; the others depend on what a campaign asks for."""
 
 SPLIT_TIMEOUT_SECONDS = 20.0
 """A split that takes longer is not waited for: the local splitter needs no time."""
@@ -92,6 +125,7 @@ class Draft:
     template: Template | None = None  # that it goes out as; then `text` is only what the lead will read
     completion: Completion | None = None  # None: it was stored before
     milliseconds: int | None = None
+    asked_model: str | None = None
 
     def columns(self) -> dict[str, Any]:
         """The fields of BeginPart that keep it; none where it is kept already."""
@@ -100,6 +134,7 @@ class Draft:
         return {
             "text": self.text,
             "subject": self.subject,
+            "asked_model": self.asked_model,
             "ai_model": self.completion.model,
             "ai_tokens_used": self.completion.total_tokens,
             "ai_cost_usd": self.completion.cost,
@@ -154,11 +189,21 @@ class TextWriter:
         self._refusals: Counter[str] = Counter()  # by model: invalid requests before any good one
         self._good_models: set[str] = set()
         self._without_schema: set[str] = set()  # models that refuse to answer in a given shape
-        self._costs: dict[str, float] = {}  # by message: US dollars since pop_cost
+        self._refused_in_a_row: Counter[str] = Counter(  # by model or run: answers since the last good one
+            {name: record.refused_in_a_row for name, record in settings.text_records.items()}
+        )
+        self._reasoning_models = {name for name, record in settings.text_records.items() if record.reasons}
+        self._costs: dict[str, float] = {}  # by message: US dollars since pop_bill
+        self._calls: dict[str, list[ModelCall]] = {}  # by message: since pop_bill
 
-    def pop_cost(self, message: LeasedMessage) -> float | None:
-        """US dollars paid for a message's text and split since the last call; None where the provider does not say."""
-        return self._costs.pop(message.id, None)
+    def pop_bill(self, message: LeasedMessage) -> dict[str, Any]:
+        """The fields of BeginPart that book what was asked for a message since the last call of this method.
+
+        The cost of its text and split, and the calls that are kept by themselves; none where nothing was asked, or
+        where the provider does not say what it charged.
+        """
+        cost, calls = self._costs.pop(message.id, None), self._calls.pop(message.id, None)
+        return ({} if cost is None else {"ai_cost_usd": cost}) | ({"calls": tuple(calls)} if calls else {})
 
     async def write(self, message: LeasedMessage, lead: Lead | None, access: ModelAccess, *, free_text: bool) -> Draft:
         """The message's text: the stored one, else one written now (and paid for once).
@@ -172,17 +217,18 @@ class TextWriter:
         template = None if free_text else self._template(message)
         if template is not None and not template.variables:
             return Draft(template.fill(()), template=Template(template.name, template.language))
-        completion, milliseconds = await self._generate(message, lead, template, access)
+        model = self._settings.models.get(message.workspace_id)
+        if model is None or lead is None:
+            # Only since the claim, which holds such a run: the message waits with it.
+            raise Ended(GiveBack(NO_MODEL, NO_MODEL_REASON, ErrorClass.SYSTEMIC))
+        completion, milliseconds = await self._generate(message, lead, template, model, access)
         self._report.generation_ms.append(milliseconds)
-        if template is None:
-            read = self._read(message, lead, completion.text)
-            return Draft(read.text, read.subject, None, completion, milliseconds)
         try:
-            values = parse_variables(completion.text, len(template.variables), self._known(message, lead))
+            draft, changed = self._read(message, lead, template, completion)
         except TextProblem as problem:
-            raise NotWritten(Transient(problem.code, str(problem))) from problem
-        chosen = Template(template.name, template.language, values)
-        return Draft(template.fill(values), None, chosen, completion, milliseconds)
+            raise NotWritten(self._refuse(message, model, completion, problem.code, str(problem)), model) from problem
+        self._accept(message, model, completion, changed)
+        return replace(draft, completion=completion, milliseconds=milliseconds, asked_model=model)
 
     def _template(self, message: LeasedMessage) -> TemplateSettings:
         """The template that a message has to go out as. Raises NotWritten where the campaign has none."""
@@ -209,15 +255,18 @@ class TextWriter:
         except TextTooLong as error:
             raise NotWritten(Permanent("too_long", str(error))) from error
 
-    def _read(self, message: LeasedMessage, lead: Lead | None, raw: str) -> Message:
-        """The text and the subject of a model's answer. Raises NotWritten."""
+    def _read(
+        self, message: LeasedMessage, lead: Lead, template: TemplateSettings | None, completion: Completion
+    ) -> tuple[Draft, tuple[str, ...]]:
+        """The text of a model's answer, and the rules that changed it. Raises TextProblem."""
         known = self._known(message, lead)
-        try:
-            if self._traits.has_subject:
-                return read_email(raw, self._longest_text(message), known)
-            return read_message(raw, self._longest_text(message), known)
-        except TextProblem as problem:
-            raise NotWritten(Transient(problem.code, str(problem))) from problem
+        if template is not None:
+            values = parse_variables(completion.text, len(template.variables), known)
+            chosen = Template(template.name, template.language, values)
+            return Draft(template.fill(values), template=chosen), ()
+        read = read_email if self._traits.has_subject else read_message
+        found = read(completion.text, self._longest_text(message), known)
+        return Draft(found.text, found.subject), found.changed
 
     def _stored(self, message: LeasedMessage, lead: Lead | None, text: str) -> Draft:
         """A text that was written before, by us or by the system before us. Raises NotWritten.
@@ -238,7 +287,13 @@ class TextWriter:
         campaign = self._settings.campaigns[message.config_id]
         own = (lead.phone, lead.email, *lead.other_phones, *lead.context.values()) if lead else ()
         body = campaign.template.body if campaign.template else None
-        return Known.of([campaign.instructions, body or ""], [each for each in (*own, message.phone_number) if each])
+        author = self._agent(message).author
+        told = (campaign.instructions, body or "", author.agent_prompt, author.workspace)
+        return Known.of(told, [each for each in (*own, message.phone_number) if each])
+
+    def _agent(self, message: LeasedMessage) -> AgentProfile:
+        """Who writes for the message's workspace."""
+        return self._settings.agents.get(message.workspace_id, NO_AGENT)
 
     def _longest_text(self, message: LeasedMessage) -> int:
         """Characters that all parts of a message may have together."""
@@ -249,52 +304,129 @@ class TextWriter:
     ) -> tuple[str, str, Mapping[str, Any] | None]:
         """System and user prompt, and the shape of the answer where it is not plain text."""
         instructions = self._settings.campaigns[message.config_id].instructions
+        author = self._agent(message).author
         if template is not None:
-            prompts = template_prompt(instructions, lead.context, template.variables, template.body)
+            prompts = template_prompt(instructions, lead.context, template.variables, template.body, author)
             return *prompts, template_schema(template.variables)
         if self._traits.has_subject:
-            return *email_prompt(instructions, lead.context), EMAIL_SCHEMA
-        return *first_contact_prompt(instructions, lead.context), None
+            return *email_prompt(instructions, lead.context, author), EMAIL_SCHEMA
+        return *first_contact_prompt(instructions, lead.context, author), None
 
     async def _generate(
-        self, message: LeasedMessage, lead: Lead | None, template: TemplateSettings | None, access: ModelAccess
+        self,
+        message: LeasedMessage,
+        lead: Lead,
+        template: TemplateSettings | None,
+        model: str,
+        access: ModelAccess,
     ) -> tuple[Completion, int]:
-        model = self._settings.models.get(message.workspace_id)
-        if model is None or lead is None:
-            # Only since the claim, which holds such a run: the message waits with it.
-            raise Ended(GiveBack(NO_MODEL, NO_MODEL_REASON, ErrorClass.SYSTEMIC))
+        """A model's whole answer, and the milliseconds that it took. Raises NotWritten."""
         system, user, shape = self._question(message, lead, template)
+        agent, policy = self._agent(message).settings, self._policy
+        budget = first_budget(model, policy.max_tokens, agent, learned=model in self._reasoning_models)
         prompt = Prompt(
             model,
             system,
             user,
-            max_tokens=self._policy.max_tokens,
-            temperature=self._policy.temperature,
-            timeout=self._policy.generation_timeout_seconds,
+            temperature=policy.temperature,
+            timeout=self._timeout(budget),
             json_schema=None if model in self._without_schema else shape,
             reference=message.id,
             workspace_id=message.workspace_id,
             fallback_models=self._settings.fallback_models.get(message.workspace_id, ()),
+            **budget.fields(),
         )
         started = self._clock.monotonic()
         answer = await self._complete(message, prompt, access)
-        if prompt.json_schema is not None and _refuses_schema(answer):
+        if (prompt.json_schema is not None or prompt.reasoning is not None) and _refuses_parameters(answer):
             # No endpoint of this model takes a schema, or it dislikes ours: the prompt asks for the same in words.
-            prompt = replace(prompt, json_schema=None)
+            prompt = replace(prompt, json_schema=None, reasoning=None)
             answer = await self._complete(message, prompt, access)
             if isinstance(answer, Completion):
                 self._without_schema.add(model)
-        if isinstance(answer, Transient) and answer.code == "truncated":
-            # Once with twice the room: the same room would only be paid for again.
-            answer = await self._complete(message, replace(prompt, max_tokens=2 * prompt.max_tokens), access)
-            if isinstance(answer, Transient) and answer.code == "truncated":
-                answer = Permanent(answer.code, answer.reason)
+        if _is_truncated(answer) and agent.max_tokens is None:
+            # Once with more room: the same room would only be paid for again.
+            self._keep_call(message, model, answer, "truncated")
+            if was_reasoning(answer):
+                self._reasoning_models.add(model)
+            budget = larger_budget(budget, policy.max_tokens, answer)
+            larger = replace(prompt, max_tokens=budget.max_tokens, timeout=self._timeout(budget))
+            answer = await self._complete(message, larger, access)
+        if isinstance(answer, Completion) and answer.failure is None:
+            return answer, round(1000 * (self._clock.monotonic() - started))
+        raise NotWritten(await self._failure(message, model, answer), model)
+
+    def _timeout(self, budget: TokenBudget) -> float:
+        """Seconds for a request; twice as many where the model is given room to reason."""
+        seconds = self._policy.generation_timeout_seconds
+        return 2 * seconds if budget.max_tokens > REASONING_ROOM else seconds
+
+    async def _failure(self, message: LeasedMessage, model: str, answer: Completion | Failure) -> Failure:
+        """What it means for a message that there is no whole answer."""
         if not isinstance(answer, Completion):
             if isinstance(answer, Permanent) and answer.code == "invalid_request":
-                answer = await self._judge_refusal(answer, model)
-            raise NotWritten(answer, model)
+                return await self._judge_refusal(answer, model)
+            return answer
+        failure = answer.failure
+        assert failure is not None
+        if failure.code not in MODEL_RULES:  # withheld by a filter: that is about this prompt
+            self._keep_call(message, model, answer, failure.code)
+            return failure
+        if not _is_truncated(answer):
+            return self._refuse(message, model, answer, failure.code, failure.reason)
+        self._keep_call(message, model, answer, failure.code)
+        if was_reasoning(answer):
+            self._reasoning_models.add(model)
+            reason = (
+                f"The model {model} spent all its tokens on reasoning and wrote no text; choose another in ai_agents, "
+                "or set max_tokens or reasoning_effort in ai_agents.behavior_config."
+            )
+            return Systemic(MODEL_UNFIT, reason, Scope.MODEL)
+        return self._judge_rule(message, model, failure.code, failure.reason, asked_twice=True)
+
+    # What answers cost, and what they say of their model -------------------------------------------------------------
+
+    def _accept(self, message: LeasedMessage, model: str, completion: Completion, changed: tuple[str, ...]) -> None:
+        """Book a good answer; what its text costs is kept with the text."""
         self._good_models.add(model)
-        return answer, round(1000 * (self._clock.monotonic() - started))
+        self._refused_in_a_row[model] = self._refused_in_a_row[message.run_id] = 0
+        self._add_cost(message, completion)
+        if changed:
+            self._calls.setdefault(message.id, []).append(_call(completion, "text", model, changed=changed))
+
+    def _refuse(self, message: LeasedMessage, model: str, completion: Completion, rule: str, reason: str) -> Failure:
+        """Book an answer that may not be sent, and judge what it means for its message."""
+        self._keep_call(message, model, completion, rule)
+        return self._judge_rule(message, model, rule, reason, asked_twice=rule in message.refused_rules)
+
+    def _judge_rule(
+        self, message: LeasedMessage, model: str, rule: str, reason: str, *, asked_twice: bool
+    ) -> Systemic | Permanent | Transient:
+        """A broken rule ends the message when it is broken again; many in a row pause their model or run instead."""
+        about_model = rule in MODEL_RULES
+        cause = model if about_model else message.run_id
+        self._refused_in_a_row[cause] += 1
+        times = self._refused_in_a_row[cause]
+        if times >= MOST_REFUSED_IN_A_ROW:
+            last = f"{times} answers in a row could not be sent, the last by the rule {rule}: {reason}"
+            if about_model:
+                why = f"The model {model} is not fit for these texts: {last} Choose another in ai_agents."
+                return Systemic(MODEL_UNFIT, why, Scope.MODEL)
+            why = f"The texts of this run are refused: {last} Look at the campaign's instructions."
+            return Systemic(TEXTS_REFUSED, why, Scope.RUN)
+        if asked_twice:
+            return Permanent(rule, f"{reason} It was so twice; see campaign_pipeline.campaign_model_calls.")
+        return Transient(rule, reason)
+
+    def _keep_call(
+        self, message: LeasedMessage, model: str, completion: Completion, rule: str, purpose: str = "text"
+    ) -> None:
+        call = _call(completion, purpose, model, rule=rule)
+        self._calls.setdefault(message.id, []).append(call)
+
+    def _add_cost(self, message: LeasedMessage, completion: Completion) -> None:
+        if completion.cost is not None:
+            self._costs[message.id] = self._costs.get(message.id, 0.0) + completion.cost
 
     async def _judge_refusal(self, refusal: Permanent, model: str) -> Permanent | Systemic:
         """Systemic once a model rejected FIRST_REFUSALS requests with no success: then it is not the message."""
@@ -322,9 +454,6 @@ class TextWriter:
         if isinstance(answer, Completion):
             self._report.tokens += answer.total_tokens
             self._report.cost_usd += answer.cost or 0.0
-            if answer.cost is not None:
-                message_id = prompt.reference.partition(":")[0]
-                self._costs[message_id] = self._costs.get(message_id, 0.0) + answer.cost
         return answer
 
     def _splits(self, message: LeasedMessage) -> bool:
@@ -358,8 +487,14 @@ class TextWriter:
             workspace_id=message.workspace_id,
         )
         answer = await self._ask_for_split(message, prompt, access)
-        proposal = parse_proposal(answer.text) if isinstance(answer, Completion) else None
+        usable = isinstance(answer, Completion) and answer.failure is None
+        proposal = parse_proposal(answer.text) if isinstance(answer, Completion) and usable else None
         accepted = accept_proposal(text, proposal, max_parts, max_chars) if proposal else None
+        if isinstance(answer, Completion):
+            if accepted is None:
+                self._keep_call(message, model, answer, "split_not_usable", "split")
+            else:
+                self._add_cost(message, answer)
         if accepted is None:
             note = "The model's split was not usable or changed the text; it was split locally."
             self._log(message, "split", "warning", note)
@@ -377,6 +512,30 @@ class TextWriter:
         return answer
 
 
-def _refuses_schema(answer: Completion | Failure) -> bool:
-    """Whether a request may have been refused for the shape that it asked for."""
+def _refuses_parameters(answer: Completion | Failure) -> bool:
+    """Whether a request may have been refused for the shape, or the limit on reasoning, that it asked for."""
     return isinstance(answer, Systemic | Permanent) and answer.code in {"model_unavailable", "invalid_request"}
+
+
+def _is_truncated(answer: Completion | Failure) -> TypeGuard[Completion]:
+    return isinstance(answer, Completion) and answer.failure is not None and answer.failure.code == "truncated"
+
+
+def _call(
+    completion: Completion, purpose: str, model: str, rule: str | None = None, changed: tuple[str, ...] = ()
+) -> ModelCall:
+    """The record of an answer. It is quoted only where it was refused, as far as the database can hold it."""
+    return ModelCall(
+        completion.generation_id or f"local-{uuid4()}",
+        purpose,
+        model,
+        completion.prompt_tokens,
+        completion.completion_tokens,
+        completion.reasoning_tokens,
+        completion.cost,
+        rule,
+        rule in MODEL_RULES,
+        rule == "truncated" and was_reasoning(completion),
+        changed,
+        None if rule is None else plain_characters(completion.text)[:LONGEST_KEPT_ANSWER],
+    )

@@ -69,9 +69,9 @@ def campaign_report(context: dg.AssetExecutionContext, database: QueueDatabase) 
     """What became of a day's messages by campaign: counts, failures by class, tokens, cost, time per stage and pace."""
     day, window = context.partition_key, context.partition_time_window
     with plain_failures():
-        *campaigns, total = run_async(
-            Reports(database.url()).campaign_day(window.start, window.end, str(days.timezone))
-        )
+        reports = Reports(database.url())
+        *campaigns, total = run_async(reports.campaign_day(window.start, window.end, str(days.timezone)))
+        text_rules = run_async(reports.text_rules(window.start, window.end))
     context.log.info(_in_a_sentence(day, total, len(campaigns)))
     table = pd.DataFrame(
         [{**row, "campaign_id": str(row["campaign_id"])} for row in campaigns], columns=["campaign_id", *COLUMNS[1:]]
@@ -86,6 +86,7 @@ def campaign_report(context: dg.AssetExecutionContext, database: QueueDatabase) 
             # Two tables: one of all columns is wider than the page, and cuts off every row above and below it.
             "campaigns": dg.MetadataValue.md(markdown_table(_outcomes(campaigns))),
             "costs_and_times": dg.MetadataValue.md(markdown_table(_costs_and_times(campaigns))),
+            "text_rules": dg.MetadataValue.md(markdown_table(_text_rules(campaigns, text_rules))),
             "picture": dg.MetadataValue.md(day_picture(day, total)),
             **_figures(total),
         },
@@ -135,6 +136,23 @@ def _costs_and_times(campaigns: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
             }
             for row in campaigns
         ]
+    )
+
+
+def _text_rules(campaigns: Sequence[Mapping[str, Any]], rules: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """How many texts of each campaign a rule changed or refused."""
+    names = {row["campaign_id"]: row["campaign"] for row in campaigns}
+    return pd.DataFrame(
+        [
+            {
+                "campaign": names.get(row["campaign_id"], str(row["campaign_id"])),
+                "rule": row["rule"],
+                "texts": f"{row['texts']:,} {row['what']}",
+                "US$ of refused ones": f"{row['cost_usd']:.4f}",
+            }
+            for row in rules
+        ],
+        columns=["campaign", "rule", "texts", "US$ of refused ones"],
     )
 
 

@@ -68,13 +68,19 @@ def delete_old_outputs(context: dg.OpExecutionContext, config: KeepConfig, datab
 
 @dg.op(out={"deleted_logs": dg.Out(io_manager_key="handles", description="How many rows.")})
 def delete_old_logs(context: dg.OpExecutionContext, config: KeepConfig, database: QueueDatabase) -> int:
-    """Delete rows of campaign_logs after CAMPAIGN_KEEP_LOGS_DAYS, and pauses of which nothing is left but their row."""
+    """Delete rows of campaign_logs and refused texts after CAMPAIGN_KEEP_LOGS_DAYS, and pauses that nobody needs."""
     with plain_failures():
         days = _days(config, OperationsSettings.from_environment().keep_logs_days)
         with Operations(database.url()) as operations:
             rows, pauses = operations.delete_old_logs(days), operations.delete_spent_pauses(UNTRIED_PAUSE_DAYS)
-    context.log.info(f"Deleted {rows} rows of campaign_logs older than {days} days, and {pauses} spent pauses.")
-    context.add_output_metadata({"rows": rows, "pauses": pauses, "keep_days": days}, output_name="deleted_logs")
+            texts = operations.delete_old_model_calls(days)
+    context.log.info(
+        f"Deleted {rows} rows of campaign_logs and {texts} refused or changed texts older than {days} days, "
+        f"and {pauses} spent pauses."
+    )
+    context.add_output_metadata(
+        {"rows": rows, "texts": texts, "pauses": pauses, "keep_days": days}, output_name="deleted_logs"
+    )
     return rows
 
 

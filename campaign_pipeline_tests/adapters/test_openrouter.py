@@ -10,7 +10,17 @@ import pytest
 
 from campaign_pipeline.adapters.http import http_client
 from campaign_pipeline.adapters.openrouter import ERROR_TYPES, STATUSES, OpenRouter
-from campaign_pipeline.core.ports import Completion, Failure, Permanent, Prompt, Scope, Systemic, Throttled, Transient
+from campaign_pipeline.core.ports import (
+    Completion,
+    Failure,
+    Permanent,
+    Prompt,
+    Reasoning,
+    Scope,
+    Systemic,
+    Throttled,
+    Transient,
+)
 from campaign_pipeline.sandbox import FAULTS, Behaviour, Fault, Kind, Sandbox
 from campaign_pipeline_tests.adapters.wire import (
     Playback,
@@ -29,6 +39,11 @@ PROMPT = Prompt("openai/gpt-4o-mini", "Você vende café.", "Nome: Ana Souza", r
 SAMPLES = samples("openrouter.json")
 
 
+def judged(outcome: Completion | Failure) -> Completion | Failure:
+    """What an answer comes to: its text, or why it may not be used."""
+    return outcome.failure or outcome if isinstance(outcome, Completion) else outcome
+
+
 def ask(serve: Serve, prompt: Prompt = PROMPT, key: str | None = KEY) -> Completion | Failure:
     """Ask a server once."""
 
@@ -41,7 +56,7 @@ def ask(serve: Serve, prompt: Prompt = PROMPT, key: str | None = KEY) -> Complet
 
 @pytest.mark.parametrize("sample", SAMPLES, ids=[sample["name"] for sample in SAMPLES])
 def test_each_answer_has_its_class(sample: Mapping[str, Any]) -> None:
-    outcome = ask(played(sample))
+    outcome = judged(ask(played(sample)))
     assert differences(outcome, sample["expect"]) == {}
     reason = getattr(outcome, "reason", "one.")
     assert reason.strip(), "an operator reads a sentence"
@@ -106,7 +121,8 @@ def test_every_fault_of_the_sandbox_is_known_here() -> None:
 @pytest.mark.parametrize("fault", FROM_SANDBOX)
 def test_each_fault_has_its_class(fault: str) -> None:
     prompt = Prompt("vendor/model", "s", "Nome: Ana Souza", timeout=0.3 if fault == "hang" else 10.0)
-    outcome, _ = ask_sandbox(Behaviour(faults=(Fault(Kind.GENERATION, fault),)), prompt)
+    answer, _ = ask_sandbox(Behaviour(faults=(Fault(Kind.GENERATION, fault),)), prompt)
+    outcome = judged(answer)
     kind, code, scope = FROM_SANDBOX[fault]
     assert isinstance(outcome, kind)
     assert getattr(outcome, "code", "") == code
@@ -286,3 +302,47 @@ def test_an_only_model_is_asked_for_as_one_and_several_as_a_list_in_their_order(
     assert (body["model"], body.get("models")) == (PROMPT.model, None)
     body = orjson.loads(several.partition(b"\r\n\r\n")[2])
     assert (body.get("model"), body["models"]) == (None, [PROMPT.model, "b/c", "d/e"])
+
+
+# What was charged, and how much a model may reason --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("finish", "content", "code"),
+    [
+        ("length", "Oi, An", "truncated"),
+        ("length", None, "truncated"),
+        ("content_filter", "Oi", "content_filter"),
+        ("stop", "", "empty"),
+        (None, None, "empty"),
+    ],
+)
+def test_an_answer_that_may_not_be_used_says_what_it_cost(finish: str | None, content: str | None, code: str) -> None:
+    usage: dict[str, Any] = {"prompt_tokens": 90, "completion_tokens": 500, "cost": 0.002}
+    usage |= {"completion_tokens_details": {"reasoning_tokens": 480}}
+    body = {"id": "gen-1", "choices": [{"message": {"content": content}, "finish_reason": finish}], "usage": usage}
+    outcome = ask(playback(body))
+    assert isinstance(outcome, Completion)
+    assert outcome.failure is not None
+    assert (outcome.failure.code, outcome.cost, outcome.generation_id) == (code, 0.002, "gen-1")
+    assert (outcome.text, outcome.total_tokens, outcome.reasoning_tokens) == (content or "", 590, 480)
+
+
+@pytest.mark.parametrize(
+    ("reasoning", "sent"),
+    [
+        (None, None),
+        (Reasoning(effort="low"), {"effort": "low", "exclude": True}),
+        (Reasoning(max_tokens=1024), {"max_tokens": 1024, "exclude": True}),
+    ],
+)
+def test_how_much_a_model_may_reason_is_said_in_the_request(reasoning: Reasoning | None, sent: object) -> None:
+    assert asked_with(replace(PROMPT, reasoning=reasoning)).get("reasoning") == sent
+
+
+def test_a_long_system_prompt_is_marked_for_caching_where_its_provider_wants_a_mark() -> None:
+    long = replace(PROMPT, model="anthropic/claude-sonnet-4.5", system="Você vende café. " * 300)
+    marked = [{"type": "text", "text": long.system, "cache_control": {"type": "ephemeral"}}]
+    assert asked_with(long)["messages"][0]["content"] == marked
+    assert asked_with(replace(long, system="Curto."))["messages"][0]["content"] == "Curto."
+    assert asked_with(replace(long, model="openai/gpt-4o-mini"))["messages"][0]["content"] == long.system

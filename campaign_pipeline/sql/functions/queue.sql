@@ -420,6 +420,7 @@ DECLARE
     refused  jsonb;    -- message -> verdict, where consent refuses what else might go
     slots    jsonb;    -- message -> its turn, where it goes by a pace
     conversations jsonb;  -- message -> conversation, where it had none
+    booked   jsonb := '{}';  -- message -> what its refused answers cost, booked now
 BEGIN
     -- Locked from here to the commit, so that nobody takes a message over between the check and the intent.
     PERFORM 1 FROM public.campaign_messages m
@@ -444,8 +445,22 @@ BEGIN
                        WHERE NOT COALESCE(slots -> g.id::text ? 'wait', false));
     END IF;
 
-    IF jsonb_path_exists(p_items, '$[*].ai_cost_usd') THEN
-        PERFORM campaign_pipeline.campaign_note_spending(p_items, held);
+    IF jsonb_path_exists(p_items, '$[*].calls[*]') THEN
+        booked := campaign_pipeline.campaign_keep_model_calls(p_items, held);
+    END IF;
+    IF jsonb_path_exists(p_items, '$[*].asked_model ? (@ != null)') THEN
+        PERFORM campaign_pipeline.campaign_note_good_texts(p_items, held);
+    END IF;
+    -- Two index probes a group of messages, and nothing else where no limit is set.
+    IF (booked <> '{}' OR jsonb_path_exists(p_items, '$[*].ai_cost_usd ? (@ > 0)'))
+       AND (EXISTS (SELECT 1 FROM public.campaign_configs c WHERE c.max_cost_usd_per_run IS NOT NULL)
+            OR EXISTS (SELECT 1 FROM public.workspaces w WHERE w.max_cost_usd_per_day IS NOT NULL)) THEN
+        -- A message that has parts was counted with them: the item is a repeated one.
+        PERFORM campaign_pipeline.campaign_note_spending(COALESCE(jsonb_agg(jsonb_build_object('id', i.id, 'cost',
+            COALESCE((booked ->> i.id::text)::numeric, 0)
+            + CASE WHEN EXISTS (SELECT 1 FROM campaign_pipeline.campaign_message_parts p WHERE p.message_id = i.id)
+                   THEN 0 ELSE COALESCE(i.ai_cost_usd, 0) END)), '[]'))
+        FROM jsonb_to_recordset(p_items) AS i (id uuid, ai_cost_usd numeric) WHERE i.id = ANY (held);
     END IF;
 
     -- A new text: its parts, the one to be sent now already as an attempt.
@@ -503,9 +518,13 @@ BEGIN
         template              = COALESCE(m.template, NULLIF(i.template, 'null')),
         ai_model              = COALESCE(i.ai_model, m.ai_model),
         ai_tokens_used        = COALESCE(i.ai_tokens_used, m.ai_tokens_used),
-        -- What an earlier text cost that could not be sent was paid, too.
-        ai_cost_usd           = CASE WHEN m.generated_message IS NULL AND i.ai_cost_usd IS NOT NULL
-                                     THEN COALESCE(m.ai_cost_usd, 0) + i.ai_cost_usd ELSE m.ai_cost_usd END,
+        -- What an answer cost that could not be sent was paid, too.
+        ai_cost_usd           = CASE WHEN (m.generated_message IS NULL AND i.ai_cost_usd IS NOT NULL)
+                                          OR booked ? m.id::text
+                                     THEN COALESCE(m.ai_cost_usd, 0) + COALESCE((booked ->> m.id::text)::numeric, 0)
+                                          + CASE WHEN m.generated_message IS NULL THEN COALESCE(i.ai_cost_usd, 0)
+                                                 ELSE 0 END
+                                     ELSE m.ai_cost_usd END,
         ai_generation_time_ms = COALESCE(i.ai_generation_time_ms, m.ai_generation_time_ms),
         address               = COALESCE(NULLIF(i.address, ''), m.address),
         address_kind          = COALESCE(campaign_pipeline.campaign_address_kind(i.address), m.address_kind),

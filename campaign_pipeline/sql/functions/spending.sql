@@ -22,24 +22,89 @@ BEGIN
     ends_at := (day + 1)::timestamp AT TIME ZONE zone;
 END $$;
 
--- Count what was paid for texts that are kept now for the first time, and pause what has reached its limit.
--- Items: {id, ai_cost_usd}; p_ids: the messages that the caller holds. Called before their parts are written, since a
--- message that has parts was counted with them.
-CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_note_spending(p_items jsonb, p_ids uuid[]) RETURNS void
+-- Keep the answers that are kept by themselves, once however often their item is repeated, and what they say of their
+-- model or run. Items: {id, text, asked_model, calls[{id, purpose, model, prompt_tokens, completion_tokens,
+-- reasoning_tokens, cost_usd, rule, changed[], answer, about_model}]}; p_ids: the messages that the caller holds.
+-- Returns what is booked now for the first time, in US dollars by message.
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_keep_model_calls(p_items jsonb, p_ids uuid[]) RETURNS jsonb
+    LANGUAGE plpgsql
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+DECLARE
+    booked jsonb;
+BEGIN
+    WITH call AS MATERIALIZED (
+        SELECT i.id AS message_id, m.run_id, c.*
+        FROM jsonb_to_recordset(p_items) AS i (id uuid, calls jsonb)
+        JOIN public.campaign_messages m ON m.id = i.id
+        CROSS JOIN LATERAL jsonb_to_recordset(COALESCE(NULLIF(i.calls, 'null'), '[]')) AS c (
+            id text, purpose text, model text, prompt_tokens integer, completion_tokens integer,
+            reasoning_tokens integer, cost_usd numeric, rule text, changed text[], answer text, about_model boolean,
+            reasons boolean)
+        WHERE i.id = ANY (p_ids)
+    ), kept AS (
+        INSERT INTO campaign_pipeline.campaign_model_calls AS k
+            (id, message_id, run_id, purpose, model, prompt_tokens, completion_tokens, reasoning_tokens, cost_usd,
+             rule, changed, answer, called_at)
+        SELECT DISTINCT ON (call.id) call.id, call.message_id, call.run_id, call.purpose, call.model,
+               COALESCE(call.prompt_tokens, 0), COALESCE(call.completion_tokens, 0),
+               COALESCE(call.reasoning_tokens, 0), call.cost_usd, call.rule,
+               COALESCE(call.changed, '{}'), call.answer, campaign_pipeline.campaign_now()
+        FROM call ORDER BY call.id  -- in one order, or two shards could wait for each other
+        ON CONFLICT (id) DO NOTHING
+        RETURNING k.id, k.message_id, k.rule, k.cost_usd
+    ), bad AS (
+        SELECT CASE WHEN call.about_model THEN 'model' ELSE 'run' END AS scope,
+               CASE WHEN call.about_model THEN call.model ELSE call.run_id::text END AS scope_id,
+               count(*)::integer AS refused, COALESCE(bool_or(call.reasons), false) AS reasons
+        FROM kept JOIN call ON call.id = kept.id
+        WHERE call.rule IS NOT NULL AND call.purpose = 'text'
+        GROUP BY 1, 2 ORDER BY 1, 2
+    ), recorded AS (
+        INSERT INTO campaign_pipeline.campaign_text_records AS t (scope, scope_id, refused_in_a_row, reasons, changed_at)
+        SELECT bad.scope, bad.scope_id, bad.refused, bad.reasons, campaign_pipeline.campaign_now() FROM bad
+        ON CONFLICT (scope, scope_id) DO UPDATE
+        SET refused_in_a_row = t.refused_in_a_row + EXCLUDED.refused_in_a_row, reasons = t.reasons OR EXCLUDED.reasons,
+            changed_at = EXCLUDED.changed_at
+    )
+    SELECT jsonb_object_agg(b.message_id, b.cost) INTO booked
+    FROM (SELECT kept.message_id, sum(kept.cost_usd) AS cost FROM kept
+          WHERE kept.rule IS NOT NULL AND kept.cost_usd > 0 GROUP BY kept.message_id) b;
+    RETURN COALESCE(booked, '{}');
+END $$;
+
+-- A text that may be sent ends the row of refused ones, of its model and of its run.
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_note_good_texts(p_items jsonb, p_ids uuid[]) RETURNS void
+    LANGUAGE plpgsql
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+BEGIN
+    IF NOT EXISTS (SELECT 1 FROM campaign_pipeline.campaign_text_records t WHERE t.refused_in_a_row > 0) THEN
+        RETURN;
+    END IF;
+    UPDATE campaign_pipeline.campaign_text_records t
+    SET refused_in_a_row = 0, changed_at = campaign_pipeline.campaign_now()
+    FROM (SELECT t.scope, t.scope_id FROM campaign_pipeline.campaign_text_records t
+          WHERE t.refused_in_a_row > 0 AND (t.scope, t.scope_id) IN (
+              SELECT s.scope, s.scope_id
+              FROM jsonb_to_recordset(p_items) AS i (id uuid, text text, asked_model text)
+              JOIN public.campaign_messages m ON m.id = i.id
+              CROSS JOIN LATERAL (VALUES ('model', i.asked_model), ('run', m.run_id::text)) AS s (scope, scope_id)
+              WHERE i.id = ANY (p_ids) AND i.asked_model IS NOT NULL AND i.text IS NOT NULL)
+          ORDER BY t.scope, t.scope_id FOR UPDATE) good
+    WHERE t.scope = good.scope AND t.scope_id = good.scope_id;
+END $$;
+
+-- Count what was paid, and pause what has reached its limit. Bills: {id, cost} by message, each given only once: a
+-- text's cost where it is kept now for the first time, and what campaign_keep_model_calls booked.
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_note_spending(p_bills jsonb) RETURNS void
     LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 DECLARE
     bill  record;
     spent numeric;
 BEGIN
-    -- Two index probes a group of messages, and nothing else where no limit is set.
-    IF NOT EXISTS (SELECT 1 FROM public.campaign_configs c WHERE c.max_cost_usd_per_run IS NOT NULL)
-       AND NOT EXISTS (SELECT 1 FROM public.workspaces w WHERE w.max_cost_usd_per_day IS NOT NULL) THEN
-        RETURN;
-    END IF;
     FOR bill IN
-        SELECT t.scope, t.scope_id, t.day, t.until, t.limit_usd, t.what, sum(i.ai_cost_usd) AS cost
-        FROM jsonb_to_recordset(p_items) AS i (id uuid, ai_cost_usd numeric)
+        SELECT t.scope, t.scope_id, t.day, t.until, t.limit_usd, t.what, sum(i.cost) AS cost
+        FROM jsonb_to_recordset(p_bills) AS i (id uuid, cost numeric)
         JOIN public.campaign_messages m ON m.id = i.id
         JOIN public.campaign_runs r ON r.id = m.run_id
         JOIN public.campaign_configs c ON c.id = r.config_id
@@ -51,8 +116,7 @@ BEGIN
             ('workspace', w.id, d.day, d.ends_at, w.max_cost_usd_per_day,
              'workspace and day (workspaces.max_cost_usd_per_day)')
         ) AS t (scope, scope_id, day, until, limit_usd, what)
-        WHERE i.id = ANY (p_ids) AND i.ai_cost_usd > 0 AND t.limit_usd IS NOT NULL
-          AND NOT EXISTS (SELECT 1 FROM campaign_pipeline.campaign_message_parts p WHERE p.message_id = i.id)
+        WHERE i.cost > 0 AND t.limit_usd IS NOT NULL
         GROUP BY t.scope, t.scope_id, t.day, t.until, t.limit_usd, t.what
         ORDER BY t.scope, t.scope_id  -- in one order, or two shards could wait for each other
     LOOP

@@ -95,6 +95,13 @@ WHERE id IN (SELECT l.id FROM public.campaign_logs l
              WHERE l.created_at < campaign_pipeline.campaign_now() - make_interval(days => %(days)s)
              ORDER BY l.created_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED);
 
+-- name: delete_old_model_calls
+-- One small batch of refused and changed texts, as old as the logs that are deleted.
+DELETE FROM campaign_pipeline.campaign_model_calls
+WHERE id IN (SELECT k.id FROM campaign_pipeline.campaign_model_calls k
+             WHERE k.called_at < campaign_pipeline.campaign_now() - make_interval(days => %(days)s)
+             ORDER BY k.called_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED);
+
 -- name: delete_spent_pauses
 -- Slow-downs that are over, and pauses that nobody has tried for the given days: their inbox or campaign has nothing to
 -- send any more. Were the cause still there, the next message would open the pause again.

@@ -294,6 +294,20 @@ SELECT jsonb_build_object(
             WHERE a.workspace_id = ANY (%(workspace_ids)s) AND a.is_active AND a.model IS NOT NULL
             ORDER BY a.workspace_id, a.created_at DESC) a
         WHERE cardinality(a.fallback_models) > 0),
+    'agents', (SELECT jsonb_object_agg(a.workspace_id, jsonb_build_object('system_prompt', a.system_prompt,
+            'behavior_config', CASE WHEN jsonb_typeof(a.behavior_config) = 'object' THEN jsonb_build_object(
+                'max_tokens', a.behavior_config -> 'max_tokens',
+                'reasoning_effort', a.behavior_config -> 'reasoning_effort') END,
+            'workspace', w.name)) FROM (
+            SELECT DISTINCT ON (a.workspace_id) a.* FROM public.ai_agents a
+            WHERE a.workspace_id = ANY (%(workspace_ids)s) AND a.is_active AND a.model IS NOT NULL
+            ORDER BY a.workspace_id, a.created_at DESC) a
+        JOIN public.workspaces w ON w.id = a.workspace_id),
+    'text_records', (SELECT jsonb_object_agg(t.scope_id, jsonb_build_object('refused_in_a_row', t.refused_in_a_row,
+            'reasons', t.reasons)) FROM campaign_pipeline.campaign_text_records t
+        WHERE (t.refused_in_a_row > 0 OR t.reasons) AND (t.scope = 'model' OR t.scope_id IN (
+            SELECT r.id::text FROM public.campaign_runs r
+            WHERE r.config_id = ANY (%(config_ids)s) AND r.status = 'running'))),
     'own_accounts', (SELECT jsonb_agg(w.id) FROM unnest(%(workspace_ids)s::uuid[]) AS w (id)
         WHERE campaign_pipeline.campaign_own_key(w.id) IS NOT NULL),
     'limited',
@@ -334,7 +348,10 @@ FROM campaign_pipeline.campaign_take_over(%(ids)s, %(batch_token)s, %(token)s, %
 -- What a shard works on: the messages that it holds, with their stored text and ledger.
 SELECT m.id, m.run_id, r.config_id, c.workspace_id, COALESCE(m.inbox_id, c.inbox_id) AS inbox_id, m.lead_id,
        m.phone_number, m.generated_message AS text,
-       m.subject, m.template, m.retry_count, campaign_pipeline.campaign_now() AS now,
+       m.subject, m.template, m.retry_count,
+       (SELECT array_agg(DISTINCT k.rule) FROM campaign_pipeline.campaign_model_calls k
+        WHERE k.message_id = m.id AND k.purpose = 'text' AND k.rule IS NOT NULL) AS refused_rules,
+       campaign_pipeline.campaign_now() AS now,
        COALESCE((SELECT jsonb_agg(jsonb_build_object('part_no', p.part_no, 'text', p.text, 'status', p.status,
                         'attempts', p.attempts, 'address', p.address, 'inbox_id', p.inbox_id,
                         'error_code', p.error_code, 'resend_approved', p.resend_approved_at IS NOT NULL,

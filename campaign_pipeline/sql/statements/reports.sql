@@ -85,6 +85,20 @@ LEFT JOIN public.campaign_configs c ON c.id = k.campaign_id
 LEFT JOIN public.campaign_runs r ON r.id = k.campaign_id
 ORDER BY k.campaign_id IS NULL, due DESC, campaign, k.campaign_id;
 
+-- name: count_text_rules
+-- How many answers of the language model each rule changed or refused in one day, by campaign, and what the refused
+-- ones cost. By the index on their time.
+SELECT COALESCE(r.config_id, k.run_id) AS campaign_id, n.rule, n.what, count(*) AS texts,
+       COALESCE(sum(k.cost_usd) FILTER (WHERE n.what = 'refused'), 0)::double precision AS cost_usd
+FROM campaign_pipeline.campaign_model_calls k
+LEFT JOIN public.campaign_runs r ON r.id = k.run_id
+CROSS JOIN LATERAL (
+    SELECT k.rule AS rule, 'refused' AS what WHERE k.rule IS NOT NULL
+    UNION ALL SELECT c.rule, 'changed' FROM unnest(k.changed) AS c (rule)) n
+WHERE k.called_at >= %(day_start)s AND k.called_at < %(day_end)s
+GROUP BY 1, 2, 3
+ORDER BY 1, 4 DESC, 2;
+
 -- name: count_failed_by_day
 -- Messages that failed, by business day and class, the newest day first; by the index on failed messages. A message
 -- that is sent again is no longer failed, so a day that was back-filled leaves this list by itself.

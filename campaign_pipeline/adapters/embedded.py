@@ -124,9 +124,15 @@ class EmbeddedServer:
         """Start the server, or join the one that runs. Raises EmbeddedServerFailed, OSError or psycopg.Error."""
         self._folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._folder.mkdir(mode=0o700, exist_ok=True)
+        found = self._folder.stat()
+        if os.geteuid() not in {0, found.st_uid}:
+            raise EmbeddedServerFailed(
+                f"The folder {self._folder} of the embedded PostgreSQL belongs to the user with the id {found.st_uid}; "
+                "work as that user, or name another folder in CAMPAIGN_HOME."
+            )
         self._folder.chmod(0o700)
         with contextlib.ExitStack() as stack, self._alone():
-            users = stack.enter_context((self._folder / "users.lock").open("a"))
+            users = stack.enter_context(self._lock("users.lock"))
             self._owner = _Owner.of(self.data)
             if not (self.data / "PG_VERSION").exists():
                 self._make_data_folder()
@@ -143,9 +149,18 @@ class EmbeddedServer:
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
         """Keep others from starting and stopping while we do."""
-        with (self._folder / "start.lock").open("a") as gate:
+        with self._lock("start.lock") as gate:
             fcntl.flock(gate, fcntl.LOCK_EX)
             yield
+
+    def _lock(self, name: str) -> IO[str]:
+        """Open a file for locks; one that root makes in another user's folder is that user's."""
+        path = self._folder / name
+        file = path.open("a")
+        if os.geteuid() == 0:
+            folder = self._folder.stat()
+            os.chown(path, folder.st_uid, folder.st_gid)
+        return file
 
     def _make_data_folder(self) -> None:
         assert self._owner is not None

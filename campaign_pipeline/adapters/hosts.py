@@ -172,10 +172,14 @@ class GuardedConnector(aiohttp.TCPConnector):
     def __init__(self, hosts: Hosts, **options: Any) -> None:
         super().__init__(resolver=_Resolver(hosts), **options)
         self._hosts = hosts
+        self._passed: set[tuple[str, int, bool]] = set()
 
     async def connect(self, req: Any, traces: Any, timeout: Any) -> Any:
         """See aiohttp. Here also for a connection that is open already, and for an address instead of a name."""
-        self._hosts.check(req.url.host or "", req.url.port or 0, encrypted=req.is_ssl())
+        asked = (req.url.host or "", req.url.port or 0, req.is_ssl())
+        if asked not in self._passed:
+            self._hosts.check(asked[0], asked[1], encrypted=asked[2])
+            self._passed.add(asked)
         return await super().connect(req, traces, timeout)
 
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
+from functools import lru_cache
 from itertools import islice
 from typing import Any
 
@@ -194,11 +195,9 @@ async def _request(
         return NoAnswer(left=False, reason="A key has characters that no HTTP header can bear.")
     connect = min(10.0, timeout)
     try:
-        if httpx.URL(url).userinfo:  # it would leave as a key that nobody named
-            raise ValueError("it has a user or password")
         request = httpx.Request(
             method,
-            url,
+            _parsed(url),
             headers={**_HEADERS, **headers},
             content=content,
             extensions={"timeout": {"connect": connect, "read": timeout, "write": timeout, "pool": None}},
@@ -215,6 +214,15 @@ async def _request(
     except (httpx.HTTPError, aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
         return _no_answer(error, request, timeout)
     return Answer(response.status_code, body, raw, _retry_after(response))
+
+
+@lru_cache(maxsize=1024)
+def _parsed(url: str) -> httpx.URL:
+    """The URL; reading one takes longer than all else that we do for a request. Raises ValueError."""
+    parsed = httpx.URL(url)
+    if parsed.userinfo:  # it would leave as a key that nobody named
+        raise ValueError("it has a user or password")
+    return parsed
 
 
 async def _exchange(

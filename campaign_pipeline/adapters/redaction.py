@@ -62,7 +62,8 @@ def hide(raw: bytes, secrets: Sequence[bytes]) -> bytes:
         if len(secret) >= SHORTEST_SECRET:
             raw = raw.replace(secret, _HIDDEN)
             for form in _forms(secret):
-                raw = _without(raw, form)
+                if form.block == _BLOCK or b"%" in raw:
+                    raw = _without(raw, form)
     return raw
 
 

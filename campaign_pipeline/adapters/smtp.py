@@ -343,7 +343,7 @@ class Smtp:
         try:
             said = await self._exchange(client, recipient, content, progress, envelope.may_leave)
             keep = True
-            return Sent(message_id(self._mailbox, envelope)[1:-1], {"reply": _said(said)})
+            return Sent(message_id(self._mailbox, envelope)[1:-1], {"reply": _said(self._without_password(said))})
         except aiosmtplib.SMTPResponseException as error:
             if messages and progress.stage is Stage.MAIL and error.code == 421:
                 raise _Stale from None  # it was about to close for idleness

@@ -184,6 +184,18 @@ def test_what_an_earlier_version_made_is_closed_and_keeps_its_data(place: Path, 
 
 
 @as_root
+def test_a_folder_of_somebody_else_is_refused_in_a_sentence_and_root_leaves_it_to_its_owner(
+    place: Path, made: Path
+) -> None:
+    home = with_data(place / "home", made, NOBODY)
+    assert "belongs to the user with the id 65534" in as_user(OTHER, lambda: started(home).leave())
+    server = started(home)
+    assert server.data.stat().st_uid == NOBODY
+    server.leave()
+    assert as_user(NOBODY, lambda: started(home).leave()) is True
+
+
+@as_root
 def test_programs_that_its_user_cannot_reach_are_copied_once(
     place: Path, made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,7 @@
 """E-mail: every refusal of the contract over real SMTP, what arrives, and what is never said to have been sent."""
 
 import asyncio
+import base64
 import re
 import ssl
 import subprocess
@@ -356,6 +357,20 @@ def test_the_connection_that_was_asked_for_its_state_is_the_first_to_send() -> N
 
     with_server(server, use, username="loja", instance_token="right")
     assert server.connections == 1
+
+
+@pytest.mark.parametrize("code", ["535 5.7.8", "454 4.7.0", "599"])
+def test_a_password_that_the_server_quotes_in_base64_is_kept_nowhere(code: str) -> None:
+    password = "correct-horse-battery"
+    told = base64.b64encode(f"\0loja\0{password}".encode()).decode()
+    server = MailServer(password="right", refusal_of_login=f"{code} Cannot decode {told}, nor {password[:12]}")
+
+    async def use(smtp: Smtp) -> Any:
+        return await smtp.check_connection()
+
+    refusal = with_server(server, use, username="loja", instance_token=password)
+    assert told[12:20] not in str(refusal)
+    assert password[:8] not in str(refusal)
 
 
 def test_a_wrong_password_is_found_before_anything_is_written() -> None:

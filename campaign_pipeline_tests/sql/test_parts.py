@@ -1,3 +1,4 @@
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -15,6 +16,7 @@ from campaign_pipeline_tests.sql.holder import (
     part_states,
     parts,
     run_statement,
+    wait_until_blocked,
 )
 
 
@@ -425,3 +427,19 @@ def test_a_message_that_is_no_probe_closes_no_circuit(world: World, run: UUID, d
     holding(world, due).begin_new(due)
     assert world.value("SELECT count(*) FROM campaign_pauses") == 1
     assert run_statement(world, "drop_spent_throttles") == 0
+
+
+def test_two_shards_that_begin_with_one_new_lead_at_once_make_one_conversation(world: World) -> None:
+    workspace = world.workspace()
+    lead = world.lead(workspace)
+    one, other = (world.due_message(world.run(world.campaign(workspace)), lead) for _ in range(2))
+    first = holding(world, one)
+    with World(world.url) as elsewhere, ThreadPoolExecutor(1) as pool:
+        second = holding(elsewhere, other)
+        with world.connection.transaction():
+            assert first.begin_new(one) == "go"
+            waiting = pool.submit(second.begin_new, other)
+            wait_until_blocked(world)
+        assert waiting.result(10) == "go"
+    assert world.value("SELECT count(*) FROM conversations WHERE lead_id = %s", lead) == 1
+    assert world.value("SELECT count(DISTINCT conversation_id) FROM campaign_messages WHERE lead_id = %s", lead) == 1

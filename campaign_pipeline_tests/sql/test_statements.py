@@ -53,6 +53,15 @@ def unqualified(text: str) -> set[str]:
     return {name for name in (*re.findall(tables, code), *re.findall(own, code)) if name in known}
 
 
+@pytest.mark.parametrize("text", [*statements().values(), functions_text()], ids=[*statements(), "functions"])
+def test_nothing_is_reckoned_in_the_time_zone_of_the_session(text: str) -> None:
+    """A day of the calendar, or today's date, is another one for a session with another zone."""
+    code = re.sub(r"--.*", "", text)
+    calendar = r"interval '\d+ (day|week|month|year)|make_interval\((days|weeks|months|years)"
+    today = r"campaign_now\(\)::(date|timestamp\b)|current_date|localtimestamp|date::timestamptz"
+    assert re.findall(f"{calendar}|{today}", code, re.IGNORECASE) == []
+
+
 def test_every_name_in_the_functions_is_qualified() -> None:
     """What PL/pgSQL would notice only when it runs."""
     assert unqualified(functions_text()) == set()

@@ -328,6 +328,19 @@ LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
     SELECT p_status NOT IN ('pending', 'sent', 'replied', 'failed', 'skipped')
 $$;
 
+-- Who begins the first messages of one lead at once, in two shards, makes one conversation: the second waits here for
+-- the first's commit, and then finds what it made. Until the commit only; in one order, after all rows that begin_parts
+-- locks. The CRM may have several conversations of a lead already, so no unique index can say this.
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_lock_conversations(p_ids uuid[]) RETURNS void LANGUAGE plpgsql
+SET enable_seqscan = off AS $$
+BEGIN
+    PERFORM pg_advisory_xact_lock(l.key)
+    FROM (SELECT DISTINCT hashtextextended('campaign_pipeline conversation ' || m.lead_id, 0) AS key
+          FROM public.campaign_messages m
+          WHERE m.id = ANY (p_ids) AND m.conversation_id IS NULL AND m.lead_id IS NOT NULL
+          ORDER BY key) l;
+END $$;
+
 -- Working a message --------------------------------------------------------------------------------------------------
 
 -- May these leased messages go on? 'go', or why not. With its text begun to be sent only a lost lease or a closed inbox
@@ -508,6 +521,7 @@ BEGIN
           AND p.slot_at IS NULL;
     END IF;
 
+    PERFORM campaign_pipeline.campaign_lock_conversations(going);
     conversations := campaign_pipeline.campaign_find_conversations(p_items, going);
 
     UPDATE public.campaign_messages m

@@ -25,7 +25,7 @@ UPDATE campaign_pipeline.campaign_status_events e
 SET settled_at = CASE WHEN done.verdict <> 'later' THEN campaign_pipeline.campaign_now() END,
     verdict = NULLIF(done.verdict, 'later'), try_after = campaign_pipeline.campaign_now() + interval '1 minute'
 FROM (SELECT u.id, CASE WHEN u.verdict = 'later'
-      AND w.received_at < campaign_pipeline.campaign_now() - interval '7 days' THEN 'given_up'
+      AND w.received_at < campaign_pipeline.campaign_now() - interval '168 hours' THEN 'given_up'
                         ELSE u.verdict END AS verdict
       FROM unnest(%(ids)s::bigint[], %(verdicts)s::text[]) AS u (id, verdict)
       JOIN campaign_pipeline.campaign_status_events w ON w.id = u.id) done
@@ -34,4 +34,4 @@ WHERE e.id = done.id;
 -- name: drop_settled_status_events
 -- They name persons, and nobody needs them any more.
 DELETE FROM campaign_pipeline.campaign_status_events
-    WHERE settled_at < campaign_pipeline.campaign_now() - interval '30 days';
+    WHERE settled_at < campaign_pipeline.campaign_now() - interval '720 hours';

@@ -23,7 +23,7 @@ RETURNING m.id, m.error_code AS code;
 -- name: drop_past_lead_days
 -- Which message a lead got on a day is of use on that day only, wherever on earth it is.
 DELETE FROM campaign_pipeline.campaign_lead_days
-    WHERE day < (campaign_pipeline.campaign_now() - interval '3 days')::date;
+    WHERE day < ((campaign_pipeline.campaign_now() - interval '72 hours') AT TIME ZONE 'UTC')::date;
 
 -- name: suppress
 -- Suppress an address, a lead, or both; in the lead's own workspace and at its own number where none is named.
@@ -65,7 +65,7 @@ SELECT k.number, k."exists", k.account, k.jid, k.lid
 FROM campaign_pipeline.campaign_number_checks k
 WHERE k.provider = %(provider)s AND k.number = ANY (%(numbers)s)
   AND k.checked_at > campaign_pipeline.campaign_now() - CASE WHEN k."exists" THEN %(days)s::double precision
-                                           ELSE %(missing_days)s::double precision END * interval '1 day';
+                                           ELSE %(missing_days)s::double precision END * interval '24 hours';
 
 -- name: keep_number_checks
 -- Keep what a provider said of some numbers, in bulk, and tell the CRM what is known of their leads. One row a number

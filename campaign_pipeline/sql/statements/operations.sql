@@ -24,7 +24,8 @@ SELECT campaign_pipeline.campaign_now() AS now, due.next_due, due.running_runs,
                AND (SELECT 1 FROM public.campaign_messages m
                     WHERE m.run_id = r.id AND m.status IN ('queued', 'generating', 'sending') LIMIT 1) IS NULL
                AND (r.leads_processed > 0 OR r.leads_total = 0
-                    OR COALESCE(r.started_at, r.run_date::timestamptz, '-infinity') < campaign_pipeline.campaign_now()
+                    OR COALESCE(r.started_at, r.run_date::timestamp AT TIME ZONE 'UTC', '-infinity')
+               < campaign_pipeline.campaign_now()
                         - interval '5 minutes')
               ) AS has_complete
 FROM (
@@ -92,7 +93,7 @@ SELECT campaign_pipeline.campaign_requeue_failed(%(ids)s, %(resend_unknown)s) AS
 -- One small batch, so that neither locks nor a vacuum's work grow with what was neglected.
 DELETE FROM public.campaign_logs
 WHERE id IN (SELECT l.id FROM public.campaign_logs l
-             WHERE l.created_at < campaign_pipeline.campaign_now() - make_interval(days => %(days)s)
+             WHERE l.created_at < campaign_pipeline.campaign_now() - make_interval(hours => 24 * %(days)s)
              ORDER BY l.created_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED);
 
 -- name: delete_old_model_calls
@@ -107,7 +108,7 @@ WHERE id IN (SELECT k.id FROM campaign_pipeline.campaign_model_calls k
 -- send any more. Were the cause still there, the next message would open the pause again.
 DELETE FROM campaign_pipeline.campaign_pauses
 WHERE (kind = 'throttled' AND until < campaign_pipeline.campaign_now() - interval '30 minutes')
-   OR until < campaign_pipeline.campaign_now() - make_interval(days => %(days)s);
+   OR until < campaign_pipeline.campaign_now() - make_interval(hours => 24 * %(days)s);
 
 -- name: read_clock
 -- What time it is, and the end of what is kept.
@@ -139,7 +140,7 @@ WITH workspace AS (
     SELECT m.copy_id, v.custom_field_id, v.value FROM models m JOIN public.lead_custom_values v ON v.lead_id = m.id
 ), run AS (
     INSERT INTO public.campaign_runs (config_id, name, run_date, started_at, leads_total)
-    SELECT c.id, c.name, campaign_pipeline.campaign_now()::date, campaign_pipeline.campaign_now(),
+    SELECT c.id, c.name, (campaign_pipeline.campaign_now() AT TIME ZONE 'UTC')::date, campaign_pipeline.campaign_now(),
            (SELECT count(*) FROM models) FROM campaign c
     WHERE EXISTS (SELECT FROM models)
     RETURNING id

@@ -212,7 +212,8 @@ WITH done AS MATERIALIZED (
       AND (SELECT 1 FROM public.campaign_messages m
            WHERE m.run_id = r.id AND m.status IN ('queued', 'generating', 'sending') LIMIT 1) IS NULL
       AND (r.status = 'cancelled' OR r.leads_processed > 0 OR r.leads_total = 0
-           OR COALESCE(r.started_at, r.run_date::timestamptz, '-infinity') < campaign_pipeline.campaign_now()
+           OR COALESCE(r.started_at, r.run_date::timestamp AT TIME ZONE 'UTC', '-infinity')
+               < campaign_pipeline.campaign_now()
                - interval '5 minutes')
     ORDER BY r.id FOR NO KEY UPDATE  -- in one order: closers do not wait for each other in a circle
 )
@@ -469,7 +470,7 @@ SELECT (SELECT p.provider_message_id FROM campaign_pipeline.campaign_message_par
         ORDER BY p.sent_at DESC LIMIT 1) AS control_provider_id,
        (SELECT COALESCE(array_agg(p.provider_message_id), '{}') FROM campaign_pipeline.campaign_message_parts p
         WHERE p.inbox_id = %(inbox_id)s AND p.status = 'sent' AND p.address = %(address)s
-          AND p.sent_at >= to_timestamp(%(started_at)s) - interval '1 day') AS taken_provider_ids,
+          AND p.sent_at >= to_timestamp(%(started_at)s) - interval '24 hours') AS taken_provider_ids,
        -- What somebody else (the CRM's own sender) wrote into the conversation of this text since the attempt began.
        (SELECT COALESCE(array_agg(COALESCE(v.provider_message_id, v.id::text) ORDER BY v.created_at), '{}')
         FROM public.campaign_messages m JOIN public.messages v ON v.conversation_id = m.conversation_id

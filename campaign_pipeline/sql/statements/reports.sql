@@ -106,7 +106,7 @@ SELECT to_char(m.finished_at AT TIME ZONE %(timezone)s, 'YYYY-MM-DD') AS day,
        COALESCE(m.error_class, 'none') AS error_class,
        count(*) AS messages
 FROM public.campaign_messages m
-WHERE m.status = 'failed' AND m.finished_at >= campaign_pipeline.campaign_now() - make_interval(days => %(days)s)
+WHERE m.status = 'failed' AND m.finished_at >= campaign_pipeline.campaign_now() - make_interval(hours => 24 * %(days)s)
 GROUP BY 1, 2
 ORDER BY 1 DESC, 2;
 
@@ -122,7 +122,8 @@ CROSS JOIN LATERAL (
            count(*) FILTER (WHERE m.status = 'skipped') AS skipped
     FROM public.campaign_messages m
     WHERE m.run_id = r.id AND m.status IN ('sent', 'replied', 'failed', 'skipped')) n
-WHERE (r.completed_at IS NULL OR r.completed_at >= campaign_pipeline.campaign_now() - make_interval(days => %(days)s))
+WHERE (r.completed_at IS NULL
+       OR r.completed_at >= campaign_pipeline.campaign_now() - make_interval(hours => 24 * %(days)s))
   AND (r.leads_success, r.leads_failed, r.leads_skipped, r.leads_processed)
       IS DISTINCT FROM (n.success, n.failed, n.skipped, n.success + n.failed + n.skipped)
 ORDER BY r.id;
@@ -146,7 +147,7 @@ CROSS JOIN LATERAL (
     SELECT p.provider_message_id, array_agg(DISTINCT p.message_id) AS message_ids
     FROM campaign_pipeline.campaign_message_parts p
     WHERE p.inbox_id = b.id AND p.status = 'sent'
-        AND p.sent_at >= campaign_pipeline.campaign_now() - make_interval(days => %(days)s)
+        AND p.sent_at >= campaign_pipeline.campaign_now() - make_interval(hours => 24 * %(days)s)
       AND p.provider_message_id IS NOT NULL
     GROUP BY p.provider_message_id
     HAVING count(*) > 1) d

@@ -125,6 +125,10 @@ class Batch:
     detours: dict[UUID, UUID] = field(default_factory=dict)  # runs that go through a fallback inbox, and which
 
 
+_GIVE_WAY = "SET LOCAL lock_timeout = '800ms'"
+"""Below the server's deadlock_timeout of a second: where a transaction of ours and one of the CRM's stand in each
+other's way, it is ours that is given up, and repeated."""
+
 _REFUSED_BATCHES = 20
 """How many batches of nothing but refused messages one claim skips, so that its transaction stays short."""
 
@@ -158,7 +162,9 @@ class Queue(Statements):
         async def call() -> Batch:
             async with self._connection() as connection, connection.transaction():
                 # A claimer that falls asleep or vanishes in the middle must not keep its rows from everybody else.
-                await connection.execute("SET LOCAL idle_in_transaction_session_timeout = '30s'")
+                await connection.execute(
+                    f"SET LOCAL idle_in_transaction_session_timeout = '30s'; {_GIVE_WAY}"  # constants of this module
+                )
                 return await _ClaimBatch(connection, options).run()
 
         return await _patiently(call, self._patience)
@@ -193,6 +199,7 @@ class Queue(Statements):
 
         async def call() -> list[dict[str, Any]]:
             async with self._connection() as connection, connection.transaction():
+                await connection.execute(_GIVE_WAY)
                 await connection.execute(statement("settle_cancelled_runs"))
                 return await (await connection.execute(statement("close_runs"))).fetchall()
 

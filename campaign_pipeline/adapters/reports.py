@@ -33,9 +33,9 @@ class Reports(Statements):
         """How many messages failed, by business day and error class."""
         return await self._all("count_failed_by_day", timezone=timezone, days=days)
 
-    async def wrong_counters(self, days: int = RECENT_DAYS) -> list[dict[str, Any]]:
-        """Runs whose counters differ from a recount (I6); should be none."""
-        return await self._all("find_wrong_counters", days=days)
+    async def wrong_counters(self) -> list[dict[str, Any]]:
+        """Open runs whose counters differ from a recount (I6); should be none."""
+        return await self._all("find_wrong_counters")
 
     async def forgotten_leases(self, lease_seconds: float) -> list[dict[str, Any]]:
         """Messages that nobody took back for a whole lease after theirs ran out."""

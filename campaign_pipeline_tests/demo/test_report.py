@@ -32,7 +32,13 @@ def sent_message(world: World, run: UUID, *parts: str, name: str = "Ana Souza", 
     )
     for no, text in enumerate(parts, start=1):
         world.insert(
-            "campaign_message_parts", message_id=message, part_no=no, text=text, status="sent", idempotency_key=f"{no}"
+            "campaign_message_parts",
+            message_id=message,
+            part_no=no,
+            text=text,
+            status="sent",
+            idempotency_key=f"{no}",
+            sent_at="2026-01-01",
         )
     return message
 

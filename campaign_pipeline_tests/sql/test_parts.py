@@ -177,14 +177,15 @@ def test_a_run_that_was_stopped_stops_what_is_not_begun_and_keeps_its_text(
 
 
 @pytest.mark.parametrize("status", ["paused", "cancelled"])
-def test_a_message_of_which_a_part_went_out_is_finished_though_its_run_was_stopped(
+def test_a_run_that_is_stopped_stops_its_messages_after_the_part_in_flight(
     world: World, run: UUID, due: UUID, status: str
 ) -> None:
     holder = holding(world, due)
     holder.begin_new(due, "Um", "Dois")
     holder.sent(due)
     world.do("UPDATE campaign_runs SET status = %s WHERE id = %s", status, run)
-    assert holder.begin(due, part_no=2) == "go"
+    assert holder.begin(due, part_no=2) == f"run_{status}"
+    assert part_states(world, due) == [("sent", 1), ("planned", 0)]
 
 
 @pytest.mark.parametrize("kind", ["systemic", "throttled"])
@@ -359,7 +360,7 @@ def test_else_one_is_made_and_linked(world: World, workspace: UUID, run: UUID, d
         "Ana Souza",
         PHONE,
         "whatsapp",
-        "open",
+        "waiting",
     )
     assert made["inbox_id"] == scope_ids(world, run)["inbox"]
 

@@ -369,12 +369,15 @@ def test_only_an_attempt_that_was_begun_can_turn_out_to_be_sent(world: World, du
     assert part_states(world, due) == [("planned", 0)]
 
 
-def test_a_late_fact_also_corrects_a_run_that_is_closed(world: World, run: UUID, due: UUID) -> None:
+def test_a_late_fact_leaves_the_counters_of_a_run_that_is_closed_as_they_were(
+    world: World, run: UUID, due: UUID
+) -> None:
     old = begun(world, due)
     end_as_unknown(world, due, old)
     assert [row["id"] for row in rows(world, "close_runs")] == [run]
     old.sent(due)
-    assert counters(world, run) == (1, 1, 0, 0)
+    assert message(world, due)["status"] == "sent"
+    assert counters(world, run) == (1, 0, 1, 0)
     assert run_row(world, run)["status"] == "completed"
 
 
@@ -391,7 +394,7 @@ def test_each_sent_part_appears_once_in_the_chat(world: World, run: UUID, due: U
     conversation = world.one("SELECT * FROM conversations")
     assert {row["conversation_id"] for row in shown} == {conversation["id"]}
     assert {(row["message_type"], row["content_type"], row["sent_by"], row["is_read"]) for row in shown} == {
-        ("outgoing", "text", "ai", True)
+        ("sent", "text", None, True)
     }
     assert (conversation["last_message"], conversation["campaign_run_id"]) == ("Dois", run)
     assert conversation["last_message_at"] == parts(world, due)[1]["sent_at"]

@@ -387,7 +387,7 @@ BEGIN
 END $$;
 -- Cheap for all others: what goes out, and what is longer than any "stop", never enters the function.
 CREATE OR REPLACE TRIGGER campaign_hear_reply AFTER INSERT ON public.messages
-    FOR EACH ROW WHEN (NEW.message_type = 'incoming' AND length(NEW.text_content) <= 400)
+    FOR EACH ROW WHEN (NEW.message_type IN ('received', 'incoming') AND length(NEW.text_content) <= 400)
     EXECUTE FUNCTION campaign_pipeline.campaign_hear_reply();
 
 -- A person's data ----------------------------------------------------------------------------------------------------

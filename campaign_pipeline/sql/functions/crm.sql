@@ -2,8 +2,8 @@
 
 -- Counters that start right (I6) -------------------------------------------------------------------------------------
 
--- Recount one run that is open; one that has ended is history, for the CRM deletes its messages. The run is locked by one
--- statement and counted by the next: whoever changed messages of it before has committed by then and is seen, and
+-- Recount one run that is open; one that has ended is history, for the CRM deletes its messages. The run is locked by
+-- one statement and counted by the next: whoever changed messages of it before has committed by then and is seen, and
 -- whoever changes them from now on adds to what is written here.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_recount_run(p_run uuid) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN

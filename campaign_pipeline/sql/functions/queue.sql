@@ -28,6 +28,8 @@ $$;
 -- Counters follow the messages, whoever changes them and in the same transaction: a trigger, so that a statement typed
 -- by hand or by the CRM cannot make them wrong. One UPDATE per run and statement. Runs are locked in the order of
 -- their ids, or two transactions that finish messages of the same two runs could wait for each other for ever.
+-- A run that has ended keeps its counters, whatever becomes of its messages: the CRM deletes some of them. What is left
+-- of a cancelled run is still counted until it has its completed_at.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_add_to_counters(p_changes jsonb) RETURNS void
     LANGUAGE plpgsql AS $$
 DECLARE
@@ -42,12 +44,13 @@ BEGIN
         GROUP BY run_id
         ORDER BY run_id
     LOOP
-        UPDATE public.campaign_runs
-        SET leads_success   = leads_success + delta.success,
-            leads_failed    = leads_failed + delta.failed,
-            leads_skipped   = leads_skipped + delta.skipped,
-            leads_processed = leads_processed + delta.success + delta.failed + delta.skipped
-        WHERE id = delta.run_id AND (delta.success, delta.failed, delta.skipped) <> (0, 0, 0);
+        UPDATE public.campaign_runs r
+        SET leads_success   = COALESCE(r.leads_success, 0) + delta.success,
+            leads_failed    = COALESCE(r.leads_failed, 0) + delta.failed,
+            leads_skipped   = COALESCE(r.leads_skipped, 0) + delta.skipped,
+            leads_processed = COALESCE(r.leads_processed, 0) + delta.success + delta.failed + delta.skipped
+        WHERE r.id = delta.run_id AND (delta.success, delta.failed, delta.skipped) <> (0, 0, 0)
+          AND (r.status IN ('running', 'paused') OR (r.status = 'cancelled' AND r.completed_at IS NULL));
     END LOOP;
 END $$;
 
@@ -61,7 +64,7 @@ BEGIN
         FROM (SELECT run_id, status, 1 AS n FROM new_rows WHERE status IN ('sent', 'replied', 'failed', 'skipped')
               UNION ALL
               SELECT run_id, status, -1 FROM old_rows
-                     WHERE status IN ('sent', 'replied', 'failed', 'skipped')) both_sides
+              WHERE status IN ('sent', 'replied', 'failed', 'skipped')) both_sides
         GROUP BY run_id, status
     ) change WHERE change.n <> 0;
     RETURN NULL;
@@ -70,12 +73,16 @@ CREATE OR REPLACE TRIGGER campaign_count_updated AFTER UPDATE ON public.campaign
     REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows
     FOR EACH STATEMENT EXECUTE FUNCTION campaign_pipeline.campaign_count_updated();
 
+-- Also: a message that comes late, into a run that was closed because nothing of it was left, opens it again.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_count_inserted() RETURNS trigger LANGUAGE plpgsql
 SECURITY DEFINER SET search_path = pg_catalog, campaign_pipeline, pg_temp AS $$
 BEGIN
+    UPDATE public.campaign_runs r SET status = 'running'
+    WHERE r.id IN (SELECT n.run_id FROM new_rows n WHERE n.status = 'pending')
+      AND r.status = 'completed' AND r.closed_by_pipeline_at IS NOT NULL;
     PERFORM campaign_pipeline.campaign_add_to_counters(jsonb_agg(change)) FROM (
         SELECT run_id, status, count(*)::integer AS n FROM new_rows
-               WHERE status IN ('sent', 'replied', 'failed', 'skipped') GROUP BY run_id, status
+        WHERE status IN ('sent', 'replied', 'failed', 'skipped') GROUP BY run_id, status
     ) change WHERE change.n <> 0;
     RETURN NULL;
 END $$;
@@ -83,12 +90,14 @@ CREATE OR REPLACE TRIGGER campaign_count_inserted AFTER INSERT ON public.campaig
     REFERENCING NEW TABLE AS new_rows
     FOR EACH STATEMENT EXECUTE FUNCTION campaign_pipeline.campaign_count_inserted();
 
+-- Messages that are deleted after their run ended, by the CRM's clean-up or with their lead, stay counted.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_count_deleted() RETURNS trigger LANGUAGE plpgsql
 SECURITY DEFINER SET search_path = pg_catalog, campaign_pipeline, pg_temp AS $$
 BEGIN
     PERFORM campaign_pipeline.campaign_add_to_counters(jsonb_agg(change)) FROM (
-        SELECT run_id, status, -count(*)::integer AS n FROM old_rows
-               WHERE status IN ('sent', 'replied', 'failed', 'skipped') GROUP BY run_id, status
+        SELECT o.run_id, o.status, -count(*)::integer AS n
+        FROM old_rows o JOIN public.campaign_runs r ON r.id = o.run_id AND r.status IN ('running', 'paused')
+        WHERE o.status IN ('sent', 'replied', 'failed', 'skipped') GROUP BY o.run_id, o.status
     ) change WHERE change.n <> 0;
     RETURN NULL;
 END $$;
@@ -100,11 +109,30 @@ CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_count_truncated() RETURNS 
 SECURITY DEFINER SET search_path = pg_catalog, campaign_pipeline, pg_temp AS $$
 BEGIN
     UPDATE public.campaign_runs SET leads_success = 0, leads_failed = 0, leads_skipped = 0, leads_processed = 0
-    WHERE (leads_success, leads_failed, leads_skipped, leads_processed) <> (0, 0, 0, 0);
+    WHERE status IN ('running', 'paused')
+      AND (leads_success, leads_failed, leads_skipped, leads_processed) IS DISTINCT FROM (0, 0, 0, 0);
     RETURN NULL;
 END $$;
 CREATE OR REPLACE TRIGGER campaign_count_truncated AFTER TRUNCATE ON public.campaign_messages
     FOR EACH STATEMENT EXECUTE FUNCTION campaign_pipeline.campaign_count_truncated();
+
+-- A run that ended and goes on again: its counters are those of the messages that it has now, and it will end anew.
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_note_reopening() RETURNS trigger LANGUAGE plpgsql
+SECURITY DEFINER SET search_path = pg_catalog, campaign_pipeline, pg_temp AS $$
+BEGIN
+    SELECT count(*) FILTER (WHERE m.status IN ('sent', 'replied')), count(*) FILTER (WHERE m.status = 'failed'),
+           count(*) FILTER (WHERE m.status = 'skipped'), count(*)
+    INTO NEW.leads_success, NEW.leads_failed, NEW.leads_skipped, NEW.leads_processed
+    FROM public.campaign_messages m
+    WHERE m.run_id = NEW.id AND m.status IN ('sent', 'replied', 'failed', 'skipped');
+    NEW.completed_at := NULL;
+    NEW.closed_by_pipeline_at := NULL;
+    RETURN NEW;
+END $$;
+CREATE OR REPLACE TRIGGER campaign_note_reopening BEFORE UPDATE OF status ON public.campaign_runs
+    FOR EACH ROW
+    WHEN (OLD.status IN ('completed', 'failed', 'cancelled') AND NEW.status IN ('running', 'paused'))
+    EXECUTE FUNCTION campaign_pipeline.campaign_note_reopening();
 
 -- Resuming -----------------------------------------------------------------------------------------------------------
 
@@ -199,7 +227,8 @@ END $$;
 -- back and is due. Left: what somebody else holds, what waits for its time, what is finished.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_take_over(
     p_ids uuid[], p_batch_token uuid, p_token uuid, p_owner text, p_lease_seconds double precision
-) RETURNS TABLE (message_id uuid, verdict text) LANGUAGE plpgsql AS $$
+) RETURNS TABLE (message_id uuid, verdict text) LANGUAGE plpgsql
+SET lock_timeout = '800ms' AS $$
 BEGIN
     PERFORM campaign_pipeline.campaign_recover_leases(p_ids);
     RETURN QUERY
@@ -317,6 +346,9 @@ END $$;
 -- were small reads them whole for ever (5,000 messages: 2,172 scans of campaign_messages, 10.9 M rows). Hence the SET
 -- clauses:
 -- 2.78 -> 0.72 ms a message in groups of 17, together with the indexes on conversations.
+-- Whoever holds a row longer than lock_timeout may be the CRM, which locks runs and messages in orders of its own. The
+-- limit is below the server's deadlock_timeout (1 s), so that of two in each other's way it is never the CRM's
+-- statement that fails: ours gives up first, and is repeated.
 -- And one plan a connection from the first call on (plan_cache_mode), where the server would plan each statement anew
 -- five times, and some of them always: one message at a time, begin_parts 2.7 -> 1.1 ms, start_generating 1.1 -> 0.65.
 
@@ -343,8 +375,9 @@ END $$;
 
 -- Working a message --------------------------------------------------------------------------------------------------
 
--- May these leased messages go on? 'go', or why not. With its text begun to be sent only a lost lease or a closed inbox
--- stops a message: half a message is worse than a late pause. Items: {id, token}, at most one a message.
+-- May these leased messages go on? 'go', or why not. A run that people paused or cancelled stops its messages wherever
+-- they are: the part in flight is recorded and nothing more is sent. With its text begun to be sent no other pause than
+-- its inbox's stops a message: half a message is worse than a late pause. Items: {id, token}, at most one a message.
 -- One statement for all of them: as a function of one message, called in an expression, it took two thirds of the time
 -- of begin_parts (EXPLAIN of nested statements, groups of 20: 9.1 of 13.7 ms, planned and run four times a message).
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_verdicts(p_items jsonb, p_needs_model boolean)
@@ -358,7 +391,7 @@ BEGIN
              OR m.status NOT IN ('queued', 'generating', 'sending')
                  OR m.lease_expires_at <= campaign_pipeline.campaign_now() THEN 'lost'
         WHEN strange.message_id IS NOT NULL THEN 'foreign_workspace'
-        WHEN r.status <> 'running' AND NOT begun.yes THEN 'run_' || r.status
+        WHEN r.status <> 'running' THEN 'run_' || r.status
         WHEN EXISTS (SELECT 1 FROM campaign_pipeline.campaign_pauses) AND EXISTS (
             SELECT 1 FROM campaign_pipeline.campaign_pauses p
             WHERE (p.kind = 'systemic' OR p.until > campaign_pipeline.campaign_now()) AND p.probe_message_id
@@ -387,12 +420,25 @@ BEGIN
         ARRAY(SELECT w.id FROM jsonb_to_recordset(p_items) AS w (id uuid))) strange ON strange.message_id = i.id;
 END $$;
 
+-- Heartbeat: keep what is still ours, and say which that is.
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_renew_leases(
+    p_ids uuid[], p_token uuid, p_lease_seconds double precision
+) RETURNS SETOF uuid LANGUAGE plpgsql
+SET enable_seqscan = off SET lock_timeout = '800ms' AS $$
+BEGIN
+    RETURN QUERY
+    UPDATE public.campaign_messages m
+    SET lease_expires_at = campaign_pipeline.campaign_now() + make_interval(secs => p_lease_seconds)
+    WHERE m.id = ANY (p_ids) AND m.lease_token = p_token AND campaign_pipeline.campaign_is_leased(m.status)
+    RETURNING m.id;
+END $$;
+
 -- Before the model is called: still leased, run still running, nothing paused? Then status `generating`.
 -- Items: {id, token}.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_start_generating(p_items jsonb)
 RETURNS TABLE (message_id uuid, verdict text) LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan
-    AS $$
+SET lock_timeout = '800ms' AS $$
 #variable_conflict use_column
 BEGIN
     RETURN QUERY
@@ -424,7 +470,7 @@ CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_begin_parts(p_items jsonb)
 RETURNS TABLE (message_id uuid, verdict text, conversation_id uuid,
                wait_seconds double precision, wait_code text, grace_seconds double precision) LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan
-    AS $$
+SET lock_timeout = '800ms' AS $$
 #variable_conflict use_column
 DECLARE
     verdicts jsonb;    -- message -> verdict
@@ -476,35 +522,51 @@ BEGIN
         FROM jsonb_to_recordset(p_items) AS i (id uuid, ai_cost_usd numeric) WHERE i.id = ANY (held);
     END IF;
 
-    -- A new text: its parts, the one to be sent now already as an attempt.
+    PERFORM campaign_pipeline.campaign_lock_conversations(going);
+    conversations := campaign_pipeline.campaign_find_conversations(p_items, going);
+
+    -- A new text: its parts, the one to be sent now already as an attempt. The ledger outlives the message, so it has
+    -- all
+    -- that is needed to show a part in the chat and to move its lead.
     INSERT INTO campaign_pipeline.campaign_message_parts AS p
         (message_id, part_no, text, status, idempotency_key, attempts, attempt_token, attempted_at, address,
-         address_kind, inbox_id)
+         address_kind, inbox_id, run_id, lead_id, workspace_id, conversation_id, source_column_id, target_column_id)
     SELECT i.id, t.no, t.text,
            CASE WHEN now_.yes THEN 'attempting' ELSE 'planned' END,
            i.id || ':' || t.no,
            CASE WHEN now_.yes THEN 1 ELSE 0 END,
            CASE WHEN now_.yes THEN i.token END,
            CASE WHEN now_.yes THEN campaign_pipeline.campaign_now() END,
-           NULLIF(i.address, ''), campaign_pipeline.campaign_address_kind(i.address), i.inbox_id
+           NULLIF(i.address, ''), campaign_pipeline.campaign_address_kind(i.address), i.inbox_id,
+           m.run_id, m.lead_id, c.workspace_id, COALESCE(m.conversation_id, (conversations ->> m.id::text)::uuid),
+           c.source_column_id, c.target_column_id
     FROM jsonb_to_recordset(p_items)
         AS i (id uuid, token uuid, part_no integer, address text, inbox_id uuid, parts text[])
+    JOIN public.campaign_messages m ON m.id = i.id
+    LEFT JOIN public.campaign_runs r ON r.id = m.run_id
+    LEFT JOIN public.campaign_configs c ON c.id = r.config_id
     CROSS JOIN LATERAL unnest(i.parts) WITH ORDINALITY AS t (text, no)
     CROSS JOIN LATERAL (SELECT t.no = i.part_no AND i.id = ANY (going) AS yes) now_
     -- Only where no text was cut yet: parts of two texts must never stand in one ledger.
     WHERE i.id = ANY (held)
-        AND NOT EXISTS (SELECT 1 FROM campaign_pipeline.campaign_message_parts old WHERE old.message_id = i.id)
+      AND NOT EXISTS (SELECT 1 FROM campaign_pipeline.campaign_message_parts old WHERE old.message_id = i.id)
     ON CONFLICT DO NOTHING;
 
-    -- A later part, or another attempt at one.
+    -- A later part, or another attempt at one. A conversation that was known when the text was cut may be another by
+    -- now.
     UPDATE campaign_pipeline.campaign_message_parts p
     SET status = 'attempting', attempts = i.attempt_no, attempt_token = i.token,
         attempted_at = campaign_pipeline.campaign_now(),
         address = i.address, address_kind = campaign_pipeline.campaign_address_kind(i.address), inbox_id = i.inbox_id,
-            error_class = NULL, error_code = NULL, error_message = NULL,
-        resend_approved_at = NULL
+        run_id = m.run_id, lead_id = m.lead_id, workspace_id = c.workspace_id,
+        conversation_id = COALESCE(m.conversation_id, (conversations ->> m.id::text)::uuid),
+        source_column_id = c.source_column_id, target_column_id = c.target_column_id,
+        error_class = NULL, error_code = NULL, error_message = NULL, resend_approved_at = NULL
     FROM jsonb_to_recordset(p_items)
         AS i (id uuid, token uuid, part_no integer, attempt_no integer, address text, inbox_id uuid)
+    JOIN public.campaign_messages m ON m.id = i.id
+    LEFT JOIN public.campaign_runs r ON r.id = m.run_id
+    LEFT JOIN public.campaign_configs c ON c.id = r.config_id
     WHERE i.id = ANY (going) AND p.message_id = i.id AND p.part_no = i.part_no
       AND p.status = 'planned' AND p.attempts = i.attempt_no - 1;
 
@@ -520,9 +582,6 @@ BEGIN
         WHERE i.id = ANY (going) AND slots ? i.id::text AND p.message_id = i.id AND p.part_no = i.part_no
           AND p.slot_at IS NULL;
     END IF;
-
-    PERFORM campaign_pipeline.campaign_lock_conversations(going);
-    conversations := campaign_pipeline.campaign_find_conversations(p_items, going);
 
     UPDATE public.campaign_messages m
     SET conversation_id       = COALESCE(m.conversation_id, (conversations ->> m.id::text)::uuid),
@@ -569,11 +628,13 @@ END $$;
 
 -- The conversation of each message that has none: the lead's newest, else the phone's newest, else a new one; in the
 -- same channel. Returns {message: conversation}; the caller writes it with all else that it changes of the message.
+-- A conversation that the CRM refuses (a check or a trigger of its own) is done without, and the log says why.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_find_conversations(p_items jsonb, p_ids uuid[]) RETURNS jsonb
-    LANGUAGE plpgsql
+LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 DECLARE
     answer jsonb;
+    id_    uuid;
 BEGIN
     WITH item AS MATERIALIZED (
         SELECT m.id, m.lead_id, m.run_id, c.workspace_id, COALESCE(m.inbox_id, c.inbox_id) AS inbox_id,
@@ -585,24 +646,24 @@ BEGIN
         LEFT JOIN LATERAL (
             SELECT v.id FROM public.conversations v
             WHERE v.workspace_id = c.workspace_id AND v.lead_id = m.lead_id
-                AND COALESCE(v.channel, 'whatsapp') = i.channel
+              AND COALESCE(v.channel, 'whatsapp') = i.channel
             ORDER BY v.last_message_at DESC NULLS LAST, v.created_at DESC LIMIT 1) by_lead ON true
         LEFT JOIN LATERAL (
             SELECT v.id FROM public.conversations v
             WHERE by_lead.id IS NULL AND v.workspace_id = c.workspace_id
-              -- an e-mail address, too, is kept there
+              -- An e-mail address, too, is kept there.
               AND v.contact_phone IN (i.address, '+' || i.address, m.phone_number)
               AND COALESCE(v.channel, 'whatsapp') = i.channel
             ORDER BY v.last_message_at DESC NULLS LAST, v.created_at DESC LIMIT 1) by_phone ON true
         WHERE m.id = ANY (p_ids)
     ), made AS (
+        -- attendant_type and the counts are the CRM's own defaults: nobody attends to it, and nothing is unread.
         INSERT INTO public.conversations (id, workspace_id, inbox_id, lead_id, contact_name, contact_phone, channel,
-                                          status,
-                                   campaign_run_id, created_at)
+                                          status, campaign_run_id, unread_count, total_messages, created_at, updated_at)
         -- One a lead, though two of its messages are begun in this very statement.
         SELECT DISTINCT ON (workspace_id, COALESCE(lead_id, id))
-               gen_random_uuid(), workspace_id, inbox_id, lead_id, contact_name, address, channel, 'open', run_id,
-                   campaign_pipeline.campaign_now()
+               gen_random_uuid(), workspace_id, inbox_id, lead_id, COALESCE(NULLIF(contact_name, ''), address), address,
+               channel, 'waiting', run_id, 0, 0, campaign_pipeline.campaign_now(), campaign_pipeline.campaign_now()
         FROM item WHERE known IS NULL
         ORDER BY workspace_id, COALESCE(lead_id, id)
         RETURNING id, workspace_id, lead_id, contact_phone
@@ -611,6 +672,21 @@ BEGIN
     FROM item LEFT JOIN made ON item.known IS NULL AND made.workspace_id = item.workspace_id
          AND (made.lead_id = item.lead_id OR (item.lead_id IS NULL AND made.contact_phone = item.address));
 
+    RETURN answer;
+EXCEPTION WHEN OTHERS THEN
+    IF campaign_pipeline.campaign_is_passing(SQLSTATE) THEN
+        RAISE;
+    END IF;
+    IF cardinality(p_ids) = 1 THEN
+        PERFORM campaign_pipeline.campaign_log_refusal('conversation', m.run_id, m.id, m.lead_id, SQLERRM)
+        FROM public.campaign_messages m WHERE m.id = p_ids[1];
+        RETURN '{}';
+    END IF;
+    answer := '{}';
+    FOREACH id_ IN ARRAY p_ids LOOP
+        answer := answer || COALESCE(
+            campaign_pipeline.campaign_find_conversations(p_items, ARRAY[id_]), '{}');
+    END LOOP;
     RETURN answer;
 END $$;
 
@@ -621,13 +697,14 @@ END $$;
 -- null
 --   status   where the message goes: sent, pending, failed, skipped; null: it stays where it is
 -- The fact that a part was sent is taken from whoever brings it, even after its lease is lost and whatever was believed
--- of that attempt meanwhile: it can only prevent a double. Everything else needs the lease.
+-- of that attempt meanwhile: it can only prevent a double. Everything else needs the lease. Of a message that the CRM
+-- has deleted meanwhile, the part is settled by whoever attempted it: recorded, shown in the chat, its lead moved.
 -- `applied`: the ledger has this outcome, now or from an earlier call whose answer was lost; `moved`: the message is in
--- the wanted state; `final`: its status now.
+-- the wanted state; `final`: its status now, null if it was deleted.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_settle(p_items jsonb)
 RETURNS TABLE (message_id uuid, applied boolean, moved boolean, final text) LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan
-    AS $$
+SET lock_timeout = '800ms' AS $$
 #variable_conflict use_column
 DECLARE
     held      uuid[];   -- messages whose lease the caller holds
@@ -635,10 +712,23 @@ DECLARE
     out_now   jsonb;    -- parts that became sent by this call: [{id, part_no}]
     changed   uuid[];   -- messages with a part that changed
     slotted   uuid[];   -- of these: where the part had taken a slot
+    gone      uuid[];   -- messages that were deleted: only their parts are left
 BEGIN
+    -- Runs before messages, as the CRM locks them when it pauses or cancels a run; each in the order of their ids, so
+    -- that two shards that work the same two runs do not wait for each other. Counters are raised twice below.
+    PERFORM 1 FROM public.campaign_runs r
+    WHERE r.id IN (SELECT m.run_id FROM jsonb_to_recordset(p_items) AS i (id uuid, outcome text, status text)
+                   JOIN public.campaign_messages m ON m.id = i.id
+                   WHERE i.outcome = 'sent' OR i.status IN ('failed', 'skipped'))
+    ORDER BY r.id FOR NO KEY UPDATE;
+
     -- All rows in one order, leased or not: a late fact and the new holder may meet here.
     PERFORM 1 FROM public.campaign_messages m
     WHERE m.id IN (SELECT i.id FROM jsonb_to_recordset(p_items) AS i (id uuid)) ORDER BY m.id FOR UPDATE;
+
+    SELECT array_agg(i.id) INTO gone
+    FROM jsonb_to_recordset(p_items) AS i (id uuid)
+    WHERE NOT EXISTS (SELECT 1 FROM public.campaign_messages m WHERE m.id = i.id);
 
     SELECT array_agg(m.id) INTO held
     FROM jsonb_to_recordset(p_items) AS i (id uuid, token uuid)
@@ -665,10 +755,11 @@ BEGIN
         FROM jsonb_to_recordset(p_items) AS i (id uuid, part_no integer, attempt_no integer, outcome text, code text,
              reason text, provider_message_id text, response jsonb, address text, duration_ms integer,
                  looked_up boolean,
-             error_class text, in_conversation boolean)
+             error_class text, in_conversation boolean, token uuid)
         WHERE p.message_id = i.id AND p.part_no = i.part_no
           AND CASE WHEN i.outcome = 'sent' THEN p.status <> 'sent' AND i.attempt_no <= p.attempts
-                   ELSE i.id = ANY (held) AND p.attempts = i.attempt_no AND p.status IN ('attempting', 'unknown') END
+                   ELSE (i.id = ANY (held) OR (i.id = ANY (gone) AND p.attempt_token = i.token))
+                        AND p.attempts = i.attempt_no AND p.status IN ('attempting', 'unknown') END
         RETURNING p.message_id, p.part_no, p.status, p.slot_at, i.in_conversation
     )
     SELECT array_agg(s.message_id),
@@ -680,14 +771,6 @@ BEGIN
     IF slotted IS NOT NULL THEN
         PERFORM campaign_pipeline.campaign_settle_slots(p_items, slotted);
     END IF;
-
-    -- Counters are raised twice below, for what is sent and for what is not. Their runs are locked once and in order,
-    -- or two shards that work the same two runs could wait for each other.
-    PERFORM 1 FROM public.campaign_runs r
-    WHERE r.id IN (SELECT m.run_id FROM jsonb_to_recordset(p_items) AS i (id uuid, outcome text, status text)
-                   JOIN public.campaign_messages m ON m.id = i.id
-                   WHERE i.outcome = 'sent' OR i.status IN ('failed', 'skipped'))
-    ORDER BY r.id FOR NO KEY UPDATE;
 
     -- A message whose parts are all sent is sent, whatever its caller thought or whoever holds it.
     WITH complete AS (
@@ -752,8 +835,12 @@ BEGIN
       AND NOT EXISTS (SELECT 1 FROM campaign_pipeline.campaign_message_parts p WHERE p.message_id = m.id
                       AND p.status IN ('unknown', 'attempting'));
 
+    -- What the CRM shows of it comes last, and whatever the CRM makes of that, the above is committed.
     PERFORM campaign_pipeline.campaign_show_in_conversation(out_now);
     PERFORM campaign_pipeline.campaign_move_leads(sent_now);
+    IF gone IS NOT NULL THEN
+        PERFORM campaign_pipeline.campaign_end_deleted(gone, changed);
+    END IF;
 
     -- A probe that went out closes the circuits it was sent to try.
     DELETE FROM campaign_pipeline.campaign_pauses WHERE probe_message_id = ANY (sent_now);
@@ -769,44 +856,232 @@ BEGIN
     LEFT JOIN public.campaign_messages m ON m.id = i.id;
 END $$;
 
+-- What the CRM shows ------------------------------------------------------------------------------------------------
+
+-- Whether an error is one that passes by itself: a lock, a deadlock, a server that stops. The whole statement is
+-- repeated then; whatever else the CRM's tables answer is theirs, and answers the same again.
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_is_passing(p_state text) RETURNS boolean
+    LANGUAGE sql IMMUTABLE AS $$
+    SELECT left(p_state, 2) IN ('40', '53', '57', '58') OR p_state = '55P03'
+$$;
+
+-- Say in the campaign's log what the CRM refused, and why. Never fails: it is called where nothing may.
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_log_refusal(
+    p_what text, p_run uuid, p_message uuid, p_lead uuid, p_why text
+) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO public.campaign_logs (run_id, step_number, step_name, level, message, details, lead_id, message_id,
+                                      created_at)
+    SELECT r.id, 0, 'crm', 'error',
+           format('The CRM refused the %s of a message that is sent or being sent; the rest is recorded. It said: %s',
+                  p_what, left(p_why, 500)),
+           jsonb_build_object('refused', p_what, 'message_id', p_message),
+           (SELECT l.id FROM public.leads l WHERE l.id = p_lead),
+           (SELECT m.id FROM public.campaign_messages m WHERE m.id = p_message),
+           campaign_pipeline.campaign_now()
+    FROM public.campaign_runs r WHERE r.id = p_run;
+EXCEPTION WHEN OTHERS THEN
+    RAISE WARNING 'The CRM refused the % of campaign message %: %', p_what, p_message, p_why;
+END $$;
+
 -- Parts that went out appear in the CRM's chat, unless their provider wrote them there itself (`written`).
--- p_parts: [{id, part_no, written}] or null.
-CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_show_in_conversation(p_parts jsonb) RETURNS void LANGUAGE plpgsql
+-- p_parts: [{id, part_no, written}] or null. A part that the CRM's chat refuses is logged; the others are shown.
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_show_in_conversation(p_parts jsonb) RETURNS void
+    LANGUAGE plpgsql AS $$
+DECLARE
+    part jsonb;
+BEGIN
+    IF p_parts IS NULL THEN
+        RETURN;
+    END IF;
+    PERFORM campaign_pipeline.campaign_write_chat(p_parts);
+EXCEPTION WHEN OTHERS THEN
+    IF campaign_pipeline.campaign_is_passing(SQLSTATE) THEN
+        RAISE;
+    END IF;
+    IF jsonb_array_length(p_parts) = 1 THEN
+        PERFORM campaign_pipeline.campaign_log_refusal('chat row', p.run_id, p.message_id, p.lead_id, SQLERRM)
+        FROM campaign_pipeline.campaign_message_parts p
+        WHERE p.message_id = (p_parts -> 0 ->> 'id')::uuid AND p.part_no = (p_parts -> 0 ->> 'part_no')::integer;
+        RETURN;
+    END IF;
+    FOR part IN SELECT value FROM jsonb_array_elements(p_parts) LOOP
+        PERFORM campaign_pipeline.campaign_show_in_conversation(jsonb_build_array(part));
+    END LOOP;
+END $$;
+
+-- The rows themselves. From the ledger, for the message may be deleted; only parts that were begun before the ledger
+-- had a conversation of its own ask the message for it. `sent_by` is a user of the CRM: nobody, for what the AI wrote.
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_write_chat(p_parts jsonb) RETURNS void LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 BEGIN
     WITH part AS (
-        SELECT m.conversation_id, m.run_id, m.lead_id, p.text, p.provider_message_id, p.part_no, p.sent_at, i.written
+        SELECT v.id AS conversation_id, COALESCE(p.run_id, m.run_id) AS run_id,
+               COALESCE(p.lead_id, m.lead_id) AS lead_id,
+               p.text, p.provider_message_id, p.part_no, p.sent_at, i.written
         FROM jsonb_to_recordset(p_parts) AS i (id uuid, part_no integer, written boolean)
         JOIN campaign_pipeline.campaign_message_parts p ON p.message_id = i.id AND p.part_no = i.part_no
-        JOIN public.campaign_messages m ON m.id = i.id
-        WHERE m.conversation_id IS NOT NULL
+        LEFT JOIN public.campaign_messages m ON m.id = i.id
+        JOIN public.conversations v ON v.id = COALESCE(p.conversation_id, m.conversation_id)
     ), shown AS (
         INSERT INTO public.messages (conversation_id, content_type, message_type, text_content, provider_message_id,
-                                     is_read,
-                              sent_by, created_at)
-        SELECT conversation_id, 'text', 'outgoing', text, provider_message_id, true, 'ai', sent_at FROM part
+                                     is_read, created_at)
+        SELECT conversation_id, 'text', 'sent', text, provider_message_id, true, sent_at FROM part
         WHERE written IS NOT TRUE ORDER BY part_no
     ), newest AS (
-        SELECT DISTINCT ON (conversation_id) * FROM part ORDER BY conversation_id, part_no DESC
+        SELECT DISTINCT ON (conversation_id) *,
+               count(*) FILTER (WHERE written IS NOT TRUE) OVER (PARTITION BY conversation_id) AS rows
+        FROM part ORDER BY conversation_id, part_no DESC
     )
     UPDATE public.conversations v
-    SET last_message = newest.text, last_message_at = newest.sent_at, campaign_run_id = newest.run_id,
-        lead_id = COALESCE(v.lead_id, newest.lead_id)
+    SET last_message = newest.text, last_message_at = newest.sent_at, updated_at = newest.sent_at,
+        total_messages = COALESCE(v.total_messages, 0) + newest.rows,
+        campaign_run_id
+            = COALESCE((SELECT r.id FROM public.campaign_runs r WHERE r.id = newest.run_id), v.campaign_run_id),
+        lead_id = COALESCE(v.lead_id, (SELECT l.id FROM public.leads l WHERE l.id = newest.lead_id))
     FROM newest WHERE v.id = newest.conversation_id;
 END $$;
 
--- A contacted lead moves on in the sales funnel, unless somebody moved it meanwhile.
-CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_move_leads(p_ids uuid[]) RETURNS void LANGUAGE plpgsql
+-- A contacted lead moves on in the sales funnel, unless somebody moved it meanwhile, and its history says so. A move
+-- that the CRM refuses is logged; the others are made.
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_move_leads(p_ids uuid[]) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    id_ uuid;
+BEGIN
+    IF p_ids IS NULL THEN
+        RETURN;
+    END IF;
+    PERFORM campaign_pipeline.campaign_write_moves(p_ids);
+EXCEPTION WHEN OTHERS THEN
+    IF campaign_pipeline.campaign_is_passing(SQLSTATE) THEN
+        RAISE;
+    END IF;
+    IF cardinality(p_ids) = 1 THEN
+        PERFORM campaign_pipeline.campaign_log_refusal('move of the lead', p.run_id, p.message_id, p.lead_id, SQLERRM)
+        FROM campaign_pipeline.campaign_message_parts p WHERE p.message_id = p_ids[1] AND p.part_no = 1;
+        RETURN;
+    END IF;
+    FOREACH id_ IN ARRAY p_ids LOOP
+        PERFORM campaign_pipeline.campaign_move_leads(ARRAY[id_]);
+    END LOOP;
+END $$;
+
+-- The moves themselves, from the ledger, as in campaign_write_chat.
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_write_moves(p_ids uuid[]) RETURNS void LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 BEGIN
-    UPDATE public.leads l
-    SET column_id = CASE WHEN l.column_id = c.source_column_id AND c.target_column_id IS NOT NULL
-                         THEN c.target_column_id ELSE l.column_id END,
-        last_activity_at = campaign_pipeline.campaign_now()
-    FROM public.campaign_messages m
-    JOIN public.campaign_runs r ON r.id = m.run_id
-    JOIN public.campaign_configs c ON c.id = r.config_id
-    WHERE m.id = ANY (p_ids) AND l.id = m.lead_id;
+    WITH contacted AS MATERIALIZED (
+        SELECT DISTINCT ON (l.id) l.id AS lead_id, COALESCE(p.source_column_id, c.source_column_id) AS source,
+               COALESCE(p.target_column_id, c.target_column_id) AS target
+        FROM unnest(p_ids) AS i (id)
+        JOIN campaign_pipeline.campaign_message_parts p ON p.message_id = i.id AND p.part_no = 1
+        LEFT JOIN public.campaign_messages m ON m.id = i.id
+        LEFT JOIN public.campaign_runs r ON r.id = COALESCE(p.run_id, m.run_id)
+        LEFT JOIN public.campaign_configs c ON c.id = r.config_id
+        JOIN public.leads l ON l.id = COALESCE(p.lead_id, m.lead_id)
+        ORDER BY l.id  -- in one order, or two groups could wait for each other
+    ), moved AS (
+        UPDATE public.leads l
+        SET column_id = CASE WHEN l.column_id = t.source AND t.target IS NOT NULL THEN t.target ELSE l.column_id END,
+            last_activity_at = campaign_pipeline.campaign_now()
+        FROM contacted t JOIN public.leads old ON old.id = t.lead_id
+        WHERE l.id = t.lead_id
+        RETURNING l.id, old.column_id AS before, l.column_id AS after
+    )
+    INSERT INTO public.lead_activities (lead_id, activity_type, description, created_at)
+    SELECT moved.id, 'column_change',
+           format('Campanha enviada: movido de "%s" para "%s".', COALESCE(k.title, '?'), COALESCE(n.title, '?')),
+           campaign_pipeline.campaign_now()
+    FROM moved
+    LEFT JOIN public.funnel_columns k ON k.id = moved.before
+    LEFT JOIN public.funnel_columns n ON n.id = moved.after
+    WHERE moved.after IS DISTINCT FROM moved.before;
+END $$;
+
+-- Messages that the CRM deleted while a part of them was under way: of what went out the lead moves, and the log of the
+-- run, if it still exists, says what was done. p_changed: the messages of which a part was settled just now.
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_end_deleted(p_gone uuid[], p_changed uuid[]) RETURNS void
+LANGUAGE plpgsql SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+DECLARE
+    settled uuid[] := ARRAY(SELECT g.id FROM unnest(p_gone) AS g (id) WHERE g.id = ANY (p_changed));
+BEGIN
+    IF cardinality(settled) = 0 THEN
+        RETURN;
+    END IF;
+    PERFORM campaign_pipeline.campaign_move_leads(ARRAY(
+        SELECT s.id FROM unnest(settled) AS s (id)
+        WHERE EXISTS (SELECT 1 FROM campaign_pipeline.campaign_message_parts p
+                      WHERE p.message_id = s.id AND p.status = 'sent')));
+    INSERT INTO public.campaign_logs (run_id, step_number, step_name, level, message, details, lead_id, created_at)
+    SELECT r.id, 0, 'send', CASE WHEN t.sent > 0 THEN 'warning' ELSE 'info' END,
+           CASE WHEN t.sent > 0
+               THEN format('The message was deleted while it was being sent. %s of its %s parts went out: '
+                || 'recorded, shown in the chat, and the lead was moved. Nothing more is sent.', t.sent, t.parts)
+           ELSE 'The message was deleted while it was being sent. Nothing of it is known to have gone out, and nothing '
+                || 'more is sent.' END,
+           jsonb_build_object('message_id', t.id, 'parts', t.parts, 'sent', t.sent, 'unknown', t.unknown),
+           (SELECT l.id FROM public.leads l WHERE l.id = t.lead_id), campaign_pipeline.campaign_now()
+    FROM (SELECT s.id, min(p.run_id::text)::uuid AS run_id, min(p.lead_id::text)::uuid AS lead_id, count(*) AS parts,
+                 count(*) FILTER (WHERE p.status = 'sent') AS sent,
+                 count(*) FILTER (WHERE p.status IN ('unknown', 'attempting')) AS unknown
+          FROM unnest(settled) AS s (id)
+          JOIN campaign_pipeline.campaign_message_parts p ON p.message_id = s.id GROUP BY s.id) t
+    JOIN public.campaign_runs r ON r.id = t.run_id;
+EXCEPTION WHEN OTHERS THEN
+    IF campaign_pipeline.campaign_is_passing(SQLSTATE) THEN
+        RAISE;
+    END IF;
+    RAISE WARNING 'What was done with deleted campaign messages could not be logged: %', SQLERRM;
+END $$;
+
+-- Closing runs -------------------------------------------------------------------------------------------------------
+
+-- Close what can change no more: running runs become completed, cancelled ones get their end. Each exactly once. Totals
+-- are not consulted: they may be wrong. A run without a message is given five minutes, for whoever is still writing
+-- them, and an hour where its total says that some are to come; a message that comes later still opens it again.
+-- The run is locked before its messages are looked at again, and in the mode that a new message's foreign key waits
+-- for: a message that is being inserted right now keeps its run out of this call. Rows that somebody holds wait for the
+-- next.
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_close_runs() RETURNS TABLE (
+    id uuid, name text, status text, leads_total integer, leads_success integer, leads_failed integer,
+        leads_skipped integer
+) LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    ended  uuid[];
+    locked uuid[];
+BEGIN
+    SELECT array_agg(r.id) INTO ended
+    FROM public.campaign_runs r
+    WHERE (r.status = 'running' OR (r.status = 'cancelled' AND r.completed_at IS NULL))
+      -- LIMIT 1 makes each an index probe per run; as NOT EXISTS they may become one join over all leases (15 ms).
+      AND (SELECT 1 FROM public.campaign_messages m WHERE m.run_id = r.id AND m.status = 'pending' LIMIT 1) IS NULL
+      AND (SELECT 1 FROM public.campaign_messages m
+           WHERE m.run_id = r.id AND m.status IN ('queued', 'generating', 'sending') LIMIT 1) IS NULL
+      AND (r.status = 'cancelled' OR r.leads_processed > 0
+           OR COALESCE(r.started_at, r.run_date::timestamp AT TIME ZONE 'UTC',
+                       '-infinity') < campaign_pipeline.campaign_now()
+              - CASE WHEN r.leads_total > 0 THEN interval '1 hour' ELSE interval '5 minutes' END);
+    IF ended IS NULL THEN
+        RETURN;
+    END IF;
+
+    SELECT array_agg(l.id) INTO locked
+    FROM (SELECT r.id FROM public.campaign_runs r WHERE r.id = ANY (ended)
+          ORDER BY r.id FOR UPDATE SKIP LOCKED) l;
+
+    -- Another statement, so that it sees what was committed before the lock was had.
+    RETURN QUERY
+    UPDATE public.campaign_runs r
+    SET status = CASE WHEN r.status = 'running' THEN 'completed' ELSE r.status END,
+        completed_at = campaign_pipeline.campaign_now(), closed_by_pipeline_at = campaign_pipeline.campaign_now(),
+        wait_code = NULL, wait_reason = NULL, wait_until = NULL
+    WHERE r.id = ANY (locked)
+      AND (r.status = 'running' OR (r.status = 'cancelled' AND r.completed_at IS NULL))
+      AND (SELECT 1 FROM public.campaign_messages m WHERE m.run_id = r.id AND m.status = 'pending' LIMIT 1) IS NULL
+      AND (SELECT 1 FROM public.campaign_messages m
+           WHERE m.run_id = r.id AND m.status IN ('queued', 'generating', 'sending') LIMIT 1) IS NULL
+    RETURNING r.id, r.name, r.status, r.leads_total, r.leads_success, r.leads_failed, r.leads_skipped;
 END $$;
 
 -- Sending again what failed ------------------------------------------------------------------------------------------
@@ -814,9 +1089,9 @@ END $$;
 -- Put failed messages back in the queue, due now, with all their attempts before them; parts that were sent stay sent.
 -- What may have gone out (class unknown) is left alone unless it is asked for by p_resend_unknown: then it is looked up
 -- once more, and sent if it is not found. A run that was closed over them opens again, to close anew.
-CREATE
-    OR REPLACE FUNCTION campaign_pipeline.campaign_requeue_failed(p_ids uuid[], p_resend_unknown boolean DEFAULT false)
-RETURNS SETOF uuid LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_requeue_failed(
+    p_ids uuid[], p_resend_unknown boolean DEFAULT false
+) RETURNS SETOF uuid LANGUAGE plpgsql AS $$
 DECLARE
     again uuid[];
 BEGIN

@@ -6,7 +6,7 @@ SELECT m.id AS message_id, EXTRACT(epoch FROM heard.at) AS heard_at
 FROM public.campaign_messages m
 CROSS JOIN LATERAL (
     SELECT max(v.created_at) AS at FROM public.conversations c JOIN public.messages v ON v.conversation_id = c.id
-    WHERE c.lead_id = m.lead_id AND c.inbox_id = %(inbox_id)s AND v.message_type = 'incoming'
+    WHERE c.lead_id = m.lead_id AND c.inbox_id = %(inbox_id)s AND v.message_type IN ('received', 'incoming')
       AND v.created_at > campaign_pipeline.campaign_now() - make_interval(hours => %(hours)s)) heard
 WHERE m.id = ANY (%(ids)s) AND heard.at IS NOT NULL;
 

@@ -3,7 +3,8 @@
 
 -- name: look_at_queue
 -- All that a tick asks of an idle queue, by index: is anything due, and is there anything to put in order. The last
--- three are what fetch_message_batch and close_completed_runs would do; of a run that may close, see close_runs.
+-- three are what fetch_message_batch and close_completed_runs would do; of a run that may close, see
+-- campaign_close_runs.
 SELECT campaign_pipeline.campaign_now() AS now, due.next_due, due.running_runs,
        EXISTS (SELECT FROM public.campaign_messages m WHERE m.status IN ('queued', 'generating', 'sending')
                AND m.lease_expires_at > campaign_pipeline.campaign_now()) AS has_leased,
@@ -23,10 +24,10 @@ SELECT campaign_pipeline.campaign_now() AS now, due.next_due, due.running_runs,
                     LIMIT 1) IS NULL
                AND (SELECT 1 FROM public.campaign_messages m
                     WHERE m.run_id = r.id AND m.status IN ('queued', 'generating', 'sending') LIMIT 1) IS NULL
-               AND (r.leads_processed > 0 OR r.leads_total = 0
-                    OR COALESCE(r.started_at, r.run_date::timestamp AT TIME ZONE 'UTC', '-infinity')
-               < campaign_pipeline.campaign_now()
-                        - interval '5 minutes')
+               AND (r.leads_processed > 0
+                    OR COALESCE(r.started_at, r.run_date::timestamp AT TIME ZONE 'UTC',
+                                '-infinity') < campaign_pipeline.campaign_now()
+                       - CASE WHEN r.leads_total > 0 THEN interval '1 hour' ELSE interval '5 minutes' END)
               ) AS has_complete
 FROM (
     SELECT count(*) AS running_runs,
@@ -120,7 +121,9 @@ SELECT campaign_pipeline.campaign_now() AS now;
 WITH workspace AS (
     SELECT id FROM public.workspaces WHERE settings ->> 'made_by' = %(made_by)s ORDER BY created_at DESC, id LIMIT 1
 ), campaign AS (
-    SELECT c.id, c.name, c.source_column_id FROM public.campaign_configs c JOIN workspace w ON c.workspace_id = w.id
+    SELECT c.id, c.source_column_id, (
+        SELECT r.name FROM public.campaign_runs r WHERE r.config_id = c.id ORDER BY r.started_at DESC LIMIT 1) AS name
+    FROM public.campaign_configs c JOIN workspace w ON c.workspace_id = w.id
     ORDER BY random() LIMIT 1
 ), models AS (
     SELECT first.*, gen_random_uuid() AS copy_id, row_number() OVER (ORDER BY random()) AS place,

@@ -22,7 +22,8 @@ SELECT r.id AS run_id, r.name, r.wait_code, r.wait_reason, r.wait_until, r.resum
 FROM public.campaign_runs r
 LEFT JOIN public.campaign_configs c ON c.id = r.config_id
 LEFT JOIN LATERAL (
-    -- Another tenant's instance shows neither name nor status, and keeps no run: its messages are claimed and ended (see
+    -- Another tenant's instance shows neither name nor status, and keeps no run: its messages are claimed and ended
+    -- (see
     -- tenancy.sql), rather than to wait for ever.
     SELECT i.id AS instance_id, i.provider, CASE WHEN strange.yes THEN 'connected' ELSE i.status END AS status,
            CASE WHEN NOT strange.yes THEN i.name END AS name
@@ -201,27 +202,9 @@ FROM rest WHERE m.id = rest.id
 RETURNING m.id, m.run_id;
 
 -- name: close_runs
--- Close what can change no more: running runs become completed, cancelled ones get their end. Each exactly once, since
--- the state that is left is named in the WHERE clause. Totals are not consulted: they may be wrong. A run that has no
--- message yet but expects some is given five minutes, for whoever is still writing them.
-WITH done AS MATERIALIZED (
-    SELECT r.id FROM public.campaign_runs r
-    WHERE (r.status = 'running' OR (r.status = 'cancelled' AND r.completed_at IS NULL))
-      -- LIMIT 1 makes each an index probe per run; as NOT EXISTS they may become one join over all leases (15 ms).
-      AND (SELECT 1 FROM public.campaign_messages m WHERE m.run_id = r.id AND m.status = 'pending' LIMIT 1) IS NULL
-      AND (SELECT 1 FROM public.campaign_messages m
-           WHERE m.run_id = r.id AND m.status IN ('queued', 'generating', 'sending') LIMIT 1) IS NULL
-      AND (r.status = 'cancelled' OR r.leads_processed > 0 OR r.leads_total = 0
-           OR COALESCE(r.started_at, r.run_date::timestamp AT TIME ZONE 'UTC', '-infinity')
-               < campaign_pipeline.campaign_now()
-               - interval '5 minutes')
-    ORDER BY r.id FOR NO KEY UPDATE  -- in one order: closers do not wait for each other in a circle
-)
-UPDATE public.campaign_runs r
-SET status = CASE WHEN r.status = 'running' THEN 'completed' ELSE r.status END,
-    completed_at = campaign_pipeline.campaign_now(), wait_code = NULL, wait_reason = NULL, wait_until = NULL
-FROM done WHERE r.id = done.id
-RETURNING r.id, r.name, r.status, r.leads_total, r.leads_success, r.leads_failed, r.leads_skipped;
+-- Close what can change no more; see campaign_close_runs.
+SELECT id, name, status, leads_total, leads_success, leads_failed, leads_skipped
+FROM campaign_pipeline.campaign_close_runs();
 
 -- name: claim_messages
 -- Lease the next due messages, fairly (see campaign_claim_messages), and say what the batch needs to know of them.
@@ -235,8 +218,8 @@ ORDER BY due_at, m.message_id;
 
 -- name: get_lead_contexts
 -- All that the CRM knows of each lead, for a whole batch in one statement; each with the workspace that asks for it, of
--- which it gets its own rows only (see tenancy.sql). Values are cut: a field of 100 kB is of no use to a model, and what
--- is over 200 characters is left out by core.context anyway.
+-- which it gets its own rows only (see tenancy.sql). Values are cut: a field of 100 kB is of no use to a model, and
+-- what is over 200 characters is left out by core.context anyway.
 -- Written for the 20,000 fields of 1,000 leads: 15 ms, where an object a field, sorted, took 36. So custom fields are
 -- one object a lead, `<position> <name>` -> value, which core.context.in_order reads, and json is written out as it
 -- comes, where jsonb would be built first.
@@ -375,11 +358,8 @@ FROM public.campaign_messages m
 WHERE m.id = ANY (%(ids)s) AND m.status IN ('sent', 'replied', 'failed', 'skipped');
 
 -- name: renew_leases
--- Heartbeat: keep what is still ours, and say which that is.
-UPDATE public.campaign_messages
-SET lease_expires_at = campaign_pipeline.campaign_now() + make_interval(secs => %(lease_seconds)s)
-WHERE id = ANY (%(ids)s) AND lease_token = %(token)s AND campaign_pipeline.campaign_is_leased(status)
-RETURNING id;
+-- Heartbeat; see campaign_renew_leases.
+SELECT r.id FROM campaign_pipeline.campaign_renew_leases(%(ids)s, %(token)s, %(lease_seconds)s) AS r (id);
 
 -- name: start_generating
 SELECT message_id, verdict FROM campaign_pipeline.campaign_start_generating(%(starts)s);
@@ -474,15 +454,18 @@ SELECT (SELECT p.provider_message_id FROM campaign_pipeline.campaign_message_par
        -- What somebody else (the CRM's own sender) wrote into the conversation of this text since the attempt began.
        (SELECT COALESCE(array_agg(COALESCE(v.provider_message_id, v.id::text) ORDER BY v.created_at), '{}')
         FROM public.campaign_messages m JOIN public.messages v ON v.conversation_id = m.conversation_id
-        WHERE m.id = %(message_id)s AND v.message_type IS DISTINCT FROM 'incoming'
+        WHERE m.id = %(message_id)s AND COALESCE(v.message_type, '') NOT IN ('received', 'incoming', 'delete')
           AND v.created_at >= to_timestamp(%(started_at)s) - interval '2 seconds'
           AND btrim(v.text_content) = btrim(%(text)s)) AS conversation_ids;
 
 -- name: write_logs
--- What happened, in bulk.
+-- What happened, in bulk. The CRM may have deleted the run meanwhile (then there is no log to write to), or the lead or
+-- the message (then the line stands without).
 INSERT INTO public.campaign_logs (run_id, step_number, step_name, level, message, details, lead_id, message_id,
                                   created_at)
-SELECT l.run_id, l.step_number, l.step_name, l.level, l.message, l.details, l.lead_id, l.message_id,
-       campaign_pipeline.campaign_now()
+SELECT r.id, COALESCE(l.step_number, 0), l.step_name, l.level, l.message, l.details,
+       (SELECT x.id FROM public.leads x WHERE x.id = l.lead_id),
+       (SELECT x.id FROM public.campaign_messages x WHERE x.id = l.message_id), campaign_pipeline.campaign_now()
 FROM jsonb_to_recordset(%(lines)s) AS l (run_id uuid, step_number integer, step_name text, level text, message text,
-     details jsonb, lead_id uuid, message_id uuid);
+     details jsonb, lead_id uuid, message_id uuid)
+JOIN public.campaign_runs r ON r.id = l.run_id;

@@ -3,9 +3,14 @@
 -- name: list_runs_at_work
 -- The runs that are running, and those given by their ids, with counters and waits. Counters are kept by trigger, so
 -- this reads no message.
-SELECT r.id AS run_id, COALESCE(c.name, r.name, 'unnamed') AS campaign, r.status, r.leads_total, r.leads_success,
+SELECT r.id AS run_id, COALESCE(NULLIF(r.name, ''), NULLIF(b.name, ''), w.name, 'unnamed') AS campaign, r.status,
+       r.leads_total,
+       r.leads_success,
        r.leads_failed, r.leads_skipped, r.wait_code, r.wait_reason, r.wait_until
-FROM public.campaign_runs r LEFT JOIN public.campaign_configs c ON c.id = r.config_id
+FROM public.campaign_runs r
+LEFT JOIN public.campaign_configs c ON c.id = r.config_id
+LEFT JOIN public.inboxes b ON b.id = c.inbox_id
+LEFT JOIN public.workspaces w ON w.id = c.workspace_id
 WHERE r.status = 'running' OR r.id = ANY (%(closed)s)
 ORDER BY r.status, campaign, r.id;
 
@@ -65,7 +70,8 @@ WITH ended AS MATERIALIZED (
                      FILTER (WHERE e.status = 'skipped') AS skipped
           FROM ended e GROUP BY 1) h
 )
-SELECT k.campaign_id, CASE WHEN k.campaign_id IS NOT NULL THEN COALESCE(c.name, r.name, 'unnamed') END AS campaign,
+SELECT k.campaign_id, CASE WHEN k.campaign_id IS NOT NULL
+       THEN COALESCE(NULLIF(r.name, ''), newest.name, NULLIF(b.name, ''), w.name, 'unnamed') END AS campaign,
        COALESCE(f.ended, 0) + COALESCE(o.waiting, 0) AS due, COALESCE(f.sent, 0) AS sent,
            COALESCE(f.replied, 0) AS replied,
        COALESCE(f.failed, 0) AS failed, COALESCE(f.failed_permanent, 0) AS failed_permanent,
@@ -83,6 +89,11 @@ LEFT JOIN figures f ON f.campaign_id IS NOT DISTINCT FROM k.campaign_id
 LEFT JOIN still_open o ON o.campaign_id IS NOT DISTINCT FROM k.campaign_id
 LEFT JOIN public.campaign_configs c ON c.id = k.campaign_id
 LEFT JOIN public.campaign_runs r ON r.id = k.campaign_id
+-- A campaign is called as its newest run is, else as its inbox or its workspace.
+LEFT JOIN LATERAL (SELECT x.name FROM public.campaign_runs x WHERE x.config_id = c.id AND x.name <> ''
+                   ORDER BY x.started_at DESC NULLS LAST LIMIT 1) newest ON true
+LEFT JOIN public.inboxes b ON b.id = c.inbox_id
+LEFT JOIN public.workspaces w ON w.id = c.workspace_id
 ORDER BY k.campaign_id IS NULL, due DESC, campaign, k.campaign_id;
 
 -- name: count_text_rules
@@ -111,8 +122,8 @@ GROUP BY 1, 2
 ORDER BY 1 DESC, 2;
 
 -- name: find_wrong_counters
--- Runs whose counters differ from a recount of their messages (I6): those that are not over, and those that ended in
--- the last %(days)s days. By the index on a run's finished messages, without reading the messages themselves.
+-- Open runs whose counters differ from a recount of their messages (I6). Those of runs that ended are frozen: the CRM
+-- deletes some of their messages. By the index on a run's finished messages, without reading the messages.
 SELECT r.id AS run_id, r.leads_success, r.leads_failed, r.leads_skipped, r.leads_processed, n.success, n.failed,
        n.skipped
 FROM public.campaign_runs r
@@ -122,8 +133,7 @@ CROSS JOIN LATERAL (
            count(*) FILTER (WHERE m.status = 'skipped') AS skipped
     FROM public.campaign_messages m
     WHERE m.run_id = r.id AND m.status IN ('sent', 'replied', 'failed', 'skipped')) n
-WHERE (r.completed_at IS NULL
-       OR r.completed_at >= campaign_pipeline.campaign_now() - make_interval(hours => 24 * %(days)s))
+WHERE r.status IN ('running', 'paused')
   AND (r.leads_success, r.leads_failed, r.leads_skipped, r.leads_processed)
       IS DISTINCT FROM (n.success, n.failed, n.skipped, n.success + n.failed + n.skipped)
 ORDER BY r.id;

@@ -1,8 +1,8 @@
 -- What the pipeline owns leaves `public`, which is the CRM's, for the schema campaign_pipeline. An interface that shows
 -- all of `public` to whoever has a key (Supabase does) shows none of it any more. `adapters.schema` makes the schema
 -- and moves alembic's own table before the first migration. New installations have nothing to move. All in one step,
--- with the functions and triggers: those of before would look for the tables where they were, in the middle of a write of
--- the CRM.
+-- with the functions and triggers: those of before would look for the tables where they were, in the middle of a write
+-- of the CRM.
 
 DO $$
 DECLARE

@@ -131,13 +131,14 @@ def known(table: Sequence[Row], answer: Answer, heard: Heard = NOTHING_HEARD) ->
     after = row.retry_after if answer.retry_after is None else answer.retry_after
     if row.outcome is Sent:
         return Sent(None, {"warning": code})
+    came = kept(answer)
     if row.outcome is Systemic:
-        return Systemic(code, reason, row.scope, after, by_words=row.says is not None)
+        return Systemic(code, reason, row.scope, after, by_words=row.says is not None, answer=came)
     if row.outcome is Throttled:
-        return Throttled(code, reason, row.scope, after)
+        return Throttled(code, reason, row.scope, after, came)
     if row.outcome is Transient:
-        return Transient(code, reason, after, row.attempts)
-    return Permanent(code, reason) if row.outcome is Permanent else Unknown(code, reason)
+        return Transient(code, reason, after, row.attempts, came)
+    return Permanent(code, reason, came) if row.outcome is Permanent else Unknown(code, reason, came)
 
 
 def failure(table: Sequence[Row], answer: Answer, heard: Heard = NOTHING_HEARD) -> Failure | None:
@@ -153,7 +154,12 @@ def unrecognised(provider: str, answer: Answer) -> Unknown:
     The sentence has the shape of the body, never its content, which goes to the ledger alone.
     """
     reason = f"{provider} answered {answer.status} with {shape(answer)}, which no row of its table knows."
-    return Unknown(UNRECOGNISED, reason, answer={"status": answer.status, "body": answer.evidence})
+    return Unknown(UNRECOGNISED, reason, kept(answer))
+
+
+def kept(answer: Answer) -> dict[str, Any]:
+    """What of an answer goes to the ledger."""
+    return {"status": answer.status, "body": answer.evidence}
 
 
 def no_answer(answer: NoAnswer) -> Transient | Unknown | Systemic:

@@ -25,6 +25,7 @@ from campaign_pipeline.core.ports import (
     Failure,
     LookUp,
     LookUpAnswer,
+    NotReady,
     NumberCheck,
     NumberNotChecked,
     Outcome,
@@ -295,12 +296,12 @@ ANSWERS: tuple[Row, ...] = (
 )
 """Every kind of answer that is known."""
 
-_NUMBER_STATES: Mapping[str, Failure] = {
+_NUMBER_STATES: Mapping[str, Failure | NotReady] = {
     **{
         state: Systemic("number_unusable", f"Meta says that this number is {state}; see WhatsApp Manager.", Scope.INBOX)
         for state in ("DISCONNECTED", "BANNED", "DELETED", "MIGRATED", "UNVERIFIED")
     },
-    "PENDING": Throttled("connecting", "Meta is still setting this number up.", Scope.INBOX, retry_after=60.0),
+    "PENDING": NotReady("connecting", "Meta is still setting this number up.", retry_after=10.0),
     "RATE_LIMITED": Throttled("rate_limited", "Meta holds this number back for its rate.", Scope.INBOX),
 }
 """States in which nothing can be sent; in others (CONNECTED, FLAGGED, RESTRICTED) sending will tell."""
@@ -325,7 +326,7 @@ class CloudApi:
         self._headers = {"Authorization": f"Bearer {token}"}
         self._send_timeout = send_timeout
 
-    async def check_connection(self) -> Failure | None:
+    async def check_connection(self) -> Failure | NotReady | None:
         """Ask for the number's state. If no answer tells, nothing is held back: sending will."""
         fields = "status,quality_rating,throughput"
         answer = await get(self._client, f"{self._number}?fields={fields}", self._headers, 10.0)

@@ -43,6 +43,7 @@ from campaign_pipeline.core.ports import (
     LookUp,
     LookUpAnswer,
     LookUpFailed,
+    NotReady,
     NumberCheck,
     NumberExists,
     NumberMissing,
@@ -175,7 +176,7 @@ class Evolution:
         self._headers = {"apikey": api_key}
         self._send_timeout = send_timeout
 
-    async def check_connection(self) -> Failure | None:
+    async def check_connection(self) -> Failure | NotReady | None:
         """Ask the instance for its state. A server that does not answer holds nothing back: sending will tell."""
         answer = await get(self._client, f"{self._base}/instance/connectionState/{self._instance}", self._headers, 10.0)
         if isinstance(answer, NoAnswer):
@@ -185,7 +186,7 @@ class Evolution:
             return refusal
         state = at(answer.body, "instance", "state")
         if state == "connecting":
-            return Throttled("connecting", "The instance is connecting to WhatsApp.", Scope.INBOX, retry_after=10.0)
+            return NotReady("connecting", "The instance is connecting to WhatsApp.", retry_after=5.0)
         if state == "close":
             return Systemic("inbox_disconnected", DISCONNECTED, Scope.INBOX)
         return None

@@ -10,9 +10,10 @@ from typing import Any
 
 import httpx
 
+from campaign_pipeline.adapters.answers import kept
 from campaign_pipeline.adapters.http import Answer, NoAnswer, at, post
-from campaign_pipeline.adapters.redaction import redact_phones
 from campaign_pipeline.core.ports import (
+    UNRECOGNISED,
     Completion,
     Failure,
     Permanent,
@@ -187,22 +188,22 @@ def _of_workspace(outcome: Completion | Failure) -> Completion | Failure:
 def _failure(answer: Answer, error: dict[str, Any]) -> Failure:
     status = _inner_status(error.get("code")) if answer.status == httpx.codes.OK else answer.status
     error_type = at(error, "metadata", "error_type")
-    retry_after = answer.retry_after
+    retry_after, came = answer.retry_after, kept(answer)
     hint = at(error, "availability", "retry_after")
     if retry_after is None and isinstance(hint, int | float):
         retry_after = float(hint)
 
     if at(error, "availability", "code") == "model_not_found":
-        return Systemic("model_not_found", _sentence("model_not_found", status, error), Scope.MODEL, retry_after)
+        return Systemic("model_not_found", _sentence("model_not_found", status), Scope.MODEL, retry_after, answer=came)
     if status == httpx.codes.FORBIDDEN and _moderated(error):
-        return Permanent("moderated", _sentence("moderated", status, error))
+        return Permanent("moderated", _sentence("moderated", status), came)
     kind, scope, our_code = _classify(status, error_type, error)
-    reason = _sentence(our_code, status, error)
+    reason = _sentence(our_code, status)
     make: dict[str, Callable[[], Failure]] = {
-        PERMANENT: lambda: Permanent(our_code, reason),
-        TRANSIENT: lambda: Transient(our_code, reason, retry_after),
-        THROTTLED: lambda: Throttled(our_code, reason, scope, retry_after),
-        "systemic": lambda: Systemic(our_code, reason, scope, retry_after),
+        PERMANENT: lambda: Permanent(our_code, reason, came),
+        TRANSIENT: lambda: Transient(our_code, reason, retry_after, answer=came),
+        THROTTLED: lambda: Throttled(our_code, reason, scope, retry_after, came),
+        "systemic": lambda: Systemic(our_code, reason, scope, retry_after, answer=came),
     }
     return make[kind]()
 
@@ -216,7 +217,8 @@ def _classify(status: int, error_type: Any, error: dict[str, Any]) -> tuple[str,
     if httpx.codes.is_redirect(status):
         return "systemic", Scope.PROVIDER, "redirected"
     # Anything else: the servers' trouble (5xx) or an answer nobody foresaw; neither reached a customer.
-    return STATUSES.get(status, (TRANSIENT, Scope.MESSAGE, f"http_{status}"))
+    code = UNRECOGNISED if httpx.codes.is_client_error(status) else f"http_{status}"
+    return STATUSES.get(status, (TRANSIENT, Scope.MESSAGE, code))
 
 
 def _inner_status(code: Any) -> int:
@@ -232,9 +234,9 @@ def _moderated(error: dict[str, Any]) -> bool:
     return isinstance(metadata, dict) and any(key in metadata for key in ("reasons", "patterns", "flagged_input"))
 
 
-def _sentence(code: str, status: int, error: dict[str, Any]) -> str:
-    said = redact_phones(str(error.get("message") or "")).strip()
-    return " ".join(piece for piece in (SENTENCES.get(code, f"OpenRouter answered {status}."), said) if piece)
+def _sentence(code: str, status: int) -> str:
+    """Ours: what OpenRouter says may repeat the prompt, and with it what is known of a lead."""
+    return SENTENCES.get(code, f"OpenRouter answered {status} ({code}).")
 
 
 def _completion(answer: Answer) -> Completion | Failure:

@@ -16,6 +16,7 @@ from enum import IntEnum
 from typing import Final, NamedTuple
 from zoneinfo import ZoneInfo
 
+from campaign_pipeline.adapters.redaction import redact_people
 from campaign_pipeline.core.ports import (
     UNRECOGNISED,
     Failure,
@@ -449,22 +450,23 @@ def classify(stage: Stage, reply: int, text: str, at: float | None = None) -> Fa
     `at` is when (seconds since the epoch, by the database's clock): a limit of a day ends with the day that it is in;
     None: a day later.
     """
+    came = {"reply": reply, "text": redact_people(text)}
     if not 400 <= reply <= 599:
         # A success where none can be, or no number at all.
         reason = SENTENCES["unreadable"]
         if stage is Stage.BODY:
-            return Unknown("unreadable", f"{reason} Nobody knows whether it took the message.")
-        return Transient("unreadable", reason)
+            return Unknown("unreadable", f"{reason} Nobody knows whether it took the message.", came)
+        return Transient("unreadable", reason, answer=came)
     rule = rule_of(stage, reply, text)
     reason = SENTENCES[rule.code]
     wait = _until_tomorrow(at) if rule.wait == TOMORROW else rule.wait
     if rule.kind is Systemic:
-        return Systemic(rule.code, reason, Scope.INBOX, wait, by_words=rule.by_words)
+        return Systemic(rule.code, reason, Scope.INBOX, wait, rule.by_words, came)
     if rule.kind is Throttled:
-        return Throttled(rule.code, reason, Scope.INBOX, 60.0 if wait is None else wait)
+        return Throttled(rule.code, reason, Scope.INBOX, 60.0 if wait is None else wait, came)
     if rule.kind is Permanent:
-        return Permanent(rule.code, reason)
-    return Transient(rule.code, reason, SOON if wait is None else wait)
+        return Permanent(rule.code, reason, came)
+    return Transient(rule.code, reason, SOON if wait is None else wait, answer=came)
 
 
 def rule_of(stage: Stage, reply: int, text: str) -> Rule:

@@ -38,6 +38,7 @@ from campaign_pipeline.core.ports import (
     Found,
     LookUp,
     LookUpAnswer,
+    NotReady,
     NumberCheck,
     NumberNotChecked,
     Outcome,
@@ -192,10 +193,12 @@ class InternalSend:
         self._status = status
         self._send_timeout = send_timeout
 
-    async def check_connection(self) -> Failure | None:
+    async def check_connection(self) -> Failure | NotReady | None:
         """What the CRM says. Where the inbox is not connected the function would send from another number."""
         if self._status == "connected":
             return None
+        if self._status == "connecting":
+            return NotReady("connecting", "The instance is connecting to WhatsApp.", retry_after=120.0)
         return Systemic("inbox_disconnected", DISCONNECTED, Scope.INBOX)
 
     async def send(self, envelope: Envelope) -> Outcome:

@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol, TypeAlias
 from campaign_pipeline.core.campaign_log import CampaignLog
 from campaign_pipeline.core.claim_budget import REASONS
 from campaign_pipeline.core.model import BatchSettings, ErrorClass, LeasedMessage
-from campaign_pipeline.core.ports import Clock, DeliveryStore, Scope, Systemic, Throttled, Verdict
+from campaign_pipeline.core.ports import Clock, DeliveryStore, NotReady, Scope, Systemic, Throttled, Verdict
 from campaign_pipeline.core.results import GiveBack, Result
 
 LANGUAGE_MODEL_ACCOUNT = "openrouter"
@@ -133,6 +133,7 @@ class Admission:
         self._chance = chance
         self._stop = stop
         self._log = log
+        self.not_ready: NotReady | None = None  # the inbox is still connecting: this shard gives its messages back
         self._prefetch = _VerdictPrefetch(store.start_generating, clock)
         self._next: LeasedMessage | None = None
         self._open: dict[ScopeKey, Systemic] = {}  # circuits that are open: no further request

@@ -6,7 +6,7 @@ which answers GO only to the holder of the lease (I1).
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
@@ -21,8 +21,11 @@ from campaign_pipeline.core.model import (
 )
 from campaign_pipeline.core.numbers import NOT_ON_WHATSAPP
 from campaign_pipeline.core.parts import Departure, Part, recorded
+from campaign_pipeline.core.personal_data import personal_values, without_values
 from campaign_pipeline.core.phone_numbers import own_number
 from campaign_pipeline.core.ports import (
+    MAY_HAVE_NO_RECORD,
+    UNRECOGNISED,
     Absent,
     Attempt,
     BeginPart,
@@ -73,6 +76,7 @@ _NEVER = {
 """Why a message may not be sent at all, whatever is waited for."""
 
 T = TypeVar("T")
+OutcomeT = TypeVar("OutcomeT", bound=Outcome)
 
 WORKER_DIED = Unknown("worker_died", "The process that sent this part ended before it could record an answer.")
 
@@ -105,6 +109,7 @@ class MessageDelivery:
         self._conversation_id: str | None = None
         self._send_deadline = 0.0  # on the shard's clock: a later request must not be made
         self._commit: asyncio.Task[Any] | None = None  # must not be torn by a cancellation
+        self._model_answer: Mapping[str, Any] = {}  # what the model's provider said when it gave no text
         self._ended = False
 
     # Its life -------------------------------------------------------------------------------------------------------
@@ -183,6 +188,8 @@ class MessageDelivery:
             return GiveBack("invalid_window", str(window))
         if not window.is_open(shared.time.now()):
             return GiveBack("window_closed", "The campaign's sending window closed before its turn came.")
+        if state := shared.admission.not_ready:
+            return GiveBack(state.code, state.reason)
         if failure := shared.admission.open_circuit_for(message, needs_model=self.needs_model):
             return GiveBack(failure.code, failure.reason, ErrorClass.SYSTEMIC)
         return None
@@ -209,6 +216,7 @@ class MessageDelivery:
             # A template goes out as it was approved: in one piece.
             texts = (draft.text,) if draft.template else await writer.split(message, draft.text, self)
         except NotWritten as problem:
+            self._model_answer = self._without_personal_data(problem.failure).answer
             raise await self._failed(problem.failure, problem.model) from problem
         self._subject, self._template = draft.subject, draft.template
         self._text |= {"text": draft.text, "parts": texts, "subject": draft.subject, "template": draft.template}
@@ -320,6 +328,7 @@ class MessageDelivery:
         part.status = PartStatus.ATTEMPTING
         # Whatever was known of an earlier attempt does not hold for this one.
         part.interrupted = part.resend_approved = False
+        part.unknown_code = None
         part.attempted_at = part.may_have_left_until = self._shared.time.now().timestamp()
 
     async def _request(self, part: Part) -> Outcome:
@@ -346,10 +355,17 @@ class MessageDelivery:
             self._attempt = unmade
             raise Ended(GiveBack("late", TOO_LATE, delay_seconds=NEXT_BATCH_SECONDS) if self._is_late() else OVERSLEPT)
         milliseconds = round(1000 * (shared.clock.monotonic() - started))
-        self._attempt = recorded(self._attempt, outcome, milliseconds)
-        if isinstance(outcome, Transient | Unknown) and outcome.answer:
+        self._attempt = recorded(self._attempt, self._without_personal_data(outcome), milliseconds)
+        if not isinstance(outcome, Accepted) and outcome.code == UNRECOGNISED:
             shared.report.unrecognised_answers[outcome.reason] += 1
         return outcome
+
+    def _without_personal_data(self, outcome: OutcomeT) -> OutcomeT:
+        """What a provider said of a failure, without what it repeats of the lead and the text."""
+        if isinstance(outcome, Accepted) or not outcome.answer:
+            return outcome
+        texts = (self.message.text, self._subject, self._address, *(part.text for part in self.parts))
+        return replace(outcome, answer=without_values(outcome.answer, personal_values(self.message, self.lead, texts)))
 
     async def _accepted(self, part: Part) -> None:
         """A part was accepted: record it, with the end of the message if no other part is left."""
@@ -374,13 +390,16 @@ class MessageDelivery:
         if part.status is PartStatus.ATTEMPTING:
             # Recorded before asking: if this process dies meanwhile, the next one knows that there is something to ask.
             await self._record(part, PartStatus.UNKNOWN, unknown.code, unknown.reason)
+            part.unknown_code = unknown.code if unknown.code in MAY_HAVE_NO_RECORD else None
         looks_up = look_up is not LookUp.NONE
         answer = await self._look_up(part) if looks_up else None
         self._attempt = Settlement(
             self.id, part.no, part.attempts, outcome=PartStatus.UNKNOWN.value, looked_up=looks_up
         )
         age = shared.time.now().timestamp() - part.may_have_left_until
-        decision = shared.policy.retry.decide_unknown(look_up, answer, age, approved=part.resend_approved)
+        decision = shared.policy.retry.decide_unknown(
+            look_up, answer, age, code=part.unknown_code or unknown.code, approved=part.resend_approved
+        )
         match decision:
             case Found() as found:
                 shared.report.recovered_sends += 1
@@ -395,7 +414,9 @@ class MessageDelivery:
                 self._attempt = replace(self._attempt, outcome=PartStatus.PLANNED.value)
                 raise await self._failed(failure)
             case Result() as result:
-                raise Ended(replace(result, reason=f"{unknown.reason} {result.reason}"))
+                # The code of such an answer stays with the part: whoever looks it up next must know it.
+                code = part.unknown_code or result.code
+                raise Ended(replace(result, code=code, reason=f"{unknown.reason} {result.reason}"))
 
     async def _look_up(self, part: Part) -> LookUpAnswer:
         inbox_id = self._shared.inbox_id
@@ -535,6 +556,7 @@ class MessageDelivery:
             details: dict[str, object] = {"parts": len(self.parts)}
             if not isinstance(result, Sent):
                 details = {} if result.status is None else {"status": result.status, "code": result.code}
+                details |= {"answer": self._model_answer} if self._model_answer else {}
             self._shared.log(self.message, step, result.level, result.reason, **details)
 
     def _settlement(self, result: Result) -> Settlement:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 from campaign_pipeline.core.model import PartRecord, PartStatus
-from campaign_pipeline.core.ports import Outcome, Settlement, Transient, Unknown
+from campaign_pipeline.core.ports import MAY_HAVE_NO_RECORD, Outcome, Settlement, Unknown
 from campaign_pipeline.core.ports import Sent as Accepted
 
 OWN_INTERRUPTIONS = frozenset({"worker_died", "given_back"})
@@ -26,6 +26,7 @@ class Part:
     inbox_id: str | None = None  # through which it was made
     interrupted: bool = False  # the last attempt was cut short by our own process, not by its provider
     resend_approved: bool = False  # by a person, though nobody knows whether the last attempt went out
+    unknown_code: str | None = None  # of the last attempt, where its answer decides what a look-up can prove
 
     @classmethod
     def from_record(cls, record: PartRecord) -> Self:
@@ -42,6 +43,7 @@ class Part:
             record.inbox_id,
             record.error_code in OWN_INTERRUPTIONS,
             record.resend_approved,
+            record.error_code if record.error_code in MAY_HAVE_NO_RECORD else None,
         )
 
 
@@ -73,5 +75,4 @@ def recorded(attempt: Settlement, outcome: Outcome, milliseconds: int | None) ->
             duration_ms=milliseconds,
         )
     status = PartStatus.UNKNOWN if isinstance(outcome, Unknown) else PartStatus.PLANNED
-    response = outcome.answer or None if isinstance(outcome, Transient | Unknown) else None
-    return replace(attempt, outcome=status.value, response=response, duration_ms=milliseconds)
+    return replace(attempt, outcome=status.value, response=outcome.answer or None, duration_ms=milliseconds)

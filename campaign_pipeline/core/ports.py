@@ -38,7 +38,8 @@ class Permanent:
     """This message or recipient will never work: no retry."""
 
     code: str  # stable, machine readable: `not_on_whatsapp`
-    reason: str  # one sentence for the operator
+    reason: str  # one sentence of ours for the operator: never the provider's words, which may quote the prompt
+    answer: Mapping[str, Any] = field(default_factory=dict)  # what came, for the ledger alone; so of each failure
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Transient:
     reason: str
     retry_after: float | None = None  # seconds, when the provider gave a hint
     attempts: int | None = None  # of the message in all, where fewer than usual make sense
-    answer: Mapping[str, Any] = field(default_factory=dict)  # with UNRECOGNISED: what came, redacted
+    answer: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class Throttled:
     reason: str
     scope: Scope
     retry_after: float | None = None  # seconds
+    answer: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ class Systemic:
     scope: Scope
     retry_after: float | None = None  # seconds, when the provider said when to come back
     by_words: bool = False  # read from a text alone: the scope is broken once a second recipient met the same
+    answer: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,16 @@ class Unknown:
 
     code: str
     reason: str
-    answer: Mapping[str, Any] = field(default_factory=dict)  # with UNRECOGNISED: what came, redacted
+    answer: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class NotReady:
+    """The inbox is connecting and will be able to send shortly: a short wait, and nothing is wrong or too fast."""
+
+    code: str
+    reason: str
+    retry_after: float  # seconds until it is worth asking again
 
 
 UNRECOGNISED = "unrecognised_answer"
@@ -254,7 +266,7 @@ class MessageChannel(Protocol):
         """What this channel can do."""
         ...
 
-    async def check_connection(self) -> Failure | None:
+    async def check_connection(self) -> Failure | NotReady | None:
         """Ask whether the inbox can send now; None means yes."""
         ...
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from campaign_pipeline.core.model import ErrorClass, MessageStatus, ShardReport
 from campaign_pipeline.core.ports import (
+    MAY_HAVE_NO_RECORD,
     Absent,
     Failure,
     Found,
@@ -16,6 +17,7 @@ from campaign_pipeline.core.ports import (
     LookUpAnswer,
     LookUpFailed,
     Permanent,
+    Scope,
     Systemic,
     Throttled,
     Transient,
@@ -163,24 +165,37 @@ class RetryPolicy:
                 delay = self.delays_seconds[min(attempts_before, len(self.delays_seconds) - 1)]
                 delay = max(delay, retry_after or 0.0) * (1 + self.jitter * chance())
                 return Retry(code, reason, ErrorClass.TRANSIENT, delay)
-            case Throttled(code, reason, _, retry_after):
+            case Throttled(code, reason, Scope.MESSAGE, retry_after):
                 delay = (THROTTLE_SECONDS if retry_after is None else retry_after) * (1 + self.jitter * chance())
                 return GiveBack(code, reason, ErrorClass.THROTTLED, delay)
+            case Throttled(code, reason):
+                # Its scope waits, not the message: due as before, it keeps its place among the others.
+                return GiveBack(code, reason, ErrorClass.THROTTLED)
             case Systemic(code, reason):
                 return GiveBack(code, reason, ErrorClass.SYSTEMIC)
             case Unknown(code, reason):
                 return Fail(code, reason, ErrorClass.UNKNOWN)
 
     def decide_unknown(
-        self, look_up: LookUp, answer: LookUpAnswer | None, age_seconds: float, *, approved: bool = False
+        self,
+        look_up: LookUp,
+        answer: LookUpAnswer | None,
+        age_seconds: float,
+        *,
+        code: str = "",
+        approved: bool = False,
     ) -> Found | Transient | GiveBack | Fail:
         """Decide for a part that may have gone out, given what the provider says of it (I5).
 
         Found: it was sent. Transient: it surely was not, and may be tried again. GiveBack: it is looked up again later.
         Fail: nobody can tell. `age_seconds`: for how long the request of the attempt cannot have left any more, which
         is since it was made, or since the lease of a worker that died ended, for that may have slept until then.
+        `code`: that of its unknown outcome.
         `approved`: a person said that it may be sent again, though nobody knows.
         """
+        if isinstance(answer, Absent) and code in MAY_HAVE_NO_RECORD:
+            reason = f"{answer.reason} But after such an answer the provider may have no record of what it sent."
+            answer = Absent(proven=False, reason=reason)
         match answer:
             case Found():
                 return answer

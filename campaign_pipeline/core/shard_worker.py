@@ -17,8 +17,10 @@ from campaign_pipeline.core.phone_numbers import NumberDirectory
 from campaign_pipeline.core.ports import (
     Clock,
     DeliveryStore,
+    Failure,
     LanguageModel,
     MessageChannel,
+    NotReady,
     StoreUnavailable,
     Systemic,
     Throttled,
@@ -149,13 +151,25 @@ class ShardWorker:
         if not self.messages:
             return
         try:
-            refusal = await self.channel.check_connection()
+            refusal = await self._connection_state()
         except Exception as error:  # noqa: BLE001 (a question that could not be asked: sending will tell)
             text = f"{type(error).__name__} while the inbox was asked for its state; this is a bug of the pipeline."
             self._shared.log(self.messages[0], "prepare", "warning", text)
             return
-        if isinstance(refusal, Systemic | Throttled):
+        if isinstance(refusal, NotReady):
+            # It reconnects, which is nobody's fault: no circuit is opened and no pace changes.
+            self._shared.admission.not_ready = refusal
+        elif isinstance(refusal, Systemic | Throttled):
             await self._shared.admission.open_circuit(self.messages[0], refusal)
+
+    async def _connection_state(self) -> Failure | NotReady | None:
+        """What keeps the inbox from sending, once it had a short time to connect."""
+        until = self.clock.monotonic() + self.policy.max_inline_wait_seconds
+        while isinstance(state := await self.channel.check_connection(), NotReady):
+            if self._stop.reason or self.clock.monotonic() + state.retry_after > until:
+                break
+            await self._stop.sleep(state.retry_after)
+        return state
 
     async def _load_numbers(self) -> None:
         if self._shared.checks_numbers:

@@ -30,6 +30,7 @@ from campaign_pipeline.core.ports import (
     LookUp,
     LookUpFailed,
     MessageChannel,
+    NotReady,
     NumberExists,
     NumberMissing,
     NumberNotChecked,
@@ -129,7 +130,7 @@ CHANNELS = (
             **SCRIPTED,
         },
         {
-            "connecting": (Throttled, "connecting"),
+            "connecting": (NotReady, "connecting"),
             "close": (Systemic, "inbox_disconnected"),
             "missing": (Systemic, "instance_missing"),
         },
@@ -160,7 +161,7 @@ CHANNELS = (
             **SCRIPTED,
         },
         {
-            "connecting": (Throttled, "connecting"),
+            "connecting": (NotReady, "connecting"),
             "close": (Systemic, "inbox_disconnected"),
             "missing": (Systemic, "instance_missing"),
         },
@@ -190,7 +191,7 @@ CHANNELS = (
             **SCRIPTED,
         },
         {
-            "connecting": (Throttled, "connecting"),
+            "connecting": (NotReady, "connecting"),
             "close": (Systemic, "number_unusable"),
             "missing": (Systemic, "number_missing"),
         },
@@ -530,7 +531,7 @@ def test_a_key_that_no_header_can_bear_is_refused_without_being_quoted(channel: 
 @every_channel_that_tells
 @pytest.mark.parametrize("state", list(InstanceState), ids=[state.value for state in InstanceState])
 def test_the_state_of_the_connection(channel: Channel, state: InstanceState) -> None:
-    async def use(adapter: MessageChannel, _: Sandbox) -> Failure | None:
+    async def use(adapter: MessageChannel, _: Sandbox) -> Failure | NotReady | None:
         return await adapter.check_connection()
 
     refusal = with_sandbox(channel, use, Behaviour(instances={channel.instance: state}))
@@ -541,7 +542,7 @@ def test_the_state_of_the_connection(channel: Channel, state: InstanceState) -> 
 @every_channel_that_tells
 @pytest.mark.parametrize("fault", ["server_error_500", "proxy_html_502", "malformed_json", "cut"])
 def test_a_state_that_cannot_be_asked_holds_nothing_back(channel: Channel, fault: str) -> None:
-    async def use(adapter: MessageChannel, _: Sandbox) -> Failure | None:
+    async def use(adapter: MessageChannel, _: Sandbox) -> Failure | NotReady | None:
         return await adapter.check_connection()
 
     assert with_sandbox(channel, use, with_faults(f"status:{fault}")) is None

@@ -18,6 +18,7 @@ from campaign_pipeline.core.ports import (
     Failure,
     Found,
     LookUpFailed,
+    NotReady,
     NumberExists,
     NumberMissing,
     NumberNotChecked,
@@ -25,7 +26,6 @@ from campaign_pipeline.core.ports import (
     Scope,
     Sent,
     Systemic,
-    Throttled,
     Transient,
     Unknown,
 )
@@ -121,13 +121,13 @@ def test_a_key_that_the_answer_quotes_is_in_no_reason() -> None:
     ("state", "expected"),
     [
         (InstanceState.OPEN, None),
-        (InstanceState.CONNECTING, (Throttled, "connecting")),
+        (InstanceState.CONNECTING, (NotReady, "connecting")),
         (InstanceState.CLOSE, (Systemic, "inbox_disconnected")),
         (InstanceState.MISSING, (Systemic, "instance_missing")),
     ],
 )
 def test_the_state_of_the_connection(state: InstanceState, expected: tuple[type[object], str] | None) -> None:
-    async def use(channel: Evolution, _: Sandbox) -> Failure | None:
+    async def use(channel: Evolution, _: Sandbox) -> Failure | NotReady | None:
         return await channel.check_connection()
 
     refusal = with_sandbox(use, Behaviour(instances={"loja": state}))
@@ -136,7 +136,7 @@ def test_the_state_of_the_connection(state: InstanceState, expected: tuple[type[
 
 @pytest.mark.parametrize("fault", ["server_error_500", "proxy_html_502", "malformed_json", "cut"])
 def test_a_state_that_cannot_be_asked_holds_nothing_back(fault: str) -> None:
-    async def use(channel: Evolution, _: Sandbox) -> Failure | None:
+    async def use(channel: Evolution, _: Sandbox) -> Failure | NotReady | None:
         return await channel.check_connection()
 
     assert with_sandbox(use, with_faults(f"status:{fault}")) is None

@@ -194,7 +194,7 @@ def test_a_key_that_the_answer_quotes_is_in_no_reason() -> None:
     outcome = ask(playback({"error": {"code": 401, "message": f"Unknown key {KEY}"}}, status="401 Unauthorized"))
     assert isinstance(outcome, Systemic)
     assert KEY not in str(outcome)
-    assert "Unknown key ***" in outcome.reason
+    assert "Unknown key ***" in str(outcome.answer)
 
 
 def test_a_generation_whose_answer_is_lost_may_be_asked_for_again() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from campaign_pipeline.adapters.http import http_client
 from campaign_pipeline.adapters.supabase import InternalSend, from_connection
-from campaign_pipeline.core.ports import Absent, Attempt, Envelope, Found, Outcome, Permanent, Systemic
+from campaign_pipeline.core.ports import Absent, Attempt, Envelope, Found, NotReady, Outcome, Permanent, Systemic
 from campaign_pipeline.sandbox import Sandbox
 from campaign_pipeline_tests.adapters.wire import playback, read_request, response, serving
 
@@ -52,7 +52,15 @@ def test_a_message_without_a_conversation_is_not_sent_to_nowhere() -> None:
     assert outcome.code == "no_conversation"
 
 
-@pytest.mark.parametrize("status", ["disconnected", "connecting", None])
+def test_an_inbox_that_connects_is_given_a_little_time_and_no_pause() -> None:
+    async def inside() -> object:
+        async with http_client(connections=1) as client:
+            return await channel_of(client, "http://127.0.0.1:1", "connecting").check_connection()
+
+    assert isinstance(asyncio.run(inside()), NotReady)
+
+
+@pytest.mark.parametrize("status", ["disconnected", None])
 def test_an_inbox_that_is_not_connected_sends_nothing_for_the_function_would_take_another_number(
     status: str | None,
 ) -> None:

@@ -4,6 +4,7 @@ from hypothesis import strategies as st
 
 from campaign_pipeline.core.model import ErrorClass, MessageStatus
 from campaign_pipeline.core.ports import (
+    MAY_HAVE_NO_RECORD,
     Absent,
     Failure,
     Found,
@@ -83,8 +84,14 @@ def test_a_providers_hint_can_only_lengthen_a_transient_delay(hint: float | None
 
 @pytest.mark.parametrize(("hint", "delay"), [(None, THROTTLE_SECONDS), (0.0, 0.0), (42.0, 42.0)])
 def test_a_throttle_waits_as_long_as_the_provider_says_and_counts_no_attempt(hint: float | None, delay: float) -> None:
-    assert decide(Throttled("rate_limited", "Slow.", Scope.INBOX, hint), 2) == GiveBack(
-        "rate_limited", "Slow.", ErrorClass.THROTTLED, delay
+    assert decide(Throttled("pair_limited", "Slow.", Scope.MESSAGE, hint), 2) == GiveBack(
+        "pair_limited", "Slow.", ErrorClass.THROTTLED, delay
+    )
+
+
+def test_a_throttled_inbox_leaves_its_messages_in_their_order() -> None:
+    assert decide(Throttled("daily_limit", "Tomorrow.", Scope.INBOX, 50_000.0)) == GiveBack(
+        "daily_limit", "Tomorrow.", ErrorClass.THROTTLED, None
     )
 
 
@@ -158,6 +165,13 @@ def test_a_miss_within_the_patience_proves_nothing_and_is_looked_up_again(proven
 def test_a_proven_absence_after_the_patience_may_be_tried_again() -> None:
     answer = POLICY.decide_unknown(LookUp.EXACT, Absent(True, "Not there."), PATIENCE)
     assert answer == Transient("not_accepted", "The provider does not have it. Not there.")
+
+
+@pytest.mark.parametrize("code", sorted(MAY_HAVE_NO_RECORD))
+def test_a_miss_proves_nothing_after_an_answer_whose_provider_may_have_no_record(code: str) -> None:
+    decision = POLICY.decide_unknown(LookUp.EXACT, Absent(True, "Not there."), PATIENCE, code=code)
+    assert isinstance(decision, Fail)
+    assert decision.error_class is ErrorClass.UNKNOWN
 
 
 def test_a_miss_that_proves_nothing_ends_as_unknown() -> None:

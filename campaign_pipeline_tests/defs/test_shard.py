@@ -24,6 +24,7 @@ from campaign_pipeline.core.ports import (
     LanguageModel,
     LookUpAnswer,
     MessageChannel,
+    NotReady,
     NumberCheck,
     Outcome,
     Prompt,
@@ -75,7 +76,7 @@ class WatchedChannel:
     def traits(self) -> ChannelTraits:
         return self._inner.traits
 
-    async def check_connection(self) -> Failure | None:
+    async def check_connection(self) -> Failure | NotReady | None:
         return await self._inner.check_connection()
 
     async def send(self, envelope: Envelope) -> Outcome:

@@ -1,0 +1,78 @@
+"""What is known of a person, taken out of texts that somebody else wrote.
+
+A provider that refuses a request may repeat it: a name, an e-mail address, a document's number, the text itself. What
+is kept of its answer has none of them.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from campaign_pipeline.core.model import Lead, LeasedMessage
+
+HIDDEN: Final = "***"
+SHORTEST_VALUE: Final = 3
+"""Characters. A shorter value stands in many innocent words, and tells little."""
+
+SHORTEST_NUMBER: Final = 5
+"""Digits from which on a number is found however it is punctuated."""
+
+LONGEST_VALUE: Final = 120
+"""Characters of a value, or of a sentence of it, that are looked for: what is kept of an answer is short too."""
+
+MOST_VALUES: Final = 200
+"""Values that are looked for, the longest first: the time grows with their number."""
+
+_WORD: Final = re.compile(r"\w+")
+_SENTENCE: Final = re.compile(r"[^.!?\n]+")
+
+
+def personal_values(message: LeasedMessage, lead: Lead | None, texts: Iterable[str | None] = ()) -> list[str]:
+    """Every value that an answer about this message may repeat: the lead's fields and numbers, and the texts to it."""
+    values: list[str | None] = [message.phone_number, *_pieces_of(texts)]
+    if lead is not None:
+        context = lead.context
+        names = (context.client_name, context.whatsapp_name, context.company)
+        values += [lead.phone, lead.email, *lead.other_phones, *names, *context.tags]
+        values += [value for _, value in context.custom_fields]
+        values += [word for name in names for word in _WORD.findall(name)]  # "Olá, Ana" has one word of the name
+    return [value for value in values if value]
+
+
+def _pieces_of(texts: Iterable[str | None]) -> Iterable[str]:
+    """Each text as its sentences: a provider may quote one of them."""
+    for text in texts:
+        if text:
+            yield from (piece.strip() for piece in _SENTENCE.findall(text))
+
+
+def without_values(answer: Mapping[str, Any], values: Iterable[str]) -> dict[str, Any]:
+    """The answer without these values, in whatever case and punctuation; its own field names stay."""
+    forms = {form for value in values if (form := _form(value))}
+    if not forms:
+        return dict(answer)
+    # The longest first: a name that stands in another must not leave the rest of it.
+    pattern = re.compile("|".join(sorted(forms, key=len, reverse=True)[:MOST_VALUES]), re.IGNORECASE)
+    return {name: _hidden(value, pattern) for name, value in answer.items()}
+
+
+def _form(value: str) -> str | None:
+    """The pattern by which a value is found; None where it is too short to be looked for."""
+    value = value.strip()[:LONGEST_VALUE]
+    digits = re.sub(r"\D", "", value)
+    if len(digits) >= SHORTEST_NUMBER and not re.search(r"[^\W\d_]", value):
+        return r"[\W_]{0,2}".join(digits)
+    words = _WORD.findall(value)
+    if sum(map(len, words)) < SHORTEST_VALUE:
+        return None
+    return r"(?<!\w)" + r"[\W_]{1,3}".join(map(re.escape, words)) + r"(?!\w)"
+
+
+def _hidden(value: Any, pattern: re.Pattern[str]) -> Any:
+    if isinstance(value, str):
+        return pattern.sub(HIDDEN, value)
+    if isinstance(value, Mapping):
+        return {name: _hidden(inner, pattern) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_hidden(inner, pattern) for inner in value]
+    return value

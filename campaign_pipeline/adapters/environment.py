@@ -96,6 +96,7 @@ class DeliverySettings:
     max_inline_wait_seconds: float = 60.0  # a throttle up to this long is waited out, longer ones go back to the queue
     number_check_days: float = 0.0  # how long a provider's "has an account" is believed; 0: numbers are not checked
     number_recheck_days: float = 7.0  # how long its "has none" is believed
+    most_unrecognised_answers: int = 5  # in a row, after which an inbox or a model is paused
 
     @property
     def max_age(self) -> timedelta:
@@ -120,6 +121,9 @@ class DeliverySettings:
             max_inline_wait_seconds=_number(e, "CAMPAIGN_MAX_INLINE_WAIT_SECONDS", d.max_inline_wait_seconds, 0),
             number_check_days=_number(e, "CAMPAIGN_NUMBER_CHECK_DAYS", d.number_check_days, 0),
             number_recheck_days=_number(e, "CAMPAIGN_NUMBER_RECHECK_DAYS", d.number_recheck_days, 0),
+            most_unrecognised_answers=int(
+                _number(e, "CAMPAIGN_MAX_UNRECOGNISED_ANSWERS", d.most_unrecognised_answers, 1)
+            ),
         )
 
 

@@ -33,6 +33,7 @@ from campaign_pipeline.core.ports import (
     Attempt,
     BeginPart,
     Begun,
+    FailureStreak,
     LogLine,
     Pause,
     Scope,
@@ -224,6 +225,7 @@ class _ClaimBatch:
         batch.recovered = len(await self._all("recover_leases"))
         batch.cancelled = len(await self._all("settle_cancelled_runs"))
         await self._connection.execute(statement("drop_spent_throttles"))
+        await self._connection.execute(statement("drop_old_failure_streaks"))
         await self._connection.execute(statement("release_spending_limits"))
         await self._connection.execute(statement("drop_recovered_paces"))
         pauses = await self._all("list_pauses")
@@ -353,7 +355,8 @@ class _ClaimBatch:
             return
         if back:
             await self._go_through(back)
-        rows = await self._claim_rows(dict.fromkeys(probes, 1), self._options.batch_size, token)
+        tried = [message for pause in pauses if pause["probe_due"] for message in pause["tried_message_ids"]]
+        rows = await self._claim_rows(dict.fromkeys(probes, 1), self._options.batch_size, token, tried)
         for row in rows:
             for scope, scope_id in probes.get(row["run_id"], ()):
                 await self._connection.execute(
@@ -362,8 +365,10 @@ class _ClaimBatch:
                 )
         self._batch.rows += rows
 
-    async def _claim_rows(self, quotas: Mapping[UUID, int], most: int, token: UUID) -> list[dict[str, Any]]:
-        """Lease what is due, at most so many of each run."""
+    async def _claim_rows(
+        self, quotas: Mapping[UUID, int], most: int, token: UUID, tried: list[UUID] | None = None
+    ) -> list[dict[str, Any]]:
+        """Lease what is due, at most so many of each run; with `tried`, a probe of each: another message than these."""
         options = self._options
         if self._batch.token is None:
             self._batch.token = str(token)
@@ -378,6 +383,7 @@ class _ClaimBatch:
                 token=token,
                 owner=options.owner,
                 lease_seconds=options.lease_seconds,
+                tried_ids=tried,
             )
             rows = await self._without_refused(claimed)
             if rows or not claimed:
@@ -605,7 +611,9 @@ class ShardStore:
             self._pauses = (now, found)
         return self._pauses[1]
 
-    async def open_pause(self, scope: Scope, scope_id: str, failure: Throttled | Systemic) -> float:
+    async def open_pause(
+        self, scope: Scope, scope_id: str, failure: Throttled | Systemic, message_id: str | None = None
+    ) -> float:
         """See DeliveryStore."""
         rows = await self._all(
             "open_pause",
@@ -615,9 +623,21 @@ class ShardStore:
             code=failure.code,
             reason=failure.reason,
             seconds=failure.retry_after,
+            message_id=UUID(message_id) if message_id else None,
         )
         self._pauses = (float("-inf"), [])
         return max(0.0, float(rows[0]["seconds"])) if rows else 0.0
+
+    async def note_failure(self, scope: Scope, scope_id: str, code: str, recipient: str) -> FailureStreak:
+        """See DeliveryStore."""
+        rows = await self._all(
+            "note_failure", scope=scope.value, scope_id=scope_id, code=code, recipient=UUID(recipient)
+        )
+        return FailureStreak(rows[0]["failures"], rows[0]["recipients"])
+
+    async def forget_failures(self, scope: Scope, scope_id: str) -> None:
+        """See DeliveryStore."""
+        await self._all("forget_failures", scope=scope.value, scope_id=scope_id)
 
     async def next_turn(self, message_id: str) -> Turn:
         """See DeliveryStore."""

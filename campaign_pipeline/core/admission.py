@@ -13,7 +13,16 @@ from typing import NamedTuple, Protocol, TypeAlias
 from campaign_pipeline.core.campaign_log import CampaignLog
 from campaign_pipeline.core.claim_budget import REASONS
 from campaign_pipeline.core.model import BatchSettings, ErrorClass, LeasedMessage
-from campaign_pipeline.core.ports import Clock, DeliveryStore, NotReady, Scope, Systemic, Throttled, Verdict
+from campaign_pipeline.core.ports import (
+    UNRECOGNISED,
+    Clock,
+    DeliveryStore,
+    NotReady,
+    Scope,
+    Systemic,
+    Throttled,
+    Verdict,
+)
 from campaign_pipeline.core.results import GiveBack, Result
 
 LANGUAGE_MODEL_ACCOUNT = "openrouter"
@@ -32,6 +41,13 @@ PREFETCHED_SECONDS = 10.0
 """How long a prefetched `go` is believed. A stale one costs a text, which is stored; sending is checked again."""
 
 
+UNRECOGNISED_IN_A_ROW = "unrecognised_answers"
+"""Code of a pause for answers that nobody knows how to read."""
+
+UNRECOGNISED_PAUSE_SECONDS = 3600.0
+"""Before one message may try again: each that gets such an answer may be lost, so few are risked."""
+
+
 @dataclass(frozen=True)
 class WaitingPolicy:
     """How long a message waits in place before it goes back to the queue."""
@@ -39,6 +55,7 @@ class WaitingPolicy:
     max_inline_wait_seconds: float = 60.0  # throttles up to this long are waited out in place
     max_inline_waits: int = 3  # per message
     turn_slice_seconds: float = 1.0  # after which a message that waits for its turn asks again
+    most_unrecognised_answers: int = 5  # in a row, after which an inbox or a model is paused
 
 
 @dataclass(frozen=True)
@@ -133,6 +150,7 @@ class Admission:
         self._chance = chance
         self._stop = stop
         self._log = log
+        self._doubted_models: set[str] = set()  # of which an answer was not understood
         self.not_ready: NotReady | None = None  # the inbox is still connecting: this shard gives its messages back
         self._prefetch = _VerdictPrefetch(store.start_generating, clock)
         self._next: LeasedMessage | None = None
@@ -225,13 +243,50 @@ class Admission:
             self._open[scope] = failure
             if first:
                 self._log(message, "pause", "error", failure.reason, scope=failure.scope.value, code=failure.code)
-        seconds = await self._store.open_pause(*scope, failure)
+        seconds = await self._store.open_pause(*scope, failure, message.id)
         if isinstance(failure, Throttled):
             seconds = max(seconds, failure.retry_after or 0.0)
             self._slow_down(scope, seconds, failure.code, failure.reason)
             if failure.scope is Scope.INBOX:
                 await self._slow_inbox(message, failure)
         return seconds
+
+    async def is_confirmed(self, message: LeasedMessage, failure: Systemic) -> bool:
+        """Whether words alone are enough to call a scope broken: it is paused for it, or a second recipient met it."""
+        scope = (failure.scope, self._scope_id(message, failure.scope))
+        if scope in self._open or failure.scope is not Scope.INBOX:
+            return True
+        if any(
+            (pause.scope, pause.scope_id, pause.code) == (*scope, failure.code) for pause in await self._store.pauses()
+        ):
+            return True
+        streak = await self._store.note_failure(*scope, failure.code, message.lead_id or message.id)
+        return streak.recipients > 1
+
+    async def note_unrecognised(self, message: LeasedMessage, model: str | None = None) -> Systemic | None:
+        """Count an answer that no row knows: the inbox's, or a model's. Returns why to pause it, after too many."""
+        scope = Scope.INBOX if model is None else Scope.MODEL
+        if model is not None:
+            self._doubted_models.add(model)
+        streak = await self._store.note_failure(
+            scope, self._scope_id(message, scope, model), UNRECOGNISED, message.lead_id or message.id
+        )
+        if streak.failures < self._policy.most_unrecognised_answers:
+            return None
+        whom = "this inbox's provider" if model is None else f"the model {model}"
+        reason = (
+            f"The last {streak.failures} answers of {whom} were of kinds that the pipeline does not know, so nothing "
+            "more is requested for an hour; what came is in campaign_message_parts (provider_response) or in "
+            "campaign_logs."
+        )
+        return Systemic(UNRECOGNISED_IN_A_ROW, reason, scope, UNRECOGNISED_PAUSE_SECONDS)
+
+    async def model_worked(self, message: LeasedMessage) -> None:
+        """A text was written: what was counted against its model is over."""
+        model = self._scope_id(message, Scope.MODEL)
+        if model in self._doubted_models:
+            self._doubted_models.discard(model)
+            await self._store.forget_failures(Scope.MODEL, model)
 
     async def _slow_inbox(self, message: LeasedMessage, failure: Throttled) -> None:
         """Not only wait: go slower from then on, whoever sends through this inbox."""

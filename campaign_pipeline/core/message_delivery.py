@@ -218,6 +218,7 @@ class MessageDelivery:
         except NotWritten as problem:
             self._model_answer = self._without_personal_data(problem.failure).answer
             raise await self._failed(problem.failure, problem.model) from problem
+        await self._shared.admission.model_worked(message)
         self._subject, self._template = draft.subject, draft.template
         self._text |= {"text": draft.text, "parts": texts, "subject": draft.subject, "template": draft.template}
         self._text |= writer.pop_bill(message)
@@ -358,6 +359,8 @@ class MessageDelivery:
         self._attempt = recorded(self._attempt, self._without_personal_data(outcome), milliseconds)
         if not isinstance(outcome, Accepted) and outcome.code == UNRECOGNISED:
             shared.report.unrecognised_answers[outcome.reason] += 1
+            if broken := await shared.admission.note_unrecognised(self.message):
+                await shared.admission.open_circuit(self.message, broken)
         return outcome
 
     def _without_personal_data(self, outcome: OutcomeT) -> OutcomeT:
@@ -529,12 +532,30 @@ class MessageDelivery:
     async def _failed(self, failure: Failure, model: str | None = None) -> Ended:
         """The end that the retry policy gives a failure. A systemic one opens the circuit for everybody."""
         shared = self._shared
+        if isinstance(failure, Systemic) and failure.by_words:
+            failure = await self._confirmed(failure)
+        elif failure.code == UNRECOGNISED and model is not None:
+            failure = await shared.admission.note_unrecognised(self.message, model) or failure
         if isinstance(failure, Systemic):
             await shared.admission.open_circuit(self.message, failure, model)
         retry, campaign = shared.policy.retry, shared.settings.campaigns.get(self.message.config_id)
         if campaign is not None and campaign.retry_delays_minutes:
             retry = replace(retry, delays_seconds=tuple(60 * minutes for minutes in campaign.retry_delays_minutes))
         return Ended(retry.decide(failure, self.message.retry_count, shared.chance))
+
+    async def _confirmed(self, failure: Systemic) -> Failure:
+        """A failure that was read from words alone: the inbox's, if its state or a second recipient says so.
+
+        Otherwise this message alone is tried again later: one recipient's trouble must not stop an inbox.
+        """
+        shared = self._shared
+        if await shared.admission.is_confirmed(self.message, failure):
+            return failure
+        state = await shared.channel.check_connection()
+        if isinstance(state, Systemic):
+            return state
+        reason = f"{failure.reason} No other lead's message met it so far."
+        return Transient(failure.code, reason, answer=failure.answer)
 
     async def _finish(self, result: Result) -> None:
         """Commit what becomes of the message, count it and log it; nothing else does."""

@@ -493,6 +493,14 @@ class LeaseStore(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class FailureStreak:
+    """Failures of one code that a scope met with no success between."""
+
+    failures: int
+    recipients: int  # different ones that met it
+
+
 class DeliveryStore(Protocol):
     """The queue as one shard sees it: every write is fenced by the shard's own lease.
 
@@ -519,8 +527,24 @@ class DeliveryStore(Protocol):
         """Every paused scope, at most a second old."""
         ...
 
-    async def open_pause(self, scope: Scope, scope_id: str, failure: Throttled | Systemic) -> float:
-        """Pause or slow down a scope for everybody; returns for how many seconds."""
+    async def open_pause(
+        self, scope: Scope, scope_id: str, failure: Throttled | Systemic, message_id: str | None = None
+    ) -> float:
+        """Pause or slow down a scope for everybody; returns for how many seconds.
+
+        `message_id` is the message that met the cause; the probe that tries whether it is gone is another one.
+        """
+        ...
+
+    async def note_failure(self, scope: Scope, scope_id: str, code: str, recipient: str) -> FailureStreak:
+        """Note that a scope met a failure, and return what it met of this code with no success between.
+
+        `recipient` is a lead's id, or a message's where it has no lead.
+        """
+        ...
+
+    async def forget_failures(self, scope: Scope, scope_id: str) -> None:
+        """The scope worked: what was noted of it is over."""
         ...
 
     async def next_turn(self, message_id: str) -> Turn:

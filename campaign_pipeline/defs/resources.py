@@ -127,5 +127,6 @@ def delivery_policy(settings: DeliverySettings) -> DeliveryPolicy:
         max_inline_wait_seconds=settings.max_inline_wait_seconds,
         number_check_days=settings.number_check_days,
         number_recheck_days=settings.number_recheck_days,
+        most_unrecognised_answers=settings.most_unrecognised_answers,
         generation_timeout_seconds=settings.generation_timeout_seconds,
     )

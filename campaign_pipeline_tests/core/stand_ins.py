@@ -32,6 +32,7 @@ from campaign_pipeline.core.ports import (
     Completion,
     Envelope,
     Failure,
+    FailureStreak,
     Found,
     LogLine,
     LookUp,
@@ -167,6 +168,7 @@ class Queue:
 
     messages: dict[str, StoredMessage] = field(default_factory=dict)
     pauses: dict[tuple[Scope, str], tuple[float, Throttled | Systemic]] = field(default_factory=dict)
+    failures: dict[tuple[Scope, str, str], list[str]] = field(default_factory=dict)
     log: list[LogLine] = field(default_factory=list)
     gap: float = 0.0  # seconds between two messages of the inbox; 0: it has no pace
     grace: float = 1.0
@@ -299,7 +301,19 @@ class Store:
             if (left := until - now()) > 0 or isinstance(failure, Systemic)
         ]
 
-    async def open_pause(self, scope: Scope, scope_id: str, failure: Throttled | Systemic) -> float:
+    async def note_failure(self, scope: Scope, scope_id: str, code: str, recipient: str) -> FailureStreak:
+        """Count it, by recipient."""
+        met = self.queue.failures.setdefault((scope, scope_id, code), [])
+        met.append(recipient)
+        return FailureStreak(len(met), len(set(met)))
+
+    async def forget_failures(self, scope: Scope, scope_id: str) -> None:
+        """Count anew."""
+        self.queue.failures = {key: met for key, met in self.queue.failures.items() if key[:2] != (scope, scope_id)}
+
+    async def open_pause(
+        self, scope: Scope, scope_id: str, failure: Throttled | Systemic, message_id: str | None = None
+    ) -> float:
         """Pause or slow down a scope."""
         seconds = 5.0 if failure.retry_after is None else failure.retry_after
         self.queue.pauses[scope, scope_id] = (now() + seconds, failure)

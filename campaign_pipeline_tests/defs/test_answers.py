@@ -2,14 +2,16 @@
 
 # ruff: noqa: F811 (the fixture is imported, and named by the tests)
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
 
-from campaign_pipeline.sandbox import Behaviour, Fault, Kind
+from campaign_pipeline.adapters.postgres import Queue
+from campaign_pipeline.sandbox import Behaviour, Fault, InstanceState, Kind
 from campaign_pipeline_tests.adapters.wire import Playback, response, serving
 from campaign_pipeline_tests.defs.test_shard import Play, Rig, inbox_of, play  # noqa: F401
 from campaign_pipeline_tests.factories import World
@@ -88,6 +90,165 @@ def test_an_answer_that_no_row_knows_is_never_followed_by_a_second_copy(world: W
         assert world.value("SELECT count(*) FROM campaign_pauses") == 0
 
     play(scenario)
+
+
+# One recipient, or the inbox ------------------------------------------------------------------------------------------
+
+
+def phone_of(world: World, message: Any) -> str:
+    query = "SELECT l.phone FROM leads l JOIN campaign_messages m ON m.lead_id = l.id WHERE m.id = %s"
+    return re.sub(r"\D", "", world.value(query, message))
+
+
+def test_one_recipients_missing_keys_stop_nobody_else_and_the_run_ends(world: World, play: Play) -> None:
+    poisoned, *others = world.due_messages(run := world.run(), 40)
+
+    async def scenario(rig: Rig) -> None:
+        answer = case("06")["first lead's answer"]
+        rig.sandbox.set_behaviour(scripted(answer, phone=phone_of(world, poisoned)))
+        await rig.batch()
+        assert rig.statuses() == {"sent": 39, "pending": 1}
+        assert world.value("SELECT count(*) FROM campaign_pauses") == 0
+        await rig.until_quiet()
+        for _ in range(3):
+            rig.later(minutes=40)
+            await rig.batch()
+        row = rig.message(poisoned)
+        assert (row["status"], row["error_class"], row["error_code"]) == ("failed", "exhausted", "no_keys")
+        assert len(rig.arrived()) == len(others)
+        await Queue(world.url).close_runs()
+        assert world.value("SELECT status FROM campaign_runs WHERE id = %s", run) == "completed"
+
+    play(scenario)
+
+
+CLOSED = {"status": 400, "body": {"response": {"message": ["Error: Connection Closed"]}}}
+
+
+def test_words_of_one_recipient_do_not_pause_an_inbox_whose_state_is_open(world: World, play: Play) -> None:
+    strange, *_ = world.due_messages(world.run(), 6)
+
+    async def scenario(rig: Rig) -> None:
+        rig.sandbox.set_behaviour(scripted(CLOSED, phone=phone_of(world, strange)))
+        for _ in range(5):
+            await rig.batch()
+            rig.later(minutes=40)
+        assert rig.statuses() == {"sent": 5, "failed": 1}
+        assert rig.message(strange)["error_class"] == "exhausted"
+        assert world.value("SELECT count(*) FROM campaign_pauses") == 0
+
+    play(scenario)
+
+
+def test_two_recipients_pause_it_and_the_probe_is_a_third_one_after_which_the_rest_goes_in_order(
+    world: World, play: Play
+) -> None:
+    first, second, *others = world.due_messages(world.run(), 8)
+    world.do(
+        "UPDATE campaign_messages SET scheduled_at = scheduled_at - interval '1 minute' * %s WHERE id = %s", 9, first
+    )
+    world.do(
+        "UPDATE campaign_messages SET scheduled_at = scheduled_at - interval '1 minute' * %s WHERE id = %s", 8, second
+    )
+    for minutes, message in enumerate(reversed(others)):
+        world.do(
+            "UPDATE campaign_messages SET scheduled_at = scheduled_at - interval '1 minute' * %s WHERE id = %s",
+            minutes,
+            message,
+        )
+
+    async def scenario(rig: Rig) -> None:
+        rules = [scripted(CLOSED, phone=phone_of(world, message)).faults[0] for message in (first, second)]
+        rig.sandbox.set_behaviour(Behaviour(faults=tuple(rules)))
+        await rig.batch(concurrency=1)
+        pause = rig.pause()
+        assert (pause["scope"], pause["code"]) == ("inbox", "inbox_disconnected")
+        assert rig.statuses() == {"pending": 8}
+        rig.later(minutes=2)
+        await rig.batch(concurrency=1)  # the probe
+        assert rig.statuses() == {"pending": 7, "sent": 1}, "neither of the two was tried again"
+        assert world.value("SELECT count(*) FROM campaign_pauses") == 0
+        for _ in range(12):  # what became overdue meanwhile is spread over some minutes
+            rig.later(minutes=1)
+            await rig.batch(concurrency=1)
+        sent = [entry["number"] for entry in rig.sandbox.record.sent()]
+        due = [phone_of(world, message) for message in others]
+        assert sent[1:] == [phone for phone in due if phone != sent[0]]
+
+    play(scenario)
+
+
+# Nothing recognised ---------------------------------------------------------------------------------------------------
+
+
+def test_an_inbox_whose_answers_nobody_knows_is_paused_before_its_queue_is_burnt(world: World, play: Play) -> None:
+    world.due_messages(world.run(), 12)
+
+    async def scenario(rig: Rig) -> None:
+        await rig.batch(concurrency=1)
+        assert rig.statuses() == {"failed": 3, "pending": 9}
+        assert {row["error_class"] for row in world.messages() if row["status"] == "failed"} == {"unknown"}
+        pause = rig.pause()
+        assert (pause["scope"], pause["code"]) == ("inbox", "unrecognised_answers")
+        assert rig.sends() == 3
+        rig.later(minutes=70)
+        await rig.batch(concurrency=1)
+        assert rig.sends() <= 4, "one probe an hour"
+
+    play(scenario, "send:other_400", CAMPAIGN_MAX_UNRECOGNISED_ANSWERS="3")
+
+
+def test_a_success_between_them_lets_an_inbox_go_on(world: World, play: Play) -> None:
+    world.due_messages(world.run(), 12)
+
+    async def scenario(rig: Rig) -> None:
+        await rig.batch(concurrency=1)
+        assert world.value("SELECT count(*) FROM campaign_pauses") == 0
+
+    play(scenario, "send:other_400:rate=0.3", CAMPAIGN_MAX_UNRECOGNISED_ANSWERS="5")
+
+
+def test_a_model_whose_answers_nobody_knows_is_paused(
+    world: World, play: Play, environment: pytest.MonkeyPatch
+) -> None:
+    world.due_messages(world.run(), 8)
+    asked: list[int] = []
+
+    def answers() -> Iterator[bytes]:
+        while True:
+            asked.append(1)
+            yield response(b'{"odd": true}', status="418 I'm a teapot")
+
+    async def scenario(rig: Rig) -> None:
+        async with serving(Playback(answers())) as place:
+            environment.setenv("OPENROUTER_BASE_URL", f"http://{place}/api/v1")
+            await rig.batch(concurrency=1)
+        assert (rig.pause()["scope"], rig.pause()["code"]) == ("model", "unrecognised_answers")
+        assert len(asked) == 5
+        assert rig.statuses() == {"pending": 8}, "nothing was burnt"
+
+    play(scenario)
+
+
+# Connecting -----------------------------------------------------------------------------------------------------------
+
+
+def test_an_inbox_that_connects_is_waited_for_and_goes_on_at_its_own_pace(world: World, play: Play) -> None:
+    _, _, run = inbox_of(world)
+    world.due_messages(run, 3)
+
+    async def scenario(rig: Rig) -> None:
+        rig.sandbox.set_behaviour(Behaviour(instances={"loja": InstanceState.CONNECTING}))
+        await rig.batch()
+        assert rig.statuses() == {"pending": 3}
+        assert {row["error_code"] for row in world.messages()} == {"connecting"}
+        for table in ("campaign_pauses", "campaign_pace_state"):
+            assert world.value(f"SELECT count(*) FROM {table}") == 0, table
+        rig.sandbox.set_behaviour(Behaviour())
+        await rig.batch()
+        assert rig.statuses() == {"sent": 3}
+
+    play(scenario, CAMPAIGN_MAX_INLINE_WAIT_SECONDS="0")
 
 
 # What a provider quotes back ------------------------------------------------------------------------------------------

@@ -681,7 +681,7 @@ class Detour:
     def pause(self, inbox: UUID) -> None:
         rows(
             self.world, "open_pause", scope="inbox", scope_id=str(inbox), kind="systemic", code="banned",
-            reason="The number was banned.", seconds=None,
+            reason="The number was banned.", seconds=None, message_id=None,
         )  # fmt: skip
 
     def claim(self, count: int = 1) -> list[UUID]:

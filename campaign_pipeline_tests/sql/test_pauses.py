@@ -24,7 +24,13 @@ MINUTE = timedelta(minutes=1)
 
 
 def open_pause(
-    world: World, scope: str, scope_id: Any, kind: str = "systemic", seconds: float | None = None, code: str = "trouble"
+    world: World,
+    scope: str,
+    scope_id: Any,
+    kind: str = "systemic",
+    seconds: float | None = None,
+    code: str = "trouble",
+    message_id: UUID | None = None,
 ) -> float | None:
     """Seconds from now until it may be tried again; None where it changed nothing."""
     opened = rows(
@@ -36,6 +42,7 @@ def open_pause(
         code=code,
         reason="There is trouble.",
         seconds=seconds,
+        message_id=message_id,
     )
     return round(float(opened[0]["seconds"]), 1) if opened else None
 

@@ -153,15 +153,16 @@ CREATE OR REPLACE TRIGGER campaign_note_resume BEFORE UPDATE OF status ON public
 -- Lease up to p_batch due messages of the given runs to p_token.
 -- Fair: every run gets the same share, what a run does not use goes to the others, and runs are taken in random order,
 -- so that a batch smaller than the number of runs starves none. Never waits: rows that another claimer holds are
--- passed over. p_quotas caps each run (1 where only a probe may go).
+-- passed over. p_quotas caps each run (1 where only a probe may go, which campaign_choose_probes chooses).
 -- Rows are changed where they lie (ctid, which cannot move while this transaction holds them): looked up again by id,
 -- the update and what is said of them would go down the largest index twice more for each. What a claim costs at which
 -- size is in benchmarks/RESULTS.md.
 -- It once returned ids alone; a function's result cannot be replaced.
 DROP FUNCTION IF EXISTS campaign_pipeline.campaign_claim_messages(uuid[], integer[], integer, uuid, text,
                                                                   double precision);
-CREATE FUNCTION campaign_pipeline.campaign_claim_messages(
-    p_runs uuid[], p_quotas integer[], p_batch integer, p_token uuid, p_owner text, p_lease_seconds double precision
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_claim_messages(
+    p_runs uuid[], p_quotas integer[], p_batch integer, p_token uuid, p_owner text, p_lease_seconds double precision,
+    p_probes uuid[]  -- null: whatever is due; otherwise only these
 ) RETURNS TABLE (message_id uuid, run_id uuid, inbox_id uuid, lead_id uuid, due_at timestamptz, retry_count integer)
 LANGUAGE plpgsql ROWS 500 AS $$
 #variable_conflict use_column
@@ -193,6 +194,7 @@ BEGIN
                 WHERE m.run_id = r.run_id
                   AND m.status = 'pending'
                   AND COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) <= campaign_pipeline.campaign_now()
+                  AND (p_probes IS NULL OR m.id = ANY (p_probes))
                   AND (m.inbox_id IS NULL
                        OR NOT campaign_pipeline.campaign_waits_for_its_inbox(m.id, m.run_id, m.inbox_id))
                 ORDER BY COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at)
@@ -220,6 +222,21 @@ BEGIN
         SELECT array_agg(u.id), array_agg(u.quota - share) INTO runs, quotas
         FROM unnest(before, quotas) AS u (id, quota) WHERE u.id = ANY (runs) AND u.quota > share;
     END LOOP;
+END $$;
+
+-- Which message of each run tries whether the cause of a pause is gone: not one that failed for it before, where another
+-- is due, and any of the first fifty, so that one recipient's trouble cannot keep a pause open.
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_choose_probes(p_runs uuid[], p_tried uuid[]) RETURNS uuid[]
+LANGUAGE plpgsql AS $$
+BEGIN
+    RETURN ARRAY(
+        SELECT (SELECT d.id
+                FROM (SELECT m.id FROM public.campaign_messages m
+                      WHERE m.run_id = r.id AND m.status = 'pending'
+                        AND COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) <= campaign_pipeline.campaign_now()
+                      ORDER BY COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) LIMIT 50) d
+                ORDER BY d.id = ANY (p_tried), random() LIMIT 1)
+        FROM unnest(p_runs) AS r (id));
 END $$;
 
 -- Take the messages of a shard over under a token of its own, so that an older process that still holds the batch's

@@ -60,7 +60,7 @@ WITH probe AS (
            AND until <= campaign_pipeline.campaign_now()
     FOR UPDATE SKIP LOCKED
 )
-SELECT p.scope, p.scope_id, p.kind, p.code, p.reason, p.since,
+SELECT p.scope, p.scope_id, p.kind, p.code, p.reason, p.since, p.tried_message_ids,
        NULLIF(p.until, '9999-12-31Z') AS until,  -- nobody knows: until a limit is raised
        EXISTS (SELECT 1 FROM probe WHERE probe.scope = p.scope AND probe.scope_id = p.scope_id) AS probe_due
 FROM campaign_pipeline.campaign_pauses p
@@ -81,12 +81,16 @@ WHERE scope = %(scope)s AND scope_id = %(scope_id)s;
 -- name: open_pause
 -- Pause or slow down a scope. A systemic pause that fails its probe waits twice as long, from 1 minute to 15. A longer
 -- known wait (Retry-After, believed up to a week) wins; a mere throttle never shortens or replaces a systemic pause.
-INSERT INTO campaign_pipeline.campaign_pauses AS p (scope, scope_id, kind, code, reason, since, until)
-VALUES (%(scope)s, %(scope_id)s, %(kind)s, %(code)s, %(reason)s, campaign_pipeline.campaign_now(),
+INSERT INTO campaign_pipeline.campaign_pauses AS p
+    (scope, scope_id, kind, code, reason, tried_message_ids, since, until)
+VALUES (%(scope)s, %(scope_id)s, %(kind)s, %(code)s, %(reason)s,
+        array_remove(ARRAY[%(message_id)s::uuid], NULL), campaign_pipeline.campaign_now(),
         campaign_pipeline.campaign_now() + make_interval(secs => least(604800, COALESCE(%(seconds)s::double precision,
                                                              CASE WHEN %(kind)s = 'systemic' THEN 60 ELSE 5 END))))
 ON CONFLICT (scope, scope_id) DO UPDATE
 SET kind = EXCLUDED.kind, code = EXCLUDED.code, reason = EXCLUDED.reason,
+    -- Whose failure says that the cause is not gone: the next probe is another one.
+    tried_message_ids = (EXCLUDED.tried_message_ids || p.tried_message_ids)[1:100],
     since = CASE WHEN p.kind <> EXCLUDED.kind OR (p.kind = 'throttled' AND p.until <= campaign_pipeline.campaign_now())
                  THEN EXCLUDED.since ELSE p.since END,
     -- Many messages in flight fail of one cause together: only a failed probe, or a cause after its wait, counts again.
@@ -104,6 +108,33 @@ SET kind = EXCLUDED.kind, code = EXCLUDED.code, reason = EXCLUDED.reason,
     probe_message_id = NULL
 WHERE NOT (p.kind = 'systemic' AND EXCLUDED.kind = 'throttled')
 RETURNING EXTRACT(epoch FROM until - campaign_pipeline.campaign_now()) AS seconds;
+
+-- name: note_failure
+-- How often, and by how many different recipients, a scope has met this failure with no success between. A success is a
+-- part that the inbox sent meanwhile; of a model nobody writes one down, so what is older than an hour is forgotten.
+INSERT INTO campaign_pipeline.campaign_failure_streaks AS s (scope, scope_id, code, recipients, noted_at)
+VALUES (%(scope)s, %(scope_id)s, %(code)s, ARRAY[%(recipient)s::uuid], campaign_pipeline.campaign_now())
+ON CONFLICT (scope, scope_id, code) DO UPDATE
+SET (recipients, noted_at, failures) = (
+    SELECT CASE WHEN broken.yes THEN EXCLUDED.recipients
+                WHEN EXCLUDED.recipients[1] = ANY (s.recipients) THEN s.recipients
+                ELSE (EXCLUDED.recipients || s.recipients)[1:100] END,
+           EXCLUDED.noted_at,
+           CASE WHEN broken.yes THEN 1 ELSE s.failures + 1 END
+    FROM (SELECT CASE s.scope
+                 WHEN 'inbox' THEN EXISTS (
+                     SELECT 1 FROM campaign_pipeline.campaign_message_parts p
+                     WHERE p.inbox_id = s.scope_id::uuid AND p.status = 'sent' AND p.sent_at > s.noted_at)
+                 ELSE s.noted_at < campaign_pipeline.campaign_now() - interval '1 hour' END AS yes) broken)
+RETURNING failures, cardinality(recipients) AS recipients;
+
+-- name: forget_failures
+-- A scope worked: what was counted of it is over.
+DELETE FROM campaign_pipeline.campaign_failure_streaks WHERE scope = %(scope)s AND scope_id = %(scope_id)s;
+
+-- name: drop_old_failure_streaks
+DELETE FROM campaign_pipeline.campaign_failure_streaks
+WHERE noted_at < campaign_pipeline.campaign_now() - interval '7 days';
 
 -- name: drop_spent_throttles
 -- A slow-down that is over leaves no trace, half an hour later: until then a new one starts where it left off.
@@ -211,7 +242,9 @@ FROM campaign_pipeline.campaign_close_runs();
 SELECT m.message_id, m.run_id, r.config_id, c.workspace_id, COALESCE(m.inbox_id, c.inbox_id) AS inbox_id, m.lead_id,
        %(token)s::uuid AS lease_token, greatest(m.due_at, '1970-01-01Z') AS due_at, m.retry_count
 FROM campaign_pipeline.campaign_claim_messages(
-    %(run_ids)s, %(quotas)s, %(batch_size)s, %(token)s, %(owner)s, %(lease_seconds)s) m
+    %(run_ids)s, %(quotas)s, %(batch_size)s, %(token)s, %(owner)s, %(lease_seconds)s,
+    CASE WHEN %(tried_ids)s::uuid[] IS NOT NULL
+         THEN campaign_pipeline.campaign_choose_probes(%(run_ids)s, %(tried_ids)s) END) m
 JOIN public.campaign_runs r ON r.id = m.run_id
 JOIN public.campaign_configs c ON c.id = r.config_id
 ORDER BY due_at, m.message_id;

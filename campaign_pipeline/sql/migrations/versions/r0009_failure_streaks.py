@@ -1,0 +1,13 @@
+"""Who met the same failure."""
+
+from alembic import op
+
+from campaign_pipeline.sql import run_migration
+
+revision = "0009"
+down_revision = "0008"
+
+
+def upgrade() -> None:
+    """Make the table of failures that an inbox or a model met in a row."""
+    run_migration(op.get_bind(), "0009_failure_streaks")

@@ -4,10 +4,10 @@ from alembic import op
 
 from campaign_pipeline.sql import run_migration
 
-revision = "0009"
-down_revision = "0008"
+revision = "0010"
+down_revision = "0009"
 
 
 def upgrade() -> None:
     """Make the table of failures that an inbox or a model met in a row."""
-    run_migration(op.get_bind(), "0009_failure_streaks")
+    run_migration(op.get_bind(), "0010_failure_streaks")

@@ -61,7 +61,14 @@ _GROUPS: Mapping[str, tuple[str, ...]] = {
         *("function_missing", "instance_missing"),
     ),
     _REPORT: (
-        *("internal_error", "unrecognised_answer", "unknown_outcome", "invalid_request", "precondition"),
+        *(
+            "internal_error",
+            "unrecognised_answer",
+            "unrecognised_answers",
+            "unknown_outcome",
+            "invalid_request",
+            "precondition",
+        ),
         *("unprocessable", "too_large", "conversation_missing", "no_conversation"),
     ),
     _TEMPLATE: ("no_template", "template_missing", "template_paused", "template_disabled", "window_over"),

@@ -216,6 +216,20 @@ def test_what_surely_did_not_go_out_moves_no_lead(crm: Crm, run: UUID) -> None:
     assert (lead_column(crm, lead), chat(crm)) == (SOURCE_COLUMN, [])
 
 
+def test_what_is_known_of_a_person_is_found_though_the_crm_deleted_the_message(crm: Crm, run: UUID) -> None:
+    due = first(crm, run)
+    lead = message(crm, due)["lead_id"]
+    holder = begin(crm, due)
+    crm.value("SELECT cancel_campaign_run(%s)", run)
+    holder.settle(due, part_no=1, attempt_no=1, outcome="failed", status="failed", code="opted_out", reason="No more.")
+    (suppressed,) = crm.all("SELECT * FROM campaign_suppressions")
+    assert (suppressed["lead_id"], suppressed["source"]) == (lead, "provider")
+    export = crm.value("SELECT campaign_export_lead(%s)", lead)
+    assert [part["text"] for part in export["parts_of_deleted_messages"]] == list(PARTS)
+    crm.value("SELECT campaign_erase_lead(%s, 'Rui')", lead)
+    assert {(part["text"], part["address"]) for part in parts(crm, due)} == {("", None)}
+
+
 def test_another_worker_cannot_settle_a_part_of_a_deleted_message_but_as_sent(crm: Crm, run: UUID) -> None:
     due = first(crm, run)
     begin(crm, due)

@@ -14,13 +14,13 @@ DECLARE
     number integer;
     failed uuid[];
 BEGIN
-    -- Messages first and runs second, each in the order of their ids, as in campaign_settle.
-    PERFORM 1 FROM public.campaign_messages m
-    WHERE m.id IN (SELECT e.id FROM jsonb_to_recordset(p_events) AS e (id uuid)) ORDER BY m.id FOR UPDATE;
+    -- Runs first and messages second, each in the order of their ids, as in campaign_settle.
     PERFORM 1 FROM public.campaign_runs r
     WHERE r.id IN (SELECT m.run_id FROM jsonb_to_recordset(p_events) AS e (id uuid)
                    JOIN public.campaign_messages m ON m.id = e.id)
     ORDER BY r.id FOR NO KEY UPDATE;
+    PERFORM 1 FROM public.campaign_messages m
+    WHERE m.id IN (SELECT e.id FROM jsonb_to_recordset(p_events) AS e (id uuid)) ORDER BY m.id FOR UPDATE;
 
     UPDATE campaign_pipeline.campaign_message_parts p
     SET delivery_status = last.status, delivery_code = last.code, delivery_at = to_timestamp(last.at)

@@ -273,17 +273,19 @@ CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_suppress_by_answer(p_messa
 DECLARE
     told record;
 BEGIN
-    SELECT k.scope, c.workspace_id, m.lead_id,
+    -- From the message, or, where the CRM has deleted it, from its last part.
+    SELECT k.scope, COALESCE(c.workspace_id, p.workspace_id) AS workspace_id, COALESCE(m.lead_id, p.lead_id) AS lead_id,
            campaign_pipeline.campaign_inbox_channel(COALESCE(p.inbox_id, c.inbox_id)) AS channel,
            COALESCE(p.address, m.address, m.phone_number) AS address
     INTO told
-    FROM public.campaign_messages m
-    JOIN public.campaign_runs r ON r.id = m.run_id
-    JOIN public.campaign_configs c ON c.id = r.config_id
-    JOIN campaign_pipeline.campaign_suppressing_codes k ON k.code = p_code
-    LEFT JOIN LATERAL (SELECT p.inbox_id, p.address FROM campaign_pipeline.campaign_message_parts p
-                       WHERE p.message_id = m.id AND p.address IS NOT NULL ORDER BY p.part_no DESC LIMIT 1) p ON true
-    WHERE m.id = p_message;
+    FROM campaign_pipeline.campaign_suppressing_codes k
+    LEFT JOIN public.campaign_messages m ON m.id = p_message
+    LEFT JOIN public.campaign_runs r ON r.id = m.run_id
+    LEFT JOIN public.campaign_configs c ON c.id = r.config_id
+    LEFT JOIN LATERAL (SELECT p.* FROM campaign_pipeline.campaign_message_parts p
+                       WHERE p.message_id = p_message AND p.address IS NOT NULL
+                       ORDER BY p.part_no DESC LIMIT 1) p ON true
+    WHERE k.code = p_code;
     IF NOT FOUND OR told.workspace_id IS NULL OR (told.address IS NULL AND told.lead_id IS NULL) THEN
         RETURN NULL;
     END IF;
@@ -407,6 +409,7 @@ BEGIN
             WHERE m.lead_id = p_lead
         UNION ALL SELECT p.address FROM public.campaign_messages m
             JOIN campaign_pipeline.campaign_message_parts p ON p.message_id = m.id WHERE m.lead_id = p_lead
+        UNION ALL SELECT p.address FROM campaign_pipeline.campaign_message_parts p WHERE p.lead_id = p_lead
         UNION ALL SELECT v.contact_phone FROM public.conversations v WHERE v.lead_id = p_lead
         UNION ALL SELECT s.address FROM campaign_pipeline.campaign_suppressions s WHERE s.lead_id = p_lead
             AND s.lifted_at IS NULL
@@ -440,8 +443,11 @@ DECLARE
     conversations uuid[] := campaign_pipeline.campaign_conversations_of_lead(p_lead);
     messages      uuid[] := ARRAY(SELECT m.id FROM public.campaign_messages m WHERE m.lead_id = p_lead);
     lead          jsonb  := (SELECT to_jsonb(l) FROM public.leads l WHERE l.id = p_lead);
+    deleted       jsonb  := (  -- of messages that the CRM has deleted
+        SELECT COALESCE(jsonb_agg(to_jsonb(p) ORDER BY p.attempted_at, p.message_id, p.part_no), '[]')
+        FROM campaign_pipeline.campaign_message_parts p WHERE p.lead_id = p_lead AND NOT p.message_id = ANY (messages));
 BEGIN
-    IF lead IS NULL AND cardinality(messages) = 0 AND cardinality(conversations) = 0 THEN
+    IF lead IS NULL AND cardinality(messages) = 0 AND cardinality(conversations) = 0 AND deleted = '[]' THEN
         RETURN NULL;
     END IF;
     RETURN jsonb_build_object(
@@ -457,6 +463,7 @@ BEGIN
                        FROM campaign_pipeline.campaign_message_parts p
                 WHERE p.message_id = m.id)) ORDER BY m.created_at, m.id), '[]')
             FROM public.campaign_messages m WHERE m.id = ANY (messages)),
+        'parts_of_deleted_messages', deleted,
         'conversations', (SELECT COALESCE(jsonb_agg(to_jsonb(v) || jsonb_build_object('messages', (
                 SELECT COALESCE(jsonb_agg(to_jsonb(t) ORDER BY t.created_at, t.id), '[]') FROM public.messages t
                 WHERE t.conversation_id = v.id)) ORDER BY v.created_at, v.id), '[]')
@@ -539,7 +546,11 @@ BEGIN
         RAISE EXCEPTION 'An erasure needs the name of who does it.' USING ERRCODE = 'invalid_parameter_value';
     END IF;
     own_messages := ARRAY(SELECT m.id FROM public.campaign_messages m WHERE m.lead_id = p_lead
-                          ORDER BY m.id FOR UPDATE);
+                          ORDER BY m.id FOR UPDATE)
+        -- The ledger outlives what the CRM deletes.
+        || ARRAY(SELECT DISTINCT p.message_id FROM campaign_pipeline.campaign_message_parts p
+                 WHERE p.lead_id = p_lead
+                   AND NOT EXISTS (SELECT 1 FROM public.campaign_messages m WHERE m.id = p.message_id));
     IF EXISTS (SELECT 1 FROM public.campaign_messages m
                JOIN campaign_pipeline.campaign_message_parts p ON p.message_id = m.id
                WHERE m.id = ANY (own_messages) AND p.status = 'attempting'
@@ -549,7 +560,8 @@ BEGIN
     workspace := COALESCE(
         (SELECT l.workspace_id FROM public.leads l WHERE l.id = p_lead),
         (SELECT c.workspace_id FROM public.campaign_messages m JOIN public.campaign_runs r ON r.id = m.run_id
-         JOIN public.campaign_configs c ON c.id = r.config_id WHERE m.lead_id = p_lead LIMIT 1));
+         JOIN public.campaign_configs c ON c.id = r.config_id WHERE m.lead_id = p_lead LIMIT 1),
+        (SELECT p.workspace_id FROM campaign_pipeline.campaign_message_parts p WHERE p.lead_id = p_lead LIMIT 1));
     addresses := campaign_pipeline.campaign_addresses_of_lead(p_lead);
     talks := campaign_pipeline.campaign_conversations_of_lead(p_lead);
 

@@ -838,7 +838,8 @@ BEGIN
       AND campaign_pipeline.campaign_is_leased(m.status);
 
     -- A refusal that means "never again" holds for every campaign.
-    PERFORM campaign_pipeline.campaign_suppress_refused(p_items, held);
+    PERFORM campaign_pipeline.campaign_suppress_refused(
+        p_items, held || ARRAY(SELECT g.id FROM unnest(gone) AS g (id) WHERE g.id = ANY (changed)));
 
     -- A late fact about a message that ended as unknown or skipped, with parts still to go: back-fill finds it.
     UPDATE public.campaign_messages m
@@ -1112,6 +1113,10 @@ CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_requeue_failed(
 DECLARE
     again uuid[];
 BEGIN
+    -- Runs first, in the order of their ids, as everywhere.
+    PERFORM 1 FROM public.campaign_runs r
+    WHERE r.id IN (SELECT m.run_id FROM public.campaign_messages m WHERE m.id = ANY (p_ids))
+    ORDER BY r.id FOR NO KEY UPDATE;
     SELECT array_agg(f.id) INTO again
     FROM (SELECT m.id FROM public.campaign_messages m
           WHERE m.id = ANY (p_ids) AND m.status = 'failed'
@@ -1125,10 +1130,6 @@ BEGIN
 
     DELETE FROM campaign_pipeline.campaign_worker_deaths d WHERE d.message_id = ANY (again);
 
-    -- In the order of their ids, as everywhere.
-    PERFORM 1 FROM public.campaign_runs r
-    WHERE r.id IN (SELECT m.run_id FROM public.campaign_messages m WHERE m.id = ANY (again))
-        ORDER BY r.id FOR NO KEY UPDATE;
     UPDATE public.campaign_runs r
     SET status = 'running', completed_at = NULL
     WHERE r.status = 'completed' AND r.id IN (SELECT m.run_id FROM public.campaign_messages m WHERE m.id = ANY (again));

@@ -60,7 +60,8 @@ BEGIN
         WHERE call.rule IS NOT NULL AND call.purpose = 'text'
         GROUP BY 1, 2 ORDER BY 1, 2
     ), recorded AS (
-        INSERT INTO campaign_pipeline.campaign_text_records AS t (scope, scope_id, refused_in_a_row, reasons, changed_at)
+        INSERT INTO campaign_pipeline.campaign_text_records
+            AS t (scope, scope_id, refused_in_a_row, reasons, changed_at)
         SELECT bad.scope, bad.scope_id, bad.refused, bad.reasons, campaign_pipeline.campaign_now() FROM bad
         ON CONFLICT (scope, scope_id) DO UPDATE
         SET refused_in_a_row = t.refused_in_a_row + EXCLUDED.refused_in_a_row, reasons = t.reasons OR EXCLUDED.reasons,

@@ -1,9 +1,9 @@
 -- Tenants: everything that a message touches belongs to the workspace of its campaign.
 --
 -- Asked in the claim, again before the model is asked and before each part is sent (campaign_verdicts), and by a check.
--- What connects a message with another tenant ends it as `foreign_workspace`. A row without a workspace is nobody's, and
--- foreign to nobody. The agent, its key and the template are read by the campaign's own workspace or row, and a fallback
--- inbox of another workspace is never chosen, so these cannot be foreign.
+-- What connects a message with another tenant ends it as `foreign_workspace`. A row without a workspace is nobody's,
+-- and foreign to nobody. The agent, its key and the template are read by the campaign's own workspace or row, and a
+-- fallback inbox of another workspace is never chosen, so these cannot be foreign.
 
 -- Whether a row of some workspace is foreign to a campaign of another.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_is_foreign(p_workspace uuid, p_of_campaign uuid) RETURNS boolean
@@ -11,8 +11,8 @@ LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
     SELECT p_workspace IS NOT NULL AND p_workspace IS DISTINCT FROM p_of_campaign
 $$;
 
--- Of these messages, those that touch a row of another workspace than that of their campaign: which kind of row, and its
--- id. What the messages of a campaign and an inbox share is looked up once for all of them.
+-- Of these messages, those that touch a row of another workspace than that of their campaign: which kind of row, and
+-- its id. What the messages of a campaign and an inbox share is looked up once for all of them.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_foreign_rows(p_ids uuid[])
 RETURNS TABLE (message_id uuid, what text, row_id uuid) LANGUAGE plpgsql STABLE
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$

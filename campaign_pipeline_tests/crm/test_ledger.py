@@ -216,6 +216,26 @@ def test_what_surely_did_not_go_out_moves_no_lead(crm: Crm, run: UUID) -> None:
     assert (lead_column(crm, lead), chat(crm)) == (SOURCE_COLUMN, [])
 
 
+def test_of_a_deleted_message_whose_worker_died_nobody_knows_and_its_lead_is_not_written_to_again(
+    crm: Crm, run: UUID
+) -> None:
+    due = first(crm, run)
+    lead = message(crm, due)["lead_id"]
+    holder = begin(crm, due)
+    crm.value("SELECT cancel_campaign_run(%s)", run)
+    rows(crm, "recover_leases")
+    assert [part["status"] for part in parts(crm, due)] == ["attempting", "planned"]
+    crm.move_clock(timedelta(minutes=6))
+    rows(crm, "recover_leases")
+    assert [part["status"] for part in parts(crm, due)] == ["unknown", "planned"]
+    assert lead_column(crm, lead) == TARGET_COLUMN
+    assert crm.all("SELECT * FROM campaign_deleted_in_flight") == []
+    (line,) = [line for line in log(crm, run) if line["step_name"] == "send"]
+    assert "Nobody knows whether a part went out; the lead was moved as if it had." in line["message"]
+    assert holder.sent(due)["applied"]  # it was only slow
+    assert [row["text_content"] for row in chat(crm)] == [PARTS[0]]
+
+
 def test_what_is_known_of_a_person_is_found_though_the_crm_deleted_the_message(crm: Crm, run: UUID) -> None:
     due = first(crm, run)
     lead = message(crm, due)["lead_id"]

@@ -90,10 +90,14 @@ CREATE OR REPLACE TRIGGER campaign_count_inserted AFTER INSERT ON public.campaig
     REFERENCING NEW TABLE AS new_rows
     FOR EACH STATEMENT EXECUTE FUNCTION campaign_pipeline.campaign_count_inserted();
 
--- Messages that are deleted after their run ended, by the CRM's clean-up or with their lead, stay counted.
+-- Messages that are deleted after their run ended, by the CRM's clean-up or with their lead, stay counted. Those that
+-- are deleted while they are being sent are remembered until it is settled what went out: see campaign_settle_deleted.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_count_deleted() RETURNS trigger LANGUAGE plpgsql
 SECURITY DEFINER SET search_path = pg_catalog, campaign_pipeline, pg_temp AS $$
 BEGIN
+    INSERT INTO campaign_pipeline.campaign_deleted_in_flight (message_id, deleted_at)
+    SELECT o.id, campaign_pipeline.campaign_now() FROM old_rows o WHERE o.status = 'sending'
+    ON CONFLICT DO NOTHING;
     PERFORM campaign_pipeline.campaign_add_to_counters(jsonb_agg(change)) FROM (
         SELECT o.run_id, o.status, -count(*)::integer AS n
         FROM old_rows o JOIN public.campaign_runs r ON r.id = o.run_id AND r.status IN ('running', 'paused')
@@ -224,8 +228,8 @@ BEGIN
     END LOOP;
 END $$;
 
--- Which message of each run tries whether the cause of a pause is gone: not one that failed for it before, where another
--- is due, and any of the first fifty, so that one recipient's trouble cannot keep a pause open.
+-- Which message of each run tries whether the cause of a pause is gone: not one that failed for it before, where
+-- another is due, and any of the first fifty, so that one recipient's trouble cannot keep a pause open.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_choose_probes(p_runs uuid[], p_tried uuid[]) RETURNS uuid[]
 LANGUAGE plpgsql AS $$
 BEGIN
@@ -233,7 +237,8 @@ BEGIN
         SELECT (SELECT d.id
                 FROM (SELECT m.id FROM public.campaign_messages m
                       WHERE m.run_id = r.id AND m.status = 'pending'
-                        AND COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) <= campaign_pipeline.campaign_now()
+                        AND COALESCE(m.next_attempt_at, m.scheduled_at,
+                                     m.created_at) <= campaign_pipeline.campaign_now()
                       ORDER BY COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) LIMIT 50) d
                 ORDER BY d.id = ANY (p_tried), random() LIMIT 1)
         FROM unnest(p_runs) AS r (id));
@@ -290,6 +295,9 @@ DECLARE
     dead  uuid[];
     aside uuid[];  -- of these: whose workers died too often
 BEGIN
+    IF p_ids IS NULL THEN
+        PERFORM campaign_pipeline.campaign_settle_deleted();
+    END IF;
     SELECT array_agg(d.id) INTO dead
     FROM (SELECT m.id
           FROM public.campaign_messages m
@@ -1016,8 +1024,9 @@ BEGIN
     WHERE moved.after IS DISTINCT FROM moved.before;
 END $$;
 
--- Messages that the CRM deleted while a part of them was under way: of what went out the lead moves, and the log of the
--- run, if it still exists, says what was done. p_changed: the messages of which a part was settled just now.
+-- Messages that the CRM deleted while a part of them was under way: of what went out or may have the lead moves, so
+-- that no other run writes to it as if nothing had happened, and the log of the run, if it still exists, says what was
+-- done. p_changed: the messages of which a part was settled just now.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_end_deleted(p_gone uuid[], p_changed uuid[]) RETURNS void
 LANGUAGE plpgsql SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 DECLARE
@@ -1029,14 +1038,15 @@ BEGIN
     PERFORM campaign_pipeline.campaign_move_leads(ARRAY(
         SELECT s.id FROM unnest(settled) AS s (id)
         WHERE EXISTS (SELECT 1 FROM campaign_pipeline.campaign_message_parts p
-                      WHERE p.message_id = s.id AND p.status = 'sent')));
+                      WHERE p.message_id = s.id AND p.status IN ('sent', 'unknown'))));
     INSERT INTO public.campaign_logs (run_id, step_number, step_name, level, message, details, lead_id, created_at)
-    SELECT r.id, 0, 'send', CASE WHEN t.sent > 0 THEN 'warning' ELSE 'info' END,
-           CASE WHEN t.sent > 0
-               THEN format('The message was deleted while it was being sent. %s of its %s parts went out: '
-                || 'recorded, shown in the chat, and the lead was moved. Nothing more is sent.', t.sent, t.parts)
-           ELSE 'The message was deleted while it was being sent. Nothing of it is known to have gone out, and nothing '
-                || 'more is sent.' END,
+    SELECT r.id, 0, 'send', CASE WHEN t.sent + t.unknown > 0 THEN 'warning' ELSE 'info' END,
+           'The message was deleted while it was being sent. ' || CASE
+               WHEN t.sent > 0
+                   THEN format('%s of its %s parts went out: recorded, shown in the chat, and the lead was moved.',
+                                           t.sent, t.parts)
+               WHEN t.unknown > 0 THEN 'Nobody knows whether a part went out; the lead was moved as if it had.'
+               ELSE 'Nothing of it went out.' END || ' Nothing more is sent.',
            jsonb_build_object('message_id', t.id, 'parts', t.parts, 'sent', t.sent, 'unknown', t.unknown),
            (SELECT l.id FROM public.leads l WHERE l.id = t.lead_id), campaign_pipeline.campaign_now()
     FROM (SELECT s.id, min(p.run_id::text)::uuid AS run_id, min(p.lead_id::text)::uuid AS lead_id, count(*) AS parts,
@@ -1050,6 +1060,32 @@ EXCEPTION WHEN OTHERS THEN
         RAISE;
     END IF;
     RAISE WARNING 'What was done with deleted campaign messages could not be logged: %', SQLERRM;
+END $$;
+
+-- Of messages that were deleted while they were being sent: what no worker has settled in five minutes, none will. It
+-- may have gone out.
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_settle_deleted() RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    deleted uuid[];
+    lost    uuid[];
+BEGIN
+    SELECT array_agg(d.message_id) INTO deleted
+    FROM (SELECT x.message_id FROM campaign_pipeline.campaign_deleted_in_flight x
+          WHERE x.deleted_at < campaign_pipeline.campaign_now() - interval '5 minutes' FOR UPDATE SKIP LOCKED) d;
+    IF deleted IS NULL THEN
+        RETURN;
+    END IF;
+    WITH unsettled AS (
+        UPDATE campaign_pipeline.campaign_message_parts p
+        SET status = 'unknown', error_class = 'unknown', error_code = 'worker_died',
+            error_message = 'The process that was sending this part ended before it could record an answer.',
+            lease_ended_at = campaign_pipeline.campaign_now()
+        WHERE p.message_id = ANY (deleted) AND p.status = 'attempting'
+        RETURNING p.message_id
+    )
+    SELECT array_agg(DISTINCT u.message_id) INTO lost FROM unsettled u;
+    PERFORM campaign_pipeline.campaign_end_deleted(lost, lost);
+    DELETE FROM campaign_pipeline.campaign_deleted_in_flight x WHERE x.message_id = ANY (deleted);
 END $$;
 
 -- Closing runs -------------------------------------------------------------------------------------------------------

@@ -7,6 +7,8 @@ PORT ?= 3000
 DEMO ?=
 CRASH ?=
 BENCH ?=
+CHROMIUM ?= /usr/bin/chromium
+PGBOUNCER ?= /usr/sbin/pgbouncer
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
@@ -28,10 +30,10 @@ test-fast: $(READY) ## Core, SQL and adapters, without what starts servers of it
 	$(BIN)/python -m pytest -n 2 -m "not slow" campaign_pipeline_tests/core campaign_pipeline_tests/sql campaign_pipeline_tests/adapters
 
 chromium: ## The browser of the UI's tests, from Debian's packages where we may install; else those tests say what to do
-	@.ci/chromium
+	@.ci/debian-package chromium $(CHROMIUM) "the tests of the UI"
 
 pgbouncer: ## The pooler that tests put before the database, from Debian's packages where we may install
-	@.ci/pgbouncer
+	@.ci/debian-package pgbouncer $(PGBOUNCER) "the tests through a pooler"
 
 crash-test: $(READY) ## Kill everything at random and recount; leave it running (CRASH="--messages 20000 --kills 200 --seed 7")
 	$(BIN)/python -m campaign_pipeline_tests.crash.campaign $(CRASH)

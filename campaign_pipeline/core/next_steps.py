@@ -52,6 +52,7 @@ _GROUPS: Mapping[str, tuple[str, ...]] = {
             "invalid_prompt",
             "model_refuses_requests",
         ),
+        "texts_refused",
         *("context_length_exceeded", "max_tokens_exceeded", "token_limit_exceeded", "string_too_long"),
     ),
     _KEY: ("no_key", "no_token", "bad_key", "authentication", "bad_credentials", "no_login"),
@@ -91,7 +92,9 @@ _GROUPS: Mapping[str, tuple[str, ...]] = {
     "switch the campaign on (campaign_configs.is_active)": ("campaign_inactive",),
     "correct the campaign's window, zone or days": ("invalid_window",),
     "give the workspace an active agent with a model (ai_agents)": ("no_model",),
-    "choose another model (ai_agents.model)": ("model_not_found", "model_unavailable", "region_restricted"),
+    "choose another model (ai_agents.model)": (
+        *("model_not_found", "model_unavailable", "model_unfit", "region_restricted"),
+    ),
     "give the key the right to use this model, or choose another": ("permission_denied",),
     "add credit to the language model's account": ("no_credit", "payment_required"),
     "raise the limit on spending, or wait for the next day": ("spending_limit",),

@@ -103,6 +103,8 @@ class Hosts:
 
     def check(self, host: str, port: int, *, encrypted: bool) -> None:
         """Before a name is resolved. Raises HostRefused."""
+        if not host.isprintable() or not host.strip(" .") or " " in host:
+            raise HostRefused(f"{host!r} is no name that a host can have")
         name, address = host.lower().rstrip("."), _address(host)
         if self.only is not None:
             named = any(entry.covers_name(name, port) for entry in self.only)
@@ -153,9 +155,12 @@ class Hosts:
     async def resolve(self, host: str, port: int, *, encrypted: bool, family: int = 0) -> list[AddressInfo]:
         """Every address of a host, each of them checked. Raises HostRefused, and OSError where there is none."""
         self.check(host, port, encrypted=encrypted)
-        found: list[Any] = await asyncio.get_running_loop().getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, family=family
-        )
+        try:
+            found: list[Any] = await asyncio.get_running_loop().getaddrinfo(
+                host, port, type=socket.SOCK_STREAM, family=family
+            )
+        except ValueError:  # an empty label, one that is too long, a zero byte
+            raise OSError(f"{host!r} is no name that a host can have") from None
         for info in found:
             self.check_address(host, str(info[4][0]), port)
         return found

@@ -200,6 +200,16 @@ def test_mail_goes_to_no_other_host_either(network: Network, host: str, variable
     assert network.connected == []
 
 
+@pytest.mark.parametrize("host", ["mail..example", "x" * 64 + ".example", "mail\0.example", "", "."])
+def test_what_is_no_name_of_a_host_is_an_error_of_the_network(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def start_connection(*_: object, **__: object) -> None:
+        raise ConnectionRefusedError("nothing is connected here")
+
+    monkeypatch.setattr(aiohappyeyeballs, "start_connection", start_connection)
+    with pytest.raises(OSError, match="is no name that a host can have"):
+        asyncio.run(hosts().connect(host, 25))
+
+
 def test_mail_reaches_a_public_host(network: Network) -> None:
     with pytest.raises(ConnectionRefusedError):
         asyncio.run(hosts().connect("public.example", 587))

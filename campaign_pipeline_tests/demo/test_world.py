@@ -25,6 +25,11 @@ def test_every_lead_has_one_message_in_one_campaign_and_the_campaigns_share_even
     assert world.value("SELECT count(DISTINCT lead_id) FROM campaign_messages") == len(LEADS)
 
 
+def test_its_inboxes_send_to_a_sandbox_alone(world: World) -> None:
+    make_world(world.url, LEADS[:3], "Demo")
+    assert world.value("SELECT bool_and((provider_config ->> 'sandbox_only')::boolean) FROM instances") is True
+
+
 def test_a_batch_claims_every_message_at_once(world: World) -> None:
     make_world(world.url, LEADS, "Demo")
     batch = asyncio.run(Queue(world.url).claim_batch(BatchOptions(batch_size=1000, owner="test")))

@@ -8,6 +8,13 @@ from campaign_pipeline.adapters.embedded import EmbeddedServer
 from campaign_pipeline_tests.adapters.restarts import own_database, own_server
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that crash a server of their own are slow."""
+    for item in items:
+        if "fragile" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="module")
 def fragile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
     """Not the server that the other tests share."""

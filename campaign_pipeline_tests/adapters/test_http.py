@@ -14,7 +14,7 @@ import aiohttp
 import orjson
 import pytest
 import uvloop
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from campaign_pipeline.adapters import http
@@ -443,6 +443,7 @@ def test_of_a_page_its_first_words_are_kept_as_evidence() -> None:
     assert len(answer.evidence["text"]) <= 200
 
 
+@settings(max_examples=40)
 @given(JSON)
 def test_evidence_of_any_body_is_small(body: object) -> None:
     kept = Answer(500, body, orjson.dumps(str(body)), None).evidence

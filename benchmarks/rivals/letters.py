@@ -18,7 +18,7 @@ from benchmarks.world import KEY, TOKEN
 from campaign_pipeline.adapters.openrouter import request_body
 from campaign_pipeline.core.address import normalize_phone
 from campaign_pipeline.core.context import LeadContext, in_order
-from campaign_pipeline.core.generation import first_contact_prompt
+from campaign_pipeline.core.generation import Author, first_contact_prompt
 from campaign_pipeline.core.ports import Prompt
 from campaign_pipeline.sandbox import SandboxProcess
 from campaign_pipeline.sql import statement
@@ -63,11 +63,12 @@ SEND_HEADERS = {"apikey": TOKEN, "Content-Type": "application/json"}
 def read_letters(url: str, sandbox: SandboxProcess, most: int | None = None) -> Letters:
     """Make the letters of a database that `world.fill` filled, in the order in which they are due."""
     query = """
-        SELECT m.id, m.lead_id, m.phone_number, i.name, a.model, c.ai_instructions, c.workspace_id
+        SELECT m.id, m.lead_id, m.phone_number, i.name, a.model, c.ai_instructions, c.workspace_id,
+               a.system_prompt, w.name AS workspace
         FROM public.campaign_messages m JOIN public.campaign_runs r ON r.id = m.run_id
         JOIN public.campaign_configs c ON c.id = r.config_id
         JOIN public.inbox_instances x ON x.inbox_id = c.inbox_id JOIN public.instances i ON i.id = x.instance_id
-        JOIN public.ai_agents a ON a.workspace_id = c.workspace_id
+        JOIN public.ai_agents a ON a.workspace_id = c.workspace_id JOIN public.workspaces w ON w.id = c.workspace_id
         ORDER BY m.scheduled_at, m.id LIMIT %s
     """
     with psycopg.connect(url, row_factory=dict_row) as connection:
@@ -79,7 +80,8 @@ def read_letters(url: str, sandbox: SandboxProcess, most: int | None = None) -> 
         contexts = {row["lead_id"]: _context(orjson.loads(row["context"])) for row in found}
     letters = []
     for row in rows:
-        system, user = first_contact_prompt(row["ai_instructions"], contexts[str(row["lead_id"])])
+        author = Author(row["system_prompt"] or "", row["workspace"] or "")
+        system, user = first_contact_prompt(row["ai_instructions"], contexts[str(row["lead_id"])], author)
         prompt = Prompt(row["model"], system, user, reference=str(row["id"]), workspace_id=str(row["workspace_id"]))
         letters.append(
             Letter(

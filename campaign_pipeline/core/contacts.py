@@ -48,10 +48,14 @@ _NO_LINKS: Final = frozenset(
     ]
 )
 
+_PROFILES: Final = frozenset({"instagram.com", "facebook.com", "tiktok.com", "youtube.com", "x.com", "twitter.com"})
+
 _UUID: Final = re.compile(r"(?<![\w-])[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}(?![\w-])")
 _PIX_CODE: Final = re.compile(r"(?<!\w)0002\d{2}\d{2}26\d{2}\S{8,400}", re.ASCII)
 _CPF: Final = re.compile(r"(?<![\w.])\d{3}\.\d{3}\.\d{3}[-/]\d{2}(?!\d)", re.ASCII)
-_CNPJ: Final = re.compile(r"(?<![\w.])[0-9A-Z]{2}\.?[0-9A-Z]{3}\.?[0-9A-Z]{3}/[0-9A-Z]{4}-?\d{2}(?!\d)", re.ASCII)
+_CNPJ: Final = re.compile(  # with letters, as new ones have them, only where it is written with its dots
+    r"(?<![\w.])(?:\d{8}/\d{4}-?\d{2}|[0-9A-Z]{2}\.[0-9A-Z]{3}\.[0-9A-Z]{3}/[0-9A-Z]{4}-?\d{2})(?!\d)", re.ASCII
+)
 _ACCOUNT: Final = re.compile(
     r"\b(?:conta|c/c|cc|agencia|ag)(?: corrente| poupanca)?\s?[.:]?\s?(?:n[.ºo°]{0,2}\s?)?\d{3,12}-[\dx]\b"
 )
@@ -242,6 +246,8 @@ def _is_known_link(link: str, known: KnownContacts) -> bool:
     if plain in known.links or plain in _NO_LINKS or not plain:
         return True
     host, _, path = plain.partition("/")
+    if host in _PROFILES and f"@{path.strip('@')}" in known.words:  # a profile that is known by its handle
+        return True
     if not path and "?" not in host and _host(plain) in known.hosts:
         return True
     if host == "wa.me" or host.endswith("whatsapp.com"):  # a link that writes to a number is known where the number is

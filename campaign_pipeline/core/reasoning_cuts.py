@@ -107,9 +107,9 @@ GREETING: Final = re.compile(
 _HEADINGS: Final = (
     r"reasoning|thinking|thoughts?|thought process|my thought process|thinking process|chain of thought|analysis|"
     r"internal monologue|raciocinio|pensamento|pensando|analise(?: do lead| dos dados)?|reflexao|"
-    r"cadeia de pensamento|processo de pensamento|planejamento|plano(?: da mensagem)?|razonamiento|pensamiento|"
+    r"cadeia de pensamento|processo de pensamento|plano da mensagem|razonamiento|pensamiento|"
     r"analisis|"
-    r"estrategia(?: da mensagem)?|justificativa"
+    r"estrategia da mensagem|justificativa"
 )
 _REASONING_HEADING: Final = re.compile(
     rf"\s*(?:[*_#>\[(]{{1,6}}[ \t]*)?(?:{_HEADINGS})(?:[*_\]]{{0,3}}[ \t]*:[*_]{{0,3}}|[*_]{{2,3}}[ \t]*(?=\n)|"

@@ -130,7 +130,7 @@ _HARMLESS: Final = frozenset(
 )
 
 _FIELD: Final = (
-    r"(?:(?:primeiro |pre)?nome(?: completo| fantasia)?|sobrenome|empresa|cargo|funcao|telefone|celular|whatsapp|"
+    r"(?:(?:primeiro |pre)?nome(?: completo| fantasia)?|sobrenome|empresa|cargo|funcao|telefone|celular|"
     r"fone|e-?mail|"
     r"cidade|endereco|site|website|link(?: d[eoa] \w+)?|url|data|horario|hora|dia|valor|preco|produto|servico|"
     r"assinatura|contato|"
@@ -140,14 +140,17 @@ _FIELD: Final = (
     r"job title|position|title|date|time|product|nombre|apellido|puesto|ciudad|fecha)"
 )
 _OF: Final = (
-    r"(?: (?:do|da|de|dos|das|of|del|d[oa]\(a\)|(?:o|a)s?|the|sua?|seu|aqui|here|completo|principal|\w{2,14})){0,5}"
+    r"(?: (?:do|da|de|dos|das|of|the|aqui|here|completo|completa|principal|empresa|cliente|lead|vendedora?|contato|"
+    r"loja|"
+    r"negocio|comercial|profissional|d[oa]\(a\))){0,4}"
 )
 _TO_FILL: Final = re.compile(
     r"\W{0,3}(?:"
-    rf"(?:seu|sua|seus|teu|tua|your|tu|su|meu|minha|my|nosso|nossa)(?:\(a\))? {_FIELD}{_OF}"
-    rf"|(?:insira|inserir|insert|coloque|colocar|adicione|adicionar|digite|preencha|preencher|informe|incluir|"
-    rf"inclua|complete|add|"
-    r"enter|escreva|cite|mencione|especifique)(?: [\w-]{1,20}){1,8}"
+    rf"(?:seu|sua|seus|teu|tua|your|tu|su)(?:\(a\))? {_FIELD}{_OF}"
+    r"|(?:meu|minha|my|nosso|nossa)(?:\(a\))? (?:nome|cargo|empresa|name|company|title)"
+    r"|(?:insira|inserir|insert|preencha|preencher|colocar|adicionar|incluir|informar|add|enter)(?: [\w-]{1,20}){1,8}"
+    rf"|(?:coloque|adicione|digite|informe|inclua|complete|escreva|cite|mencione|especifique)(?: (?:o|a|os|as|seu|sua|"
+    rf"um|uma|aqui)){{0,3}} {_FIELD}{_OF}"
     rf"|(?:nome|name|nombre|cargo|telefone|link|data|site|valor|numero|e-?mail)(?: completo)? (?:do|da|de|dos|das|"
     rf"of|del|d[oa]\(a\))(?: (?:sua?|seu|minha|meu|nossa?))?"
     r" (?:empresa|cliente|lead|vendedora?|remetente|destinatari[oa]|contato|consultora?|pessoa|loja|negocio|"
@@ -175,7 +178,9 @@ def has_placeholder(text: str, known: Known = NOTHING_KNOWN) -> bool:
     """Whether a field was not filled in. Links are looked at only for double brackets."""
     if any(not known.has(found[0][2:-2]) for found in _DOUBLE.finditer(text)):
         return True
-    plain = _URL.sub(" ", _MARKDOWN_LINK.sub(" ", text) if "[" in text else text)
+    plain = _MARKDOWN_LINK.sub(" ", text) if "[" in text else text
+    if "/" in plain or "www." in plain:
+        plain = _URL.sub(" ", plain)
     folded = fold(plain)
     return (
         any(
@@ -237,9 +242,7 @@ _OPTION: Final = re.compile(
     re.MULTILINE,
 )
 _OR_LINE: Final = re.compile(r"\n[*_\-–( \t]{0,6}(?:ou|or|o bien|ou entao|ou ainda)[*_\-–):,. \t]{0,6}\n")
-_HELLO: Final = re.compile(
-    r"[^\w\n]{0,6}(?:ola|oi|oie|prezad[oa]s?|car[oa]|hola|hello|hi|dear|bom dia|boa tarde|boa noite)\b[ ,!]"
-)
+_HELLO: Final = re.compile(r"[^\w\n]{0,6}(?:ola|oi|oie|prezad[oa]s?|car[oa]|hola|hello|hi|dear)\b[ ,!]")
 _PARAGRAPH: Final = re.compile(r"\n[ \t]*\n")
 
 
@@ -271,8 +274,7 @@ def _content_start(text: str, start: int) -> int:
 _CANNOT: Final = (
     r"(?:nao (?:posso|consigo|poderei|podemos|conseguirei|sou capaz de|estou autorizad[oa] a|tenho (?:permissao|"
     r"autorizacao|como|"
-    r"condicoes)(?: para| de)?|e possivel|vou)|i (?:can(?:no|')?t|can’t|cannot|am unable to|am not able to|won't|"
-    r"won’t|will not)|"
+    r"condicoes)(?: para| de)?|e possivel)|i (?:can(?:no|')?t|can’t|cannot|am unable to|am not able to)|"
     r"i'm (?:unable|not able) to|i’m (?:unable|not able) to|unable to|no puedo|no me es posible|no podre|recuso-me "
     r"a|nego-me a)"
 )
@@ -294,21 +296,20 @@ _REFUSAL: Final = re.compile(
     rf"-te)?\s*[.!]"
 )
 _AS_A_MODEL: Final = re.compile(
-    r"\b(?:como|enquanto|sou|as|i am|i'm|i’m|soy) (?:uma?|an?|un|una)? ?(?:modelo de linguagem|inteligencia "
-    r"artificial|ia\b(?! d)|"
-    r"assistente (?:virtual|de ia|ia)\b[^.!?\n]{0,40}\bnao|language model|ai (?:language )?model|ai assistant|ai,|"
-    r"modelo de lenguaje)"
+    r"\b(?:como|enquanto|sou|as|i am|i'm|i’m|soy) (?:uma?|an?|un|una)? ?(?:modelo de linguagem|language model|"
+    r"ai language model|ai model|modelo de lenguaje"
+    r"|(?:inteligencia artificial|ia|assistente (?:virtual|de ia)|ai assistant|ai)\b[^.!?\n]{0,60}\b"
+    r"(?:nao (?:posso|consigo|tenho acesso|tenho a capacidade|sou capaz)|can(?:no|')?t|can’t|don't have|no puedo))"
 )
 _LACKS_DATA: Final = re.compile(
-    r"\b(?:preciso|precisaria|necessito|precisamos|i need|i would need|i'd need|necesito|por favor,? (?:forneca|"
-    r"informe|envie|compartilhe)|"
-    r"please provide|please share|falta(?:m|ram)?|nao (?:ha|tenho|foram|foi|recebi|encontrei)|there is(?:n't| no)|"
-    r"i don't have|proporcioname)"
-    r"\b[^.!?\n]{0,80}\b(?:informac|dados|detalhes|information|details|data|contexto|context|informacion|"
-    r"datos)\w*\b[^.!?\n]{0,80}"
-    r"\b(?:para (?:escrever|criar|gerar|redigir|elaborar|personalizar|compor|escribir|crear)|do lead|sobre o lead|"
-    r"do cliente para|(?:to|so i can) (?:write|create|"
-    r"generate|craft|personalize)|about the lead|fornecid[oa]s|suficientes para)"
+    r"\b(?:preciso|precisaria|necessito|precisamos|i need|i would need|i'd need|necesito|por favor|please|"
+    r"falta(?:m|ram)?|"
+    r"nao (?:ha|tenho|foram|foi|recebi|encontrei)|there is(?:n't| no)|i don't have|proporcioname)"
+    r"\b[^.!?\n]{0,80}\b(?:informac|dados|detalhes|information|details|data|contexto|context|informacion|datos)\w*"
+    r"\b[^.!?\n]{0,60}?\b(?:(?:para|to|so i can) (?:\w+ ){1,3}(?:\w+ )?(?:mensagem|texto|e-?mail|primeiro contato|"
+    r"message|"
+    r"mensaje)|(?:do|sobre o|about the|of the) lead\b|(?<=foram )fornecid[oa]s|fornecid[oa]s? (?:sobre|do|para))"
+    r"|\bnao (?:foram|foi) fornecid[oa]s?\b[^.!?\n]{0,40}\b(?:dados|informac\w+|detalhes|contexto)\b"
 )
 _READ_FOR_REFUSAL: Final = 1_500
 

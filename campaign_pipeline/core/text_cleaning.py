@@ -61,6 +61,8 @@ def clean(raw: str, markup: Markup) -> tuple[str, tuple[ChangeRule, ...]]:
 
 def plain_characters(text: str) -> str:
     """With line ends as newlines, without control characters and what is no character at all."""
+    if text.replace("\n", "").isprintable():
+        return text
     return _UNSENDABLE.sub("", _LINE_ENDS.sub("\n", text))
 
 
@@ -289,11 +291,13 @@ def _link(label: str, target: str) -> str:
 
 # Remarks to whoever asked; patterns match folded text ----------------------------------------------------------------
 
-_OBJECT: Final = (
-    r"(?:mensagem|mensagens|mensaje|message|texto|text|sugestao|sugestoes|suggestion|rascunho|draft|versao|version|"
-    r"e-?mail|"
-    r"resposta|response|reply|primeiro contato|primeira abordagem|opcao|opcoes|abordagem|copy|script|answer|"
-    r"proposta de mensagem)"
+_MESSAGE: Final = (
+    r"(?:mensagem|mensagens|mensaje|message|texto|text|rascunho|draft|answer|primeiro contato|primeira abordagem|"
+    r"(?:sugestao|proposta|opcao|modelo) de (?:mensagem|texto)|(?:versao|resposta|version) final)"
+)
+_OBJECT: Final = (  # words for a message, and words that may mean something else
+    rf"(?:{_MESSAGE}|sugestao|sugestoes|suggestion|versao|version|e-?mail|resposta|response|reply|opcao|opcoes|"
+    r"abordagem|copy|script)"
 )
 _ACKNOWLEDGED: Final = (
     r"(?:claro(?: que sim)?|com certeza|certamente|certo|perfeito|entendido|entendi|otimo|beleza|combinado|pode deixar|"
@@ -311,23 +315,41 @@ _INTRODUCED: Final = re.compile(
     r"redactado|preparado))\b"
 )
 _OBJECT_WORD: Final = re.compile(rf"\b{_OBJECT}\b")
-_LABEL_WORDS: Final = (
-    rf"(?:(?:primeira|primeiro|nova|sua|texto d[ae]|conteudo d[ae]|final|my|the|first|proposta de) )?{_OBJECT}"
+_HANDED_OVER: Final = re.compile(  # "Claro! Aqui está a mensagem"
+    rf"[¡\W]{{0,4}}(?:{_ACKNOWLEDGED}\s?[!.,]{{0,3}}\s{{0,2}})?(?:aqui (?:esta|vai|tem|segue|tienes|va)|"
+    rf"segue(?:m)?(?: abaixo)?|eis|"
+    rf"abaixo (?:esta|segue)|ai vai|esta e|here(?:'s|’s| is| are)|below is|a "
+    rf"continuacion)\b[^\n]{{0,30}}?\b{_MESSAGE}\b"
+)
+_LABEL_TAIL: Final = (
     r"(?: (?:de|do|da|para|pra|ao|a|final|pronta|sugerida|inicial|personalizada|unica|no|via|em|e|for|to|of|first|"
     r"contact|"
     r"whatsapp|primeiro|primeira|contato|abordagem|lead|cliente|message|text|outreach|prospeccao|vendas|portugues|"
     r"pt-br|"
     r"personalizado|abaixo)){0,8}"
 )
-_LABEL: Final = re.compile(
-    rf"[^\w\n]{{0,10}}{_LABEL_WORDS}[*_ \t]{{0,4}}:[*_ \t]{{0,4}}"
-    rf"|(?:#{{1,6}}[ \t]{{1,3}}|\*{{1,3}}|_{{1,3}}|\[){_LABEL_WORDS}[*_\] \t]{{0,4}}(?=\n)"
-    rf"|[^\w\n]{{0,6}}(?:inicio|comeco|start|begin(?:ning)?)(?: da| do| of)?(?: the)? (?:mensagem|texto|message|"
-    rf"mensaje)[^\w\n]{{0,6}}(?=\n)"
+_LABEL_HEAD: Final = r"(?:(?:primeira|primeiro|nova|sua|texto d[ae]|conteudo d[ae]|final|my|the|first) )?"
+
+
+def _label(word: str) -> re.Pattern[str]:
+    """A label such as "**Mensagem para WhatsApp:**" or "### Mensagem"."""
+    words = f"{_LABEL_HEAD}{word}{_LABEL_TAIL}"
+    return re.compile(
+        rf"[^\w\n]{{0,10}}{words}[*_ \t]{{0,4}}:[*_ \t]{{0,4}}"
+        rf"|(?:#{{1,6}}[ \t]{{1,3}}|\*{{1,3}}|_{{1,3}}|\[){words}[*_\] \t]{{0,4}}(?=\n)"
+        r"|[^\w\n]{0,6}(?:inicio|comeco|start|begin(?:ning)?)(?: da| do| of)?(?: the)? "
+        r"(?:mensagem|texto|message|mensaje)[^\w\n]{0,6}(?=\n)"
+    )
+
+
+_SURE_LABEL: Final = _label(_MESSAGE)
+_LIKELY_LABEL: Final = _label(_OBJECT)
+_SURE_SPEAKER: Final = re.compile(
+    r"[*_\[( \t]{0,4}(?:assistente|assistant|chatgpt)[*_\]) \t]{0,4}:[*_ \t]{0,4}(?=\S|\n)"
+    r"|(?:assistant|model|assistente)[ \t]{0,3}(?=\n)"
 )
-_SPEAKER: Final = re.compile(
-    r"[*_\[( \t]{0,4}(?:assistente|assistant|ia|ai|bot|chatbot|modelo|chatgpt|vendedora?|sdr|consultora?|atendente)"
-    r"[*_\]) \t]{0,4}:[*_ \t]{0,4}(?=\S|\n)|(?:assistant|model|assistente)[ \t]{0,3}(?=\n)"
+_LIKELY_SPEAKER: Final = re.compile(
+    r"[*_\[( \t]{0,4}(?:ia|ai|bot|chatbot|modelo|vendedora?|sdr|consultora?|atendente)[*_\]) \t]{0,4}:[*_ \t]{0,4}"
 )
 _SUBJECT_LABEL: Final = re.compile(r"[*_ \t]{0,4}(?:assunto|subject|asunto)[*_ \t]{0,4}:[^\n]{1,200}\n\s*")
 _LONGEST_REMARK: Final = 300
@@ -361,11 +383,12 @@ def _preamble_end(text: str) -> int:
         # "Olá! Claro, aqui está a mensagem:" greets whoever asked; the message greets its reader itself.
         is_remark = introduction == len(line) and GREETING.match(folded, _skip_blank(folded, introduction))
         return introduction if is_remark and line.rstrip(" *_").endswith(":") else 0
-    for label in (_LABEL, _SPEAKER):
+    for label in (_SURE_LABEL, _SURE_SPEAKER):
         if found := label.match(folded):
             return found.end()
-    if (found := _SUBJECT_LABEL.match(folded)) and GREETING.match(folded, found.end()):
-        return found.end()
+    for label in (_LIKELY_LABEL, _LIKELY_SPEAKER, _SUBJECT_LABEL):  # sure where a greeting follows
+        if (found := label.match(folded)) and GREETING.match(folded, _skip_blank(folded, found.end())):
+            return found.end()
     if introduction:
         return introduction
     if (found := _ACKNOWLEDGEMENT.match(folded)) and GREETING.match(folded, _skip_blank(folded, found.end())):
@@ -379,7 +402,7 @@ def _introduction_end(folded: str, line: str) -> int:
     if not introduced:
         return 0
     bare = line.rstrip(" \t*_")
-    if bare.endswith(":") and _OBJECT_WORD.search(line):
+    if bare.endswith(":") and _HANDED_OVER.match(line):
         return len(line)
     colon = line.find(":", introduced.end())
     if colon > 0 and _OBJECT_WORD.search(line, 0, colon) and GREETING.match(line, _skip_blank(line, colon + 1)):
@@ -404,25 +427,25 @@ _EDIT: Final = (
 )
 _EDITED: Final = (
     r"(?:(?:o|a|os|as|esse|essa|este|esta|um|uma|the|this|el|la|este|esa|algo n[oa]|it|alguma coisa n[oa]|pouco o|"
-    r"pouco a) ){0,3}"
-    r"(?:tom|texto|mensagem|mensaje|message|text|tone|tono|versao|version|linguagem|estilo|conteudo|abordagem|style)\b"
+    r"pouco a) ){0,3}(?:tom|texto|mensagem|mensaje|message|text|tone|tono|versao|version)\b"
+    r"(?! (?:d[oae]s?|n[oa]s?|of|on) (?!mensagem|texto|e-?mail|message))"
 )
 _ANOTHER: Final = (
+    r"(?:cri|ger|escrev|redig|elabor|faz|fac|produz|write|create|generate|make|escrib|haga)\w*[^\n]{0,20}?\b"
     r"(?:outr[ao]s?|mais|nov[ao]s?|another|other|more|different|otr[ao]s?|mas|alternativ[ao]s?|diferentes?)"
     r"(?: \w+){0,2} (?:versao|versoes|opcao|opcoes|variac\w+|mensagem|mensagens|texto|versions?|options?|variations?|"
-    r"messages?|versiones|opciones|mensajes?|alternativas?)\b"
-    r"|(?:versao|version|variacao|variation|opcao|option)(?: \w+)? (?:mais|more|mas|alternativa|formal|informal|"
-    r"curta|longa)\b"
+    r"messages?|versiones|opciones|mensajes?)\b"
+    r"|(?:outra versao|outras versoes|another version|other versions|different versions?|otra version)\b(?! d)"
+    r"|(?:versao|version) (?:mais|more|mas) (?:formal|informal|curta|longa|casual|short|long|direta)\w*\b"
 )
-_EDIT_OFFER: Final = (
-    rf"(?:\b{_EDIT} (?:{_EDITED}|(?:algo|it|something|anything)\s*[?!.])|\b{_EDIT}\s*[?]|\b(?:{_ANOTHER}))"
-)
+_EDIT_OFFER: Final = rf"(?:\b{_EDIT} (?:{_EDITED}|(?:algo|it|something|anything)\s*[?!.])|\b(?:{_ANOTHER}))"
 _OFFER: Final = re.compile(
     r"(?:\b(?:quer|queira|quiser|gostaria|deseja|desejar|prefere|preferir|precisa|precisar|precise|posso|podemos|"
     r"poderia|"
     r"caso|se|me avis[ea]|me diga|fique a vontade para|sinta-se a vontade para|estou a disposicao para|"
     r"would you like|do you want|if you(?:'d|’d)?|let me know|i can|feel free to|happy to|"
     r"quieres|quiere|si|te gustaria|puedo|sientete libre de|avisame)\b[^\n]{0,80}?" + _EDIT_OFFER + r")"
+    r"|\b(?:quer|gostaria|deseja|prefere) que eu " + _EDIT + r"\s*[?]"
     r"|\b(?:let me know|me avis[ea]|avisame)\b[^\n]{0,40}\b(?:any|some|algum\w*|alguna?|algo)\b[^\n]{0,20}"
     r"\b(?:changes?|adjustments?|edits?|tweaks?|revisions?|ajustes?|alterac\w+|mudancas?|cambios?)\b"
     r"|\b(?:posso|podemos|caso|se)\b[^\n]{0,40}\b(?:fazer|precis\w*|quiser|queira|realizar|desej\w*)\b[^\n]{0,20}"
@@ -459,11 +482,11 @@ _NOTE: Final = re.compile(
     r"mensagem funciona|why this works|personalizac(?:ao|oes)|pontos(?: \w+)? da mensagem|estrategia)\W{0,4}[:\-–]"
 )
 _ABOUT_THE_TEXT: Final = re.compile(
-    r"\b(?:(?:a|esta|essa|the|this|la) (?:mensagem|message|mensaje)\b[^\n]{0,60}\b(?:foi|tem|possui|usa|utiliza|"
-    r"mantem|segue|"
-    r"busca|is|has|was|uses|keeps|follows|fue|tiene)\b|personalizei|personalizada (?:com|conforme)|adaptei|adapte|usei|"
-    r"utilizei|inclui|evitei|mantive|caracteres|palavras|placeholders?|dados do lead|instruc(?:ao|oes)|i (?:kept|used|"
-    r"avoided|included)|characters)\b"
+    r"\b(?:(?:a|esta|essa|the|this|la) (?:mensagem|message|mensaje)\b[^\n]{0,40}\b(?:personaliz\w+|criad[ao]|"
+    r"escrit[ao]|"
+    r"pensad[ao]|elaborad[ao]|redigid[ao]|tom|curta|objetiva|direta|tone|written|short|caracteres)\b|personalizei|"
+    r"personalizada (?:com|conforme)|adaptei|adapte (?:a mensagem|o texto)|usei|utilizei|evitei|mantive|"
+    r"\d+ (?:caracteres|palavras|characters)|placeholders?|dados do lead|i (?:kept|used|avoided|included))\b"
 )
 _THIS_MESSAGE: Final = re.compile(
     r"\W{0,4}(?:a|essa|esta|the|this|esse|este|la) (?:mensagem|texto|abordagem|message|text|mensaje)(?: acima| above)? "
@@ -563,43 +586,56 @@ _MD_STRAY: Final = re.compile(r"(?<!\*)\*{2,}(?=\w)|(?<=\w)\*{2,}(?!\w)|(?<=[.!?
 _MD_ESCAPE: Final = re.compile(r"\\([*_~#\[\]().!>+|{}-])(?![/\\])")
 _MD_RULE_LINE: Final = re.compile(r"^[ \t]*(?:(?:-[ \t]?){3,60}|(?:\*[ \t]?){3,60}|[═─━—=]{3,60})[ \t]*$", re.MULTILINE)
 _MD_UNDERSCORE_RULE: Final = re.compile(r"(?<=\n)[ \t]*_{3,60}[ \t]*\n(?=\s*\S)")
+_RULE_MARKS: Final = ("---", "- -", "***", "* *", "___", "===", "—", "═", "━")
 _MD_TABLE_RULE: Final = re.compile(
     r"^[ \t]*\|?(?:[ \t]*:?-{2,40}:?[ \t]*\|){1,20}(?:[ \t]*:?-{2,40}:?[ \t]*)?$", re.MULTILINE
 )
+_MD_QUOTE_MARK: Final = re.compile(r"^>[ ]?", re.MULTILINE)
 _MD_QUOTED: Final = re.compile(r"(?:>[^\n]*(?:\n|\Z))+")
 _PLAIN_MARKS: Final = re.compile(r"(?<![\w*])\*(?=[^\s*])(?P<inner>[^*\n]{1,500})(?<=[^\s*])\*(?![\w*])")
 
 
 def _without_markdown(text: str, markup: Markup) -> str:
     """Markdown as the channel's own markup; what the channel has no markup for becomes plain text."""
-    before = text
+    plainer = _without_spans(_without_blocks(text, markup), markup)
+    return _MANY_BREAKS.sub("\n\n", plainer) if plainer != text else text
+
+
+def _without_blocks(text: str, markup: Markup) -> str:
+    """Tables, links, quotations, rules and headings."""
     if "|" in text:
         text = _without_tables(text)
     if "[" in text:
         text = _MD_LINK.sub(lambda link: _link(link["label"].strip(), link["target"]), text)
         text = _MD_REFERENCE.sub("", text)
     if text.startswith(">") and _MD_QUOTED.fullmatch(text):
-        text = re.sub(r"^>[ ]?", "", text, flags=re.MULTILINE)
-    text = _MD_RULE_LINE.sub("", text)
-    text = _MD_UNDERSCORE_RULE.sub("\n", text)
-    text = _MD_HEADING.sub(lambda heading: _heading(heading["title"], markup), text)
-    bold = (lambda inner: inner) if markup is Markup.PLAIN else (lambda inner: f"*{inner}*")
+        text = _MD_QUOTE_MARK.sub("", text)
+    if any(mark in text for mark in _RULE_MARKS):
+        text = _MD_RULE_LINE.sub("", text)
+        text = _MD_UNDERSCORE_RULE.sub("\n", text)
+    if "#" in text:
+        text = _MD_HEADING.sub(lambda heading: _heading(heading["title"], markup), text)
+    return text
+
+
+def _without_spans(text: str, markup: Markup) -> str:
+    """Bold, italics, what is crossed out, and escaped characters."""
+
+    def marked(inner: str, mark: str = "*") -> str:
+        return inner if markup is Markup.PLAIN else f"{mark}{inner}{mark}"
+
     if "**" in text:
-        text = _MD_BOLD_ITALIC.sub(
-            lambda found: bold(f"_{found['inner']}_" if markup is Markup.WHATSAPP else found["inner"]), text
-        )
-        text = _MD_BOLD.sub(lambda found: bold(found["inner"]), text)
-        text = _MD_BOLD_LINES.sub(lambda found: _each_line(found["inner"], bold), text)
+        text = _MD_BOLD_ITALIC.sub(lambda found: marked(marked(found["inner"], "_")), text)
+        text = _MD_BOLD.sub(lambda found: marked(found["inner"]), text)
+        text = _MD_BOLD_LINES.sub(lambda found: _each_line(found["inner"], marked), text)
         text = _MD_STRAY.sub("", text)
     if "__" in text:
-        text = _MD_UNDERSCORES.sub(lambda found: bold(found["inner"]), text)
+        text = _MD_UNDERSCORES.sub(lambda found: marked(found["inner"]), text)
     if "~~" in text:
-        text = _MD_STRIKE.sub(lambda found: found["inner"] if markup is Markup.PLAIN else f"~{found['inner']}~", text)
+        text = _MD_STRIKE.sub(lambda found: marked(found["inner"], "~"), text)
     if markup is Markup.PLAIN and "*" in text:
         text = _PLAIN_MARKS.sub(lambda found: found["inner"], text)
-    if "\\" in text:
-        text = _MD_ESCAPE.sub(r"\1", text)
-    return _MANY_BREAKS.sub("\n\n", text) if text != before else text
+    return _MD_ESCAPE.sub(r"\1", text) if "\\" in text else text
 
 
 def _each_line(inner: str, bold: Callable[[str], str]) -> str:

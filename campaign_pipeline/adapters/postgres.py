@@ -55,9 +55,15 @@ Connection = psycopg.AsyncConnection[DictRow]
 set_json_dumps(lambda value: orjson.dumps(value).decode())
 set_json_loads(orjson.loads)
 
-# The connection is gone, the server is starting or stopping, or two transactions stood in each other's way. A repeat is
-# safe: every statement names the state that it expects.
-_TRANSIENT = (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout)
+# The connection is gone, the server is starting, stopping or being failed over (read-only until the new one is
+# promoted), a statement took too long, or there was a deadlock. A repeat is safe: every statement names the state that
+# it expects.
+_TRANSIENT = (
+    psycopg.OperationalError,
+    psycopg.InterfaceError,
+    PoolTimeout,
+    psycopg.errors.ReadOnlySqlTransaction,
+)
 _PATIENCE_SECONDS = 60.0
 """How long a database that went away is waited for: a restart or a fail-over, not an outage."""
 
@@ -492,10 +498,20 @@ class ShardStore:
 
     async def _all(self, name: str, **parameters: Any) -> list[dict[str, Any]]:
         async def call() -> list[dict[str, Any]]:
-            async with self._pool.connection() as connection:
+            async with self._borrowed() as connection:
                 return await (await connection.execute(statement(name), parameters)).fetchall()
 
         return await _patiently(call, self._patience)
+
+    @contextlib.asynccontextmanager
+    async def _borrowed(self) -> AsyncIterator[Connection]:
+        """A connection of the pool; dropped where it leads to a server that takes no writes any more."""
+        async with self._pool.connection() as connection:
+            try:
+                yield connection
+            except psycopg.errors.ReadOnlySqlTransaction:
+                await connection.close()
+                raise
 
     async def take_over(self) -> tuple[list[LeasedMessage], dict[str, str], datetime | None]:
         """Put the shard's messages under a token of our own.
@@ -723,7 +739,7 @@ class ShardStore:
 
     async def _do(self, name: str, parameters: Mapping[str, Any]) -> None:
         async def call() -> None:
-            async with self._pool.connection() as connection:
+            async with self._borrowed() as connection:
                 await connection.execute(statement(name), parameters)
 
         await _patiently(call, self._patience)

@@ -11,8 +11,10 @@ from typing import Any, cast
 from uuid import UUID, uuid4
 
 import dagster as dg
+import psycopg
 import pytest
 
+from campaign_pipeline.adapters import postgres
 from campaign_pipeline.adapters.postgres import BatchOptions, Queue
 from campaign_pipeline.core.model import BatchSettings, Shard, ShardReport, split_batch
 from campaign_pipeline.core.ports import (
@@ -1536,3 +1538,120 @@ def test_nothing_of_a_key_is_in_messages_logs_ledger_or_pauses(world: World, pla
 def test_kinds_of_faults_are_those_that_the_sandbox_knows() -> None:
     for fault in UNKNOWN_FAULTS:
         assert Fault.parse(f"send:{fault}").kind is Kind.SEND
+
+
+# A database in trouble ------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Trouble:
+    """Makes life hard for everybody on a database, and ends it once the pipeline has met it a few times."""
+
+    world: World
+    begin: Callable[[World], None]
+    end: Callable[[World], None]
+    begun: bool = False
+    met: int = 0
+    over: bool = False
+
+    def __call__(self, _: object) -> None:
+        """Begin, once."""
+        if not self.begun:
+            self.begun = True
+            self.begin(self.world)
+
+    def note(self) -> None:
+        """The pipeline met it."""
+        self.met += 1
+        if self.met == 3:
+            self.end(self.world)
+            self.over = True
+
+    def watch(self, monkeypatch: pytest.MonkeyPatch) -> "Trouble":
+        """Note each call to the database that fails."""
+        patiently = postgres._patiently
+
+        async def noted(call: Callable[[], Awaitable[Any]], patience_seconds: float) -> Any:
+            async def attempt() -> Any:
+                try:
+                    return await call()
+                except Exception:
+                    self.note()
+                    raise
+
+            return await patiently(attempt, patience_seconds)
+
+        monkeypatch.setattr(postgres, "_patiently", noted)
+        return self
+
+
+def everybody(world: World, setting: str) -> None:
+    """Give a setting to all connections to this database but the test's own: the old ones are ended."""
+    name = world.value("SELECT current_database()")
+    with psycopg.connect(world.url, dbname="postgres", autocommit=True) as elsewhere:  # whence all is allowed
+        elsewhere.execute(f"ALTER DATABASE {name} {setting}")
+    world.do(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    )
+
+
+def lock_queue(world: World) -> None:
+    everybody(world, "SET statement_timeout = '200ms'")
+    world.do("BEGIN")
+    world.do("LOCK TABLE campaign_messages IN EXCLUSIVE MODE")
+
+
+def unlock_queue(world: World) -> None:
+    world.do("COMMIT")
+    everybody(world, "RESET statement_timeout")
+
+
+TROUBLES: dict[str, tuple[Callable[[World], None], Callable[[World], None]]] = {
+    "read-only, as in a fail-over": (
+        lambda world: everybody(world, "SET default_transaction_read_only = on"),
+        lambda world: everybody(world, "RESET default_transaction_read_only"),
+    ),
+    "a stranger's lock, and statements that may take no time": (lock_queue, unlock_queue),
+    "no connection to be had": (
+        lambda world: everybody(world, "ALLOW_CONNECTIONS false"),
+        lambda world: everybody(world, "ALLOW_CONNECTIONS true"),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", TROUBLES)
+def test_a_database_in_trouble_in_the_middle_of_a_shard_loses_nothing_and_doubles_nothing(
+    world: World, play: Play, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    world.due_messages(world.run(), 6)
+    trouble = Trouble(world, *TROUBLES[kind]).watch(monkeypatch)
+
+    async def scenario(rig: Rig) -> None:
+        (report,) = await rig.batch(Watch(after_send=trouble), concurrency=2)
+        assert trouble.over
+        assert (report.claimed, report.sent) == (6, 6)
+        assert (rig.sends(), rig.statuses()) == (6, {"sent": 6})
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("step", ["claim", "close"])
+def test_a_fail_over_is_waited_for_in_the_other_steps_too(
+    world: World, play: Play, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    run = world.run()
+    world.due_messages(run, 2)
+    trouble = Trouble(world, *TROUBLES["read-only, as in a fail-over"]).watch(monkeypatch)
+
+    async def scenario(rig: Rig) -> None:
+        if step == "claim":
+            trouble(None)
+            assert sum(len(shard.message_ids) for shard in (await rig.claim()).shards) == 2
+        else:
+            await rig.batch()
+            trouble(None)
+            assert [row["id"] for row in await Queue(world.url).close_runs()] == [run]
+        assert trouble.over
+
+    play(scenario)

@@ -27,7 +27,7 @@ from campaign_pipeline.adapters.group_commit import GroupCommit
 from campaign_pipeline.adapters.queue_connection import OPTIONS, connect_async, make_readable
 from campaign_pipeline.core.claim_budget import Budget, Pace
 from campaign_pipeline.core.claim_budget import Scope as PaceScope
-from campaign_pipeline.core.model import LeasedMessage, Shard
+from campaign_pipeline.core.model import ClaimedMessage, LeasedMessage, Shard
 from campaign_pipeline.core.numbers import KnownNumber, NumberNote
 from campaign_pipeline.core.ports import (
     Attempt,
@@ -120,7 +120,7 @@ class BatchOptions:
 class Batch:
     """What was claimed, and what was done on the way."""
 
-    rows: list[dict[str, Any]] = field(default_factory=list)
+    rows: list[ClaimedMessage] = field(default_factory=list)
     token: str | None = None
     recovered: int = 0  # leases that were given back
     expired: int = 0  # messages that were too old
@@ -331,7 +331,7 @@ class _ClaimBatch:
         left = self._options.batch_size - len(self._batch.rows)
         while left > 0 and (quotas := self._budget.quotas(left, random.random)):
             rows = await self._claim_rows(quotas, left, token)
-            self._budget.take(quotas, Counter(row["run_id"] for row in rows))
+            self._budget.take(quotas, Counter(row.run_id for row in rows))
             self._batch.rows += rows
             left -= len(rows)
         if self._paced:
@@ -364,16 +364,16 @@ class _ClaimBatch:
         tried = [message for pause in pauses if pause["probe_due"] for message in pause["tried_message_ids"]]
         rows = await self._claim_rows(dict.fromkeys(probes, 1), self._options.batch_size, token, tried)
         for row in rows:
-            for scope, scope_id in probes.get(row["run_id"], ()):
+            for scope, scope_id in probes.get(row.run_id, ()):
                 await self._connection.execute(
                     statement("begin_probe"),
-                    {"scope": scope, "scope_id": scope_id, "message_id": row["message_id"]},
+                    {"scope": scope, "scope_id": scope_id, "message_id": row.message_id},
                 )
         self._batch.rows += rows
 
     async def _claim_rows(
         self, quotas: Mapping[UUID, int], most: int, token: UUID, tried: list[UUID] | None = None
-    ) -> list[dict[str, Any]]:
+    ) -> list[ClaimedMessage]:
         """Lease what is due, at most so many of each run; with `tried`, a probe of each: another message than these."""
         options = self._options
         if self._batch.token is None:
@@ -391,19 +391,19 @@ class _ClaimBatch:
                 lease_seconds=options.lease_seconds,
                 tried_ids=tried,
             )
-            rows = await self._without_refused(claimed)
+            rows = await self._without_refused([ClaimedMessage.from_row(row) for row in claimed])
             if rows or not claimed:
                 return rows
         return []
 
-    async def _without_refused(self, claimed: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    async def _without_refused(self, claimed: list[ClaimedMessage]) -> list[ClaimedMessage]:
         """End the messages that may never be sent; only what was just claimed is looked at."""
-        rows = await self._all("skip_refused_messages", message_ids=[row["message_id"] for row in claimed])
+        rows = await self._all("skip_refused_messages", message_ids=[row.message_id for row in claimed])
         skipped = {row["id"]: row["code"] for row in rows}
         foreign = sum(code == Verdict.FOREIGN_WORKSPACE for code in skipped.values())
         self._batch.foreign += foreign
         self._batch.suppressed += len(skipped) - foreign
-        return [row for row in claimed if row["message_id"] not in skipped]
+        return [row for row in claimed if row.message_id not in skipped]
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,10 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, Self
+from uuid import UUID
 
 from campaign_pipeline.core.context import LeadContext
 from campaign_pipeline.core.generation import Author
@@ -277,6 +279,36 @@ class BatchSettings:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class ClaimedMessage:
+    """One message of a batch; a row of `claim_messages` and of the output `message_batch`."""
+
+    message_id: UUID
+    run_id: UUID
+    config_id: UUID
+    workspace_id: UUID
+    inbox_id: UUID
+    lead_id: UUID | None  # None: its lead was deleted
+    lease_token: UUID
+    due_at: datetime
+    retry_count: int
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> Self:
+        """Build from the statement, or from the output, in which ids are texts."""
+        ids = {name: _uuid(row[name]) for name in cls.__slots__[:7]}
+        return cls(**ids, due_at=row["due_at"], retry_count=int(row["retry_count"]))
+
+    def to_row(self) -> dict[str, Any]:
+        """For the output."""
+        values = ((name, getattr(self, name)) for name in self.__slots__)
+        return {name: str(value) if isinstance(value, UUID) else value for name, value in values}
+
+
+def _uuid(value: UUID | str | None) -> Any:
+    return UUID(value) if isinstance(value, str) else value
+
+
 @dataclass(frozen=True)
 class Shard:
     """The messages of one inbox that one mapped step works: a handle, no content."""
@@ -361,11 +393,11 @@ def summarize(values: Sequence[int]) -> dict[str, int]:
     }
 
 
-def split_batch(rows: Sequence[Mapping[str, Any]], shard_size: int) -> list[Shard]:
+def split_batch(messages: Sequence[ClaimedMessage], shard_size: int) -> list[Shard]:
     """Group the messages of a batch by inbox, then cut by `shard_size`; messages keep their order."""
-    by_inbox: dict[str, list[Mapping[str, Any]]] = {}
-    for row in rows:
-        by_inbox.setdefault(str(row["inbox_id"]), []).append(row)
+    by_inbox: dict[str, list[ClaimedMessage]] = {}
+    for message in messages:
+        by_inbox.setdefault(str(message.inbox_id), []).append(message)
     names = _short_names(list(by_inbox))
     shards = []
     for inbox_id, members in sorted(by_inbox.items()):
@@ -375,8 +407,8 @@ def split_batch(rows: Sequence[Mapping[str, Any]], shard_size: int) -> list[Shar
                 Shard(
                     key=f"inbox_{names[inbox_id]}_{number:03d}",
                     inbox_id=inbox_id,
-                    batch_token=str(piece[0]["lease_token"]),
-                    message_ids=tuple(str(row["message_id"]) for row in piece),
+                    batch_token=str(piece[0].lease_token),
+                    message_ids=tuple(str(message.message_id) for message in piece),
                 )
             )
     return shards

@@ -16,24 +16,13 @@ from campaign_pipeline.adapters.postgres import BatchOptions
 from campaign_pipeline.adapters.reports import Reports
 from campaign_pipeline.adapters.schema import DatabaseUnusable
 from campaign_pipeline.adapters.status_events import settle_status_events
-from campaign_pipeline.core.model import BatchSettings, Shard, split_batch
+from campaign_pipeline.core.model import BatchSettings, ClaimedMessage, Shard, split_batch
 from campaign_pipeline.core.ports import StoreUnavailable
 from campaign_pipeline.defs.io import Rows, table_metadata
 from campaign_pipeline.defs.report import describe_batch, describe_runs, describe_shard, materialize_runs
 from campaign_pipeline.defs.resources import LanguageModelResource, ProvidersResource, QueueDatabase
 from campaign_pipeline.defs.shard import deliver, run_async
 
-BATCH_COLUMNS = (
-    "message_id",
-    "run_id",
-    "config_id",
-    "workspace_id",
-    "inbox_id",
-    "lead_id",
-    "lease_token",
-    "due_at",
-    "retry_count",
-)
 CONTEXT_COLUMNS = ("lead_id", "phone", "context")
 
 
@@ -86,7 +75,7 @@ def fetch_message_batch(
         )
         _settle_status_events(context, database.url())
         batch = run_async(database.queue().claim_batch(options))
-    table = pd.DataFrame([{k: _plain(row[k]) for k in BATCH_COLUMNS} for row in batch.rows], columns=[*BATCH_COLUMNS])
+    table = pd.DataFrame([row.to_row() for row in batch.rows], columns=[*ClaimedMessage.__slots__])
     describe_batch(context, batch, size, table)
     return table
 
@@ -160,7 +149,8 @@ def split_into_shards(
     config: SplitIntoShardsConfig, message_batch: list[Any]
 ) -> Iterator[dg.DynamicOutput[dict[str, Any]]]:
     """Group the batch by inbox, then by size: the unit of fan-out, of a re-run, and of a crash."""
-    for shard in split_batch(message_batch, _within("shard_size", config.shard_size, 1, 10_000)):
+    messages = [ClaimedMessage.from_row(row) for row in message_batch]
+    for shard in split_batch(messages, _within("shard_size", config.shard_size, 1, 10_000)):
         yield dg.DynamicOutput(shard.to_json(), mapping_key=shard.key)
 
 

@@ -29,7 +29,7 @@ def describe_batch(context: dg.OpExecutionContext, batch: Batch, batch_size: int
     context.log_event(
         dg.AssetMaterialization("message_batch", metadata={**table_metadata(table), **size, "preview": preview(table)})
     )
-    runs, inboxes = ({row[key] for row in batch.rows} for key in ("run_id", "inbox_id"))
+    runs, inboxes = ({getattr(row, key) for row in batch.rows} for key in ("run_id", "inbox_id"))
     if batch.rows:
         rest = " The batch is full: more may be due." if len(batch.rows) == batch_size else ""
         context.log.info(

@@ -26,7 +26,7 @@ def test_claiming_goes_on_after_an_immediate_restart_and_claims_nothing_twice(
 
     async def claimer(under_way: asyncio.Event) -> None:
         while rows := (await queue.claim_batch(OPTIONS)).rows:
-            claimed.update(row["message_id"] for row in rows)
+            claimed.update(row.message_id for row in rows)
             under_way.set()
 
     async def main() -> None:

@@ -80,14 +80,14 @@ async def work(url: str, batch_size: int, shard_size: int, concurrency: int) -> 
     while True:
         batch = await queue.claim_batch(options)
         claimed += len(batch.rows)
-        rows = [{key: str(value) for key, value in row.items()} for row in batch.rows]
+        rows = [row.to_row() for row in batch.rows]
         if rows:
             asked = {row["lead_id"]: row["workspace_id"] for row in rows}
             contexts = await queue.get_lead_contexts(list(asked), list(asked.values()))
             plain = [{**row, "lead_id": str(row["lead_id"])} for row in contexts]
             shared = [list({row[column] for row in rows}) for column in ("config_id", "workspace_id", "inbox_id")]
             batch_settings = BatchSettings.from_json(await queue.get_batch_settings(*shared))
-            shards = split_batch(rows, shard_size)
+            shards = split_batch(batch.rows, shard_size)
             owner = f"worker {os.getpid()}"
             await asyncio.gather(
                 *(deliver(url, s, plain, batch_settings, ProvidersResource(), concurrency, owner) for s in shards)

@@ -19,7 +19,7 @@ async def work_a_batch(url: str) -> int:
             100, owner, settings.lease_seconds, settings.max_age, max_wait_seconds=settings.max_inline_wait_seconds
         )
     )
-    rows = [{key: str(value) for key, value in row.items()} for row in batch.rows]
+    rows = [row.to_row() for row in batch.rows]
     if rows:
         asked = {row["lead_id"]: row["workspace_id"] for row in rows}
         contexts = await queue.get_lead_contexts(list(asked), list(asked.values()))
@@ -29,7 +29,7 @@ async def work_a_batch(url: str) -> int:
         await asyncio.gather(
             *(
                 deliver(url, shard, plain, batch_settings, ProvidersResource(), 5, owner)
-                for shard in split_batch(rows, 50)
+                for shard in split_batch(batch.rows, 50)
             )
         )
     await queue.close_runs()

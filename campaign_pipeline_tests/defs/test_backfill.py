@@ -187,7 +187,7 @@ def test_what_a_person_asked_for_is_never_skipped_for_being_late(world: World, i
     assert requeued(retry(instance, day(0), requeue_only=True)) == 1
     world.move_clock(timedelta(days=3))  # as long as a long back-fill may take
     batch = run_async(Queue(world.url).claim_batch(BatchOptions(batch_size=10, owner="test")))
-    assert [row["message_id"] for row in batch.rows] == [again]
+    assert [row.message_id for row in batch.rows] == [again]
     assert {m["id"]: m["status"] for m in world.messages()}[other] == "skipped"
 
 

@@ -3,6 +3,7 @@
 import os
 from collections import Counter
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 
@@ -46,12 +47,12 @@ def test_a_batch_in_two_shards_goes_out_through_a_pooler(
 def test_claimers_that_share_the_connections_of_a_pooler_take_every_message_once(world: World, pooled_url: str) -> None:
     world.due_messages(world.run(), 90)
 
-    async def claim_all() -> list[list[str]]:
+    async def claim_all() -> list[list[UUID]]:
         import asyncio
 
         options = BatchOptions(batch_size=15, owner="test")
         batches = await asyncio.gather(*(Queue(pooled_url).claim_batch(options) for _ in range(6)))
-        return [[row["message_id"] for row in batch.rows] for batch in batches]
+        return [[row.message_id for row in batch.rows] for batch in batches]
 
     batches = run_async(claim_all())
     taken = [message for batch in batches for message in batch]

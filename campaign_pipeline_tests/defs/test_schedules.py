@@ -3,6 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,7 @@ def set_clock(world: World, to: datetime) -> None:
 def claim(world: World, size: int = 1000) -> list[dict[str, Any]]:
     """What the launched run's first step does."""
     batch = run_async(Queue(world.url).claim_batch(BatchOptions(batch_size=size, owner="test")))
-    return batch.rows
+    return [asdict(row) for row in batch.rows]
 
 
 def finish(world: World, rows: list[dict[str, Any]]) -> None:

@@ -139,7 +139,7 @@ class Rig:
         """The first steps of the job; `meanwhile` happens between claiming and reading."""
         queue = Queue(self.world.url)
         batch = await queue.claim_batch(BatchOptions(1000, "test"))
-        rows = [{key: str(value) if value is not None else "" for key, value in row.items()} for row in batch.rows]
+        rows = [row.to_row() for row in batch.rows]
         meanwhile()
         if not rows:
             return Claimed()
@@ -150,7 +150,7 @@ class Rig:
         contexts = await queue.get_lead_contexts(list(asked), list(asked.values()))
         settings = await queue.get_batch_settings(ids["config_id"], ids["workspace_id"], ids["inbox_id"])
         plain = [{**row, "lead_id": str(row["lead_id"])} for row in contexts]
-        return Claimed(split_batch(rows, 1000), plain, BatchSettings.from_json(settings))
+        return Claimed(split_batch(batch.rows, 1000), plain, BatchSettings.from_json(settings))
 
     async def send(
         self,

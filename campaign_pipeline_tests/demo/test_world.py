@@ -35,7 +35,7 @@ def test_a_batch_claims_every_message_at_once(world: World) -> None:
     batch = asyncio.run(Queue(world.url).claim_batch(BatchOptions(batch_size=1000, owner="test")))
     assert len(batch.rows) == len(LEADS)
     assert batch.waits == []
-    assert len({row["inbox_id"] for row in batch.rows}) == 2
+    assert len({row.inbox_id for row in batch.rows}) == 2
 
 
 def test_the_windows_are_open_at_any_hour(world: World) -> None:

@@ -42,7 +42,7 @@ def claim_batch(world: World, batch_size: int = 100, **options: Any) -> Batch:
 
 def claimed_ids(batch: Batch) -> set[UUID]:
     """The messages of a batch."""
-    return {row["message_id"] for row in batch.rows}
+    return {row.message_id for row in batch.rows}
 
 
 def insert_due(world: World, run: UUID, count: int, age: timedelta = timedelta(minutes=1), **columns: Any) -> None:

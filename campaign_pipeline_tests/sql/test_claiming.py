@@ -21,7 +21,7 @@ MINUTE = timedelta(minutes=1)
 
 
 def per_run(batch: postgres.Batch) -> Counter[UUID]:
-    return Counter(row["run_id"] for row in batch.rows)
+    return Counter(row.run_id for row in batch.rows)
 
 
 def claim(world: World, quotas: dict[UUID, int], batch_size: int) -> Counter[UUID]:
@@ -122,7 +122,7 @@ def test_only_what_is_due_is_claimed_the_oldest_first(world: World) -> None:
     world.due_message(run, scheduled_at=now + MINUTE)
     world.due_message(run, next_attempt_at=now + MINUTE)
     batch = claim_batch(world)
-    assert [row["message_id"] for row in batch.rows] == [old, unscheduled, retried]
+    assert [row.message_id for row in batch.rows] == [old, unscheduled, retried]
 
 
 def test_the_oldest_are_taken_when_not_all_fit(world: World) -> None:
@@ -186,7 +186,7 @@ def test_eight_claimers_at_once_claim_everything_and_nothing_twice(world: World)
     async def claimer(number: int) -> None:
         while len(claimed) < 800:
             batch = await queue.claim_batch(BatchOptions(batch_size=17 + number, owner=f"claimer {number}"))
-            claimed.extend(row["message_id"] for row in batch.rows)
+            claimed.extend(row.message_id for row in batch.rows)
 
     async def main() -> None:
         await asyncio.wait_for(asyncio.gather(*(claimer(number) for number in range(8))), 60)

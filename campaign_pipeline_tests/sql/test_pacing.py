@@ -583,7 +583,7 @@ def test_runs_that_share_an_inbox_share_what_it_lets_go(inbox: Make) -> None:
     for run, count in zip(runs, (100, 100, 2), strict=True):
         insert_due(paced.world, run, count)
     rows_ = claim_batch(paced.world).rows
-    counts = sorted(sum(row["run_id"] == run for row in rows_) for run in runs)
+    counts = sorted(sum(row.run_id == run for row in rows_) for run in runs)
     assert counts in ([2, 4, 4], [2, 3, 5])  # who gets an odd one is left to chance
 
 
@@ -593,8 +593,8 @@ def test_an_unpaced_run_beside_a_paced_one_gets_the_rest_of_the_batch(world: Wor
     other = plain.run()
     insert_due(world, other, 50)
     rows_ = claim_batch(world, batch_size=40).rows
-    assert len(rows_) == 40 or sum(row["run_id"] == other for row in rows_) >= 20
-    assert sum(row["run_id"] != other for row in rows_) == 3
+    assert len(rows_) == 40 or sum(row.run_id == other for row in rows_) >= 20
+    assert sum(row.run_id != other for row in rows_) == 3
 
 
 @pytest.mark.parametrize(
@@ -639,11 +639,9 @@ def test_what_waits_for_the_next_day_is_neither_too_old_nor_spread(inbox: Make) 
             batch = claim_batch(paced.world)
             assert (batch.expired, batch.spread) == (0, 0)
             claimed.append(len(batch.rows))
-            paced.holder.take_over(
-                [row["message_id"] for row in batch.rows], UUID(batch.token) if batch.token else None
-            )
+            paced.holder.take_over([row.message_id for row in batch.rows], UUID(batch.token) if batch.token else None)
             for row in batch.rows:
-                paced.send(row["message_id"])
+                paced.send(row.message_id)
         assert run_row(paced.world, run)["pace_held_since"] is not None or day == 5
     assert claimed == [3, 0, 0, 3, 0, 0, 2, 0, 0]
     assert run_row(paced.world, run)["pace_held_since"] is None
@@ -687,7 +685,7 @@ class Detour:
     def claim(self, count: int = 1) -> list[UUID]:
         """Claim that many new messages; through which inboxes they go."""
         insert_due(self.world, self.run, count)
-        return [row["inbox_id"] for row in claim_batch(self.world).rows]
+        return [row.inbox_id for row in claim_batch(self.world).rows]
 
 
 @pytest.fixture
@@ -733,7 +731,7 @@ def test_a_pause_of_the_inbox_that_is_used_stops_a_message_and_one_of_the_other_
     detour.connect(detour.first, "disconnected")
     insert_due(detour.world, detour.run, 2)
     batch = claim_batch(detour.world)
-    first, second = (row["message_id"] for row in batch.rows)
+    first, second = (row.message_id for row in batch.rows)
     holder = Holder(detour.world)
     assert batch.token is not None
     holder.take_over([first, second], UUID(batch.token))
@@ -757,7 +755,7 @@ def test_a_conversation_goes_on_only_through_the_inbox_that_began_it(detour: Det
     assert message(detour.world, due)["status"] == "pending"
     detour.connect(detour.first)
     batch = claim_batch(detour.world)
-    assert [(row["message_id"], row["inbox_id"]) for row in batch.rows] == [(due, detour.first)]
+    assert [(row.message_id, row.inbox_id) for row in batch.rows] == [(due, detour.first)]
 
 
 def test_a_conversation_that_a_fallback_began_stays_there_when_the_first_inbox_is_back(detour: Detour) -> None:
@@ -773,7 +771,7 @@ def test_a_conversation_that_a_fallback_began_stays_there_when_the_first_inbox_i
     detour.connect(detour.first)
     other = detour.world.due_message(detour.run)
     batch = claim_batch(detour.world)
-    assert {row["message_id"]: row["inbox_id"] for row in batch.rows} == {due: detour.second, other: detour.first}
+    assert {row.message_id: row.inbox_id for row in batch.rows} == {due: detour.second, other: detour.first}
     assert (message(detour.world, due)["inbox_id"], message(detour.world, other)["inbox_id"]) == (detour.second, None)
 
 
@@ -784,7 +782,7 @@ def test_a_message_that_surely_never_went_out_may_change_its_inbox(detour: Detou
     assert message(detour.world, due)["inbox_id"] == detour.first
     holder.settle(due, part_no=1, attempt_no=1, outcome="planned", status="pending")
     detour.connect(detour.first, "disconnected")
-    assert [row["inbox_id"] for row in claim_batch(detour.world).rows] == [detour.second]
+    assert [row.inbox_id for row in claim_batch(detour.world).rows] == [detour.second]
 
 
 def test_a_probe_goes_through_the_first_inbox_while_the_others_take_the_detour(detour: Detour) -> None:

@@ -414,7 +414,7 @@ def test_a_probe_that_got_its_text_closes_the_circuits_of_the_model_but_not_its_
     for scope in ("inbox", "workspace", "model", "provider"):
         pause(world, scope, ids[scope], until=past)
     batch = claim_batch(world)
-    assert [row["message_id"] for row in batch.rows] == [due]
+    assert [row.message_id for row in batch.rows] == [due]
     holder = Holder(world)
     assert holder.take_over([due], UUID(batch.token)) == {due: "taken"}
     assert holder.begin_new(due) == "go"

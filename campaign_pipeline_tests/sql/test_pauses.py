@@ -253,7 +253,7 @@ def test_when_the_time_is_up_exactly_one_message_may_try(world: World, run: UUID
     assert not claim_batch(world).rows
     clock.move_on(61 * SECOND)
     (probe,) = claim_batch(world).rows
-    assert pauses(world)[0]["probe_message_id"] == probe["message_id"]
+    assert pauses(world)[0]["probe_message_id"] == probe.message_id
     assert not claim_batch(world).rows
 
 

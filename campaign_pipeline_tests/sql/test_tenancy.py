@@ -99,7 +99,7 @@ def test_what_belongs_to_another_workspace_is_skipped_in_the_claim(
         assert [row["code"] for row in refused] == ["foreign_workspace"]
         return
     batch = claim_batch(world)
-    assert [row["message_id"] for row in batch.rows] == [tenants[1].message]
+    assert [row.message_id for row in batch.rows] == [tenants[1].message]
     assert (batch.foreign, batch.suppressed) == (1, 0)
     skipped = message(world, a.message)
     assert (skipped["status"], skipped["error_code"]) == ("skipped", "foreign_workspace")
@@ -175,7 +175,7 @@ def test_a_fallback_inbox_of_another_workspace_or_with_its_instance_is_never_cho
     )
     world.do("UPDATE instances SET status = 'close' WHERE id = %s", a.instance)
     batch = claim_batch(world)
-    assert [row["message_id"] for row in batch.rows] == [b.message]
+    assert [row.message_id for row in batch.rows] == [b.message]
     assert message(world, a.message)["status"] == "pending"
     found = {(row["kind"], row["id"]) for row in rows(world, "find_foreign_rows", days=1, shown=20)}
     assert found == {("campaign", a.campaign), ("inbox", crossed)}
@@ -194,7 +194,7 @@ def test_a_message_of_which_a_part_is_out_is_left_to_its_shard(world: World, ten
     holder.sent(a.message)
     holder.settle(a.message, status="pending")
     CROSSINGS["moved lead"](world, a, b)
-    assert {row["message_id"] for row in claim_batch(world).rows} == {a.message, b.message}
+    assert {row.message_id for row in claim_batch(world).rows} == {a.message, b.message}
     assert holding_again(world, a.message) == "foreign_workspace"
 
 

@@ -236,6 +236,25 @@ def test_of_a_deleted_message_whose_worker_died_nobody_knows_and_its_lead_is_not
     assert [row["text_content"] for row in chat(crm)] == [PARTS[0]]
 
 
+def test_a_lead_that_got_a_part_moves_though_its_message_is_deleted_while_it_waits_for_the_next(
+    crm: Crm, run: UUID
+) -> None:
+    due = first(crm, run)
+    lead = message(crm, due)["lead_id"]
+    holder = begin(crm, due)
+    holder.sent(due)
+    holder.settle(due, status="pending", code="timeout", reason="Later.", error_class="transient", delay_seconds=300)
+    assert not look(crm).has_dead_leases
+    crm.value("SELECT cancel_campaign_run(%s)", run)
+    assert look(crm).has_dead_leases
+    rows(crm, "recover_leases")
+    assert lead_column(crm, lead) == TARGET_COLUMN
+    assert crm.all("SELECT * FROM campaign_deleted_in_flight") == []
+    rows(crm, "recover_leases")
+    assert len([line for line in log(crm, run) if line["step_name"] == "send"]) == 1
+    assert not look(crm).has_dead_leases
+
+
 def test_what_is_known_of_a_person_is_found_though_the_crm_deleted_the_message(crm: Crm, run: UUID) -> None:
     due = first(crm, run)
     lead = message(crm, due)["lead_id"]

@@ -91,12 +91,15 @@ CREATE OR REPLACE TRIGGER campaign_count_inserted AFTER INSERT ON public.campaig
     FOR EACH STATEMENT EXECUTE FUNCTION campaign_pipeline.campaign_count_inserted();
 
 -- Messages that are deleted after their run ended, by the CRM's clean-up or with their lead, stay counted. Those that
--- are deleted while they are being sent are remembered until it is settled what went out: see campaign_settle_deleted.
+-- are deleted with parts sent or under way are remembered until their leads are moved: see campaign_settle_deleted.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_count_deleted() RETURNS trigger LANGUAGE plpgsql
 SECURITY DEFINER SET search_path = pg_catalog, campaign_pipeline, pg_temp AS $$
 BEGIN
     INSERT INTO campaign_pipeline.campaign_deleted_in_flight (message_id, deleted_at)
-    SELECT o.id, campaign_pipeline.campaign_now() FROM old_rows o WHERE o.status = 'sending'
+    SELECT o.id, campaign_pipeline.campaign_now() FROM old_rows o
+    WHERE o.status NOT IN ('sent', 'replied', 'failed')
+      AND EXISTS (SELECT 1 FROM campaign_pipeline.campaign_message_parts p
+                  WHERE p.message_id = o.id AND p.status <> 'planned')
     ON CONFLICT DO NOTHING;
     PERFORM campaign_pipeline.campaign_add_to_counters(jsonb_agg(change)) FROM (
         SELECT o.run_id, o.status, -count(*)::integer AS n
@@ -551,8 +554,7 @@ BEGIN
     conversations := campaign_pipeline.campaign_find_conversations(p_items, going);
 
     -- A new text: its parts, the one to be sent now already as an attempt. The ledger outlives the message, so it has
-    -- all
-    -- that is needed to show a part in the chat and to move its lead.
+    -- all that is needed to show a part in the chat and to move its lead.
     INSERT INTO campaign_pipeline.campaign_message_parts AS p
         (message_id, part_no, text, status, idempotency_key, attempts, attempt_token, attempted_at, address,
          address_kind, inbox_id, run_id, lead_id, workspace_id, conversation_id, source_column_id, target_column_id)
@@ -1041,7 +1043,7 @@ BEGIN
                       WHERE p.message_id = s.id AND p.status IN ('sent', 'unknown'))));
     INSERT INTO public.campaign_logs (run_id, step_number, step_name, level, message, details, lead_id, created_at)
     SELECT r.id, 0, 'send', CASE WHEN t.sent + t.unknown > 0 THEN 'warning' ELSE 'info' END,
-           'The message was deleted while it was being sent. ' || CASE
+           'The message was deleted before all of it was sent. ' || CASE
                WHEN t.sent > 0
                    THEN format('%s of its %s parts went out: recorded, shown in the chat, and the lead was moved.',
                                            t.sent, t.parts)
@@ -1055,6 +1057,10 @@ BEGIN
           FROM unnest(settled) AS s (id)
           JOIN campaign_pipeline.campaign_message_parts p ON p.message_id = s.id GROUP BY s.id) t
     JOIN public.campaign_runs r ON r.id = t.run_id;
+    DELETE FROM campaign_pipeline.campaign_deleted_in_flight x
+    WHERE x.message_id = ANY (settled)
+      AND NOT EXISTS (SELECT 1 FROM campaign_pipeline.campaign_message_parts p
+                      WHERE p.message_id = x.message_id AND p.status = 'attempting');
 EXCEPTION WHEN OTHERS THEN
     IF campaign_pipeline.campaign_is_passing(SQLSTATE) THEN
         RAISE;
@@ -1062,8 +1068,8 @@ EXCEPTION WHEN OTHERS THEN
     RAISE WARNING 'What was done with deleted campaign messages could not be logged: %', SQLERRM;
 END $$;
 
--- Of messages that were deleted while they were being sent: what no worker has settled in five minutes, none will. It
--- may have gone out.
+-- Of messages that were deleted before all of them was sent: leads that got a part move. A part under way that no
+-- worker has settled in five minutes, none will; it may have gone out.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_settle_deleted() RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     deleted uuid[];
@@ -1071,19 +1077,20 @@ DECLARE
 BEGIN
     SELECT array_agg(d.message_id) INTO deleted
     FROM (SELECT x.message_id FROM campaign_pipeline.campaign_deleted_in_flight x
-          WHERE x.deleted_at < campaign_pipeline.campaign_now() - interval '5 minutes' FOR UPDATE SKIP LOCKED) d;
+          WHERE x.deleted_at < campaign_pipeline.campaign_now() - interval '5 minutes'
+             OR NOT EXISTS (SELECT 1 FROM campaign_pipeline.campaign_message_parts p
+                            WHERE p.message_id = x.message_id AND p.status = 'attempting')
+          FOR UPDATE SKIP LOCKED) d;
     IF deleted IS NULL THEN
         RETURN;
     END IF;
-    WITH unsettled AS (
-        UPDATE campaign_pipeline.campaign_message_parts p
-        SET status = 'unknown', error_class = 'unknown', error_code = 'worker_died',
-            error_message = 'The process that was sending this part ended before it could record an answer.',
-            lease_ended_at = campaign_pipeline.campaign_now()
-        WHERE p.message_id = ANY (deleted) AND p.status = 'attempting'
-        RETURNING p.message_id
-    )
-    SELECT array_agg(DISTINCT u.message_id) INTO lost FROM unsettled u;
+    UPDATE campaign_pipeline.campaign_message_parts p
+    SET status = 'unknown', error_class = 'unknown', error_code = 'worker_died',
+        error_message = 'The process that was sending this part ended before it could record an answer.',
+        lease_ended_at = campaign_pipeline.campaign_now()
+    WHERE p.message_id = ANY (deleted) AND p.status = 'attempting';
+    SELECT array_agg(DISTINCT p.message_id) INTO lost FROM campaign_pipeline.campaign_message_parts p
+    WHERE p.message_id = ANY (deleted) AND p.status IN ('sent', 'unknown');
     PERFORM campaign_pipeline.campaign_end_deleted(lost, lost);
     DELETE FROM campaign_pipeline.campaign_deleted_in_flight x WHERE x.message_id = ANY (deleted);
 END $$;

@@ -13,7 +13,10 @@ SELECT campaign_pipeline.campaign_now() AS now, due.next_due, due.running_runs,
        OR EXISTS (SELECT FROM public.campaign_messages m WHERE m.status IN ('queued', 'generating', 'sending')
                AND m.lease_expires_at IS NULL
                AND COALESCE(m.queued_at, m.created_at) <= campaign_pipeline.campaign_now() - interval '15 minutes')
-                   AS has_dead_leases,
+       OR EXISTS (SELECT FROM campaign_pipeline.campaign_deleted_in_flight x
+               WHERE x.deleted_at < campaign_pipeline.campaign_now() - interval '5 minutes'
+                  OR NOT EXISTS (SELECT FROM campaign_pipeline.campaign_message_parts p
+                                 WHERE p.message_id = x.message_id AND p.status = 'attempting')) AS has_dead_leases,
        EXISTS (SELECT FROM public.campaign_runs r WHERE r.status = 'cancelled' AND r.completed_at IS NULL
                -- What is being sent now ends first; its own step settles it.
                AND (SELECT 1 FROM public.campaign_messages m
@@ -101,7 +104,7 @@ WHERE id IN (SELECT l.id FROM public.campaign_logs l
 -- One small batch of refused and changed texts, as old as the logs that are deleted.
 DELETE FROM campaign_pipeline.campaign_model_calls
 WHERE id IN (SELECT k.id FROM campaign_pipeline.campaign_model_calls k
-             WHERE k.called_at < campaign_pipeline.campaign_now() - make_interval(days => %(days)s)
+             WHERE k.called_at < campaign_pipeline.campaign_now() - make_interval(hours => 24 * %(days)s)
              ORDER BY k.called_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED);
 
 -- name: delete_spent_pauses

@@ -23,8 +23,7 @@ FROM public.campaign_runs r
 LEFT JOIN public.campaign_configs c ON c.id = r.config_id
 LEFT JOIN LATERAL (
     -- Another tenant's instance shows neither name nor status, and keeps no run: its messages are claimed and ended
-    -- (see
-    -- tenancy.sql), rather than to wait for ever.
+    -- (see tenancy.sql), rather than to wait for ever.
     SELECT i.id AS instance_id, i.provider, CASE WHEN strange.yes THEN 'connected' ELSE i.status END AS status,
            CASE WHEN NOT strange.yes THEN i.name END AS name
     FROM public.inbox_instances x JOIN public.instances i ON i.id = x.instance_id
@@ -133,8 +132,9 @@ RETURNING failures, cardinality(recipients) AS recipients;
 DELETE FROM campaign_pipeline.campaign_failure_streaks WHERE scope = %(scope)s AND scope_id = %(scope_id)s;
 
 -- name: drop_old_failure_streaks
+-- Failures of a week ago in a row say nothing of today.
 DELETE FROM campaign_pipeline.campaign_failure_streaks
-WHERE noted_at < campaign_pipeline.campaign_now() - interval '7 days';
+WHERE noted_at < campaign_pipeline.campaign_now() - interval '168 hours';
 
 -- name: drop_spent_throttles
 -- A slow-down that is over leaves no trace, half an hour later: until then a new one starts where it left off.

@@ -16,6 +16,7 @@ import httpx
 from campaign_pipeline.adapters.answers import DAY, NOT_HERE, Row, known, no_answer, unrecognised
 from campaign_pipeline.adapters.connection import endpoint, setting
 from campaign_pipeline.adapters.http import Answer, NoAnswer, at, get, post
+from campaign_pipeline.core.address import business_scoped_id
 from campaign_pipeline.core.ports import (
     UNRECOGNISED,
     Absent,
@@ -47,6 +48,7 @@ TRAITS = ChannelTraits(
     free_text_hours=24 - 1 / 6,
     # About one message in six seconds goes to the same user; bursts are paid for later.
     part_gap_seconds=6.0,
+    business_scoped_ids=True,
 )
 
 DEFAULT_URL, DEFAULT_VERSION = "https://graph.facebook.com", "v23.0"
@@ -348,7 +350,7 @@ class CloudApi:
         body = {
             "messaging_product": "whatsapp",
             "recipient_type": "individual",
-            ("recipient" if _is_business_scoped(envelope.address) else "to"): envelope.address,
+            ("recipient" if business_scoped_id(envelope.address) else "to"): envelope.address,
             "biz_opaque_callback_data": envelope.idempotency_key,
             **content,
         }
@@ -400,14 +402,6 @@ def _known(answer: Answer) -> Outcome | None:
 def _row_of(number: int, subcode: int | None = None) -> Row | None:
     _, row = SUBCODES.get((number, subcode or 0)) or CODES.get(number) or (None, None)
     return row
-
-
-_BUSINESS_SCOPED = re.compile(r"[A-Z]{2}(\.ENT)?\.[A-Za-z0-9]{1,128}")
-
-
-def _is_business_scoped(address: str) -> bool:
-    """Whether an address is an id that WhatsApp gave a user for one business, in place of a number."""
-    return _BUSINESS_SCOPED.fullmatch(address) is not None
 
 
 def _template(envelope: Envelope) -> dict[str, Any]:

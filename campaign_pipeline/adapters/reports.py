@@ -49,6 +49,10 @@ class Reports(Statements):
         """What connects the rows of two workspaces, and the messages that were skipped for it in so many days."""
         return await self._all("find_foreign_rows", days=days, shown=SHOWN)
 
+    async def undelivered(self, days: int = 7) -> list[dict[str, Any]]:
+        """What each inbox's provider accepted in so many days until yesterday, and what its receipts say of it."""
+        return await self._all("count_undelivered", days=days)
+
     async def unknown_outcomes(self) -> list[dict[str, Any]]:
         """Messages that failed without anybody knowing whether they went out."""
         return await self._all("find_unknown_outcomes", shown=SHOWN)

@@ -11,7 +11,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
-from campaign_pipeline.core.address import InvalidAddress, normalize_email
+from campaign_pipeline.core.address import InvalidAddress, business_scoped_id, normalize_email
 from campaign_pipeline.core.admission import Admitted, Ask, Deferred, Refused
 from campaign_pipeline.core.model import (
     ErrorClass,
@@ -202,10 +202,16 @@ class MessageDelivery:
         try:
             if self._shared.channel_kind == "email":
                 return normalize_email(self.lead.email if self.lead else None)
+            if self._shared.channel.traits.business_scoped_ids and (user := self._business_scoped_id()):
+                return user
             number = own_number(self.message, self.lead)
         except InvalidAddress as error:
             raise await self._failed(Permanent(error.code, str(error))) from error
         return await self._first_possible(number) if self._shared.checks_numbers else number
+
+    def _business_scoped_id(self) -> str | None:
+        """The id by which a lead without a number can be written to; None where it has a number."""
+        return business_scoped_id(self.message.phone_number or (self.lead.phone if self.lead else None))
 
     async def _write_text(self) -> None:
         """Fix the message's text and parts. Both are kept with its first attempt, or when it ends before that."""

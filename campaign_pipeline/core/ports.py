@@ -128,6 +128,7 @@ class ChannelTraits:
     part_gap_seconds: float = 0.0  # between the parts of a message, where the provider itself shows no typing
     may_split: bool = True  # False where a message must go out as one (templates, e-mail)
     has_subject: bool = False  # True where a message has a subject line (e-mail)
+    business_scoped_ids: bool = False  # True where a lead may be written to by an id instead of a number
 
 
 @dataclass(frozen=True)

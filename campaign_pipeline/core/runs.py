@@ -20,6 +20,9 @@ WINDOW_CLOSED = "window_closed"
 SLOWED_DOWN = "slowed_down"
 """The wait for a throttle that is soon over: no pause, so what waited for it goes on at once, not spread."""
 
+CONNECTING = "connecting"
+"""The wait for an instance that reconnects: short, so what waited for it goes on at once, not spread."""
+
 SHORT_THROTTLE = timedelta(minutes=10)
 
 NO_MODEL = "no_model"
@@ -109,7 +112,7 @@ def judge_run(row: Mapping[str, Any], pauses: Sequence[Mapping[str, Any]], max_a
     only_paused = not waits and bool(covering) and window is not None and window.is_open(now)
     pause_waits = [_pause_wait(row["run_id"], pause) for pause in covering]
     waits += [wait for wait in pause_waits if wait.code != SLOWED_DOWN]
-    held = bool(waits)
+    held = any(wait.code != CONNECTING for wait in waits)
     waits += [wait for wait in pause_waits if wait.code == SLOWED_DOWN]
     if window is not None and not window.is_open(now):
         opening = window.next_opening(now)
@@ -118,7 +121,7 @@ def judge_run(row: Mapping[str, Any], pauses: Sequence[Mapping[str, Any]], max_a
         waits.append(RunWait(row["run_id"], WINDOW_CLOSED, text, opening))
     wait = waits[0] if waits else None
     was_paced = row["wait_code"] in claim_budget.CODES and held_since is not None
-    was_held = row["wait_code"] not in {None, WINDOW_CLOSED, SLOWED_DOWN} and not was_paced
+    was_held = row["wait_code"] not in {None, WINDOW_CLOSED, SLOWED_DOWN, CONNECTING} and not was_paced
     # What our own pace keeps back does not grow older by it.
     aging_until = now if held_since is None else min(now, held_since)
     to_be_spread = row["resumed_at"] is not None and row["resumed_at"] <= now
@@ -200,6 +203,9 @@ def _configuration_waits(row: Mapping[str, Any]) -> list[RunWait]:
     if row["instance_id"] is None:
         text = f"The inbox {row['inbox_id']} has no instance; link one in inbox_instances."
         return [RunWait(run_id, "inbox_without_instance", text)]
+    if row["instance_status"] == "connecting":
+        name = row["instance_name"] or row["instance_id"]
+        return [RunWait(run_id, CONNECTING, f"The instance {name} is connecting; the run goes on when it has.")]
     if row["instance_status"] != "connected":
         name, status = row["instance_name"] or row["instance_id"], row["instance_status"] or "of no known status"
         text = f"The instance {name} is {status}, not connected; connect it and the run goes on by itself."

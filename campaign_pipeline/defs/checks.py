@@ -121,6 +121,38 @@ def outcomes_are_known(database: QueueDatabase) -> dg.AssetCheckResult:
     return _result(table, _of_all(rows), WARN, "messages may have gone out and nobody knows.")
 
 
+LARGEST_UNDELIVERED_SHARE = 0.2
+"""Of what an inbox's provider accepted. Some phones are off for days; a larger share says that the number is held."""
+
+
+@dg.asset_check(
+    asset=campaign_runs.key,
+    description="What providers accepted arrives: of the week until yesterday, as far as their receipts tell. "
+    "On failure WhatsApp holds the inbox's number back, or its leads have none: see the number's quality, send less.",
+)
+def accepted_messages_arrive(database: QueueDatabase) -> dg.AssetCheckResult:
+    """Compare what was accepted with what the receipts say was delivered."""
+    with plain_failures():
+        rows = run_async(Reports(database.url()).undelivered())
+    table = [
+        {
+            "inbox": str(row["inbox_id"]),
+            "accepted": row["accepted"],
+            "delivered": row["delivered"],
+            "failed after acceptance": row["failed_later"],
+            "never delivered": row["never_delivered"] if row["receipts"] else "not known: no receipts come in",
+        }
+        for row in rows
+    ]
+    bad = [
+        row
+        for row in rows
+        if row["receipts"] and row["accepted"] - row["delivered"] > LARGEST_UNDELIVERED_SHARE * row["accepted"]
+    ]
+    what = "inboxes have many messages that were accepted and never delivered."
+    return _result(table, len(bad), WARN, what)
+
+
 @dg.asset_check(
     asset=campaign_report,
     description=f"No day of the last {RECENT_DAYS} has messages that failed for a passing reason. On failure launch "
@@ -198,6 +230,7 @@ CHECKS = [
     leases_are_taken_back,
     provider_ids_are_unique,
     outcomes_are_known,
+    accepted_messages_arrive,
     rows_stay_in_their_workspace,
     no_day_to_back_fill,
     nothing_to_send_again,

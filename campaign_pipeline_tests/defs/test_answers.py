@@ -12,6 +12,7 @@ import pytest
 
 from campaign_pipeline.adapters.postgres import Queue
 from campaign_pipeline.sandbox import Behaviour, Fault, InstanceState, Kind
+from campaign_pipeline_tests.adapters.mail_server import MailServer, mail_server
 from campaign_pipeline_tests.adapters.wire import Playback, response, serving
 from campaign_pipeline_tests.defs.test_shard import Play, Rig, inbox_of, play  # noqa: F401
 from campaign_pipeline_tests.factories import World
@@ -249,6 +250,137 @@ def test_an_inbox_that_connects_is_waited_for_and_goes_on_at_its_own_pace(world:
         assert rig.statuses() == {"sent": 3}
 
     play(scenario, CAMPAIGN_MAX_INLINE_WAIT_SECONDS="0")
+
+
+# Mail servers that refuse the sender ----------------------------------------------------------------------------------
+
+MAIL_CASES = [
+    *(("50", None), ("53", None), ("54", None), ("55", None), ("56", None), ("58", None)),
+    *(("59", index) for index in range(8)),
+]
+
+
+def reply_of(number: str, index: int | None) -> tuple[str, str]:
+    """The stage of a kept case, and what the server says there."""
+    said = case(number)
+    if index is None:
+        stage, reply = said["stage"], said["reply"]
+    else:
+        stage, _, reply = orjson.loads(said["reply"])[index].partition(" ")
+    return ("data" if stage in {"BODY", "DATA"} else stage.lower()), re.sub(r" \([\w/-]+#\d+\)$", "", reply)
+
+
+@pytest.mark.parametrize(("number", "index"), MAIL_CASES)
+def test_a_mail_server_that_refuses_the_sender_costs_no_lead_its_message(
+    world: World, play: Play, number: str, index: int | None
+) -> None:
+    stage, reply = reply_of(number, index)
+    about_the_text = "its content" in reply
+
+    async def scenario(rig: Rig) -> None:
+        said = reply.encode("ascii", "replace").decode().replace("\n550 ", "\r\n550 ")
+        server = MailServer({stage: lambda: said})
+        async with mail_server(server):
+            workspace = world.workspace()
+            place = {"host": "127.0.0.1", "port": server.port, "security": "none", "from_address": "vendas@example.org"}
+            inbox = world.inbox(
+                workspace, provider="email", provider_type="smtp", instance_token=None, provider_config=place
+            )
+            run = world.run(world.campaign(workspace, inbox))
+            for who in range(4):
+                world.due_message(run, world.lead(workspace, email=f"ana{who}@example.com"))
+            await rig.batch(concurrency=1)
+            if about_the_text:
+                assert rig.statuses() == {"failed": 4}
+            else:
+                assert rig.statuses() == {"pending": 4}
+                assert rig.pause()["scope"] == "inbox"
+                assert server.asked[stage] <= 2, "it is not asked for each lead"
+            assert world.value("SELECT count(*) FROM campaign_suppressions") == 0
+            server.answers.clear()  # the day is over, or somebody mended it
+            rig.later(hours=30)
+            world.do("UPDATE campaign_messages SET next_attempt_at = campaign_now()")  # else too old: no batch ran
+            for _ in range(8):
+                await rig.batch(concurrency=1)
+                rig.later(minutes=5)
+            assert rig.statuses() == ({"failed": 4} if about_the_text else {"sent": 4})
+
+    play(scenario, CAMPAIGN_MAX_INLINE_WAIT_SECONDS="1")
+
+
+def test_only_a_refusal_with_a_recipients_code_puts_an_address_on_the_list(world: World, play: Play) -> None:
+    said = {"ana0@example.com": "550 5.1.1 User unknown", "ana1@example.com": "550 No such user here"}
+
+    async def scenario(rig: Rig) -> None:
+        replies = iter(said.values())
+        server = MailServer({"rcpt": lambda: next(replies)})
+        async with mail_server(server):
+            workspace = world.workspace()
+            place = {"host": "127.0.0.1", "port": server.port, "security": "none", "from_address": "vendas@example.org"}
+            inbox = world.inbox(
+                workspace, provider="email", provider_type="smtp", instance_token=None, provider_config=place
+            )
+            run = world.run(world.campaign(workspace, inbox))
+            for email in said:
+                world.due_message(run, world.lead(workspace, email=email))
+            await rig.batch(concurrency=1)
+            assert rig.statuses() == {"failed": 2}
+            assert {row["error_code"] for row in world.messages()} == {"hard_bounce", "unknown_recipient"}
+            assert world.value("SELECT count(*) FROM campaign_suppressions") == 1
+
+    play(scenario)
+
+
+# Meta's codes ---------------------------------------------------------------------------------------------------------
+
+
+def cloud_run(world: World) -> tuple[Any, Any]:
+    """An inbox of the Cloud API and a run through it, whose leads all wrote just now."""
+    workspace = world.workspace()
+    config = {"phone_number_id": "106540352242922"}
+    inbox = world.inbox(workspace, provider_type="cloud_api", provider_config=config)
+    return inbox, world.run(world.campaign(workspace, inbox, template_name="oi", template_language="pt_BR"))
+
+
+def test_a_number_whose_name_is_not_approved_is_paused_at_its_first_answer(world: World, play: Play) -> None:
+    _, run = cloud_run(world)
+    world.due_messages(run, 4)
+
+    async def scenario(rig: Rig) -> None:
+        rig.sandbox.set_behaviour(scripted({"status": 400, "body": case("60")["answer 400"]}))
+        await rig.batch(concurrency=1)
+        assert (rig.pause()["scope"], rig.pause()["code"]) == ("inbox", "display_name_not_approved")
+        assert (rig.statuses(), rig.sends()) == ({"pending": 4}, 1)
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_recipient_that_this_account_may_not_write_to_is_refused_once(world: World, play: Play, index: int) -> None:
+    _, run = cloud_run(world)
+    message = world.due_message(run)
+
+    async def scenario(rig: Rig) -> None:
+        rig.sandbox.set_behaviour(scripted({"status": 400, "body": case("62")["answers 400"][index]}))
+        await rig.batch()
+        assert (rig.message(message)["status"], rig.message(message)["error_class"]) == ("failed", "permanent")
+        assert rig.sends() == 1
+
+    play(scenario)
+
+
+def test_a_lead_known_only_by_its_business_scoped_id_is_written_to(world: World, play: Play) -> None:
+    user = case("64")["lead.phone"]
+    _, run = cloud_run(world)
+    workspace = world.value("SELECT id FROM workspaces")
+    message = world.due_message(run, world.lead(workspace, phone=user))
+
+    async def scenario(rig: Rig) -> None:
+        await rig.batch()
+        row = rig.message(message)
+        assert (row["status"], row["address"], row["address_kind"]) == ("sent", user, "bsuid")
+
+    play(scenario)
 
 
 # What a provider quotes back ------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """The statements of reports and checks, against counts made in Python."""
 
 import re
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 from zoneinfo import ZoneInfo
@@ -178,6 +178,25 @@ def test_one_provider_id_on_two_parts_of_an_inbox_is_found(world: World) -> None
     (found,) = rows(world, "find_doubled_provider_ids", days=2, shown=20)
     assert (found["inbox_id"], found["provider_message_id"], found["of_all"]) == (inbox, "A", 1)
     assert set(found["message_ids"]) == {one, two}
+
+
+def test_what_was_accepted_is_compared_with_its_receipts_inbox_by_inbox(world: World) -> None:
+    workspace = world.workspace()
+    told, silent = world.inbox(workspace), world.inbox(workspace)
+    for inbox, statuses in ((told, ["delivered", "read", "failed", "sent", None]), (silent, [None, None])):
+        run = world.run(world.campaign(workspace, inbox))
+        for number, status in enumerate(statuses):
+            message = world.due_message(run)
+            world.insert(
+                "campaign_message_parts", message_id=message, part_no=1, text="Olá!", status="sent", inbox_id=inbox,
+                idempotency_key=f"{message}:1", attempts=1, provider_message_id=f"{inbox}-{number}",
+                sent_at=datetime.now(UTC) - timedelta(hours=30), delivery_status=status,
+            )  # fmt: skip
+    found = {row["inbox_id"]: row for row in rows(world, "count_undelivered", days=7)}
+    assert [found[told][name] for name in ("accepted", "delivered", "failed_later", "never_delivered")] == [5, 2, 1, 2]
+    assert (found[silent]["accepted"], found[silent]["receipts"]) == (2, 0)
+    world.do("UPDATE campaign_message_parts SET sent_at = campaign_now() - interval '1 hour'")
+    assert rows(world, "count_undelivered", days=7) == [], "a phone may be off for a day"
 
 
 def test_unknown_outcomes_are_those_that_ended_without_an_answer(world: World) -> None:

@@ -164,6 +164,24 @@ CROSS JOIN LATERAL (
 ORDER BY b.id, d.provider_message_id
 LIMIT %(shown)s;
 
+-- name: count_undelivered
+-- What each inbox's provider accepted in %(days)s days and what its receipts say of it; the last day is left out, for a
+-- phone may be off. An inbox whose provider sends no receipts to us has none at all. By the index on what each inbox sent.
+SELECT b.id AS inbox_id, b.name AS inbox, n.accepted, n.delivered, n.failed_later, n.receipts,
+       n.accepted - n.delivered - n.failed_later AS never_delivered
+FROM public.inboxes b
+CROSS JOIN LATERAL (
+    SELECT count(*) AS accepted,
+           count(*) FILTER (WHERE p.delivery_status IN ('delivered', 'read')) AS delivered,
+           count(*) FILTER (WHERE p.delivery_status = 'failed') AS failed_later,
+           count(p.delivery_status) AS receipts
+    FROM campaign_pipeline.campaign_message_parts p
+    WHERE p.inbox_id = b.id AND p.status = 'sent'
+      AND p.sent_at >= campaign_pipeline.campaign_now() - make_interval(hours => 24 * (%(days)s + 1))
+      AND p.sent_at < campaign_pipeline.campaign_now() - interval '24 hours') n
+WHERE n.accepted > 0
+ORDER BY never_delivered DESC, b.id;
+
 -- name: find_unknown_outcomes
 -- Messages that ended without anybody knowing whether they went out, the newest first; a person decides on each.
 SELECT m.id AS message_id, m.run_id, m.error_code, m.finished_at, count(*) OVER () AS of_all

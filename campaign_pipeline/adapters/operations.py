@@ -139,7 +139,11 @@ class Operations:
         return _in_batches(lambda: self._run("delete_old_model_calls", days=days, limit=DELETE_BATCH))
 
     def delete_spent_pauses(self, days: int) -> int:
-        """Delete slow-downs that are over, and pauses that nobody has tried for so long; returns how many."""
+        """Delete slow-downs that are over, and pauses that nobody has tried for so long; returns how many.
+
+        The sums of days that are over go with them.
+        """
+        self._run("delete_past_spending", days=days)
         return self._run("delete_spent_pauses", days=days).rowcount
 
     def trickle(self, made_by: str, leads: int) -> int:

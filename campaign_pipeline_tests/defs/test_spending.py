@@ -22,15 +22,29 @@ def dearest(world: World) -> float:
     return float(world.value("SELECT max(ai_cost_usd) FROM campaign_messages"))
 
 
-def test_without_a_limit_nothing_is_counted(world: World, play: Play) -> None:
-    world.due_messages(world.run(), 5)
+def test_a_limit_counts_what_was_spent_before_it_was_set(world: World) -> None:
+    workspace = world.workspace()
+    config = world.campaign(workspace)
+    run, next_run = world.run(config), world.run(config)
+    early, late, of_next_run = world.due_message(run), world.due_message(run), world.due_message(next_run)
+    holder = holding(world, early, late, of_next_run)
+    holder.begin_new(early, ai_cost_usd=0.25)
+    assert world.all("SELECT * FROM campaign_pauses") == []
+    world.do("UPDATE workspaces SET max_cost_usd_per_day = 0.5")
+    world.do("UPDATE campaign_configs SET max_cost_usd_per_run = 0.4")
+    holder.begin_new(late, ai_cost_usd=0.15)
+    assert paused(world) == {("run", str(run))}, "0.25 of it was spent before"
+    holder.begin_new(of_next_run, ai_cost_usd=0.1)
+    assert paused(world) == {("run", str(run)), ("workspace", str(workspace))}
 
-    async def scenario(rig: Rig) -> None:
-        await rig.batch()
-        assert spent(world) > 0
-        assert world.all("SELECT * FROM campaign_spending") == []
 
-    play(scenario)
+def paused(world: World) -> set[tuple[str, str]]:
+    return {(row["scope"], row["scope_id"]) for row in world.all("SELECT scope, scope_id FROM campaign_pauses")}
+
+
+def counted(world: World, scope: str) -> float:
+    """What was counted of the only run or workspace."""
+    return float(world.value("SELECT sum(spent_usd) FROM campaign_spending WHERE scope = %s", scope))
 
 
 @pytest.mark.parametrize("concurrency", [1, 10])
@@ -40,9 +54,9 @@ def test_a_run_overspends_by_no_more_than_what_is_in_flight(world: World, play: 
 
     async def scenario(rig: Rig) -> None:
         await rig.batch(concurrency=concurrency)
-        counted = float(world.value("SELECT spent_usd FROM campaign_spending WHERE scope = 'run'"))
-        assert counted == pytest.approx(spent(world))
-        assert 0.0003 <= counted <= 0.0003 + concurrency * dearest(world)
+        of_run = counted(world, "run")
+        assert of_run == pytest.approx(spent(world))
+        assert 0.0003 <= of_run <= 0.0003 + concurrency * dearest(world)
         assert rig.statuses()["pending"] == 60 - rig.generations()
         pause = rig.pause()
         assert (pause["scope"], pause["scope_id"], pause["code"]) == ("run", str(run), "spending_limit")
@@ -120,7 +134,8 @@ def test_a_workspace_that_spent_its_day_goes_on_at_its_own_midnight(world: World
         rig.later(minutes=6)
         await rig.batch(concurrency=1)
         assert sent_of(world, run) == 2, "one a day is all that this limit lets go"
-        assert world.value("SELECT count(*) FROM campaign_spending WHERE scope = 'workspace'") == 2
+        rows = world.all("SELECT day FROM campaign_spending WHERE scope_id = %s", workspace)
+        assert len({row["day"] for row in rows}) == 2
 
     play(scenario)
 
@@ -144,8 +159,7 @@ def test_a_text_that_may_not_be_sent_was_paid_all_the_same(world: World, play: P
         both = rig.message(message)
         assert both["status"] == "sent"
         assert both["ai_cost_usd"] > first["ai_cost_usd"]
-        spent_usd = float(world.value("SELECT spent_usd FROM campaign_spending"))
-        assert spent_usd == pytest.approx(float(both["ai_cost_usd"]))
+        assert counted(world, "run") == pytest.approx(float(both["ai_cost_usd"]))
 
     play(scenario, "generation:placeholder:times=1")
 
@@ -155,7 +169,7 @@ def test_a_text_is_counted_once_though_its_intent_comes_again_after_a_lost_answe
     holder = holding(world, message)
     for _ in range(2):
         assert holder.begin_new(message, ai_cost_usd=0.25) == "go"
-    assert float(world.value("SELECT spent_usd FROM campaign_spending")) == 0.25
+    assert counted(world, "run") == counted(world, "workspace") == 0.25
     assert float(world.value("SELECT ai_cost_usd FROM campaign_messages")) == 0.25
 
 
@@ -173,8 +187,8 @@ def test_messages_of_several_runs_that_are_begun_together_are_counted_apart(worl
     messages = [world.due_message(run) for run in runs for _ in range(3)]
     holder = holding(world, *messages)
     holder.begin_all([{"id": one, "text": "Oi, Ana!", "parts": ["Oi, Ana!"], "ai_cost_usd": 0.1} for one in messages])
-    counted = {row["scope_id"]: float(row["spent_usd"]) for row in world.all("SELECT * FROM campaign_spending")}
-    assert counted == {runs[0]: pytest.approx(0.3), runs[1]: pytest.approx(0.3), workspace: pytest.approx(0.6)}
+    sums = {row["scope_id"]: float(row["spent_usd"]) for row in world.all("SELECT * FROM campaign_spending")}
+    assert sums == {runs[0]: pytest.approx(0.3), runs[1]: pytest.approx(0.3), workspace: pytest.approx(0.6)}
     assert world.all("SELECT * FROM campaign_pauses") == []
 
 
@@ -190,9 +204,9 @@ def test_two_shards_at_work_together_keep_one_limit(world: World, play: Play) ->
         await asyncio.gather(
             *(rig.send(replace(claimed, shards=[shard]), concurrency=5) for shard in (one, two)),
         )
-        counted = float(world.value("SELECT spent_usd FROM campaign_spending"))
-        assert counted == pytest.approx(spent(world))
-        assert 0.0005 <= counted <= 0.0005 + 2 * 5 * dearest(world)
+        of_day = counted(world, "workspace")
+        assert of_day == pytest.approx(spent(world))
+        assert 0.0005 <= of_day <= 0.0005 + 2 * 5 * dearest(world)
         assert rig.pause()["scope_id"] == str(workspace)
         assert rig.statuses()["pending"] == 80 - rig.generations() > 0
 

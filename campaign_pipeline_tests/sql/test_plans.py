@@ -80,6 +80,7 @@ def claim(world: Crowded) -> None:
         token=uuid4(),
         owner="test",
         lease_seconds=120.0,
+        tried_ids=None,
     )
     assert len(claimed) == 100
 

@@ -33,6 +33,15 @@ EXCEPTION WHEN invalid_parameter_value THEN
     RETURN 'America/Sao_Paulo';
 END $$;
 
+-- Whether the pipeline plans when messages are due, and not a CRM. The rule: it made campaign_configs itself (migration
+-- 0001, with a column `name`, which the CRM's has not). What a CRM planned goes out as planned: scheduled_at is its
+-- pace, and min_interval_seconds and daily_limit, by which it planned one run, are not enforced over all runs again. A
+-- campaign may say otherwise (campaign_configs.enforce_pace).
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_is_planner() RETURNS boolean LANGUAGE sql STABLE AS $$
+    SELECT EXISTS (SELECT 1 FROM pg_catalog.pg_attribute a
+                   WHERE a.attrelid = 'public.campaign_configs'::regclass AND a.attname = 'name' AND NOT a.attisdropped)
+$$;
+
 -- The pace of one inbox or campaign, as it is now: what is wished, what was used of it, and when the next message may
 -- begin (free_at, the past if at once) and why not before (code).
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_pace(
@@ -68,6 +77,11 @@ BEGIN
         SELECT c.min_interval_seconds, c.daily_limit,
                campaign_pipeline.campaign_known_zone(c.timezone) INTO gap_seconds, daily_limit, zone
         FROM public.campaign_configs c WHERE c.id = p_scope_id;
+        IF NOT COALESCE((SELECT c.enforce_pace FROM public.campaign_configs c WHERE c.id = p_scope_id),
+                        campaign_pipeline.campaign_is_planner()) THEN
+            gap_seconds := NULL;
+            daily_limit := NULL;
+        END IF;
     END IF;
     jitter := COALESCE(wish.jitter, 0);
     hourly_limit := wish.hourly_limit;
@@ -153,6 +167,7 @@ BEGIN
     SELECT c.id INTO campaign
     FROM public.campaign_messages m JOIN public.campaign_runs r ON r.id = m.run_id
     JOIN public.campaign_configs c ON c.id = r.config_id AND (c.min_interval_seconds > 0 OR c.daily_limit IS NOT NULL)
+        AND COALESCE(c.enforce_pace, (SELECT campaign_pipeline.campaign_is_planner()))
     WHERE m.id = p_message;
     begun := EXISTS (SELECT 1 FROM campaign_pipeline.campaign_message_parts p WHERE p.message_id = p_message
                      AND p.status = 'sent');
@@ -198,6 +213,7 @@ BEGIN
     JOIN public.campaign_runs r ON r.id = m.run_id
     LEFT JOIN public.campaign_configs c ON c.id = r.config_id
         AND (c.min_interval_seconds > 0 OR c.daily_limit IS NOT NULL)
+        AND COALESCE(c.enforce_pace, (SELECT campaign_pipeline.campaign_is_planner()))
     LEFT JOIN LATERAL (SELECT i.inbox_id AS id
         WHERE EXISTS (SELECT 1 FROM campaign_pipeline.campaign_inbox_pace p WHERE p.inbox_id = i.inbox_id)
            OR EXISTS (SELECT 1 FROM campaign_pipeline.campaign_pace_state s WHERE s.scope = 'inbox'
@@ -381,8 +397,8 @@ BEGIN
 END $$;
 CREATE OR REPLACE TRIGGER campaign_notice_pace AFTER INSERT OR UPDATE OR DELETE ON campaign_pipeline.campaign_inbox_pace
     FOR EACH ROW EXECUTE FUNCTION campaign_pipeline.campaign_notice_pace();
-CREATE OR REPLACE TRIGGER campaign_notice_pace AFTER UPDATE OF min_interval_seconds, daily_limit,
-    timezone ON public.campaign_configs
+-- Of whatever column: enforce_pace is not there yet when migration 0008 makes this for the first time.
+CREATE OR REPLACE TRIGGER campaign_notice_pace AFTER UPDATE ON public.campaign_configs
     FOR EACH ROW EXECUTE FUNCTION campaign_pipeline.campaign_notice_pace();
 
 -- Fallback inboxes ---------------------------------------------------------------------------------------------------

@@ -538,10 +538,7 @@ BEGIN
     IF jsonb_path_exists(p_items, '$[*].asked_model ? (@ != null)') THEN
         PERFORM campaign_pipeline.campaign_note_good_texts(p_items, held);
     END IF;
-    -- Two index probes a group of messages, and nothing else where no limit is set.
-    IF (booked <> '{}' OR jsonb_path_exists(p_items, '$[*].ai_cost_usd ? (@ > 0)'))
-       AND (EXISTS (SELECT 1 FROM public.campaign_configs c WHERE c.max_cost_usd_per_run IS NOT NULL)
-            OR EXISTS (SELECT 1 FROM public.workspaces w WHERE w.max_cost_usd_per_day IS NOT NULL)) THEN
+    IF booked <> '{}' OR jsonb_path_exists(p_items, '$[*].ai_cost_usd ? (@ > 0)') THEN
         -- A message that has parts was counted with them: the item is a repeated one.
         PERFORM campaign_pipeline.campaign_note_spending(COALESCE(jsonb_agg(jsonb_build_object('id', i.id, 'cost',
             COALESCE((booked ->> i.id::text)::numeric, 0)

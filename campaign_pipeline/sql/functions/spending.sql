@@ -2,7 +2,8 @@
 --
 -- Texts are counted where they are kept. A limit that is reached becomes a pause of the run or the workspace, which
 -- every question before a request to the model sees already: nothing is asked more often for it, and what is on its way
--- at that moment is all that can go beyond. Nothing is counted where no limit is set.
+-- at that moment is all that can go beyond. A workspace's day is counted whether or not it has a limit, so that a limit
+-- counts from the day's start; so does a run's, from the costs of its messages.
 
 -- The key of a workspace's own account at the language model's provider; null: it uses the account that all share.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_own_key(p_workspace uuid) RETURNS text LANGUAGE sql STABLE AS $$
@@ -100,31 +101,46 @@ CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_note_spending(p_bills json
     LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 DECLARE
-    bill  record;
-    spent numeric;
+    bill   record;
+    before numeric;  -- what a run had spent when it got its limit
+    spent  numeric;
 BEGIN
     FOR bill IN
-        SELECT t.scope, t.scope_id, t.day, t.until, t.limit_usd, t.what, sum(i.cost) AS cost
-        FROM jsonb_to_recordset(p_bills) AS i (id uuid, cost numeric)
-        JOIN public.campaign_messages m ON m.id = i.id
-        JOIN public.campaign_runs r ON r.id = m.run_id
-        JOIN public.campaign_configs c ON c.id = r.config_id
-        LEFT JOIN public.workspaces w ON w.id = c.workspace_id
+        WITH cost AS MATERIALIZED (
+            SELECT r.id AS run_id, r.config_id, sum(i.cost) AS usd
+            FROM jsonb_to_recordset(p_bills) AS i (id uuid, cost numeric)
+            JOIN public.campaign_messages m ON m.id = i.id
+            JOIN public.campaign_runs r ON r.id = m.run_id
+            WHERE i.cost > 0
+            GROUP BY r.id, r.config_id
+        )
+        SELECT 'run' AS scope, k.run_id AS scope_id, date '0001-01-01' AS day, timestamptz '9999-12-31Z' AS until,
+               c.max_cost_usd_per_run AS limit_usd, 'run (campaign_configs.max_cost_usd_per_run)' AS what, k.usd
+        FROM cost k JOIN public.campaign_configs c ON c.id = k.config_id
+        WHERE c.max_cost_usd_per_run IS NOT NULL
+        UNION ALL
+        SELECT 'workspace', w.id, d.day, d.ends_at, w.max_cost_usd_per_day,
+               'workspace and day (workspaces.max_cost_usd_per_day)', s.usd
+        FROM (SELECT c.workspace_id, sum(k.usd) AS usd
+              FROM cost k JOIN public.campaign_configs c ON c.id = k.config_id GROUP BY c.workspace_id) s
+        JOIN public.workspaces w ON w.id = s.workspace_id
         CROSS JOIN LATERAL campaign_pipeline.campaign_spending_day(w.settings) d
-        CROSS JOIN LATERAL (VALUES
-            ('run', r.id, date '0001-01-01', timestamptz '9999-12-31Z', c.max_cost_usd_per_run,
-             'run (campaign_configs.max_cost_usd_per_run)'),
-            ('workspace', w.id, d.day, d.ends_at, w.max_cost_usd_per_day,
-             'workspace and day (workspaces.max_cost_usd_per_day)')
-        ) AS t (scope, scope_id, day, until, limit_usd, what)
-        WHERE i.cost > 0 AND t.limit_usd IS NOT NULL
-        GROUP BY t.scope, t.scope_id, t.day, t.until, t.limit_usd, t.what
-        ORDER BY t.scope, t.scope_id  -- in one order, or two shards could wait for each other
+        ORDER BY 1, 2  -- in one order, or two shards could wait for each other
     LOOP
-        INSERT INTO campaign_pipeline.campaign_spending AS s (scope, scope_id, day, spent_usd)
-            VALUES (bill.scope, bill.scope_id, bill.day, bill.cost)
-        ON CONFLICT (scope, scope_id, day) DO UPDATE SET spent_usd = s.spent_usd + EXCLUDED.spent_usd
-        RETURNING s.spent_usd INTO spent;
+        before := 0;
+        IF bill.scope = 'run' AND NOT EXISTS (
+            SELECT 1 FROM campaign_pipeline.campaign_spending s WHERE s.scope = 'run' AND s.scope_id = bill.scope_id) THEN
+            SELECT COALESCE(sum(m.ai_cost_usd), 0) INTO before
+            FROM public.campaign_messages m WHERE m.run_id = bill.scope_id;
+        END IF;
+        -- Without a limit nobody needs the sum now: in one of several rows, so that shards do not wait for each other.
+        INSERT INTO campaign_pipeline.campaign_spending AS s (scope, scope_id, day, slot, spent_usd)
+        VALUES (bill.scope, bill.scope_id, bill.day,
+                CASE WHEN bill.limit_usd IS NULL THEN 1 + pg_backend_pid() % 16 ELSE 0 END, before + bill.usd)
+        ON CONFLICT (scope, scope_id, day, slot) DO UPDATE SET spent_usd = s.spent_usd + bill.usd;
+        CONTINUE WHEN bill.limit_usd IS NULL;
+        SELECT sum(s.spent_usd) INTO spent FROM campaign_pipeline.campaign_spending s
+        WHERE s.scope = bill.scope AND s.scope_id = bill.scope_id AND s.day = bill.day;
         CONTINUE WHEN spent < bill.limit_usd;
         INSERT INTO campaign_pipeline.campaign_pauses AS p (scope, scope_id, kind, code, reason, since, until)
         VALUES (bill.scope, bill.scope_id::text, 'systemic', 'spending_limit',
@@ -151,9 +167,10 @@ CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_limit_reached(p_scope text
                 AND s.day = date '0001-01-01'
             WHERE r.id = p_scope_id::uuid)
         WHEN 'workspace' THEN (
-            SELECT s.spent_usd >= w.max_cost_usd_per_day
+            SELECT w.max_cost_usd_per_day <= (
+                SELECT sum(s.spent_usd) FROM campaign_pipeline.campaign_spending s
+                WHERE s.scope = 'workspace' AND s.scope_id = w.id AND s.day = d.day)
             FROM public.workspaces w CROSS JOIN LATERAL campaign_pipeline.campaign_spending_day(w.settings) d
-            JOIN campaign_pipeline.campaign_spending s ON s.scope = 'workspace' AND s.scope_id = w.id AND s.day = d.day
             WHERE w.id = p_scope_id::uuid)
     END, false)
 $$;

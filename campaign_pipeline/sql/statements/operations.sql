@@ -114,6 +114,12 @@ DELETE FROM campaign_pipeline.campaign_pauses
 WHERE (kind = 'throttled' AND until < campaign_pipeline.campaign_now() - interval '30 minutes')
    OR until < campaign_pipeline.campaign_now() - make_interval(hours => 24 * %(days)s);
 
+-- name: delete_past_spending
+-- What workspaces spent on days that are over everywhere: no limit asks for it any more.
+DELETE FROM campaign_pipeline.campaign_spending s
+WHERE s.scope = 'workspace'
+  AND s.day < ((campaign_pipeline.campaign_now() - make_interval(hours => 24 * %(days)s)) AT TIME ZONE 'UTC')::date;
+
 -- name: read_clock
 -- What time it is, and the end of what is kept.
 SELECT campaign_pipeline.campaign_now() AS now;

@@ -431,6 +431,7 @@ WITH run AS (
     UNION ALL
     SELECT 'campaign', run.config_id, run.run_id FROM run
     JOIN public.campaign_configs c ON c.id = run.config_id AND (c.min_interval_seconds > 0 OR c.daily_limit IS NOT NULL)
+        AND COALESCE(c.enforce_pace, (SELECT campaign_pipeline.campaign_is_planner()))
 ), scope AS (
     SELECT member.scope, member.id, sum(leased.n)::integer AS leased
     FROM member

@@ -1,0 +1,13 @@
+"""Whose pace holds, and spending that counts from the day's start."""
+
+from alembic import op
+
+from campaign_pipeline.sql import run_migration
+
+revision = "0014"
+down_revision = "0013"
+
+
+def upgrade() -> None:
+    """Add the setting and the slots of a sum."""
+    run_migration(op.get_bind(), "0014_pace_and_spending")

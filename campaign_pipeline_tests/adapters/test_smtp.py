@@ -270,6 +270,36 @@ async def _close(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
     writer.close()
 
 
+ENDLESS = {"lines": b"250-and more\r\n" * 500, "one line": b"x" * 5000}
+
+
+@pytest.mark.parametrize("piece", ENDLESS.values(), ids=ENDLESS)
+@pytest.mark.parametrize(("stage", "kind"), [("MAIL", Transient), ("DATA", Unknown)])
+def test_a_reply_without_end_is_cut_off_before_it_costs_anything(piece: bytes, stage: str, kind: type[Outcome]) -> None:
+    written = 0
+
+    async def forever(writer: asyncio.StreamWriter) -> None:
+        nonlocal written
+        while True:
+            writer.write(piece)
+            written += len(piece)
+            await writer.drain()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"220 here\r\n")
+        while line := await reader.readline():
+            if line.startswith(b"DATA"):
+                writer.write(b"354 go on\r\n")
+                await reader.readuntil(b"\r\n.\r\n")
+            if line.startswith(stage.encode()):
+                await forever(writer)
+            writer.write(b"250 ok\r\n")
+
+    outcome = with_raw(serve, send_once, security="none")
+    assert isinstance(outcome, kind), outcome
+    assert written < 20_000_000
+
+
 def test_nothing_can_be_looked_up() -> None:
     async def use(channel: Smtp) -> object:
         assert channel.traits.look_up is LookUp.NONE

@@ -156,11 +156,12 @@ class EmbeddedServer:
     def _lock(self, name: str) -> IO[str]:
         """Open a file for locks; one that root makes in another user's folder is that user's."""
         path = self._folder / name
-        file = path.open("a")
-        if os.geteuid() == 0:
+        with contextlib.suppress(FileExistsError):
+            made = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             folder = self._folder.stat()
-            os.chown(path, folder.st_uid, folder.st_gid)
-        return file
+            os.fchown(made, folder.st_uid, folder.st_gid)
+            os.close(made)
+        return os.fdopen(os.open(path, os.O_WRONLY | os.O_NOFOLLOW), "a")
 
     def _make_data_folder(self) -> None:
         assert self._owner is not None
@@ -168,8 +169,8 @@ class EmbeddedServer:
         if self._owner.is_other:
             os.chown(self.data, self._owner.uid, self._owner.gid)
         self._run_program("initdb", "--auth-local=peer", "--auth-host=reject", "--encoding=utf8", "--username=postgres")
-        with (self.data / "postgresql.conf").open("a") as conf:
-            conf.write(_CONFIGURATION)
+        conf = self.data / "postgresql.conf"
+        _write(conf, _read(conf) + _CONFIGURATION, self._owner)
 
     def _let_only_the_owner_in(self) -> None:
         """Write who may connect, over what an earlier version wrote: it trusted every local user.
@@ -188,17 +189,13 @@ class EmbeddedServer:
         """Write these lines and those that were there, without comments and such that end in one of some words."""
         assert self._owner is not None
         path = self.data / file
-        before = path.read_text()
+        before = _read(path)
         rest = [line.partition("#")[0].rstrip() for line in before.splitlines()]
         rest = [line for line in rest if line and line not in lines and line.split()[-1] not in dropped]
         after = _MARK + "".join(f"{line}\n" for line in (*lines, *rest))
         if after == before:
             return False
-        draft = path.with_name(f"{file}.new")
-        draft.write_text(after)
-        draft.chmod(0o600)
-        os.chown(draft, self._owner.uid, self._owner.gid)
-        draft.replace(path)
+        _write(path, after, self._owner)
         return True
 
     def start_if_stopped(self) -> None:
@@ -267,7 +264,7 @@ class EmbeddedServer:
         """What a program that failed said, and the end of the server's log."""
         lines = said.splitlines()
         with contextlib.suppress(OSError):
-            lines += (self.data / "log").read_text(errors="replace").splitlines()[-20:]
+            lines += _read(self.data / "log").splitlines()[-20:]
         telling = [line.strip() for line in lines if "FATAL:" in line or "LOG:  invalid" in line or "error:" in line]
         reason = "; ".join(telling[-2:]) or (lines[-1].strip() if lines else "it said nothing")
         return f"The embedded PostgreSQL under {self._folder} could not be started or stopped: {program}: {reason}"
@@ -294,7 +291,7 @@ class EmbeddedServer:
         if not memory.exists() and running_pid(self.data) is not None:  # started by an earlier version
             return Path((self.data / "postmaster.pid").read_text().split("\n")[4])
         if memory.exists():
-            kept = Path(memory.read_text())
+            kept = Path(_read(memory))
             if _is_private(kept, self._owner):
                 return kept
             if running_pid(self.data) is not None:
@@ -304,7 +301,7 @@ class EmbeddedServer:
                 )
         made = Path(tempfile.mkdtemp(prefix="campaign-", dir=_short_folder(self._owner)))
         os.chown(made, self._owner.uid, self._owner.gid)
-        memory.write_text(str(made))
+        _write(memory, str(made), self._owner)
         return made
 
     def _ensure_databases(self) -> None:
@@ -350,6 +347,23 @@ class EmbeddedServer:
         if self._socket != self.data and _is_private(self._socket, self._owner):
             shutil.rmtree(self._socket, ignore_errors=True)
         (self._folder / "socket").unlink(missing_ok=True)
+
+
+def _read(path: Path) -> str:
+    """Read a file in a folder that another user may own: root follows no link that was planted there."""
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), encoding="utf-8", errors="replace") as file:
+        return file.read()
+
+
+def _write(path: Path, text: str, owner: _Owner) -> None:
+    """Replace such a file, in one move, by one that is its owner's alone."""
+    draft = path.with_name(f"{path.name}.new")
+    draft.unlink(missing_ok=True)
+    made = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(made, "w", encoding="utf-8") as file:
+        os.fchown(made, owner.uid, owner.gid)
+        file.write(text)
+    draft.replace(path)
 
 
 def running_pid(data: Path) -> int | None:

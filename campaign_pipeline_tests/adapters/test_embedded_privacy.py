@@ -196,6 +196,24 @@ def test_a_folder_of_somebody_else_is_refused_in_a_sentence_and_root_leaves_it_t
 
 
 @as_root
+def test_root_follows_no_link_that_the_owner_of_the_data_planted(place: Path, made: Path) -> None:
+    home = with_data(place / "home", made, NOBODY)
+    treasure = place / "treasure"
+    treasure.write_text("of root alone")
+    treasure.chmod(0o600)
+    folder = home / "postgres"
+    (folder / "data" / "pg_hba.conf").write_text("local all all trust\n")
+    for planted in (folder / "data" / "pg_hba.conf.new", folder / "socket.new"):
+        planted.symlink_to(treasure)
+    started(home).leave()
+    (folder / "users.lock").unlink(missing_ok=True)
+    (folder / "users.lock").symlink_to(treasure)
+    with pytest.raises(OSError, match="symbolic links"):
+        started(home)
+    assert (treasure.read_text(), treasure.stat().st_uid) == ("of root alone", 0)
+
+
+@as_root
 def test_programs_that_its_user_cannot_reach_are_copied_once(
     place: Path, made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

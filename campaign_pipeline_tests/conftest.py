@@ -17,7 +17,7 @@ from campaign_pipeline.adapters.environment import PROVIDER_PREFIXES
 from campaign_pipeline.sandbox.server import Addresses
 from campaign_pipeline_tests.factories import World
 from campaign_pipeline_tests.guard import ONLY_THIS_MACHINE, stay_on_this_machine
-from campaign_pipeline_tests.pooler import Pooler, run_pooler
+from campaign_pipeline_tests.pooler import Pooler, folder_for_all, run_pooler
 
 stay_on_this_machine()
 
@@ -55,12 +55,9 @@ def database_url(server: EmbeddedServer) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def pooler(server: EmbeddedServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pooler]:
+def pooler(server: EmbeddedServer) -> Iterator[Pooler]:
     """PgBouncer in transaction mode in front of that server."""
-    folder = tmp_path_factory.mktemp("pooler")
-    for parent in folder.parents[:3]:
-        parent.chmod(0o755)  # it runs as a user of its own where the tests run as root
-    with run_pooler(server.url("postgres"), folder) as pooler:
+    with folder_for_all() as folder, run_pooler(server.url("postgres"), folder) as pooler:
         yield pooler
 
 

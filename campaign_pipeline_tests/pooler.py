@@ -5,6 +5,7 @@ import os
 import shutil
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,6 +37,20 @@ server_round_robin = 1
 """
 # server_round_robin: the next transaction is likely to be on another connection, so that whoever leans on the state of
 # a session falls over here.
+
+
+@contextmanager
+def folder_for_all() -> Iterator[Path]:
+    """A folder that other users may enter: PgBouncer has a user of its own where the tests run as root.
+
+    Not below pytest's folder, which is closed to others; the permissions of folders above are not ours to change.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="campaign_pooler_"))
+    folder.chmod(0o755)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
 
 
 class Pooler:

@@ -15,7 +15,7 @@ from campaign_pipeline.adapters.operations import Operations
 from campaign_pipeline.adapters.queue_connection import connect, is_pooled
 from campaign_pipeline.adapters.schema import DatabaseUnusable
 from campaign_pipeline_tests.factories import World
-from campaign_pipeline_tests.pooler import refuses_session_state, run_pooler
+from campaign_pipeline_tests.pooler import folder_for_all, refuses_session_state, run_pooler
 
 
 def test_a_pooler_is_known_by_its_process_ids(database_url: str, pooled_url: str) -> None:
@@ -46,10 +46,14 @@ class Certificates:
 
 
 @pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    folder = tmp_path_factory.mktemp("tls")
-    for parent in folder.parents[:3]:
-        parent.chmod(0o755)
+def open_folder() -> Iterator[Path]:
+    with folder_for_all() as folder:
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def certificates(open_folder: Path) -> Certificates:
+    folder = open_folder
     for name in ("server", "other"):
         subprocess.run(
             ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
@@ -62,16 +66,13 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
 
 
 @pytest.fixture(scope="module")
-def tls_port(
-    server: EmbeddedServer, certificates: Certificates, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[int]:
+def tls_port(server: EmbeddedServer, certificates: Certificates) -> Iterator[int]:
     """A port on which nothing but TLS is spoken."""
     more = (
         "client_tls_sslmode = require\n"
         f"client_tls_key_file = {certificates.key}\nclient_tls_cert_file = {certificates.certificate}\n"
     )
-    folder = tmp_path_factory.mktemp("tls_pooler")
-    with run_pooler(server.url("postgres"), folder, more=more) as pooler:
+    with folder_for_all() as folder, run_pooler(server.url("postgres"), folder, more=more) as pooler:
         yield pooler.port
 
 

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import psycopg
 from psycopg import pq
-from psycopg.rows import DictRow, TupleRow, dict_row
+from psycopg.rows import DictRow, TupleRow, dict_row, scalar_row
 from psycopg.types import datetime as psycopg_datetime
 
 AnyRow = TypeVar("AnyRow")
@@ -105,6 +105,5 @@ async def connect_async(url: str) -> psycopg.AsyncConnection[DictRow]:
 
 def is_pooled(connection: psycopg.Connection[Any]) -> bool:
     """Whether a pooler stands between us and the server: it gives its clients process ids of its own making."""
-    row = connection.execute("SELECT pg_backend_pid()").fetchone()
-    assert row is not None
-    return bool(connection.info.backend_pid != row[0])
+    pid = connection.cursor(row_factory=scalar_row).execute("SELECT pg_backend_pid()").fetchone()
+    return bool(connection.info.backend_pid != pid)

@@ -53,6 +53,10 @@ class Reports(Statements):
         """What each inbox's provider accepted in so many days until yesterday, and what its receipts say of it."""
         return await self._all("count_undelivered", days=days)
 
+    async def foreign_changes(self, days: int = 7) -> list[dict[str, Any]]:
+        """Who else took or finished messages while the pipeline was attached to a CRM; should be nobody."""
+        return await self._all("count_foreign_changes", days=days)
+
     async def unknown_outcomes(self) -> list[dict[str, Any]]:
         """Messages that failed without anybody knowing whether they went out."""
         return await self._all("find_unknown_outcomes", shown=SHOWN)

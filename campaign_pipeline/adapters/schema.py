@@ -5,21 +5,28 @@ import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import sqlalchemy
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
-from psycopg.rows import TupleRow
+from psycopg.rows import TupleRow, scalar_row, tuple_row
 
 from campaign_pipeline import sql
 from campaign_pipeline.adapters.online import OnlineSteps, StepFailed, one_at_a_time
 from campaign_pipeline.adapters.queue_connection import connect
 
+OLDEST_SERVER = 140_000  # as server_version_num has it
+
 
 class DatabaseUnusable(RuntimeError):
     """The queue's database cannot be reached, or has not the schema that this code needs; the text says what to do."""
+
+
+class Detached(DatabaseUnusable):
+    """The pipeline was detached from its CRM: it is the CRM's own processor that works the queue."""
 
 
 def _alembic_config() -> Config:
@@ -41,7 +48,7 @@ def upgrade(url: str, say: Callable[[str], None] = lambda _: None) -> str:
     Step by step (see adapters.online): one that was interrupted anywhere is taken up again by the next call. `say` is
     told what takes long. Raises DatabaseUnusable with one sentence when it cannot be reached or refuses.
     """
-    _refuse_unreadable(url)
+    refuse_unreadable(url)
     try:
         with one_at_a_time(url, say), OnlineSteps(url, say) as steps:
             _refuse_without_rights(steps.connection)
@@ -50,13 +57,16 @@ def upgrade(url: str, say: Callable[[str], None] = lambda _: None) -> str:
             _migrate(url, steps)
             functions, triggers = sql.functions_and_triggers()
             steps.run(functions)
+            detached = _scalar(steps.connection, _DETACHED)
             for trigger in triggers:
-                _ensure_trigger(steps, trigger)
-            _recount_open_runs(steps.connection)
+                if not (detached and trigger.table.startswith("public.")):
+                    _ensure_trigger(steps, trigger)
+            if not detached:
+                _recount_open_runs(steps.connection)
     except sqlalchemy.exc.DBAPIError as error:
-        raise DatabaseUnusable(_unreachable(url, error.orig)) from None
+        raise DatabaseUnusable(unusable(url, error.orig)) from None
     except psycopg.Error as error:
-        raise DatabaseUnusable(_unreachable(url, error)) from None
+        raise DatabaseUnusable(unusable(url, error)) from None
     except StepFailed as error:
         raise DatabaseUnusable(str(error)) from None
     return head_revision()
@@ -94,7 +104,7 @@ def _ensure_trigger(steps: OnlineSteps, trigger: sql.Trigger) -> None:
         steps.run(f"{trigger.statement} COMMENT ON TRIGGER {trigger.name} ON {trigger.table} IS '{mark}';")
 
 
-_OWNED = (
+OWNED_BY_CRM = (
     "workspaces",
     "ai_agents",
     "leads",
@@ -110,28 +120,41 @@ _OWNED = (
 """Tables of the CRM that the migrations alter; a test holds this to the migrations."""
 
 
-def _refuse_without_rights(connection: "psycopg.Connection[TupleRow]") -> None:
-    """Say in one sentence what a role lacks that may not change the schema, before anything is changed."""
-    row = connection.execute("SELECT current_user, current_setting('server_version_num')::integer").fetchone()
-    assert row is not None
-    role, version = row
-    if version < 140000:
+def _refuse_without_rights(connection: "psycopg.Connection[Any]") -> None:
+    version = _scalar(connection, "SELECT current_setting('server_version_num')::integer")
+    if version < OLDEST_SERVER:
         raise StepFailed(f"PostgreSQL 14 or newer is needed, and this server is version {version // 10000}.")
-    others = connection.execute(_FOREIGN_TABLES, [list(_OWNED)]).fetchall()
+    if lack := lacking_right(connection):
+        raise StepFailed(lack)
+
+
+def lacking_right(connection: "psycopg.Connection[Any]") -> str | None:
+    """What a role lacks that may not change the schema: one sentence with the owner and the GRANT that helps."""
+    role = _scalar(connection, "SELECT current_user")
+    cursor = connection.cursor(row_factory=tuple_row)
+    others = cursor.execute(_FOREIGN_TABLES, [list(OWNED_BY_CRM)]).fetchall()
     if others:
         owner = others[0][1]
         tables = ", ".join(table for table, of in others if of == owner)
-        raise StepFailed(
+        return (
             f"The role {role} may not alter {tables}, which the role {owner} owns: connect as {owner}, or let a role "
             f'that may grant it run GRANT "{owner}" TO "{role}" (which {role} must inherit, as is the default).'
         )
-    lacking = connection.execute(_LACKING_CREATE, [sql.SCHEMA]).fetchone()
-    if lacking is not None:
-        raise StepFailed(
-            f"The role {role} may not create anything in the {lacking[0]}, which the role {lacking[1]} owns: let "
-            f'{lacking[1]} run GRANT CREATE ON {lacking[2]} TO "{role}".'
-        )
+    lacking = cursor.execute(_LACKING_CREATE, [sql.SCHEMA]).fetchone()
+    if lacking is None:
+        return None
+    what, owner, grantable = lacking
+    return (
+        f"The role {role} may not create anything in the {what}, which the role {owner} owns: let {owner} run "
+        f'GRANT CREATE ON {grantable} TO "{role}".'
+    )
 
+
+def _scalar(connection: "psycopg.Connection[Any]", query: str) -> Any:
+    return connection.cursor(row_factory=scalar_row).execute(query.encode()).fetchone()
+
+
+_DETACHED = "SELECT EXISTS (SELECT FROM campaign_pipeline.campaign_crm_attachment WHERE detached_at IS NOT NULL)"
 
 _FOREIGN_TABLES = """
 SELECT c.relname, pg_get_userbyid(c.relowner)
@@ -165,25 +188,33 @@ def _recount_open_runs(connection: "psycopg.Connection[TupleRow]") -> None:
 
 def check(url: str) -> None:
     """Make sure that the database answers and has our schema. Raises DatabaseUnusable with one sentence if not."""
-    _refuse_unreadable(url)
+    refuse_unreadable(url)
     try:
         with connect(url, autocommit=True) as connection:
-            # Up to 0007 it was in public.
-            places = [f"{place}.{sql.VERSION_TABLE}" for place in (sql.SCHEMA, "public")]
-            version = None
-            for place in places:
-                found = connection.execute("SELECT to_regclass(%s) IS NOT NULL", [place]).fetchone()
-                if found and found[0]:
-                    row = connection.execute(f"SELECT version_num FROM {place}").fetchone()  # noqa: S608 (a constant)
-                    version = row[0] if row else None
-                    break
+            version = found_version(connection)
+            detached = version == sql.HEAD and _scalar(connection, _DETACHED)
     except (psycopg.OperationalError, psycopg.ProgrammingError) as error:
-        raise DatabaseUnusable(_unreachable(url, error)) from None
+        raise DatabaseUnusable(unusable(url, error)) from None
     if version != sql.HEAD:
         raise DatabaseUnusable(
             f"The database {describe(url)} has the campaign schema {version or 'not at all'}, but {sql.HEAD} is "
             "needed: run `campaign-pipeline db upgrade`."
         )
+    if detached:
+        raise Detached(
+            f"The pipeline is detached from the CRM in {describe(url)}, whose own processor works the queue: run "
+            "`campaign-pipeline crm attach` to take it over."
+        )
+
+
+def found_version(connection: "psycopg.Connection[Any]") -> str | None:
+    """The campaign schema that a database has; None: not at all."""
+    for place in (sql.SCHEMA, "public"):  # in public up to 0007
+        table = f"{place}.{sql.VERSION_TABLE}"
+        if _scalar(connection, f"SELECT to_regclass('{table}') IS NOT NULL"):
+            version: str | None = _scalar(connection, f"SELECT version_num FROM {table}")  # noqa: S608 (constants)
+            return version
+    return None
 
 
 _READABLE = re.compile(
@@ -217,7 +248,8 @@ UNREADABLE = (
 )
 
 
-def _refuse_unreadable(url: str) -> None:
+def refuse_unreadable(url: str) -> None:
+    """Raise DatabaseUnusable for a URL that can be read in two ways."""
     if not is_readable(url):
         raise DatabaseUnusable(UNREADABLE)
 
@@ -228,7 +260,8 @@ def describe(url: str) -> str:
     return f"{parts.get('dbname', '?')} at {parts.get('host', 'localhost')}:{parts.get('port', 5432)}"
 
 
-def _unreachable(url: str, error: BaseException | None) -> str:
+def unusable(url: str, error: BaseException | None) -> str:
+    """One sentence for what the database answered, without user and password."""
     reason = str(error).strip().splitlines()[0] if error and str(error).strip() else "no answer"
     return (
         f"The database {describe(url)} cannot be used: {reason.rstrip('.')}. CAMPAIGN_DATABASE_URL must be a "

@@ -26,7 +26,7 @@ _GROUPS: Mapping[str, tuple[str, ...]] = {
         *("paced", "resting", "hourly_limit", "daily_limit", "warming_up", "quiet_hours", "window_closed"),
         *("slowed_down", "scope_paused", "contacted_today", "given_back", "overslept", "late", "settings_changed"),
         *("lease_lost", "message_gone", "worker_died", "look_up_pending", "look_up_failed", "not_accepted"),
-        *("resend_approved", "already_sent", "too_late"),
+        *("resend_approved", "already_sent", "too_late", "old_processor"),
         # A provider that is slow, busy or away for a moment.
         *("rate_limited", "pair_rate_limited", "rate_limit_exceeded", "capacity_exhausted", "flow_throttled"),
         *("upgrading", "connecting", "marketing_cap", "template_not_ready", "timeout", "no_answer", "no_choice"),

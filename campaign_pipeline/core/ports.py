@@ -100,7 +100,10 @@ UNRECOGNISED = "unrecognised_answer"
 NOT_STORED = "not_stored"
 """Code of an answer that says that the provider's own database failed while it sent."""
 
-MAY_HAVE_NO_RECORD = frozenset({UNRECOGNISED, NOT_STORED})
+OLD_PROCESSOR = "old_processor"
+"""The CRM's own processor may have sent it, in pieces of its own cutting: campaign_settle_old_processor gives it."""
+
+MAY_HAVE_NO_RECORD = frozenset({UNRECOGNISED, NOT_STORED, OLD_PROCESSOR})
 """Codes of unknown outcomes after which the provider itself may have no record of what it sent: that a look-up does not
 find the part proves nothing then."""
 

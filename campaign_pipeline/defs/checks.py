@@ -204,6 +204,30 @@ with warnings.catch_warnings():
         )
 
 
+@dg.asset_check(
+    asset=message_batch.key,
+    description="While attached to a CRM, nobody but the pipeline takes or finishes messages. On failure find out who "
+    "does (`campaign-pipeline crm check`), and stop it: a message could go out twice.",
+)
+def nobody_else_sends(database: QueueDatabase) -> dg.AssetCheckResult:
+    """Look for messages that somebody else took or finished in the last days."""
+    with plain_failures():
+        rows = run_async(Reports(database.url()).foreign_changes())
+    table = [
+        {
+            "became": row["became"],
+            "messages": row["messages"],
+            "by role": row["by_role"] or "",
+            "application": row["application"] or "",
+            "last": f"{row['last_at']:%Y-%m-%d %H:%M} UTC",
+            "for example": _ids(row["examples"]),
+        }
+        for row in rows
+    ]
+    count = sum(row["messages"] for row in rows)
+    return _result(table, count, WARN, "messages were taken or finished by somebody else.")
+
+
 def _ids(values: Iterable[Any]) -> str:
     return ", ".join(str(value) for value in values)
 
@@ -231,6 +255,7 @@ CHECKS = [
     provider_ids_are_unique,
     outcomes_are_known,
     accepted_messages_arrive,
+    nobody_else_sends,
     rows_stay_in_their_workspace,
     no_day_to_back_fill,
     nothing_to_send_again,

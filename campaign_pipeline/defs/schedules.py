@@ -25,6 +25,7 @@ from dagster._core.scheduler.instigation import InstigatorStatus, InstigatorType
 
 from campaign_pipeline.adapters.environment import BusinessDays, DeliverySettings, OperationsSettings
 from campaign_pipeline.adapters.operations import Operations
+from campaign_pipeline.adapters.schema import Detached
 from campaign_pipeline.core.upkeep import QueueLook, Verdict, judge_queue
 from campaign_pipeline.defs.assets import message_batch
 from campaign_pipeline.defs.jobs import clean_up_old_data, process_campaign_queue, retry_failed_messages
@@ -88,7 +89,10 @@ def process_campaign_queue_every_minute(
     context: dg.ScheduleEvaluationContext, database: QueueDatabase, language_model: LanguageModelResource
 ) -> dg.RunRequest | dg.SkipReason:
     """Launch a run if it would find something to do."""
-    look, verdict = _look(database)
+    try:
+        look, verdict = _look(database)
+    except Detached as error:
+        return dg.SkipReason(str(error))
     if not verdict.work:
         return dg.SkipReason(verdict.why)
     obstacle = _missing_key(look, language_model) or _occupied(context.instance, database)
@@ -139,7 +143,10 @@ def _follow(
     obstacle = _why_not_to_follow(run, instance)
     if obstacle:
         return dg.SkipReason(obstacle)
-    look, verdict = _look(database)
+    try:
+        look, verdict = _look(database)
+    except Detached as error:
+        return dg.SkipReason(str(error))
     since = datetime.fromisoformat(run.tags[DRAINING_SINCE]) if DRAINING_SINCE in run.tags else look.now
     minutes = OperationsSettings.from_environment().drain_minutes
     if look.now - since >= timedelta(minutes=minutes):

@@ -17,7 +17,7 @@ SCHEMA = "campaign_pipeline"
 VERSION_TABLE = "campaign_pipeline_version"
 """Alembic's bookkeeping, in that schema; named so that it never meets the CRM's own."""
 
-HEAD = "0014"
+HEAD = "0015"
 """The schema that this code works on; a test holds it to the migrations folder."""
 
 STATEMENT_FILES = ("queue", "operations", "reports", "consent", "channels", "crm")
@@ -97,9 +97,20 @@ def split_statements(text: str) -> list[str]:
     return found
 
 
+def migration_names() -> list[str]:
+    """The SQL files of the migrations, in their order."""
+    folder = resources.files(__name__).joinpath("migrations/versions")
+    return sorted(file.name.removesuffix(".sql") for file in folder.iterdir() if file.name.endswith(".sql"))
+
+
+def migration_text(name: str) -> str:
+    """The SQL file of one migration."""
+    return _read(f"migrations/versions/{name}.sql")
+
+
 def run_migration(bind: Any, name: str) -> None:
     """Run the SQL file of one migration, each statement as a step of its own (see adapters.online)."""
-    for text in split_statements(_read(f"migrations/versions/{name}.sql")):
+    for text in split_statements(migration_text(name)):
         bind.info[RUN_STEP](text)
 
 
@@ -108,7 +119,7 @@ def run_migration_with_functions(bind: Any, name: str) -> None:
 
     For a migration without which the functions of the version before it do not work.
     """
-    bind.info[RUN_STEP](f"{_read(f'migrations/versions/{name}.sql')}\n{functions_text()}")
+    bind.info[RUN_STEP](f"{migration_text(name)}\n{functions_text()}")
 
 
 RUN_STEP = "run_step"
@@ -117,6 +128,16 @@ RUN_STEP = "run_step"
 BEFORE_MIGRATIONS = (
     f"CREATE SCHEMA IF NOT EXISTS {SCHEMA};",
     f"ALTER TABLE IF EXISTS public.{VERSION_TABLE} SET SCHEMA {SCHEMA};",
+    f"""DO $$ BEGIN
+        IF to_regclass('{SCHEMA}.{VERSION_TABLE}') IS NULL
+            AND to_regclass('{SCHEMA}.campaign_columns_before') IS NULL THEN
+            -- What the CRM had before us: `crm detach --drop` takes none of it.
+            CREATE TABLE {SCHEMA}.campaign_columns_before AS
+                SELECT c.relname::text AS table_name, a.attname::text AS column_name
+                FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+                WHERE c.relnamespace = 'public'::regnamespace;
+        END IF;
+    END $$;""",  # noqa: S608 (constants)
 )
 """What has to be there before alembic reads how far a database is."""
 

@@ -48,6 +48,8 @@ TRIGGERS = {
     ("campaign_messages", "campaign_count_inserted"),
     ("campaign_messages", "campaign_count_truncated"),
     ("campaign_messages", "campaign_count_updated"),
+    ("campaign_messages", "campaign_notice_others"),
+    ("campaign_runs", "campaign_guard_counters"),
     ("campaign_runs", "campaign_note_reopening"),
     ("campaign_runs", "campaign_note_resume"),
     ("campaign_configs", "campaign_notice_pace"),

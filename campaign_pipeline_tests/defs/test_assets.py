@@ -295,6 +295,7 @@ def test_a_sound_queue_passes_every_check(world: World, outputs: Path, instance:
         "leases_are_taken_back": True,
         "provider_ids_are_unique": True,
         "outcomes_are_known": True,
+        "nobody_else_sends": True,
     }
 
 

@@ -57,4 +57,4 @@ def test_no_step_of_a_migration_keeps_the_crm_waiting_or_fails_when_it_is_repeat
             assert f"DROP CONSTRAINT IF EXISTS {constraint}" in text, constraint
             assert "NOT VALID" in text, constraint
         for table in re.findall(r"ALTER TABLE (?:IF EXISTS )?public\.(\w+)", text):
-            assert table in {*schema._OWNED, sql.VERSION_TABLE}, f"add {table} to schema._OWNED"
+            assert table in {*schema.OWNED_BY_CRM, sql.VERSION_TABLE}, f"add {table} to schema.OWNED_BY_CRM"

@@ -35,6 +35,7 @@ CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_add_to_counters(p_changes 
 DECLARE
     delta record;
 BEGIN
+    PERFORM set_config('campaign_pipeline.counting', 'on', true);  -- see campaign_guard_counters
     FOR delta IN
         SELECT run_id,
                COALESCE(sum(n) FILTER (WHERE status IN ('sent', 'replied')), 0) AS success,
@@ -52,6 +53,7 @@ BEGIN
         WHERE r.id = delta.run_id AND (delta.success, delta.failed, delta.skipped) <> (0, 0, 0)
           AND (r.status IN ('running', 'paused') OR (r.status = 'cancelled' AND r.completed_at IS NULL));
     END LOOP;
+    PERFORM set_config('campaign_pipeline.counting', '', true);
 END $$;
 
 -- A transition table belongs to one kind of statement, hence three triggers. Only statuses that are counted are summed:
@@ -115,9 +117,11 @@ CREATE OR REPLACE TRIGGER campaign_count_deleted AFTER DELETE ON public.campaign
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_count_truncated() RETURNS trigger LANGUAGE plpgsql
 SECURITY DEFINER SET search_path = pg_catalog, campaign_pipeline, pg_temp AS $$
 BEGIN
+    PERFORM set_config('campaign_pipeline.counting', 'on', true);
     UPDATE public.campaign_runs SET leads_success = 0, leads_failed = 0, leads_skipped = 0, leads_processed = 0
     WHERE status IN ('running', 'paused')
       AND (leads_success, leads_failed, leads_skipped, leads_processed) IS DISTINCT FROM (0, 0, 0, 0);
+    PERFORM set_config('campaign_pipeline.counting', '', true);
     RETURN NULL;
 END $$;
 CREATE OR REPLACE TRIGGER campaign_count_truncated AFTER TRUNCATE ON public.campaign_messages
@@ -181,6 +185,9 @@ DECLARE
     share     integer;
     remaining integer := p_batch;
 BEGIN
+    IF NOT campaign_pipeline.campaign_may_take() THEN
+        RETURN;
+    END IF;
     SELECT array_agg(r.id ORDER BY r.place), array_agg(r.quota ORDER BY r.place) INTO runs, quotas
     FROM (SELECT u.id, u.quota, random() AS place FROM unnest(p_runs, p_quotas) AS u (id, quota) WHERE u.quota > 0) r;
 
@@ -254,6 +261,8 @@ CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_take_over(
     p_ids uuid[], p_batch_token uuid, p_token uuid, p_owner text, p_lease_seconds double precision
 ) RETURNS TABLE (message_id uuid, verdict text) LANGUAGE plpgsql
 SET lock_timeout = '800ms' AS $$
+DECLARE
+    may_take boolean := campaign_pipeline.campaign_may_take();  -- what nobody holds; what the batch holds is worked
 BEGIN
     PERFORM campaign_pipeline.campaign_recover_leases(p_ids);
     RETURN QUERY
@@ -266,7 +275,7 @@ BEGIN
                    WHEN m.status IN ('queued', 'generating', 'sending') THEN 'held_by_another'
                    WHEN m.status = 'pending'
                         AND COALESCE(m.next_attempt_at, m.scheduled_at,
-                                     m.created_at) <= campaign_pipeline.campaign_now() THEN 'taken'
+                                     m.created_at) <= campaign_pipeline.campaign_now() AND may_take THEN 'taken'
                    WHEN m.status = 'pending' THEN 'waits_for_its_time'
                    ELSE 'finished'
                END AS verdict
@@ -301,23 +310,17 @@ BEGIN
     IF p_ids IS NULL THEN
         PERFORM campaign_pipeline.campaign_settle_deleted();
     END IF;
+    PERFORM campaign_pipeline.campaign_settle_old_processor(p_ids);
     SELECT array_agg(d.id) INTO dead
     FROM (SELECT m.id
           FROM public.campaign_messages m
           WHERE m.id IN (
                 SELECT e.id FROM public.campaign_messages e
                 WHERE e.status IN ('queued', 'generating', 'sending')
-                    AND e.lease_expires_at <= campaign_pipeline.campaign_now()
-                UNION ALL
-                -- No expiry: queued by the system that this one replaces, which never came back for it.
-                SELECT e.id FROM public.campaign_messages e
-                WHERE e.status IN ('queued', 'generating', 'sending') AND e.lease_expires_at IS NULL
-                  AND COALESCE(e.queued_at, e.created_at) <= campaign_pipeline.campaign_now() - interval '15 minutes')
+                    AND e.lease_expires_at <= campaign_pipeline.campaign_now())
             -- Again, on the row as it is once it is locked: its holder may have renewed it in between.
             AND campaign_pipeline.campaign_is_leased(m.status)
-            AND COALESCE(m.lease_expires_at,
-                         COALESCE(m.queued_at, m.created_at)
-                             + interval '15 minutes') <= campaign_pipeline.campaign_now()
+            AND m.lease_expires_at <= campaign_pipeline.campaign_now()
             AND (p_ids IS NULL OR m.id = ANY (p_ids))
           FOR UPDATE SKIP LOCKED) d;
     IF dead IS NULL THEN

@@ -32,11 +32,11 @@ COMMENT ON COLUMN campaign_pipeline.campaign_model_calls.answer IS
     'A refused answer as it came, for the operator. Personal data: deleted with the old logs, and by an erasure.';
 
 -- Serves: read_leased_messages, campaign_erase_lead.
-CREATE INDEX CONCURRENTLY IF NOT EXISTS campaign_model_calls_of_message
+CREATE INDEX IF NOT EXISTS campaign_model_calls_of_message
     ON campaign_pipeline.campaign_model_calls (message_id);
 
 -- Serves: count_text_rules, delete_old_model_calls.
-CREATE INDEX CONCURRENTLY IF NOT EXISTS campaign_model_calls_by_time
+CREATE INDEX IF NOT EXISTS campaign_model_calls_by_time
     ON campaign_pipeline.campaign_model_calls (called_at);
 
 CREATE TABLE IF NOT EXISTS campaign_pipeline.campaign_text_records (

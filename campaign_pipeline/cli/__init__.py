@@ -21,6 +21,7 @@ from uuid import UUID
 import click
 
 from campaign_pipeline.adapters.environment import DeliverySettings, Environment, SettingError
+from campaign_pipeline.cli.crm import crm
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -107,6 +108,9 @@ def cli() -> None:
     The queue is the database that CAMPAIGN_DATABASE_URL names, else an embedded PostgreSQL under CAMPAIGN_HOME
     (.campaign in the current folder).
     """
+
+
+cli.add_command(crm)
 
 
 _map_option = click.option(

@@ -147,7 +147,7 @@ def test_the_assets_are_one_line_from_the_batch_to_the_report_of_the_day() -> No
 def test_a_report_has_figures_to_draw_a_table_and_a_picture(
     world: World, outputs: Path, instance: DagsterInstance
 ) -> None:
-    run = world.run(world.campaign(name="Café da manhã"))
+    run = world.run(name="Café da manhã")
     for _ in range(4):
         ended(world, run, "sent", ai_tokens_used=300, ai_cost_usd=0.01, ai_generation_time_ms=1500, send_time_ms=800)
     ended(world, run, "replied")
@@ -174,7 +174,7 @@ def test_a_report_has_figures_to_draw_a_table_and_a_picture(
 def test_the_table_of_a_day_is_a_private_file_that_is_written_anew(
     world: World, outputs: Path, instance: DagsterInstance
 ) -> None:
-    run = world.run(world.campaign(name="Café"))
+    run = world.run(name="Café")
     for sent in (1, 2):
         ended(world, run, "sent")
         make_report(instance)
@@ -193,7 +193,7 @@ def test_a_day_without_messages_is_a_report_of_nothing(world: World, outputs: Pa
 
 
 def test_a_report_names_campaigns_and_nobody_else(world: World, outputs: Path, instance: DagsterInstance) -> None:
-    run = world.run(world.campaign(name="Café"))
+    run = world.run(name="Café")
     lead = world.lead(client_name="Berenice Quixadá", phone="+55 11 97654-3210")
     ended(
         world,
@@ -402,10 +402,10 @@ def test_whatever_a_provider_answers_no_persons_number_or_name_reaches_the_event
 def test_the_runs_are_shown_as_the_batch_left_them(
     world: World, sandbox: SandboxProcess, outputs: Path, instance: DagsterInstance
 ) -> None:
-    closing = world.run(world.campaign(name="Café"))
+    closing = world.run(name="Café")
     world.due_messages(closing, 3)
     workspace = world.workspace()
-    waiting = world.run(world.campaign(workspace, world.inbox(workspace, status="disconnected"), name="Chá"))
+    waiting = world.run(world.campaign(workspace, world.inbox(workspace, status="disconnected")), name="Chá")
     world.due_message(waiting)
     result = run_job(instance, IN_PROCESS)
     assert result.success, troubles(result)

@@ -502,4 +502,5 @@ SELECT r.id, COALESCE(l.step_number, 0), l.step_name, l.level, l.message, l.deta
        (SELECT x.id FROM public.campaign_messages x WHERE x.id = l.message_id), campaign_pipeline.campaign_now()
 FROM jsonb_to_recordset(%(lines)s) AS l (run_id uuid, step_number integer, step_name text, level text, message text,
      details jsonb, lead_id uuid, message_id uuid)
-JOIN public.campaign_runs r ON r.id = l.run_id;
+LEFT JOIN public.campaign_runs r ON r.id = l.run_id
+WHERE r.id IS NOT NULL OR l.run_id IS NULL;

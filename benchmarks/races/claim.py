@@ -226,6 +226,7 @@ def _claim(connection: psycopg.Connection[DictRow], runs: list[UUID]) -> list[UU
         statement("claim_messages"),
         {
             "run_ids": runs,
+            "tried_ids": None,
             "quotas": [BATCH] * len(runs),
             "batch_size": BATCH,
             "token": uuid4(),

@@ -1,12 +1,13 @@
 """Consent as an operator handles it: suppressions by hand, and what is stored of a lead, to be given out or erased."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
 
 import psycopg
 
 from campaign_pipeline.adapters.postgres import Statements
+from campaign_pipeline.core.phone_reading import NotANumber, canonical_address, canonical_number, read_phone
 
 
 class ConsentRefused(RuntimeError):
@@ -21,6 +22,19 @@ class Whom:
     address: str | None = None  # a phone number or an e-mail address, however it is written
     workspace_id: UUID | None = None
     channel: str | None = None  # whatsapp, email
+
+
+def _readable(address: str) -> str:
+    """The one spelling of an address that an operator typed; raises ConsentRefused where it is none, or has two."""
+    canonical = canonical_address(address)
+    if canonical is None or not canonical.isdigit():
+        if canonical is None:
+            raise ConsentRefused("The address is neither a phone number nor an e-mail address.")
+        return canonical
+    try:
+        return canonical_number(read_phone(address).digits)
+    except NotANumber as error:
+        raise ConsentRefused(f"The address {error}: write a number like (11) 98765-4321.") from None
 
 
 class Consent(Statements):
@@ -38,6 +52,8 @@ class Consent(Statements):
 
         A lead alone is suppressed in its workspace, at its number too. Raises ConsentRefused.
         """
+        if whom.address is not None:
+            whom = replace(whom, address=_readable(whom.address))
         scope = "global" if everywhere else "channel" if whom.channel else "workspace"
         rows = await self._all("suppress", scope=scope, reason=reason, **vars(whom))
         return int(rows[0]["id"])

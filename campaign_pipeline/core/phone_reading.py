@@ -59,7 +59,7 @@ _ASIDE_AFTER: Final = re.compile(
     r"|recado|mobile|work|home|vivo|tim|claro|oi)$",
     re.IGNORECASE,
 )
-_WHOLE_AS_FLOAT: Final = re.compile(r"([+]?[0-9]{7,})[.,]0{1,2}")
+_WHOLE_AS_FLOAT: Final = re.compile(r"([+]?[0-9]{10,})[.,]0+")
 _THOUSANDS: Final = re.compile(
     r"([0-9]{1,3})((?:\.[0-9]{3}){2,})(?:,0{1,2})?|([0-9]{1,3})((?:,[0-9]{3}){2,})(?:\.0{1,2})?"
 )
@@ -233,7 +233,7 @@ def _refuse_damage(text: str) -> None:
         raise _invalid("is in scientific notation and has lost its last digits")
     if re.fullmatch(r"-[0-9 ().-]+|[0-9 ().-]+-", text):
         raise _invalid("has a minus sign")
-    fraction = re.fullmatch(r"[^.,]*[.,]([0-9]{1,2})|.*[.,]([0-9]|0+)", text, re.DOTALL)
+    fraction = re.fullmatch(r"[^.,]*[.,]([0-9]{1,2})|.*[.,]([0-9]|00)", text, re.DOTALL)
     if fraction and re.search("[0-9]", text[:-3]):
         raise _invalid(f"ends in a fraction (.{fraction[1] or fraction[2]})")
     if not _WRITTEN.fullmatch(text):

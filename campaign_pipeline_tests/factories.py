@@ -96,9 +96,9 @@ class World:
         assert row is not None
         return row.get("id")  # type: ignore[return-value]
 
-    def workspace(self, model: str | None = "openai/gpt-4o-mini") -> UUID:
-        """A tenant; with no model if None."""
-        workspace = self.insert("workspaces", name="Acme")
+    def workspace(self, model: str | None = "openai/gpt-4o-mini", *, number_rest_hours: int = 0) -> UUID:
+        """A tenant; with no model if None. Numbers need no rest: most tests write to one number again and again."""
+        workspace = self.insert("workspaces", name="Acme", number_rest_hours=number_rest_hours)
         if model:
             self.insert("ai_agents", workspace_id=workspace, model=model)
         return workspace

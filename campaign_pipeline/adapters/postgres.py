@@ -127,6 +127,7 @@ class Batch:
     cancelled: int = 0  # messages of cancelled runs that were settled
     suppressed: int = 0  # messages whose lead or number is suppressed: skipped
     foreign: int = 0  # messages that touch a row of another workspace: skipped
+    contacted: int = 0  # messages whose number got another message not long ago: skipped, or put off
     spread: int = 0  # overdue messages of resumed runs
     waits: list[RunWait] = field(default_factory=list)  # running runs that wait, and why
     detours: dict[UUID, UUID] = field(default_factory=dict)  # runs that go through a fallback inbox, and which
@@ -397,13 +398,17 @@ class _ClaimBatch:
         return []
 
     async def _without_refused(self, claimed: list[ClaimedMessage]) -> list[ClaimedMessage]:
-        """End the messages that may never be sent; only what was just claimed is looked at."""
+        """End the messages that may never be sent, put off those that may not be now; of what was just claimed."""
         rows = await self._all("skip_refused_messages", message_ids=[row.message_id for row in claimed])
         skipped = {row["id"]: row["code"] for row in rows}
         foreign = sum(code == Verdict.FOREIGN_WORKSPACE for code in skipped.values())
         self._batch.foreign += foreign
         self._batch.suppressed += len(skipped) - foreign
-        return [row for row in claimed if row.message_id not in skipped]
+        left = [row for row in claimed if row.message_id not in skipped]
+        held = await self._all("hold_contacted_messages", message_ids=[row.message_id for row in left])
+        self._batch.contacted += len(held)
+        put_off = {row["id"] for row in held}
+        return [row for row in left if row.message_id not in put_off]
 
 
 @dataclass(frozen=True)

@@ -80,6 +80,9 @@ OutcomeT = TypeVar("OutcomeT", bound=Outcome)
 
 WORKER_DIED = Unknown("worker_died", "The process that sent this part ended before it could record an answer.")
 
+NUMBER_CONTACTED_DELAY = 60.0
+"""Seconds until the next claim looks at a message whose number another one has: by then that one is mostly settled."""
+
 TOO_LATE = "The database or the connection took so long that its turn was over; nothing was requested."
 
 OVERSLEPT = GiveBack("overslept", "Its lease ended before the request could be made, so nothing was requested.")
@@ -495,6 +498,10 @@ class MessageDelivery:
             case Verdict.CONTACTED_TODAY:
                 reason = "The lead gets one message a day and has today's; this one waits for the next day."
                 return GiveBack(verdict, reason, delay_seconds=self._seconds_of_day_left())
+            case Verdict.NUMBER_CONTACTED:
+                # The next claim skips it, or puts it off until the number has rested.
+                reason = "Another message goes to the lead's number, or went to it not long ago; this one waits."
+                return GiveBack(verdict, reason, delay_seconds=NUMBER_CONTACTED_DELAY)
             case Verdict.SUPPRESSED | Verdict.FOREIGN_WORKSPACE if self._begun:
                 # Something was sent, so `skipped` would be wrong; the rest never goes.
                 reason = f"{_NEVER[verdict]}, as was found after a part had gone out; the rest is not sent."

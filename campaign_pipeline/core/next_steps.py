@@ -24,7 +24,16 @@ _GROUPS: Mapping[str, tuple[str, ...]] = {
     PASSES: (
         # Ours: waits that end, and ends of a shard.
         *("paced", "resting", "hourly_limit", "daily_limit", "warming_up", "quiet_hours", "window_closed"),
-        *("slowed_down", "scope_paused", "contacted_today", "given_back", "overslept", "late", "settings_changed"),
+        *(
+            "slowed_down",
+            "scope_paused",
+            "contacted_today",
+            "number_contacted",
+            "given_back",
+            "overslept",
+            "late",
+            "settings_changed",
+        ),
         *("lease_lost", "message_gone", "worker_died", "look_up_pending", "look_up_failed", "not_accepted"),
         *("resend_approved", "already_sent", "too_late", "old_processor"),
         # A provider that is slow, busy or away for a moment.

@@ -421,6 +421,7 @@ class Verdict(StrEnum):
     SUPPRESSED = "suppressed"  # its lead or address may not be written to
     FOREIGN_WORKSPACE = "foreign_workspace"  # it touches a row of another workspace than its campaign's
     CONTACTED_TODAY = "contacted_today"  # its lead gets one message a day and has it
+    NUMBER_CONTACTED = "number_contacted"  # another message went to its number not long ago
     RUN_PAUSED = "run_paused"
     RUN_COMPLETED = "run_completed"
     RUN_FAILED = "run_failed"

@@ -47,6 +47,11 @@ def describe_batch(context: dg.OpExecutionContext, batch: Batch, batch_size: int
             "messages skipped (foreign_workspace): they touch a row of another workspace than their campaign's; the "
             "check rows_stay_in_their_workspace names it.",
         ),
+        (
+            batch.contacted,
+            "messages skipped or put off (number_contacted): their number got another message not long ago "
+            "(workspaces.number_rest_hours).",
+        ),
         (batch.cancelled, "messages of cancelled runs settled: skipped, or failed where a part had gone out."),
         (batch.spread, "overdue messages of resumed runs spread over time, so that they are no burst."),
     ):
@@ -73,6 +78,7 @@ def describe_batch(context: dg.OpExecutionContext, batch: Batch, batch_size: int
             "recovered": batch.recovered,
             "expired": batch.expired,
             "suppressed": batch.suppressed,
+            "contacted": batch.contacted,
             "foreign": batch.foreign,
             "cancelled": batch.cancelled,
             "spread": batch.spread,

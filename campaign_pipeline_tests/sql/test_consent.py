@@ -13,9 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from psycopg.types.json import Jsonb
 
-from campaign_pipeline.core.address import address_kind, alternatives, normalize_phone
+from campaign_pipeline.core.address import address_kind, canonical_address
 from campaign_pipeline.core.phone_reading import AREA_CODES
-from campaign_pipeline.sql import statement
+from campaign_pipeline.sql import functions_text, statement
+from campaign_pipeline_tests.core.test_phone_reading import FORMS, spelled
 from campaign_pipeline_tests.factories import World
 from campaign_pipeline_tests.sql.holder import (
     PHONE,
@@ -105,6 +106,8 @@ def talk(world: World, workspace: UUID | None, lead: UUID | None = None, **colum
         (" Ana@Example.COM ", "ana@example.com"),
         ("123456@lid", "123456@lid"),
         ("BR.1A2bC", "BR.1A2bC"),
+        ("+55 (0) 11 98765-4321", PHONE),
+        ("https://wa.me/5511987654321", PHONE),
         ("", None),
         ("sem número", None),
         (None, None),
@@ -114,19 +117,65 @@ def test_every_way_to_write_an_address_is_one_address(world: World, written: str
     assert world.value("SELECT campaign_canonical_address(%s)", written) == canonical
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-@given(
-    area=st.from_regex(AREA_CODES, fullmatch=True),
-    subscriber=st.integers(60_000_000, 99_999_999),
-    form=st.sampled_from(["+55 {a} 9{s}", "{a}9{s}", "55{a}{s}", "({a}) 9{s}", "+55{a}{s}", "0055{a}9{s}"]),
+nationals = st.builds(
+    "{}{}".format, st.from_regex(AREA_CODES, fullmatch=True), st.from_regex("9[0-9]{8}|[2-9][0-9]{7}", fullmatch=True)
 )
-def test_what_the_core_sends_to_is_what_the_database_compares(
-    world: World, area: str, subscriber: int, form: str
+spellings = (
+    st.builds(spelled, nationals, st.sampled_from(FORMS))
+    | st.text("0123456789+-() .,:;@/xXeE'*[]?&=%", max_size=24)
+    | st.builds(
+        "{}{}".format, st.sampled_from(["+", "00", "0xx", "tel:", "wa.me/", "(0)", "1.", "BR.", "(Ana) "]), nationals
+    )
+    | st.builds(
+        "{}{}".format, nationals, st.sampled_from([".0", ",00", "00", " (Ana)", " zap", "-", "E+10", " / 11 3333-4444"])
+    )
+    | st.sampled_from(
+        ["\u200b+55 11 98765\u20114321", "\uff15\uff15 11 98765-4321", "m\u00f3vel: 1", "\u201811987654321\u2019"]
+    )
+)
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(st.lists(spellings, min_size=100, max_size=250))
+def test_the_database_spells_every_address_as_the_core_does(world: World, written: list[str]) -> None:
+    found = world.all(
+        "SELECT a AS written, campaign_canonical_address(a) AS canonical FROM unnest(%s::text[]) a", written
+    )
+    wrong = [row for row in found if row["canonical"] != canonical_address(row["written"])]
+    assert wrong == []
+
+
+@pytest.mark.parametrize(
+    "written", ["+55 (0) 11 98765-4321", "0xx11 98765-4321", "tel:+5511987654321", "5511987654321.0"]
+)
+def test_a_suppression_holds_for_every_spelling_of_its_number(
+    world: World, workspace: UUID, run: UUID, written: str
 ) -> None:
-    written = form.format(a=area, s=subscriber)
-    spellings = {written, *alternatives(normalize_phone(written))}
-    found = world.all("SELECT DISTINCT campaign_canonical_address(a) AS a FROM unnest(%s::text[]) a", list(spellings))
-    assert len(found) == 1
+    suppress(world, workspace=workspace, address=written)
+    due = world.due_message(run, world.lead(workspace, phone="11 98765-4321"))
+    assert claimed_ids(claim_batch(world)) == set()
+    assert message(world, due)["error_code"] == "suppressed"
+
+
+def test_a_suppression_of_an_older_spelling_is_spelled_anew_by_the_upgrade(
+    world: World, workspace: UUID, run: UUID
+) -> None:
+    for old in ("55011987654321", "01511987654321", PHONE):
+        world.do(
+            "INSERT INTO campaign_suppressions (scope, workspace_id, address, address_hash, source, since) "
+            "VALUES ('workspace', %s, %s, %s, 'by_hand', campaign_now())",
+            workspace,
+            old,
+            f"hash of {old}",
+        )
+    assert claim_batch(world).suppressed == 0
+    due = world.due_message(run, world.lead(workspace, phone="+55 (0) 11 98765-4321"))
+    world.do("UPDATE campaign_suppressions SET address_hash = campaign_address_hash(address) WHERE address = %s", PHONE)
+    world.do("DELETE FROM campaign_suppressions WHERE address = %s", PHONE)
+    world.connection.execute(functions_text().encode())
+    assert {row["address"] for row in suppressions(world)} == {PHONE, "01511987654321"}
+    assert claimed_ids(claim_batch(world)) == set()
+    assert message(world, due)["error_code"] == "suppressed"
 
 
 @pytest.mark.parametrize(
@@ -933,6 +982,7 @@ def test_every_table_of_ours_that_names_a_lead_or_message_is_thought_of(world: W
         "campaign_logs",
         "campaign_suppressions",
         "campaign_number_checks",
+        "campaign_number_contacts",
     }
     ids_only = {"campaign_lead_days", "campaign_erasures", "campaign_inbox_slots", "campaign_worker_deaths"}
     assert {row["name"] for row in found} - handled - ids_only == set()

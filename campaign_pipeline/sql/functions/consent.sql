@@ -12,44 +12,106 @@ BEGIN
         WHEN p_address LIKE '%@lid' THEN 'lid'
         WHEN p_address LIKE '%@s.whatsapp.net' OR p_address LIKE '%@c.us' OR p_address LIKE '%@g.us' THEN 'jid'
         WHEN p_address LIKE '%@%' THEN 'email'
-        WHEN p_address ~ '^[A-Z]{2}\.' THEN 'bsuid'
+        WHEN p_address ~ '^[A-Z]{2}\.[A-Za-z0-9]{1,128}$' THEN 'bsuid'
         ELSE 'phone' END;
 END $$;
 
 -- One spelling of every way in which an address is written: digits with country code for a number (a Brazilian mobile
--- always with its ninth, so that both of its spellings are one person), lower case for an e-mail. Null for none.
+-- number always with its ninth, so that both of its spellings are one person), lower case for an e-mail. Null for none.
+-- The copy of core.phone_reading.canonical_address, pattern for pattern: a reply that opts out is heard in the
+-- transaction of whoever inserts it, where no Python runs. A property test holds both equal. What a message is sent to,
+-- and what an operator types, is read by Python, which also refuses; this never does.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_canonical_address(p_raw text) RETURNS text
     LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE AS $$
 DECLARE
-    written text := btrim(p_raw);
+    area    CONSTANT text := '(?:1[1-9]|2[12478]|3[1-578]|4[1-9]|5[1345]|6[1-9]|7[134579]|8[1-9]|9[1-9])';
+    written text := p_raw;
     digits  text;
+    found   text[];
 BEGIN
-    IF lower(written) LIKE '%@s.whatsapp.net' OR lower(written) LIKE '%@c.us' THEN
-        written := '+' || split_part(split_part(written, '@', 1), ':', 1);
-    ELSIF written LIKE '%@%' THEN
-        RETURN lower(written);
-    ELSIF written ~ '^[A-Z]{2}\.' THEN
+    IF written ~ '^55(?:1[1-9]|2[12478]|3[1-578]|4[1-9]|5[1345]|6[1-9]|7[134579]|8[1-9]|9[1-9])9[0-9]{8}$' THEN  -- as nearly all are
         RETURN written;
-    ELSIF written ~ '^[0-9]+:[0-9]{1,4}$' THEN
-        written := '+' || split_part(written, ':', 1);
     END IF;
-    digits := regexp_replace(written, '[^0-9]', '', 'g');
-    IF COALESCE(digits, '') = '' THEN
+    IF written IS NULL OR length(written) > 320 THEN
         RETURN NULL;
     END IF;
-    IF written NOT LIKE '%+%' THEN
-        IF digits LIKE '00%' THEN
-            digits := substr(digits, 3);
+    -- plain: no invisible marks, plain digits, spaces and dashes, no quotes around it
+    IF octet_length(written) <> length(written) THEN
+        written := regexp_replace(written,
+            '[\u00ad\u034f\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff]', '', 'g');
+        written := regexp_replace(written, '[\u00a0\u2002\u2003\u2007\u2009\u202f\u3000]', ' ', 'g');
+        written := regexp_replace(written, '[\u2010-\u2014\u2212]', '-', 'g');
+        IF getdatabaseencoding() = 'UTF8' THEN  -- others have no wide characters
+            written := translate(written,
+                (SELECT string_agg(chr(65281 + n), '' ORDER BY n) FROM generate_series(0, 93) AS n),
+                (SELECT string_agg(chr(33 + n), '' ORDER BY n) FROM generate_series(0, 93) AS n));
+        END IF;
+    END IF;
+    written := regexp_replace(written, '^[ \t\r\n''"=`\u00b4\u2018\u2019]+|[ \t\r\n''"=`\u00b4\u2018\u2019]+$', '', 'g');
+
+    -- an account of WhatsApp, an e-mail address or lid, a business-scoped id
+    found := COALESCE(regexp_match(written, '^([0-9]+)(?::[0-9]{1,4})?@(?:s\.whatsapp\.net|c\.us)$', 'i'),
+                      regexp_match(written, '^([0-9]+):[0-9]{1,4}$'));
+    IF found IS NOT NULL THEN
+        RETURN regexp_replace(found[1], '^(55' || area || ')([6-9][0-9]{7})$', '\19\2');
+    END IF;
+    found := regexp_match(written,
+        '^(?:(?:https?://)?(?:[a-z]+\.)?wa\.me/'
+        '|(?:(?:https?://)?(?:[a-z]+\.)?whatsapp\.com/|whatsapp://)send/?[?](?:[^ ]*&)?phone=)'
+        '(?:[+]|%2B|%20)*([0-9][0-9().-]*)(?:[/?&#][^ ]*)?$', 'i');
+    IF written LIKE '%@%' AND found IS NULL THEN
+        RETURN lower(written);
+    END IF;
+    IF written ~ '^[A-Z]{2}\.[A-Za-z0-9]+$' THEN
+        RETURN written;
+    END IF;
+
+    IF found IS NOT NULL THEN
+        written := found[1];
+    ELSE
+        -- a label before, an aside after, a carrier code, a zero in brackets
+        written := regexp_replace(written,
+            '^(?:tel|telefone|fone|cel|celular|whats|whatsapp|zap|phone|mobile|contato|numero|n\u00famero|n|n\u00ba|p|ph|sms|callto)'
+            '[ ]*[.:]+[ /]*', '', 'i');
+        written := regexp_replace(written,
+            '^[([][^0-9()+*\[\]]*[^0-9()+*\[\] xX][^0-9()+*\[\]]*[])][ ]*', '');
+        written := regexp_replace(written, '[ ]*[([][^0-9()+*\[\]]+[])]$'
+            '|[ ]*[ -][ ]*(?:whats|whatsapp|zap|cel|celular|movel|m\u00f3vel|fixo|comercial|residencial|pessoal|trabalho'
+            '|casa|recado|mobile|work|home|vivo|tim|claro|oi)$', '', 'i');
+        written := regexp_replace(written, '^([+]?55)?[ ]*([(]?)[ ]*0?[ ]*(?:xx|XX|\*\*)[ ]*', '\1 \2');
+        written := regexp_replace(written,
+            '^([+]?55)?[ ]*[(]?0[ ]?(?:12|14|15|21|23|25|31|41|43)[)]?[ -]+(?=[(]?' || area || '[)]?[ .-])', '\1 ');
+        written := regexp_replace(written, '[(][ ]*0[ ]*[)]', ' ');
+        written := regexp_replace(written,
+            '^[ \t\r\n''"=`\u00b4\u2018\u2019]+|[ \t\r\n''"=`\u00b4\u2018\u2019]+$', '', 'g');
+        -- a whole number that a spreadsheet wrote as an amount
+        IF written ~ '^[+]?[0-9]{10,}[.,]0+$' THEN
+            written := regexp_replace(written, '[.,]0+$', '');
+        ELSIF written ~ '^[0-9]{1,3}(?:\.[0-9]{3}){2,}(?:,0{1,2})?$'
+              OR written ~ '^[0-9]{1,3}(?:,[0-9]{3}){2,}(?:\.0{1,2})?$' THEN
+            written := regexp_replace(regexp_replace(written, '[.,]0{1,2}$', ''), '[.,]', '', 'g');
         ELSE
-            IF digits LIKE '0%' AND length(digits) IN (11, 12) THEN  -- a trunk prefix
-                digits := substr(digits, 2);
-            END IF;
-            IF length(digits) IN (10, 11) THEN
-                digits := '55' || digits;
+            found := regexp_match(written, '^[+]?([0-9])[.,]?([0-9]*)[eE][+]?([0-9]{1,2})$');
+            IF length(found[1] || found[2]) = found[3]::integer + 1 THEN
+                written := found[1] || found[2];
             END IF;
         END IF;
     END IF;
-    RETURN regexp_replace(digits, '^(55[1-9][1-9])([6-9][0-9]{7})$', '\19\2');
+    IF written !~ '^[(]?[ ]*[+]?[0-9(][0-9 \t\r\n().-]*$' THEN
+        RETURN NULL;
+    END IF;
+
+    digits := regexp_replace(written, '[^0-9]', '', 'g');
+    IF digits LIKE '00%' THEN
+        digits := substr(digits, 3);
+        written := '+';
+    END IF;
+    found := regexp_match(digits, CASE WHEN written LIKE '%+%' THEN '^550?' ELSE '^(?:0?55)?0?' END
+        || '(?:(' || area || '(?:9[0-9]{8}|[2-9][0-9]{7}))|(800[0-9]{7}))$');
+    IF found IS NULL THEN
+        RETURN NULLIF(digits, '');
+    END IF;
+    RETURN regexp_replace('55' || COALESCE(found[1], found[2]), '^(55' || area || ')([6-9][0-9]{7})$', '\19\2');
 END $$;
 
 -- What is compared and what stays of an erased person's address. Null for no address.
@@ -158,6 +220,7 @@ END $$;
 -- null.
 --   suppressed      its lead or address is: it holds for the rest of a text of which parts are out, too
 --   contacted_today the lead gets one message a day and has it (items with local_day only)
+--   number_contacted another message went to its number not long ago (workspaces.number_rest_hours)
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_refused_by_consent(p_items jsonb, p_going uuid[]) RETURNS jsonb
     LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
@@ -197,8 +260,11 @@ BEGIN
     IF p_items @? '$[*].local_day' THEN
         later := campaign_pipeline.campaign_reserve_lead_days(p_items, ARRAY(
             SELECT g.id FROM unnest(p_going) AS g (id) WHERE refused IS NULL OR NOT refused ? g.id::text));
+        refused := COALESCE(refused || later, refused, later);
     END IF;
-    RETURN CASE WHEN refused IS NULL THEN later WHEN later IS NULL THEN refused ELSE refused || later END;
+    later := campaign_pipeline.campaign_reserve_numbers(p_items, ARRAY(
+        SELECT g.id FROM unnest(p_going) AS g (id) WHERE refused IS NULL OR NOT refused ? g.id::text));
+    RETURN COALESCE(refused || later, refused, later);
 END $$;
 
 -- Give each lead's day to one message. Returns {message: contacted_today} for the others, or null. Of two workers with
@@ -413,7 +479,11 @@ BEGIN
         UNION ALL SELECT v.contact_phone FROM public.conversations v WHERE v.lead_id = p_lead
         UNION ALL SELECT s.address FROM campaign_pipeline.campaign_suppressions s WHERE s.lead_id = p_lead
             AND s.lifted_at IS NULL
-    ) w
+    ) cell
+    -- A cell may hold several numbers.
+    CROSS JOIN LATERAL (
+        SELECT cell.written UNION SELECT btrim(piece)
+        FROM regexp_split_to_table(cell.written, '[;,|\r\n/]+|:::| (?:e|ou) ') AS piece) w
     CROSS JOIN LATERAL (SELECT campaign_pipeline.campaign_canonical_address(w.written) AS canonical) c
     CROSS JOIN LATERAL unnest(ARRAY[
         w.written, c.canonical, '+' || c.canonical,
@@ -476,6 +546,10 @@ BEGIN
             (SELECT COALESCE(jsonb_agg(to_jsonb(k) ORDER BY k.checked_at), '[]')
              FROM campaign_pipeline.campaign_number_checks k
             WHERE k.number = ANY (addresses)),
+        'number_contacts',
+            (SELECT COALESCE(jsonb_agg(to_jsonb(n) ORDER BY n.contacted_at), '[]')
+             FROM campaign_pipeline.campaign_number_contacts n
+            WHERE n.number = ANY (addresses)),
         'status_events',
             (SELECT COALESCE(jsonb_agg(e.payload ORDER BY e.id), '[]') FROM campaign_pipeline.campaign_status_events e
             WHERE e.payload ->> 'recipient_id' = ANY (addresses)
@@ -627,6 +701,9 @@ BEGIN
        OR split_part(e.payload ->> 'biz_opaque_callback_data', ':', 1) = ANY (own_messages::text[]);
     GET DIAGNOSTICS n = ROW_COUNT;
     counts := counts || jsonb_build_object('campaign_status_events', n);
+    DELETE FROM campaign_pipeline.campaign_number_contacts k WHERE k.number = ANY (addresses);
+    GET DIAGNOSTICS n = ROW_COUNT;
+    counts := counts || jsonb_build_object('campaign_number_contacts', n);
     DELETE FROM campaign_pipeline.campaign_number_checks k WHERE k.number = ANY (addresses);
     GET DIAGNOSTICS n = ROW_COUNT;
     counts := counts || jsonb_build_object('campaign_number_checks', n);
@@ -634,4 +711,18 @@ BEGIN
     INSERT INTO campaign_pipeline.campaign_erasures (lead_id, workspace_id, erased_at, erased_by, counts)
     VALUES (p_lead, workspace, campaign_pipeline.campaign_now(), p_by, counts);
     RETURN counts;
+END $$;
+
+-- Suppressions from before numbers were read as they are now: spelled anew, so that they go on matching. An erased person
+-- has left no address to spell, but its hash was made of the number as it was sent to, which has not changed.
+DO $$
+BEGIN
+    UPDATE campaign_pipeline.campaign_suppressions s
+    SET address = again.canonical, address_hash = campaign_pipeline.campaign_address_hash(again.canonical)
+    FROM (SELECT DISTINCT ON (o.scope, o.workspace_id, o.channel, o.lead_id, c.canonical) o.id, c.canonical
+          FROM campaign_pipeline.campaign_suppressions o
+          CROSS JOIN LATERAL (SELECT campaign_pipeline.campaign_canonical_address(o.address) AS canonical) c
+          WHERE o.lifted_at IS NULL AND o.address IS NOT NULL
+          ORDER BY o.scope, o.workspace_id, o.channel, o.lead_id, c.canonical, o.address = c.canonical DESC) again
+    WHERE s.id = again.id AND again.canonical <> s.address;
 END $$;

@@ -20,8 +20,18 @@ FROM (SELECT DISTINCT ON (f.id) f.id, f.code, f.sentence
 WHERE m.id = refused.id
 RETURNING m.id, m.error_code AS code;
 
+-- name: hold_contacted_messages
+-- Of the messages that a batch just leased, end or put off those whose number got a message not long ago; see
+-- campaign_hold_contacted.
+SELECT h.message_id AS id, h.skipped FROM campaign_pipeline.campaign_hold_contacted(%(message_ids)s) h;
+
 -- name: drop_past_lead_days
--- Which message a lead got on a day is of use on that day only, wherever on earth it is.
+-- Which message a lead got on a day is of use on that day only, wherever on earth it is; which one a number got, for as
+-- long as numbers may rest (30 days).
+WITH rested AS (
+    DELETE FROM campaign_pipeline.campaign_number_contacts
+    WHERE contacted_at < campaign_pipeline.campaign_now() - interval '744 hours'
+)
 DELETE FROM campaign_pipeline.campaign_lead_days
     WHERE day < ((campaign_pipeline.campaign_now() - interval '72 hours') AT TIME ZONE 'UTC')::date;
 

@@ -1,0 +1,135 @@
+-- One number, several leads: within a workspace a number gets one campaign message per so many hours.
+-- Both spellings of a Brazilian mobile number are one number, by campaign_canonical_address.
+
+-- Give each number of these items to one message. Returns {message: number_contacted} for the others, or null. Of two
+-- workers with two leads of one number the second waits at the insert for the first's commit; each statement below sees
+-- what was committed before it began. A number whose message surely did not go out is taken over.
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_reserve_numbers(p_items jsonb, p_going uuid[]) RETURNS jsonb
+    LANGUAGE plpgsql
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+DECLARE
+    wanted jsonb;   -- [{id, workspace, number, rest}]
+    won    uuid[];
+    lost   uuid[];
+BEGIN
+    -- OFFSET 0: each item is looked up by its id, however many messages the planner expects.
+    SELECT jsonb_agg(jsonb_build_object('id', i.id, 'workspace', at.workspace_id, 'rest', at.rest, 'number', at.number))
+    INTO wanted
+    FROM jsonb_to_recordset(p_items) AS i (id uuid, address text, channel text)
+    CROSS JOIN LATERAL (
+        SELECT c.workspace_id, w.number_rest_hours AS rest,
+               campaign_pipeline.campaign_canonical_address(i.address) AS number
+        FROM public.campaign_messages m
+        JOIN public.campaign_runs r ON r.id = m.run_id
+        JOIN public.campaign_configs c ON c.id = r.config_id
+        JOIN public.workspaces w ON w.id = c.workspace_id
+        WHERE m.id = i.id
+          -- A text that was begun is finished.
+          AND NOT EXISTS (SELECT 1 FROM campaign_pipeline.campaign_message_parts p WHERE p.message_id = i.id
+                          AND p.status = 'sent')
+        OFFSET 0) at
+    WHERE i.id = ANY (p_going) AND i.channel = 'whatsapp' AND at.rest > 0 AND at.number IS NOT NULL;
+    IF wanted IS NULL THEN
+        RETURN NULL;
+    END IF;
+
+    WITH inserted AS (
+        INSERT INTO campaign_pipeline.campaign_number_contacts AS n (workspace_id, number, message_id, contacted_at)
+        SELECT DISTINCT ON (w.workspace, w.number) w.workspace, w.number, w.id, campaign_pipeline.campaign_now()
+        FROM jsonb_to_recordset(wanted) AS w (id uuid, workspace uuid, number text)
+        ORDER BY w.workspace, w.number, w.id  -- in one order, or two groups could wait for each other
+        ON CONFLICT DO NOTHING
+        RETURNING n.message_id
+    )
+    SELECT array_agg(inserted.message_id) INTO won FROM inserted;
+    lost := ARRAY(SELECT w.id FROM jsonb_to_recordset(wanted) AS w (id uuid) WHERE NOT w.id = ANY (COALESCE(won, '{}')));
+    IF lost = '{}' THEN
+        RETURN NULL;
+    END IF;
+
+    -- The number was written to before.
+    PERFORM 1 FROM campaign_pipeline.campaign_number_contacts n
+    WHERE (n.workspace_id, n.number) IN (
+        SELECT w.workspace, w.number FROM jsonb_to_recordset(wanted) AS w (id uuid, workspace uuid, number text)
+        WHERE w.id = ANY (lost))
+    ORDER BY n.workspace_id, n.number FOR UPDATE;
+
+    WITH chosen AS (
+        SELECT DISTINCT ON (n.workspace_id, n.number) n.workspace_id, n.number, w.id
+        FROM jsonb_to_recordset(wanted) AS w (id uuid, workspace uuid, number text, rest integer)
+        JOIN campaign_pipeline.campaign_number_contacts n ON n.workspace_id = w.workspace AND n.number = w.number
+        WHERE w.id = ANY (lost) AND NOT n.message_id = ANY (COALESCE(won, '{}'))
+          AND (n.message_id = w.id
+               OR n.contacted_at <= campaign_pipeline.campaign_now() - make_interval(hours => w.rest)
+               OR NOT EXISTS (SELECT 1 FROM campaign_pipeline.campaign_message_parts p
+                              WHERE p.message_id = n.message_id AND p.status IN ('attempting', 'unknown', 'sent')))
+        ORDER BY n.workspace_id, n.number, (n.message_id = w.id) DESC, w.id
+    ), taken AS (
+        UPDATE campaign_pipeline.campaign_number_contacts n
+        SET message_id = c.id, contacted_at = campaign_pipeline.campaign_now()
+        FROM chosen c WHERE n.workspace_id = c.workspace_id AND n.number = c.number
+        RETURNING n.message_id
+    )
+    SELECT COALESCE(won, '{}') || array_agg(taken.message_id) INTO won FROM taken;
+
+    RETURN (SELECT jsonb_object_agg(w.id, 'number_contacted') FROM jsonb_to_recordset(wanted) AS w (id uuid)
+            WHERE NOT w.id = ANY (COALESCE(won, '{}')));
+END $$;
+
+-- Of the messages that a batch just leased, those whose number was written to not long ago, or that another of them
+-- writes to now, before their texts are paid for. A message of the run that wrote to the number is skipped: it would
+-- say the same again. One of another run waits until the number has rested. A minute where that is still open: what
+-- comes of the other decides. Never one of which a part may have gone out.
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_hold_contacted(p_ids uuid[])
+RETURNS TABLE (message_id uuid, skipped boolean) LANGUAGE plpgsql
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+BEGIN
+    RETURN QUERY
+    WITH item AS MATERIALIZED (
+        SELECT m.id, m.run_id, m.workspace_id, m.rest,
+               campaign_pipeline.campaign_canonical_address(m.written) AS number
+        FROM unnest(p_ids) AS i (id)
+        CROSS JOIN LATERAL (
+            SELECT m.id, m.run_id, c.workspace_id, w.number_rest_hours AS rest,
+                   COALESCE(m.phone_number, l.phone) AS written, COALESCE(m.inbox_id, c.inbox_id) AS inbox_id
+            FROM public.campaign_messages m
+            JOIN public.campaign_runs r ON r.id = m.run_id
+            JOIN public.campaign_configs c ON c.id = r.config_id
+            JOIN public.workspaces w ON w.id = c.workspace_id
+            LEFT JOIN public.leads l ON l.id = m.lead_id
+            WHERE m.id = i.id AND m.status = 'queued' AND NOT EXISTS (
+                SELECT 1 FROM campaign_pipeline.campaign_message_parts p
+                WHERE p.message_id = m.id AND p.status <> 'planned')
+            OFFSET 0) m
+        WHERE m.rest > 0 AND campaign_pipeline.campaign_inbox_channel(m.inbox_id) = 'whatsapp'
+    ), before AS (
+        SELECT item.*, n.message_id AS other_id, n.contacted_at + make_interval(hours => item.rest) AS rested_at,
+               EXISTS (SELECT 1 FROM campaign_pipeline.campaign_message_parts p
+                       WHERE p.message_id = n.message_id AND p.status IN ('sent', 'unknown')) AS out,
+               EXISTS (SELECT 1 FROM campaign_pipeline.campaign_message_parts p
+                       WHERE p.message_id = n.message_id AND p.status = 'attempting') AS leaving,
+               row_number() OVER (PARTITION BY item.workspace_id, item.number ORDER BY item.id) AS place
+        FROM item
+        LEFT JOIN campaign_pipeline.campaign_number_contacts n
+            ON n.workspace_id = item.workspace_id AND n.number = item.number AND n.message_id <> item.id
+           AND n.contacted_at > campaign_pipeline.campaign_now() - make_interval(hours => item.rest)
+        WHERE item.number IS NOT NULL
+    ), held AS (
+        SELECT b.id, b.out AND other.run_id = b.run_id AS skip,
+               CASE WHEN b.out THEN b.rested_at ELSE campaign_pipeline.campaign_now() + interval '1 minute' END AS again_at
+        FROM before b LEFT JOIN public.campaign_messages other ON other.id = b.other_id
+        WHERE b.out OR b.leaving OR b.place > 1
+    )
+    UPDATE public.campaign_messages m
+    SET status = CASE WHEN h.skip THEN 'skipped' ELSE 'pending' END,
+        finished_at = CASE WHEN h.skip THEN campaign_pipeline.campaign_now() END,
+        next_attempt_at = CASE WHEN h.skip THEN m.next_attempt_at ELSE h.again_at END,
+        lease_token = NULL, lease_expires_at = NULL, error_code = 'number_contacted',
+        error_message = CASE
+            WHEN h.skip THEN 'This run has written to the lead''s number already, for another lead with the same number.'
+            ELSE 'Another message goes to the lead''s number, or went to it not long ago; this one waits '
+                 '(workspaces.number_rest_hours).' END
+    FROM held h
+    WHERE m.id = h.id
+    RETURNING m.id, m.status = 'skipped';
+END $$;

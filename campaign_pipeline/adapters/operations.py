@@ -130,6 +130,10 @@ class Operations:
             back.update(row["id"] for row in again)
         return Requeued(len(rows), len(back), len({row["run_id"] for row in rows if row["id"] in back}))
 
+    def erased_leads(self, days: int) -> list[str]:
+        """Ids of the leads that were erased in so many days."""
+        return [str(row["lead_id"]) for row in self._all("list_erased_leads", days=days)]
+
     def delete_old_logs(self, days: int) -> int:
         """Delete campaign_logs older than that, in small batches; returns how many rows."""
         return _in_batches(lambda: self._run("delete_old_logs", days=days, limit=DELETE_BATCH))

@@ -54,13 +54,18 @@ def _days(config: KeepConfig, default: int) -> int:
 def delete_old_outputs(context: dg.OpExecutionContext, config: KeepConfig, database: QueueDatabase) -> int:
     """Delete the step outputs of runs that wrote nothing for CAMPAIGN_KEEP_OUTPUTS_DAYS: they hold personal data.
 
-    Such a run can be re-executed as a whole, but not from failure any more.
+    Such a run can be re-executed as a whole, but not from failure any more. Leads that were erased lately are taken
+    out of what is left once more: another machine may have done the erasure, or a batch was being written just then.
     """
     with plain_failures():
         days = _days(config, OperationsSettings.from_environment().keep_outputs_days)
         with Operations(database.url()) as operations:
-            before = operations.now() - timedelta(days=days)
-    folders, files = PrivateFiles(Environment.read().outputs_path).delete_older_than(before)
+            before, erased = operations.now() - timedelta(days=days), operations.erased_leads(days + 1)
+    outputs = PrivateFiles(Environment.read().outputs_path)
+    folders, files = outputs.delete_older_than(before)
+    for lead_id in erased:
+        with _told(context, f"The erased lead {lead_id} may still be in some output files"):
+            outputs.forget_lead(lead_id)
     context.log.info(f"Deleted {files} output files of {folders} runs that are older than {days} days.")
     context.add_output_metadata({"files": files, "runs": folders, "keep_days": days}, output_name="deleted_outputs")
     return files

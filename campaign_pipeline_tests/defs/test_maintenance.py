@@ -8,6 +8,7 @@ from typing import Any
 from uuid import uuid4
 
 import dagster as dg
+import pandas as pd
 import pytest
 from dagster import DagsterInstance
 from dagster._core.code_pointer import CodePointer
@@ -75,6 +76,18 @@ def test_outputs_go_when_their_run_wrote_nothing_for_a_week(
     world.move_clock(2 * day)
     assert clean_up(instance)["deleted_outputs"]["files"] == 2
     assert not still_at_it.exists()
+
+
+def test_an_erased_lead_is_taken_out_of_what_was_written_since(
+    world: World, instance: DagsterInstance, outputs: Path
+) -> None:
+    lead = world.lead(world.workspace())
+    world.value("SELECT campaign_erase_lead(%s, 'Rui')", lead)
+    table = outputs / str(uuid4()) / "lead_contexts.parquet"
+    table.parent.mkdir()
+    pd.DataFrame({"lead_id": [str(lead), "another"]}).to_parquet(table, index=False)
+    clean_up(instance)
+    assert list(pd.read_parquet(table)["lead_id"]) == ["another"]
 
 
 def test_an_outputs_folder_that_is_not_there_yet_is_no_trouble(

@@ -538,6 +538,8 @@ BEGIN
                 SELECT COALESCE(jsonb_agg(to_jsonb(t) ORDER BY t.created_at, t.id), '[]') FROM public.messages t
                 WHERE t.conversation_id = v.id)) ORDER BY v.created_at, v.id), '[]')
             FROM public.conversations v WHERE v.id = ANY (conversations)),
+        'activities', (SELECT COALESCE(jsonb_agg(to_jsonb(a) ORDER BY a.created_at, a.id), '[]')
+                       FROM public.lead_activities a WHERE a.lead_id = p_lead),
         'suppressions',
             (SELECT COALESCE(jsonb_agg(to_jsonb(s) ORDER BY s.id), '[]') FROM campaign_pipeline.campaign_suppressions s
             WHERE s.lead_id = p_lead
@@ -678,6 +680,8 @@ BEGIN
         'campaign_message_parts',
             campaign_pipeline.campaign_blank('campaign_pipeline.campaign_message_parts', 'message_id', own_messages,
             '{status,error_class,error_code,idempotency_key,delivery_status,delivery_code}'),
+        'lead_activities',
+            campaign_pipeline.campaign_blank('public.lead_activities', 'lead_id', ARRAY[p_lead], '{activity_type}'),
         'campaign_model_calls',
             campaign_pipeline.campaign_blank('campaign_pipeline.campaign_model_calls', 'message_id', own_messages,
             '{id,purpose,model,rule,changed}'),

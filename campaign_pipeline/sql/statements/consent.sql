@@ -69,6 +69,11 @@ SELECT jsonb_pretty(campaign_pipeline.campaign_export_lead(%(lead_id)s)) AS docu
 -- Erase a person's data; see campaign_erase_lead.
 SELECT campaign_pipeline.campaign_erase_lead(%(lead_id)s, %(by)s) AS counts;
 
+-- name: list_erased_leads
+-- Who was erased in the last %(days)s days.
+SELECT DISTINCT e.lead_id FROM campaign_pipeline.campaign_erasures e
+WHERE e.erased_at >= campaign_pipeline.campaign_now() - make_interval(hours => 24 * %(days)s);
+
 -- name: read_number_checks
 -- What a provider said of these numbers, where it is still to be believed; for a whole shard at once.
 SELECT k.number, k."exists", k.account, k.jid, k.lid

@@ -28,6 +28,7 @@ def test_every_race_runs_and_writes_its_table_without_judging_a_short_run(tmp_pa
         "Claiming 500 of 10,000 and of 10 million",
         "Contexts of 1,000 leads",
         "Footprint: round trips, memory, events, imports",
+        "A database 20 ms and 80 ms away",
     ]
     judged = [line for line in text.splitlines() if line.endswith(("| met |", "| NOT met |"))]
     assert judged == []
@@ -40,6 +41,7 @@ def test_every_race_runs_and_writes_its_table_without_judging_a_short_run(tmp_pa
         "8 claimers at once",
         "the calls / the statement",
         "round trips a one-part message, 5 in flight",
+        "send phase, database 80 ms away",
     ):
         assert f"| {figure} |" in text
 

@@ -22,7 +22,19 @@ from campaign_pipeline.sandbox import Behaviour, Kind, Latency, SandboxProcess
 from campaign_pipeline_tests.commands import processes_of, run, start, wait_until
 from campaign_pipeline_tests.factories import World
 
-COMMANDS = (["demo"], ["dev"], ["process"], ["sandbox"], ["db"], ["db", "upgrade"], ["db", "url"])
+COMMANDS = (
+    ["demo"],
+    ["dev"],
+    ["process"],
+    ["sandbox"],
+    ["db"],
+    ["db", "upgrade"],
+    ["db", "url"],
+    ["crm"],
+    ["crm", "check"],
+    ["crm", "attach"],
+    ["crm", "detach"],
+)
 
 
 def call(*arguments: str) -> Result:

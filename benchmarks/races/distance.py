@@ -1,0 +1,55 @@
+"""A database 20 ms and 80 ms away.
+
+200 messages, 20 in flight, at the old system's latencies and with leases of 10 seconds: the send phase with the
+database on this machine, and with each answer of it 20 and 80 ms late.
+"""
+
+from contextlib import ExitStack
+
+from benchmarks.ours import JobSpec, run_against
+from benchmarks.report import Result
+from benchmarks.wire import DistantProxy
+from benchmarks.world import USUAL_LATENCIES, Bench, Options, fill, medians, read_drawn
+from campaign_pipeline.sandbox import Behaviour, SandboxProcess
+
+IN_FLIGHT = 20
+DISTANCES = (0, 20, 80)  # milliseconds, there and back
+ROUND_TRIPS = 4  # of a message, one after another: what it asks of the database while it has a place in flight
+LEASE_SECONDS = "10"
+
+
+def race(bench: Bench, options: Options, result: Result) -> None:
+    """Run every distance once for each seed."""
+    count = options.pick(200, 20)
+    figures = medians([_once(bench, count, seed) for seed in options.seeds])
+    near = figures["phase 0"]
+    result.tell("the limit", figures["limit"], "s")
+    result.tell("send phase, database on this machine", near, "s")
+    for away in DISTANCES[1:]:
+        # Each message waits for so many answers, and so many messages wait one after another in each place in flight.
+        most = near + ROUND_TRIPS * away / 1000 * count / IN_FLIGHT + 2.0
+        result.judge(f"send phase, database {away} ms away", figures[f"phase {away}"], "s", most=most)
+        result.tell(f"{away} ms away / on this machine", figures[f"phase {away}"] / near, "×")
+    result.notes.append(
+        f"Every message went out once, so no lease of {LEASE_SECONDS} s was lost. The bar is the time on this machine, "
+        f"{ROUND_TRIPS} round trips a message, and 2 s."
+    )
+
+
+def _once(bench: Bench, count: int, seed: int) -> dict[str, float]:
+    behaviour = Behaviour(seed=seed, latencies=USUAL_LATENCIES)
+    figures: dict[str, float] = {}
+    with SandboxProcess(behaviour) as sandbox:
+        for away in DISTANCES:
+            with bench.database("bench_distance") as url, ExitStack() as stack:
+                fill(url, count)
+                reached = url
+                if away:
+                    folder = bench.home / f"far_{away}"
+                    reached = stack.enter_context(DistantProxy(url, folder, away / 1000)).url
+                environment = bench.environment(reached, sandbox) | {"CAMPAIGN_LEASE_SECONDS": LEASE_SECONDS}
+                spec = JobSpec(IN_FLIGHT, batch_size=count, shard_size=count, in_process=True)
+                run = run_against(environment, spec, sandbox, count)
+                figures[f"phase {away}"] = max(run.shard_seconds)
+        figures["limit"] = read_drawn(sandbox, behaviour).limit(IN_FLIGHT)
+    return figures

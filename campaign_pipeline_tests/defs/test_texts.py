@@ -280,6 +280,9 @@ def test_a_refused_answer_is_forgotten_with_its_lead_and_with_old_logs(world: Wo
         (call,) = calls(world)
         assert call["answer"]
         lead = rig.message(message)["lead_id"]
+        (exported,) = world.value("SELECT campaign_pipeline.campaign_export_lead(%s)", lead)["model_answers"]
+        assert exported["answer"] == call["answer"]
+        world.do("DELETE FROM campaign_messages WHERE id = %s", message)  # as the CRM does
         world.do("SELECT campaign_pipeline.campaign_erase_lead(%s, 'Rui')", lead)
         (call,) = calls(world)
         assert (call["answer"], call["rule"]) == (None, "placeholder")

@@ -534,6 +534,8 @@ BEGIN
                 WHERE p.message_id = m.id)) ORDER BY m.created_at, m.id), '[]')
             FROM public.campaign_messages m WHERE m.id = ANY (messages)),
         'parts_of_deleted_messages', deleted,
+        'model_answers', (SELECT COALESCE(jsonb_agg(to_jsonb(k) ORDER BY k.called_at, k.id), '[]')
+            FROM campaign_pipeline.campaign_model_calls k WHERE k.lead_id = p_lead),
         'conversations', (SELECT COALESCE(jsonb_agg(to_jsonb(v) || jsonb_build_object('messages', (
                 SELECT COALESCE(jsonb_agg(to_jsonb(t) ORDER BY t.created_at, t.id), '[]') FROM public.messages t
                 WHERE t.conversation_id = v.id)) ORDER BY v.created_at, v.id), '[]')
@@ -683,7 +685,7 @@ BEGIN
         'lead_activities',
             campaign_pipeline.campaign_blank('public.lead_activities', 'lead_id', ARRAY[p_lead], '{activity_type}'),
         'campaign_model_calls',
-            campaign_pipeline.campaign_blank('campaign_pipeline.campaign_model_calls', 'message_id', own_messages,
+            campaign_pipeline.campaign_blank('campaign_pipeline.campaign_model_calls', 'lead_id', ARRAY[p_lead],
             '{id,purpose,model,rule,changed}'),
         'campaign_logs',
             campaign_pipeline.campaign_blank('public.campaign_logs', 'id',

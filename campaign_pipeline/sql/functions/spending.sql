@@ -34,7 +34,7 @@ DECLARE
     booked jsonb;
 BEGIN
     WITH call AS MATERIALIZED (
-        SELECT i.id AS message_id, m.run_id, c.*
+        SELECT i.id AS message_id, m.run_id, m.lead_id, c.*
         FROM jsonb_to_recordset(p_items) AS i (id uuid, calls jsonb)
         JOIN public.campaign_messages m ON m.id = i.id
         CROSS JOIN LATERAL jsonb_to_recordset(COALESCE(NULLIF(i.calls, 'null'), '[]')) AS c (
@@ -44,9 +44,10 @@ BEGIN
         WHERE i.id = ANY (p_ids)
     ), kept AS (
         INSERT INTO campaign_pipeline.campaign_model_calls AS k
-            (id, message_id, run_id, purpose, model, prompt_tokens, completion_tokens, reasoning_tokens, cost_usd,
+            (id, message_id, run_id, lead_id, purpose, model, prompt_tokens, completion_tokens, reasoning_tokens,
+             cost_usd,
              rule, changed, answer, called_at)
-        SELECT DISTINCT ON (call.id) call.id, call.message_id, call.run_id, call.purpose, call.model,
+        SELECT DISTINCT ON (call.id) call.id, call.message_id, call.run_id, call.lead_id, call.purpose, call.model,
                COALESCE(call.prompt_tokens, 0), COALESCE(call.completion_tokens, 0),
                COALESCE(call.reasoning_tokens, 0), call.cost_usd, call.rule,
                COALESCE(call.changed, '{}'), call.answer, campaign_pipeline.campaign_now()

@@ -392,13 +392,14 @@ def test_a_million_suppressions_would_be_probed_and_never_read_through(
         before = scans()
         for _ in range(7):  # plpgsql plans for the values at hand at first, then once for all values
             assert rows(world, "skip_refused_messages", message_ids=due) == []
+            assert rows(world, "hold_contacted_messages", message_ids=due) == []
             answers = holding(world, *due).begin_all(
                 {"id": m, "text": "Oi", "parts": ["Oi"], "part_no": 0} for m in due
             )
             assert {row["verdict"] for row in answers.values()} == {"go"}
             world.value(
                 "SELECT campaign_refused_by_consent(%s, %s)",
-                Jsonb([{"id": str(m), "address": PHONE} for m in due]),
+                Jsonb([{"id": str(m), "address": PHONE, "channel": "whatsapp"} for m in due]),
                 due,
             )
             world.do("UPDATE campaign_messages SET lease_expires_at = '-infinity' WHERE id = ANY (%s)", due)

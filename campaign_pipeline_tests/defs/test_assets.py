@@ -124,7 +124,7 @@ def test_everything_that_the_ui_names_is_described_in_a_sentence() -> None:
 
 def test_every_check_says_what_to_do_when_it_fails() -> None:
     descriptions = {spec.name: spec.description or "" for check in CHECKS for spec in check.check_specs}
-    assert len(descriptions) == 6
+    assert len(descriptions) == 8
     assert [name for name, text in descriptions.items() if "On failure" not in text] == []
 
 
@@ -296,6 +296,8 @@ def test_a_sound_queue_passes_every_check(world: World, outputs: Path, instance:
         "provider_ids_are_unique": True,
         "outcomes_are_known": True,
         "nobody_else_sends": True,
+        "accepted_messages_arrive": True,
+        "rows_stay_in_their_workspace": True,
     }
 
 
@@ -318,6 +320,21 @@ def test_each_check_finds_what_it_is_for(world: World, outputs: Path, instance: 
             provider_message_id="wamid.5511976543210",
             sent_at=now,
         )
+    late = world.due_message(run)
+    world.insert(
+        "campaign_message_parts",
+        message_id=late,
+        part_no=1,
+        text="Oi",
+        status="sent",
+        idempotency_key=f"{late}:1",
+        inbox_id=inbox,
+        provider_message_id="wamid.late",
+        sent_at=now - timedelta(days=2),
+        delivery_status="sent",
+    )
+    stranger = world.inbox(world.workspace())
+    world.campaign(workspace, stranger)
     world.do("UPDATE campaign_runs SET leads_success = 5 WHERE id = %s", run)
     checks = run_checks(instance)
     assert {name for name, evaluation in checks.items() if evaluation.passed} == set()
@@ -326,6 +343,7 @@ def test_each_check_finds_what_it_is_for(world: World, outputs: Path, instance: 
     assert str(held) in found["leases_are_taken_back"]
     assert str(unknown) in found["outcomes_are_known"]
     assert str(inbox) in found["provider_ids_are_unique"]
+    assert str(inbox) in found["accepted_messages_arrive"]
     assert "5511976543210" not in "".join(found.values())
     severities = {name: evaluation.severity.value for name, evaluation in checks.items()}
     assert severities["outcomes_are_known"] == "WARN"

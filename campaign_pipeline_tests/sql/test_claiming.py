@@ -35,6 +35,7 @@ def claim(world: World, quotas: dict[UUID, int], batch_size: int) -> Counter[UUI
         token=uuid4(),
         owner="test",
         lease_seconds=120.0,
+        tried_ids=None,
     )
     return Counter(row["run_id"] for row in claimed)
 
@@ -214,6 +215,7 @@ def test_eight_threads_that_only_claim_never_get_the_same_message(world: World) 
                         "token": token,
                         "owner": f"thread {number}",
                         "lease_seconds": 120.0,
+                        "tried_ids": None,
                     },
                 ).fetchall()
                 mine += [row["message_id"] for row in found]
@@ -243,6 +245,7 @@ def test_a_claimer_passes_over_what_another_has_not_committed(world: World) -> N
                 "token": uuid4(),
                 "owner": "slow",
                 "lease_seconds": 120.0,
+                "tried_ids": None,
             },
         ).fetchall()
         name = world.value("SELECT current_database()")

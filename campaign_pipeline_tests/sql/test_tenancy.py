@@ -29,13 +29,13 @@ class Tenant:
 def tenant(world: World, name: str) -> Tenant:
     """A tenant whose message is due and may go."""
     workspace = world.workspace()
-    inbox = world.inbox(workspace, name=f"instance of {name}", status="connected")
+    inbox = world.inbox(workspace, name=f"instance_of_{name}", status="connected")
     instance = world.value("SELECT instance_id FROM inbox_instances WHERE inbox_id = %s", inbox)
-    funnel = world.insert("funnels", workspace_id=workspace, name=f"funnel of {name}")
-    column = world.insert("funnel_columns", funnel_id=funnel, title=f"column of {name}")
+    funnel = world.insert("funnels", workspace_id=workspace, name="Vendas")
+    column = world.insert("funnel_columns", funnel_id=funnel, title="Novo")
     campaign = world.campaign(workspace, inbox, source_column_id=column, target_column_id=column)
     run = world.run(campaign)
-    lead = world.lead(workspace, client_name=f"lead of {name}", funnel_id=funnel, column_id=column)
+    lead = world.lead(workspace, client_name="Maria Souza", funnel_id=funnel, column_id=column)
     conversation = world.insert("conversations", workspace_id=workspace, inbox_id=inbox, channel="whatsapp")
     return Tenant(
         *(workspace, inbox, instance, funnel, column, campaign, run, lead, conversation),
@@ -147,7 +147,7 @@ def test_an_inbox_with_an_instance_of_its_own_goes_through_it_and_never_through_
     world.do("UPDATE instances SET last_connected_at = now() WHERE id = %s", b.instance)
     assert len(claim_batch(world).rows) == 2
     (connection,) = rows(world, "get_inbox_connection", inbox_id=a.inbox)
-    assert (connection["instance_id"], connection["name"]) == (a.instance, "instance of A")
+    assert (connection["instance_id"], connection["name"]) == (a.instance, "instance_of_A")
 
 
 def test_no_statement_returns_the_key_or_the_name_of_another_workspaces_instance(
@@ -159,7 +159,7 @@ def test_no_statement_returns_the_key_or_the_name_of_another_workspaces_instance
     assert rows(world, "get_inbox_connection", inbox_id=a.inbox) == []
     listed = {row["run_id"]: row for row in rows(world, "list_running_runs")}
     assert (listed[a.run]["instance_name"], listed[a.run]["instance_status"]) == (None, "connected")
-    assert listed[b.run]["instance_name"] == "instance of B"
+    assert listed[b.run]["instance_name"] == "instance_of_B"
 
 
 def test_a_fallback_inbox_of_another_workspace_or_with_its_instance_is_never_chosen(

@@ -85,3 +85,12 @@ def test_the_text_that_was_paid_for_is_kept_for_the_next_day() -> None:
     queue = Queue.of(1)
     work(queue, "contacted_today", replace(settings(), one_a_day=frozenset({"workspace"})))
     assert queue.messages["m0000"].text is not None
+
+
+def test_a_message_whose_number_another_one_has_waits_for_the_next_claim_with_its_text_kept() -> None:
+    queue = Queue.of(1)
+    report, channel, _ = work(queue, "number_contacted")
+    stored = queue.messages["m0000"]
+    assert (stored.status, stored.code, stored.retry_count) == ("pending", "number_contacted", 0)
+    assert stored.due == pytest.approx(60, abs=3)
+    assert (report.returned, channel.asked, stored.text is not None) == (1, [], True)

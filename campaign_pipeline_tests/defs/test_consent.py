@@ -1,5 +1,6 @@
 """Consent and numbers on the real queue, over real HTTP: what never leaves, and where it goes instead."""
 
+import json
 import os
 from collections import Counter
 from collections.abc import Callable
@@ -17,6 +18,8 @@ from campaign_pipeline_tests.defs.test_shard import FIRST, SECOND, TWO_PARTS, Pl
 from campaign_pipeline_tests.factories import World
 
 __all__ = ["play"]  # the fixture
+
+CASES = Path(__file__).parents[1] / "cases"
 
 PHONE, TWIN = "5511988887777", "551188887777"
 
@@ -96,6 +99,27 @@ def test_a_suppressed_lead_costs_no_text(world: World, play: Play) -> None:
         assert await rig.batch() == []
         assert (rig.generations(), rig.sends()) == (0, 0)
         assert rig.message(message)["error_code"] == "suppressed"
+
+    play(scenario)
+
+
+# One number, several leads --------------------------------------------------------------------------------------------
+
+
+def test_four_leads_with_one_number_get_one_message(world: World, play: Play) -> None:
+    workspace, _, run = inbox_of(world)
+    world.do("UPDATE workspaces SET number_rest_hours = 24 WHERE id = %s", workspace)
+    phones = json.loads((CASES / "70-same-number-twice.json").read_text())["input"]["phones"]
+    for phone in phones:
+        world.due_message(run, world.lead(workspace, phone=phone))
+
+    async def scenario(rig: Rig) -> None:
+        await rig.batch()
+        assert (rig.sends(), rig.statuses()) == (1, Counter(sent=1, pending=3))
+        world.move_clock(timedelta(minutes=2))
+        assert await rig.batch() == []
+        assert (rig.sends(), rig.statuses()) == (1, Counter(sent=1, skipped=3))
+        assert world.wrong_counters() == []
 
     play(scenario)
 

@@ -35,7 +35,7 @@ chromium: ## The browser of the UI's tests, from Debian's packages where we may 
 pgbouncer: ## The pooler that tests put before the database, from Debian's packages where we may install
 	@.ci/debian-package pgbouncer $(PGBOUNCER) "the tests through a pooler"
 
-crash-test: $(READY) ## Kill everything at random and recount; leave it running (CRASH="--messages 20000 --kills 200 --seed 7")
+crash-test: $(READY) ## Kill and suspend everything at random, and recount; leave it running (CRASH="--messages 20000 --kills 200 --seed 7")
 	$(BIN)/python -m campaign_pipeline_tests.crash.campaign $(CRASH)
 
 bench: $(READY) ## Race against other ways of doing the same work; writes benchmarks/RESULTS.md (about half an hour)

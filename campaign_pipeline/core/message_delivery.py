@@ -328,7 +328,9 @@ class MessageDelivery:
                 self._attempt = Settlement(self.id, part.no, part.attempts, outcome=planned, unrequested=True)
                 self._conversation_id = begun.conversation_id
                 good_for = self._shared.leases.usable_seconds
-                self._send_deadline = asked_at + min(good_for, begun.grace_seconds or good_for)
+                if begun.grace_seconds is not None:
+                    good_for = min(good_for, begun.grace_seconds)
+                self._send_deadline = asked_at + good_for
             return begun.verdict
 
         try:

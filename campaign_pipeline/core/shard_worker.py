@@ -128,8 +128,10 @@ class ShardWorker:
             for task in background:
                 task.cancel()
             await asyncio.gather(*background, self._shared.admission.cancel_prefetch(), return_exceptions=True)
-            await self._release_rest()
-            await self.heartbeat.stop()
+            try:
+                await self._release_rest()
+            finally:
+                await self.heartbeat.stop()
             self.report.seconds = round(self.time.seconds(), 3)
         return self.report
 

@@ -30,6 +30,9 @@ from campaign_pipeline.core.text_writer import TextWriter
 
 TERMINATED = "The run was terminated."
 
+MANY_SUSPECTS = 50
+"""Messages at whose work a worker died: of so many in a shard, one at a time."""
+
 
 @dataclass
 class ShardWorker:
@@ -60,8 +63,10 @@ class ShardWorker:
         self.time = ShardTime(self.clock, self.started_at)
         self._stop = StopSignal(self.clock)
         self._shared = self._context()
-        # What a worker died of may be one of its messages: those go last, and one at a time.
+        # What a worker died of may be one of its messages: those go last, and one at a time. Where they are many, a
+        # worker was killed from outside, and one at a time would take hours.
         self._waiting = deque(sorted(self.messages, key=lambda message: message.worker_deaths > 0))
+        self._suspects_at_once = 1 + sum(message.worker_deaths > 0 for message in self.messages) // MANY_SUSPECTS
         self._at_work: dict[str, MessageDelivery] = {}
         self._free_slots = 0
         self._most_at_work = 0
@@ -196,7 +201,7 @@ class ShardWorker:
         while self._waiting and self._free_slots and len(self._at_work) < self._most_at_work:
             if self._stop.reason or self._aborted:
                 return
-            if self._waiting[0].worker_deaths and self._at_work:
+            if self._waiting[0].worker_deaths and len(self._at_work) >= self._suspects_at_once:
                 break
             message = self._waiting.popleft()
             self._at_work[message.id] = delivery = self._delivery_of(message)

@@ -16,6 +16,7 @@ from campaign_pipeline.sandbox import SandboxProcess
 from campaign_pipeline.sandbox.behaviour import Behaviour, Kind, Latency
 from campaign_pipeline_tests.crm import TARGET_COLUMN, Crm
 from campaign_pipeline_tests.defs.test_job import IN_PROCESS, run_job, troubles
+from campaign_pipeline_tests.sql.holder import rows
 
 
 @pytest.fixture
@@ -118,6 +119,7 @@ def test_the_crm_stops_a_run_in_the_middle_of_a_batch(
     everything_adds_up(crm, sandbox)
     contacted = crm.all("SELECT DISTINCT lead_id FROM campaign_message_parts WHERE status = 'sent'")
     if call == "cancel_campaign_run":
+        rows(crm, "recover_leases")  # the next batch: of messages that were deleted between two parts
         moved = crm.value("SELECT count(*) FROM leads WHERE column_id = %s", TARGET_COLUMN)
         assert moved == len(contacted)
         return

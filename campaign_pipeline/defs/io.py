@@ -263,15 +263,15 @@ class HandleIOManager(_PrivateIOManager):
         return orjson.loads(self._files.read(path.path))
 
 
-@dg.io_manager
+@dg.io_manager(description="Tables of steps: private Parquet files under CAMPAIGN_OUTPUTS.")
 def private_tables() -> TableIOManager:
-    """Private Parquet files under CAMPAIGN_OUTPUTS."""
+    """Write tables where CAMPAIGN_OUTPUTS says."""
     return TableIOManager()
 
 
-@dg.io_manager
+@dg.io_manager(description="Ids, settings and counts of steps: private JSON files under CAMPAIGN_OUTPUTS.")
 def private_handles() -> HandleIOManager:
-    """Private JSON files under CAMPAIGN_OUTPUTS."""
+    """Write handles where CAMPAIGN_OUTPUTS says."""
     return HandleIOManager()
 
 

@@ -442,7 +442,7 @@ def test_the_runs_are_shown_as_the_batch_left_them(
     assert "Claimed 3 due messages of 1 runs for 1 inboxes; next they are written and sent" in log
     assert f"Run {waiting} has messages due but waits (inbox_disconnected): " in log
     assert "3 messages; 3 sent, 0 failed, 0 skipped, 0 returned" in log
-    assert f"Run {closing} (Hoje) is completed: 3 sent, 0 failed, 0 skipped." in log
+    assert f"Run {closing} (Café) is completed: 3 sent, 0 failed, 0 skipped." in log
 
 
 def test_a_window_that_is_closed_says_until_when(

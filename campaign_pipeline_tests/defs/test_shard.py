@@ -631,18 +631,6 @@ def test_a_truncated_text_gets_twice_the_room_once(world: World, play: Play) -> 
     play(scenario, "generation:length")
 
 
-def test_a_null_among_the_retry_delays_of_a_campaign_is_passed_over(world: World, play: Play) -> None:
-    message = world.due_message(world.run(world.campaign(retry_delays_minutes=[None, 10])))
-
-    async def scenario(rig: Rig) -> None:
-        await rig.batch()
-        row = rig.message(message)
-        assert (row["status"], row["error_class"], row["retry_count"]) == ("pending", "transient", 1)
-        assert row["next_attempt_at"] > world.value("SELECT campaign_now() + interval '9 minutes'")
-
-    play(scenario, "generation:server_error_500")
-
-
 def test_not_on_whatsapp_fails_that_message_at_once_and_no_other(world: World, play: Play) -> None:
     run = world.run()
     lead = world.lead(phone="+55 11 98888-7777")
@@ -1148,11 +1136,17 @@ def test_a_text_that_was_paid_for_is_kept_when_the_run_is_paused_before_its_firs
     play(scenario)
 
 
-def test_a_message_whose_first_part_is_out_is_finished_though_its_run_is_paused(world: World, play: Play) -> None:
+def test_a_paused_run_sends_nothing_after_the_part_in_flight_and_goes_on_with_the_next_when_resumed(
+    world: World, play: Play
+) -> None:
     message = in_two_parts(world)
 
     async def scenario(rig: Rig) -> None:
         await rig.batch(Watch(after_send=lambda _: world.do("UPDATE campaign_runs SET status = 'paused'")))
+        assert rig.message(message)["status"] == "pending"
+        assert rig.arrived() == [FIRST]
+        world.do("UPDATE campaign_runs SET status = 'running'")
+        await rig.batch()
         assert rig.message(message)["status"] == "sent"
         assert rig.arrived() == [FIRST, SECOND]
 

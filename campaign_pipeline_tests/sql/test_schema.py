@@ -58,6 +58,11 @@ def test_a_part_number_is_given_once_a_message(world: World) -> None:
         world.insert("campaign_message_parts", **row)
 
 
+def test_a_campaign_refuses_a_missing_retry_delay(world: World) -> None:
+    with pytest.raises(psycopg.errors.CheckViolation, match="campaign_configs_retry_delays_known"):
+        world.campaign(retry_delays_minutes=[None, 10])
+
+
 @pytest.mark.parametrize("columns", [{"scope": "everything"}, {"kind": "forever"}, {"reason": None}])
 def test_a_pause_refuses_nonsense(world: World, columns: dict[str, Any]) -> None:
     now = world.value("SELECT campaign_now()")

@@ -168,9 +168,9 @@ def many_messages(world: World, count: int, *, runs: int = 4, inboxes: int = 2, 
         made.append(world.run(config, leads_total=count // runs))
     world.do(
         "WITH l AS (INSERT INTO leads (workspace_id, client_name, phone)"
-        " SELECT c.workspace_id, 'Lead ' || n, '+55 11 9' || lpad((40000000 + n)::text, 8, '0')"
+        " SELECT c.workspace_id, 'Ana ' || n, '+55 11 9' || lpad((40000000 + n)::text, 8, '0')"
         " FROM generate_series(1, %s) n JOIN campaign_runs r ON r.id = (%s::uuid[])[1 + n %% %s]"
-        " JOIN campaign_configs c ON c.id = r.config_id RETURNING id, substr(client_name, 6)::int AS n)"
+        " JOIN campaign_configs c ON c.id = r.config_id RETURNING id, substr(client_name, 5)::int AS n)"
         " INSERT INTO campaign_messages (run_id, lead_id, scheduled_at)"
         " SELECT (%s::uuid[])[1 + n %% %s], id, campaign_now() - interval '1 minute' FROM l",
         count, made, runs, made, runs,

@@ -1,6 +1,7 @@
 """A worker is killed before and after every persisted boundary; others recover, and everything is recounted."""
 
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -76,6 +77,25 @@ def test_a_message_that_every_worker_dies_of_is_set_aside_and_all_others_are_sen
     row = world.one("SELECT status, error_class, error_code FROM campaign_messages WHERE id = %s", poisoned)
     assert tuple(row.values()) == ("failed", "permanent", "worker_died_twice")
     assert world.value("SELECT count(*) FROM campaign_messages WHERE status = 'sent'") == 29
+
+
+@pytest.mark.parametrize("boundary", ["after:begin_part:9", "before:send:9", "before:settle:9"])
+def test_a_worker_that_sleeps_at_a_boundary_until_all_is_done_sends_and_changes_nothing(
+    world: World, boundary: str
+) -> None:
+    with SandboxProcess() as sandbox:
+        many_messages(world, 40, runs=2)
+        sleeper = start_worker(world.url, sandbox, STOP_AT=boundary)
+        status = Path(f"/proc/{sleeper.pid}/stat")
+        while status.read_text().rpartition(")")[2].split()[0] != "T":
+            pass  # until it sleeps
+        moved = recover(world, sandbox)
+        sleeper.send_signal(signal.SIGCONT)
+        finish(sleeper)
+        recover(world, sandbox, moved)
+        record = sandbox.record()
+    assert violations(world, record) == []
+    assert world.value("SELECT count(*) FROM campaign_messages WHERE status = 'sent'") == 40
 
 
 def test_a_stopped_worker_that_wakes_after_its_lease_changes_and_sends_nothing(world: World) -> None:

@@ -1,9 +1,9 @@
 """A worker process to be killed: claims batches and delivers shards with the pipeline's own code, without Dagster.
 
-`CRASH_FOR=<message>` lets it kill itself whenever it has a text for this message: a poisoned row.
-
 `CRASH_AT=<side>:<point>:<n>` lets it kill itself with SIGKILL at the n-th passing of a point, before or after a call of
-the store, the language model or the channel. Production code has no such points: they are put around it here.
+the store, the language model or the channel; `STOP_AT` suspends it there (SIGSTOP). `CRASH_FOR=<message>` lets it kill
+itself whenever it has a text for this message: a poisoned row. Production code has no such points: they are put around
+it here.
 """
 
 import asyncio
@@ -38,8 +38,8 @@ POINTS: dict[str, tuple[type, str]] = {
 """Every persisted boundary, and every request."""
 
 
-def crash_at(where: str) -> None:
-    """Arm one point: `before:send:3` kills this process when the third send is about to be made."""
+def crash_at(where: str, blow: signal.Signals = signal.SIGKILL) -> None:
+    """Arm one point: `before:send:3` kills (or stops) this process when the third send is about to be made."""
     side, name, number = where.split(":")
     owner, method = POINTS[name]
     original: Callable[..., Awaitable[Any]] = getattr(owner, method)
@@ -51,10 +51,10 @@ def crash_at(where: str) -> None:
         left -= 1
         last = left == 0
         if last and side == "before":
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), blow)
         result = await original(*args, **kwargs)
         if last and side == "after":
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), blow)
         return result
 
     setattr(owner, method, armed)
@@ -102,6 +102,8 @@ def main() -> None:
     url, *numbers = sys.argv[1:]
     if os.environ.get("CRASH_AT"):
         crash_at(os.environ["CRASH_AT"])
+    if os.environ.get("STOP_AT"):
+        crash_at(os.environ["STOP_AT"], signal.SIGSTOP)
     if os.environ.get("CRASH_FOR"):
         crash_for(os.environ["CRASH_FOR"])
     print(run_async(work(url, *map(int, numbers))), flush=True)  # noqa: T201 (for whoever started us)

@@ -98,7 +98,12 @@ class World:
 
     def workspace(self, model: str | None = "openai/gpt-4o-mini", *, number_rest_hours: int = 0) -> UUID:
         """A tenant; with no model if None. Numbers need no rest: most tests write to one number again and again."""
-        workspace = self.insert("workspaces", name="Acme", number_rest_hours=number_rest_hours)
+        workspace = self.insert("workspaces", name="Acme")
+        # A database as an earlier version made it has no such column.
+        if self.all(
+            "SELECT FROM pg_attribute WHERE attrelid = 'workspaces'::regclass AND attname = 'number_rest_hours'"
+        ):
+            self.do("UPDATE workspaces SET number_rest_hours = %s WHERE id = %s", number_rest_hours, workspace)
         if model:
             self.insert("ai_agents", workspace_id=workspace, model=model)
         return workspace

@@ -169,7 +169,7 @@ _ALONE: Final = re.compile(
 )
 _GREETED_FIELD: Final = re.compile(
     r"\b(?:ola|oi|prezad[oa]|car[oa]|bom dia|boa tarde|boa noite|hello|hi|dear|hola),? "
-    r"[*_«“\"'(]{0,2}(?:(?:o )?nome(?: d[oa] (?:lead|cliente|contato|empresa))?|lead|first name|name|nombre|"
+    r"[*_«“\"'(]{0,2}(?P<field>(?:o )?nome(?: d[oa] (?:lead|cliente|contato|empresa))?|lead|first name|name|nombre|"
     r"fulan[oa](?: de tal)?|nome_\w+|\w+_nome)[*_»”\"')]{0,2}(?=\s{0,2}(?:[!,.?\n]|\Z))|\bfulan[oa] de tal\b"
 )
 
@@ -193,7 +193,7 @@ def has_placeholder(text: str, known: Known = NOTHING_KNOWN) -> bool:
             not known.has(found[0]) for needed, each in _BLANKS if needed in folded for found in each.finditer(plain)
         )
         or any(_is_named_field(found, known) for found in (*_PARENTHESES.finditer(folded), *_COLONS.finditer(folded)))
-        or _GREETED_FIELD.search(folded) is not None
+        or any(not known.has(found["field"] or found[0]) for found in _GREETED_FIELD.finditer(folded))
         or any(
             _ALONE.fullmatch(line.strip(" ,.-–—*_")) for line in folded.split("\n") if len(line) <= _LONGEST_SIGNATURE
         )

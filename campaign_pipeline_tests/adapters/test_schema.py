@@ -51,7 +51,9 @@ def shape(url: str) -> list[tuple[Any, ...]]:
         "SELECT indexdef FROM pg_indexes WHERE schemaname IN ('public', 'campaign_pipeline')",
         "SELECT pg_get_triggerdef(oid) FROM pg_trigger WHERE NOT tgisinternal",
         f"SELECT pg_get_functiondef(oid), proacl::text FROM pg_proc WHERE pronamespace {ours}",
-        f"SELECT relnamespace::regnamespace::text, relname, reloptions::text, relacl::text FROM pg_class "
+        # What its owner has without being granted is written out once somebody was revoked something.
+        "SELECT relnamespace::regnamespace::text, relname, reloptions::text, NULLIF(relacl, "
+        "acldefault(CASE relkind WHEN 'S' THEN 's'::\"char\" ELSE 'r'::\"char\" END, relowner))::text FROM pg_class "
         f"WHERE relnamespace {ours}",
         "SELECT nspname, nspacl::text FROM pg_namespace WHERE nspname = 'campaign_pipeline'",
     ]

@@ -1,5 +1,10 @@
 """Which database holds the queue, and whether it can be used: the named one, else the embedded one."""
 
+import os
+from ipaddress import ip_address
+
+from psycopg.conninfo import conninfo_to_dict
+
 from campaign_pipeline.adapters import schema
 from campaign_pipeline.adapters.embedded import (
     DAGSTER_DATABASE,
@@ -36,7 +41,7 @@ def _embedded(environment: Environment) -> EmbeddedServer:
 
 
 def named_url(environment: Environment) -> str:
-    """CAMPAIGN_DATABASE_URL, if it can be one. Raises SettingError."""
+    """CAMPAIGN_DATABASE_URL, if it can be one; over TLS where it is a public host. Raises SettingError."""
     url = environment.database_url or ""
     if not url.startswith(("postgresql://", "postgres://")):
         scheme, found, _ = url.partition("://")
@@ -44,7 +49,29 @@ def named_url(environment: Environment) -> str:
         raise SettingError(f"CAMPAIGN_DATABASE_URL has {shown}, but must be a postgresql:// URL.")
     if not schema.is_readable(url):
         raise SettingError(schema.UNREADABLE)
-    return url
+    return _over_tls(url)
+
+
+def _over_tls(url: str) -> str:
+    """The same URL; for a public host it requires TLS unless it says itself what it wants (sslmode).
+
+    libpq alone would send the password and all data in the clear to a server that offers no TLS.
+    """
+    parts = conninfo_to_dict(url)
+    hosts = str(parts.get("host") or "").split(",")
+    if "sslmode" in parts or "PGSSLMODE" in os.environ or not any(_is_public(host) for host in hosts):
+        return url
+    return f"{url}{'&' if '?' in url else '?'}sslmode=require"
+
+
+def _is_public(host: str) -> bool:
+    """Whether a host is beyond this machine and its own network: a name with a dot, or a public address."""
+    if not host or host.startswith("/"):
+        return False
+    try:
+        return ip_address(host).is_global
+    except ValueError:
+        return "." in host
 
 
 def hold(environment: Environment) -> None:

@@ -195,3 +195,24 @@ def test_the_variables_of_the_mail_server_reach_its_adapter_and_no_text() -> Non
     environment = Environment.read({"SMTP_URL": f"smtp://loja:{SECRET}@mail.example.com", "SMTPX": "no"})
     assert dict(environment.providers) == {"SMTP_URL": f"smtp://loja:{SECRET}@mail.example.com"}
     assert SECRET not in repr(environment)
+
+
+@pytest.mark.parametrize(
+    ("url", "required"),
+    [
+        ("postgresql://u:p@db.example.com:6543/crm", "?sslmode=require"),
+        ("postgresql://u:p@db.example.com/crm?application_name=x", "&sslmode=require"),
+        ("postgresql://u:p@8.8.8.8/crm", "?sslmode=require"),
+        ("postgresql://u:p@db.example.com/crm?sslmode=disable", ""),
+        ("postgresql://u:p@localhost/crm", ""),
+        ("postgresql://u:p@127.0.0.1:5432/crm", ""),
+        ("postgresql://u:p@10.0.0.5/crm", ""),
+        ("postgresql://u:p@postgres/crm", ""),
+        ("postgresql:///crm?host=/var/run/postgresql", ""),
+    ],
+)
+def test_a_public_host_is_only_reached_over_tls_unless_the_url_says_otherwise(
+    environment: pytest.MonkeyPatch, url: str, required: str
+) -> None:
+    environment.delenv("PGSSLMODE", raising=False)
+    assert named_url(Environment.read({"CAMPAIGN_DATABASE_URL": url})) == url + required

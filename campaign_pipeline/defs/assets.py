@@ -50,7 +50,18 @@ campaign_runs = dg.AssetSpec(
 )
 
 COUNTS = (
-    *("due", "sent", "replied", "failed", "failed_permanent", "failed_exhausted", "failed_unknown", "failed_other"),
+    *(
+        "due",
+        "sent",
+        "receipts",
+        "delivered",
+        "replied",
+        "failed",
+        "failed_permanent",
+        "failed_exhausted",
+        "failed_unknown",
+        "failed_other",
+    ),
     *("skipped", "waiting", "tokens", "active_minutes"),
 )
 TIMES = tuple(f"{figure}_{stage}_s" for stage in ("generation", "send", "wait") for figure in ("median", "p95"))
@@ -109,6 +120,8 @@ def _outcomes(campaigns: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
                 "campaign": row["campaign"],
                 "due": row["due"],
                 "sent": row["sent"],
+                # Without any receipt nothing is known: not every provider sends them to us.
+                "delivered": row["delivered"] if row["receipts"] else "not known",
                 "replied": row["replied"],
                 "failed": row["failed"],
                 "to send again": row["failed_exhausted"],

@@ -60,6 +60,22 @@ def test_a_day_is_counted_by_campaign_and_all_together(world: World) -> None:
     assert total["by_hour"] == {"12": [5, 6, 1]}
 
 
+def test_a_message_is_delivered_when_receipts_say_so_of_all_its_parts(world: World) -> None:
+    run = world.run()
+    inbox = world.inbox(world.workspace())
+    of_parts: list[list[str | None]] = [["read", "delivered"], ["delivered", None], ["failed"], [None]]
+    for number, receipts in enumerate(of_parts):
+        message = ended(world, run, "sent")
+        for part_no, receipt in enumerate(receipts, start=1):
+            part(world, message, part_no, f"id-{number}-{part_no}", inbox, timedelta())
+            world.do(
+                "UPDATE campaign_message_parts SET delivery_status = %s WHERE message_id = %s AND part_no = %s",
+                *(receipt, message, part_no),
+            )
+    total = report(world)[-1]
+    assert (total["sent"], total["receipts"], total["delivered"]) == (4, 3, 1)
+
+
 def test_a_message_at_midnight_belongs_to_the_day_that_begins(world: World) -> None:
     run = world.run()
     for at in (DAY - timedelta(microseconds=1), DAY, DAY + timedelta(days=1)):

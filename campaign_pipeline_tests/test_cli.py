@@ -404,3 +404,23 @@ def test_dev_keeps_messages_of_a_named_database_out_of_a_sandbox(world: World) -
     assert dev.returncode in {0, 130}
     assert world.value("SELECT count(*) FROM campaign_messages") == 1
     shutil.rmtree(home)
+
+
+def test_dev_and_its_schedule_send_a_queue_behind_a_pooler_in_transaction_mode(
+    world: World, pooled_url: str, tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    world.due_messages(world.run(), 3)
+    dev = start(
+        home,
+        *("dev", "--sandbox", "--port", str(free_port())),
+        CAMPAIGN_DATABASE_URL=pooled_url,
+        CAMPAIGN_SCHEDULES="on",
+    )
+    try:
+        wait_until(lambda: world.value("SELECT count(*) FROM campaign_messages WHERE status = 'sent'") == 3, 200)
+        wait_until(lambda: world.value("SELECT status FROM campaign_runs") == "completed", 60)
+    finally:
+        dev.send_signal(signal.SIGINT)
+        dev.communicate(timeout=90)
+    assert world.wrong_counters() == []

@@ -52,9 +52,16 @@ BEGIN
     FROM item i
     CROSS JOIN LATERAL (
         SELECT f.what, f.row_id FROM (
-            SELECT 1 AS place, 'lead' AS what, l.id AS row_id
+            -- The lead is looked up once for all that hangs on it.
+            SELECT o.place, o.what, o.row_id
             FROM public.leads l
-            WHERE l.id = i.lead_id AND campaign_pipeline.campaign_is_foreign(l.workspace_id, i.workspace_id)
+            LEFT JOIN public.funnels g ON g.id = l.funnel_id
+            LEFT JOIN public.funnel_columns k ON k.id = l.column_id
+            LEFT JOIN public.funnels column_funnel ON column_funnel.id = k.funnel_id
+            CROSS JOIN LATERAL (VALUES
+                (1, 'lead', l.id, l.workspace_id), (4, 'lead''s funnel', g.id, g.workspace_id),
+                (5, 'lead''s funnel column', k.id, column_funnel.workspace_id)) o (place, what, row_id, workspace_id)
+            WHERE l.id = i.lead_id AND campaign_pipeline.campaign_is_foreign(o.workspace_id, i.workspace_id)
             UNION ALL
             SELECT 2, h.what, h.row_id FROM shared h
             WHERE h.config_id = i.config_id AND h.inbox_id IS NOT DISTINCT FROM i.inbox_id
@@ -62,15 +69,6 @@ BEGIN
             SELECT 3, 'conversation', v.id
             FROM public.conversations v
             WHERE v.id = i.conversation_id AND campaign_pipeline.campaign_is_foreign(v.workspace_id, i.workspace_id)
-            UNION ALL
-            SELECT 4, 'lead''s funnel', f.id
-            FROM public.leads l JOIN public.funnels f ON f.id = l.funnel_id
-            WHERE l.id = i.lead_id AND campaign_pipeline.campaign_is_foreign(f.workspace_id, i.workspace_id)
-            UNION ALL
-            SELECT 5, 'lead''s funnel column', k.id
-            FROM public.leads l
-            JOIN public.funnel_columns k ON k.id = l.column_id JOIN public.funnels f ON f.id = k.funnel_id
-            WHERE l.id = i.lead_id AND campaign_pipeline.campaign_is_foreign(f.workspace_id, i.workspace_id)
         ) f ORDER BY f.place LIMIT 1) found;
 END $$;
 

@@ -32,6 +32,10 @@ BEGIN
     IF written ~ '^55(?:1[1-9]|2[12478]|3[1-578]|4[1-9]|5[1345]|6[1-9]|7[134579]|8[1-9]|9[1-9])9[0-9]{8}$' THEN  -- as nearly all are
         RETURN written;
     END IF;
+    -- The same as a CRM writes it: +55 (11) 98765-4321. Nothing else needs to be asked of it.
+    IF written ~ '^[+]?55 ?(?:[(](?:1[1-9]|2[12478]|3[1-578]|4[1-9]|5[1345]|6[1-9]|7[134579]|8[1-9]|9[1-9])[)]|(?:1[1-9]|2[12478]|3[1-578]|4[1-9]|5[1345]|6[1-9]|7[134579]|8[1-9]|9[1-9])) ?9[0-9]{4}-?[0-9]{4}$' THEN
+        RETURN translate(written, '+ ()-', '');
+    END IF;
     IF written IS NULL OR length(written) > 320 THEN
         RETURN NULL;
     END IF;
@@ -283,7 +287,7 @@ BEGIN
     WHERE m.id = ANY (p_going) AND i.local_day IS NOT NULL AND m.lead_id IS NOT NULL
       -- A text that was begun is finished.
       AND NOT EXISTS (SELECT 1 FROM campaign_pipeline.campaign_message_parts p WHERE p.message_id = m.id
-                      AND p.status = 'sent');
+                      AND campaign_pipeline.campaign_is_out(p.status));
     IF wanted IS NULL THEN
         RETURN NULL;
     END IF;
@@ -302,9 +306,10 @@ BEGIN
         SELECT DISTINCT ON (d.day, d.lead_id) d.day, d.lead_id, d.message_id AS before, w.id
         FROM jsonb_to_recordset(wanted) AS w (id uuid, lead_id uuid, day date)
         JOIN campaign_pipeline.campaign_lead_days d ON d.day = w.day AND d.lead_id = w.lead_id
-        WHERE d.message_id = w.id OR NOT EXISTS (
+        -- LIMIT: by index for each; as NOT EXISTS it may become one reading of the whole ledger.
+        WHERE d.message_id = w.id OR (
             SELECT 1 FROM campaign_pipeline.campaign_message_parts p
-            WHERE p.message_id = d.message_id AND p.status IN ('attempting', 'unknown', 'sent'))
+            WHERE p.message_id = d.message_id AND p.status IN ('attempting', 'unknown', 'sent') LIMIT 1) IS NULL
         ORDER BY d.day, d.lead_id, (d.message_id = w.id) DESC, w.id
     ), taken AS (
         UPDATE campaign_pipeline.campaign_lead_days d SET message_id = c.id

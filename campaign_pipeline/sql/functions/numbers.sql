@@ -26,7 +26,7 @@ BEGIN
         WHERE m.id = i.id
           -- A text that was begun is finished.
           AND NOT EXISTS (SELECT 1 FROM campaign_pipeline.campaign_message_parts p WHERE p.message_id = i.id
-                          AND p.status = 'sent')
+                          AND campaign_pipeline.campaign_is_out(p.status))
         OFFSET 0) at
     WHERE i.id = ANY (p_going) AND i.channel = 'whatsapp' AND at.rest > 0 AND at.number IS NOT NULL;
     IF wanted IS NULL THEN
@@ -61,8 +61,9 @@ BEGIN
         WHERE w.id = ANY (lost) AND NOT n.message_id = ANY (COALESCE(won, '{}'))
           AND (n.message_id = w.id
                OR n.contacted_at <= campaign_pipeline.campaign_now() - make_interval(hours => w.rest)
-               OR NOT EXISTS (SELECT 1 FROM campaign_pipeline.campaign_message_parts p
-                              WHERE p.message_id = n.message_id AND p.status IN ('attempting', 'unknown', 'sent')))
+               -- LIMIT: by index for each; as NOT EXISTS it may become one reading of the whole ledger.
+               OR (SELECT 1 FROM campaign_pipeline.campaign_message_parts p WHERE p.message_id = n.message_id
+                   AND p.status IN ('attempting', 'unknown', 'sent') LIMIT 1) IS NULL)
         ORDER BY n.workspace_id, n.number, (n.message_id = w.id) DESC, w.id
     ), taken AS (
         UPDATE campaign_pipeline.campaign_number_contacts n
@@ -97,22 +98,25 @@ BEGIN
             JOIN public.campaign_configs c ON c.id = r.config_id
             JOIN public.workspaces w ON w.id = c.workspace_id
             LEFT JOIN public.leads l ON l.id = m.lead_id
-            WHERE m.id = i.id AND m.status = 'queued' AND NOT EXISTS (
+            -- `queued`, spelled so that the index of leased messages does not fit: it would be read once a message.
+            WHERE m.id = i.id AND campaign_pipeline.campaign_is_leased(m.status)
+              AND m.status NOT IN ('generating', 'sending') AND NOT EXISTS (
                 SELECT 1 FROM campaign_pipeline.campaign_message_parts p
                 WHERE p.message_id = m.id AND p.status <> 'planned')
             OFFSET 0) m
         WHERE m.rest > 0 AND campaign_pipeline.campaign_inbox_channel(m.inbox_id) = 'whatsapp'
     ), before AS (
         SELECT item.*, n.message_id AS other_id, n.contacted_at + make_interval(hours => item.rest) AS rested_at,
-               EXISTS (SELECT 1 FROM campaign_pipeline.campaign_message_parts p
-                       WHERE p.message_id = n.message_id AND p.status IN ('sent', 'unknown')) AS out,
-               EXISTS (SELECT 1 FROM campaign_pipeline.campaign_message_parts p
-                       WHERE p.message_id = n.message_id AND p.status = 'attempting') AS leaving,
+               COALESCE(went.out, false) AS out, COALESCE(went.leaving, false) AS leaving,
                row_number() OVER (PARTITION BY item.workspace_id, item.number ORDER BY item.id) AS place
         FROM item
         LEFT JOIN campaign_pipeline.campaign_number_contacts n
             ON n.workspace_id = item.workspace_id AND n.number = item.number AND n.message_id <> item.id
            AND n.contacted_at > campaign_pipeline.campaign_now() - make_interval(hours => item.rest)
+        -- Aggregates, which are asked for one message at a time; as EXISTS they may read the whole ledger once a call.
+        LEFT JOIN LATERAL (
+            SELECT bool_or(p.status IN ('sent', 'unknown')) AS out, bool_or(p.status = 'attempting') AS leaving
+            FROM campaign_pipeline.campaign_message_parts p WHERE p.message_id = n.message_id) went ON true
         WHERE item.number IS NOT NULL
     ), held AS (
         SELECT b.id, b.out AND other.run_id = b.run_id AS skip,

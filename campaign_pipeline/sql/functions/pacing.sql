@@ -170,7 +170,7 @@ BEGIN
         AND COALESCE(c.enforce_pace, (SELECT campaign_pipeline.campaign_is_planner()))
     WHERE m.id = p_message;
     begun := EXISTS (SELECT 1 FROM campaign_pipeline.campaign_message_parts p WHERE p.message_id = p_message
-                     AND p.status = 'sent');
+                     AND campaign_pipeline.campaign_is_out(p.status));
 END $$;
 
 -- How long a message waits for its turn, without taking it; for a shard that waits.
@@ -232,7 +232,7 @@ BEGIN
                          AND p.status = 'attempting' AND p.attempts = one.attempt_no AND p.attempt_token = one.token);
         SELECT b.begun, t.free_at, t.code INTO turn
         FROM (SELECT EXISTS (SELECT 1 FROM campaign_pipeline.campaign_message_parts p WHERE p.message_id = one.id
-                             AND p.status = 'sent') AS begun) b
+                             AND campaign_pipeline.campaign_is_out(p.status)) AS begun) b
         CROSS JOIN LATERAL campaign_pipeline.campaign_next_turn(one.id, b.begun, one.inbox, one.campaign) t;
         IF turn.free_at > now_ AND NOT again THEN
             answers := answers || jsonb_build_object(one.id, jsonb_build_object(

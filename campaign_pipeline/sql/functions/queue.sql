@@ -391,6 +391,14 @@ LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
     SELECT p_status NOT IN ('pending', 'sent', 'replied', 'failed', 'skipped')
 $$;
 
+-- Whether a status is that of a part that went out. Asked like this of the parts of one message: spelled as in the index
+-- of sent parts, the server may read all of that index for each message and keep that plan for the connection's life
+-- (groups of 20, after 1,500 sent parts: 30,000 entries read a call, half the time of campaign_reserve_numbers).
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_is_out(p_status text) RETURNS boolean
+LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+    SELECT p_status NOT IN ('planned', 'attempting', 'unknown', 'failed')
+$$;
+
 -- Who begins the first messages of one lead at once, in two shards, makes one conversation: the second waits here for
 -- the first's commit, and then finds what it made. Until the commit only; in one order, after all rows that begin_parts
 -- locks. The CRM may have several conversations of a lead already, so no unique index can say this.
@@ -445,8 +453,7 @@ BEGIN
     LEFT JOIN public.campaign_runs r ON r.id = m.run_id
     LEFT JOIN public.campaign_configs c ON c.id = r.config_id
     CROSS JOIN LATERAL (SELECT EXISTS (
-        SELECT 1 FROM campaign_pipeline.campaign_message_parts p WHERE p.message_id = i.id AND p.status = 'sent')
-               AS yes) begun
+        SELECT 1 FROM campaign_pipeline.campaign_message_parts p WHERE p.message_id = i.id AND campaign_pipeline.campaign_is_out(p.status)) AS yes) begun
     LEFT JOIN campaign_pipeline.campaign_foreign_rows(
         ARRAY(SELECT w.id FROM jsonb_to_recordset(p_items) AS w (id uuid))) strange ON strange.message_id = i.id;
 END $$;

@@ -12,6 +12,7 @@ ANSWERING = (
     "campaign_begin_parts",
     "campaign_refused_by_consent",
     "campaign_reserve_lead_days",
+    "campaign_reserve_numbers",
 )
 """The functions of which each answer is a verdict."""
 

@@ -5,5 +5,4 @@ COMMENT ON COLUMN campaign_pipeline.campaign_model_calls.lead_id IS
     'The lead of the message. No foreign key: an erasure must find the answer though the lead was deleted.';
 
 -- Serves: campaign_erase_lead, campaign_export_lead.
-CREATE INDEX CONCURRENTLY IF NOT EXISTS campaign_model_calls_of_lead
-    ON campaign_pipeline.campaign_model_calls (lead_id);
+CREATE INDEX IF NOT EXISTS campaign_model_calls_of_lead ON campaign_pipeline.campaign_model_calls (lead_id);

@@ -550,6 +550,16 @@ def test_the_crms_own_counting_beside_the_pipelines_counts_nothing_twice(bare_cr
     assert (row["leads_total"], row["leads_success"]) == (9, 1)
 
 
+def test_the_crms_counting_is_known_though_several_functions_have_its_name(bare_crm: Crm) -> None:
+    run = bare_crm.start_run(leads=1)
+    attach(bare_crm.url, quiet)
+    bare_crm.do(
+        "CREATE FUNCTION increment_campaign_run_metrics(p_run_id uuid) RETURNS void LANGUAGE sql AS $$ SELECT $$"
+    )
+    bare_crm.do("SELECT public.increment_campaign_run_metrics(%s, 3, 2, 1)", run)
+    assert bare_crm.wrong_counters() == []
+
+
 def test_who_else_takes_or_finishes_messages_is_noticed_and_reported(bare_crm: Crm) -> None:
     bare_crm.do(UNPACED)
     run = bare_crm.start_run(leads=4)

@@ -35,7 +35,9 @@ CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_guard_counters() RETURNS t
 SECURITY DEFINER SET search_path = pg_catalog, campaign_pipeline, pg_temp AS $$
 BEGIN
     IF current_setting('campaign_pipeline.counting', true) IS DISTINCT FROM 'on'
-        AND to_regproc('public.increment_campaign_run_metrics') IS NOT NULL THEN
+        -- Not by to_regproc, which answers null where there are several of that name.
+        AND EXISTS (SELECT FROM pg_proc p WHERE p.pronamespace = to_regnamespace('public')
+                    AND p.proname = 'increment_campaign_run_metrics') THEN
         NEW.leads_success := OLD.leads_success;
         NEW.leads_failed := OLD.leads_failed;
         NEW.leads_skipped := OLD.leads_skipped;

@@ -318,6 +318,20 @@ def test_what_went_out_in_part_is_never_left_to_the_old_processor(
     assert (message["status"], message["error_class"]) == (status, error_class)
 
 
+def test_what_went_out_in_part_and_was_skipped_by_a_pause_is_not_sent_whole_after_a_resume(crm: Crm) -> None:
+    run = crm.start_run(leads=2)
+    attach(crm.url, quiet)
+    begun, untouched = crm.messages(run)
+    row = {"message_id": begun["id"], "part_no": 1, "text": TEXT, "status": "sent", "attempts": 1}
+    key = f"{begun['id']}:1"
+    crm.insert("campaign_message_parts", **row, idempotency_key=key, sent_at=crm.value("SELECT now()"))
+    crm.do("SELECT public.pause_campaign_run(%s)", run)
+    detach(crm.url, quiet)
+    crm.do("SELECT public.resume_campaign_run(%s)", run)
+    statuses = {row["id"]: row["status"] for row in crm.messages(run)}
+    assert statuses == {begun["id"]: "failed", untouched["id"]: "pending"}
+
+
 def test_messages_that_are_being_sent_are_waited_for_and_their_number_is_said(crm: Crm) -> None:
     crm.start_run(leads=2)
     attach(crm.url, quiet)

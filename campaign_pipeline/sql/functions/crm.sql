@@ -200,8 +200,9 @@ END $$;
 
 -- Leave the queue to the CRM's own processor, after the last lease has ended and in steps of so many messages, until a
 -- step finds nothing. What waits becomes due now at the latest, in its order, so that it is not too old at once. What
--- went out in part, or perhaps, is never left to one that knows nothing of the ledger. And no trace of a lease is left
--- that would look like one later. Returns how many messages of each kind this step changed.
+-- went out in part, or perhaps, is never left to one that knows nothing of the ledger; nor what a pause of the CRM's
+-- skipped of that, for its resume would have it sent whole. And no trace of a lease is left that would look like one
+-- later. Returns how many messages of each kind this step changed.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_leave_to_crm(p_limit integer)
 RETURNS TABLE (failed_half_sent bigint, due_now bigint, cleared bigint) LANGUAGE plpgsql AS $$
 DECLARE
@@ -210,7 +211,9 @@ BEGIN
     WITH begun AS (
         SELECT m.id, bool_or(p.status IN ('unknown', 'attempting')) AS in_doubt
         FROM public.campaign_runs r
-        JOIN public.campaign_messages m ON m.run_id = r.id AND m.status = 'pending'
+        JOIN public.campaign_messages m ON m.run_id = r.id AND (m.status = 'pending' OR (
+            -- resume_campaign_run knows by these words what a pause skipped
+            r.status = 'paused' AND m.status = 'skipped' AND m.error_message LIKE '%ausad%'))
         JOIN campaign_pipeline.campaign_message_parts p ON p.message_id = m.id AND p.status NOT IN ('planned', 'failed')
         WHERE r.status IN ('running', 'paused')
         GROUP BY m.id LIMIT p_limit
@@ -221,7 +224,7 @@ BEGIN
         error_code = CASE WHEN begun.in_doubt THEN 'unknown_outcome' ELSE 'incomplete' END,
         error_message = CASE WHEN begun.in_doubt THEN 'It is not known whether it went out; the pipeline was detached.'
                              ELSE 'Only a part of it had gone out when the pipeline was detached.' END
-    FROM begun WHERE m.id = begun.id AND m.status = 'pending';
+    FROM begun WHERE m.id = begun.id AND m.status IN ('pending', 'skipped');
     GET DIAGNOSTICS failed_half_sent = ROW_COUNT;
 
     WITH waiting AS (

@@ -1,11 +1,13 @@
 """Taking over a CRM's queue from the processor that it has, and giving it back: what `campaign-pipeline crm` does.
 
-The old processor claims messages through one function of the CRM. An attach replaces that function by one that returns
-nothing, a detach restores it. Every step may be repeated, so whatever was cut short is done again by the same command.
+The old processor claims messages through one function of the CRM, and skips old ones by another. An attach replaces
+them by functions that do nothing, a detach restores them. Every step may be repeated, so whatever was cut short is done
+again by the same command.
 """
 
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -14,6 +16,7 @@ from typing import Any
 
 import psycopg
 from psycopg.rows import DictRow
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random
 
 from campaign_pipeline import sql
 from campaign_pipeline.adapters import schema
@@ -24,6 +27,10 @@ from campaign_pipeline.sql import statement
 
 CLAIM_FUNCTION = "get_and_lock_campaign_messages"
 """Through which the CRM's own processor takes messages."""
+
+EXPIRY_FUNCTION = "mark_old_campaign_messages_as_skipped"
+"""By which the CRM's own processor skips what was due an hour ago, each time that it is called. It knows nothing of
+messages that wait for another attempt, for their pace or for their inbox."""
 
 RECENT_DAYS = 7
 _MARK = "campaign_pipeline is attached"
@@ -206,23 +213,23 @@ def _attachment(connection: "psycopg.Connection[DictRow]", version: str | None) 
 
 
 def _claim_functions(connection: "psycopg.Connection[DictRow]", *, attached: bool) -> Iterator[Finding]:
-    functions = _list_claim_functions(connection)
-    if not functions:
+    functions = _list_replaceable(connection)
+    if not any(function.what == "claim function" for function in functions):
         todo = "If the CRM's own processor is still there and claims in another way, stop it before an attach."
         yield Finding("claim function", State.LOOK, f"there is no public.{CLAIM_FUNCTION}", todo)
     for function in functions:
         if function.replaced:
-            yield Finding("claim function", State.FINE, f"{function.signature} returns nothing: we replaced it")
+            yield Finding(function.what, State.FINE, f"{function.signature} does nothing: we replaced it")
         elif attached:
-            todo = "Somebody made it anew, so the CRM's own processor takes messages again: run `crm attach` again."
-            yield Finding("claim function", State.LOOK, f"{function.signature} is not what the attach left", todo)
+            todo = "Somebody made it anew, so the CRM's own processor changes messages again: run `crm attach` again."
+            yield Finding(function.what, State.LOOK, f"{function.signature} is not what the attach left", todo)
         elif not function.ours_to_replace:
             todo = f'It belongs to {function.owner}: connect as {function.owner}, or run GRANT "{function.owner}" TO '
             todo += f'"{function.role}".'
-            yield Finding("claim function", State.STOPS, function.signature, todo)
+            yield Finding(function.what, State.STOPS, function.signature, todo)
         else:
-            found = f"{function.signature}: an attach replaces it by one that returns nothing"
-            yield Finding("claim function", State.FINE, found)
+            found = f"{function.signature}: an attach replaces it by one that does nothing"
+            yield Finding(function.what, State.FINE, found)
 
 
 def _in_flight(connection: "psycopg.Connection[DictRow]", version: str | None) -> Finding:
@@ -347,13 +354,14 @@ def _additions(connection: "psycopg.Connection[DictRow]") -> Finding:
     return Finding("to be added", State.FINE, found)
 
 
-# The claim function ---------------------------------------------------------------------------------------------------
+# The CRM's functions that an attach replaces --------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class ClaimFunction:
-    """The CRM's function through which its own processor claims."""
+class ReplaceableFunction:
+    """A function by which the CRM's own processor claims or skips messages."""
 
+    what: str  # for people
     signature: str  # schema, name and argument types
     definition: str
     replacement: str
@@ -363,21 +371,24 @@ class ClaimFunction:
     ours_to_replace: bool
 
 
-def _list_claim_functions(connection: "psycopg.Connection[DictRow]") -> list[ClaimFunction]:
+def _list_replaceable(connection: "psycopg.Connection[DictRow]") -> list[ReplaceableFunction]:
     rows = _all(
         connection,
-        "SELECT format('%%I.%%I(%%s)', n.nspname, p.proname, pg_get_function_identity_arguments(p.oid)) AS signature, "
+        "SELECT p.proname AS name, "
+        "       format('%%I.%%I(%%s)', n.nspname, p.proname, pg_get_function_identity_arguments(p.oid)) AS signature, "
         "       format('%%I.%%I(%%s)', n.nspname, p.proname, pg_get_function_arguments(p.oid)) AS head, "
         "       pg_get_function_result(p.oid) AS result, p.proretset AS is_set, p.prorettype::regtype::text AS type, "
         "       pg_get_functiondef(p.oid) AS definition, p.prosrc LIKE %s AS replaced, "
         "       pg_get_userbyid(p.proowner) AS owner, current_user AS role, "
         "       pg_has_role(p.proowner, 'USAGE') AS ours_to_replace "
         "FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace "
-        "WHERE n.nspname = 'public' AND p.proname = %s AND p.prokind = 'f' ORDER BY 1",
-        [f"%{_MARK}%", CLAIM_FUNCTION],
+        "WHERE n.nspname = 'public' AND p.proname = ANY (%s) AND p.prokind = 'f' "
+        "ORDER BY p.proname, signature",
+        [f"%{_MARK}%", [CLAIM_FUNCTION, EXPIRY_FUNCTION]],
     )
     return [
-        ClaimFunction(
+        ReplaceableFunction(
+            "claim function" if row["name"] == CLAIM_FUNCTION else "expiry function",
             row["signature"],
             row["definition"],
             _returning_nothing(row["head"], row["result"], row["type"], is_set=row["is_set"]),
@@ -391,11 +402,13 @@ def _list_claim_functions(connection: "psycopg.Connection[DictRow]") -> list[Cla
 
 
 def _returning_nothing(head: str, result: str, kind: str, *, is_set: bool) -> str:
-    """The same function with a body that returns nothing: no rows, an empty JSON array, or null."""
+    """The same function with a body that returns nothing: no rows, an empty JSON array, zero, or null."""
     if is_set or kind == "void":
         body = "RETURN;"
     elif kind in {"json", "jsonb"}:
         body = f"RETURN '[]'::{kind};"
+    elif kind in {"smallint", "integer", "bigint", "numeric"}:
+        body = "RETURN 0;"
     else:
         body = "RETURN NULL;"
     comment = f"{_MARK}: it takes the messages now. `campaign-pipeline crm detach` restores this function."
@@ -418,26 +431,34 @@ def attach(url: str, say: Callable[[str], None]) -> list[str]:
     if obstacles:
         told = " ".join(f"{finding.what}: {finding.todo or finding.found}" for finding in obstacles)
         raise DatabaseUnusable(f"The CRM cannot be attached. {told}")
-    with _sentences(url), connect_rows(url, autocommit=True) as connection:
-        if schema.found_version(connection) == sql.HEAD:
-            connection.execute(statement("mark_attaching"))  # so that the upgrade puts the triggers back
-    done = [f"The schema is {schema.upgrade(url, say)}."]
-    with _sentences(url), one_at_a_time(url, say), connect_rows(url, autocommit=True) as connection:
-        connection.execute(statement("mark_attaching"))
-        for function in _list_claim_functions(connection):
-            if function.replaced:
-                done.append(f"{function.signature} was replaced before.")
-                continue
-            with connection.transaction():
-                kept = {"function": function.signature, "definition": function.definition}
-                connection.execute(statement("keep_function"), kept)
-                connection.execute(function.replacement.encode())
-            done.append(f"{function.signature} returns nothing from now on; its original is kept.")
-        connection.execute(statement("mark_attached"))
-        verdicts = {
-            row["verdict"]: row["messages"] for row in connection.execute(statement("settle_old_processor")).fetchall()
-        }
-        left = connection.execute(statement("count_in_flight")).fetchall()[0]["unleased"]
+    # A detach that came in between would leave the queue to both.
+    with _sentences(url), one_at_a_time(url, say):
+        with connect_rows(url, autocommit=True) as connection:
+            if schema.found_version(connection) == sql.HEAD:
+                connection.execute(statement("mark_attaching"))  # so that the upgrade puts the triggers back
+        done = [f"The schema is {schema.upgrade_alone(url, say)}."]
+        with connect_rows(url, autocommit=True) as connection:
+            done += _take_queue(connection)
+    return done
+
+
+def _take_queue(connection: "psycopg.Connection[DictRow]") -> list[str]:
+    connection.execute(statement("mark_attaching"))
+    done = []
+    for function in _list_replaceable(connection):
+        if function.replaced:
+            done.append(f"{function.signature} was replaced before.")
+            continue
+        with connection.transaction():
+            kept = {"function": function.signature, "definition": function.definition}
+            connection.execute(statement("keep_function"), kept)
+            connection.execute(function.replacement.encode())
+        done.append(f"{function.signature} does nothing from now on; its original is kept.")
+    connection.execute(statement("mark_attached"))
+    verdicts: Counter[str] = Counter()
+    while settled := _giving_way(connection, "settle_old_processor").fetchall():
+        verdicts.update({row["verdict"]: row["messages"] for row in settled})
+    left = connection.execute(statement("count_in_flight")).fetchall()[0]["unleased"]
     done += [_VERDICTS[verdict].format(messages) for verdict, messages in sorted(verdicts.items())]
     if left:
         done.append(
@@ -445,6 +466,30 @@ def attach(url: str, say: Callable[[str], None]) -> list[str]:
             "pipeline's batches settle what it does not."
         )
     return done
+
+
+def _giving_way(
+    connection: "psycopg.Connection[DictRow]", name: str, values: dict[str, Any] | None = None
+) -> "psycopg.Cursor[DictRow]":
+    """Run a statement that locks the CRM's rows.
+
+    Where it and a statement of the CRM's stand in each other's way, it is ours that gives up, below the server's
+    deadlock_timeout of a second, and that is repeated.
+    """
+    query = statement(name)
+    again = Retrying(
+        retry=retry_if_exception_type((psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected)),
+        wait=wait_random(0.05, 0.5),
+        stop=stop_after_delay(60),
+        reraise=True,
+    )
+
+    def call() -> "psycopg.Cursor[DictRow]":
+        with connection.transaction():
+            connection.execute("SET LOCAL lock_timeout = '800ms'")
+            return connection.execute(query, values)
+
+    return again(call)
 
 
 _VERDICTS = {
@@ -478,8 +523,8 @@ def detach(url: str, say: Callable[[str], None], wait_seconds: float = 300.0, *,
                 done.append(f"{given_back} messages that were leased and not begun are given back.")
             done += _leave_queue(connection)
             # The CRM's own processor closes a run with its last message only, which may have been the pipeline's.
-            connection.execute(statement("settle_cancelled_runs"))
-            closed = len(connection.execute(statement("close_runs")).fetchall())
+            _giving_way(connection, "settle_cancelled_runs")
+            closed = len(_giving_way(connection, "close_runs").fetchall())
             if closed:
                 done.append(f"{closed} runs of which nothing was left are closed.")
         with OnlineSteps(url, say) as steps:
@@ -497,9 +542,10 @@ def _wait_for_leases(connection: "psycopg.Connection[DictRow]", say: Callable[[s
     told = False
     while True:
         late = time.monotonic() > end
-        given_back += connection.execute(statement("give_back_unbegun"), {"begun": late}).rowcount
-        connection.execute(statement("recover_leases"))
-        left = connection.execute(statement("count_in_flight")).fetchall()[0]["leased"]
+        given_back += _giving_way(connection, "give_back_unbegun", {"begun": late}).rowcount
+        _giving_way(connection, "recover_leases")
+        counts = connection.execute(statement("count_in_flight")).fetchall()[0]
+        left = counts["leased"] + counts["expired"]  # a lease that ran out is given back once its row is free
         if not left:
             return given_back
         if late:
@@ -515,7 +561,7 @@ def _wait_for_leases(connection: "psycopg.Connection[DictRow]", say: Callable[[s
 
 def _leave_queue(connection: "psycopg.Connection[DictRow]") -> list[str]:
     totals = {"failed_half_sent": 0, "due_now": 0, "cleared": 0}
-    while any((step := dict(connection.execute(statement("leave_to_crm")).fetchall()[0])).values()):
+    while any((step := dict(_giving_way(connection, "leave_to_crm").fetchall()[0])).values()):
         for name, count in step.items():
             totals[name] += count
     done = []
@@ -542,7 +588,7 @@ def _drop_triggers(steps: OnlineSteps) -> str:
 
 def _restore_functions(connection: "psycopg.Connection[DictRow]") -> list[str]:
     done = []
-    ours = {function.signature for function in _list_claim_functions(connection) if function.replaced}
+    ours = {function.signature for function in _list_replaceable(connection) if function.replaced}
     for kept in connection.execute(statement("list_kept_functions")).fetchall():
         with connection.transaction():
             if kept["function"] in ours:
@@ -566,12 +612,18 @@ def _drop_all(steps: OnlineSteps) -> str:
         steps.run(f"DROP INDEX CONCURRENTLY IF EXISTS public.{name};")
     for table in {*added.columns, *added.constraints}:
         changes = [f"DROP CONSTRAINT IF EXISTS {name}" for name in added.constraints.get(table, [])]
-        changes += [
-            f"DROP COLUMN IF EXISTS {name}" for name in added.columns.get(table, []) if (table, name) not in before
-        ]
+        if before:  # else some may be the CRM's, with what is in them
+            changes += [
+                f"DROP COLUMN IF EXISTS {name}" for name in added.columns.get(table, []) if (table, name) not in before
+            ]
         if changes:
             steps.run(f"ALTER TABLE IF EXISTS public.{table} {', '.join(dict.fromkeys(changes))};")
     steps.run(f"DROP SCHEMA IF EXISTS {sql.SCHEMA} CASCADE;")
+    if not before:
+        return (
+            "The pipeline's schema, constraints and indexes are gone. Its columns are left: an early version made "
+            "them, which did not note what the CRM had before."
+        )
     return "The pipeline's schema, columns, constraints and indexes are gone."
 
 

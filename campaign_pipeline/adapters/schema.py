@@ -50,7 +50,18 @@ def upgrade(url: str, say: Callable[[str], None] = lambda _: None) -> str:
     """
     refuse_unreadable(url)
     try:
-        with one_at_a_time(url, say), OnlineSteps(url, say) as steps:
+        with one_at_a_time(url, say):
+            return upgrade_alone(url, say)
+    except psycopg.Error as error:
+        raise DatabaseUnusable(unusable(url, error)) from None
+    except StepFailed as error:
+        raise DatabaseUnusable(str(error)) from None
+
+
+def upgrade_alone(url: str, say: Callable[[str], None] = lambda _: None) -> str:
+    """The same for a caller that keeps every other upgrade out already (see one_at_a_time)."""
+    try:
+        with OnlineSteps(url, say) as steps:
             _refuse_without_rights(steps.connection)
             for statement in sql.BEFORE_MIGRATIONS:
                 steps.run(statement)

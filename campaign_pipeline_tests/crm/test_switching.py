@@ -34,6 +34,7 @@ from campaign_pipeline_tests.commands import wait_until
 from campaign_pipeline_tests.conftest import point_at
 from campaign_pipeline_tests.crm import OWNER, TARGET_COLUMN, WORKSPACE, Crm, url_as
 from campaign_pipeline_tests.pooler import Pooler
+from campaign_pipeline_tests.sql.holder import wait_until_blocked
 
 ROOT = Path(__file__).parents[2]
 TEXT = "Olá, tudo bem? Aqui é a Ana, da Pontual. Posso lhe mostrar como vendemos tintas?"
@@ -330,6 +331,74 @@ def test_what_went_out_in_part_and_was_skipped_by_a_pause_is_not_sent_whole_afte
     crm.do("SELECT public.resume_campaign_run(%s)", run)
     statuses = {row["id"]: row["status"] for row in crm.messages(run)}
     assert statuses == {begun["id"]: "failed", untouched["id"]: "pending"}
+
+
+def test_the_old_processor_skips_nothing_that_waits_longer_than_it_would(bare_crm: Crm) -> None:
+    run = bare_crm.start_run(leads=2)
+    bare_crm.do("UPDATE campaign_messages SET scheduled_at = now() - interval '2 hours'")
+    attach(bare_crm.url, quiet)
+    bare_crm.do("UPDATE campaign_messages SET next_attempt_at = now() + interval '5 minutes'")
+    skip_old = "SELECT public.mark_old_campaign_messages_as_skipped(now() - interval '1 hour')"
+    assert bare_crm.value(skip_old) == 0
+    assert {message["status"] for message in bare_crm.messages(run)} == {"pending"}
+    detach(bare_crm.url, quiet)
+    assert bare_crm.value(skip_old.replace("1 hour", "-1 hour")) == 2
+
+
+def test_a_drop_leaves_the_columns_where_nobody_noted_what_the_crm_had_before(bare_crm: Crm) -> None:
+    bare_crm.do("UPDATE ai_agents SET behavior_config = '{}'")
+    attach(bare_crm.url, quiet)
+    bare_crm.do("DELETE FROM campaign_pipeline.campaign_columns_before")  # as in an installation from before 0008
+    told = detach(bare_crm.url, quiet, drop=True)
+    assert "Its columns are left" in told[-1]
+    assert bare_crm.value("SELECT bool_and(behavior_config = '{}') FROM ai_agents")
+    assert bare_crm.value("SELECT to_regnamespace('campaign_pipeline')") is None
+
+
+def test_an_attach_waits_for_a_detach_under_way(crm: Crm) -> None:
+    crm.start_run(leads=1)
+    attach(crm.url, quiet)
+    claim(crm.url)
+    crm.do("UPDATE campaign_messages SET status = 'sending'")
+    waiting, told = threading.Event(), threading.Event()
+    detaching = threading.Thread(target=detach, args=(crm.url, lambda _: waiting.set()))
+    detaching.start()
+    assert waiting.wait(30)
+    attaching = threading.Thread(target=attach, args=(crm.url, lambda _: told.set()))
+    attaching.start()
+    assert told.wait(30)
+    assert crm.value("SELECT detached_at IS NOT NULL FROM campaign_crm_attachment")
+    crm.do("UPDATE campaign_messages SET lease_expires_at = now() - interval '1 second'")
+    detaching.join(60)
+    attaching.join(60)
+    assert crm.value("SELECT attached_at IS NOT NULL AND detached_at IS NULL FROM campaign_crm_attachment")
+    assert crm.value("SELECT count(*) FROM pg_trigger WHERE starts_with(tgname, 'campaign_count')") == 4
+    assert crm.value("SELECT public.get_and_lock_campaign_messages(5)") == []
+
+
+def test_an_attach_gives_way_to_the_crm_and_settles_afterwards(bare_crm: Crm) -> None:
+    message = left_by_old(bare_crm, "sending", None, [])
+    schema.upgrade(bare_crm.url)
+    failed: list[DatabaseUnusable] = []
+
+    def attaching() -> None:
+        try:
+            attach(bare_crm.url, quiet)
+        except DatabaseUnusable as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=attaching)
+    with psycopg.connect(bare_crm.url) as other:
+        other.execute("UPDATE campaign_runs SET error_message = 'x'")  # for which the settled message's counters wait
+        thread.start()
+        with Crm(bare_crm.url) as onlooker:
+            wait_until_blocked(onlooker)
+        other.execute("UPDATE campaign_messages SET phone_source = 'x' WHERE id = %s", [message])
+        other.commit()
+    thread.join(60)
+    assert failed == []
+    assert bare_crm.value("SELECT status FROM campaign_messages WHERE id = %s", message) == "failed"
+    assert bare_crm.wrong_counters() == []
 
 
 def test_messages_that_are_being_sent_are_waited_for_and_their_number_is_said(crm: Crm) -> None:

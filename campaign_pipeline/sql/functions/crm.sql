@@ -100,7 +100,7 @@ $$;
 --   looked_up   nothing of it does: the next batch asks the provider, and fails the message as `unknown` if that cannot tell
 --   unknown     a piece of it does, or nobody knows the text: only a person may have it sent again
 --   given_back  it had no text yet and was not being sent: it surely did not go out
--- p_ids NULL: all.
+-- p_ids NULL: all. Two hundred in a call; whoever wants the rest calls again.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_settle_old_processor(p_ids uuid[] DEFAULT NULL)
 RETURNS TABLE (message_id uuid, verdict text) LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
@@ -122,6 +122,7 @@ BEGIN
           AND COALESCE(m.queued_at, m.created_at) <= campaign_pipeline.campaign_now() - interval '15 minutes'
           AND (p_ids IS NULL OR m.id = ANY (p_ids))
         ORDER BY m.id
+        LIMIT 200  -- or the CRM's own statements would wait for their rows too long
         FOR UPDATE OF m SKIP LOCKED
     LOOP
         SELECT count(*) AS pieces, COALESCE(sum(length(s.piece)), 0) AS length, min(s.created_at) AS at,

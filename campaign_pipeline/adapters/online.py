@@ -46,6 +46,8 @@ class OnlineSteps:
 
     def __enter__(self) -> "OnlineSteps":
         self.connection = connect(self._url, autocommit=True)
+        # Several statements in one message have no results in binary form, whatever the session's date style.
+        self.connection.cursor_factory = psycopg.Cursor
         self._pooled = is_pooled(self.connection)
         if not self._pooled:
             # An index of a large table takes its time. A pooler would hand these settings to others; see _build_index.

@@ -170,8 +170,10 @@ class Queue(Statements):
         async def call() -> Batch:
             async with self._connection() as connection, connection.transaction():
                 # A claimer that falls asleep or vanishes in the middle must not keep its rows from everybody else.
+                # One statement: results in binary form, which some sessions need, allow no more.
                 await connection.execute(
-                    f"SET LOCAL idle_in_transaction_session_timeout = '30s'; {_GIVE_WAY}"  # constants of this module
+                    "SELECT set_config('idle_in_transaction_session_timeout', '30s', true), "
+                    "set_config('lock_timeout', '800ms', true)"
                 )
                 return await _ClaimBatch(connection, options).run()
 

@@ -74,7 +74,7 @@ def test_a_single_step_that_succeeded_sends_nothing_again_and_says_why(
     assert second.success, troubles(second)
     assert shard_steps(second) == [step]
     assert sends(sandbox) == 5
-    assert "5 messages of this shard were left alone: finished." in log_of(instance, second.run_id)
+    assert "5 messages; 5 sent, 0 failed, 0 skipped, 0 returned" in log_of(instance, second.run_id)
 
 
 def test_a_single_step_after_trouble_sends_what_is_due_again_and_leaves_the_rest_to_its_time(
@@ -95,7 +95,7 @@ def test_a_single_step_after_trouble_sends_what_is_due_again_and_leaves_the_rest
     assert Counter(message["status"] for message in world.messages()) == {"sent": 5, "pending": 1}
     told = log_of(instance, second.run_id)
     assert "1 messages of this shard were left alone: waits for its time." in told
-    assert "4 messages of this shard were left alone: finished." in told
+    assert "6 messages; 5 sent, 0 failed, 0 skipped, 0 returned" in told
 
 
 def test_what_another_run_has_taken_meanwhile_is_left_to_it(

@@ -4,6 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from campaign_pipeline.adapters import schema
 from campaign_pipeline.adapters.operations import Operations
 from campaign_pipeline.adapters.queue_connection import connect_rows
 from campaign_pipeline_tests.defs.test_shard import Play, Rig, play
@@ -61,3 +62,9 @@ def test_a_pace_of_half_an_hour_holds_while_the_sessions_clocks_go_back(odd_sess
         assert {rig.message(message)["status"] for message in (first, second)} == {"sent"}
 
     play(scenario)
+
+
+def test_an_upgrade_works_in_such_sessions(odd_sessions: World) -> None:
+    odd_sessions.do("DROP TRIGGER campaign_hear_reply ON messages")
+    assert schema.upgrade(odd_sessions.url) == schema.head_revision()
+    assert odd_sessions.value("SELECT count(*) FROM pg_trigger WHERE tgname = 'campaign_hear_reply'") == 1

@@ -83,7 +83,7 @@ def test_wrong_usage_is_told_in_one_sentence(world: World, arguments: list[str],
     ("arguments", "told"),
     [
         (["suppress", "--lead", str(uuid4()), "--reason", "x"], "needs a workspace"),
-        (["suppress", "--address", "nobody", "--everywhere", "--reason", "x"], "needs an address or a lead"),
+        (["suppress", "--address", "nobody", "--everywhere", "--reason", "x"], "is neither a phone number nor"),
         (["export", str(uuid4())], "Nothing is stored of a lead"),
         (["erase", str(uuid4()), "--yes"], "Nothing is stored of a lead"),
     ],

@@ -19,6 +19,8 @@ WALL_CLOCK = {
     ("Timestamp", "now"),
 }
 
+NOT_THE_QUEUE = {"io.py": "the age of a file is told by the clock that stamped it"}
+
 
 def wall_clock_uses(source: str) -> list[str]:
     """Where a module asks this machine what time it is."""
@@ -36,7 +38,11 @@ def wall_clock_uses(source: str) -> list[str]:
 def test_no_module_that_decides_anything_reads_this_machines_clock() -> None:
     modules = [path for room in DECIDING for path in (PACKAGE / room).rglob("*.py")]
     assert len(modules) > 20
-    uses = {path.name: wall_clock_uses(path.read_text(encoding="utf-8")) for path in modules}
+    uses = {
+        path.name: wall_clock_uses(path.read_text(encoding="utf-8"))
+        for path in modules
+        if path.name not in NOT_THE_QUEUE
+    }
     assert {name: found for name, found in uses.items() if found} == {}
 
 

@@ -44,10 +44,10 @@ class Requeued:
 
 @dataclass(frozen=True)
 class Holders:
-    """Who holds messages under a live lease, and how far the queue's clock was moved (by a test or a rehearsal)."""
+    """Who holds messages under a live lease, and what time it is by the database's clock."""
 
     owners: Sequence[str]  # as `lease_owner` has them: `run 1a2b3c4d`, `run 1a2b3c4d inbox_…`
-    clock_offset_seconds: float
+    now: datetime
 
     def has(self, run_id: str) -> bool:
         """Whether a Dagster run does."""
@@ -95,7 +95,7 @@ class Operations:
     def holders(self) -> Holders:
         """Who holds messages under a live lease."""
         row = self._all("list_holders")[0]
-        return Holders(row["owners"], row["clock_offset_seconds"])
+        return Holders(row["owners"], row["now"])
 
     def backlog(self, cutoffs: Mapping[UUID, datetime]) -> dict[UUID, Backlog]:
         """How many messages of each run were due before its cutoff."""

@@ -6,7 +6,6 @@ sentence, by Dagster's own means. Should its process live after all, no harm is 
 not a run's status.
 """
 
-import time
 from collections.abc import Iterator
 from datetime import timedelta
 
@@ -42,8 +41,7 @@ def is_lost(instance: DagsterInstance, record: RunRecord, held: Holders) -> bool
     quiet = max(QUIET, timedelta(seconds=2 * DeliverySettings.from_environment().lease_seconds))
     newest = instance.get_records_for_run(run_id, limit=1, ascending=False).records
     last = newest[0].event_log_entry.timestamp if newest else record.create_timestamp.timestamp()
-    # Events are stamped by the clock of this machine and its like, whatever the database's says.
-    return time.time() + held.clock_offset_seconds - last > quiet.total_seconds()
+    return held.now.timestamp() - last > quiet.total_seconds()
 
 
 def lost_runs(instance: DagsterInstance, database: QueueDatabase) -> Iterator[dg.DagsterRun]:

@@ -30,6 +30,10 @@ def named_in_code() -> Iterator[str]:
                 called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
                 if called in {"statement", "_all", "_do", "_run"}:
                     yield str(node.args[0].value)
+            elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "_giving_way":
+                name = node.args[1]  # after the connection
+                assert isinstance(name, ast.Constant)
+                yield str(name.value)
 
 
 def test_the_server_understands_every_statement(world: World) -> None:

@@ -44,11 +44,11 @@ FROM (
     WHERE r.status = 'running') due;
 
 -- name: list_holders
--- Who holds messages under a live lease, by the index of leased messages; and how far the clock was moved.
+-- Who holds messages under a live lease, by the index of leased messages; and what time it is.
 SELECT ARRAY(SELECT DISTINCT m.lease_owner FROM public.campaign_messages m
              WHERE m.status IN ('queued', 'generating', 'sending')
                AND m.lease_expires_at > campaign_pipeline.campaign_now() AND m.lease_owner IS NOT NULL) AS owners,
-       EXTRACT(epoch FROM campaign_pipeline.campaign_now() - now())::double precision AS clock_offset_seconds;
+       campaign_pipeline.campaign_now() AS now;
 
 -- name: look_at_pauses
 -- As list_pauses, for whoever only looks: without a lock that would keep a claimer from its probe.

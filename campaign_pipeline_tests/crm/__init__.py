@@ -46,7 +46,7 @@ def make_roles(admin: "psycopg.Connection[Any]") -> None:
     """What a Supabase project has: anon, authenticated, service_role, authenticator and the CRM's owner."""
     with admin.transaction():
         admin.execute("SELECT pg_advisory_xact_lock(%s)", [_ROLES_LOCK])
-        if not admin.execute("SELECT FROM pg_roles WHERE rolname = %s", [OWNER]).fetchone():
+        if not admin.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [OWNER]).fetchone():
             admin.execute(text_of("roles.sql").encode())
 
 

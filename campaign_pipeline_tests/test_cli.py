@@ -10,6 +10,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import orjson
 import psycopg
 import pytest
@@ -22,19 +23,12 @@ from campaign_pipeline.sandbox import Behaviour, Kind, Latency, SandboxProcess
 from campaign_pipeline_tests.commands import processes_of, run, start, wait_until
 from campaign_pipeline_tests.factories import World
 
-COMMANDS = (
-    ["demo"],
-    ["dev"],
-    ["process"],
-    ["sandbox"],
-    ["db"],
-    ["db", "upgrade"],
-    ["db", "url"],
-    ["crm"],
-    ["crm", "check"],
-    ["crm", "attach"],
-    ["crm", "detach"],
-)
+
+def commands_below(group: click.Group, *path: str) -> Iterator[list[str]]:
+    for name, command in group.commands.items():
+        yield [*path, name]
+        if isinstance(command, click.Group):
+            yield from commands_below(command, *path, name)
 
 
 def call(*arguments: str) -> Result:
@@ -78,7 +72,7 @@ def empty_database(server: EmbeddedServer) -> Iterator[str]:
         admin.execute("DROP DATABASE empty_for_cli WITH (FORCE)")
 
 
-@pytest.mark.parametrize("command", [[], *COMMANDS], ids=" ".join)
+@pytest.mark.parametrize("command", [[], *commands_below(cli)], ids=" ".join)
 def test_help_explains_every_command_and_each_of_its_options(command: list[str]) -> None:
     result = call(*command, "--help")
     assert result.exit_code == 0

@@ -37,14 +37,6 @@ def lead(world: World) -> UUID:
     return world.lead(world.workspace(), phone="+55 11 98765-4321", client_name="Zenóbia Quaresma")
 
 
-@pytest.mark.parametrize("command", [[], ["suppress"], ["lift"], ["list"], ["export"], ["erase"]], ids=" ".join)
-def test_help_explains_every_command_and_each_of_its_options(command: list[str]) -> None:
-    result = call(*command, "--help")
-    assert result.exit_code == 0
-    described = [line.split(maxsplit=1)[-1] for line in result.output.splitlines() if line.strip().startswith("--")]
-    assert all(described)
-
-
 def test_a_lead_is_suppressed_in_its_workspace_at_its_number_too(world: World, lead: UUID) -> None:
     result = call("suppress", "--lead", lead, "--reason", "asked by phone")
     assert (result.exit_code, suppressions(world)) == (0, [("workspace", None, PHONE, True)])

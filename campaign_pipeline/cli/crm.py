@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 
 import click
 
 from campaign_pipeline.adapters.environment import Environment, SettingError
+from campaign_pipeline.cli import output
+from campaign_pipeline.cli.options import json_option, yes_option
 
 
 def _crm_url() -> str:
@@ -25,11 +26,11 @@ def _say(text: str) -> None:
 
 @click.group()
 def crm() -> None:
-    """Take over the queue of a CRM that has a processor of its own, and give it back."""
+    """Take over the queue of a CRM, or give it back."""
 
 
 @crm.command()
-@click.option("--json", "as_json", is_flag=True, help="The findings as one JSON array.")
+@json_option
 def check(as_json: bool) -> None:
     """Say what is found in the CRM's database and what an attach would do. Changes nothing.
 
@@ -38,18 +39,8 @@ def check(as_json: bool) -> None:
     from campaign_pipeline.adapters import crm as adapter
 
     findings = adapter.check(_crm_url())
-    if as_json:
-        click.echo(json.dumps([finding.to_dict() for finding in findings], ensure_ascii=False, indent=2))
-    else:
-        from rich.console import Console
-        from rich.table import Table
-
-        colours = {adapter.State.FINE: "green", adapter.State.LOOK: "yellow", adapter.State.STOPS: "red"}
-        table = Table("", "what", "found", "to do", box=None, pad_edge=False)
-        for finding in findings:
-            state = f"[{colours[finding.state]}]{finding.state}[/]"
-            table.add_row(state, finding.what, finding.found, finding.todo)
-        Console().print(table, highlight=False)
+    columns = {"state": "", "what": "what", "found": "found", "todo": "to do"}
+    output.show([finding.to_dict() for finding in findings], columns, as_json=as_json, empty="Nothing was found.")
     sys.exit(1 if any(finding.state is adapter.State.STOPS for finding in findings) else 0)
 
 
@@ -77,7 +68,7 @@ def attach() -> None:
     help="How long to wait for messages that are being written or sent.",
 )
 @click.option("--drop", is_flag=True, help="Also remove the pipeline's schema with all that it knows, and its columns.")
-@click.option("--yes", is_flag=True, help="Do not ask before --drop.")
+@yes_option
 def detach(wait_seconds: int, drop: bool, yes: bool) -> None:
     """Give the queue back to the CRM's own processor; the CRM works as it did before.
 
@@ -90,3 +81,6 @@ def detach(wait_seconds: int, drop: bool, yes: bool) -> None:
         click.confirm("Remove the ledger, suppressions and everything else that the pipeline knows?", abort=True)
     for sentence in give_back(url, _say, wait_seconds, drop=drop):
         click.echo(sentence)
+
+
+COMMANDS = (crm,)

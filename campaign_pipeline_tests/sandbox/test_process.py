@@ -17,7 +17,7 @@ from campaign_pipeline.sandbox import (
     SandboxProcess,
     behaviour_from_flags,
 )
-from campaign_pipeline.sandbox.__main__ import main
+from campaign_pipeline.sandbox.command import main
 
 
 @pytest.fixture
@@ -123,8 +123,8 @@ def test_a_taken_port_is_one_clear_sentence(capsys: pytest.CaptureFixture[str]) 
         (["--fault", "telegram/send:late"], "There is no provider 'telegram'"),
         (["--send-latency", "-1"], "A latency's mean must be a number of 0 or more"),
         (["--behaviour-file", "/nowhere/behaviour.json"], "No such file"),
-        (["--port", "70000"], "'70000' is not a port between 0 and 65535"),
-        (["--seed", "one"], "invalid int value: 'one'"),
+        (["--port", "70000"], "70000 is not in the range 0<=x<=65535"),
+        (["--seed", "one"], "'one' is not a valid integer"),
     ],
 )
 def test_bad_flags_end_with_status_2_and_the_reason(

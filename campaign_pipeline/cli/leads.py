@@ -1,0 +1,33 @@
+"""`campaign-pipeline leads`: how a file of leads is read."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from campaign_pipeline.cli.options import map_option, mapping_of
+from campaign_pipeline.cli.output import console
+
+
+@click.command()
+@click.argument("leads_file", type=click.Path(path_type=Path), metavar="FILE")
+@map_option
+def leads(leads_file: Path, mapping: tuple[str, ...]) -> None:
+    """Read a file of leads and show how.
+
+    It shows the columns, every row that is left out and why. Nothing is written.
+
+    Exit code 1 where rows were left out.
+    """
+    from campaign_pipeline.leads.reading import read_leads
+    from campaign_pipeline.leads.report import show_reading
+
+    read = read_leads(leads_file, mapping_of(mapping))
+    show_reading(console(), leads_file.name, read, most_problems=None)
+    click.echo(f"{leads_file}: {len(read.leads):,} leads.")
+    sys.exit(1 if read.problems else 0)
+
+
+COMMANDS = (leads,)

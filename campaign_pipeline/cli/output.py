@@ -1,0 +1,111 @@
+"""How commands show what they found: tables for people, JSON with `--json`.
+
+A command makes its rows once, as mappings of plain values, and hands them to `show`. The table has the columns that it
+names; the JSON has every field of every row.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import date, datetime, timedelta
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+PIPED_WIDTH = 1000
+"""Columns where the output is no terminal: a row of a table stays one line, for grep and for files."""
+
+STYLES = {
+    "ok": "green",
+    "sent": "green",
+    "replied": "green",
+    "completed": "green",
+    "look": "yellow",
+    "paused": "yellow",
+    "stops": "red",
+    "failed": "red",
+}
+"""Colours of single words, wherever they stand in a table."""
+
+
+def console() -> Console:
+    """The terminal; without one, lines are long instead of wrapped."""
+    from rich.console import Console
+
+    if sys.stdout.isatty() or "COLUMNS" in os.environ:
+        return Console(highlight=False)
+    return Console(highlight=False, width=PIPED_WIDTH)
+
+
+def show(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], *, as_json: bool, empty: str) -> None:
+    """Print rows as a table of `columns` (field -> heading), or all their fields as one JSON array.
+
+    `empty` is the sentence that stands for a table without rows.
+    """
+    if as_json:
+        show_json(list(rows))
+    elif not rows:
+        click.echo(empty)
+    else:
+        console().print(table_of(rows, columns))
+
+
+def table_of(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], title: str | None = None) -> Any:
+    """A rich table: numbers to the right, times short and local, long sentences wrapped in the last columns."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, title=title, title_justify="left", title_style="bold")
+    for field, heading in columns.items():
+        numbers = all(isinstance(row.get(field), int | float | Decimal | None) for row in rows)
+        texts = any(len(str(row.get(field) or "")) > 24 for row in rows)
+        table.add_column(heading, justify="right" if numbers else "left", no_wrap=not texts, overflow="fold")
+    for row in rows:
+        cells = [cell(row.get(field)) for field in columns]
+        table.add_row(*(Text(each, style=STYLES.get(each, "")) for each in cells))
+    return table
+
+
+def show_json(value: Any) -> None:
+    """Print one JSON document."""
+    click.echo(json.dumps(value, ensure_ascii=False, indent=2, default=_plain))
+
+
+def cell(value: Any) -> str:
+    """A value as a person reads it in a table."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, datetime):
+        return f"{value.astimezone():%Y-%m-%d %H:%M}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float | Decimal):
+        return f"{value:,.4f}".rstrip("0").rstrip(".")
+    if isinstance(value, list | tuple | set):
+        return ", ".join(map(cell, value))
+    return str(value)
+
+
+def _plain(value: Any) -> Any:
+    """What JSON has no word for: times in ISO 8601, ids as text, amounts as numbers, durations in seconds."""
+    if isinstance(value, datetime | date):
+        return value.isoformat()
+    if isinstance(value, UUID):
+        return str(value)
+    if isinstance(value, Decimal):
+        return float(value)
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    if isinstance(value, set | frozenset):
+        return sorted(value)
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")

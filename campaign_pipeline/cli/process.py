@@ -1,0 +1,120 @@
+"""`campaign-pipeline process`: one batch of what is due."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from campaign_pipeline.adapters.environment import DeliverySettings, Environment, SettingError
+from campaign_pipeline.cli import output
+from campaign_pipeline.cli.errors import Trouble
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from campaign_pipeline.launch import JobResult
+
+_SHOWN_WAITS = 20
+
+
+@click.command()
+@click.option(
+    "--batch-size",
+    type=click.IntRange(1, 10_000),
+    default=1000,
+    show_default=True,
+    help="How many due messages to claim at most.",
+)
+@click.option(
+    "--shard-size",
+    type=click.IntRange(1, 10_000),
+    default=250,
+    show_default=True,
+    help="How many messages one step sends at most.",
+)
+@click.option(
+    "--concurrency",
+    type=click.IntRange(1, 500),
+    default=20,
+    show_default=True,
+    help="How many messages of a step are in flight at once.",
+)
+@click.option(
+    "--in-process", is_flag=True, help="All steps in one process, one after another: quickest for few messages."
+)
+def process(batch_size: int, shard_size: int, concurrency: int, in_process: bool) -> None:
+    """Send one batch of what is due.
+
+    This is one run of the job process_campaign_queue. With DAGSTER_HOME set, the run is kept there; else
+    where `dev` shows it.
+    """
+    from campaign_pipeline.adapters.database import queue_url
+    from campaign_pipeline.launch import JobConfig, JobProcess, follow, interrupted_by_signals, uninterrupted
+
+    console = output.console()
+    DeliverySettings.from_environment()
+    environment = Environment.read()
+    with console.status("Connecting to the database"), uninterrupted():
+        url = queue_url(environment)
+        folder = dagster_home(environment)
+    variables = {**os.environ, "CAMPAIGN_HOME": str(environment.home)}
+    config = JobConfig(batch_size, shard_size, concurrency, in_process)
+    with interrupted_by_signals(), JobProcess(config, folder, environment.home / "logs", variables) as job:
+        result = follow(job, url, console)
+        log_file = job.log_file
+    _show_result(console, result, url)
+    if not result.succeeded:
+        raise Trouble(" ".join(result.failures) + f" (Dagster's log: {log_file})")
+
+
+def dagster_home(environment: Environment) -> Path:
+    """The person's own DAGSTER_HOME, else ours."""
+    from campaign_pipeline.adapters.dagster_home import write_dagster_home
+    from campaign_pipeline.adapters.database import dagster_storage_url
+
+    own = os.environ.get("DAGSTER_HOME", "").strip()
+    if own and not (Path(own).is_absolute() and Path(own).is_dir()):
+        raise SettingError(f"DAGSTER_HOME is {own}, but must be the absolute path of a folder that exists.")
+    return Path(own) if own else write_dagster_home(environment.home, dagster_storage_url(environment))
+
+
+def _show_result(console: Console, result: JobResult, url: str) -> None:
+    """Say what became of the batch, and which runs wait for what."""
+    from rich.text import Text
+
+    def whole(name: str) -> str:
+        return f"{int(result.totals.get(name, 0)):,}"
+
+    if result.totals.get("messages"):
+        console.print(
+            f"Run {result.run_id}: {whole('messages')} claimed, {whole('sent')} sent, {whole('failed')} failed, "
+            f"{whole('skipped')} skipped, {whole('returned')} returned to the queue; "
+            f"{whole('runs_closed')} campaign runs closed; {whole('tokens')} tokens, "
+            f"US$ {result.totals.get('cost_usd', 0):.4f}.",
+            highlight=False,
+            soft_wrap=True,
+        )
+    elif result.succeeded:
+        console.print(f"Run {result.run_id}: nothing was due that may be sent now.", highlight=False, soft_wrap=True)
+    waits = _waits(url)
+    for name, reason in waits[:_SHOWN_WAITS]:
+        console.print(Text(f"{name} waits: {reason}", style="yellow"))
+    if len(waits) > _SHOWN_WAITS:
+        console.print(Text(f"… and {len(waits) - _SHOWN_WAITS} more runs wait; see campaign_runs.wait_reason."))
+
+
+def _waits(url: str) -> list[tuple[str, str]]:
+    from campaign_pipeline.adapters.queue_connection import connect
+
+    with connect(url) as connection:
+        rows = connection.execute(
+            "SELECT COALESCE(name, id::text), wait_reason FROM public.campaign_runs "
+            "WHERE status = 'running' AND wait_reason IS NOT NULL ORDER BY id"
+        ).fetchall()
+    return [(row[0], row[1]) for row in rows]
+
+
+COMMANDS = (process,)

@@ -30,32 +30,6 @@ from campaign_pipeline.core.ports import (
     Unknown,
 )
 
-# How the servers that speak WhatsApp over its web protocol word what happened to them; whoever hands their texts on
-# reads the same words. Each pattern is matched against one whole statement.
-SAYS_DISCONNECTED = (
-    r"connection closed|(the )?(whatsapp|websocket|client|instance|socket|session)( \S{1,60})? (is )?"
-    r"(not (open|connected|logged in)|disconnected|closed)|not (open|connected|logged in)|disconnected"
-    r"|no (active )?session|(inst[âa]ncia|whatsapp) (est[áa] )?(desconectad[ao]|n[ãa]o (est[áa] )?conectad[ao])"
-)
-SAYS_TOO_FAST = r"(error )?429|rate.?overlimit|(429:? )?too many requests"
-SAYS_TIMED_OUT = (  # the request may have reached WhatsApp: what ended on the way says nothing of what it carried
-    r"(\S{1,40} )?timed?[ -]?out\b.{0,80}|timeouterror.{0,80}|(message|context) (timed out|deadline exceeded)"
-    r"|connection (was )?(lost|terminated).{0,80}|stream errored.{0,80}"
-    r"|websocket disconnected (before|while) .{0,80}"
-)
-SAYS_NOBODY = (
-    r"(the )?number( \S{1,60})? (is )?not (registered )?on whatsapp|invalid (phone )?number"
-    r"|(o )?n[úu]mero( \S{1,60})? n[ãa]o (est[áa] )?(no|registrado no) whatsapp"
-)
-SAYS_NO_KEYS = (
-    # Signal keys of one recipient are missing or broken: the text could not be encrypted, so it did not leave.
-    r"(sessionerror: )?no (sessions|session record|open session|matching sessions found for message)"
-    r"|(sessionerror: )?no (signal )?session (established with|found for|with) \S{1,60}|session with \S{1,60} not found"
-    r"|(prekeyerror: )?invalid prekey id|untrustedidentitykeyerror.{0,120}"
-    r"|can'?t encrypt message for device: no signal session established with \S{1,60}"
-)
-NO_KEYS = "WhatsApp's encryption keys for this lead are missing or out of date; other leads are not concerned."
-
 DAY = 24 * 3600.0
 """Seconds."""
 
@@ -114,6 +88,18 @@ class Row:
     def _is_said(self, statement: str) -> bool:
         assert self.says is not None
         return re.fullmatch(self.says, statement, re.IGNORECASE) is not None
+
+
+def redirected(variable: str, status: Container[int] = NOT_HERE) -> Row:
+    """The answer that sends the request elsewhere; `variable` holds the address that has to be corrected."""
+    sentence = f"The request was redirected; set {variable} to the address that it was redirected to."
+    return Row(Systemic, "redirected", sentence, status=status)
+
+
+def tells_nothing(server: str, status: Container[int]) -> Row:
+    """Statuses that do not say whether it was sent; `server` is the subject of the sentence."""
+    sentence = f"{server} answered {{status}}, which does not say whether it was sent."
+    return Row(Unknown, "http_{status}", sentence, status=status)
 
 
 def first_row(table: Sequence[Row], status: int, heard: Heard = NOTHING_HEARD) -> Row | None:

@@ -348,6 +348,12 @@ def _error_fields(body: Any, path: str = "") -> Iterator[tuple[str, Any]]:
             yield place, redact_people(value)[:_MOST_WORDS]
 
 
+def text_at(body: Any, *path: str | int) -> str | None:
+    """The text at a path of a JSON body; None where there is none, or an empty one."""
+    text = at(body, *path)
+    return text if isinstance(text, str) and text else None
+
+
 def at(body: Any, *path: str | int) -> Any:
     """What lies at a path of a JSON body, None where it does not lie there: bodies from outside have any shape."""
     for step in path:

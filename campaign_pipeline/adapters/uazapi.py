@@ -11,183 +11,56 @@ from typing import Any
 
 import httpx
 
-from campaign_pipeline.adapters.answers import (
-    DAY,
-    NO_KEYS,
-    NOT_HERE,
-    SAYS_DISCONNECTED,
-    SAYS_NO_KEYS,
-    SAYS_NOBODY,
-    SAYS_TIMED_OUT,
-    SAYS_TOO_FAST,
-    Heard,
-    Row,
-    failure,
-    known,
-    no_answer,
-    statements,
-    unrecognised,
-)
+from campaign_pipeline.adapters.answers import Heard, statements
+from campaign_pipeline.adapters.channel import Page, Request
 from campaign_pipeline.adapters.connection import endpoint
-from campaign_pipeline.adapters.http import Answer, NoAnswer, at, get, post
+from campaign_pipeline.adapters.http import Answer, at, text_at
+from campaign_pipeline.adapters.uazapi_answers import ANSWERS, STATE_ANSWERS
+from campaign_pipeline.adapters.whatsapp_web import WebChannel
 from campaign_pipeline.core.ports import (
     Absent,
     Attempt,
     ChannelTraits,
     Envelope,
-    Failure,
     Found,
     LookUp,
     LookUpAnswer,
     LookUpFailed,
-    NotReady,
-    NumberCheck,
-    NumberExists,
-    NumberMissing,
-    NumberNotChecked,
-    Outcome,
-    Permanent,
-    Scope,
     Sent,
-    Systemic,
-    Throttled,
-    Transient,
-    Unknown,
 )
-
-TRAITS = ChannelTraits(name="uazapi", max_part_chars=4096, look_up=LookUp.EXACT, number_check=True)
 
 TRACK_SOURCE = "campaign_pipeline"
 """Under which our messages are tracked; the CRM's own may use the same ids under another."""
 
-PAGE, MOST_PAGES = 50, 20
-"""Messages a page and pages at most, when a part is looked up: by its own id there should be one message."""
-
-NOT_ON_WHATSAPP = "The number is not on WhatsApp."
-DISCONNECTED = "This inbox's connection to WhatsApp is closed; connect it and it goes on by itself."
+PAGE = 50
+"""Messages a page, when a part is looked up: by its own id there should be one message."""
 
 _WRAPPED = r"(error sending|failed to send|could ?n[o']t send)( message)?: "
 """What UAZAPI puts before the words of its WhatsApp library."""
 
-ANSWERS: tuple[Row, ...] = (
-    Row(
-        Permanent,
-        "invalid_request",
-        "UAZAPI refused the request as invalid.",
-        status={400},
-        says=r"(missing|invalid) .{0,30}(number|text|payload|json|body|parameter)\b.{0,60}"
-        r"|(number|text|phone)( and \w{1,20})? (is|are) required",
-    ),
-    Row(
-        Systemic,
-        "bad_key",
-        "UAZAPI refuses the token of this instance (instance_token or api_key).",
-        status={401, 403},
-    ),
-    Row(
-        Systemic,
-        "instance_missing",
-        "UAZAPI does not know this instance.",
-        status={404},
-        fact="no_instance",
-    ),
-    Row(
-        Systemic,
-        "redirected",
-        "UAZAPI redirects the request; set its base URL (UAZAPI_API_URL) to the address it leads to.",
-        status=NOT_HERE,
-    ),
-    Row(
-        Throttled,
-        "rate_limited",
-        "UAZAPI says that this number sends too fast, or that its server has no room for another connected number.",
-        status={429},
-    ),
-    Row(
-        Unknown,
-        "provider_timeout",
-        "UAZAPI timed out while it talked to WhatsApp.",
-        status={500},
-        says=SAYS_TIMED_OUT,
-    ),
-    Row(Permanent, "not_on_whatsapp", NOT_ON_WHATSAPP, status={500}, says=SAYS_NOBODY),
-    Row(Transient, "no_keys", NO_KEYS, status={500}, says=SAYS_NO_KEYS),
-    Row(Systemic, "inbox_disconnected", DISCONNECTED, status={500}, says=SAYS_DISCONNECTED),
-    Row(
-        Throttled,
-        "rate_limited",
-        "WhatsApp says that this number sends too fast.",
-        status={500},
-        says=SAYS_TOO_FAST + r"|server returned error 429",
-    ),
-    Row(
-        Systemic,
-        "new_chats_limited",
-        "WhatsApp keeps this number from writing to people who never wrote to it (error 463).",
-        status={500},
-        says=r"server returned error 463",
-        retry_after=DAY,
-    ),
-    Row(
-        Unknown,
-        "http_{status}",
-        "UAZAPI answered {status}, which does not say whether it was sent.",
-        status={408, 502, 503, 504},
-    ),
-    Row(
-        Unknown,
-        "send_failed",
-        "UAZAPI says that sending failed, which does not say whether it was sent all the same.",
-        status={500},
-        says=r"(fail(ed)?|error) (to send|sending)( (the )?message)?|internal server error",
-    ),
-)
-"""Every answer to a send that is known, with its class; the first row that matches."""
-
-STATES: tuple[Row, ...] = (
-    *(row for row in ANSWERS if row.code == "bad_key"),
-    Row(Systemic, "instance_missing", "UAZAPI does not know this instance.", status={404}),
-    Row(
-        Systemic,
-        "redirected",
-        "UAZAPI redirects the request; set its base URL (UAZAPI_API_URL) to the address it leads to.",
-        status=range(300, 400),
-    ),
-)
-"""What a question for the state of an instance may be answered that concerns sending too."""
+_NO_INSTANCE = r"instance (not found|does not exist)\.?"
 
 _BETWEEN_BRACES = re.compile(r"(?<=\{)(?=\{)|(?<=\})(?=\})")
 _JOINER = "\u200d"
 
 
-class Uazapi:
-    """One WhatsApp number of one UAZAPI server; see `core.ports.MessageChannel`."""
+class Uazapi(WebChannel):
+    """One WhatsApp number of one UAZAPI server."""
 
-    traits = TRAITS
+    provider = "UAZAPI"
+    traits = ChannelTraits(name="uazapi", max_part_chars=4096, look_up=LookUp.EXACT, number_check=True)
+    answers = ANSWERS
+    state_field = ("instance", "status")
+    states = WebChannel.states_of("disconnected")
+    state_answers = STATE_ANSWERS
+    exists_field = "isInWhatsapp"
+    numbers_path = "/chat/check"
 
     def __init__(self, client: httpx.AsyncBaseTransport, base_url: str, token: str, send_timeout: float = 30.0) -> None:
-        self._client = client
-        self._base = base_url.rstrip("/")
-        self._headers = {"token": token}
-        self._send_timeout = send_timeout
+        super().__init__(client, base_url, {"token": token}, send_timeout, "/instance/status")
 
-    async def check_connection(self) -> Failure | NotReady | None:
-        """Ask the instance for its state. A server that does not answer holds nothing back: sending will tell."""
-        answer = await get(self._client, f"{self._base}/instance/status", self._headers, 10.0)
-        if isinstance(answer, NoAnswer):
-            return None
-        refusal = failure(STATES, answer)
-        if refusal is not None:
-            return refusal
-        state = at(answer.body, "instance", "status")
-        if state == "connecting":
-            return NotReady("connecting", "The instance is connecting to WhatsApp.", retry_after=5.0)
-        if state == "disconnected":
-            return Systemic("inbox_disconnected", DISCONNECTED, Scope.INBOX)
-        return None
-
-    async def send(self, envelope: Envelope) -> Outcome:
-        """Send one part, not queued (`async`): only so does the answer say what came of it."""
+    def request(self, envelope: Envelope) -> Request:
+        """Not queued (`async`): only so does the answer say what came of it. UAZAPI waits the delay before it does."""
         body = {
             "number": envelope.address,
             "text": harmless(envelope.text),
@@ -197,49 +70,40 @@ class Uazapi:
             "track_source": TRACK_SOURCE,
             "track_id": envelope.idempotency_key,
         }
-        # UAZAPI waits `delay` inside the request.
-        timeout = envelope.delay_ms / 1000 + self._send_timeout
-        url = f"{self._base}/send/text"
-        answer = await post(self._client, url, body, self._headers, timeout, may_leave=envelope.may_leave)
-        return read_send(answer, envelope)
+        return Request("/send/text", body, envelope.delay_ms / 1000)
+
+    @classmethod
+    def accepted(cls, body: Any) -> Sent | None:
+        """Read WhatsApp's id of the message; its `id` is the server's own."""
+        provider_id = text_at(body, "messageid")
+        kept = {key: at(body, key) for key in ("status", "messageTimestamp", "track_id")}
+        return Sent(provider_id, kept, text_at(body, "chatid")) if provider_id else None
+
+    @classmethod
+    def heard(cls, answer: Answer, envelope: Envelope | None) -> Heard:
+        """Read `error`, or `message` where there is none."""
+        said = at(answer.body, "error")
+        said = said if isinstance(said, str) else at(answer.body, "message")
+        missing = isinstance(said, str) and re.fullmatch(_NO_INSTANCE, said, re.IGNORECASE)
+        return Heard(statements([said], envelope, _WRAPPED), facts=frozenset({"no_instance"} if missing else ()))
 
     async def find_accepted(self, attempt: Attempt) -> LookUpAnswer:
         """Ask for the part by its tracking id."""
         key, foreign = attempt.envelope.idempotency_key, False
-        for page in range(MOST_PAGES):
-            body = {"track_source": TRACK_SOURCE, "track_id": key, "limit": PAGE, "offset": page * PAGE}
-            answer = await post(self._client, f"{self._base}/message/find", body, self._headers, 15.0)
-            if isinstance(answer, NoAnswer):
-                return LookUpFailed(answer.reason)
-            messages = at(answer.body, "messages")
-            if answer.status != httpx.codes.OK or not isinstance(messages, list):
-                return LookUpFailed(f"UAZAPI answered {answer.status} when it was asked for a message.")
-            for message in messages:
-                if at(message, "track_id") != key or at(message, "track_source") != TRACK_SOURCE:
-                    foreign = True
-                    continue
-                provider_id = _provider_id(message)
-                if provider_id and not _failed(message):
-                    return Found(provider_id, {"status": at(message, "status"), "address": at(message, "chatid")})
-            if not messages or at(answer.body, "hasMore") is not True:
-                return _absent(foreign)
-        return LookUpFailed(f"A look-up by one tracking id found more than {MOST_PAGES * PAGE} messages.")
 
-    async def check_number(self, number: str) -> NumberCheck:
-        """Ask WhatsApp for one number."""
-        answer = await post(self._client, f"{self._base}/chat/check", {"numbers": [number]}, self._headers, 15.0)
-        if isinstance(answer, NoAnswer):
-            return NumberNotChecked(answer.reason)
-        exists, error = at(answer.body, 0, "isInWhatsapp"), at(answer.body, 0, "error")
-        if answer.status != httpx.codes.OK or not isinstance(exists, bool) or error:
-            return NumberNotChecked(
-                f"UAZAPI answered {answer.status} when it was asked for a number, without a yes or no."
-            )
-        if not exists:
-            return NumberMissing(NOT_ON_WHATSAPP)
-        jid, lid = (_name(at(answer.body, 0, name)) for name in ("jid", "lid"))
-        user, _, server = (jid or "").partition("@")
-        return NumberExists(user if server == "s.whatsapp.net" and user.isdigit() else number, jid, lid)
+        def is_it(message: Any) -> bool:
+            nonlocal foreign
+            ours = at(message, "track_id") == key and at(message, "track_source") == TRACK_SOURCE
+            foreign = foreign or not ours
+            return ours and text_at(message, "messageid") is not None and not _failed(message)
+
+        def body(number: int) -> dict[str, Any]:
+            return {"track_source": TRACK_SOURCE, "track_id": key, "limit": PAGE, "offset": (number - 1) * PAGE}
+
+        found = await self.search("/message/find", body, _page, is_it)
+        if found is None or isinstance(found, LookUpFailed):
+            return found or _absent(foreign)
+        return Found(found["messageid"], {"status": at(found, "status"), "address": at(found, "chatid")})
 
 
 def harmless(text: str) -> str:
@@ -250,35 +114,9 @@ def harmless(text: str) -> str:
     return _BETWEEN_BRACES.sub(_JOINER, text)
 
 
-def read_send(answer: Answer | NoAnswer, envelope: Envelope | None = None) -> Outcome:
-    """Class the answer to a send of `envelope`, whose own texts decide nothing where the answer repeats them."""
-    if isinstance(answer, NoAnswer):
-        return no_answer(answer)
-    if answer.status == httpx.codes.OK:
-        provider_id = _provider_id(answer.body)
-        if provider_id is None:
-            return Unknown("no_id", "UAZAPI reported success without a message id.")
-        kept = {key: at(answer.body, key) for key in ("status", "messageTimestamp", "track_id")}
-        chat = at(answer.body, "chatid")
-        return Sent(provider_id, kept, chat if isinstance(chat, str) and chat else None)
-    return known(ANSWERS, answer, _heard(answer, envelope)) or unrecognised("UAZAPI", answer)
-
-
-def _heard(answer: Answer, envelope: Envelope | None) -> Heard:
-    """What `error` says, or `message` where there is none."""
-    said = at(answer.body, "error")
-    said = said if isinstance(said, str) else at(answer.body, "message")
-    facts = {"no_instance"} if isinstance(said, str) and re.fullmatch(_NO_INSTANCE, said, re.IGNORECASE) else set()
-    return Heard(statements([said], envelope, _WRAPPED), facts=frozenset(facts))
-
-
-_NO_INSTANCE = r"instance (not found|does not exist)\.?"
-
-
-def _provider_id(message: Any) -> str | None:
-    """WhatsApp's id of a message; its `id` is the server's own."""
-    provider_id = at(message, "messageid")
-    return provider_id if isinstance(provider_id, str) and provider_id else None
+def _page(number: int, body: Any) -> Page | None:
+    messages = at(body, "messages")
+    return Page(messages, last=at(body, "hasMore") is not True) if isinstance(messages, list) else None
 
 
 def _failed(message: Any) -> bool:
@@ -292,11 +130,6 @@ def _absent(foreign: bool) -> Absent:
         # A server that does not know tracking ids ignores them and gives whatever it has.
         return Absent(proven=False, reason="The server does not look up by tracking id, so a miss proves nothing.")
     return Absent(proven=True, reason="It was looked up by its own tracking id.")
-
-
-def _name(value: Any) -> str | None:
-    """A jid or a lid."""
-    return value if isinstance(value, str) and "@" in value else None
 
 
 def from_connection(

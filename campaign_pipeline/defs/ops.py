@@ -9,7 +9,7 @@ import pandas as pd
 import psycopg
 from pydantic import Field
 
-from campaign_pipeline.adapters import cloud_api
+from campaign_pipeline.adapters.cloud_api_events import read_status
 from campaign_pipeline.adapters.environment import DeliverySettings, SettingError
 from campaign_pipeline.adapters.operations import Operations
 from campaign_pipeline.adapters.postgres import BatchOptions
@@ -91,7 +91,7 @@ def _refuse_without_key(database: QueueDatabase, language_model: LanguageModelRe
 def _settle_status_events(context: dg.OpExecutionContext, url: str) -> None:
     """What Meta says became of earlier parts goes into the ledger first; trouble with it keeps no message back."""
     try:
-        verdicts = run_async(settle_status_events(url, cloud_api.read_status))
+        verdicts = run_async(settle_status_events(url, read_status))
     except psycopg.Error as error:
         context.log.warning(f"{type(error).__name__} while status events were settled; they wait for the next batch.")
         return

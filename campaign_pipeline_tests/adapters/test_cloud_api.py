@@ -9,7 +9,9 @@ from uuid import uuid4
 
 import pytest
 
-from campaign_pipeline.adapters.cloud_api import CODES, CloudApi, from_connection, read_send, read_status
+from campaign_pipeline.adapters.cloud_api import CloudApi, from_connection
+from campaign_pipeline.adapters.cloud_api_answers import CODES
+from campaign_pipeline.adapters.cloud_api_events import read_status
 from campaign_pipeline.adapters.http import Answer, http_client
 from campaign_pipeline.core.ports import (
     UNRECOGNISED,
@@ -86,7 +88,7 @@ def test_a_user_without_a_number_is_written_to_by_the_id_that_meta_gave_the_busi
 
 @pytest.mark.parametrize("number", sorted({number for number in CODES if not 200 < number < 300}))
 def test_each_code_of_metas_list_means_the_same_in_an_answer_and_in_a_status_event(number: int) -> None:
-    outcome = read_send(Answer(400, {"error": {"code": number, "message": "x"}}, b"{}", None))
+    outcome = CloudApi.read_send(Answer(400, {"error": {"code": number, "message": "x"}}, b"{}", None))
     assert not isinstance(outcome, Sent)
     assert outcome.code != UNRECOGNISED
     assert re.search(r"[.]$", outcome.reason)

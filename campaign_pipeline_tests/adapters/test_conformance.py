@@ -109,8 +109,8 @@ CHANNELS = (
     Channel(
         "evolution",
         evolution.from_connection,
-        evolution.read_send,
-        evolution.ANSWERS,
+        evolution.Evolution.read_send,
+        evolution.Evolution.answers,
         "loja",
         {
             "not_on_whatsapp": (Permanent, "not_on_whatsapp"),
@@ -140,8 +140,8 @@ CHANNELS = (
     Channel(
         "uazapi",
         uazapi.from_connection,
-        uazapi.read_send,
-        uazapi.ANSWERS,
+        uazapi.Uazapi.read_send,
+        uazapi.Uazapi.answers,
         KEY,
         {
             "not_on_whatsapp": (Permanent, "not_on_whatsapp"),
@@ -170,8 +170,8 @@ CHANNELS = (
     Channel(
         "cloud_api",
         cloud_api.from_connection,
-        cloud_api.read_send,
-        cloud_api.ANSWERS,
+        cloud_api.CloudApi.read_send,
+        cloud_api.CloudApi.answers,
         "106540352242922",
         {
             "not_on_whatsapp": (Permanent, "undeliverable"),
@@ -199,8 +199,8 @@ CHANNELS = (
     Channel(
         "supabase",
         supabase.from_connection,
-        supabase.read_send,
-        supabase.ANSWERS,
+        supabase.InternalSend.read_send,
+        supabase.InternalSend.answers,
         "crm",
         {
             "not_on_whatsapp": (Permanent, "not_on_whatsapp"),

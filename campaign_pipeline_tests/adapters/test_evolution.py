@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from campaign_pipeline.adapters import evolution
+from campaign_pipeline.adapters.channel import MOST_PAGES
 from campaign_pipeline.adapters.evolution import Evolution, from_connection
 from campaign_pipeline.adapters.http import http_client
 from campaign_pipeline.core.ports import (
@@ -331,9 +331,9 @@ def test_every_page_of_a_long_conversation_is_searched() -> None:
 
 
 def test_a_conversation_that_is_too_long_to_be_searched_proves_nothing() -> None:
-    server = playback(*[records(record("outra"), pages=10_000)] * (evolution.MOST_PAGES + 1))
+    server = playback(*[records(record("outra"), pages=10_000)] * (MOST_PAGES + 1))
     assert isinstance(with_server(server)(lambda channel: channel.find_accepted(attempt())), LookUpFailed)
-    assert len(server.requests) == evolution.MOST_PAGES
+    assert len(server.requests) == MOST_PAGES
 
 
 def test_the_search_names_number_direction_and_a_span_that_a_wrong_clock_cannot_miss() -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from campaign_pipeline.adapters import uazapi
+from campaign_pipeline.adapters.channel import MOST_PAGES
 from campaign_pipeline.adapters.http import http_client
 from campaign_pipeline.adapters.uazapi import Uazapi, from_connection, harmless
 from campaign_pipeline.core.ports import (
@@ -127,9 +127,9 @@ def test_an_answer_of_another_shape_proves_nothing(body: object) -> None:
 
 
 def test_a_look_up_without_end_is_given_up() -> None:
-    answer, server = look_up(*[page({"messageid": "x"}, more=True)] * (uazapi.MOST_PAGES + 1))
+    answer, server = look_up(*[page({"messageid": "x"}, more=True)] * (MOST_PAGES + 1))
     assert isinstance(answer, LookUpFailed)
-    assert len(server.requests) == uazapi.MOST_PAGES
+    assert len(server.requests) == MOST_PAGES
 
 
 @pytest.mark.parametrize(

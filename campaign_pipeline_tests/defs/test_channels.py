@@ -12,7 +12,7 @@ from dagster import DagsterInstance
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from campaign_pipeline.adapters.cloud_api import read_status
+from campaign_pipeline.adapters.cloud_api_events import read_status
 from campaign_pipeline.adapters.status_events import settle_status_events
 from campaign_pipeline.sandbox import SandboxProcess
 from campaign_pipeline_tests.conftest import point_at

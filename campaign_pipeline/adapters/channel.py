@@ -1,0 +1,193 @@
+"""A message channel over HTTP: what the adapters of all providers do alike.
+
+A provider brings its table of answers, its requests and how its bodies are read. Requests, time-outs, lost answers and
+the class of what came back are here.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar, TypeVar
+
+import httpx
+
+from campaign_pipeline.adapters.answers import NOTHING_HEARD, Heard, Row, known, no_answer, unrecognised
+from campaign_pipeline.adapters.http import MAX_ANSWER_BYTES, Answer, NoAnswer, at, get, post
+from campaign_pipeline.core.ports import (
+    Attempt,
+    ChannelTraits,
+    Envelope,
+    Failure,
+    LookUpAnswer,
+    LookUpFailed,
+    NotReady,
+    NumberCheck,
+    NumberNotChecked,
+    Outcome,
+    Permanent,
+    Sent,
+    Systemic,
+    Throttled,
+    Unknown,
+)
+
+STATE_SECONDS, QUESTION_SECONDS = 10.0, 15.0
+"""Time-outs of questions: for the state of a connection, and for everything else."""
+
+MOST_PAGES = 20
+"""Pages of one search that are read at most."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a provider wants for one part."""
+
+    path: str  # after the base URL
+    body: Mapping[str, Any]
+    delay_seconds: float = 0.0  # that the server itself waits before it answers; the time-out is longer by it
+
+
+@dataclass(frozen=True)
+class Page:
+    """One page of a search."""
+
+    records: list[Any]
+    last: bool
+
+
+class HttpChannel(ABC):
+    """One inbox of a provider over HTTP; see `core.ports.MessageChannel`.
+
+    What stands above `__init__` is the provider's to say.
+    """
+
+    provider: ClassVar[str]  # its name, as the subject of a sentence
+    traits: ClassVar[ChannelTraits]
+    answers: ClassVar[Sequence[Row]]  # to a send
+    success: ClassVar[frozenset[int]] = frozenset({200})  # HTTP statuses
+
+    state_field: ClassVar[tuple[str, ...]] = ()  # where the answer about the connection has its state
+    states: ClassVar[Mapping[str, Failure | NotReady]] = {}  # in which nothing can be sent
+    state_answers: ClassVar[Sequence[Row]] = ()  # to the question for the state, where they concern sending too
+
+    @abstractmethod
+    def request(self, envelope: Envelope) -> Request | Permanent:
+        """How one part is sent; Permanent where it cannot be put into a request."""
+
+    @classmethod
+    @abstractmethod
+    def accepted(cls, body: Any) -> Sent | None:
+        """Read a success; None where it has no message id."""
+
+    @classmethod
+    def heard(cls, answer: Answer, envelope: Envelope | None) -> Heard:
+        """Read from a failure what the table decides by."""
+        return NOTHING_HEARD
+
+    @abstractmethod
+    async def find_accepted(self, attempt: Attempt) -> LookUpAnswer:
+        """See `core.ports.MessageChannel`."""
+
+    def __init__(
+        self,
+        client: httpx.AsyncBaseTransport,
+        base_url: str,
+        headers: Mapping[str, str],
+        send_timeout: float,
+        state_path: str = "",
+    ) -> None:
+        """`headers` bear the key; `send_timeout` is in seconds."""
+        self._client = client
+        self._base = base_url.rstrip("/")
+        self._headers = headers
+        self._send_timeout = send_timeout
+        self._state_path = state_path
+
+    async def send(self, envelope: Envelope) -> Outcome:
+        """Send one part, once."""
+        request = self.request(envelope)
+        if isinstance(request, Permanent):
+            return request
+        url, timeout = self._base + request.path, request.delay_seconds + self._send_timeout
+        answer = await post(self._client, url, request.body, self._headers, timeout, may_leave=envelope.may_leave)
+        return self.read_send(answer, envelope)
+
+    @classmethod
+    def read_send(cls, answer: Answer | NoAnswer, envelope: Envelope | None = None) -> Outcome:
+        """Class the answer to a send of `envelope`, whose own texts decide nothing where the answer repeats them."""
+        if isinstance(answer, NoAnswer):
+            return no_answer(answer)
+        if cls.succeeded(answer):
+            # Half an answer, or an error that passes as a success: nobody can tell whether it went out.
+            reason = f"{cls.provider} reported success without a message id."
+            return cls.accepted(answer.body) or Unknown("no_id", reason)
+        return cls.refused(answer, envelope) or unrecognised(cls.provider, answer)
+
+    @classmethod
+    def succeeded(cls, answer: Answer) -> bool:
+        """Whether an answer reports success."""
+        return answer.status in cls.success
+
+    @classmethod
+    def refused(cls, answer: Answer, envelope: Envelope | None = None) -> Outcome | None:
+        """What the table says of an answer that reports no success; None where no row knows it."""
+        return known(cls.answers, answer, cls.heard(answer, envelope))
+
+    async def check_connection(self) -> Failure | NotReady | None:
+        """Ask for the state of the inbox. If the answer does not tell, nothing is held back: sending will."""
+        answer = await get(self._client, self._base + self._state_path, self._headers, STATE_SECONDS)
+        if isinstance(answer, NoAnswer):
+            return None
+        if answer.status in self.success:
+            state = at(answer.body, *self.state_field)
+            return self.states.get(state) if isinstance(state, str) else None
+        refusal = self.state_refused(answer)
+        return refusal if isinstance(refusal, Systemic | Throttled) else None
+
+    @classmethod
+    def state_refused(cls, answer: Answer) -> Outcome | None:
+        """What a failed question for the state says about sending."""
+        return known(cls.state_answers, answer)
+
+    async def check_number(self, number: str) -> NumberCheck:
+        """Where the provider has no such question."""
+        return NumberNotChecked(f"{self.provider} cannot be asked whether a number is on WhatsApp.")
+
+    async def ask(
+        self,
+        path: str,
+        body: Mapping[str, Any],
+        read: Callable[[Any], T | None],
+        question: str,
+        max_bytes: int = MAX_ANSWER_BYTES,
+    ) -> T | LookUpFailed:
+        """What `read` finds in the answer; LookUpFailed where no answer came, or `read` finds nothing in it."""
+        answer = await post(self._client, self._base + path, body, self._headers, QUESTION_SECONDS, max_bytes)
+        if isinstance(answer, NoAnswer):
+            return LookUpFailed(answer.reason)
+        found = read(answer.body) if answer.status in self.success else None
+        return LookUpFailed(f"{self.provider} answered {answer.status} to {question}.") if found is None else found
+
+    async def search(
+        self,
+        path: str,
+        body: Callable[[int], Mapping[str, Any]],
+        read: Callable[[int, Any], Page | None],
+        is_it: Callable[[Any], bool],
+        max_bytes: int = MAX_ANSWER_BYTES,
+    ) -> Any | LookUpFailed | None:
+        """The first record that is the one, page by page; None where none is.
+
+        `body` and `read` are given the number of the page, from 1.
+        """
+        for number in range(1, MOST_PAGES + 1):
+            page = await self.ask(path, body(number), partial(read, number), "a search", max_bytes)
+            if isinstance(page, LookUpFailed):
+                return page
+            found = next(filter(is_it, page.records), None)
+            if found is not None or page.last or not page.records:
+                return found
+        return LookUpFailed(f"A search found more than {MOST_PAGES} pages of messages, too many to look through.")

@@ -186,10 +186,14 @@ class CampaignSettings:
     frequency: str | None
     retry_delays_minutes: tuple[float, ...] | None = None  # None: as for all campaigns
     template: TemplateSettings | None = None  # for leads to whom free text may not go
+    weekdays: Sequence[int] | None = None  # on which it may send; None: as the frequency says
+    holidays: Sequence[str] | None = None  # on which it may not
 
     def window(self) -> SendingWindow:
         """When it may send. Raises InvalidWindow."""
-        return SendingWindow.parse(self.start_time, self.end_time, self.timezone, self.frequency)
+        return SendingWindow.parse(
+            self.start_time, self.end_time, self.timezone, self.frequency, self.weekdays, self.holidays
+        )
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,9 @@ def judge_run(row: Mapping[str, Any], pauses: Sequence[Mapping[str, Any]], max_a
     waits = list(_configuration_waits(row))
     window: SendingWindow | None = None
     try:
-        window = SendingWindow.parse(row["start_time"], row["end_time"], row["timezone"], row["frequency"])
+        window = SendingWindow.parse(
+            *(row["start_time"], row["end_time"], row["timezone"], row["frequency"], row["weekdays"], row["holidays"])
+        )
     except InvalidWindow as error:
         waits.append(RunWait(row["run_id"], "invalid_window", str(error)))
     only_paused = not waits and bool(covering) and window is not None and window.is_open(now)

@@ -11,7 +11,7 @@ overlap or run backwards. A window that lies wholly inside a gap does not open o
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from difflib import get_close_matches
@@ -28,6 +28,7 @@ _DAY: Final = timedelta(days=1)
 _SECOND: Final = timedelta(seconds=1)
 _ZERO: Final = timedelta(0)
 _SATURDAY: Final = 5
+_EVERY_DAY: Final = frozenset(range(1, 8))
 _CLOCK_TEXT: Final = re.compile(r"([01][0-9]|2[0-3]):([0-5][0-9])(?::([0-5][0-9]))?", re.ASCII)
 
 
@@ -37,32 +38,48 @@ class InvalidWindow(ValueError):
 
 @dataclass(frozen=True)
 class SendingWindow:
-    """The half-open span `[start, end)` of each day, or of each working day, in which a campaign may send.
+    """The half-open span `[start, end)` of each day on which a campaign may send.
 
     * No start and no end, or both equal: open all day, from one local midnight to the next.
     * Only one of them: the other is midnight.
     * A start after the end: over midnight. Such an opening belongs to the local day on which it opened, so with
-      `weekdays_only` Friday's 22:00-06:00 runs into Saturday and Sunday's does not open.
+      `weekdays_only` Friday's 22:00-06:00 runs into Saturday and Sunday's does not open. The same holds for
+      `weekdays`, which says more exactly which days open, and for `holidays`, which do not.
     """
 
     start: time | None
     end: time | None
     zone: ZoneInfo
     weekdays_only: bool = False
+    weekdays: frozenset[int] | None = None  # ISO: 1 Monday to 7 Sunday; None: as weekdays_only says
+    holidays: frozenset[date] = frozenset()
 
     @classmethod
     def parse(
-        cls, start: time | str | None, end: time | str | None, timezone: str | None, frequency: str | None
+        cls,
+        start: time | str | None,
+        end: time | str | None,
+        timezone: str | None,
+        frequency: str | None,
+        weekdays: Iterable[int] | None = None,
+        holidays: Iterable[date | str] | None = None,
     ) -> "SendingWindow":
         """Read the columns of a campaign; raises InvalidWindow rather than falling back on anything.
 
         Times are `datetime.time` or `HH:MM[:SS]` (`24:00` is accepted as an end). No time zone means
-        America/Sao_Paulo, the column's default; no frequency means daily.
+        America/Sao_Paulo, the column's default; no frequency means daily. Weekdays go before the frequency.
         """
         if frequency not in (None, "daily", "weekdays"):
             raise InvalidWindow(f"frequency is {_shown(frequency)}, but must be 'daily' or 'weekdays'.")
         end = _MIDNIGHT if end in ("24:00", "24:00:00") else end
-        return cls(_clock("start_time", start), _clock("end_time", end), _zone(timezone), frequency == "weekdays")
+        return cls(
+            _clock("start_time", start),
+            _clock("end_time", end),
+            _zone(timezone),
+            frequency == "weekdays",
+            None if weekdays is None else _weekdays(weekdays),
+            frozenset(_day(each) for each in holidays or ()),
+        )
 
     def is_open(self, now: datetime) -> bool:
         """Tell whether sending is allowed at this instant."""
@@ -91,6 +108,8 @@ class SendingWindow:
             return None
         while (following := self._next(closes))[0] <= closes:
             closes = following[1]
+            if self._never_closes_after(closes.astimezone(self.zone).date()):
+                return None
         return closes
 
     def open_time_between(self, a: datetime, b: datetime) -> timedelta:
@@ -137,11 +156,23 @@ class SendingWindow:
 
     @property
     def _always(self) -> bool:
-        return self._all_day and not self.weekdays_only
+        return self._never_closes_after(date.min)
 
-    def _opening(self, day: date) -> tuple[datetime, datetime] | None:
-        """Give the opening that belongs to a local day; None when it has none."""
-        if self.weekdays_only and day.weekday() >= _SATURDAY:
+    def _never_closes_after(self, day: date) -> bool:
+        """Tell whether every day from this one on is open from midnight to midnight."""
+        every_day = not self.weekdays_only if self.weekdays is None else self.weekdays == _EVERY_DAY
+        return self._all_day and every_day and max(self.holidays, default=date.min) <= day
+
+    def _opens_on(self, day: date) -> bool:
+        if day in self.holidays:
+            return False
+        if self.weekdays is not None:
+            return day.isoweekday() in self.weekdays
+        return not (self.weekdays_only and day.weekday() >= _SATURDAY)
+
+    def opening(self, day: date) -> tuple[datetime, datetime] | None:
+        """Give the opening that belongs to a local day, from and until, in UTC; None when it has none."""
+        if not self._opens_on(day):
             return None
         if self._all_day:
             start = end = _MIDNIGHT
@@ -155,14 +186,14 @@ class SendingWindow:
         """Yield openings in order for ever, from the day before: its opening may run over midnight."""
         today = instant.astimezone(self.zone).date()
         for offset in count(-1):
-            if opening := self._opening(today + offset * _DAY):
+            if opening := self.opening(today + offset * _DAY):
                 yield opening
 
     def _openings_back(self, instant: datetime) -> Iterator[tuple[datetime, datetime]]:
         """Yield openings backwards for ever, from the day after: where clocks go back over midnight it has begun."""
         today = instant.astimezone(self.zone).date()
         for offset in count(-1):
-            if opening := self._opening(today - offset * _DAY):
+            if opening := self.opening(today - offset * _DAY):
                 yield opening
 
     def _next(self, instant: datetime) -> tuple[datetime, datetime]:
@@ -212,6 +243,22 @@ def _clock(field: str, value: time | str | None) -> time | None:
     if isinstance(value, time) and value.tzinfo is None:
         return value
     raise InvalidWindow(f"{field} is {_shown(value)}, but must be a time of day such as '08:30' or '18:00:00'.")
+
+
+def _weekdays(given: Iterable[int]) -> frozenset[int]:
+    days = frozenset(given)
+    if not days or not days <= {1, 2, 3, 4, 5, 6, 7}:
+        raise InvalidWindow(f"weekdays is {_shown(sorted(days))}, but must have numbers from 1 (Monday) to 7 (Sunday).")
+    return days
+
+
+def _day(given: date | str) -> date:
+    if isinstance(given, date):
+        return given
+    try:
+        return date.fromisoformat(given)
+    except ValueError:
+        raise InvalidWindow(f"holidays has {_shown(given)}, but must have days such as '2026-12-25'.") from None
 
 
 def _zone(name: str | None) -> ZoneInfo:

@@ -32,6 +32,8 @@ def row(**changes: Any) -> dict[str, Any]:
         "end_time": "18:00:00",
         "timezone": "America/Sao_Paulo",
         "frequency": "daily",
+        "weekdays": None,
+        "holidays": None,
         "min_interval_seconds": 60,
         "instance_id": UUID(int=8),
         "instance_status": "connected",
@@ -91,6 +93,8 @@ def test_a_run_that_nothing_keeps_is_worked() -> None:
         ({"start_time": "24:00:00"}, "invalid_window"),
         ({"now": NOON + 12 * HOUR}, "window_closed"),
         ({"now": NOON + 4 * 24 * HOUR, "frequency": "weekdays"}, "window_closed"),  # a Saturday
+        ({"holidays": [NOON.date()]}, "window_closed"),
+        ({"weekdays": []}, "invalid_window"),
     ],
 )
 def test_of_several_reasons_the_most_basic_is_told(changes: dict[str, Any], expected: str) -> None:

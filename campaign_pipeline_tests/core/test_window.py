@@ -51,6 +51,15 @@ windows = st.builds(
     end=st.none() | minutes_of_day,
     zone=st.sampled_from(ZONES).map(ZoneInfo),
     weekdays_only=st.booleans(),
+    weekdays=st.none() | st.sets(st.integers(1, 7), min_size=1).map(frozenset),
+    holidays=st.frozensets(
+        st.builds(
+            lambda moment, days: moment.date() + timedelta(days=days),
+            st.sampled_from([moment for moments in CHANGES.values() for moment in moments]),
+            st.integers(-2, 4),
+        ),
+        max_size=3,
+    ),
 )
 instants = st.one_of(
     st.datetimes(datetime(1990, 1, 1), datetime(2060, 1, 1), timezones=st.just(UTC)),  # noqa: DTZ001 - asked for naive
@@ -341,8 +350,7 @@ def brute_force(campaign: SendingWindow, first: datetime, minutes: int) -> list[
     while moment < first + minutes * MINUTE:
         shown = max(shown, moment.astimezone(campaign.zone).replace(tzinfo=None))
         if moment >= first:
-            wall, today = shown.time(), shown.weekday() < 5 or not campaign.weekdays_only
-            yesterday = (shown - timedelta(days=1)).weekday() < 5 or not campaign.weekdays_only
+            wall, today, yesterday = shown.time(), works(campaign, shown), works(campaign, shown - timedelta(days=1))
             if all_day:
                 answers.append(today)
             elif start < end:
@@ -351,6 +359,12 @@ def brute_force(campaign: SendingWindow, first: datetime, minutes: int) -> list[
                 answers.append((today and wall >= start) or (yesterday and wall < end))
         moment += MINUTE
     return answers
+
+
+def works(campaign: SendingWindow, wall: datetime) -> bool:
+    """Tell whether a window opens on the day of a wall time."""
+    days = campaign.weekdays or (range(1, 6) if campaign.weekdays_only else range(1, 8))
+    return wall.isoweekday() in days and wall.date() not in campaign.holidays
 
 
 @given(campaign=windows, which=st.integers(0, 1), offset=st.integers(0, 24 * 60))
@@ -390,7 +404,7 @@ def test_an_opening_lasts_exactly_until_it_closes(campaign: SendingWindow, now: 
     opening = campaign.next_opening(now)
     closing = campaign.closes_at(opening)
     if closing is None:
-        assert not campaign.weekdays_only
+        assert all(works(campaign, opening + timedelta(days=day)) for day in range(2, 9))
     else:
         assert not campaign.is_open(closing)
         assert campaign.is_open(closing - timedelta(microseconds=1))

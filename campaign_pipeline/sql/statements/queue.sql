@@ -11,7 +11,7 @@ SELECT message_id, run_id, was, owner FROM campaign_pipeline.campaign_recover_le
 SELECT r.id AS run_id, r.name, r.wait_code, r.wait_reason, r.wait_until, r.resumed_at,
        campaign_pipeline.campaign_now() AS now,
        c.id AS config_id, c.workspace_id, c.inbox_id, c.is_active, c.start_time::text AS start_time,
-       c.end_time::text AS end_time, c.timezone, c.frequency, c.min_interval_seconds,
+       c.end_time::text AS end_time, c.timezone, c.frequency, s.weekdays, s.holidays, c.min_interval_seconds,
        r.pace_held_since, r.active_inbox_id, fallback.inboxes AS fallbacks,
        connection.instance_id, connection.status AS instance_status, connection.name AS instance_name,
        (SELECT a.model FROM public.ai_agents a WHERE a.workspace_id = c.workspace_id AND a.is_active
@@ -21,6 +21,7 @@ SELECT r.id AS run_id, r.name, r.wait_code, r.wait_reason, r.wait_until, r.resum
        COALESCE(due.first_due <= campaign_pipeline.campaign_now(), false) AS has_due
 FROM public.campaign_runs r
 LEFT JOIN public.campaign_configs c ON c.id = r.config_id
+LEFT JOIN campaign_pipeline.campaign_settings s ON s.config_id = c.id
 LEFT JOIN LATERAL (
     -- Another tenant's instance shows neither name nor status, and keeps no run: its messages are claimed and ended
     -- (see tenancy.sql), rather than to wait for ever.
@@ -297,11 +298,12 @@ SELECT jsonb_build_object(
     'campaigns', (SELECT jsonb_object_agg(c.id, jsonb_build_object(
             'instructions', c.ai_instructions, 'split_messages', COALESCE(c.split_messages, false),
             'max_split_parts', c.max_split_parts, 'start_time', c.start_time, 'end_time', c.end_time,
-            'timezone', c.timezone, 'frequency', c.frequency,
+            'timezone', c.timezone, 'frequency', c.frequency, 'weekdays', s.weekdays, 'holidays', s.holidays,
             'retry_delays_minutes', c.retry_delays_minutes,
             'template', CASE WHEN c.template_name IS NOT NULL THEN jsonb_build_object('name', c.template_name,
                 'language', c.template_language, 'variables', c.template_variables, 'body', c.template_body) END))
-        FROM public.campaign_configs c WHERE c.id = ANY (%(config_ids)s)),
+        FROM public.campaign_configs c LEFT JOIN campaign_pipeline.campaign_settings s ON s.config_id = c.id
+        WHERE c.id = ANY (%(config_ids)s)),
     'models', (SELECT jsonb_object_agg(a.workspace_id, a.model) FROM (
             SELECT DISTINCT ON (a.workspace_id) a.workspace_id, a.model FROM public.ai_agents a
             WHERE a.workspace_id = ANY (%(workspace_ids)s) AND a.is_active AND a.model IS NOT NULL

@@ -9,13 +9,16 @@ collapse a double that a person asked for.
 import asyncio
 import contextlib
 import html
-import quopri
 import re
 import ssl
-from base64 import b64encode
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from email.charset import QP, Charset
+from email.header import Header
+from email.mime.multipart import MIMEMultipart
+from email.mime.nonmultipart import MIMENonMultipart
+from email.policy import compat32
 from email.utils import format_datetime
 from types import TracebackType
 from typing import Any, Final
@@ -65,6 +68,13 @@ FAILURES_IN_A_ROW = 3
 DATA_PATIENCE = 4
 """Times the usual patience for the reply to a whole message: scanners take minutes, and giving up makes it unknown."""
 
+_ON_THE_WIRE: Final = compat32.clone(linesep="\r\n", max_line_length=998)
+"""998 characters a line (RFC 5322) keep addresses and URLs whole: what is folded sooner becomes encoded words, which no
+mail program reads there. `policy.SMTP` would join the encoded words of a subject into one as long as that."""
+
+_QUOTED_PRINTABLE: Final = Charset("utf-8")
+_QUOTED_PRINTABLE.body_encoding = QP
+
 # The message ----------------------------------------------------------------------------------------------------------
 
 
@@ -97,14 +107,12 @@ def message_id(mailbox: Mailbox, envelope: Envelope) -> str:
 def compose(mailbox: Mailbox, envelope: Envelope) -> bytes:
     """The whole message as it goes over the wire, but for the dots at the beginning of lines.
 
-    Written by hand: the standard library folds long addresses and URLs into encoded words that no mail program reads.
     Raises InvalidAddress or TextProblem.
     """
     recipient = normalize_email(envelope.address)
     subject = check_subject(envelope.subject, envelope.text)
     unsubscribe = _unsubscribe(mailbox, envelope, recipient)
     own_id = message_id(mailbox, envelope)
-    boundary = f"=_{own_id[1:37]}"  # `=_` stands in no quoted-printable text
     headers = {
         "From": _mailbox(mailbox.from_name, mailbox.from_address),
         "To": _mailbox(envelope.contact_name or "", recipient),
@@ -115,15 +123,19 @@ def compose(mailbox: Mailbox, envelope: Envelope) -> bytes:
         **({"List-Unsubscribe": ", ".join(f"<{way}>" for way in unsubscribe)} if unsubscribe else {}),
         # RFC 8058: only with an https address, which must unsubscribe at once when it is posted to.
         **({"List-Unsubscribe-Post": "List-Unsubscribe=One-Click"} if mailbox.unsubscribe_url else {}),
-        "Auto-Submitted": "auto-generated",  # no answers of absence, please
+        "Auto-Submitted": "auto-generated",  # suppresses out-of-office replies
         "Feedback-ID": f"{mailbox.stream}:email:{mailbox.domain}",
-        "MIME-Version": "1.0",
-        "Content-Type": f'multipart/alternative; boundary="{boundary}"',
     }
-    head = "".join(f"{name}: {_safe(name, value)}\r\n" for name, value in headers.items()).encode("ascii")
+    boundary = f"=_{own_id[1:37]}"  # `=_` stands in no quoted-printable text
+    message = MIMEMultipart("alternative", boundary, policy=_ON_THE_WIRE)
+    for name, value in headers.items():
+        message[name] = _safe(name, value)
     plain = envelope.text + (f"\n\n-- \n{texts.UNSUBSCRIBE} {unsubscribe[0]}" if unsubscribe else "")
-    pieces = (_piece(boundary, "plain", plain), _piece(boundary, "html", _html(envelope.text, unsubscribe)))
-    return head + b"\r\n" + b"".join(pieces) + f"--{boundary}--\r\n".encode()
+    for kind, text in (("plain", plain), ("html", _html(envelope.text, unsubscribe))):
+        part = MIMENonMultipart("text", kind, policy=_ON_THE_WIRE, charset="utf-8")
+        part.set_payload(_encodable(text).replace("\r", ""), _QUOTED_PRINTABLE)
+        message.attach(part)
+    return message.as_bytes()
 
 
 def _unsubscribe(mailbox: Mailbox, envelope: Envelope, recipient: str) -> list[str]:
@@ -132,13 +144,6 @@ def _unsubscribe(mailbox: Mailbox, envelope: Envelope, recipient: str) -> list[s
     for place, value in filled.items():
         ways = [way.replace(place, value) for way in ways]
     return ways
-
-
-def _piece(boundary: str, kind: str, text: str) -> bytes:
-    head = f"--{boundary}\r\nContent-Type: text/{kind}; charset=utf-8\r\n"
-    head += "Content-Transfer-Encoding: quoted-printable\r\n\r\n"
-    body = quopri.encodestring(text.replace("\r", "").encode("utf-8", "replace"))
-    return head.encode() + body.replace(b"\n", b"\r\n") + b"\r\n"
 
 
 _LINK: Final = re.compile(r"https?://[^\s<>\"']*[^\s<>\"'.,;:!?)\]…]")
@@ -178,14 +183,12 @@ def _encoded(text: str, *, always: bool = False) -> str:
     """As it is where it is plain ASCII, else in encoded words (RFC 2047) of at most 75 characters."""
     if not always and text.isascii() and text.isprintable() and "=?" not in text:
         return text
-    words, word = [], b""
-    for char in text:
-        piece = char.encode("utf-8", "replace")
-        if len(word) + len(piece) > 45:  # 60 characters of base64, and 12 around them
-            words.append(word)
-            word = b""
-        word += piece
-    return " ".join(f"=?utf-8?b?{b64encode(word).decode()}?=" for word in (*words, word))
+    return Header(_encodable(text), "utf-8", maxlinelen=75).encode(linesep="")
+
+
+def _encodable(text: str) -> str:
+    """The text without halves of characters (lone surrogates), for which UTF-8 has no bytes."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _safe(name: str, value: str) -> str:

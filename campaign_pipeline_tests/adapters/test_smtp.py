@@ -518,6 +518,12 @@ def test_an_unsubscribe_address_by_mail_alone_promises_no_click() -> None:
     assert (message["List-Unsubscribe"], message["List-Unsubscribe-Post"]) == ("<mailto:sair@acme.example>", None)
 
 
+def test_a_long_address_to_unsubscribe_goes_out_in_one_piece() -> None:
+    url = f"https://acme.example/{'sair/' * 60}"
+    content = compose(replace(MAILBOX, unsubscribe_url=url), ENVELOPE)
+    assert f"\r\nList-Unsubscribe: <{url}>, <".encode() in content
+
+
 def test_a_part_has_the_same_message_id_at_every_attempt_and_no_other_part_has_it() -> None:
     later = Envelope("m-1", 1, "Outro texto.", "bia@example.com", attempted_at=1.9e9)
     assert message_id(MAILBOX, ENVELOPE) == message_id(MAILBOX, later)
@@ -529,6 +535,7 @@ def parsed(mailbox: Mailbox, envelope: Envelope) -> EmailMessage:
     content = compose(mailbox, envelope)
     assert re.search(rb"\r(?!\n)|(?<!\r)\n", content) is None, "only whole line ends"
     assert max(map(len, content.split(b"\r\n"))) < 998
+    assert max(map(len, re.findall(rb"=\?utf-8\?\S+", content)), default=0) <= 75, "RFC 2047, of an encoded word"
     message = message_from_bytes(content, policy=policy.default)
     assert isinstance(message, EmailMessage)
     return message

@@ -130,6 +130,8 @@ def next_step(what: str, error_class: str, code: str) -> str:
         return _after_failure(error_class, remedy)
     if what == "skipped":
         return remedy or "nothing: it is not sent any more"
+    if error_class == "systemic" and code not in REMEDIES:
+        remedy = "do what the reason says"
     return f"{remedy}; it goes on by itself then" if remedy else "nothing: it is due again by itself"
 
 

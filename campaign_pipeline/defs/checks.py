@@ -15,6 +15,7 @@ from campaign_pipeline.defs.backfill import RequeueFailedMessagesConfig
 from campaign_pipeline.defs.days import days
 from campaign_pipeline.defs.ops import plain_failures
 from campaign_pipeline.defs.resources import QueueDatabase
+from campaign_pipeline.defs.run_checks import RUN_CHECKS
 from campaign_pipeline.defs.shard import run_async
 from campaign_pipeline.defs.tags import WORK
 
@@ -259,12 +260,14 @@ CHECKS = [
     rows_stay_in_their_workspace,
     no_day_to_back_fill,
     nothing_to_send_again,
+    *RUN_CHECKS,
 ]
 
 check_campaign_queue = dg.define_asset_job(
     "check_campaign_queue",
-    # Those of the report are made with it.
-    selection=dg.AssetSelection.checks_for_assets(message_batch.key, campaign_runs.key),
+    # Those of the report are made with it, and those of a batch by its own run.
+    selection=dg.AssetSelection.checks_for_assets(message_batch.key, campaign_runs.key)
+    - dg.AssetSelection.checks(*RUN_CHECKS),
     executor_def=dg.in_process_executor,
     tags={WORK: "checks"},
     description="Ask the database whether what must hold does: counters, leases, provider ids, known outcomes.",

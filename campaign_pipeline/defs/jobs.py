@@ -23,7 +23,7 @@ def process_campaign_queue() -> None:
     lead_contexts, batch_settings = fetch_lead_contexts(message_batch)
     shards = split_into_shards(message_batch)
     shard_reports = shards.map(lambda shard: send_shard(shard, lead_contexts, batch_settings))
-    close_completed_runs(shard_reports.collect())
+    close_completed_runs(shard_reports.collect(), message_batch)
 
 
 @dg.job(executor_def=shard_executor, partitions_def=days, tags={WORK: "back_fill"})
@@ -38,7 +38,7 @@ def retry_failed_messages() -> None:
     lead_contexts, batch_settings = fetch_lead_contexts(message_batch)
     shards = split_into_shards(message_batch)
     shard_reports = shards.map(lambda shard: send_shard(shard, lead_contexts, batch_settings))
-    close_completed_runs(shard_reports.collect())
+    close_completed_runs(shard_reports.collect(), message_batch)
 
 
 @dg.job(executor_def=dg.in_process_executor, tags={WORK: "maintenance"})

@@ -1,7 +1,7 @@
 """The steps of a batch. Each does one thing to the queue through a resource; what must hold is held there, not here."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import dagster as dg
@@ -9,6 +9,7 @@ import pandas as pd
 import psycopg
 from pydantic import Field
 
+from campaign_pipeline.adapters.batches import Batches
 from campaign_pipeline.adapters.cloud_api_events import read_status
 from campaign_pipeline.adapters.environment import DeliverySettings, SettingError
 from campaign_pipeline.adapters.operations import Operations
@@ -16,11 +17,21 @@ from campaign_pipeline.adapters.postgres import BatchOptions
 from campaign_pipeline.adapters.reports import Reports
 from campaign_pipeline.adapters.schema import DatabaseUnusable
 from campaign_pipeline.adapters.status_events import settle_status_events
+from campaign_pipeline.core.batch_outcome import BatchCounts, BatchOutcome, batch_outcome
 from campaign_pipeline.core.model import BatchSettings, ClaimedMessage, Shard, split_batch
 from campaign_pipeline.core.ports import StoreUnavailable
+from campaign_pipeline.core.shard_worker import ShardWorker
 from campaign_pipeline.defs.io import Rows, table_metadata
-from campaign_pipeline.defs.report import describe_batch, describe_runs, describe_shard, materialize_runs
+from campaign_pipeline.defs.report import (
+    describe_batch,
+    describe_runs,
+    describe_shard,
+    materialize_runs,
+    told_when_stopped,
+)
+from campaign_pipeline.defs.reruns import ended_runs_before, lease_owner
 from campaign_pipeline.defs.resources import LanguageModelResource, ProvidersResource, QueueDatabase
+from campaign_pipeline.defs.run_checks import evaluations
 from campaign_pipeline.defs.shard import deliver, run_async
 
 CONTEXT_COLUMNS = ("lead_id", "phone", "context")
@@ -68,7 +79,7 @@ def fetch_message_batch(
         _refuse_without_key(database, language_model)
         options = BatchOptions(
             batch_size=size,
-            owner=f"run {context.run_id[:8]}",
+            owner=lease_owner(context.run_id),
             lease_seconds=settings.lease_seconds,
             max_age=settings.max_age,
             max_wait_seconds=settings.max_inline_wait_seconds,
@@ -175,7 +186,10 @@ def send_shard(
 ) -> dict[str, Any]:
     """Write and send the messages of one shard; those that cannot go now return to the queue with their reason."""
     concurrency = _within("concurrency", config.concurrency, 1, 500)
-    with plain_failures():
+    owner = f"{lease_owner(context.run_id)} {shard['key']}"
+    workers: list[ShardWorker] = []
+    with plain_failures(), told_when_stopped(context, workers):
+        _take_back_from_ended_steps(context, database.url(), shard, owner)
         report = run_async(
             deliver(
                 database.url(),
@@ -184,22 +198,57 @@ def send_shard(
                 BatchSettings.from_json(batch_settings),
                 providers,
                 concurrency,
-                owner=f"run {context.run_id[:8]} {shard['key']}",
+                owner=owner,
+                on_started=workers.append,
             )
         )
     describe_shard(context, report)
     return report.to_json()
 
 
+def _take_back_from_ended_steps(context: dg.OpExecutionContext, url: str, shard: dict[str, Any], owner: str) -> None:
+    """A repeated step goes on at once with what the step before it held, instead of waiting for the leases to end."""
+    ended = [f"{before} {shard['key']}" for before in ended_runs_before(context)]
+    if context.retry_number:
+        ended.append(owner)  # this step's own attempt before
+    if not ended:
+        return
+    for holder, count in run_async(Batches(url).end_leases(shard["message_ids"], ended)).items():
+        context.log.info(f"{count} messages were held by {holder}, whose step has ended; this step goes on with them.")
+
+
 @dg.op(out={"closed_runs": dg.Out(io_manager_key="handles", description="The runs that this batch closed.")})
 def close_completed_runs(
-    context: dg.OpExecutionContext, database: QueueDatabase, shard_reports: list[Any]
-) -> list[dict[str, Any]]:
-    """Close, each exactly once, the runs of which no message can change any more."""
+    context: dg.OpExecutionContext, database: QueueDatabase, shard_reports: list[Any], message_batch: list[Any]
+) -> Iterator[dg.AssetCheckEvaluation | dg.Output[list[dict[str, Any]]]]:
+    """Close, each exactly once, the runs of which no message can change any more, and say what became of the batch.
+
+    What the batch claimed and no step works any more goes back to the queue first; then the step fails, for a run that
+    did not work its batch is no success.
+    """
     with plain_failures():
+        outcome = _settle_batch(context, database.url(), shard_reports, message_batch)
         closed = run_async(database.queue().close_runs())
         runs = run_async(Reports(database.url()).runs_at_work([row["id"] for row in closed]))
     describe_runs(context, shard_reports, closed)
-    if shard_reports or closed:  # an empty batch each minute would only fill Dagster's event log
-        materialize_runs(context, runs, closed)
-    return [{key: _plain(value) for key, value in row.items()} for row in closed]
+    if shard_reports or closed or message_batch:  # an empty batch each minute would only fill Dagster's event log
+        materialize_runs(context, runs, closed, outcome)
+    if message_batch:
+        yield from evaluations(context, outcome)
+    yield dg.Output([{key: _plain(value) for key, value in row.items()} for row in closed], "closed_runs")
+    if not outcome.is_worked:
+        raise dg.Failure(description=outcome.work_sentence(), allow_retries=False)
+
+
+def _settle_batch(
+    context: dg.OpExecutionContext, url: str, shard_reports: Sequence[Mapping[str, Any]], rows: Sequence[Any]
+) -> BatchOutcome:
+    """Give back what steps that have ended still hold of the batch, and count what became of it."""
+    if not rows:
+        return batch_outcome(0, BatchCounts(), 0, ())
+    ids, batches = [row["message_id"] for row in rows], Batches(url)
+    # All shards of this run have ended, or this step would not run.
+    ended = [lease_owner(context.run_id), *ended_runs_before(context)]
+    taken_back = run_async(batches.end_leases(ids, ended))
+    given_back = sum(count for owner, count in taken_back.items() if owner.startswith(tuple(ended)))
+    return batch_outcome(len(ids), run_async(batches.count(ids)), given_back, shard_reports)

@@ -1,7 +1,13 @@
-"""What ops tell the operator: a few lines and figures per step, counts and ids, never a person."""
+"""What ops tell the operator: a few lines and figures per step, counts and ids, never a person.
 
+The level of a line: INFO for what goes as it should, WARNING for what needs a look, ERROR for what keeps messages from
+going out until a person mends it.
+"""
+
+import contextlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC
 from typing import Any
 
@@ -9,10 +15,15 @@ import dagster as dg
 import pandas as pd
 
 from campaign_pipeline.adapters.postgres import Batch
-from campaign_pipeline.core.model import ShardReport
+from campaign_pipeline.core.batch_outcome import BatchOutcome, needs_person
+from campaign_pipeline.core.model import ErrorClass, ShardReport
 from campaign_pipeline.core.next_steps import next_step, step_of_wait
 from campaign_pipeline.core.runs import RunWait
+from campaign_pipeline.core.shard_worker import ShardWorker
 from campaign_pipeline.defs.io import preview, table_metadata
+
+BATCH = "batch"
+"""On the materialization of `campaign_runs`: what became of the batch, as `BatchOutcome` has it."""
 
 SHOWN_RUNS = 20
 
@@ -132,7 +143,7 @@ def describe_shard(context: dg.OpExecutionContext, report: ShardReport) -> None:
     }
     kinds = [_kind(report, key, count) for key, count in report.reasons.most_common()]
     for kind in kinds[:SHOWN_KINDS]:
-        context.log.info(
+        _log_of_kind(context, kind)(
             f"{kind['messages']} {kind['what']} ({kind['code']}): {kind['why']} Next: {kind['what next']}. "
             f"Messages: {kind['message ids']}."
         )
@@ -141,6 +152,40 @@ def describe_shard(context: dg.OpExecutionContext, report: ShardReport) -> None:
     elif report.sent:
         context.log.info("Everything that was taken over went out.")
     context.add_output_metadata(metadata, output_name="shard_report")
+
+
+def _log_of_kind(context: dg.OpExecutionContext, kind: Mapping[str, Any]) -> Callable[[str], None]:
+    """How loud a kind of message that did not go out is told."""
+    if kind["what"] == "returned" and needs_person(kind["class"], kind["code"]):
+        return context.log.error
+    return context.log.warning if kind["what"] == "failed" else context.log.info
+
+
+@contextlib.contextmanager
+def told_when_stopped(context: dg.OpExecutionContext, workers: Sequence[ShardWorker]) -> Iterator[None]:
+    """Say what a shard came to that was stopped from outside. `workers`: the one at work, once it is."""
+    try:
+        yield
+    except dg.DagsterExecutionInterruptedError:
+        if workers:
+            context.log.warning(_stopped(workers[0].report))
+        raise
+
+
+def _stopped(report: ShardReport) -> str:
+    """One sentence about a shard that was stopped."""
+    in_doubt = sum(
+        count for key, count in report.reasons.items() if report.classes.get(key) == ErrorClass.UNKNOWN.value
+    )
+    doubt = (
+        f"of {in_doubt} it is not known whether they went out, they are looked up before anything is sent again"
+        if in_doubt
+        else "none is left in doubt"
+    )
+    return (
+        f"The run was terminated. Of the {report.claimed} messages of this shard {report.sent} were sent, "
+        f"{report.failed} failed, {report.skipped} were skipped and {report.returned} given back to the queue; {doubt}."
+    )
 
 
 def _kind(report: ShardReport, key: str, count: int) -> dict[str, str | int]:
@@ -186,7 +231,10 @@ def describe_runs(
 
 
 def materialize_runs(
-    context: dg.OpExecutionContext, runs: Sequence[Mapping[str, Any]], closed: Sequence[Mapping[str, Any]]
+    context: dg.OpExecutionContext,
+    runs: Sequence[Mapping[str, Any]],
+    closed: Sequence[Mapping[str, Any]],
+    outcome: BatchOutcome,
 ) -> None:
     """Show the asset `campaign_runs` as the batch left it: figures to draw over time, and a table of the runs."""
     closed_now = {str(run["id"]) for run in closed}
@@ -218,6 +266,10 @@ def materialize_runs(
             "campaign_runs",
             description=f"{figures['running']} runs are running, {figures['waiting']} of them wait; "
             f"{figures['closed']} were closed by this batch.",
-            metadata={**figures, **({"runs": _table(table)} if table else {})},
+            metadata={
+                **figures,
+                **({"runs": _table(table)} if table else {}),
+                BATCH: dg.MetadataValue.json(asdict(outcome)),
+            },
         )
     )

@@ -20,7 +20,7 @@ VERSION_TABLE = "campaign_pipeline_version"
 HEAD = "0018"
 """The schema that this code works on; a test holds it to the migrations folder."""
 
-STATEMENT_FILES = ("queue", "operations", "reports", "consent", "channels", "crm")
+STATEMENT_FILES = ("queue", "batches", "operations", "reports", "consent", "channels", "crm")
 FUNCTION_FILES = ("pacing", "consent", "numbers", "spending", "tenancy", "queue", "channels", "crm", "rights")
 """In this order: what the queue's functions call exists before them."""
 

@@ -302,6 +302,9 @@ def test_a_terminated_run_gives_back_what_it_did_not_send(
     run.communicate(timeout=60)
     status = Counter(message["status"] for message in world.messages())
     assert set(status) == {"sent", "pending"}
+    with DagsterInstance.local_temp(str(tmp_path / "dagster")) as instance:
+        told = "\n".join(entry.user_message for entry in instance.all_logs(instance.get_runs()[0].run_id))
+    assert f"{status['sent']} were sent, 0 failed, 0 were skipped and {status['pending']} given back" in told
     assert len([e for e in slow_sandbox.record(accepted=True) if e["kind"] == "send"]) == status["sent"]
     # Untouched: the next run takes them at once, no lease has to expire.
     assert world.value("SELECT count(*) FROM campaign_messages WHERE status = 'pending' AND lease_token IS NULL"
@@ -355,7 +358,8 @@ def test_a_re_run_from_failure_takes_anew_only_what_nobody_else_holds(
     failed = run_job(instance, IN_PROCESS | {"ops": {"send_shard": {"config": {"concurrency": 0}}}})
     assert not failed.success
     held = messages[runs[0]][0]
-    world.do("UPDATE campaign_messages SET lease_token = gen_random_uuid() WHERE id = %s", held)
+    another = "SET lease_token = gen_random_uuid(), lease_owner = 'run 9 inbox_1'"
+    world.do(f"UPDATE campaign_messages {another} WHERE id = %s", held)
     parent = instance.get_run_by_id(failed.run_id)
     assert parent is not None
     options = dg.ReexecutionOptions.from_failure(failed.run_id, instance)

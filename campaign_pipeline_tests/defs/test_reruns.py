@@ -1,5 +1,9 @@
 """What an operator may do with a run in the UI: re-execute all of it, one step of it, or what failed of it."""
 
+import os
+import signal
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -105,8 +109,64 @@ def test_what_another_run_has_taken_meanwhile_is_left_to_it(
     failed = run_job(instance, IN_PROCESS | {"ops": {"send_shard": {"config": {"concurrency": 0}}}})
     assert not failed.success
     held = messages[:3]
-    world.do("UPDATE campaign_messages SET lease_token = gen_random_uuid() WHERE id = ANY (%s)", held)
+    another = "SET lease_token = gen_random_uuid(), lease_owner = 'run 9 inbox_1'"
+    world.do(f"UPDATE campaign_messages {another} WHERE id = ANY (%s)", held)
     options = dg.ReexecutionOptions.from_failure(failed.run_id, instance)
     second = dg.execute_job(reconstructable(resolved_job), instance, run_config=IN_PROCESS, reexecution_options=options)
     assert sends(sandbox) == 1
     assert "3 messages of this shard were left alone: held by another." in log_of(instance, second.run_id)
+
+
+def killed(instance: DagsterInstance, where: str) -> dg.DagsterRun:
+    """A run that died, as Dagster finds it after a while."""
+    command = [sys.executable, "-m", "campaign_pipeline_tests.defs.killed_run", instance.root_directory]
+    died = subprocess.run(command, env={**os.environ, "CRASH_AT": where}, capture_output=True, check=False)
+    assert died.returncode == -signal.SIGKILL, died.stderr[-3000:]
+    (run,) = instance.get_runs()
+    instance.report_run_failed(run, "Its process is gone.")
+    return run
+
+
+def from_failure(instance: DagsterInstance, run: dg.DagsterRun) -> dg.JobExecutionResult:
+    options = dg.ReexecutionOptions.from_failure(run.run_id, instance)
+    job = reconstructable(resolved_job)
+    return dg.execute_job(job, instance, run_config=IN_PROCESS, reexecution_options=options, raise_on_error=False)
+
+
+def checks_of(result: dg.JobExecutionResult) -> dict[str, dg.AssetCheckEvaluation]:
+    wanted = dg.DagsterEventType.ASSET_CHECK_EVALUATION
+    found = [event.asset_check_evaluation_data for event in result.all_events if event.event_type == wanted]
+    return {each.check_name: each for each in found}
+
+
+def two_inboxes(world: World, messages: int) -> None:
+    """Due messages of two inboxes: a batch of two shards."""
+    workspace = world.workspace()
+    for _ in range(2):
+        world.due_messages(world.run(world.campaign(workspace, world.inbox(workspace))), messages)
+
+
+def test_a_rerun_of_a_run_that_died_goes_on_at_once_and_is_not_green_while_steps_of_its_batch_never_ran(
+    world: World, sandbox: SandboxProcess, instance: DagsterInstance
+) -> None:
+    two_inboxes(world, 3)
+    # The first shard has sent one message, and begun the second's only part; the second shard has not started.
+    died = killed(instance, "before:send:2")
+    before = Counter(message["status"] for message in world.messages())
+    assert (before["sent"], before["sending"], before["queued"] + before["generating"]) == (1, 1, 4)
+    again = from_failure(instance, died)
+    assert not again.success
+    told = log_of(instance, again.run_id)
+    assert f"2 messages were held by run {died.run_id[:8]}" in told
+    # What the dead process was sending may have gone out: it is looked up when its lease is over.
+    assert Counter(message["status"] for message in world.messages()) == {"sent": 2, "pending": 4}
+    assert sends(sandbox) == 2
+    check = checks_of(again)["batch_was_worked"]
+    assert (check.passed, check.severity) == (False, dg.AssetCheckSeverity.ERROR)
+    assert check.description is not None
+    assert check.description.startswith("4 of 6 messages of this batch are not sent: the steps of 3 of them never ran")
+    assert "launch process_campaign_queue" in check.description
+    assert check.description in told
+    # Nothing is held any more: the next batch sends it, long before the leases of the dead run would have ended.
+    assert run_job(instance, IN_PROCESS).success
+    assert sends(sandbox) == 5

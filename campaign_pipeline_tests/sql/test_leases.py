@@ -31,6 +31,36 @@ def snapshot(world: World) -> list[dict[str, Any]]:
     return [row for table in tables for row in world.all(query.format(table))]
 
 
+# Steps that have ended ------------------------------------------------------------------------------------------------
+
+
+def test_what_an_ended_step_holds_is_due_at_once_and_its_request_may_leave_until_its_lease_would_have_ended(
+    world: World,
+) -> None:
+    begun, waiting = world.due_messages(world.run(), 2)
+    living = holding(world, begun, waiting)  # it lives, although Dagster believes that it has ended
+    living.begin_new(begun, "Um", "Dois")
+    until = message(world, begun)["lease_expires_at"]
+    ended = rows(world, "end_leases", ids=[begun, waiting], owners=["run 1234 inbox_1"])
+    assert {(row["message_id"], row["was"]) for row in ended} == {(begun, "sending"), (waiting, "queued")}
+    assert part_states(world, begun) == [("unknown", 1), ("planned", 0)]
+    assert parts(world, begun)[0]["lease_ended_at"] == until
+    holding(world, begun, waiting)
+    assert living.begin(begun, part_no=2) == "lost"
+    assert living.begin_new(waiting) == "lost"
+    assert living.renew([begun, waiting]) == set()
+    assert living.sent(begun)["applied"]  # its late answer counts
+    assert part_states(world, begun) == [("sent", 1), ("planned", 0)]
+
+
+@pytest.mark.parametrize(("owner", "taken"), [("run 1234", True), ("run 123", False), ("run 1234 inbox_2", False)])
+def test_the_leases_of_a_run_are_those_of_all_its_steps_and_of_no_other(world: World, owner: str, taken: bool) -> None:
+    due = world.due_message(world.run())
+    holding(world, due)
+    assert bool(rows(world, "end_leases", ids=[due], owners=[owner])) is taken
+    assert message(world, due)["status"] == ("pending" if taken else "queued")
+
+
 # Expiry ---------------------------------------------------------------------------------------------------------------
 
 

@@ -372,6 +372,34 @@ BEGIN
     RETURNING m.id, m.run_id, old.status, old.lease_owner;
 END $$;
 
+-- Take back what steps hold that have ended, before their leases run out. p_owners: who they are, as lease_owner has
+-- them; `run 1a2b3c4d` stands for all steps of that run. A step that lives, although Dagster believes that it has ended,
+-- does no harm (I1): its token opens nothing any more, so it can begin no other part. What it is sending now becomes
+-- `unknown` (I5), and its request may leave until its lease would have ended; its late answer is still recorded.
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_end_leases(p_ids uuid[], p_owners text[])
+RETURNS TABLE (message_id uuid, run_id uuid, was text, owner text) LANGUAGE plpgsql
+SET lock_timeout = '800ms' AS $$
+#variable_conflict use_column
+DECLARE
+    gone uuid[];
+BEGIN
+    SELECT array_agg(d.id) INTO gone
+    FROM (SELECT m.id FROM public.campaign_messages m
+          WHERE m.id = ANY (p_ids) AND campaign_pipeline.campaign_is_leased(m.status)
+            AND m.lease_expires_at > campaign_pipeline.campaign_now()
+            AND EXISTS (SELECT 1 FROM unnest(p_owners) AS o (name)
+                        WHERE m.lease_owner = o.name OR starts_with(m.lease_owner, o.name || ' '))
+          ORDER BY m.id FOR UPDATE) d;
+    UPDATE campaign_pipeline.campaign_message_parts p
+    SET status = 'unknown', error_class = 'unknown', error_code = 'worker_died',
+        error_message = 'The process that was sending this part ended before it could record an answer.',
+        lease_ended_at = m.lease_expires_at
+    FROM public.campaign_messages m
+    WHERE p.message_id = ANY (gone) AND p.status = 'attempting' AND m.id = p.message_id;
+    UPDATE public.campaign_messages m SET lease_expires_at = campaign_pipeline.campaign_now() WHERE m.id = ANY (gone);
+    RETURN QUERY SELECT * FROM campaign_pipeline.campaign_recover_leases(p_ids);
+END $$;
+
 -- A word on the plans of what follows. Each function handles a few dozen ids of tables of millions, by index. The
 -- server keeps one plan for all calls and guesses the size of a JSON array at 100 rows, so a plan made while the tables
 -- were small reads them whole for ever (5,000 messages: 2,172 scans of campaign_messages, 10.9 M rows). Hence the SET

@@ -1,0 +1,121 @@
+"""What became of a batch, and what its run says of it.
+
+Two questions are asked when a batch is closed: is all of it worked, and could it send at all? The asset checks of its
+run give the answers.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from campaign_pipeline.core.next_steps import REMEDIES, next_step
+
+SEND_THEM = (
+    "They are back in the queue and go out with the next batch: the schedule process_campaign_queue_every_minute "
+    "launches it within a minute; where that is off, launch process_campaign_queue."
+)
+
+SHOWN_CAUSES = 3
+
+
+@dataclass(frozen=True)
+class BatchCounts:
+    """How many messages of a batch are what, by the database."""
+
+    sent: int = 0
+    failed: int = 0
+    skipped: int = 0
+    waiting: int = 0  # pending: to be tried again, or given back
+    held: int = 0  # under the lease of another run
+    deleted: int = 0
+
+    @property
+    def open(self) -> int:
+        """Those that are still to be sent."""
+        return self.waiting + self.held
+
+
+@dataclass(frozen=True)
+class Cause:
+    """Why messages were returned that a person must mend."""
+
+    code: str
+    reason: str
+    messages: int
+
+    @property
+    def step(self) -> str:
+        """What to do, as an imperative without the full stop."""
+        return REMEDIES.get(self.code, "") or "do what the reason says"
+
+
+@dataclass(frozen=True)
+class BatchOutcome:
+    """What became of the messages that one batch claimed."""
+
+    claimed: int
+    counts: BatchCounts
+    unworked: int  # messages whose steps never ran
+    given_back: int  # messages that ended steps still held: given back when the batch was closed
+    causes: tuple[Cause, ...] = ()  # the most frequent first
+
+    @property
+    def is_worked(self) -> bool:
+        """Whether each message was worked by a step, or went out by other means."""
+        return not self.given_back and not (self.unworked and self.counts.open)
+
+    @property
+    def could_send(self) -> bool:
+        """Whether nothing that a person must mend kept messages from going out."""
+        return not self.causes
+
+    def work_sentence(self) -> str:
+        """Whether all of the batch was worked, and what to do where it was not."""
+        if self.is_worked:
+            return f"Every one of the {self.claimed} messages was worked."
+        why = (
+            f"the steps of {self.unworked} of them never ran, because Dagster leaves out of a re-execution what had "
+            "not started before"
+            if self.unworked
+            else f"{self.given_back} of them were held by steps that have ended"
+        )
+        return f"{self.counts.open} of {self.claimed} messages of this batch are not sent: {why}. {SEND_THEM}"
+
+    def cause_sentence(self) -> str:
+        """What kept messages from going out, and what to do."""
+        went = f"{self.counts.sent} of {self.claimed} sent"
+        if not self.causes:
+            return f"{went}; nothing needs a person before the rest goes out."
+        told = " ".join(
+            f"{cause.messages} wait ({cause.code}): {cause.reason} Next: {cause.step}."
+            for cause in self.causes[:SHOWN_CAUSES]
+        )
+        return f"{went}. {told} They go on by themselves then."
+
+
+def batch_outcome(
+    claimed: int, counts: BatchCounts, given_back: int, reports: Iterable[Mapping[str, Any]]
+) -> BatchOutcome:
+    """The outcome of a batch, from its rows and from the reports of its shards (`ShardReport.to_json`)."""
+    reports = list(reports)
+    waiting: Counter[str] = Counter()
+    reasons: dict[str, str] = {}
+    for report in reports:
+        for key, count in report["reasons"].items():
+            what, _, code = key.partition(": ")
+            if what == "returned" and needs_person(report["classes"].get(key, ""), code):
+                waiting[code] += count
+                reasons.setdefault(code, report["sentences"][key])
+    return BatchOutcome(
+        claimed=claimed,
+        counts=counts,
+        unworked=max(0, claimed - sum(report["claimed"] for report in reports)),
+        given_back=given_back,
+        causes=tuple(Cause(code, reasons[code], count) for code, count in waiting.most_common()),
+    )
+
+
+def needs_person(error_class: str, code: str) -> bool:
+    """Whether a message that was returned waits for something that a person must mend."""
+    return not next_step("returned", error_class, code).startswith("nothing")

@@ -1,0 +1,22 @@
+"""Runs that repeat others: who holds the messages of the run before, and whether its steps have ended.
+
+Dagster says when a step or run has ended. It may be wrong: a process may live on after its run was given up. Ending its
+leases does no harm then (see campaign_end_leases), so Dagster's word is enough.
+"""
+
+import dagster as dg
+
+
+def lease_owner(run_id: str) -> str:
+    """How `lease_owner` names a Dagster run; the name of a step's follows the shard's key."""
+    return f"run {run_id[:8]}"
+
+
+def ended_runs_before(context: dg.OpExecutionContext) -> list[str]:
+    """The owners of the runs that this one repeats and that have ended, the latest first."""
+    owners, run_id = [], context.run.parent_run_id
+    while run_id is not None and (run := context.instance.get_run_by_id(run_id)) is not None:
+        if run.is_finished:
+            owners.append(lease_owner(run_id))
+        run_id = run.parent_run_id
+    return owners

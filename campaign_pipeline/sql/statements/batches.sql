@@ -1,0 +1,15 @@
+-- Statements about one batch: the messages that it claimed, found by their ids.
+
+-- name: end_leases
+-- Give back what steps hold that have ended; see campaign_end_leases.
+SELECT message_id, run_id, was, owner FROM campaign_pipeline.campaign_end_leases(%(ids)s, %(owners)s);
+
+-- name: count_batch
+-- What became of the messages of a batch, as they are now.
+SELECT count(*) FILTER (WHERE m.status IN ('sent', 'replied')) AS sent,
+       count(*) FILTER (WHERE m.status = 'failed') AS failed,
+       count(*) FILTER (WHERE m.status = 'skipped') AS skipped,
+       count(*) FILTER (WHERE m.status = 'pending') AS waiting,
+       count(*) FILTER (WHERE campaign_pipeline.campaign_is_leased(m.status)) AS held,
+       cardinality(%(ids)s::uuid[]) - count(*) AS deleted
+FROM public.campaign_messages m WHERE m.id = ANY (%(ids)s::uuid[]);

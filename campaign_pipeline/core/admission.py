@@ -159,6 +159,7 @@ class Admission:
         self._slow_factor = 1.0  # of the inbox, as the store last said
         self._turn_locks: dict[str, asyncio.Lock] = {}  # by campaign: only the holder asks for its turn
         self._turn_held: dict[str, asyncio.Lock] = {}  # by message: the lock that it holds
+        self._turn_reason: str | None = None  # why a message waits for its turn right now
 
     async def acquire(self, applicant: Applicant, ask: Ask) -> Admitted | Deferred | Refused:
         """Ask the store until it says GO, or a no that no waiting changes; wait in place where the wait is short."""
@@ -182,6 +183,17 @@ class Admission:
                 return deferred
         reason = "Slowed down too often; it goes on with the next batch."
         return Deferred(GiveBack("scope_paused", reason, delay_seconds=SLOWED_DOWN_SECONDS))
+
+    @property
+    def slowed_by(self) -> str | None:
+        """Why messages wait here right now, in a sentence; None where none does."""
+        if throttle := self._throttle(list(self._throttles)):
+            return throttle.reason
+        if self._turn_reason is not None:
+            return self._turn_reason
+        if self._slow_factor > 1:
+            return f"The inbox goes {self._slow_factor:g} times slower than its pace until it has recovered."
+        return None
 
     def release_turn(self, message_id: str) -> None:
         """Let the next message of the campaign ask for its turn, if this one was the one that asks."""
@@ -373,6 +385,7 @@ class Admission:
             if result := applicant.stop_if_waiting():
                 return Deferred(result)
             turn = await self._store.next_turn(message.id)
+            self._turn_reason = REASONS[turn.code] if turn.seconds > 0 else None
             if turn.seconds <= 0:
                 return None
             if turn.seconds > self._policy.max_inline_wait_seconds:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import random
+import statistics
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -144,6 +145,23 @@ class ShardWorker:
         """Start nothing new: requests in flight end and are recorded, the rest goes back to the queue."""
         self._stop.set(reason)
         self.report.stopped_by = self._stop.reason
+
+    def progress(self) -> str:
+        """One line about a shard at work: what it has done, what waits, its pace, and what makes it slow."""
+        report, minutes = self.report, self.time.seconds() / 60
+        ended = {"sent": report.sent, "failed": report.failed, "skipped": report.skipped, "returned": report.returned}
+        counts = ", ".join(f"{count} {what}" for what, count in ended.items() if count or what == "sent")
+        pace = f"{report.sent / minutes:.1f} a minute" if minutes else "no pace yet"
+        return (
+            f"{counts} of {report.claimed}; {len(self._at_work)} at work, {len(self._waiting)} waiting; {pace}. "
+            f"{self._shared.admission.slowed_by or self._durations()}"
+        )
+
+    def _durations(self) -> str:
+        """What each message takes, where nothing of ours slows it down."""
+        stages = {"text": self.report.generation_ms, "part": self.report.send_ms}
+        known = [f"{statistics.median(ms) / 1000:.1f} s a {stage}" for stage, ms in stages.items() if ms]
+        return f"Nothing slows it down: {', '.join(known)}." if known else "Nothing was answered yet."
 
     async def _keep_up(self) -> None:
         """Show that this event loop is alive, and write what was logged."""

@@ -200,6 +200,7 @@ def send_shard(
                 concurrency,
                 owner=owner,
                 on_started=workers.append,
+                tell=context.log.info,
             )
         )
     describe_shard(context, report)

@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import dagster as dg
@@ -20,12 +20,16 @@ from campaign_pipeline.core.address import email_among
 from campaign_pipeline.core.context import LeadContext, in_order
 from campaign_pipeline.core.model import BatchSettings, Lead, Shard, ShardReport
 from campaign_pipeline.core.numbers import phones_among
+from campaign_pipeline.core.ports import Clock
 from campaign_pipeline.core.results import count_result
 from campaign_pipeline.core.shard_worker import ShardWorker
 from campaign_pipeline.defs.io import Rows
 from campaign_pipeline.defs.resources import ProvidersResource, delivery_policy
 
 T = TypeVar("T")
+
+PROGRESS_SECONDS = 30.0
+"""Between two lines about a shard at work."""
 
 
 class _ProcessClock:
@@ -75,8 +79,12 @@ async def deliver(
     concurrency: int,
     owner: str,
     on_started: Callable[[ShardWorker], None] = lambda _: None,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> ShardReport:
-    """Take a shard over and deliver it. A first signal to stop ends it in an orderly way."""
+    """Take a shard over and deliver it. A first signal to stop ends it in an orderly way.
+
+    While it works, `tell` gets a line every 30 seconds, in a thread of its own: it may write to a database.
+    """
     options, clock = DeliverySettings.from_environment(), _ProcessClock()
     connection = await Queue(url).get_inbox_connection(shard.inbox_id)
     async with (
@@ -106,7 +114,26 @@ async def deliver(
         )
         on_started(delivery)
         with _stopped_by_signals(delivery):
-            return await _with_the_rest(await delivery.run(concurrency), shard, left, store)
+            async with _told_of(delivery, clock, tell):
+                report = await delivery.run(concurrency)
+            return await _with_the_rest(report, shard, left, store)
+
+
+@contextlib.asynccontextmanager
+async def _told_of(delivery: ShardWorker, clock: Clock, tell: Callable[[str], None]) -> AsyncIterator[None]:
+    """Tell how a shard gets on while it works."""
+
+    async def keep_telling() -> None:
+        while True:
+            await clock.sleep(PROGRESS_SECONDS)
+            await asyncio.to_thread(tell, delivery.progress())
+
+    telling = asyncio.create_task(keep_telling())
+    try:
+        yield
+    finally:
+        telling.cancel()
+        await asyncio.gather(telling, return_exceptions=True)
 
 
 async def _with_the_rest(report: ShardReport, shard: Shard, left: Mapping[str, str], store: ShardStore) -> ShardReport:

@@ -423,6 +423,25 @@ def test_a_throttled_inbox_is_waited_out_and_counts_no_attempt() -> None:
     assert {message.retry_count for message in queue.messages.values()} == {0}
 
 
+def test_a_shard_at_work_says_how_far_it_is_and_what_makes_it_slow() -> None:
+    answers = itertools.chain([None] * 6, [replace(SLOW_DOWN, retry_after=40.0)], itertools.repeat(None))
+    channel = Channel(answers=lambda _: next(answers), seconds=lambda _: 2.0)
+    told: list[str] = []
+
+    async def run() -> ShardReport:
+        delivery = shard_of(Store(Queue.of(9)), Model(), channel)
+        delivery.report.claimed = 9
+        for at in (11.0, 30.0):
+            asyncio.get_running_loop().call_later(at, lambda: told.append(delivery.progress()))
+        return await delivery.run(1)
+
+    assert in_no_time(run()).sent == 9
+    assert told == [
+        "5 sent of 9; 1 at work, 3 waiting; 27.3 a minute. Nothing slows it down: 0.0 s a text, 2.0 s a part.",
+        "6 sent of 9; 1 at work, 2 waiting; 12.0 a minute. Too fast.",
+    ]
+
+
 def test_a_throttle_that_is_renewed_meanwhile_is_waited_out_too() -> None:
     model = Model(answers=lambda _: MODEL_SLOW_DOWN if now() < 25.0 else None)
     work(Queue.of(3), 3, model=model)

@@ -87,7 +87,9 @@ SELECT m.ctid AS place, m.run_id
 FROM public.campaign_messages m
 WHERE m.run_id = r.run_id
   AND m.status = 'pending'
-  AND COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) <= campaign_pipeline.campaign_now()
+  AND COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) <= horizon
+  AND (m.next_attempt_at IS NULL OR m.next_attempt_at <= campaign_pipeline.campaign_now())
+  AND (p_probes IS NULL OR m.id = ANY (p_probes))
   AND (m.inbox_id IS NULL OR NOT campaign_pipeline.campaign_waits_for_its_inbox(m.id, m.run_id, m.inbox_id))
 ORDER BY COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at)
 LIMIT least(share, r.quota)
@@ -227,6 +229,7 @@ def _claim(connection: psycopg.Connection[DictRow], runs: list[UUID]) -> list[UU
         {
             "run_ids": runs,
             "tried_ids": None,
+            "ahead_seconds": 0.0,
             "quotas": [BATCH] * len(runs),
             "batch_size": BATCH,
             "token": uuid4(),
@@ -316,7 +319,8 @@ def _keep_plans(connection: psycopg.Connection[DictRow], runs: list[UUID], folde
     if pick not in re.sub(r"\s+", " ", functions_text()):
         raise AssertionError("campaign_claim_messages picks otherwise than the statement that is explained here.")
     share = max(1, BATCH // len(runs))
-    pick_share = _PICK.replace("least(share, r.quota)", str(share))
+    pick_share = _PICK.replace("least(share, r.quota)", str(share)).replace("p_probes", "NULL::uuid[]")
+    pick_share = pick_share.replace("horizon", "campaign_pipeline.campaign_now()")
     every_run = "unnest(%(runs)s::uuid[]) AS r (run_id)"
     claim = f"SELECT d.place FROM {every_run} CROSS JOIN LATERAL ({pick_share}) d LIMIT {BATCH}"  # noqa: S608
     statements = {

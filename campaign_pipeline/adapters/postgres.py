@@ -114,6 +114,7 @@ class BatchOptions:
     lease_seconds: float = 120.0
     max_age: timedelta = timedelta(hours=1)
     max_wait_seconds: float = 60.0  # how long a shard waits in place for one message's turn
+    ahead: timedelta = timedelta(0)  # messages that are planned for so soon are claimed, too
 
 
 @dataclass
@@ -238,7 +239,8 @@ class _ClaimBatch:
         await self._connection.execute(statement("release_spending_limits"))
         await self._connection.execute(statement("drop_recovered_paces"))
         pauses = await self._all("list_pauses")
-        states = [judge_run(row, pauses, options.max_age) for row in await self._all("list_running_runs")]
+        runs = await self._all("list_running_runs")
+        states = [judge_run(row, pauses, options.max_age, options.ahead) for row in runs]
         await self._spread([state for state in states if state.resumed])
         open_states = [state for state in states if state.wait is None]
         if open_states:
@@ -393,6 +395,7 @@ class _ClaimBatch:
                 owner=options.owner,
                 lease_seconds=options.lease_seconds,
                 tried_ids=tried,
+                ahead_seconds=options.ahead.total_seconds(),
             )
             rows = await self._without_refused([ClaimedMessage.from_row(row) for row in claimed])
             if rows or not claimed:

@@ -6,7 +6,7 @@ which answers GO only to the holder of the lease (I1).
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Coroutine, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
@@ -29,6 +29,7 @@ from campaign_pipeline.core.ports import (
     Absent,
     Attempt,
     BeginPart,
+    Begun,
     Envelope,
     Failure,
     Found,
@@ -65,6 +66,7 @@ from campaign_pipeline.core.results import (
     count_result,
 )
 from campaign_pipeline.core.shard_context import ShardContext
+from campaign_pipeline.core.slots import Slots
 from campaign_pipeline.core.text_writer import NotWritten
 from campaign_pipeline.core.window import InvalidWindow
 
@@ -87,6 +89,9 @@ TOO_LATE = "The database or the connection took so long that its turn was over; 
 
 OVERSLEPT = GiveBack("overslept", "Its lease ended before the request could be made, so nothing was requested.")
 
+LONGEST_SLEEP_SECONDS = 300.0
+"""A message that is planned for later than this waits in the queue rather than in its shard."""
+
 NEXT_BATCH_SECONDS = 5.0
 """After how long a message is due again that was tried too often in one turn: with the next batch, not in a loop."""
 
@@ -94,13 +99,14 @@ NEXT_BATCH_SECONDS = 5.0
 class MessageDelivery:
     """One message at work. `deliver` is its life; `release` gives it back when its shard ends before it does."""
 
-    def __init__(self, message: LeasedMessage, shared: ShardContext, free_slot: Callable[[], None]) -> None:
+    def __init__(self, message: LeasedMessage, shared: ShardContext, slots: Slots) -> None:
+        """Take the slot that its shard took for it."""
         self.message = message
         self.id = message.id
         self.lead = shared.lead_of(message)
         self.parts = [Part.from_record(record) for record in message.parts]
         self._shared = shared
-        self._free_slot = free_slot
+        self._slots = slots
         self._holds_slot = True
         self._address = ""
         self._other_numbers: deque[str] = deque()  # to be tried where the address has no account
@@ -135,6 +141,7 @@ class MessageDelivery:
             self._address = await self._find_address()
             if not self.parts:
                 await self._write_text()
+            await self._wait_until_due()
             for part in self._unsent_parts():
                 await self._wait_between_parts(part)
                 await self._send(part)
@@ -154,7 +161,7 @@ class MessageDelivery:
         """No more requests for this message: free its slot, then commit."""
         if self._holds_slot:
             self._holds_slot = False
-            self._free_slot()
+            self._slots.give_back()
 
     # Stages ---------------------------------------------------------------------------------------------------------
 
@@ -238,6 +245,30 @@ class MessageDelivery:
         hours, last = self._shared.channel.traits.free_text_hours, self.message.last_inbound_at
         return hours is None or (last is not None and self._shared.time.now().timestamp() - last < 3600 * hours)
 
+    async def _wait_until_due(self) -> None:
+        """Wait for its planned time, where it was claimed ahead; nothing of it has begun then."""
+        seconds = self.message.due_at - self._shared.time.now().timestamp()
+        if seconds > 0 and not self._begun:
+            await self._sleep_without_slot(seconds)
+            self._check_preconditions()
+
+    async def _sleep_without_slot(self, seconds: float) -> None:
+        """Keep the text, and sleep. Raises Ended where the shard stops, the lease is lost, or the time is too long."""
+        if seconds > LONGEST_SLEEP_SECONDS:
+            raise Ended(GiveBack(Verdict.NOT_DUE, "It was planned anew for a later time; it waits in the queue."))
+        if self._text:
+            await self._durably(self._store_text(self._text_to_keep()))
+            self._text = {}
+        self._holds_slot = False
+        with self._slots.asleep():
+            await self._shared.stop.sleep(seconds)
+            if self._shared.stop.reason:
+                raise Ended(Released("given_back", self._shared.stop.reason))
+            if not self._shared.leases.has(self.id):
+                raise Ended(LEASE_LOST)
+            await self._slots.take_in_turn()
+        self._holds_slot = True
+
     async def _wait_between_parts(self, part: Part) -> None:
         if part.no > 1 and self._shared.channel.traits.part_gap_seconds:
             await self._shared.stop.sleep(self._shared.channel.traits.part_gap_seconds)
@@ -318,10 +349,10 @@ class MessageDelivery:
             contact_name=self.lead.context.client_name if self.lead else None,
         )
 
-        async def commit() -> Verdict:
+        async def commit() -> Begun:
             asked_at = self._shared.clock.monotonic()
             begun = await self._shared.store.begin_part(replace(begin, **self._text))
-            if begun.verdict in {Verdict.GO, Verdict.PACED}:
+            if begun.verdict in {Verdict.GO, Verdict.PACED, Verdict.NOT_DUE}:
                 self._text = {}  # it is kept: whoever waits for a turn asks without it
             if begun.verdict == Verdict.GO:
                 planned = PartStatus.PLANNED.value
@@ -331,10 +362,17 @@ class MessageDelivery:
                 if begun.grace_seconds is not None:
                     good_for = min(good_for, begun.grace_seconds)
                 self._send_deadline = asked_at + good_for
+            return begun
+
+        async def ask() -> Verdict:
+            while (begun := await self._durably(commit())).verdict == Verdict.NOT_DUE:
+                # The database's clock has the last word: it was planned anew, or our clocks run apart.
+                self._shared.admission.release_turn(self.id)
+                await self._sleep_without_slot(begun.turn.seconds if begun.turn else 0.0)
             return begun.verdict
 
         try:
-            await self._admit(lambda: self._durably(commit()))
+            await self._admit(ask)
         finally:
             self._shared.admission.release_turn(self.id)
         part.status = PartStatus.ATTEMPTING
@@ -656,8 +694,7 @@ class MessageDelivery:
         self._text |= self._shared.writer.pop_bill(self.message)
         if not self._text:
             return
-        begin = BeginPart(self.id, 1, 1, self._address, self._shared.channel_kind, **self._text)
-        self._text = {}
+        begin, self._text = self._text_to_keep(), {}
         try:
             await self._durably(self._store_text(begin))
         except StoreUnavailable:
@@ -665,6 +702,9 @@ class MessageDelivery:
         except Exception as error:  # noqa: BLE001 (a text that cannot be stored must not keep the message from ending)
             reason = f"The text could not be kept ({type(error).__name__}); it will be written anew."
             self._shared.log(self.message, "prepare", "warning", reason)
+
+    def _text_to_keep(self) -> BeginPart:
+        return BeginPart(self.id, 1, 1, self._address, self._shared.channel_kind, **self._text)
 
     async def _store_text(self, begin: BeginPart) -> None:
         await self._shared.store.keep_text(begin)

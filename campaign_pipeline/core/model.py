@@ -103,6 +103,7 @@ class LeasedMessage:
     worker_deaths: int = 0  # workers that died while they were at work on it
     refused_rules: frozenset[str] = frozenset()  # rules that refused a text for it before
     last_inbound_at: float | None = None  # when its lead last wrote to the inbox, where the channel needs to know
+    due_at: float = 0.0  # seconds since the epoch: nothing of it is sent before
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> "LeasedMessage":
@@ -123,6 +124,7 @@ class LeasedMessage:
             template=Template.from_json(row.get("template")),
             worker_deaths=int(row.get("worker_deaths") or 0),
             refused_rules=frozenset(row.get("refused_rules") or ()),
+            due_at=row["due_at"].timestamp(),
         )
 
     @property

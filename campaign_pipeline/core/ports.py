@@ -417,6 +417,7 @@ class Verdict(StrEnum):
     GO = "go"
     LOST = "lost"  # the lease is not ours, or has ended
     SCOPE_PAUSED = "scope_paused"  # the circuit of something that it needs is open
+    NOT_DUE = "not_due"  # its planned time has not come
     PACED = "paced"  # its turn has not come
     SUPPRESSED = "suppressed"  # its lead or address may not be written to
     FOREIGN_WORKSPACE = "foreign_workspace"  # it touches a row of another workspace than its campaign's
@@ -442,7 +443,7 @@ class Begun:
 
     verdict: Verdict
     conversation_id: str | None = None
-    turn: Turn | None = None  # with the verdict PACED
+    turn: Turn | None = None  # with the verdicts NOT_DUE and PACED
     grace_seconds: float | None = None  # send within so many seconds of the call, or return the slot; None: no pace
 
 

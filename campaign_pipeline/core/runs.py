@@ -46,7 +46,7 @@ class RunState:
 
     run_id: UUID
     wait: RunWait | None
-    has_due: bool
+    has_due: bool  # or planned as soon as was asked for
     resumed: bool  # what became overdue while it was held is to be spread
     interval_seconds: float
     spread_within_seconds: float | None  # all of what is to be spread; None: as long as the interval makes it
@@ -97,8 +97,16 @@ class RunState:
         return self.only_paused and probe_due >= set(self.pauses)
 
 
-def judge_run(row: Mapping[str, Any], pauses: Sequence[Mapping[str, Any]], max_age: timedelta) -> RunState:
-    """Judge one row of `list_running_runs` against the open pauses of `list_pauses`."""
+def judge_run(
+    row: Mapping[str, Any],
+    pauses: Sequence[Mapping[str, Any]],
+    max_age: timedelta,
+    ahead: timedelta = timedelta(0),
+) -> RunState:
+    """Judge one row of `list_running_runs` against the open pauses of `list_pauses`.
+
+    A message that is planned within `ahead` counts as due.
+    """
     now: datetime = row["now"]
     own, row = row, _route(row, pauses)
     held_since: datetime | None = row["pace_held_since"]
@@ -130,7 +138,7 @@ def judge_run(row: Mapping[str, Any], pauses: Sequence[Mapping[str, Any]], max_a
     return RunState(
         run_id=row["run_id"],
         wait=wait,
-        has_due=row["has_due"],
+        has_due=row["has_due"] or _is_planned(row, ahead),
         resumed=not held and (was_held or to_be_spread),
         interval_seconds=float(row["min_interval_seconds"] or DEFAULT_INTERVAL_SECONDS),
         spread_within_seconds=None if row["min_interval_seconds"] else DEFAULT_SPREAD_SECONDS,
@@ -191,6 +199,11 @@ def _covers(pause: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
         "provider": None if row.get("own_account") else pause["scope_id"],  # the account that the others share
     }
     return str(ids[pause["scope"]]) == str(pause["scope_id"])
+
+
+def _is_planned(row: Mapping[str, Any], ahead: timedelta) -> bool:
+    planned: datetime | None = row.get("next_planned")
+    return planned is not None and planned <= row["now"] + ahead
 
 
 def _configuration_waits(row: Mapping[str, Any]) -> list[RunWait]:

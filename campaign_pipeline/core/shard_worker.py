@@ -27,6 +27,7 @@ from campaign_pipeline.core.ports import (
     Throttled,
 )
 from campaign_pipeline.core.shard_context import DeliveryPolicy, SendingHours, ShardContext, ShardTime
+from campaign_pipeline.core.slots import Slots
 from campaign_pipeline.core.text_writer import TextWriter
 
 TERMINATED = "The run was terminated."
@@ -40,7 +41,8 @@ class ShardWorker:
     """One shard at work.
 
     A message takes one of `concurrency` slots and frees it when its last response arrives, before its result is
-    committed; the next message takes the slot at once.
+    committed; the next message takes the slot at once. A message that was claimed ahead of its planned time gets its
+    text, frees its slot, and takes one again when its time has come.
     """
 
     shard: Shard
@@ -69,7 +71,7 @@ class ShardWorker:
         self._waiting = deque(sorted(self.messages, key=lambda message: message.worker_deaths > 0))
         self._suspects_at_once = 1 + sum(message.worker_deaths > 0 for message in self.messages) // MANY_SUSPECTS
         self._at_work: dict[str, MessageDelivery] = {}
-        self._free_slots = 0
+        self._slots = Slots(0, self._start_waiting)
         self._most_at_work = 0
         self._aborted = False
 
@@ -204,7 +206,7 @@ class ShardWorker:
 
     async def _deliver_all(self, concurrency: int) -> None:
         """Deliver until no message waits. The first StoreUnavailable cancels the other deliveries."""
-        self._free_slots = concurrency
+        self._slots = Slots(concurrency, self._start_waiting)
         # What a provider accepted and nobody has recorded would have to be looked up if this process died, so no more
         # messages than there are slots have their result still to be committed.
         self._most_at_work = 2 * concurrency
@@ -216,19 +218,19 @@ class ShardWorker:
 
     def _start_waiting(self) -> None:
         """Start messages while there is a free slot."""
-        while self._waiting and self._free_slots and len(self._at_work) < self._most_at_work:
+        while self._waiting and self._slots.free and len(self._at_work) - self._slots.sleepers < self._most_at_work:
             if self._stop.reason or self._aborted:
                 return
             if self._waiting[0].worker_deaths and len(self._at_work) >= self._suspects_at_once:
                 break
             message = self._waiting.popleft()
             self._at_work[message.id] = delivery = self._delivery_of(message)
-            self._free_slots -= 1
+            self._slots.take()
             self._group.create_task(self._deliver(delivery))
         self._shared.admission.announce(self._next_for_model())
 
     def _delivery_of(self, message: LeasedMessage) -> MessageDelivery:
-        return MessageDelivery(message, self._shared, self._free_slot)
+        return MessageDelivery(message, self._shared, self._slots)
 
     def _next_for_model(self) -> LeasedMessage | None:
         """The message whose turn comes next, if it surely needs the model. A template may need none."""
@@ -251,10 +253,6 @@ class ShardWorker:
             raise
         del self._at_work[delivery.id]
         delivery.release_slot()
-        self._start_waiting()
-
-    def _free_slot(self) -> None:
-        self._free_slots += 1
         self._start_waiting()
 
     async def _release_rest(self) -> None:

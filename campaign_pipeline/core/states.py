@@ -29,6 +29,7 @@ MESSAGE: tuple[Transition, ...] = (
     Transition(_M.PENDING, _M.QUEUED, "campaign_take_over", "taken over by a shard"),
     Transition(_M.QUEUED, _M.GENERATING, "campaign_start_generating", "model may be asked"),
     *_each((_M.QUEUED, _M.GENERATING), _M.SENDING, "campaign_begin_parts", "attempt committed"),
+    Transition(_M.GENERATING, _M.QUEUED, "campaign_begin_parts", "text kept, waits for its planned time"),
     Transition(_M.SENDING, _M.SENT, "campaign_settle", "last part accepted"),
     *_each(LEASED, _M.PENDING, "campaign_settle", "given back, or retried later"),
     *_each(LEASED, _M.FAILED, "campaign_settle", "refused, exhausted or unknown"),

@@ -241,6 +241,8 @@ class Store:
         message = self._held(begin.message_id)
         if message is not None:
             self._keep(message, begin)
+        if message is not None and verdict == "go" and message.due > now():
+            return Begun(Verdict.NOT_DUE, turn=Turn(message.due - now(), "not_due"))
         if message is not None and verdict == "go" and self.queue.gap:
             if self.queue.next_at > now():
                 return Begun(Verdict.PACED, turn=Turn(self.queue.next_at - now(), "paced"))
@@ -287,7 +289,8 @@ class Store:
                 settlement.error_class,
             )
             message.retry_count += settlement.count_attempt
-            message.due = now() + (settlement.delay_seconds or 0.0)
+            if settlement.delay_seconds is not None:
+                message.due = now() + settlement.delay_seconds
             message.token = None if settlement.status == "pending" else message.token
         return Settled(applied, settlement.status is not None and message.status == settlement.status, message.status)
 
@@ -476,6 +479,7 @@ def leased(stored: StoredMessage) -> LeasedMessage:
         stored.retry_count,
         tuple(parts),
         worker_deaths=stored.worker_deaths,
+        due_at=NOON.timestamp() + stored.due,
     )
 
 

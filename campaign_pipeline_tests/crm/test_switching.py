@@ -269,6 +269,7 @@ def test_a_claim_under_way_is_waited_for_and_given_back(crm: Crm) -> None:
                 "owner": "run test",
                 "lease_seconds": 120.0,
                 "tried_ids": None,
+                "ahead_seconds": 0.0,
             },
         )
         detaching = threading.Thread(target=detach, args=(crm.url, quiet))

@@ -36,6 +36,7 @@ def claim(world: World, quotas: dict[UUID, int], batch_size: int) -> Counter[UUI
         owner="test",
         lease_seconds=120.0,
         tried_ids=None,
+        ahead_seconds=0.0,
     )
     return Counter(row["run_id"] for row in claimed)
 
@@ -216,6 +217,7 @@ def test_eight_threads_that_only_claim_never_get_the_same_message(world: World) 
                         "owner": f"thread {number}",
                         "lease_seconds": 120.0,
                         "tried_ids": None,
+                        "ahead_seconds": 0.0,
                     },
                 ).fetchall()
                 mine += [row["message_id"] for row in found]
@@ -246,6 +248,7 @@ def test_a_claimer_passes_over_what_another_has_not_committed(world: World) -> N
                 "owner": "slow",
                 "lease_seconds": 120.0,
                 "tried_ids": None,
+                "ahead_seconds": 0.0,
             },
         ).fetchall()
         name = world.value("SELECT current_database()")
@@ -432,3 +435,18 @@ def test_a_run_without_anything_due_waits_silently(world: World) -> None:
     world.due_message(run, scheduled_at=world.value("SELECT campaign_now() + interval '1 hour'"))
     assert claim_batch(world).waits == []
     assert run_row(world, run)["wait_code"] == "inbox_disconnected"
+
+
+# Ahead ----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_claim_ahead_takes_what_is_planned_soon_and_nothing_that_waits_for_another_try(world: World) -> None:
+    run = world.run()
+    now = world.value("SELECT campaign_now()")
+    soon, later, again, due = (
+        world.due_message(run, scheduled_at=now + timedelta(seconds=seconds), next_attempt_at=next_attempt)
+        for seconds, next_attempt in ((80, None), (100, None), (-300, now + timedelta(seconds=30)), (-1, None))
+    )
+    assert claimed_ids(claim_batch(world, 10)) == {due}
+    assert claimed_ids(claim_batch(world, 10, ahead=timedelta(seconds=90))) == {soon}
+    assert {message(world, each)["status"] for each in (later, again)} == {"pending"}

@@ -444,3 +444,23 @@ def test_two_shards_that_begin_with_one_new_lead_at_once_make_one_conversation(w
         assert waiting.result(10) == "go"
     assert world.value("SELECT count(*) FROM conversations WHERE lead_id = %s", lead) == 1
     assert world.value("SELECT count(DISTINCT conversation_id) FROM campaign_messages WHERE lead_id = %s", lead) == 1
+
+
+# Before its planned time ----------------------------------------------------------------------------------------------
+
+
+def test_nothing_may_be_sent_before_the_planned_time_and_the_text_is_kept_meanwhile(world: World, run: UUID) -> None:
+    now = world.value("SELECT campaign_now()")
+    planned = world.due_message(run, scheduled_at=now + timedelta(seconds=60))
+    batch = claim_batch(world, 10, ahead=timedelta(seconds=90))
+    holder = Holder(world)
+    assert holder.take_over([planned], UUID(batch.token)) == {planned: "taken"}
+    assert holder.start_generating(planned) == "go"
+    assert holder.begin_new(planned, part_no=0) == "go"
+    assert message(world, planned)["status"] == "queued", "its worker's death is not its fault"
+    answer = holder.begin_all([{"id": planned}])[planned]
+    assert (answer["verdict"], answer["wait_code"]) == ("not_due", "not_due")
+    assert 0 < answer["wait_seconds"] <= 60
+    assert part_states(world, planned) == [("planned", 0)]
+    world.move_clock(timedelta(seconds=61))
+    assert holder.begin(planned) == "go"

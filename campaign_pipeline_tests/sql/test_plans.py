@@ -81,6 +81,7 @@ def claim(world: Crowded) -> None:
         owner="test",
         lease_seconds=120.0,
         tried_ids=None,
+        ahead_seconds=0.0,
     )
     assert len(claimed) == 100
 

@@ -18,6 +18,7 @@ CLAIM = {
     "owner": "test",
     "lease_seconds": 1.0,
     "tried_ids": None,
+    "ahead_seconds": 0.0,
 }
 
 

@@ -168,12 +168,17 @@ CREATE OR REPLACE TRIGGER campaign_note_resume BEFORE UPDATE OF status ON public
 -- Rows are changed where they lie (ctid, which cannot move while this transaction holds them): looked up again by id,
 -- the update and what is said of them would go down the largest index twice more for each. What a claim costs at which
 -- size is in benchmarks/RESULTS.md.
--- It once returned ids alone; a function's result cannot be replaced.
+-- p_ahead_seconds: also what is planned for so soon. Its shard waits for the planned time; what is to be tried again at
+-- some time (next_attempt_at) is not claimed before that.
+-- It once returned ids alone, and claimed nothing ahead; neither a result nor a signature can be replaced.
 DROP FUNCTION IF EXISTS campaign_pipeline.campaign_claim_messages(uuid[], integer[], integer, uuid, text,
                                                                   double precision);
+DROP FUNCTION IF EXISTS campaign_pipeline.campaign_claim_messages(uuid[], integer[], integer, uuid, text,
+                                                                  double precision, uuid[]);
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_claim_messages(
     p_runs uuid[], p_quotas integer[], p_batch integer, p_token uuid, p_owner text, p_lease_seconds double precision,
-    p_probes uuid[]  -- null: whatever is due; otherwise only these
+    p_probes uuid[],  -- null: whatever is due; otherwise only these
+    p_ahead_seconds double precision DEFAULT 0
 ) RETURNS TABLE (message_id uuid, run_id uuid, inbox_id uuid, lead_id uuid, due_at timestamptz, retry_count integer)
 LANGUAGE plpgsql ROWS 500 AS $$
 #variable_conflict use_column
@@ -184,6 +189,7 @@ DECLARE
     picked    tid[];
     share     integer;
     remaining integer := p_batch;
+    horizon   timestamptz := campaign_pipeline.campaign_now() + make_interval(secs => p_ahead_seconds);
 BEGIN
     IF NOT campaign_pipeline.campaign_may_take() THEN
         RETURN;
@@ -207,7 +213,8 @@ BEGIN
                 FROM public.campaign_messages m
                 WHERE m.run_id = r.run_id
                   AND m.status = 'pending'
-                  AND COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) <= campaign_pipeline.campaign_now()
+                  AND COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) <= horizon
+                  AND (m.next_attempt_at IS NULL OR m.next_attempt_at <= campaign_pipeline.campaign_now())
                   AND (p_probes IS NULL OR m.id = ANY (p_probes))
                   AND (m.inbox_id IS NULL
                        OR NOT campaign_pipeline.campaign_waits_for_its_inbox(m.id, m.run_id, m.inbox_id))
@@ -459,6 +466,10 @@ BEGIN
                  OR m.lease_expires_at <= campaign_pipeline.campaign_now() THEN 'lost'
         WHEN strange.message_id IS NOT NULL THEN 'foreign_workspace'
         WHEN r.status <> 'running' THEN 'run_' || r.status
+        -- Claimed ahead of its planned time, or planned anew meanwhile: its text may be written, nothing is sent.
+        WHEN NOT p_needs_model AND NOT begun.yes
+             AND COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) > campaign_pipeline.campaign_now()
+            THEN 'not_due'
         WHEN EXISTS (SELECT 1 FROM campaign_pipeline.campaign_pauses) AND EXISTS (
             SELECT 1 FROM campaign_pipeline.campaign_pauses p
             WHERE (p.kind = 'systemic' OR p.until > campaign_pipeline.campaign_now()) AND p.probe_message_id
@@ -530,6 +541,8 @@ END $$;
 --         text, subject, parts[], ai_model, ai_tokens_used, ai_cost_usd, ai_generation_time_ms}. part_no 0: only keep
 --         the text, or what was paid for one that may not be sent.
 -- Repeating an item after a lost connection is safe: the same token and attempt number find their own row and go on.
+-- Before its planned time: 'not_due' (wait_seconds). A message whose text is only kept waits as `queued`: should its
+-- worker die meanwhile, the message was not what it died of.
 -- Where an inbox or a campaign has a pace: 'paced' until its turn comes (wait_seconds, wait_code), and what goes has to
 -- leave within grace_seconds of asking, else its slot is to be given back (see pacing.sql).
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_begin_parts(p_items jsonb)
@@ -647,7 +660,8 @@ BEGIN
 
     UPDATE public.campaign_messages m
     SET conversation_id       = COALESCE(m.conversation_id, (conversations ->> m.id::text)::uuid),
-        status                = CASE WHEN m.id = ANY (going) THEN 'sending' ELSE m.status END,
+        status                = CASE WHEN m.id = ANY (going) THEN 'sending'
+                                     WHEN m.status = 'generating' AND i.part_no = 0 THEN 'queued' ELSE m.status END,
         generated_message     = COALESCE(m.generated_message, i.text),
         subject               = COALESCE(m.subject, i.subject),
         template              = COALESCE(m.template, NULLIF(i.template, 'null')),
@@ -667,8 +681,8 @@ BEGIN
                                      ELSE COALESCE(NULLIF(i.address, ''), m.phone_normalized) END,
         inbox_id              = CASE WHEN m.id = ANY (going) THEN COALESCE(i.inbox_id, m.inbox_id) ELSE m.inbox_id END
     FROM jsonb_to_recordset(p_items)
-        AS i (id uuid, address text, channel text, inbox_id uuid, text text, subject text, template jsonb,
-              ai_model text,
+        AS i (id uuid, part_no integer, address text, channel text, inbox_id uuid, text text, subject text,
+              template jsonb, ai_model text,
          ai_tokens_used integer, ai_cost_usd numeric, ai_generation_time_ms integer)
     WHERE m.id = i.id AND m.id = ANY (held);
 
@@ -682,7 +696,11 @@ BEGIN
                       WHEN verdicts ->> i.id::text = 'go' THEN 'lost'
                       ELSE verdicts ->> i.id::text END,
            m.conversation_id,
-           (slots -> i.id::text ->> 'wait')::double precision, slots -> i.id::text ->> 'code',
+           CASE WHEN verdicts ->> i.id::text = 'not_due'
+                THEN EXTRACT(epoch FROM COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at)
+                                        - campaign_pipeline.campaign_now())::double precision
+                ELSE (slots -> i.id::text ->> 'wait')::double precision END,
+           CASE WHEN verdicts ->> i.id::text = 'not_due' THEN 'not_due' ELSE slots -> i.id::text ->> 'code' END,
            (slots -> i.id::text ->> 'grace')::double precision
     FROM jsonb_to_recordset(p_items) AS i (id uuid, part_no integer) LEFT
         JOIN public.campaign_messages m ON m.id = i.id;

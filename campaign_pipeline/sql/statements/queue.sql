@@ -18,7 +18,7 @@ SELECT r.id AS run_id, r.name, r.wait_code, r.wait_reason, r.wait_until, r.resum
         AND a.model IS NOT NULL
         ORDER BY a.created_at DESC LIMIT 1) AS model,
        campaign_pipeline.campaign_own_key(c.workspace_id) IS NOT NULL AS own_account,
-       COALESCE(due.first_due <= campaign_pipeline.campaign_now(), false) AS has_due
+       COALESCE(due.first_due <= campaign_pipeline.campaign_now(), false) AS has_due, planned.next_planned
 FROM public.campaign_runs r
 LEFT JOIN public.campaign_configs c ON c.id = r.config_id
 LEFT JOIN campaign_pipeline.campaign_settings s ON s.config_id = c.id
@@ -49,6 +49,14 @@ LEFT JOIN LATERAL (
     SELECT COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) AS first_due FROM public.campaign_messages m
     WHERE m.run_id = r.id AND m.status = 'pending'
     ORDER BY COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) LIMIT 1) due ON true
+-- The first message that may be claimed ahead of its time; looked for no further than a batch looks ahead.
+LEFT JOIN LATERAL (
+    SELECT COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) AS next_planned FROM public.campaign_messages m
+    WHERE m.run_id = r.id AND m.status = 'pending' AND m.next_attempt_at IS NULL
+      AND COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) > campaign_pipeline.campaign_now()
+      AND COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at)
+          <= campaign_pipeline.campaign_now() + interval '5 minutes'
+    ORDER BY COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) LIMIT 1) planned ON true
 WHERE r.status = 'running'
 ORDER BY r.id;
 
@@ -245,7 +253,7 @@ SELECT m.message_id, m.run_id, r.config_id, c.workspace_id, COALESCE(m.inbox_id,
 FROM campaign_pipeline.campaign_claim_messages(
     %(run_ids)s, %(quotas)s, %(batch_size)s, %(token)s, %(owner)s, %(lease_seconds)s,
     CASE WHEN %(tried_ids)s::uuid[] IS NOT NULL
-         THEN campaign_pipeline.campaign_choose_probes(%(run_ids)s, %(tried_ids)s) END) m
+         THEN campaign_pipeline.campaign_choose_probes(%(run_ids)s, %(tried_ids)s) END, %(ahead_seconds)s) m
 JOIN public.campaign_runs r ON r.id = m.run_id
 JOIN public.campaign_configs c ON c.id = r.config_id
 ORDER BY due_at, m.message_id;
@@ -368,6 +376,7 @@ FROM campaign_pipeline.campaign_take_over(%(ids)s, %(batch_token)s, %(token)s, %
 SELECT m.id, m.run_id, r.config_id, c.workspace_id, COALESCE(m.inbox_id, c.inbox_id) AS inbox_id, m.lead_id,
        m.phone_number, m.generated_message AS text,
        m.subject, m.template, m.retry_count,
+       greatest(COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at), '1970-01-01Z') AS due_at,
        (SELECT array_agg(DISTINCT k.rule) FROM campaign_pipeline.campaign_model_calls k
         WHERE k.message_id = m.id AND k.purpose = 'text' AND k.rule IS NOT NULL) AS refused_rules,
        campaign_pipeline.campaign_now() AS now,

@@ -1,0 +1,87 @@
+"""Messages that a shard holds before their planned time, on a clock that leaps."""
+
+from campaign_pipeline.core.model import ShardReport
+from campaign_pipeline.core.shard_worker import ShardWorker
+from campaign_pipeline_tests.core.stand_ins import (
+    Channel,
+    Model,
+    Queue,
+    Store,
+    StoredMessage,
+    in_no_time,
+    settings,
+    shard_of,
+)
+from campaign_pipeline_tests.core.test_delivery import stopped_after
+
+
+def planned(*seconds: float) -> Queue:
+    """Leased messages that are planned for so many seconds from now."""
+    return Queue({f"m{n:04d}": StoredMessage(f"m{n:04d}", due=due) for n, due in enumerate(seconds)})
+
+
+def work(store: Store, model: Model, channel: Channel, concurrency: int = 1, stop: float | None = None) -> ShardReport:
+    """Work the messages of a store to their end, or until a stop."""
+
+    async def run() -> ShardReport:
+        delivery: ShardWorker = shard_of(store, model, channel)
+        if stop is not None:
+            stopped_after(stop, delivery)
+        return await delivery.run(concurrency)
+
+    return in_no_time(run())
+
+
+def test_each_message_is_sent_at_its_planned_time_though_its_text_takes_long() -> None:
+    model, channel = Model(seconds=lambda _: 4.0), Channel(seconds=lambda _: 0.5)
+    report = work(Store(planned(0.0, 30.0, 31.0, 60.0)), model, channel)
+    assert [when for when, _ in channel.asked] == [4.0, 30.0, 31.0, 60.0]
+    assert [when for when, _ in model.asked] == [0.0, 4.5, 8.5, 12.5]
+    assert report.sent == 4
+
+
+def test_a_message_that_waits_for_its_time_holds_no_slot_and_keeps_its_lease() -> None:
+    store, channel = Store(planned(*[299.0] * 50, 1.0)), Channel(seconds=lambda _: 1.0)
+    report = work(store, Model(), channel, concurrency=2)
+    assert channel.asked[0] == (1.0, "m0050:1")
+    assert channel.most_in_flight == 2
+    assert report.sent == 51
+    assert len(store.renewals) >= 299 // 40
+
+
+def test_the_text_is_kept_and_counted_once_though_its_worker_is_stopped_before_the_planned_time() -> None:
+    queue, channel = planned(10.0, 200.0, 250.0), Channel()
+    report = work(Store(queue), Model(), channel, concurrency=5, stop=100.0)
+    assert queue.statuses() == ["sent", "pending", "pending"]
+    assert [key for _, key in channel.asked] == ["m0000:1"]
+    left = list(queue.messages.values())[1:]
+    assert [(m.retry_count, len(m.parts), m.due) for m in left] == [(0, 1, 200.0), (0, 1, 250.0)]
+    assert (report.sent, report.returned, report.seconds) == (1, 2, 100.0)
+
+
+def test_a_message_that_is_planned_anew_while_it_waits_is_not_sent_at_its_old_time() -> None:
+    queue, channel = planned(30.0, 40.0), Channel()
+
+    async def run() -> ShardReport:
+        delivery = shard_of(Store(queue), Model(), channel)
+        queue.messages["m0000"].due = 90.0
+        queue.messages["m0001"].due = 4000.0
+        return await delivery.run(5)
+
+    report = in_no_time(run())
+    assert channel.asked == [(90.0, "m0000:1")]
+    assert queue.statuses() == ["sent", "pending"]
+    assert report.reasons == {"returned: not_due": 1}
+
+
+def test_the_window_is_asked_for_again_at_the_planned_time() -> None:
+    queue, channel = planned(120.0), Channel()
+    noon_and_a_minute = settings(start_time="08:00", end_time="12:01")
+
+    async def run() -> ShardReport:
+        return await shard_of(Store(queue), Model(), channel, batch_settings=noon_and_a_minute).run(5)
+
+    report = in_no_time(run())
+    assert channel.asked == []
+    assert report.reasons == {"returned: window_closed": 1}
+    assert queue.messages["m0000"].parts, "the text that was paid for is kept"

@@ -95,7 +95,7 @@ def test_what_only_some_need_is_an_extra() -> None:
     assert any(each.startswith("matplotlib") for each in extras["plots"])
 
 
-MISSING = """
+WITHOUT_EXTRAS = """
 import sys
 
 class Without:
@@ -113,21 +113,23 @@ sys.meta_path[:] = map(Without, sys.meta_path)
 """
 
 
-def test_without_the_extras_the_code_location_loads_and_says_what_is_missing(tmp_path: Path) -> None:
-    code = f"""{MISSING}
+def test_a_wheel_without_extras_loads_the_code_location_and_says_what_is_missing(
+    installed: Mapping[str, str], tmp_path: Path
+) -> None:
+    code = f"""{WITHOUT_EXTRAS}
 import campaign_pipeline.definitions
 from campaign_pipeline.defs.plots import day_picture
 print(day_picture("2026-01-01", {{}}))
 """
-    done = run([sys.executable, "-W", "ignore", "-c", code], PYTHONPATH=str(CHECKOUT))
+    done = run([sys.executable, "-W", "ignore", "-c", code], **installed)
     assert "install `campaign_pipeline[plots]`" in done.stdout, done.stderr
-    code = f"""{MISSING}
+    code = f"""{WITHOUT_EXTRAS}
 import sys
 sys.argv = ["campaign-pipeline", "db", "url"]
 from campaign_pipeline.cli import main
 main()
 """
-    done = run([sys.executable, "-W", "ignore", "-c", code], PYTHONPATH=str(CHECKOUT), CAMPAIGN_HOME=str(tmp_path))
+    done = run([sys.executable, "-W", "ignore", "-c", code], **installed, CAMPAIGN_HOME=str(tmp_path))
     assert done.returncode == 1
     assert "install campaign_pipeline[embedded]" in done.stderr
     assert "Traceback" not in done.stderr

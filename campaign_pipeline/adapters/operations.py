@@ -20,6 +20,9 @@ REQUEUE_BATCH = 2000
 
 DELETE_BATCH = 5000
 
+DEMO = "campaign-pipeline demo"
+"""In `workspaces.settings` under made_by: marks what may be sent to a sandbox by itself, as nothing else may."""
+
 
 @dataclass(frozen=True)
 class FailedMessages:

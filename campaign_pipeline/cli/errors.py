@@ -34,11 +34,10 @@ def known_trouble(error: Exception) -> Trouble | None:
     from campaign_pipeline.adapters.schema import DatabaseUnusable
     from campaign_pipeline.core.ports import StoreUnavailable
     from campaign_pipeline.leads.model import LeadsFileError
-    from campaign_pipeline.sandbox import SandboxFailed
 
     if isinstance(error, SettingError | LeadsFileError):
         return WrongSetting(str(error))
-    if isinstance(error, DatabaseUnusable | EmbeddedServerFailed | SandboxFailed | StoreUnavailable):
+    if isinstance(error, DatabaseUnusable | EmbeddedServerFailed | StoreUnavailable):
         return Trouble(str(error))
     if isinstance(error, DatabaseError | SQLAlchemyError):
         return Trouble(f"The database refused: {_first_line(error)}")

@@ -16,7 +16,7 @@ from campaign_pipeline.adapters.reports import Reports
 from campaign_pipeline.defs.days import DAY_FORMAT, days
 from campaign_pipeline.defs.io import markdown_table
 from campaign_pipeline.defs.ops import plain_failures
-from campaign_pipeline.defs.plots import day_picture, hours_at_a_glance, in_words
+from campaign_pipeline.defs.plots import day_picture, in_words
 from campaign_pipeline.defs.resources import QueueDatabase
 from campaign_pipeline.defs.shard import run_async
 from campaign_pipeline.defs.tags import WORK
@@ -93,7 +93,6 @@ def campaign_report(context: dg.AssetExecutionContext, database: QueueDatabase) 
         metadata={
             # First what an operator looks for; the UI keeps this order.
             "next_step": next_step(day, total),
-            "hours": dg.MetadataValue.md(hours_at_a_glance(total["by_hour"])),
             # Two tables: one of all columns is wider than the page, and cuts off every row above and below it.
             "campaigns": dg.MetadataValue.md(markdown_table(_outcomes(campaigns))),
             "costs_and_times": dg.MetadataValue.md(markdown_table(_costs_and_times(campaigns))),

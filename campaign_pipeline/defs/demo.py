@@ -5,13 +5,10 @@ Part of the code location only where CAMPAIGN_DEMO_TRICKLE is on, which `dev` se
 
 import dagster as dg
 
-from campaign_pipeline.adapters.operations import Operations
+from campaign_pipeline.adapters.operations import DEMO, Operations
 from campaign_pipeline.defs.ops import plain_failures
 from campaign_pipeline.defs.resources import QueueDatabase
 from campaign_pipeline.defs.tags import WORK
-
-MADE_BY = "campaign-pipeline demo"
-"""`demo.world.MADE_BY`, which this room may not import; a test holds them equal."""
 
 LEADS_A_MINUTE = 12
 
@@ -20,7 +17,7 @@ LEADS_A_MINUTE = 12
 def add_demo_messages(context: dg.OpExecutionContext, database: QueueDatabase) -> None:
     """Let copies of a few made-up leads become due within the next minute, in a new run of one of the campaigns."""
     with plain_failures(), Operations(database.url()) as operations:
-        added = operations.trickle(MADE_BY, LEADS_A_MINUTE)
+        added = operations.trickle(DEMO, LEADS_A_MINUTE)
     if added:
         context.log.info(f"{added} made-up messages become due within the next minute.")
     else:

@@ -4,7 +4,6 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -14,9 +13,6 @@ OUTCOMES = {"sent": "seagreen", "failed": "crimson", "skipped": "silver"}
 
 STAGES = {"generation": "writing", "send": "sending", "wait": "due until sent"}
 """The stages of a message as the report's columns name them, and as a reader knows them."""
-
-SAFE_IN_A_PICTURE = "/:=,;-'"
-"""Characters that a picture's address may hold as they are: in Markdown, in a URL, and in few bytes."""
 
 _INK, _GRID = "#3d3d3d", "#e4e4e4"
 _TICKS = (0.001, 0.01, 0.1, 1.0, 10.0, 60.0, 600.0, 3600.0, 36000.0, 360000.0)  # seconds
@@ -46,26 +42,6 @@ def day_picture(day: str, total: Mapping[str, Any]) -> str:
     # A third of the bytes: each picture stays in Dagster's event log for as long as its run.
     Image.open(drawn).convert("RGB").quantize(48).save(small, format="png", optimize=True)
     return f"![{day}](data:image/png;base64,{base64.b64encode(small.getvalue()).decode()})"
-
-
-def hours_at_a_glance(by_hour: Mapping[str, Sequence[int]]) -> str:
-    """Draw the hours of a day as an SVG in Markdown, below the 1,000 characters up to which the UI shows it at once."""
-    hours = [by_hour.get(str(hour), (0, 0, 0)) for hour in range(24)]
-    highest = max(1, *(sum(counts) for counts in hours))
-    layers = [f"<path fill='{colour}' d='M0,44" for colour in OUTCOMES.values()]
-    for counts in hours:
-        top = 44
-        for place, messages in enumerate(counts):
-            # What is but little still shows: a failure must not vanish beside a thousand messages that went out.
-            top -= max(1, round(38 * messages / highest)) if messages else 0
-            layers[place] += f"V{top}h15"
-    # The outermost first: each layer covers all but the rim of the one before.
-    paths = [f"{layer}V44'/>" for layer, counted in zip(layers, zip(*hours, strict=True), strict=True) if any(counted)]
-    paths.reverse()
-    marks = "".join(f"<tspan x='{15 * hour}'>{hour}h</tspan>" for hour in (0, 6, 12, 18))
-    text = f"<text y='56' font-size='10' fill='gray'>{marks}<tspan x='365' y='12'>max {highest:,}/h</tspan></text>"
-    svg = f"<svg xmlns='http://www.w3.org/2000/svg' width='460' height='58'>{''.join(paths)}{text}</svg>"
-    return f"![messages by hour](data:image/svg+xml,{quote(svg, safe=SAFE_IN_A_PICTURE)})"
 
 
 def _draw_hours(axes: "Axes", day: str, by_hour: Mapping[str, Sequence[int]]) -> None:

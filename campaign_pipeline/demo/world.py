@@ -7,15 +7,13 @@ from uuid import UUID, uuid4
 
 from psycopg.types.json import Jsonb
 
+from campaign_pipeline.adapters.operations import DEMO
 from campaign_pipeline.adapters.queue_connection import connect
 from campaign_pipeline.adapters.unconfigured import SANDBOX_ONLY
 from campaign_pipeline.leads import BUSINESS_FIELDS, Lead
 
 if TYPE_CHECKING:
     import psycopg
-
-MADE_BY = "campaign-pipeline demo"
-"""In `workspaces.settings` under made_by: marks what may be sent to a sandbox, as nothing else may."""
 
 MODEL = "openai/gpt-4o-mini"
 
@@ -78,7 +76,7 @@ class _Maker:
     def make(self, leads: Sequence[Lead], name: str) -> World:
         self._cursor.execute(
             "INSERT INTO public.workspaces (id, name, slug, settings) VALUES (%s, %s, %s, %s)",
-            [self._workspace, name, f"demo-{self._workspace.hex[:8]}", Jsonb({"made_by": MADE_BY})],
+            [self._workspace, name, f"demo-{self._workspace.hex[:8]}", Jsonb({"made_by": DEMO})],
         )
         self._cursor.execute(
             "INSERT INTO public.ai_agents (workspace_id, name, model) VALUES (%s, 'Aurora', %s)",
@@ -190,7 +188,7 @@ def count_waiting(url: str) -> tuple[int, int]:
             LEFT JOIN public.workspaces w ON w.id = c.workspace_id
             WHERE r.status = 'running'
             """,
-            {"made_by": MADE_BY},
+            {"made_by": DEMO},
         ).fetchone()
     assert row is not None
     return row[0], row[1]
@@ -201,7 +199,7 @@ def holds_only_demos(url: str) -> bool:
     with connect(url) as connection:
         row = connection.execute(
             "SELECT NOT EXISTS (SELECT FROM public.workspaces WHERE settings ->> 'made_by' IS DISTINCT FROM %s)",
-            [MADE_BY],
+            [DEMO],
         ).fetchone()
     assert row is not None
     return bool(row[0])

@@ -21,7 +21,7 @@ _LOOK_EVERY = 0.01  # seconds
 _ASK_TIMEOUT = 60.0  # seconds; a record of many messages is long
 
 
-class SandboxFailed(RuntimeError):  # reads as what happened
+class SandboxFailed(ChildProcessError):
     """The sandbox did not start, or refused a question."""
 
 

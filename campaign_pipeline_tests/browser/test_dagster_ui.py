@@ -190,7 +190,6 @@ def test_the_report_of_a_day_shows_its_picture_and_its_table(page: Page, queue: 
         for campaign in CAMPAIGNS:
             expect(metadata(table).get_by_role("cell", name=campaign, exact=True)).to_be_visible()
         assert right_edge(metadata(table)) <= WIDTH
-    expect_drawn(metadata("hours").locator("img"))
     keep(page, "report")
     metadata("picture").get_by_text("Show Markdown").click()
     expect_drawn(page.get_by_role("dialog").locator("img"))

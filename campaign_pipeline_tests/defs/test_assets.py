@@ -10,9 +10,7 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 from uuid import UUID, uuid4
-from xml.etree import ElementTree
 from zoneinfo import ZoneInfo
 
 import dagster as dg
@@ -26,7 +24,7 @@ from campaign_pipeline.defs.assets import refresh_campaign_report_hourly
 from campaign_pipeline.defs.checks import CHECKS
 from campaign_pipeline.defs.days import days
 from campaign_pipeline.defs.io import markdown_table
-from campaign_pipeline.defs.plots import day_picture, hours_at_a_glance, in_words
+from campaign_pipeline.defs.plots import day_picture, in_words
 from campaign_pipeline.sandbox import Behaviour, Fault, Kind, SandboxProcess
 from campaign_pipeline_tests.defs.test_job import IN_PROCESS, run_job, troubles
 from campaign_pipeline_tests.factories import World
@@ -168,7 +166,6 @@ def test_a_report_has_figures_to_draw_a_table_and_a_picture(
     assert picture is not None
     assert Image.open(io.BytesIO(base64.b64decode(picture[1]))).size == (900, 310)
     assert len(figures["picture"]) < 30_000  # it stays in Dagster's event log
-    assert figures["hours"].startswith("![messages by hour](data:image/svg+xml,%3Csvg")
 
 
 def test_the_table_of_a_day_is_a_private_file_that_is_written_anew(
@@ -496,36 +493,6 @@ def test_any_day_can_be_drawn(total: dict[str, Any]) -> None:
     picture = Image.open(io.BytesIO(base64.b64decode(day_picture(DAY, total).partition("base64,")[2][:-1])))
     assert picture.size == (900, 310)
     assert len(picture.convert("RGB").getcolors() or []) > 3  # not blank
-
-
-def bars(svg: str) -> dict[str, list[int]]:
-    """Heights of the hours by colour, of an SVG as a browser reads it."""
-    tree = ElementTree.fromstring(svg)  # noqa: S314 (we drew it)
-    found = {}
-    for path in tree.iter("{http://www.w3.org/2000/svg}path"):
-        found[path.attrib["fill"]] = [44 - int(top) for top in re.findall(r"V(\d+)h15", path.attrib["d"])]
-    return found
-
-
-def test_the_hours_at_a_glance_show_the_least_failure_beside_a_thousand_messages() -> None:
-    address = re.fullmatch(
-        r"!\[messages by hour\]\(data:image/svg\+xml,(\S+)\)", hours_at_a_glance({"9": [1000, 1, 0]})
-    )
-    assert address is not None
-    drawn = bars(unquote(address[1]))
-    assert drawn == {
-        "crimson": [0] * 9 + [39] + [0] * 14,
-        "seagreen": [0] * 9 + [38] + [0] * 14,
-    }
-
-
-@pytest.mark.parametrize(
-    "by_hour",
-    [{}, {"0": [1, 0, 0]}, {str(hour): [10**6 + 7919 * hour, 10**5 * hour, 9000] for hour in range(24)}],
-    ids=["nothing", "one", "very much"],
-)
-def test_the_hours_at_a_glance_are_short_enough_for_the_ui_to_show_at_once(by_hour: dict[str, list[int]]) -> None:
-    assert len(hours_at_a_glance(by_hour)) < 1000
 
 
 def test_a_campaigns_name_cannot_draw_a_picture_or_leave_its_cell() -> None:

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from campaign_pipeline.adapters.operations import Operations
-from campaign_pipeline.defs.demo import LEADS_A_MINUTE, MADE_BY
+from campaign_pipeline.adapters.operations import DEMO, Operations
+from campaign_pipeline.defs.demo import LEADS_A_MINUTE
 from campaign_pipeline.demo import world as demo
 from campaign_pipeline.demo.leads import make_leads
 from campaign_pipeline_tests.factories import World
@@ -15,11 +15,7 @@ from campaign_pipeline_tests.factories import World
 
 def trickle(world: World) -> int:
     with Operations(world.url) as operations:
-        return operations.trickle(MADE_BY, LEADS_A_MINUTE)
-
-
-def test_the_mark_of_a_demo_is_the_same_for_who_makes_it_and_who_adds_to_it() -> None:
-    assert demo.MADE_BY == MADE_BY
+        return operations.trickle(DEMO, LEADS_A_MINUTE)
 
 
 def test_new_leads_with_all_that_is_known_of_their_models_become_due_within_a_minute(world: World) -> None:

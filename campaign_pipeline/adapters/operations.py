@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any
+from typing import Any, Self
 from uuid import UUID
 
 import psycopg
@@ -64,7 +64,7 @@ class Operations:
         self._url = url
         self._connection: psycopg.Connection[DictRow] | None = None
 
-    def __enter__(self) -> "Operations":
+    def __enter__(self) -> Self:
         with _plainly():
             self._connection = connect_rows(self._url, autocommit=True)  # no patience: the next tick comes in a minute
         return self

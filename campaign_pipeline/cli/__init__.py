@@ -13,12 +13,14 @@ from typing import Any
 
 import click
 
-from campaign_pipeline.cli import consent, crm, db, demo, dev, leads, process, sandbox
+from campaign_pipeline.cli import act, consent, crm, db, demo, dev, leads, look, process, sandbox
 from campaign_pipeline.cli.errors import INTERRUPTED, known_trouble
 
 SECTIONS: dict[str, Sequence[Any]] = {
     "Try it": (demo, dev, sandbox),
     "Send": (process,),
+    "Look": (look,),
+    "Act": (act,),
     "From a list to a campaign": (leads,),
     "People's data": (consent,),
     "Database": (db, crm),

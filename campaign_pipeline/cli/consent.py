@@ -13,13 +13,12 @@ import click
 from campaign_pipeline.adapters.environment import Environment
 from campaign_pipeline.cli import output
 from campaign_pipeline.cli.errors import Trouble
-from campaign_pipeline.cli.options import by_option, json_option, limit_option, personal_data_option, yes_option
+from campaign_pipeline.cli.options import all_of, by_option, json_option, limit_option, personal_data_option, yes_option
 from campaign_pipeline.cli.queue import queue_url
 
 if TYPE_CHECKING:
     from campaign_pipeline.adapters.consent import Consent
 
-F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
 
 
@@ -31,16 +30,12 @@ def consent() -> None:
     """
 
 
-def _whom_options(command: F) -> F:
-    options = (
-        click.option("--lead", "lead_id", type=click.UUID, metavar="ID", help="The lead, at whatever address."),
-        click.option("--address", metavar="TEXT", help="A phone number or an e-mail address, however it is written."),
-        click.option("--workspace", "workspace_id", type=click.UUID, metavar="ID", help="Only in this workspace."),
-        click.option("--channel", type=click.Choice(["whatsapp", "email"]), help="Only in this channel."),
-    )
-    for option in reversed(options):
-        command = option(command)
-    return command
+_whom_options = all_of(
+    click.option("--lead", "lead_id", type=click.UUID, metavar="ID", help="The lead, at whatever address."),
+    click.option("--address", metavar="TEXT", help="A phone number or an e-mail address, however it is written."),
+    click.option("--workspace", "workspace_id", type=click.UUID, metavar="ID", help="Only in this workspace."),
+    click.option("--channel", type=click.Choice(["whatsapp", "email"]), help="Only in this channel."),
+)
 
 
 def _ask_consent(question: Callable[[Consent], Coroutine[Any, Any, T]]) -> T:
@@ -107,6 +102,7 @@ def list_(limit: int, personal: bool, as_json: bool, **whom: Any) -> None:
         row["where"] = " ".join(str(row[name]) for name in ("scope", "channel", "workspace_id") if row[name])
         if row["address"] and not personal:
             row["address"] = masked(row["address"])
+        row["lead_id"] = str(row["lead_id"] or "")
         if row["source"] == "erasure":
             row["address"] = row["address"] or "erased"
     columns = {name: name for name in ("id", "since")} | {"where": "scope", "address": "address", "lead_id": "lead"}

@@ -31,13 +31,14 @@ def known_trouble(error: Exception) -> Trouble | None:
     from sqlalchemy.exc import SQLAlchemyError
 
     from campaign_pipeline.adapters.embedded import EmbeddedServerFailed
+    from campaign_pipeline.adapters.operator import OperatorError
     from campaign_pipeline.adapters.schema import DatabaseUnusable
     from campaign_pipeline.core.ports import StoreUnavailable
     from campaign_pipeline.leads.model import LeadsFileError
 
     if isinstance(error, SettingError | LeadsFileError):
         return WrongSetting(str(error))
-    if isinstance(error, DatabaseUnusable | EmbeddedServerFailed | StoreUnavailable):
+    if isinstance(error, DatabaseUnusable | EmbeddedServerFailed | StoreUnavailable | OperatorError):
         return Trouble(str(error))
     if isinstance(error, DatabaseError | SQLAlchemyError):
         return Trouble(f"The database refused: {_first_line(error)}")

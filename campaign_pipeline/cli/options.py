@@ -3,10 +3,26 @@
 from __future__ import annotations
 
 import getpass
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import click
 
 from campaign_pipeline.cli.errors import WrongSetting
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def all_of(*options: Callable[[F], F]) -> Callable[[F], F]:
+    """One decorator for several arguments and flags, shown in the given order."""
+
+    def decorate(command: F) -> F:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
 
 map_option = click.option(
     "--map",

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from datetime import date, datetime, timedelta
 from decimal import Decimal
@@ -37,12 +36,19 @@ STYLES = {
 
 
 def console() -> Console:
-    """The terminal; without one, lines are long instead of wrapped."""
+    """The terminal."""
     from rich.console import Console
 
-    if sys.stdout.isatty() or "COLUMNS" in os.environ:
-        return Console(highlight=False)
-    return Console(highlight=False, width=PIPED_WIDTH)
+    return Console(highlight=False)
+
+
+def print_tables(*tables: Any) -> None:
+    """Print tables; where the output is no terminal, their lines are long instead of wrapped."""
+    to = console()
+    if not to.is_terminal and "COLUMNS" not in os.environ:
+        to.width = PIPED_WIDTH
+    for table in tables:
+        to.print(table)
 
 
 def show(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], *, as_json: bool, empty: str) -> None:
@@ -55,7 +61,7 @@ def show(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], *, as_js
     elif not rows:
         click.echo(empty)
     else:
-        console().print(table_of(rows, columns))
+        print_tables(table_of(rows, columns))
 
 
 def table_of(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], title: str | None = None) -> Any:
@@ -91,6 +97,8 @@ def cell(value: Any) -> str:
         return f"{value:,}"
     if isinstance(value, float | Decimal):
         return f"{value:,.4f}".rstrip("0").rstrip(".")
+    if isinstance(value, UUID):
+        return str(value)[:8]  # enough for every command that takes an id
     if isinstance(value, list | tuple | set):
         return ", ".join(map(cell, value))
     return str(value)

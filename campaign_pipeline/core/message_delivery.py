@@ -548,6 +548,8 @@ class MessageDelivery:
                 return Fail(verdict, reason, ErrorClass.PERMANENT)
             case Verdict.SUPPRESSED | Verdict.FOREIGN_WORKSPACE:
                 return Skip(verdict, f"{_NEVER[verdict]}, so nothing was sent.")
+            case Verdict.PAUSED_BY_PERSON:
+                return GiveBack(verdict, "A person paused its inbox, its workspace or all sending.")
             case _:
                 return GiveBack(verdict, f"The run is {verdict.removeprefix('run_')}.")
 

@@ -27,6 +27,7 @@ _GROUPS: Mapping[str, tuple[str, ...]] = {
         *(
             "slowed_down",
             "scope_paused",
+            "not_due",
             "contacted_today",
             "number_contacted",
             "given_back",
@@ -87,6 +88,7 @@ _GROUPS: Mapping[str, tuple[str, ...]] = {
         *("number_unusable", "no_permission", "display_name_not_approved", "not_in_allowed_list"),
     ),
     "compare the campaign's template_variables with the template": ("template_parameters",),
+    "resume it with `campaign-pipeline resume` when it may go on": ("paused_by_person",),
     "resume the run (campaign_runs.status), or leave it": ("run_paused", "run_completed", "run_failed"),
     "correct the row that the check rows_stay_in_their_workspace names, and make a new message": ("foreign_workspace",),
     "lift the suppression if the person wants messages again, and make a new message": ("suppressed",),

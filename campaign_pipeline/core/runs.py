@@ -195,6 +195,7 @@ def _covers(pause: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
         "run": row["run_id"],
         "inbox": row["inbox_id"],
         "workspace": row["workspace_id"],
+        "all": pause["scope_id"],
         "model": row["model"],
         "provider": None if row.get("own_account") else pause["scope_id"],  # the account that the others share
     }

@@ -428,6 +428,8 @@ BEGIN
        AND (EXISTS (SELECT 1 FROM campaign_pipeline.campaign_pauses p
                     WHERE p.scope = 'inbox' AND p.scope_id = p_inbox::text
                         AND (p.kind = 'systemic' OR p.until > campaign_pipeline.campaign_now()))
+            OR EXISTS (SELECT 1 FROM campaign_pipeline.campaign_manual_pauses h
+                       WHERE h.scope = 'inbox' AND h.scope_id = p_inbox::text)
             OR NOT EXISTS (SELECT 1 FROM public.inbox_instances x JOIN public.instances i ON i.id = x.instance_id
                            WHERE x.inbox_id = p_inbox AND i.status = 'connected'));
 END $$;

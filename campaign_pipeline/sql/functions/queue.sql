@@ -466,6 +466,13 @@ BEGIN
                  OR m.lease_expires_at <= campaign_pipeline.campaign_now() THEN 'lost'
         WHEN strange.message_id IS NOT NULL THEN 'foreign_workspace'
         WHEN r.status <> 'running' THEN 'run_' || r.status
+        -- Like a run that people paused: nothing more of a message, though it has begun.
+        WHEN EXISTS (SELECT 1 FROM campaign_pipeline.campaign_manual_pauses) AND EXISTS (
+            SELECT 1 FROM campaign_pipeline.campaign_manual_pauses h
+            WHERE h.scope = 'all'
+               OR (h.scope = 'workspace' AND h.scope_id = c.workspace_id::text)
+               OR (h.scope = 'inbox' AND h.scope_id = COALESCE(m.inbox_id, c.inbox_id)::text)
+        ) THEN 'paused_by_person'
         -- Claimed ahead of its planned time, or planned anew meanwhile: its text may be written, nothing is sent.
         WHEN NOT p_needs_model AND NOT begun.yes
              AND COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) > campaign_pipeline.campaign_now()
@@ -1223,6 +1230,9 @@ BEGIN
     FROM (SELECT m.id FROM public.campaign_messages m
           WHERE m.id = ANY (p_ids) AND m.status = 'failed'
             AND (m.error_class IS DISTINCT FROM 'unknown' OR p_resend_unknown)
+            -- A cancelled run takes nothing up again: its message would wait for ever.
+            AND EXISTS (SELECT 1 FROM public.campaign_runs r
+                        WHERE r.id = m.run_id AND r.status IN ('running', 'paused', 'completed'))
           ORDER BY m.id FOR UPDATE) f;
 
     UPDATE campaign_pipeline.campaign_message_parts p

@@ -53,9 +53,14 @@ SELECT ARRAY(SELECT DISTINCT m.lease_owner FROM public.campaign_messages m
 -- name: look_at_pauses
 -- As list_pauses, for whoever only looks: without a lock that would keep a claimer from its probe.
 SELECT p.scope, p.scope_id, p.kind, p.code, p.reason, p.since, p.until,
-       p.kind = 'systemic' AND p.until <= campaign_pipeline.campaign_now() AS probe_due
+       p.kind = 'systemic' AND p.until <= campaign_pipeline.campaign_now()
+       AND NOT EXISTS (SELECT 1 FROM campaign_pipeline.campaign_manual_pauses h
+                       WHERE h.scope = p.scope AND h.scope_id = p.scope_id) AS probe_due
 FROM campaign_pipeline.campaign_pauses p
-WHERE p.kind = 'systemic' OR p.until > campaign_pipeline.campaign_now();
+WHERE p.kind = 'systemic' OR p.until > campaign_pipeline.campaign_now()
+UNION ALL
+SELECT h.scope, h.scope_id, 'systemic', 'paused_by_person', h.reason, h.since, NULL, false
+FROM campaign_pipeline.campaign_manual_pauses h;
 
 -- name: count_backlog
 -- How many messages of each run were due before its cutoff. Counted up to 10,000: "more" is all that anybody wants to

@@ -61,7 +61,7 @@ WHERE r.status = 'running'
 ORDER BY r.id;
 
 -- name: list_pauses
--- Every paused scope; `probe_due` where one message may try whether the cause is gone. The rows that may be probed are
+-- Every paused scope, by a cause or by a person; `probe_due` where one message may try whether the cause is gone. The rows that may be probed are
 -- locked, so that of two claimers only one sends a probe; the other sees them as still paused.
 WITH probe AS (
     SELECT scope, scope_id FROM campaign_pipeline.campaign_pauses WHERE kind = 'systemic'
@@ -70,9 +70,14 @@ WITH probe AS (
 )
 SELECT p.scope, p.scope_id, p.kind, p.code, p.reason, p.since, p.tried_message_ids,
        NULLIF(p.until, '9999-12-31Z') AS until,  -- nobody knows: until a limit is raised
-       EXISTS (SELECT 1 FROM probe WHERE probe.scope = p.scope AND probe.scope_id = p.scope_id) AS probe_due
+       EXISTS (SELECT 1 FROM probe WHERE probe.scope = p.scope AND probe.scope_id = p.scope_id)
+       AND NOT EXISTS (SELECT 1 FROM campaign_pipeline.campaign_manual_pauses h
+                       WHERE h.scope = p.scope AND h.scope_id = p.scope_id) AS probe_due
 FROM campaign_pipeline.campaign_pauses p
-WHERE p.kind = 'systemic' OR p.until > campaign_pipeline.campaign_now();
+WHERE p.kind = 'systemic' OR p.until > campaign_pipeline.campaign_now()
+UNION ALL
+SELECT h.scope, h.scope_id, 'systemic', 'paused_by_person', h.reason, h.since, '{}', NULL, false
+FROM campaign_pipeline.campaign_manual_pauses h;
 
 -- name: read_pauses
 -- The paused scopes, for a shard at work.

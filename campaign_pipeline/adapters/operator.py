@@ -1,0 +1,420 @@
+"""What a person looks at and does: the reads and changes behind the command line and the jobs for the UI.
+
+Ids may be given as a prefix that only one has; runs, inboxes and workspaces also by their name.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, time, timedelta
+from typing import Any
+from uuid import UUID
+from zoneinfo import ZoneInfo
+
+from campaign_pipeline.adapters.operations import REQUEUE_BATCH, FailedMessages, Operations
+from campaign_pipeline.core.claim_budget import CODES as PACE_CODES
+from campaign_pipeline.core.forecast import HORIZON_HOURS, Forecast, Limits, RunPlan, forecast
+from campaign_pipeline.core.overview import Story
+from campaign_pipeline.core.runs import CONNECTING, SLOWED_DOWN, WINDOW_CLOSED, RunState, judge_run
+from campaign_pipeline.core.window import InvalidWindow, SendingWindow
+
+_FEWEST_DIGITS = 4
+"""Of a phone number that is looked for."""
+
+_COMPARED_DIGITS = 8
+"""Of a phone number, from its end: the same with and without a country code, an area code and the ninth digit."""
+
+_PASSING_WAITS = {WINDOW_CLOSED, SLOWED_DOWN, CONNECTING, *PACE_CODES}
+
+
+class OperatorError(ValueError):
+    """What was asked for cannot be found or done; one sentence says why."""
+
+
+@dataclass(frozen=True)
+class Named:
+    """Something that was found by an id, a prefix or a name."""
+
+    id: UUID
+    name: str
+
+
+@dataclass(frozen=True)
+class Done:
+    """What an action changed, and how to undo it."""
+
+    changed: bool
+    text: str
+    undo: str = ""
+
+    @property
+    def sentences(self) -> str:
+        """All that a person is told."""
+        return f"{self.text} {self.undo}".strip()
+
+
+class Operator(Operations):
+    """One connection for one command. A context manager; raises StoreUnavailable where the database is away."""
+
+    # Finding --------------------------------------------------------------------------------------------------------
+
+    def find(self, kind: str, text: str) -> Named:
+        """The run, message, inbox or workspace that is meant. Raises OperatorError where it is none, or several."""
+        low, high = _bounds(text)
+        rows = self._all("find_by_prefix", kind=kind, low=low, high=high, called=text)
+        if not rows:
+            named = "" if kind == "message" else " or a name"
+            raise OperatorError(f"There is no {kind} {text!r}: give an id, the beginning of one{named}.")
+        if len(rows) > 1:
+            several = ", ".join(f"{row['name'] or 'unnamed'} ({row['id']})" for row in rows)
+            raise OperatorError(f"{text!r} is not the only {kind} of its kind: {several}. Give more of the id.")
+        return Named(rows[0]["id"], rows[0]["name"] or str(rows[0]["id"])[:8])
+
+    def find_leads(self, text: str, shown: int = 50) -> list[dict[str, Any]]:
+        """Leads by an id, the beginning of one, or a part of their name or company."""
+        low, high = _bounds(text)
+        return self._all("find_leads", low=low, high=high, called=text, shown=shown)
+
+    # Looking --------------------------------------------------------------------------------------------------------
+
+    def states(self, max_age: timedelta) -> dict[UUID, RunState]:
+        """Every running run, judged now."""
+        now, pauses = self.now(), self._all("look_at_pauses")
+        states = (judge_run(row, pauses, max_age) for row in self._all("list_running_runs"))
+        return {state.run_id: state.with_noted_pace_wait(now) for state in states}
+
+    def runs(
+        self, max_age: timedelta, statuses: Sequence[str] | None = None, run_id: UUID | None = None, shown: int = 20
+    ) -> list[dict[str, Any]]:
+        """Campaign runs: progress, pace, why each waits, and when it will be finished by the forecast."""
+        rows = self._all(
+            "overview_runs", run_id=run_id, statuses=None if statuses is None else list(statuses), shown=shown
+        )
+        states = self.states(max_age)
+        finished = self.forecast(max_age).finished_at if any(row["run_id"] in states for row in rows) else {}
+        for row in rows:
+            state = states.get(row["run_id"])
+            wait = state.wait if state else None
+            row["wait_code"] = wait.code if wait else None
+            row["wait_reason"] = wait.reason if wait else None
+            row["wait_until"] = wait.until if wait else None
+            row["finished_at"] = row["completed_at"] or finished.get(row["run_id"])
+        return rows
+
+    def progress(self, run_id: UUID) -> list[dict[str, Any]]:
+        """The counts of one run; empty where it is gone."""
+        return self._all("overview_runs", run_id=run_id, statuses=None, shown=1)
+
+    def messages(
+        self,
+        *,
+        run_id: UUID | None = None,
+        statuses: Sequence[str] | None = None,
+        reason: str | None = None,
+        lead_ids: Sequence[UUID] | None = None,
+        phone: str | None = None,
+        since: datetime | None = None,
+        shown: int = 50,
+    ) -> list[dict[str, Any]]:
+        """Messages that fit all that is given (`since`: in the day from then on), the newest first.
+
+        Raises OperatorError for a number with too few digits.
+        """
+        digits = None if phone is None else re.sub(r"\D", "", phone)[-_COMPARED_DIGITS:]
+        if digits is not None and len(digits) < _FEWEST_DIGITS:
+            raise OperatorError(f"The phone number has {len(digits)} digits, but at least its last four are needed.")
+        return self._all(
+            "find_messages",
+            run_id=run_id,
+            statuses=list(statuses) if statuses else None,
+            reason=reason,
+            lead_ids=None if lead_ids is None else list(lead_ids),
+            digits=digits,
+            since=since,
+            until=None if since is None else since + timedelta(days=1),
+            shown=shown,
+        )
+
+    def story(self, message_id: UUID, max_age: timedelta) -> Story:
+        """All that is known of a message. Raises OperatorError where it is gone."""
+        found = self._all("story_of_message", message_id=message_id)
+        if not found:
+            raise OperatorError(f"There is no message {message_id}.")
+        state = self.states(max_age).get(found[0]["run_id"]) if found[0]["status"] == "pending" else None
+        return Story(
+            message=found[0],
+            parts=self._all("story_of_parts", message_id=message_id),
+            log=self._all("story_of_log", message_id=message_id),
+            model_calls=self._all("story_of_model_calls", message_id=message_id),
+            wait=state.wait if state else None,
+        )
+
+    def inboxes(self) -> list[dict[str, Any]]:
+        """The inboxes of all campaigns: connection, pace, counts of today, warm-up, and why each is paused."""
+        pauses = self.pauses()
+        rows = self._all("overview_inboxes")
+        for row in rows:
+            mine = [
+                pause
+                for pause in pauses
+                if pause["scope"] == "all" or (pause["scope"], pause["scope_id"]) == ("inbox", str(row["inbox_id"]))
+            ]
+            row["pauses"] = [pause["reason"] for pause in mine]
+        return rows
+
+    def pauses(self) -> list[dict[str, Any]]:
+        """All pauses, by a cause or by a person; `pause` is how `lift` takes them."""
+        rows = self._all("overview_pauses")
+        for row in rows:
+            row["pause"] = row["scope"] if row["scope"] == "all" else f"{row['scope']}:{row['scope_id']}"
+        return rows
+
+    def forecast(self, max_age: timedelta, hours: int = HORIZON_HOURS) -> Forecast:
+        """What the running runs will send, by inbox and hour."""
+        now, pauses = self.now(), self._all("look_at_pauses")
+        due: dict[UUID, dict[datetime, int]] = {}
+        for row in self._all("forecast_due"):
+            due.setdefault(row["run_id"], {})[row["hour"]] = row["messages"]
+        plans = []
+        for row in self._all("list_running_runs"):
+            if row["run_id"] not in due or row["config_id"] is None or row["inbox_id"] is None:
+                continue
+            state = judge_run(row, pauses, max_age)
+            try:
+                window = SendingWindow.parse(
+                    *(row["start_time"], row["end_time"], row["timezone"]),
+                    *(row["frequency"], row["weekdays"], row["holidays"]),
+                )
+            except InvalidWindow:
+                continue
+            plans.append(
+                RunPlan(
+                    run_id=row["run_id"],
+                    inbox_id=state.inbox_id or row["inbox_id"],
+                    config_id=row["config_id"],
+                    window=window,
+                    due=due[row["run_id"]],
+                    held=state.wait is not None and state.wait.code not in _PASSING_WAITS,
+                )
+            )
+        inboxes = {row["inbox_id"]: _inbox_limits(row) for row in self._all("overview_inboxes")}
+        campaigns = {
+            row["config_id"]: _campaign_limits(row)
+            for row in self._all("forecast_campaigns")
+            if row["gap_seconds"] or row["daily_limit"] is not None
+        }
+        return forecast(now, plans, inboxes, campaigns, hours)
+
+    # Acting ---------------------------------------------------------------------------------------------------------
+
+    def pause_run(self, run: Named, by: str, reason: str | None = None) -> Done:
+        """Pause a run: what is in flight ends, nothing more of it begins."""
+        why = f": {reason}" if reason else "."
+        if self._set_status(run, "pause", "paused", ["running"], by, f"{by} paused the run{why}") is None:
+            return self._unchanged(run, "running")
+        return Done(
+            True,
+            f"The run {run.name} is paused: what is in flight ends, nothing more of it begins.",
+            f"To undo it: campaign-pipeline resume {_short(run)}.",
+        )
+
+    def resume_run(self, run: Named, by: str) -> Done:
+        """Let a paused run go on; what became overdue meanwhile is spread."""
+        if self._set_status(run, "resume", "running", ["paused"], by, f"{by} resumed the run.") is None:
+            return self._unchanged(run, "paused")
+        return Done(
+            True,
+            f"The run {run.name} goes on with the next batch; what became overdue is spread.",
+            f"To undo it: campaign-pipeline pause {_short(run)}.",
+        )
+
+    def cancel_run(self, run: Named, by: str, reason: str | None = None) -> Done:
+        """Cancel a run for good: what waits is skipped; what may have gone out ends as unknown."""
+        why = f": {reason}" if reason else "."
+        log = f"{by} cancelled the run{why}"
+        if self._set_status(run, "cancel", "cancelled", ["running", "paused"], by, log) is None:
+            return self._unchanged(run, "running or paused")
+        skipped = sum(row["run_id"] == run.id for row in self._all("settle_cancelled_runs"))
+        self._all("close_runs")
+        return Done(
+            True,
+            f"The run {run.name} is cancelled. Messages that waited and were ended: {skipped:,}. What is in flight "
+            "ends by itself.",
+            "It cannot be undone: messages that were skipped are not sent any more.",
+        )
+
+    def pause(self, scope: str, target: Named | None, by: str, reason: str | None = None) -> Done:
+        """Pause an inbox, a workspace, or all (without a target): for claims, and for messages at work."""
+        what, undo, key = _spoken(scope, target)
+        sentence = f"{by} paused {what}{f': {reason}' if reason else '.'}"
+        (row,) = self._all(
+            "pause_by_hand", scope=scope, scope_id=key, reason=_told(sentence, undo), by=by, log=sentence
+        )
+        if not row["changed"]:
+            return Done(False, f"{row['paused_by']} has paused {what} already.", f"To undo it: {undo}.")
+        text = f"{what[0].upper()}{what[1:]} is paused: requests in flight end, nothing more begins."
+        return Done(True, text, f"To undo it: {undo}.")
+
+    def resume(self, scope: str, target: Named | None, by: str) -> Done:
+        """End a pause of `pause`."""
+        what, _, key = _spoken(scope, target)
+        again = f"campaign-pipeline pause {_flag(scope, target)}"
+        if not self._all("resume_by_hand", scope=scope, scope_id=key, by=by, log=f"{by} resumed {what}."):
+            return Done(False, f"Nobody had paused {what}. Other pauses: campaign-pipeline pauses.")
+        text = f"{what[0].upper()}{what[1:]} goes on with the next batch; what became overdue is spread."
+        return Done(True, text, f"To undo it: {again}.")
+
+    def lift(self, pause: str, by: str) -> Done:
+        """Close the circuit of a pause that has a cause. Raises OperatorError where there is none, or a person's."""
+        found = [row for row in self.pauses() if row["pause"].startswith(pause) or row["name"] == pause]
+        if not found:
+            raise OperatorError(f"There is no pause {pause!r}; `campaign-pipeline pauses` lists them.")
+        if len(found) > 1:
+            names = ", ".join(row["pause"] for row in found)
+            raise OperatorError(f"{pause!r} is not the only pause of its kind: {names}.")
+        row = found[0]
+        if row["paused_by"]:
+            raise OperatorError(f"{row['paused_by']} paused this by hand: use `campaign-pipeline resume`.")
+        whom = f"{row['scope']} {row['name'] or row['scope_id']}"
+        self._all(
+            "lift_pause", scope=row["scope"], scope_id=row["scope_id"], by=by, log=f"{by} lifted the pause of {whom}."
+        )
+        text = f"The pause of the {whom} ({row['code']}) is lifted: what waited for it goes on with the next batch."
+        return Done(True, text, "Where the cause is still there, the next message opens it again.")
+
+    def retry(self, ids: Sequence[UUID], by: str, *, resend_unknown: bool = False) -> Done:
+        """Send failed messages again; what was sent of them stays sent.
+
+        One that may have gone out is sent again only with `resend_unknown`. Raises OperatorError where none can be.
+        """
+        rows = self._all("list_failed_by_id", ids=list(ids))
+        left: Counter[str] = Counter()
+        wanted = []
+        for row in rows:
+            if problem := _no_retry(row, resend_unknown=resend_unknown):
+                left[problem] += 1
+            else:
+                wanted.append(row)
+        back = self._requeue([row["id"] for row in wanted], resend_unknown=resend_unknown)
+        self._log_retry({row["id"]: row["run_id"] for row in wanted if row["id"] in back}, by)
+        others = "".join(f" {count:,} left: {why}." for why, count in sorted(left.items()))
+        if not back:
+            raise OperatorError(f"No message can be sent again.{others}")
+        noun = "message is" if len(back) == 1 else "messages are"
+        return Done(
+            True,
+            f"{len(back):,} {noun} due again; parts that were sent stay sent.{others}",
+            "To undo it: pause or cancel the run before the next batch.",
+        )
+
+    def retry_day(self, wanted: FailedMessages, by: str) -> Done:
+        """The same for what failed in a time: what `retry_failed_messages` puts back."""
+        rows = self._all(
+            "list_failed_messages",
+            since=wanted.since,
+            until=wanted.until,
+            error_classes=list(wanted.error_classes),
+            run_ids=None if wanted.run_ids is None else list(wanted.run_ids),
+            config_id=wanted.config_id,
+            workspace_id=wanted.workspace_id,
+        )
+        back = self._requeue([row["id"] for row in rows], resend_unknown="unknown" in wanted.error_classes)
+        self._log_retry({row["id"]: row["run_id"] for row in rows if row["id"] in back}, by)
+        classes = ", ".join(wanted.error_classes)
+        text = f"Failed then, of class {classes}: {len(rows):,}. Due again: {len(back):,}."
+        return Done(bool(back), text, "To undo it: pause or cancel their runs before the next batch." if back else "")
+
+    def _requeue(self, ids: Sequence[UUID], *, resend_unknown: bool) -> set[UUID]:
+        back: set[UUID] = set()
+        for start in range(0, len(ids), REQUEUE_BATCH):
+            some = list(ids[start : start + REQUEUE_BATCH])
+            back.update(row["id"] for row in self._all("requeue_failed", ids=some, resend_unknown=resend_unknown))
+        return back
+
+    def _log_retry(self, runs_of: Mapping[UUID, UUID], by: str) -> None:
+        counts = Counter(runs_of.values())
+        if counts:
+            self._run(
+                "log_operator",
+                run_ids=list(counts),
+                counts=list(counts.values()),
+                action="retry",
+                by=by,
+                log=f"{by} had failed messages of this run sent again.",
+            )
+
+    def _set_status(
+        self, run: Named, action: str, status: str, was: list[str], by: str, log: str
+    ) -> dict[str, Any] | None:
+        rows = self._all("set_run_status", run_id=run.id, status=status, was=was, action=action, by=by, log=log)
+        return rows[0] if rows else None
+
+    def _unchanged(self, run: Named, needed: str) -> Done:
+        row = next(iter(self.progress(run.id)), None)
+        status = row["status"] if row else "gone"
+        return Done(False, f"Nothing changed: the run {run.name} is {status}, not {needed}.")
+
+
+def _bounds(text: str) -> tuple[UUID | None, UUID | None]:
+    """The first and the last id that begin so; None where no id does."""
+    digits = text.replace("-", "").lower()
+    if not 1 <= len(digits) <= 32 or not re.fullmatch(r"[0-9a-f]+", digits):
+        return None, None
+    return UUID(digits.ljust(32, "0")), UUID(digits.ljust(32, "f"))
+
+
+def _short(named: Named) -> str:
+    return str(named.id)[:8]
+
+
+def _flag(scope: str, target: Named | None) -> str:
+    return "--all" if target is None else f"--{scope} {_short(target)}"
+
+
+def _spoken(scope: str, target: Named | None) -> tuple[str, str, str]:
+    """What is meant in words, the command that resumes it, and its key."""
+    what = "all sending" if target is None else f"the {scope} {target.name}"
+    return what, f"campaign-pipeline resume {_flag(scope, target)}", "all" if target is None else str(target.id)
+
+
+def _told(sentence: str, undo: str) -> str:
+    """The reason that a run shows while it waits."""
+    return f"{sentence.removesuffix('.')}. To let it go on: {undo}."
+
+
+def _no_retry(row: Mapping[str, Any], *, resend_unknown: bool) -> str | None:
+    """Why a message cannot be sent again."""
+    if row["status"] != "failed":
+        return f"not failed, but {row['status']}"
+    if row["run_status"] in {"cancelled", "failed"}:
+        return f"its run is {row['run_status']}"
+    if row["error_class"] == "unknown" and not resend_unknown:
+        return "it may have gone out; look at the chat, and add --resend-unknown if it did not arrive"
+    return None
+
+
+def _inbox_limits(row: Mapping[str, Any]) -> Limits:
+    gap = float(row["gap_seconds"] or 0) * (1 + float(row["jitter"] or 0) / 2)
+    if row["pause_after"]:
+        gap += float(row["pause_seconds"]) / row["pause_after"]
+    quiet = [time.fromisoformat(row[name]) if row[name] else None for name in ("quiet_from", "quiet_until")]
+    return Limits(
+        zone=ZoneInfo(row["zone"]),
+        gap_seconds=gap,
+        hourly_limit=row["hourly_limit"],
+        day_limits=row["day_limits"],
+        day_count=row["day_count"] or 0,
+        quiet_from=quiet[0],
+        quiet_until=quiet[1],
+        free_at=row["free_at"],
+    )
+
+
+def _campaign_limits(row: Mapping[str, Any]) -> Limits:
+    return Limits(
+        zone=ZoneInfo(row["zone"]),
+        gap_seconds=float(row["gap_seconds"] or 0),
+        day_limits=(row["daily_limit"],),
+        day_count=row["day_count"] or 0,
+    )

@@ -1,0 +1,261 @@
+"""What there is to see: runs, messages, one message's story, inboxes, pauses, and the forecast."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import click
+
+from campaign_pipeline.adapters.environment import DeliverySettings
+from campaign_pipeline.cli import output
+from campaign_pipeline.cli.options import json_option, limit_option, personal_data_option
+from campaign_pipeline.cli.queue import queue_url
+
+if TYPE_CHECKING:
+    from campaign_pipeline.adapters.operator import Operator
+
+STATUSES = ("pending", "queued", "generating", "sending", "sent", "replied", "failed", "skipped")
+RUN_STATUSES = ("running", "paused", "completed", "failed", "cancelled")
+
+
+def operator() -> Operator:
+    """The queue's database, for one command."""
+    from campaign_pipeline.adapters.operator import Operator
+
+    return Operator(queue_url())
+
+
+@click.command()
+@click.argument("run", required=False)
+@click.option("--status", "statuses", type=click.Choice(RUN_STATUSES), multiple=True, help="Only of these statuses.")
+@limit_option
+@json_option
+def runs(run: str | None, statuses: tuple[str, ...], limit: int, as_json: bool) -> None:
+    """Show campaign runs: progress, pace, and why each waits.
+
+    RUN is an id, the beginning of one, or a name; without it, all runs are shown, those at work first. The time of the
+    end is a forecast by what is due, its windows and its paces.
+    """
+    max_age = DeliverySettings.from_environment().max_age
+    with operator() as desk:
+        run_id = desk.find("run", run).id if run else None
+        rows = desk.runs(max_age, statuses or None, run_id, limit)
+    for row in rows:
+        row["waiting"] = row["pending"] + row["leased"]
+        row["why"] = row["wait_reason"]
+    columns = {"run_id": "id", "name": "run", "status": "status", "inbox": "inbox", "total": "leads", "sent": "sent"}
+    columns |= {"failed": "failed", "skipped": "skipped", "waiting": "waiting", "sent_last_hour": "last hour"}
+    columns |= {"finished_at": "ends", "why": "why it waits"}
+    output.show(rows, columns, as_json=as_json, empty="There is no such campaign run.")
+
+
+@click.command()
+@click.option("--run", metavar="RUN", help="Of this campaign run: an id, the beginning of one, or a name.")
+@click.option("--status", "statuses", type=click.Choice(STATUSES), multiple=True, help="Of these statuses.")
+@click.option("--reason", metavar="CODE", help="With this code or class: not_on_whatsapp, exhausted, …")
+@click.option("--lead", metavar="LEAD", help="To this lead: an id, the beginning of one, or a part of the name.")
+@click.option("--phone", metavar="NUMBER", help="To this number, however it is written; its last digits are enough.")
+@click.option(
+    "--day",
+    type=click.DateTime(["%Y-%m-%d"]),
+    metavar="YYYY-MM-DD",
+    help="That ended, or are due, on this day of the machine's time zone.",
+)
+@limit_option
+@personal_data_option
+@json_option
+def messages(
+    run: str | None,
+    statuses: tuple[str, ...],
+    reason: str | None,
+    lead: str | None,
+    phone: str | None,
+    day: datetime | None,
+    limit: int,
+    personal: bool,
+    as_json: bool,
+) -> None:
+    """Find messages by run, status, reason, lead, phone or day.
+
+    The newest come first. `campaign-pipeline message ID` tells the story of one.
+    """
+    from campaign_pipeline.core.overview import mask
+
+    with operator() as desk:
+        leads = desk.find_leads(lead) if lead else None
+        rows = desk.messages(
+            run_id=desk.find("run", run).id if run else None,
+            statuses=statuses or None,
+            reason=reason,
+            lead_ids=None if leads is None else [found["lead_id"] for found in leads],
+            phone=phone,
+            since=day.astimezone() if day else None,
+            shown=limit,
+        )
+    rows = rows if personal else [mask(row) for row in rows]
+    columns = {"message_id": "id", "lead": "lead", "address": "to", "run": "run", "status": "status"}
+    columns |= {"at": "ended, or due", "inbox": "inbox", "reason_code": "reason", "reason": "what it says"}
+    for row in rows:
+        row["at"] = row["finished_at"] or row["due_at"]
+    output.show(rows, columns, as_json=as_json, empty=_no_messages(leads, personal=personal))
+
+
+def _no_messages(leads: list[dict[str, Any]] | None, *, personal: bool) -> str:
+    """Why nothing is shown: no such lead, or a lead without messages, and whether it is suppressed."""
+    from campaign_pipeline.core.overview import mask
+
+    if leads is None:
+        return "There is no such message."
+    if not leads:
+        return "There is no such lead."
+    lines = []
+    for lead in leads:
+        shown = lead if personal else mask(lead)
+        suppressed = f"; suppressed: {lead['suppressed_because']}" if lead["suppressed_because"] else ""
+        had = (
+            f"{lead['messages']:,} campaign messages, none of them as asked for"
+            if lead["messages"]
+            else ("no campaign message: no run has it")
+        )
+        lines.append(f"{shown['lead'] or 'A lead without a name'} ({lead['lead_id']}): {had}{suppressed}.")
+    return "\n".join(lines)
+
+
+@click.command()
+@click.argument("message_id", metavar="ID")
+@personal_data_option
+@json_option
+def message(message_id: str, personal: bool, as_json: bool) -> None:
+    """Tell the story of one message: what happened, why, and what can be done.
+
+    ID may be the beginning of a message's id that no other has.
+    """
+    with operator() as desk:
+        story = desk.story(desk.find("message", message_id).id, DeliverySettings.from_environment().max_age)
+    told = story.to_dict(personal=personal)
+    if as_json:
+        output.show_json(told)
+        return
+    click.echo(told["summary"])
+    click.echo(f"What to do: {told['next_step']}")
+    click.echo()
+    _show_fields(told)
+    parts = {"part_no": "part", "status": "status", "text": "text", "inbox": "inbox", "attempts": "attempts"}
+    parts |= {"sent_at": "sent", "delivery_status": "delivery"}
+    attempts = {"at": "at", "part_no": "part", "what": "what", "inbox": "inbox", "outcome": "outcome", "code": "code"}
+    attempts |= {"answer": "answer"}
+    calls = {"at": "at", "purpose": "for", "model": "model", "rule": "refused by", "changed": "changed by"}
+    calls |= {"cost_usd": "US$"}
+    log = {"at": "at", "step": "step", "level": "level", "message": "message"}
+    _show_table("Parts", told["parts"], parts)
+    _show_table("Attempts", told["attempts"], attempts)
+    _show_table("Texts refused or changed", told["model_calls"], calls)
+    _show_table("Log", told["log"], log)
+
+
+def _show_table(title: str, rows: list[dict[str, Any]], columns: dict[str, str]) -> None:
+    """A table of what happened, if anything did; times to the second, for what came first is the question."""
+    if not rows:
+        return
+    click.echo()
+    shown = [{**row, "at": f"{row['at'].astimezone():%m-%d %H:%M:%S}"} if "at" in row else row for row in rows]
+    output.print_tables(output.table_of(shown, columns, title))
+
+
+def _show_fields(told: dict[str, Any]) -> None:
+    """What the message is, a line each; what is not known is left out."""
+    fields = {"message_id": "message", "lead": "lead", "lead_id": "lead id", "address": "to", "run": "run"}
+    fields |= {"run_id": "run id", "workspace": "workspace", "inbox": "inbox", "status": "status"}
+    fields |= {"error_class": "class", "error_code": "code", "reason": "reason", "waits_because": "its run waits"}
+    fields |= {"due_at": "due", "queued_at": "claimed", "sent_at": "sent", "replied_at": "replied"}
+    fields |= {"finished_at": "ended", "requeued_at": "asked for again", "retry_count": "attempts counted"}
+    fields |= {"lease_owner": "last held by", "lease_expires_at": "lease ends", "worker_deaths": "workers died"}
+    fields |= {"subject": "subject", "text": "text", "model": "model", "tokens": "tokens", "cost_usd": "US$"}
+    widest = max(map(len, fields.values()))
+    for name, heading in fields.items():
+        if told.get(name):
+            value = told[name]
+            click.echo(f"{heading:{widest}}  {value if isinstance(value, UUID) else output.cell(value)}")
+
+
+@click.command()
+@json_option
+def inboxes(as_json: bool) -> None:
+    """Show inboxes: connection, pace, today's count against limits.
+
+    `today` is what was sent today of what the daily limit allows, warm-up included; `hour` the same of any 60 minutes.
+    """
+    with operator() as desk:
+        rows = desk.inboxes()
+    for row in rows:
+        row["today"] = _of(row["sent_today"], row["daily_limit"])
+        row["hour"] = _of(row["hour_count"], row["hourly_limit"]) if row["hourly_limit"] is not None else None
+        row["pace"] = _pace(row)
+    columns = {"inbox_id": "id", "name": "inbox", "workspace": "workspace", "provider": "provider"}
+    columns |= {"connection": "connection", "pace": "pace", "today": "today", "hour": "hour"}
+    columns |= {"warm_up_day": "warm-up day", "failed_today": "failed today", "waiting": "waiting"}
+    columns |= {"free_at": "next", "pauses": "paused because"}
+    output.show(rows, columns, as_json=as_json, empty="No campaign has an inbox.")
+
+
+def _of(count: int, limit: int | None) -> str:
+    return f"{count:,}" if limit is None else f"{count:,} of {limit:,}"
+
+
+def _pace(row: dict[str, Any]) -> str:
+    """One message in so many seconds, and what makes it slower."""
+    if not row["gap_seconds"]:
+        return "none"
+    slower = f", {row['slow_factor']:g} times slower" if row["slow_factor"] > 1 else ""
+    rests = f", rests {row['pause_seconds']:g} s after {row['pause_after']}" if row["pause_after"] else ""
+    return f"{row['gap_seconds']:g} s{rests}{slower}"
+
+
+@click.command()
+@json_option
+def pauses(as_json: bool) -> None:
+    """Show what is paused or slowed down, why, and by whom.
+
+    A circuit that the pipeline opened closes by itself once one message got through; `lift` closes it now. What a
+    person paused goes on with `resume`.
+    """
+    with operator() as desk:
+        rows = desk.pauses()
+    for row in rows:
+        row["short"] = row["pause"] if row["scope"] == "model" else row["pause"][: len(row["scope"]) + 9]
+    columns = {"short": "pause", "name": "name", "kind": "kind", "code": "code", "since": "since"}
+    columns |= {"until": "tried again", "paused_by": "by", "reason": "reason"}
+    output.show(rows, columns, as_json=as_json, empty="Nothing is paused.")
+
+
+@click.command()
+@click.option("--days", type=click.IntRange(1, 14), default=2, show_default=True, help="Today and the days after it.")
+@json_option
+def forecast(days: int, as_json: bool) -> None:
+    """Show what will be sent today and tomorrow, by inbox and hour.
+
+    It lays out what is due over the windows, paces and limits of today. Runs that wait for a person are left out;
+    `campaign-pipeline runs` names them.
+    """
+    with operator() as desk:
+        names = {row["inbox_id"]: row["name"] for row in desk.inboxes()}
+        laid_out = desk.forecast(DeliverySettings.from_environment().max_age)
+    last = datetime.now().astimezone().date() + timedelta(days=days - 1)
+    rows = [
+        {
+            "inbox_id": slot.inbox_id,
+            "inbox": names.get(slot.inbox_id),
+            "hour": slot.hour.astimezone(),
+            "messages": slot.messages,
+            "waiting": slot.waiting,
+        }
+        for slot in laid_out.slots
+        if slot.hour.astimezone().date() <= last and (slot.messages or slot.waiting)
+    ]
+    columns = {"hour": "hour", "inbox": "inbox", "messages": "messages", "waiting": "left waiting"}
+    output.show(rows, columns, as_json=as_json, empty="Nothing that may go out is due then.")
+
+
+COMMANDS = (runs, messages, message, inboxes, pauses, forecast)

@@ -1,0 +1,181 @@
+"""What a person reads of runs, messages and inboxes: masked, and as a story in sentences."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from campaign_pipeline.core.address import masked
+from campaign_pipeline.core.next_steps import next_step, step_of_wait
+from campaign_pipeline.core.runs import RunWait
+from campaign_pipeline.core.states import LEASED
+
+_TEXTS = ("text", "subject", "answer_of_model")
+_RAW = ("provider_response",)
+"""What a provider said, word for word: shown only on request."""
+
+
+def mask(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The same row without names, addresses and texts: initials, the ends of a number, how long a text is."""
+    shown = dict(row)
+    for name, value in row.items():
+        if not value:
+            continue
+        if name == "lead":
+            shown[name] = " ".join(f"{word[0]}." for word in str(value).split())
+        elif name == "address":
+            shown[name] = masked(str(value))
+        elif name in _TEXTS:
+            shown[name] = f"({len(value)} characters)"
+        elif name in _RAW:
+            del shown[name]
+    return shown
+
+
+@dataclass(frozen=True)
+class Story:
+    """One message: what it is, what was done for it, why it is where it is, and who may do what about it."""
+
+    message: Mapping[str, Any]  # a row of story_of_message
+    parts: Sequence[Mapping[str, Any]]  # of story_of_parts
+    log: Sequence[Mapping[str, Any]]  # of story_of_log
+    model_calls: Sequence[Mapping[str, Any]]  # of story_of_model_calls
+    wait: RunWait | None  # why its run is not worked now
+
+    @property
+    def summary(self) -> str:
+        """What became of it, in one or two sentences."""
+        m = self.message
+        match m["status"]:
+            case "sent":
+                through = m["inbox"] or "an inbox that is gone"
+                return f"Sent at {_at(m['sent_at'])} through {through}.{self._delivery()}"
+            case "replied":
+                return f"Sent at {_at(m['sent_at'])}, and the lead replied at {_at(m['replied_at'])}."
+            case "failed" if m["error_class"] == "unknown":
+                return f"Failed at {_at(m['finished_at'])}; a part of it may have gone out. {_sentence(m['reason'])}"
+            case "failed" | "skipped" as status:
+                out = sum(part["status"] == "sent" for part in self.parts)
+                begun = f" {out} of its {len(self.parts)} parts went out before." if out else ""
+                return f"{status.capitalize()} at {_at(m['finished_at'])}. {_sentence(m['reason'])}{begun}"
+            case status if status in LEASED:
+                return (
+                    f"At work ({status}): held by {m['lease_owner'] or 'nobody known'}, "
+                    f"whose lease ends at {_at(m['lease_expires_at'])} unless it is renewed."
+                )
+        return self._waiting()
+
+    def _waiting(self) -> str:
+        m = self.message
+        if m["run_status"] != "running":
+            return f"Waits: its run {m['run']} is {m['run_status']}."
+        if self.wait is not None:
+            until = f" (until {_at(self.wait.until)})" if self.wait.until else ""
+            return f"Waits with its whole run: {_sentence(self.wait.reason)}{until}"
+        if m["due_at"] is None:
+            return "Waits, and has no time at which it is due."
+        if m["due_at"] > m["now"]:
+            why = f" {_sentence(m['reason'])}" if m["reason"] else ""
+            return f"Waits until {_at(m['due_at'])}, when it is due.{why}"
+        return f"Due since {_at(m['due_at'])}: the next batch takes it."
+
+    def _delivery(self) -> str:
+        failed = next((part for part in self.parts if part["delivery_status"] == "failed"), None)
+        if failed:
+            return f" The provider reported later that part {failed['part_no']} was not delivered."
+        stages = {part["delivery_status"] for part in self.parts}
+        if stages == {"read"}:
+            return " It was read."
+        return " It was delivered." if stages and stages <= {"read", "delivered"} else ""
+
+    @property
+    def next_step(self) -> str:
+        """Who may do what about it."""
+        m = self.message
+        command = f"campaign-pipeline retry {m['message_id']}"
+        if m["suppressed"] and m["status"] not in {"sent", "replied"}:
+            return "Nobody: the lead or its address is suppressed. See `campaign-pipeline consent list`."
+        match m["status"]:
+            case "sent" | "replied":
+                return "Nothing to do."
+            case "failed" if m["error_class"] == "unknown":
+                return (
+                    "A person who looks at the chat: if nothing arrived, "
+                    f"`{command} --resend-unknown` sends it again; a part that did arrive would arrive twice."
+                )
+            case "failed":
+                step = next_step("failed", m["error_class"] or "", m["error_code"] or "")
+                return _sentence(step) + ("" if step.startswith("nothing") else f" To send it again: `{command}`.")
+            case "skipped":
+                return _sentence(next_step("skipped", m["error_class"] or "", m["error_code"] or ""))
+        if m["run_status"] == "paused":
+            return f"`campaign-pipeline resume {m['run_id']}` lets its run go on."
+        if self.wait is not None:
+            return _sentence(step_of_wait(self.wait.code))
+        return "Nothing to do: it goes on by itself."
+
+    def attempts(self) -> list[dict[str, Any]]:
+        """Each attempt to send a part, and each look-up of one, in their order."""
+        return sorted((attempt for part in self.parts for attempt in _attempts(part)), key=lambda each: each["at"])
+
+    def to_dict(self, *, personal: bool) -> dict[str, Any]:
+        """All of it, for `--json` and for an output."""
+
+        def shown(row: Mapping[str, Any]) -> dict[str, Any]:
+            return dict(row) if personal else mask(row)
+
+        calls = [
+            {("answer_of_model" if name == "answer" else name): value for name, value in call.items()}
+            for call in self.model_calls
+        ]
+        return {
+            **shown(self.message),
+            "summary": self.summary,
+            "next_step": self.next_step,
+            "waits_because": None if self.wait is None else self.wait.reason,
+            "parts": [shown({key: part[key] for key in part if key != "history"}) for part in self.parts],
+            "attempts": self.attempts(),
+            "model_calls": [shown(call) for call in calls],
+            "log": [dict(line) for line in self.log],
+        }
+
+
+def _attempts(part: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    history = part["history"] or []
+    for entry in history:
+        at = entry["at"] if entry["looked_up"] else entry["started"] or entry["at"]
+        yield {
+            "at": datetime.fromisoformat(at),
+            "part_no": part["part_no"],
+            "what": "looked up" if entry["looked_up"] else "sent",
+            "inbox": part["inbox"],
+            "outcome": _OUTCOMES.get(entry["outcome"], entry["outcome"]),
+            "code": entry["code"],
+            "answer": entry["reason"],
+        }
+    in_flight = part["status"] == "attempting"
+    if in_flight or (part["status"] == "sent" and all(entry["outcome"] != "sent" for entry in history)):
+        yield {
+            "at": part["attempted_at"] or part["sent_at"],
+            "part_no": part["part_no"],
+            "what": "sent",
+            "inbox": part["inbox"],
+            "outcome": "no answer yet" if in_flight else "accepted",
+            "code": None,
+            "answer": None if in_flight else part["provider_message_id"],
+        }
+
+
+_OUTCOMES = {"planned": "not sent", "sent": "accepted", "failed": "refused"}
+"""What the states of a part mean as the outcome of an attempt."""
+
+
+def _at(instant: datetime | None) -> str:
+    return f"{instant.astimezone():%Y-%m-%d %H:%M:%S}" if instant else "a time that is not known"
+
+
+def _sentence(text: str | None) -> str:
+    text = (text or "").strip()
+    if not text:
+        return ""
+    return text[0].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")

@@ -162,16 +162,15 @@ class NotifierSettings:
     """Who is told when something needs a person. Addresses with a secret in them are left out of `repr`."""
 
     webhook_url: str | None = field(default=None, repr=False)  # takes a JSON object by POST
+    webhook_format: str = "json"  # slack, teams or json
+    ui_url: str | None = None  # Dagster's UI, for links
     email: str | None = None  # one or several addresses, separated by commas
     smtp_url: str | None = field(default=None, repr=False)  # smtp://user:password@host:587 or smtps://…:465
     email_from: str | None = None
 
     @classmethod
     def from_environment(cls, env: Mapping[str, str] | None = None) -> "NotifierSettings":
-        """Read CAMPAIGN_NOTIFY_WEBHOOK, CAMPAIGN_NOTIFY_EMAIL, CAMPAIGN_SMTP_URL, CAMPAIGN_NOTIFY_FROM.
-
-        Raises SettingError.
-        """
+        """Read CAMPAIGN_NOTIFY_…, CAMPAIGN_SMTP_URL and CAMPAIGN_UI_URL. Raises SettingError."""
         e = {name: value.strip() for name, value in (os.environ if env is None else env).items() if value.strip()}
         webhook, email, smtp = (
             e.get(name) for name in ("CAMPAIGN_NOTIFY_WEBHOOK", "CAMPAIGN_NOTIFY_EMAIL", "CAMPAIGN_SMTP_URL")
@@ -183,7 +182,36 @@ class NotifierSettings:
             raise SettingError("CAMPAIGN_NOTIFY_EMAIL needs CAMPAIGN_SMTP_URL, such as smtp://user:password@host:587.")
         if smtp is not None and not (smtp.startswith(("smtp://", "smtps://")) and urlsplit(smtp).hostname):
             raise SettingError("CAMPAIGN_SMTP_URL must be a URL such as smtp://user:password@host:587 or smtps://….")
-        return cls(webhook, email, smtp, e.get("CAMPAIGN_NOTIFY_FROM"))
+        ui_url = e.get("CAMPAIGN_UI_URL")
+        if ui_url is not None and not ui_url.startswith(("https://", "http://")):
+            raise SettingError(f"CAMPAIGN_UI_URL is {ui_url!r}, but must be an https:// or http:// URL.")
+        return cls(
+            webhook_url=webhook,
+            webhook_format=_webhook_format(e.get("CAMPAIGN_NOTIFY_FORMAT"), webhook),
+            ui_url=ui_url.rstrip("/") if ui_url else None,
+            email=email,
+            smtp_url=smtp,
+            email_from=e.get("CAMPAIGN_NOTIFY_FROM"),
+        )
+
+
+WEBHOOK_FORMATS = ("slack", "teams", "json")
+
+_WEBHOOK_HOSTS = {
+    "slack": (".slack.com",),
+    # Teams: the old connectors, and the workflows that replace them.
+    "teams": (".webhook.office.com", ".logic.azure.com", ".api.powerplatform.com"),
+}
+
+
+def _webhook_format(wanted: str | None, webhook: str | None) -> str:
+    """What the webhook understands: as it is set, else by its host."""
+    if wanted is not None:
+        if wanted not in WEBHOOK_FORMATS:
+            raise SettingError(f"CAMPAIGN_NOTIFY_FORMAT is {wanted!r}, but must be slack, teams or json.")
+        return wanted
+    host = urlsplit(webhook or "").hostname or ""
+    return next((name for name, ends in _WEBHOOK_HOSTS.items() if host.endswith(ends)), "json")
 
 
 def _cache_seconds(env: Mapping[str, str]) -> int:

@@ -2,8 +2,7 @@
 
 import asyncio
 from base64 import b64encode
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from email.message import EmailMessage
 from typing import Any
 from urllib.parse import SplitResult, unquote, urlsplit
@@ -15,23 +14,11 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait
 from campaign_pipeline.adapters.environment import NotifierSettings
 from campaign_pipeline.adapters.hosts import HostRefused, Hosts
 from campaign_pipeline.adapters.http import Answer, NoAnswer, http_client, post
+from campaign_pipeline.adapters.notice_formats import WEBHOOKS, Notice, as_html
 
 _PATIENCE = 5.0  # seconds for one attempt: a sensor's tick has a minute for everything
 _MAIL_PATIENCE = 15.0  # seconds for a whole e-mail
 _ATTEMPTS = 2
-
-
-@dataclass(frozen=True)
-class Notice:
-    """What a person should know: a headline, and a sentence for each thing. No personal data: it leaves the house."""
-
-    title: str
-    lines: Sequence[str]
-
-    @property
-    def text(self) -> str:
-        """All of it."""
-        return "\n".join((self.title, *(f"- {line}" for line in self.lines)))
 
 
 class _NotTold(Exception):
@@ -72,8 +59,7 @@ class Notifier:
 
     def _post(self, notice: Notice) -> None:
         assert self._settings.webhook_url is not None
-        # `text` is what Slack, Mattermost, Google Chat and their like show.
-        body = {"text": notice.text, "title": notice.title, "lines": list(notice.lines)}
+        body = WEBHOOKS[self._settings.webhook_format](notice)
         answer = asyncio.run(self._ask_webhook(self._settings.webhook_url, body))
         if isinstance(answer, NoAnswer):
             raise _NotTold(f"CAMPAIGN_NOTIFY_WEBHOOK {_why(answer)}.")
@@ -97,6 +83,7 @@ class Notifier:
         message["From"] = self._settings.email_from or (user if "@" in user else recipients.partition(",")[0])
         message["To"] = recipients
         message.set_content(notice.text)
+        message.add_alternative(as_html(notice), subtype="html")
         try:
             asyncio.run(asyncio.wait_for(self._hand_over(message, url, user, password), _MAIL_PATIENCE))
         except HostRefused:

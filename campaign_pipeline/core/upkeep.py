@@ -7,7 +7,9 @@ from typing import Any
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
-from campaign_pipeline.core.runs import SLOWED_DOWN, WINDOW_CLOSED, RunState, judge_run
+from campaign_pipeline.core.next_steps import step_of_wait
+from campaign_pipeline.core.notices import Concern, span
+from campaign_pipeline.core.runs import CONNECTING, SLOWED_DOWN, WINDOW_CLOSED, RunState, RunWait, judge_run
 
 SHOWN_RUNS = 3
 
@@ -73,7 +75,7 @@ def judge_queue(look: QueueLook, max_age: timedelta, zone: ZoneInfo) -> Verdict:
 def _idle_sentence(look: QueueLook, zone: ZoneInfo) -> str:
     if look.next_due is not None:
         local = look.next_due.astimezone(zone)
-        wait = _duration(look.next_due - look.now)
+        wait = span(look.next_due - look.now)
         return f"The next message is due at {local:%Y-%m-%d %H:%M:%S} ({zone}), in {wait}."
     if look.has_leased:
         return "Nothing else is due: what is left is being sent now."
@@ -121,24 +123,6 @@ def _listed(runs: Sequence[str]) -> str:
     return f"{shown} and {len(runs) - SHOWN_RUNS} more runs" if len(runs) > SHOWN_RUNS else shown
 
 
-def _duration(span: timedelta) -> str:
-    seconds = round(span.total_seconds())
-    if seconds < 120:
-        return f"{seconds} seconds"
-    if seconds < 7200:
-        return f"{seconds // 60} minutes"
-    return f"{seconds / 3600:.0f} hours" if seconds < 172_800 else f"{seconds // 86_400} days"
-
-
-@dataclass(frozen=True)
-class Concern:
-    """Something that needs a person; the same one as long as its key is the same."""
-
-    key: str
-    text: str
-    size: int = 0  # a growing one of these is news; 0: its being there is all the news
-
-
 @dataclass(frozen=True)
 class Backlog:
     """How many messages of a run were due before its cutoff, and since when."""
@@ -154,7 +138,7 @@ def backlog_cutoffs(look: QueueLook, overdue: timedelta) -> dict[UUID, datetime]
         state = judge_run(row, look.pauses, overdue)
         if state.wait is None:
             cutoffs[state.run_id] = state.too_old_before
-        elif state.wait.code not in {WINDOW_CLOSED, SLOWED_DOWN}:
+        elif state.wait.code not in {WINDOW_CLOSED, SLOWED_DOWN, CONNECTING}:
             cutoffs[state.run_id] = look.now
     return cutoffs
 
@@ -162,26 +146,77 @@ def backlog_cutoffs(look: QueueLook, overdue: timedelta) -> dict[UUID, datetime]
 def find_concerns(
     look: QueueLook, backlog: Mapping[UUID, Backlog], unknown: int, overdue: timedelta
 ) -> Iterator[Concern]:
-    """Give what needs a person: overdue messages, waits that only a person can end, outcomes that nobody knows."""
+    """Give what needs a person: overdue messages, waits that only a person can end, outcomes that nobody knows.
+
+    What has one cause is one concern, however many runs it holds.
+    """
+    held: dict[str, list[_Held]] = {}
     for row in look.runs:
         state, waiting = judge_run(row, look.pauses, overdue), backlog.get(row["run_id"])
         if waiting is None or not waiting.messages:
             continue
-        name = row["name"] or "unnamed"
         if state.wait is None:
-            text = (
-                f"Run {name} ({row['run_id']}): {waiting.messages} messages are overdue by more than "
-                f"{overdue.total_seconds() / 60:g} minutes in an open window, the oldest since "
-                f"{waiting.oldest:%Y-%m-%d %H:%M} UTC. "
-                "Is the schedule process_campaign_queue_every_minute on, and do its runs succeed?"
-            )
-            yield Concern(f"overdue:{row['run_id']}", text)
-        elif state.wait.code not in {WINDOW_CLOSED, SLOWED_DOWN}:
-            text = f"Run {name} ({row['run_id']}): {waiting.messages} due messages wait. {state.wait.reason}"
-            yield Concern(f"{state.wait.code}:{row['run_id']}", text)
+            held.setdefault("overdue", []).append(_Held(row, waiting, None, waiting.oldest))
+        elif state.wait.code not in {WINDOW_CLOSED, SLOWED_DOWN, CONNECTING}:
+            scope, scope_id, since = _cause(row, state, look.pauses)
+            key = f"{state.wait.code}:{scope}:{scope_id}"
+            held.setdefault(key, []).append(_Held(row, waiting, state.wait, since or waiting.oldest))
+    for key, members in held.items():
+        yield _concern(key, members, overdue)
     if unknown:
-        text = (
-            f"{unknown} messages may have gone out and nobody knows: failed with class unknown. Look at the chats; to "
-            'send them again, launch retry_failed_messages with error_classes ["unknown"].'
-        )
-        yield Concern("unknown", text, size=unknown)
+        text = f"{unknown} messages may have gone out and nobody knows: failed with class unknown."
+        step = 'look at their chats; to send them again, launch retry_failed_messages with error_classes ["unknown"]'
+        yield Concern("unknown_outcome", text, step, size=unknown)
+
+
+@dataclass(frozen=True)
+class _Held:
+    """A run that waits, or is late."""
+
+    row: Mapping[str, Any]
+    backlog: Backlog
+    wait: RunWait | None
+    since: datetime
+
+
+_SCOPES = {
+    "inbox": ("inbox_id", ("inbox_disconnected", "inbox_without_instance")),
+    "workspace": ("workspace_id", ("no_model",)),
+    "campaign": ("config_id", ("campaign_inactive", "no_inbox", "invalid_window")),
+}
+"""Whose trouble a wait is that no pause tells: the column with its id, and the codes."""
+
+
+def _cause(
+    row: Mapping[str, Any], state: RunState, pauses: Sequence[Mapping[str, Any]]
+) -> tuple[str, str, datetime | None]:
+    """The scope of what holds a run, its id, and since when, where a pause says so."""
+    assert state.wait is not None
+    for pause in pauses:
+        if pause["code"] == state.wait.code and (pause["scope"], pause["scope_id"]) in state.pauses:
+            return pause["scope"], pause["scope_id"], pause["since"]
+    for scope, (column, codes) in _SCOPES.items():
+        if state.wait.code in codes:
+            return scope, str(row[column]), None
+    return "run", str(state.run_id), None
+
+
+def _concern(key: str, members: Sequence[_Held], overdue: timedelta) -> Concern:
+    wait = members[0].wait
+    code, _, scope = key.partition(":")
+    kind, _, scope_id = scope.partition(":")
+    if wait is None:
+        what = f"Messages are overdue by more than {overdue.total_seconds() / 60:g} minutes in an open window."
+        step = "see whether the schedule process_campaign_queue_every_minute is on and its runs succeed"
+    else:
+        what, step = wait.reason, step_of_wait(code)
+    return Concern(
+        key=key,
+        what=what,
+        step=step,
+        scope=kind,
+        scope_id=scope_id,
+        since=min(member.since for member in members),
+        messages=sum(member.backlog.messages for member in members),
+        runs={member.row["run_id"]: member.row["name"] or "unnamed" for member in members},
+    )

@@ -1,131 +1,143 @@
 """What a person is told of, once each: runs that failed, and a queue that does not move."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import timedelta
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import dagster as dg
 import orjson
 from dagster import DagsterInstance, DagsterRunStatus, RunsFilter
 
-from campaign_pipeline.adapters.environment import NotifierSettings, OperationsSettings, SettingError
-from campaign_pipeline.adapters.notify import Notice, Notifier
-from campaign_pipeline.adapters.operations import Operations
+from campaign_pipeline.adapters.environment import OperationsSettings, SettingError
+from campaign_pipeline.adapters.notices import Notices
 from campaign_pipeline.adapters.schema import DatabaseUnusable
+from campaign_pipeline.core.notices import Concern
 from campaign_pipeline.core.ports import StoreUnavailable
-from campaign_pipeline.core.upkeep import Concern, backlog_cutoffs, find_concerns
+from campaign_pipeline.core.upkeep import backlog_cutoffs, find_concerns
+from campaign_pipeline.defs.notices import (
+    Desk,
+    causes_of,
+    day_to_summarize,
+    failed_title,
+    fingerprint,
+    tell_concerns,
+    tell_failed_run,
+    tell_summary,
+)
 from campaign_pipeline.defs.resources import LanguageModelResource, QueueDatabase
 
-MOST_LINES = 20
+MOST_CAUSES = 20
+
+UNREADABLE = "unreadable"
+"""In the cursor: since when the queue cannot be read, which the database cannot keep."""
+
+SUMMARIZED = "summarized"
+"""In the cursor: the day whose summary was told."""
 
 
 @dg.run_failure_sensor(
     name="run_failure_notifications",
     minimum_interval_seconds=15,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Tells of every run that failed; not again where the run before failed of the same.",
+    description="Tells of a run that failed, once as long as its job fails of the same, and when it works again.",
 )
-def run_failure_notifications(context: dg.RunFailureSensorContext) -> dg.SkipReason:
+def run_failure_notifications(context: dg.RunFailureSensorContext, database: QueueDatabase) -> dg.SkipReason:
     """Tell of a run that failed, with the sentence of the step that did."""
-    run, instance = context.dagster_run, context.instance
+    run, instance, desk = context.dagster_run, context.instance, Desk(context.log)
     # A run that died says when it was noticed, so this is never empty.
-    causes = _causes(instance, run.run_id) or [context.failure_event.message or "No reason was given."]
-    before = _run_before(instance, run)
-    if before and before.status == DagsterRunStatus.FAILURE and _causes(instance, before.run_id) == causes:
-        return dg.SkipReason(f"Told already: run {before.run_id[:8]} of {run.job_name}, before it, failed of the same.")
-    title = f"The run {run.run_id[:8]} of {run.job_name} failed"
-    troubles = _notifier(context.log.warning).tell(Notice(title, [*causes[:MOST_LINES], f"Run id {run.run_id}."]))
-    if troubles:
-        context.log.error(" ".join(troubles))
-        return dg.SkipReason(f"{title}, which nobody but this log was told: {' '.join(troubles)}")
-    return dg.SkipReason(f"{title}: told.")
+    causes = causes_of(instance, run.run_id) or [context.failure_event.message or "No reason was given."]
+    record = instance.get_run_record_by_id(run.run_id)
+    ended = record.end_time if record and record.end_time else datetime.now(UTC).timestamp()
+    try:
+        with Notices(database.url()) as notices:
+            at = datetime.fromtimestamp(ended, UTC)
+            text = tell_failed_run(desk, notices, run, causes[:MOST_CAUSES], at)
+    except (DatabaseUnusable, SettingError, StoreUnavailable):
+        text = _tell_without_database(desk, instance, run, causes[:MOST_CAUSES])
+    if desk.troubles:
+        context.log.error(" ".join(desk.troubles))
+    return dg.SkipReason(text)
 
 
-def _causes(instance: DagsterInstance, run_id: str) -> list[str]:
-    """A sentence for each step that failed."""
-    records = instance.get_records_for_run(run_id, of_type=dg.DagsterEventType.STEP_FAILURE).records
-    return sorted(
-        {
-            sentence
-            for record in records
-            if record.event_log_entry.dagster_event is not None
-            for sentence in _sentences(record.event_log_entry.dagster_event)
-        }
-    )
-
-
-def _sentences(event: dg.DagsterEvent) -> Iterator[str]:
-    data = event.step_failure_data
-    told = data.user_failure_data.description if data.user_failure_data else None
-    if told:
-        yield told
-    elif data.error is not None:
-        error = data.error.cause or data.error
-        yield f"{event.step_key}: {error.cls_name or 'error'}; see the run's log."
-
-
-def _run_before(instance: DagsterInstance, run: dg.DagsterRun) -> dg.DagsterRun | None:
-    """The run of the same job that was made before this one, if it has ended."""
+def _tell_without_database(desk: Desk, instance: DagsterInstance, run: dg.DagsterRun, causes: list[str]) -> str:
+    """Where the table of notices cannot be read: not again where the run before failed of the same."""
     finished = [DagsterRunStatus.SUCCESS, DagsterRunStatus.FAILURE, DagsterRunStatus.CANCELED]
     wanted = RunsFilter(job_name=run.job_name, statuses=finished)
-    return next(iter(instance.get_runs(wanted, cursor=run.run_id, limit=1)), None)
+    before = next(iter(instance.get_runs(wanted, cursor=run.run_id, limit=1)), None)
+    failed_before = before is not None and before.status == DagsterRunStatus.FAILURE
+    if before and failed_before and fingerprint(causes_of(instance, before.run_id)) == fingerprint(causes):
+        return f"Told already: run {before.run_id[:8]} of {run.job_name}, before it, failed of the same."
+    title = failed_title(run)
+    told = desk.tell(title, [*causes, f"Run id {run.run_id}."], f"runs/{run.run_id}", "The run")
+    return f"{title}: told." if told else f"{title}, which nobody but this log was told: {' '.join(desk.troubles)}"
 
 
 @dg.sensor(
     name="backlog_notifications",
     minimum_interval_seconds=60,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Tells once of what needs a person: overdue messages, inboxes that are paused or disconnected with "
-    "messages waiting, outcomes that nobody knows; and once when it is over.",
+    description="Tells once of each cause that needs a person: overdue messages, inboxes, keys or settings that keep "
+    "messages waiting, outcomes that nobody knows; again after hours, and when it is over. At 18 h a summary of the "
+    "day.",
 )
 def backlog_notifications(
     context: dg.SensorEvaluationContext, database: QueueDatabase, language_model: LanguageModelResource
 ) -> dg.SensorResult:
     """Tell what is new since the last tick; what could not be told is told at the next."""
-    told: dict[str, int] = orjson.loads(context.cursor) if context.cursor else {}
-    concerns = {concern.key: concern for concern in _concerns(database, language_model)}
-    news = [concern for key, concern in concerns.items() if key not in told or concern.size > told[key]]
-    over = sorted(told.keys() - concerns.keys())
-    standing = {key: min(concerns[key].size, size) for key, size in told.items() if key in concerns}
-    if not news and not over:
-        text = f"{len(concerns)} concerns, all told before." if concerns else "All is well."
-        return dg.SensorResult(skip_reason=text, cursor=_cursor(standing))
-    troubles = _notifier(context.log.warning).tell(_notice(news, over))
-    if troubles:
-        text = f"Not told, to be tried again at the next tick: {' '.join(troubles)}"
-        context.log.error(text)
-        return dg.SensorResult(skip_reason=text, cursor=_cursor(told))
-    told_now = standing | {concern.key: concern.size for concern in news}
-    return dg.SensorResult(
-        skip_reason=f"Told: {len(news)} new, {len(over)} over, {len(concerns)} in all.", cursor=_cursor(told_now)
-    )
-
-
-def _concerns(database: QueueDatabase, language_model: LanguageModelResource) -> Iterator[Concern]:
-    overdue = timedelta(minutes=OperationsSettings.from_environment().overdue_minutes)
+    state: dict[str, Any] = orjson.loads(context.cursor) if context.cursor else {}
+    state = {key: state[key] for key in (UNREADABLE, SUMMARIZED) if key in state}
+    desk = Desk(context.log)
     try:
-        with Operations(database.url()) as operations:
-            look = operations.look()
-            backlog = operations.backlog(backlog_cutoffs(look, overdue))
-            unknown = operations.unknown_messages()
+        with Notices(database.url()) as notices:
+            now = notices.now()
+            _tell_readable(desk, state)
+            concerns = {concern.key: concern for concern in _concerns(notices, language_model)}
+            begun, ended = tell_concerns(desk, notices, context.instance, concerns, now)
+            day = day_to_summarize(now, state.get(SUMMARIZED))
+            if day and tell_summary(desk, notices, context.instance, day, now):
+                state[SUMMARIZED] = day
+        text = f"Told: {begun} new, {ended} over, {len(concerns)} in all." if begun or ended else _standing(concerns)
     except (DatabaseUnusable, SettingError, StoreUnavailable) as error:
-        yield Concern("database", f"The queue cannot be read: {error}")
-        return
-    if missing := look.blocked_by(language_model.missing_setting()):
-        yield Concern("language_model", f"Messages are due, but nothing can be sent: {missing}")
-    yield from find_concerns(look, backlog, unknown, overdue)
+        text = _tell_unreadable(desk, state, str(error))
+    if desk.troubles:
+        text = f"Not told, to be tried again at the next tick: {' '.join(desk.troubles)}"
+        context.log.error(text)
+    cursor = orjson.dumps(state, option=orjson.OPT_SORT_KEYS).decode()
+    return dg.SensorResult(skip_reason=text, cursor=cursor)
 
 
-def _notice(news: Sequence[Concern], over: Sequence[str]) -> Notice:
-    lines = [concern.text for concern in news] + [f"Over: {key.replace('_', ' ')}." for key in over]
-    if len(lines) > MOST_LINES:
-        lines = [*lines[:MOST_LINES], f"… and {len(lines) - MOST_LINES} more; see campaign_runs.wait_reason."]
-    title = f"Campaigns: {len(news)} things need a person" if news else "Campaigns: what was told before is over"
-    return Notice(title, lines)
+def _standing(concerns: dict[str, Concern]) -> str:
+    return f"{len(concerns)} concerns, all told before." if concerns else "All is well."
 
 
-def _cursor(told: Mapping[str, int]) -> str:
-    return orjson.dumps(told, option=orjson.OPT_SORT_KEYS).decode()
+def _tell_unreadable(desk: Desk, state: dict[str, Any], reason: str) -> str:
+    if UNREADABLE in state:
+        return "The queue cannot be read, as was told before."
+    text = "Nothing is sent meanwhile, and nothing is lost. It goes on by itself when the database answers again."
+    if desk.tell("The queue cannot be read", [reason, text]):
+        state[UNREADABLE] = datetime.now(UTC).isoformat(timespec="seconds")
+    return "Told: the queue cannot be read."
 
 
-def _notifier(log: Callable[[str], None]) -> Notifier:
-    return Notifier(NotifierSettings.from_environment(), log)
+def _tell_readable(desk: Desk, state: dict[str, Any]) -> None:
+    if UNREADABLE in state:
+        since = datetime.fromisoformat(state[UNREADABLE])
+        line = f"The queue can be read again; it could not since {since:%Y-%m-%d %H:%M} UTC."
+        if desk.tell("Over: the queue cannot be read", [line]):
+            del state[UNREADABLE]
+
+
+def _concerns(notices: Notices, language_model: LanguageModelResource) -> Iterator[Concern]:
+    overdue = timedelta(minutes=OperationsSettings.from_environment().overdue_minutes)
+    look = notices.look()
+    missing = look.blocked_by(language_model.missing_setting())
+    cutoffs = {row["run_id"]: look.now for row in look.runs} if missing else backlog_cutoffs(look, overdue)
+    backlog = notices.backlog(cutoffs)
+    if missing:
+        names = {row["run_id"]: row["name"] or "unnamed" for row in look.runs if row["run_id"] in backlog}
+        waiting = sum(each.messages for each in backlog.values())
+        yield Concern("missing_key", f"Nothing can be sent: {missing}", "", messages=waiting, runs=names)
+    for concern in find_concerns(look, backlog, notices.unknown_messages(), overdue):
+        # What is late for want of the key is told already.
+        if not (missing and concern.key == "overdue"):
+            yield concern

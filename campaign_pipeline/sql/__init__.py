@@ -17,10 +17,21 @@ SCHEMA = "campaign_pipeline"
 VERSION_TABLE = "campaign_pipeline_version"
 """Alembic's bookkeeping, in that schema; named so that it never meets the CRM's own."""
 
-HEAD = "0019"
+HEAD = "0020"
 """The schema that this code works on; a test holds it to the migrations folder."""
 
-STATEMENT_FILES = ("queue", "batches", "operations", "reports", "consent", "channels", "crm", "overview", "operator")
+STATEMENT_FILES = (
+    "queue",
+    "batches",
+    "notices",
+    "operations",
+    "reports",
+    "consent",
+    "channels",
+    "crm",
+    "overview",
+    "operator",
+)
 FUNCTION_FILES = ("pacing", "consent", "numbers", "spending", "tenancy", "queue", "channels", "crm", "rights")
 """In this order: what the queue's functions call exists before them."""
 

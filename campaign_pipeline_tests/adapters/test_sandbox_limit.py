@@ -18,7 +18,8 @@ import pytest
 from campaign_pipeline.adapters.connection import model_url
 from campaign_pipeline.adapters.environment import PROVIDER_PREFIXES, Environment, NotifierSettings, SettingError
 from campaign_pipeline.adapters.http import http_client
-from campaign_pipeline.adapters.notify import Notice, Notifier
+from campaign_pipeline.adapters.notice_formats import Notice
+from campaign_pipeline.adapters.notify import Notifier
 from campaign_pipeline.adapters.openrouter import OpenRouter
 from campaign_pipeline.core.ports import Attempt, Envelope, MessageChannel, Prompt, Systemic
 from campaign_pipeline.defs.resources import CHANNELS, channel_of

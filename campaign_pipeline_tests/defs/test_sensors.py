@@ -2,6 +2,7 @@
 
 import email
 import email.policy
+import os
 import socket
 import threading
 from collections.abc import Iterator
@@ -18,8 +19,10 @@ from aiosmtpd.controller import Controller
 from dagster import DagsterInstance, DagsterRunStatus
 
 from campaign_pipeline.adapters.environment import NotifierSettings, SettingError
-from campaign_pipeline.adapters.notify import Notice, Notifier
+from campaign_pipeline.adapters.notice_formats import Notice
+from campaign_pipeline.adapters.notify import Notifier
 from campaign_pipeline.definitions import defs
+from campaign_pipeline.defs.days import days
 from campaign_pipeline.defs.resources import LanguageModelResource, QueueDatabase
 from campaign_pipeline.defs.sensors import backlog_notifications, run_failure_notifications
 from campaign_pipeline_tests.factories import World
@@ -91,22 +94,27 @@ def test_overdue_messages_are_told_once_and_once_that_they_are_over(
     world: World, webhook: Webhook, watch: Watch
 ) -> None:
     run = world.run(name="Natal")
-    message = world.due_message(run)
+    world.due_message(run)
     assert watch.tick() == "All is well."
     world.move_clock(timedelta(minutes=20))
     assert watch.tick() == "Told: 1 new, 0 over, 1 in all."
     (told,) = webhook.told
-    assert told["title"] == "Campaigns: 1 things need a person"
-    assert "Run Natal" in told["lines"][0]
-    assert "1 messages are overdue by more than 15 minutes in an open window" in told["text"]
+    assert told["title"] == "Overdue, 1 messages wait"
+    assert told["lines"][0] == "Messages are overdue by more than 15 minutes in an open window."
+    assert "1 due messages of Natal wait. Nothing is lost." in told["lines"][1]
+    assert "process_campaign_queue_every_minute is on" in told["lines"][2]
     world.due_message(run)
     assert watch.tick() == "1 concerns, all told before."
-    world.do("UPDATE campaign_messages SET status = 'sent'")
+    world.move_clock(timedelta(hours=4, minutes=21))
+    assert watch.tick() == "Told: 1 new, 0 over, 1 in all."
+    assert "(4 hours) 2 due messages of Natal wait" in webhook.told[1]["lines"][1]
+    world.do("UPDATE campaign_messages SET status = 'sent', sent_at = campaign_now()")
     assert watch.tick() == "Told: 0 new, 1 over, 0 in all."
-    assert str(run) in webhook.told[1]["lines"][0]
+    assert webhook.told[2]["title"] == "Over: Overdue, 2 messages wait"
+    assert "it lasted 4 hours" in webhook.told[2]["lines"][0]
+    assert "2 messages of the campaigns it held went out since it began." in webhook.told[2]["lines"][0]
     assert watch.tick() == "All is well."
-    assert len(webhook.told) == 2
-    assert message
+    assert len(webhook.told) == 3
 
 
 def test_hours_in_which_the_window_is_closed_make_nothing_overdue(world: World, webhook: Webhook, watch: Watch) -> None:
@@ -121,17 +129,68 @@ def test_hours_in_which_the_window_is_closed_make_nothing_overdue(world: World, 
     assert watch.tick() == "Told: 1 new, 0 over, 1 in all."
 
 
-def test_an_inbox_that_is_disconnected_or_paused_is_told_only_with_messages_waiting(
+def test_one_inbox_that_is_down_is_one_notice_that_names_it_and_all_the_campaigns_it_holds(
+    world: World, webhook: Webhook, watch: Watch, environment: pytest.MonkeyPatch
+) -> None:
+    environment.setenv("CAMPAIGN_UI_URL", "https://dagster.example.com/")
+    workspace = world.workspace()
+    inbox = world.inbox(workspace, status="close", name="numero 2")
+    runs = [world.run(world.campaign(workspace, inbox), name=name) for name in ("Natal", "Páscoa")]
+    assert watch.tick() == "All is well."
+    for run in runs:
+        world.due_messages(run, 2)
+    assert watch.tick() == "Told: 1 new, 0 over, 1 in all."
+    (told,) = webhook.told
+    assert told["title"] == "Inbox Vendas (numero 2): inbox disconnected, 4 messages wait"
+    assert told["lines"][0].startswith("The instance numero 2 is close, not connected")
+    assert "of Natal, Páscoa wait" in told["lines"][1] or "of Páscoa, Natal wait" in told["lines"][1]
+    assert told["lines"][2] == "What to do: connect the inbox's instance; it goes on by itself then."
+    assert told["links"] == {"Runs": "https://dagster.example.com/assets/campaign_runs"}
+    assert watch.tick() == "1 concerns, all told before."
+
+
+def test_a_pause_of_the_account_that_all_share_is_one_notice_since_it_began(
     world: World, webhook: Webhook, watch: Watch
 ) -> None:
-    workspace = world.workspace()
-    config = world.campaign(workspace, world.inbox(workspace, status="close", name="vendas"))
-    run = world.run(config)
-    assert watch.tick() == "All is well."
-    world.due_messages(run, 2)
+    for name in ("Natal", "Páscoa", "Férias"):
+        world.due_message(world.run(name=name))
+    world.do(
+        "INSERT INTO campaign_pauses (scope, scope_id, kind, code, reason, since, until) VALUES ('provider', "
+        "'openrouter', 'systemic', 'bad_key', 'OpenRouter refuses the key.', campaign_now() - interval '3 hours', "
+        "campaign_now() + interval '9 minutes')"
+    )
+    assert watch.tick() == "Told: 1 new, 0 over, 1 in all."
+    assert webhook.told[0]["title"] == "Provider openrouter: bad key, 3 messages wait"
+    since = world.value("SELECT to_char(since AT TIME ZONE 'UTC', 'HH24:MI') FROM campaign_pauses")
+    assert f"{since} UTC 3 due messages of" in webhook.told[0]["lines"][1]
+    assert world.value("SELECT cardinality(run_ids) FROM campaign_notices") == 3
+
+
+def test_the_summary_of_a_day_says_what_is_left_for_a_person(world: World, webhook: Webhook, watch: Watch) -> None:
+    until_six = world.value(
+        "SELECT extract(epoch FROM l.time::date + interval '42 hours 5 minutes' - l.time)"
+        " FROM (SELECT campaign_now() AT TIME ZONE %s AS time) l",
+        str(days.timezone),
+    )
+    world.move_clock(timedelta(seconds=float(until_six)))
+    run = world.run(name="Natal", wait_code="daily_limit", wait_reason="It has begun as many today as it may.")
+    world.do(
+        "UPDATE campaign_runs SET pace_held_since = campaign_now(), wait_until = campaign_now() + interval '9 hours'"
+    )
+    world.due_messages(run, 3)
+    at = world.value("SELECT campaign_now()")
+    for _ in range(2):
+        world.due_message(run, status="failed", error_class="exhausted", error_code="timeout", finished_at=at)
     watch.tick()
-    assert "2 due messages wait. The instance vendas is close, not connected" in webhook.told[0]["text"]
-    assert watch.tick() == "1 concerns, all told before."
+    (told,) = webhook.told
+    assert "what is left for you" in told["title"]
+    assert told["lines"] == [
+        "Natal: 2 messages failed for good (timeout).",
+        "To send these again, launch retry_failed_messages for today.",
+        "Natal: of 3 messages due today about 0 will go out. It has begun as many today as it may.",
+    ]
+    watch.tick()
+    assert len(webhook.told) == 1
 
 
 def test_more_outcomes_that_nobody_knows_are_news_and_fewer_are_not(
@@ -145,6 +204,7 @@ def test_more_outcomes_that_nobody_knows_are_news_and_fewer_are_not(
     unknown()
     unknown()
     assert watch.tick().startswith("Told: 1 new")
+    assert webhook.told[0]["title"] == "Unknown outcome"
     assert webhook.told[0]["lines"][0].startswith("2 messages may have gone out and nobody knows")
     world.do("DELETE FROM campaign_messages WHERE id IN (SELECT id FROM campaign_messages LIMIT 1)")
     assert watch.tick() == "1 concerns, all told before."
@@ -167,10 +227,16 @@ def test_what_could_not_be_told_is_said_in_the_tick_and_told_at_the_next(
 def test_a_queue_that_cannot_be_read_is_told_without_its_password(
     webhook: Webhook, watch: Watch, environment: pytest.MonkeyPatch
 ) -> None:
+    url = os.environ["CAMPAIGN_DATABASE_URL"]
     environment.setenv("CAMPAIGN_DATABASE_URL", "postgresql://crm:hunter2@127.0.0.1:1/crm")
-    assert watch.tick().startswith("Told: 1 new")
-    assert "The queue cannot be read: The database crm at 127.0.0.1:1" in webhook.told[0]["text"]
+    assert watch.tick() == "Told: the queue cannot be read."
+    assert watch.tick() == "The queue cannot be read, as was told before."
+    assert webhook.told[0]["title"] == "The queue cannot be read"
+    assert webhook.told[0]["lines"][0].startswith("The database crm at 127.0.0.1:1")
     assert "hunter2" not in webhook.told[0]["text"]
+    environment.setenv("CAMPAIGN_DATABASE_URL", url)
+    watch.tick()
+    assert [told["title"] for told in webhook.told[1:]] == ["Over: the queue cannot be read"]
 
 
 def test_a_missing_key_is_told_when_something_is_due(
@@ -180,7 +246,8 @@ def test_a_missing_key_is_told_when_something_is_due(
     assert watch.tick() == "All is well."
     world.due_message(world.run())
     watch.tick()
-    assert "nothing can be sent: OPENROUTER_API_KEY is not set" in webhook.told[0]["text"]
+    assert webhook.told[0]["title"] == "Missing key, 1 messages wait"
+    assert "Nothing can be sent: OPENROUTER_API_KEY is not set" in webhook.told[0]["text"]
 
 
 # --------------------------------------------------------------------------------------------------------- failed runs
@@ -202,7 +269,10 @@ def tell(instance: DagsterInstance, run: dg.DagsterRun) -> str:
     (record,) = instance.get_records_for_run(run.run_id, of_type=dg.DagsterEventType.RUN_FAILURE).records
     event = record.event_log_entry.dagster_event
     assert event is not None
-    with dg.build_run_status_sensor_context("run_failure_notifications", event, instance, run) as context:
+    database = {"database": QueueDatabase()}
+    with dg.build_run_status_sensor_context(
+        "run_failure_notifications", event, instance, run, resources=database
+    ) as context:
         outcome = run_failure_notifications(context.for_run_failure())
     assert isinstance(outcome, dg.SkipReason)
     return outcome.skip_message or ""
@@ -221,6 +291,41 @@ def test_a_failed_run_is_told_with_its_sentence_and_the_next_that_fails_of_the_s
     other = a_failed_run(instance, "sqlite://three")
     assert tell(instance, other).endswith(": told.")
     assert len(webhook.told) == 2
+
+
+def test_a_failed_run_is_over_when_a_later_run_of_its_job_succeeds(
+    world: World, instance: DagsterInstance, webhook: Webhook, watch: Watch, environment: pytest.MonkeyPatch
+) -> None:
+    environment.setenv("CAMPAIGN_UI_URL", "http://localhost:3000")
+    failed = a_failed_run(instance, "mysql://one")
+    tell(instance, failed)
+    assert webhook.told[0]["links"] == {"The run": f"http://localhost:3000/runs/{failed.run_id}"}
+    assert watch.tick() == "All is well."
+    repeated = defs.resolve_job_def("process_campaign_queue").execute_in_process(instance=instance)
+    assert watch.tick() == "Told: 0 new, 1 over, 0 in all."
+    assert "process_campaign_queue failed: this is over; it lasted" in webhook.told[1]["lines"][0]
+    assert f"The run {repeated.run_id[:8]} of process_campaign_queue succeeded." in webhook.told[1]["lines"][0]
+    assert watch.tick() == "All is well."
+
+
+def test_a_step_that_was_killed_says_that_nothing_is_lost_and_when_what_it_held_comes_back(
+    world: World, instance: DagsterInstance, webhook: Webhook
+) -> None:
+    job = defs.resolve_job_def("process_campaign_queue")
+    run = instance.create_run_for_job(job, status=DagsterRunStatus.STARTED, tags={"dagster/will_retry": "true"})
+    instance.report_run_failed(run, "A step was killed.")
+    world.due_messages(world.run(), 3)
+    world.do(
+        "UPDATE campaign_messages SET status = 'queued', lease_token = gen_random_uuid(), lease_owner = %s, "
+        "lease_expires_at = campaign_now() + interval '90 seconds'",
+        f"run {run.run_id[:8]} inbox_1",
+    )
+    until = world.value("SELECT to_char(max(lease_expires_at) AT TIME ZONE 'UTC', 'HH24:MI') FROM campaign_messages")
+    dead = instance.get_run_by_id(run.run_id)
+    assert dead is not None
+    tell(instance, dead)
+    assert f"Nothing is lost: 3 messages that it held are due again by {until} UTC" in webhook.told[0]["text"]
+    assert "Dagster repeats the run by itself." in webhook.told[0]["lines"]
 
 
 def test_a_failure_that_could_not_be_told_says_so(instance: DagsterInstance, webhook: Webhook) -> None:
@@ -275,9 +380,55 @@ def test_a_notice_goes_out_by_e_mail_with_its_headline_as_subject() -> None:
         settings = NotifierSettings(email="ops@example.com, on-call@example.com", smtp_url=url)
         assert Notifier(settings, lambda _: None).tell(Notice("Título", ["Uma inbox está fora."])) == []
     (mail,) = mailbox.mails
+    html = mail.get_body(("html",))
+    assert html is not None
+    assert "<li>Uma inbox está fora.</li>" in html.get_content()
     assert (mail["Subject"], mail["From"]) == ("Título", "ops@example.com")
     assert mail["To"] == "ops@example.com, on-call@example.com"
-    assert "Uma inbox está fora." in mail.get_content()
+    plain = mail.get_body(("plain",))
+    assert plain is not None
+    assert "- Uma inbox está fora." in plain.get_content()
+
+
+NOTICE = Notice("Inbox <Vendas> is down", ["4 messages of A & B wait."], {"Runs": "https://dagster.example.com/runs"})
+
+
+def received(webhook: Webhook, form: str) -> dict[str, Any]:
+    settings = NotifierSettings(webhook_url=webhook.url, webhook_format=form)
+    assert Notifier(settings, lambda _: None).tell(NOTICE) == []
+    (body,) = webhook.told
+    return body
+
+
+def test_slack_gets_blocks_in_its_own_markup(webhook: Webhook) -> None:
+    body = received(webhook, "slack")
+    header, lines, links = body["blocks"]
+    assert header == {"type": "header", "text": {"type": "plain_text", "text": "Inbox <Vendas> is down"}}
+    assert lines["text"] == {"type": "mrkdwn", "text": "• 4 messages of A &amp; B wait."}
+    assert links["text"]["text"] == "<https://dagster.example.com/runs|Runs>"
+    assert body["text"] == "Inbox &lt;Vendas&gt; is down"
+
+
+def test_teams_gets_an_adaptive_card(webhook: Webhook) -> None:
+    body = received(webhook, "teams")
+    (attachment,) = body["attachments"]
+    card = attachment["content"]
+    assert (body["type"], attachment["contentType"]) == ("message", "application/vnd.microsoft.card.adaptive")
+    assert [block["text"] for block in card["body"]] == ["Inbox <Vendas> is down", "4 messages of A & B wait."]
+    assert card["actions"] == [{"type": "Action.OpenUrl", "title": "Runs", "url": "https://dagster.example.com/runs"}]
+
+
+@pytest.mark.parametrize(
+    ("variables", "form"),
+    [
+        ({"CAMPAIGN_NOTIFY_WEBHOOK": "https://hooks.slack.com/services/T/B/X"}, "slack"),
+        ({"CAMPAIGN_NOTIFY_WEBHOOK": "https://prod-1.westeurope.logic.azure.com:443/workflows/x"}, "teams"),
+        ({"CAMPAIGN_NOTIFY_WEBHOOK": "https://chat.example.com/hooks/x"}, "json"),
+        ({"CAMPAIGN_NOTIFY_WEBHOOK": "https://chat.example.com/x", "CAMPAIGN_NOTIFY_FORMAT": "slack"}, "slack"),
+    ],
+)
+def test_the_format_of_a_webhook_follows_its_host_unless_it_is_set(variables: dict[str, str], form: str) -> None:
+    assert NotifierSettings.from_environment(variables).webhook_format == form
 
 
 def unreachable() -> NotifierSettings:
@@ -307,6 +458,8 @@ def test_every_way_that_fails_is_named_without_its_secret_and_the_log_has_the_no
         ({"CAMPAIGN_NOTIFY_EMAIL": "ops@example.com"}, "CAMPAIGN_NOTIFY_EMAIL needs CAMPAIGN_SMTP_URL"),
         ({"CAMPAIGN_SMTP_URL": "mail.example.com:25:SECRET"}, "CAMPAIGN_SMTP_URL"),
         ({"CAMPAIGN_SMTP_URL": "smtp://"}, "CAMPAIGN_SMTP_URL"),
+        ({"CAMPAIGN_NOTIFY_FORMAT": "xml"}, "CAMPAIGN_NOTIFY_FORMAT is 'xml'"),
+        ({"CAMPAIGN_UI_URL": "dagster.example.com"}, "CAMPAIGN_UI_URL"),
     ],
 )
 def test_an_address_that_cannot_be_is_named_without_its_value(variables: dict[str, str], name: str) -> None:

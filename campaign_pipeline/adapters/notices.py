@@ -1,0 +1,59 @@
+"""The table of notices, and what a notice says of the queue: names, counts, the day's summary."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from campaign_pipeline.adapters.operations import Operations
+from campaign_pipeline.core.notices import Concern, SlowRun, Standing
+
+
+class Notices(Operations):
+    """What people were told, on one connection for one tick."""
+
+    def standing(self) -> dict[str, Standing]:
+        """What was told and is not over, by key."""
+        return {row["key"]: Standing(**row) for row in self._all("list_notices")}
+
+    def keep(self, concern: Concern, title: str, since: datetime, job: str | None = None) -> None:
+        """Write down that a notice was told."""
+        self._run(
+            "keep_notice",
+            key=concern.key,
+            title=title,
+            since=since,
+            size=concern.size,
+            run_ids=list(concern.runs),
+            job=job,
+        )
+
+    def shrink(self, key: str, size: int) -> None:
+        """Write down that what was told has become smaller."""
+        self._run("shrink_notice", key=key, size=size)
+
+    def end(self, key: str) -> None:
+        """Forget a notice whose end was told."""
+        self._run("end_notice", key=key)
+
+    def name(self, scope: str, scope_id: str) -> str:
+        """How people call it; its id where it has no name, nothing where there is no scope."""
+        return (self._all("name_scope", scope=scope, id=scope_id)[0]["name"] or scope_id) if scope else ""
+
+    def sent_since(self, run_ids: Sequence[UUID], since: datetime) -> int:
+        """How many messages of these campaign runs went out."""
+        sent: int = self._all("count_sent_since", run_ids=list(run_ids), since=since)[0]["sent"]
+        return sent
+
+    def held_by(self, owner: str) -> tuple[int, datetime | None]:
+        """How many messages a Dagster run still holds, and when its last lease ends."""
+        row = self._all("count_held_by", owner=owner)[0]
+        return row["messages"], row["until"]
+
+    def exhausted(self, since: datetime) -> list[dict[str, Any]]:
+        """What exhausted its attempts, by code and campaign."""
+        return self._all("summarize_failures", since=since)
+
+    def slow_runs(self, day_end: datetime) -> list[SlowRun]:
+        """The runs that a spending limit or a pace holds, and what is due in them until then."""
+        return [SlowRun(**row) for row in self._all("summarize_waits", day_end=day_end)]

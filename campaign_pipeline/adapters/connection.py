@@ -68,6 +68,38 @@ def endpoint(
     return Endpoint(_reachable(url, source), key)
 
 
+@dataclass(frozen=True)
+class KeyVariable:
+    """Which variable holds a provider's key, and how those begin that an inbox may name in its stead."""
+
+    usual: str
+    prefix: str
+
+
+KEY_VARIABLES = {
+    "evolution": KeyVariable("EVOLUTION_API_KEY", "EVOLUTION_"),
+    "uazapi": KeyVariable("UAZAPI_TOKEN", "UAZAPI_"),
+    "cloud_api": KeyVariable("CLOUD_API_TOKEN", "CLOUD_API_"),
+    "smtp": KeyVariable("SMTP_URL", "SMTP_"),
+}
+
+
+def variables_of(row: Mapping[str, Any], provider: str, variables: Mapping[str, str]) -> Mapping[str, str]:
+    """The variables for one inbox: the key that its provider_config.key_variable names stands in for the usual one.
+
+    A row can name no secret of anything else, for the name has to begin like its provider's own; and it goes where the
+    usual key would go. Raises LookupError.
+    """
+    named, known = setting(row, "key_variable"), KEY_VARIABLES.get(provider)
+    if named is None or known is None:
+        return variables
+    if not named.startswith(known.prefix):
+        raise LookupError(f"provider_config.key_variable of the instance must begin with {known.prefix}.")
+    if not variables.get(named):
+        raise LookupError(f"{named} is not set, which provider_config.key_variable of the instance names.")
+    return {**variables, known.usual: variables[named]}
+
+
 def environment_endpoint(variables: Mapping[str, str], url_variable: str, key_variable: str) -> Endpoint:
     """Address and key of a provider of which no row has a say."""
     for variable in (url_variable, key_variable):

@@ -135,9 +135,9 @@ def _absent(foreign: bool) -> Absent:
 def from_connection(
     client: httpx.AsyncBaseTransport, row: Mapping[str, Any], variables: Mapping[str, str], send_timeout: float
 ) -> Uazapi:
-    """Build the channel of an inbox from its instance row; its server else from UAZAPI_API_URL.
+    """Build the channel of an inbox from its instance row, else from UAZAPI_API_URL and UAZAPI_TOKEN.
 
     Raises LookupError with a sentence that names what is missing.
     """
-    server = endpoint(row, variables, "UAZAPI_API_URL", None)
+    server = endpoint(row, variables, "UAZAPI_API_URL", "UAZAPI_TOKEN")
     return Uazapi(client, server.url, server.key, send_timeout)

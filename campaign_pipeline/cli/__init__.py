@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from campaign_pipeline.cli import act, consent, crm, db, demo, dev, leads, look, process, sandbox
+from campaign_pipeline.cli import act, campaigns, consent, crm, db, demo, dev, leads, look, process, sandbox
 from campaign_pipeline.cli.errors import INTERRUPTED, known_trouble
 
 SECTIONS: dict[str, Sequence[Any]] = {
@@ -21,7 +21,7 @@ SECTIONS: dict[str, Sequence[Any]] = {
     "Send": (process,),
     "Look": (look,),
     "Act": (act,),
-    "From a list to a campaign": (leads,),
+    "From a list to a campaign": (leads, campaigns),
     "People's data": (consent,),
     "Database": (db, crm),
 }

@@ -9,7 +9,7 @@ import dagster as dg
 import httpx
 
 from campaign_pipeline.adapters import cloud_api, evolution, smtp, supabase, uazapi
-from campaign_pipeline.adapters.connection import model_url, setting
+from campaign_pipeline.adapters.connection import model_url, setting, variables_of
 from campaign_pipeline.adapters.database import queue_url
 from campaign_pipeline.adapters.environment import DeliverySettings, Environment
 from campaign_pipeline.adapters.hosts import Hosts
@@ -110,7 +110,8 @@ def channel_of(
         reason = f"The instance {connection['name']} has provider_type {kind!r}, but only {known} can be used."
         return Unconfigured("unknown_provider", reason)
     try:
-        return build(client, connection, environment.providers, send_timeout)
+        variables = variables_of(connection, kind, environment.providers)
+        return build(client, connection, variables, send_timeout)
     except LookupError as error:
         return Unconfigured("provider_not_configured", str(error.args[0]))
 

@@ -43,6 +43,7 @@ class LeadsFile:
     tool: str | None  # the tool whose export it seems to be
     mapping: list[tuple[str, str, str]]  # field, its columns, and the first filled value
     notes: list[str] = field(default_factory=list)  # sentences about the file that a person should read
+    lines: list[int] = field(default_factory=list)  # of each lead, where its row begins in the file
 
 
 def read_leads(path: str | PathLike[str], chosen: Mapping[str, Sequence[str]] | None = None) -> LeadsFile:
@@ -66,16 +67,17 @@ def read_leads(path: str | PathLike[str], chosen: Mapping[str, Sequence[str]] | 
     except LeadsFileError as error:
         raise LeadsFileError(f"{file} {error}" if str(error).startswith("has") else f"{file}: {error}") from None
     table.swallows = _rows_like(columns)
-    leads, problems, refusals = _read_rows(table, columns)
+    leads, lines, problems, refusals = _read_rows(table, columns)
     if not leads and not problems:
         raise LeadsFileError(f"{file} has a header but no rows: write one lead on each line below it.")
     notes = [*table.notes, *columns.notes, *_told(refusals)]
     tool = columns.tool.name if columns.tool else None
-    return LeadsFile(leads, problems, table.how, tool, columns.shown(table.sample), notes)
+    return LeadsFile(leads, problems, table.how, tool, columns.shown(table.sample), notes, lines)
 
 
-def _read_rows(table: Table, columns: Columns) -> tuple[list[Lead], list[Problem], Counter[str]]:
+def _read_rows(table: Table, columns: Columns) -> tuple[list[Lead], list[int], list[Problem], Counter[str]]:
     leads: list[Lead] = []
+    lines: list[int] = []
     problems: list[Problem] = []
     phone_lines: dict[str, int] = {}
     refusals: Counter[str] = Counter()
@@ -92,8 +94,9 @@ def _read_rows(table: Table, columns: Columns) -> tuple[list[Lead], list[Problem
         problems += row.problems
         if not row.problems:
             leads.append(lead)
+            lines.append(line)
             refusals.update(heading for heading, index, words in refusing if row.says(index, words))
-    return leads, problems, refusals
+    return leads, lines, problems, refusals
 
 
 def _refusing_columns(columns: Columns) -> list[tuple[str, int, tuple[str, ...]]]:

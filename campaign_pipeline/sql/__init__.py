@@ -31,6 +31,7 @@ STATEMENT_FILES = (
     "crm",
     "overview",
     "operator",
+    "campaigns",
 )
 FUNCTION_FILES = ("pacing", "consent", "numbers", "spending", "tenancy", "queue", "channels", "crm", "rights")
 """In this order: what the queue's functions call exists before them."""

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from campaign_pipeline.adapters.connection import endpoint, environment_endpoint, model_url
+from campaign_pipeline.adapters.connection import endpoint, environment_endpoint, model_url, variables_of
 from campaign_pipeline.adapters.environment import Environment, SettingError
 
 COMMON = {"EVOLUTION_API_URL": "https://evolution.example/api/", "EVOLUTION_API_KEY": "the-key-of-all"}
@@ -109,3 +109,17 @@ def test_the_functions_key_only_goes_to_the_environments_project() -> None:
 
 def test_no_key_is_shown() -> None:
     assert "the-key-of-all" not in repr(endpoint({}, COMMON, "EVOLUTION_API_URL", "EVOLUTION_API_KEY"))
+
+
+def test_an_inbox_may_name_its_own_key_which_goes_where_the_usual_one_goes() -> None:
+    row = {"provider_config": {"key_variable": "EVOLUTION_API_KEY_SALES"}}
+    variables = variables_of(row, "evolution", {**COMMON, "EVOLUTION_API_KEY_SALES": "of-sales"})
+    assert reached(dict(variables), **row) == ("https://evolution.example/api", "of-sales")
+    with pytest.raises(LookupError, match="^EVOLUTION_API_KEY_SALES is not set"):
+        variables_of(row, "evolution", COMMON)
+
+
+@pytest.mark.parametrize("name", ["CLOUD_API_TOKEN", "SUPABASE_SERVICE_ROLE_KEY"])
+def test_an_inbox_cannot_name_the_secret_of_another_system(name: str) -> None:
+    with pytest.raises(LookupError, match="must begin with EVOLUTION_"):
+        variables_of({"provider_config": {"key_variable": name}}, "evolution", {name: "secret"})

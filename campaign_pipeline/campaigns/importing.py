@@ -1,0 +1,136 @@
+"""Write the leads of a file into a workspace: each number once, whatever the workspace has already."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from uuid import UUID, uuid4
+
+import psycopg
+from psycopg.rows import DictRow
+
+from campaign_pipeline.adapters.queue_connection import connect_rows
+from campaign_pipeline.campaigns.finding import NotFound, find_campaign, find_workspace
+from campaign_pipeline.core.phone_reading import canonical_address
+from campaign_pipeline.leads import Lead
+from campaign_pipeline.leads.values import fold
+from campaign_pipeline.sql import statement
+
+
+@dataclass
+class Imported:
+    """What became of the leads of a file."""
+
+    added: int
+    known: list[int] = field(default_factory=list)  # lines whose number the workspace has already
+    funnel: str = ""
+    column: str = ""
+
+
+@dataclass(frozen=True)
+class _Place:
+    funnel_id: UUID
+    column_id: UUID
+    funnel: str
+    column: str
+
+
+def import_leads(
+    url: str, leads: Sequence[Lead], lines: Sequence[int], workspace: str, campaign: str | None
+) -> Imported:
+    """Add the leads whose numbers the workspace does not have, all or nothing; `lines` as in LeadsFile.
+
+    They go into the column that the campaign takes its leads from. One import at a time, so that two of one file add
+    each number once. Raises NotFound and psycopg.Error.
+    """
+    with connect_rows(url) as connection, connection.transaction():
+        connection.execute(statement("lock_campaign_files"))
+        workspace_id = find_workspace(connection, workspace)
+        place = _place(connection, workspace_id, campaign)
+        rows = connection.execute(statement("list_known_numbers"), {"workspace_id": workspace_id}).fetchall()
+        known = {row["number"] for row in rows}
+        imported = Imported(0, funnel=place.funnel, column=place.column)
+        added: list[tuple[UUID, Lead]] = []
+        for lead, line in zip(leads, lines, strict=True):
+            if (number := canonical_address(lead.phone)) in known:
+                imported.known.append(line)
+            else:
+                known.add(number)
+                added.append((uuid4(), lead))
+        _write_leads(connection, workspace_id, place, added)
+        _write_custom_values(connection, _custom_fields(connection, workspace_id, added), added)
+        imported.added = len(added)
+    return imported
+
+
+def _place(connection: psycopg.Connection[DictRow], workspace_id: UUID, campaign: str | None) -> _Place:
+    """Where new leads go: the column of the campaign, or of all campaigns, or the first there is."""
+    if campaign is not None:
+        rows = [find_campaign(connection, campaign, workspace_id)]
+    else:
+        rows = [*connection.execute(statement("list_campaigns"), {"workspace_id": workspace_id}).fetchall()]
+    places = {
+        _Place(row["source_funnel_id"], row["source_column_id"], row["funnel"] or "", row["column"] or "")
+        for row in rows
+        if row["source_funnel_id"] and row["source_column_id"]
+    }
+    if len(places) > 1:
+        names = ", ".join(str(row["name"]) for row in rows)
+        raise NotFound(f"Its campaigns take their leads from different columns; name one with --campaign: {names}.")
+    if places:
+        return places.pop()
+    columns = connection.execute(statement("list_funnel_columns"), {"workspace_id": workspace_id}).fetchall()
+    for row in columns:
+        if row["column_id"] is not None:
+            return _Place(row["funnel_id"], row["column_id"], row["funnel"], row["column"])
+    raise NotFound("The workspace has no sales funnel with a column to put leads in; `apply` makes one.")
+
+
+def _write_leads(
+    connection: psycopg.Connection[DictRow], workspace_id: UUID, place: _Place, leads: Sequence[tuple[UUID, Lead]]
+) -> None:
+    with (
+        connection.cursor() as cursor,
+        cursor.copy(
+            "COPY public.leads (id, workspace_id, funnel_id, column_id, client_name, company, phone, deal_value, "
+            "priority, tags, notes, cnpj) FROM STDIN"
+        ) as copy,
+    ):
+        for lead_id, lead in leads:
+            # A foreign number keeps its plus, without which it may be read as a Brazilian one.
+            phone = lead.phone if (lead.phone or "").startswith("55") else f"+{lead.phone}"
+            copy.write_row(
+                (
+                    *(lead_id, workspace_id, place.funnel_id, place.column_id, lead.client_name, lead.company, phone),
+                    *(lead.deal_value, lead.priority, list(lead.tags), lead.notes, lead.cnpj),
+                )
+            )
+
+
+def _custom_fields(
+    connection: psycopg.Connection[DictRow], workspace_id: UUID, leads: Sequence[tuple[UUID, Lead]]
+) -> dict[str, UUID]:
+    """Name -> id of every custom field that the leads bring; those that are missing are made."""
+    rows = connection.execute(statement("list_custom_fields"), {"workspace_id": workspace_id}).fetchall()
+    known: dict[str, UUID] = {}
+    for row in rows:
+        known.setdefault(fold(row["name"]), row["id"])
+    found: dict[str, UUID] = {}
+    for name in dict.fromkeys(name for _, lead in leads for name in lead.custom_fields):
+        key = fold(name)
+        if key not in known:
+            known[key] = uuid4()
+            values = {"id": known[key], "workspace_id": workspace_id, "name": name}
+            connection.execute(statement("insert_custom_field"), values)
+        found[name] = known[key]
+    return found
+
+
+def _write_custom_values(
+    connection: psycopg.Connection[DictRow], fields: Mapping[str, UUID], leads: Sequence[tuple[UUID, Lead]]
+) -> None:
+    with (
+        connection.cursor() as cursor,
+        cursor.copy("COPY public.lead_custom_values (lead_id, custom_field_id, value) FROM STDIN") as copy,
+    ):
+        for lead_id, lead in leads:
+            for name, value in lead.custom_fields.items():
+                copy.write_row((lead_id, fields[name], value))

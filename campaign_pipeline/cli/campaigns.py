@@ -1,0 +1,132 @@
+"""`campaign-pipeline apply`, `import` and `start`: from a list of leads to a running campaign."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from campaign_pipeline.cli.errors import WrongSetting
+from campaign_pipeline.cli.options import json_option, map_option, mapping_of, personal_data_option
+from campaign_pipeline.cli.output import console, show, show_json
+from campaign_pipeline.cli.queue import queue_url
+
+LONGEST_CELL = 80
+"""Characters of a setting in the table of differences."""
+
+
+@click.command()
+@click.argument("campaign_file", type=click.Path(path_type=Path), metavar="FILE", required=False)
+@click.option("--check", is_flag=True, help="Only show what would change; exit code 1 where something would.")
+@click.option("--example", is_flag=True, help="Print a commented file to begin with, and leave.")
+@click.option("--schema", is_flag=True, help="Print the file's JSON Schema, for editors, and leave.")
+@json_option
+def apply(campaign_file: Path | None, check: bool, example: bool, schema: bool, as_json: bool) -> None:
+    """Make workspace, inboxes and campaigns what a YAML file says.
+
+    Shows each difference and writes them in one transaction; a second time there is none. What the file does not name
+    stays as it is. Nothing is sent by this.
+    """
+    from importlib import resources
+
+    from campaign_pipeline.campaigns.applying import apply_campaign_file
+    from campaign_pipeline.campaigns.reading import CampaignFileError, read_campaign_file
+
+    if example or schema:
+        name = "example.yaml" if example else "campaign.schema.json"
+        click.echo(resources.files("campaign_pipeline.campaigns").joinpath(name).read_text(encoding="utf-8"), nl=False)
+        return
+    if campaign_file is None:
+        raise click.UsageError("Name the file, such as campaign.yaml; --example prints one.")
+    try:
+        applied = apply_campaign_file(queue_url(), read_campaign_file(campaign_file), os.environ, check=check)
+    except CampaignFileError as error:
+        raise WrongSetting(str(error)) from None
+    rows = [vars(change) for change in applied.changes]
+    if as_json:
+        show_json({"applied": not check, "changes": rows, **_rest(applied)})
+    else:
+        short = [{**row, "before": _short(row["before"]), "after": _short(row["after"])} for row in rows]
+        columns = {"what": "what", "field": "field", "before": "now" if check else "before", "after": "new"}
+        show(short, columns, as_json=False, empty="Nothing differs from the file.")
+        for name in applied.left_alone:
+            click.echo(f"Left alone, for the file does not name it: {name}.")
+        for sentence in applied.missing_variables:
+            click.echo(sentence, err=True)
+    if check and rows:
+        sys.exit(1)
+
+
+def _rest(applied: Any) -> dict[str, Any]:
+    names = ("workspace_id", "left_alone", "missing_variables")
+    return {name: getattr(applied, name) for name in names}
+
+
+def _short(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    line = " ".join(value.split())
+    return line if len(line) <= LONGEST_CELL else f"{line[: LONGEST_CELL - 1]}…"
+
+
+@click.command("import")
+@click.argument("leads_file", type=click.Path(path_type=Path), metavar="FILE")
+@click.option("--workspace", required=True, metavar="NAME", help="Whose leads they are, by name or id.")
+@click.option(
+    "--campaign", metavar="NAME", help="Which campaign they are for; needed where its column is not the only."
+)
+@map_option
+@json_option
+@personal_data_option
+def import_(
+    leads_file: Path,
+    workspace: str,
+    campaign: str | None,
+    mapping: tuple[str, ...],
+    as_json: bool,
+    personal: bool,
+) -> None:
+    """Write the leads of a CSV, XLSX, XLS or ODS file into a workspace.
+
+    Says of each row that is left out its line and why, and writes the others in one transaction. A number that the
+    workspace has already is not added again, so the same file may be imported twice.
+    """
+    from campaign_pipeline.campaigns.finding import NotFound
+    from campaign_pipeline.campaigns.importing import import_leads
+    from campaign_pipeline.leads.reading import read_leads
+    from campaign_pipeline.leads.report import show_reading
+
+    read = read_leads(leads_file, mapping_of(mapping))
+    if not as_json:
+        show_reading(console(), leads_file.name, read, most_problems=None)
+    try:
+        imported = import_leads(queue_url(), read.leads, read.lines, workspace, campaign)
+    except NotFound as error:
+        raise WrongSetting(str(error)) from None
+    if as_json:
+        problems = [
+            {"line": each.line, "column": each.column, "why": each.message if personal else _without_value(each)}
+            for each in read.problems
+        ]
+        show_json({**vars(imported), "left_out": problems, "notes": read.notes})
+        return
+    if imported.known:
+        lines = ", ".join(map(str, imported.known[:20])) + (", …" if len(imported.known) > 20 else "")
+        click.echo(
+            f"{len(imported.known):,} numbers are in the workspace already, so nothing was added for line {lines}."
+        )
+    click.echo(f"{imported.added:,} leads were added to column {imported.column} of funnel {imported.funnel}.")
+
+
+def _without_value(problem: Any) -> str:
+    """What is wrong, without the cell that a person filled in."""
+    from campaign_pipeline.leads.values import shown
+
+    text: str = problem.message
+    return text.replace(shown(problem.value), "…") if problem.value else text
+
+
+COMMANDS = (apply, import_)

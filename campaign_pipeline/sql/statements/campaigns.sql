@@ -1,0 +1,185 @@
+-- Statements of campaign files, of imported leads and of the plan of a day. See campaign_pipeline/campaigns/.
+
+-- name: lock_campaign_files
+-- One file is applied, one list imported at a time: what is not there is looked for and then made.
+SELECT pg_advisory_xact_lock(hashtextextended('campaign_pipeline campaign files', 0));
+
+-- name: look_at_campaign_tables
+-- How the CRM keeps campaigns: whether its table has a name for them, one a workspace at most, and workspaces an owner.
+SELECT campaign_pipeline.campaign_is_planner() AS has_names,
+       EXISTS (SELECT FROM pg_catalog.pg_index i JOIN pg_catalog.pg_attribute a
+                   ON a.attrelid = i.indrelid AND a.attname = 'workspace_id' AND i.indkey::text = a.attnum::text
+               WHERE i.indrelid = 'public.campaign_configs'::regclass AND i.indisunique) AS one_a_workspace,
+       EXISTS (SELECT FROM pg_catalog.pg_attribute a
+               WHERE a.attrelid = 'public.workspaces'::regclass AND a.attname = 'owner_id' AND a.attnotnull)
+           AS needs_owner;
+
+-- name: find_workspaces
+-- The workspaces of a name.
+SELECT w.id, w.name, COALESCE(w.settings ->> 'timezone', 'America/Sao_Paulo') AS timezone, w.max_cost_usd_per_day,
+       w.one_message_per_lead_per_day, w.number_rest_hours, agent.id AS agent_id, agent.name AS agent_name, agent.model,
+       agent.fallback_models, agent.system_prompt
+FROM public.workspaces w
+LEFT JOIN LATERAL (SELECT a.* FROM public.ai_agents a WHERE a.workspace_id = w.id AND a.is_active
+                   ORDER BY a.model IS NULL, a.created_at DESC LIMIT 1) agent ON true
+WHERE w.name = %(name)s ORDER BY w.created_at, w.id;
+
+-- name: insert_workspace
+-- A new tenant. Its slug is its name without accents and spaces, and a piece of its id.
+INSERT INTO public.workspaces (id, name, slug) VALUES (%(id)s, %(name)s, %(slug)s);
+
+-- name: update_workspace
+-- What the file says of the tenant itself.
+UPDATE public.workspaces
+SET settings = COALESCE(settings, '{}') || jsonb_build_object('timezone', %(timezone)s::text),
+    max_cost_usd_per_day = %(max_cost_usd_per_day)s, one_message_per_lead_per_day = %(one_message_per_lead_per_day)s,
+    number_rest_hours = %(number_rest_hours)s
+WHERE id = %(id)s;
+
+-- name: insert_agent
+-- The agent that writes for the workspace.
+INSERT INTO public.ai_agents (id, workspace_id, is_active) VALUES (%(id)s, %(workspace_id)s, true);
+
+-- name: update_agent
+-- Its model and persona.
+UPDATE public.ai_agents
+SET name = %(name)s, model = %(model)s, fallback_models = %(fallback_models)s, system_prompt = %(system_prompt)s
+WHERE id = %(id)s;
+
+-- name: list_campaign_inboxes
+-- The inboxes of a workspace, each with the instance that it sends through and its pace.
+SELECT b.id, b.name, i.id AS instance_id, i.provider_type, i.name AS instance, i.provider_config,
+       i.instance_token IS NOT NULL OR i.api_key IS NOT NULL AS has_own_key,
+       p.inbox_id IS NOT NULL AS has_pace, p.min_gap_seconds, p.jitter, p.hourly_limit, p.daily_limit, p.warm_up_from,
+       p.pause_after, p.pause_seconds, p.quiet_from, p.quiet_until, p.timezone
+FROM public.inboxes b
+LEFT JOIN LATERAL (
+    SELECT i.* FROM public.inbox_instances x JOIN public.instances i ON i.id = x.instance_id
+    WHERE x.inbox_id = b.id AND NOT campaign_pipeline.campaign_is_foreign(i.workspace_id, b.workspace_id)
+    ORDER BY (i.status = 'connected') DESC NULLS LAST, i.last_connected_at DESC NULLS LAST, i.id LIMIT 1) i ON true
+LEFT JOIN campaign_pipeline.campaign_inbox_pace p ON p.inbox_id = b.id
+WHERE b.workspace_id = %(workspace_id)s ORDER BY b.created_at, b.id;
+
+-- name: insert_inbox
+-- A new inbox.
+INSERT INTO public.inboxes (id, workspace_id, name) VALUES (%(id)s, %(workspace_id)s, %(name)s);
+
+-- name: insert_instance
+-- Its number or mailbox. Connected: whoever declares it has connected it; a provider that says otherwise is believed.
+INSERT INTO public.instances (id, workspace_id, name, status, last_connected_at)
+VALUES (%(id)s, %(workspace_id)s, %(instance)s, 'connected', campaign_pipeline.campaign_now());
+
+-- name: link_instance
+-- The inbox sends through it.
+INSERT INTO public.inbox_instances (inbox_id, instance_id) VALUES (%(inbox_id)s, %(instance_id)s);
+
+-- name: update_instance
+-- What the file says of it; what else the CRM keeps in its settings stays.
+UPDATE public.instances
+SET name = %(instance)s, provider = %(channel)s, provider_type = %(provider)s,
+    provider_config = (COALESCE(provider_config, '{}') - %(unset)s::text[]) || %(provider_config)s
+WHERE id = %(id)s;
+
+-- name: save_inbox_pace
+-- How fast the inbox may send.
+INSERT INTO campaign_pipeline.campaign_inbox_pace AS p
+    (inbox_id, min_gap_seconds, jitter, hourly_limit, daily_limit, warm_up_from, pause_after, pause_seconds, quiet_from,
+     quiet_until, timezone)
+VALUES (%(inbox_id)s, %(min_gap_seconds)s, %(jitter)s, %(hourly_limit)s, %(daily_limit)s, %(warm_up_from)s,
+        %(pause_after)s, %(pause_seconds)s, %(quiet_from)s, %(quiet_until)s, %(timezone)s)
+ON CONFLICT (inbox_id) DO UPDATE
+SET (min_gap_seconds, jitter, hourly_limit, daily_limit, warm_up_from, pause_after, pause_seconds, quiet_from,
+     quiet_until, timezone)
+    = ROW (EXCLUDED.min_gap_seconds, EXCLUDED.jitter, EXCLUDED.hourly_limit, EXCLUDED.daily_limit,
+           EXCLUDED.warm_up_from, EXCLUDED.pause_after, EXCLUDED.pause_seconds, EXCLUDED.quiet_from,
+           EXCLUDED.quiet_until, EXCLUDED.timezone);
+
+-- name: drop_inbox_pace
+-- It goes as fast as it can.
+DELETE FROM campaign_pipeline.campaign_inbox_pace WHERE inbox_id = %(inbox_id)s;
+
+-- name: list_funnel_columns
+-- The sales funnels of a workspace and their columns, in their order.
+SELECT f.id AS funnel_id, f.name AS funnel, k.id AS column_id, k.title AS column
+FROM public.funnels f LEFT JOIN public.funnel_columns k ON k.funnel_id = f.id
+WHERE f.workspace_id = %(workspace_id)s ORDER BY f.position NULLS LAST, f.id, k.position NULLS LAST, k.id;
+
+-- name: insert_funnel
+-- A new funnel, after the others.
+INSERT INTO public.funnels (id, workspace_id, name, position)
+SELECT %(id)s, %(workspace_id)s, %(name)s, count(*) + 1 FROM public.funnels f WHERE f.workspace_id = %(workspace_id)s;
+
+-- name: insert_funnel_column
+-- A new column, after the others of its funnel.
+INSERT INTO public.funnel_columns (id, funnel_id, title, position)
+SELECT %(id)s, %(funnel_id)s, %(title)s, count(*) + 1 FROM public.funnel_columns k WHERE k.funnel_id = %(funnel_id)s;
+
+-- name: list_campaigns
+-- The campaigns of a workspace, in the words of the file; null: of all workspaces.
+SELECT c.id, c.workspace_id, w.name AS workspace, COALESCE(s.name, to_jsonb(c) ->> 'name') AS name, c.is_active AS active,
+       c.inbox_id, b.name AS inbox, c.source_funnel_id, f.name AS funnel, c.source_column_id, source.title AS column,
+       target.title AS moved_to, COALESCE(s.lead_tags, '{}') AS tags, c.ai_instructions AS instructions,
+       c.start_time::text AS opens, c.end_time::text AS closes, c.timezone, c.frequency, s.weekdays,
+       COALESCE(s.holidays, '{}') AS holidays, c.min_interval_seconds AS interval_seconds, c.daily_limit,
+       c.max_cost_usd_per_run, COALESCE(c.split_messages, false) AS split, c.max_split_parts AS max_parts,
+       COALESCE(s.review, 'none') AS review, s.review_first, c.when_inbox_down,
+       ARRAY(SELECT COALESCE(o.name, u.id::text) FROM unnest(c.fallback_inbox_ids) WITH ORDINALITY AS u (id, place)
+             LEFT JOIN public.inboxes o ON o.id = u.id ORDER BY u.place) AS fallback_inboxes,
+       c.template_name, c.template_language, c.template_variables, c.template_body,
+       campaign_pipeline.campaign_now() AS now
+FROM public.campaign_configs c
+LEFT JOIN public.workspaces w ON w.id = c.workspace_id
+LEFT JOIN campaign_pipeline.campaign_settings s ON s.config_id = c.id
+LEFT JOIN public.inboxes b ON b.id = c.inbox_id
+LEFT JOIN public.funnels f ON f.id = c.source_funnel_id
+LEFT JOIN public.funnel_columns source ON source.id = c.source_column_id
+LEFT JOIN public.funnel_columns target ON target.id = c.target_column_id
+WHERE %(workspace_id)s::uuid IS NULL OR c.workspace_id = %(workspace_id)s
+ORDER BY c.created_at, c.id;
+
+-- name: insert_campaign
+-- A new campaign; what it says follows.
+INSERT INTO public.campaign_configs (id, workspace_id, inbox_id, source_funnel_id, source_column_id, target_column_id,
+                                     is_active)
+VALUES (%(id)s, %(workspace_id)s, %(inbox_id)s, %(funnel_id)s, %(column_id)s, %(moved_to_id)s, false);
+
+-- name: update_campaign
+-- What the file says of a campaign, where the CRM's table has a column for it.
+UPDATE public.campaign_configs
+SET inbox_id = %(inbox_id)s, source_funnel_id = %(funnel_id)s, source_column_id = %(column_id)s,
+    target_column_id = %(moved_to_id)s, ai_instructions = %(instructions)s, frequency = %(frequency)s,
+    start_time = %(opens)s, end_time = %(closes)s, timezone = %(timezone)s, daily_limit = %(daily_limit)s,
+    min_interval_seconds = %(interval_seconds)s, split_messages = %(split)s, max_split_parts = %(max_parts)s,
+    max_cost_usd_per_run = %(max_cost_usd_per_run)s, fallback_inbox_ids = %(fallback_inbox_ids)s,
+    when_inbox_down = %(when_inbox_down)s, template_name = %(template_name)s, template_language = %(template_language)s,
+    template_variables = %(template_variables)s, template_body = %(template_body)s, is_active = %(active)s
+WHERE id = %(id)s;
+
+-- name: name_campaign
+-- Its name, where the table has one.
+UPDATE public.campaign_configs SET name = %(name)s WHERE id = %(id)s;
+
+-- name: save_campaign_settings
+-- What the CRM's table has no column for.
+INSERT INTO campaign_pipeline.campaign_settings AS s
+    (config_id, name, weekdays, holidays, lead_tags, review, review_first)
+VALUES (%(id)s, %(name)s, %(weekdays)s, %(holidays)s, %(tags)s, %(review)s, %(review_first)s)
+ON CONFLICT (config_id) DO UPDATE
+SET (name, weekdays, holidays, lead_tags, review, review_first)
+    = ROW (EXCLUDED.name, EXCLUDED.weekdays, EXCLUDED.holidays, EXCLUDED.lead_tags, EXCLUDED.review,
+           EXCLUDED.review_first);
+
+-- name: list_known_numbers
+-- The numbers that a workspace has, in one spelling.
+SELECT DISTINCT campaign_pipeline.campaign_canonical_address(l.phone) AS number
+FROM public.leads l WHERE l.workspace_id = %(workspace_id)s AND l.phone <> '';
+
+-- name: list_custom_fields
+-- The custom fields of a workspace.
+SELECT f.id, f.name FROM public.custom_fields f WHERE f.workspace_id = %(workspace_id)s ORDER BY f.position, f.id;
+
+-- name: insert_custom_field
+-- A new one, after the others.
+INSERT INTO public.custom_fields (id, workspace_id, name, field_type, position)
+SELECT %(id)s, %(workspace_id)s, %(name)s, 'text', count(*) + 1
+FROM public.custom_fields f WHERE f.workspace_id = %(workspace_id)s;

@@ -16,6 +16,7 @@ from campaign_pipeline.defs.demo import trickle_demo_campaign, trickle_every_min
 from campaign_pipeline.defs.io import private_handles, private_tables
 from campaign_pipeline.defs.jobs import clean_up_old_data, process_campaign_queue, retry_failed_messages
 from campaign_pipeline.defs.lost_runs import lost_run_cleanup
+from campaign_pipeline.defs.planning import plan_campaign_runs, plan_campaign_runs_daily
 from campaign_pipeline.defs.resources import LanguageModelResource, ProvidersResource, QueueDatabase
 from campaign_pipeline.defs.schedules import (
     clean_up_every_night,
@@ -33,6 +34,7 @@ defs = dg.Definitions(
     jobs=[
         process_campaign_queue,
         retry_failed_messages,
+        plan_campaign_runs,
         clean_up_old_data,
         refresh_campaign_report,
         check_campaign_queue,
@@ -40,6 +42,7 @@ defs = dg.Definitions(
     ],
     schedules=[
         process_campaign_queue_every_minute,
+        plan_campaign_runs_daily,
         clean_up_every_night,
         refresh_campaign_report_hourly,
         check_campaign_queue_hourly,

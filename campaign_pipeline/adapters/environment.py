@@ -132,6 +132,7 @@ class OperationsSettings:
     """How the queue is worked by itself, what is worth a notice, and what is kept for how long."""
 
     schedules_on: bool = False  # whether sending by itself starts with the code location; the UI's switches win
+    planning: bool = False  # whether days are planned here though a CRM plans by itself
     demo_trickle: bool = False  # set by `campaign-pipeline dev` alone: made-up messages become due every minute
     runs_at_once: int = 2  # of process_campaign_queue, launched by itself
     drain_minutes: float = 30.0  # for which one run may launch the next while full batches are due
@@ -147,6 +148,7 @@ class OperationsSettings:
         d = cls()
         return cls(
             schedules_on=_switch(e, "CAMPAIGN_SCHEDULES", d.schedules_on),
+            planning=_switch(e, "CAMPAIGN_PLANNING", d.planning),
             demo_trickle=_switch(e, "CAMPAIGN_DEMO_TRICKLE", d.demo_trickle),
             runs_at_once=int(_number(e, "CAMPAIGN_RUNS_AT_ONCE", d.runs_at_once, 1)),
             drain_minutes=_number(e, "CAMPAIGN_DRAIN_MINUTES", d.drain_minutes, 0),

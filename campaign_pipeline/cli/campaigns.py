@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from campaign_pipeline.cli.errors import WrongSetting
+from campaign_pipeline.cli.errors import Trouble, WrongSetting
 from campaign_pipeline.cli.options import json_option, map_option, mapping_of, personal_data_option
 from campaign_pipeline.cli.output import console, show, show_json
 from campaign_pipeline.cli.queue import queue_url
@@ -121,6 +121,36 @@ def import_(
     click.echo(f"{imported.added:,} leads were added to column {imported.column} of funnel {imported.funnel}.")
 
 
+@click.command()
+@click.argument("campaign", metavar="CAMPAIGN")
+@click.option("--dry-run", is_flag=True, help="Only say what would be planned.")
+@json_option
+def start(campaign: str, dry_run: bool, as_json: bool) -> None:
+    """Plan today's messages of a campaign now, named by its name or id.
+
+    Picks leads of its column and tags to whom it has not written, and gives each a time within the window, by interval,
+    pace and limits. Says who does not fit, and why. A second time it adds the leads that are new. `process`, or its
+    schedule, sends what is due.
+    """
+    from campaign_pipeline.campaigns.finding import NotFound
+    from campaign_pipeline.campaigns.planning import CannotPlan, plan_campaign
+    from campaign_pipeline.core.window import InvalidWindow
+
+    try:
+        planned = plan_campaign(queue_url(), campaign, dry_run=dry_run)
+    except NotFound as error:
+        raise WrongSetting(str(error)) from None
+    except (CannotPlan, InvalidWindow) as error:
+        raise Trouble(str(error)) from None
+    if as_json:
+        show_json(vars(planned))
+        return
+    for sentence in planned.sentences():
+        click.echo(sentence)
+    if dry_run:
+        click.echo("This was a dry run: nothing was planned.")
+
+
 def _without_value(problem: Any) -> str:
     """What is wrong, without the cell that a person filled in."""
     from campaign_pipeline.leads.values import shown
@@ -129,4 +159,4 @@ def _without_value(problem: Any) -> str:
     return text.replace(shown(problem.value), "…") if problem.value else text
 
 
-COMMANDS = (apply, import_)
+COMMANDS = (apply, import_, start)

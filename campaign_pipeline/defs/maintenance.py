@@ -25,6 +25,7 @@ RUNS_AT_A_TIME = 50
 OUR_JOBS = (
     "process_campaign_queue",
     "retry_failed_messages",
+    "plan_campaign_runs",
     "clean_up_old_data",
     "refresh_campaign_report",
     "check_campaign_queue",

@@ -183,3 +183,133 @@ SELECT f.id, f.name FROM public.custom_fields f WHERE f.workspace_id = %(workspa
 INSERT INTO public.custom_fields (id, workspace_id, name, field_type, position)
 SELECT %(id)s, %(workspace_id)s, %(name)s, 'text', count(*) + 1
 FROM public.custom_fields f WHERE f.workspace_id = %(workspace_id)s;
+
+-- name: take_planned_day
+-- The row of a campaign's day, made where it is missing: who plans the same day at the same time waits for the commit.
+INSERT INTO campaign_pipeline.campaign_planned_days AS d (config_id, day, planned_at)
+VALUES (%(config_id)s, %(day)s, campaign_pipeline.campaign_now())
+ON CONFLICT (config_id, day) DO UPDATE SET planned_at = EXCLUDED.planned_at
+RETURNING d.run_id;
+
+-- name: lock_planned_inbox
+-- Campaigns of one inbox are planned one after the other, for each has to see when the others' messages are due.
+SELECT pg_advisory_xact_lock(hashtextextended('campaign_pipeline plan ' || %(inbox_id)s::uuid, 0));
+
+-- name: find_run_of_day
+-- The run that a campaign has for a day: ours first, else another planner's.
+SELECT r.id, COALESCE(r.name, r.id::text) AS name, r.status, r.id IS NOT DISTINCT FROM %(run_id)s::uuid AS ours
+FROM public.campaign_runs r
+WHERE r.config_id = %(config_id)s AND (r.id = %(run_id)s OR (r.run_date = %(day)s AND r.status <> 'cancelled'))
+ORDER BY r.id IS DISTINCT FROM %(run_id)s::uuid LIMIT 1;
+
+-- name: look_at_campaign_day
+-- What a campaign has to do already on a day, from p_from until p_until, and what its inbox can do.
+SELECT campaign_pipeline.campaign_now() AS now,
+       (SELECT count(*) FROM public.campaign_runs r JOIN public.campaign_messages m ON m.run_id = r.id
+        WHERE r.config_id = %(config_id)s
+          AND CASE WHEN m.status IN ('sent', 'replied') THEN m.sent_at >= %(since)s AND m.sent_at < %(until)s
+                   ELSE r.status IN ('running', 'paused') AND m.status IN ('pending', 'queued', 'generating', 'sending')
+                        AND COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) < %(until)s END) AS used,
+       (SELECT max(m.scheduled_at) FROM public.campaign_runs r JOIN public.campaign_messages m ON m.run_id = r.id
+        WHERE r.config_id = %(config_id)s AND m.status NOT IN ('failed', 'skipped')
+          AND m.scheduled_at >= %(since)s AND m.scheduled_at < %(until)s) AS last_due,
+       p.min_gap_seconds, p.jitter, p.hourly_limit, p.pause_after, p.pause_seconds, p.quiet_from, p.quiet_until,
+       p.timezone,
+       least(p.daily_limit, CASE WHEN p.warm_up_from IS NOT NULL THEN (
+           SELECT w.daily_limit FROM campaign_pipeline.campaign_warm_up_ramp w
+           WHERE w.from_day <= greatest(1, %(day)s - p.warm_up_from + 1) ORDER BY w.from_day DESC LIMIT 1) END)
+           AS inbox_limit,
+       CASE WHEN x.day = %(day)s THEN x.day_count ELSE 0 END AS inbox_used,
+       (SELECT COALESCE(array_agg(w.due ORDER BY w.due), '{}') FROM (
+            SELECT COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) AS due
+            FROM public.campaign_configs c
+            JOIN public.campaign_runs r ON r.config_id = c.id AND r.status IN ('running', 'paused')
+            JOIN public.campaign_messages m ON m.run_id = r.id
+                AND m.status IN ('pending', 'queued', 'generating', 'sending')
+            WHERE COALESCE(r.active_inbox_id, c.inbox_id) = %(inbox_id)s) w
+        WHERE w.due < %(until)s) AS taken
+FROM (SELECT 1) one
+LEFT JOIN campaign_pipeline.campaign_inbox_pace p ON p.inbox_id = %(inbox_id)s
+LEFT JOIN campaign_pipeline.campaign_pace_state x ON x.scope = 'inbox' AND x.scope_id = %(inbox_id)s;
+
+-- name: pick_leads
+-- The leads of a campaign's column and tags to whom it has not written: how many may be written to, the first of them,
+-- and how many may not, by reason. A message that was skipped for being too old was none.
+WITH candidate AS MATERIALIZED (
+    SELECT l.id, l.phone, l.email, l.created_at, c.workspace_id, c.inbox_id,
+           campaign_pipeline.campaign_inbox_channel(c.inbox_id) AS channel,
+           campaign_pipeline.campaign_canonical_address(l.phone) AS number
+    FROM public.campaign_configs c
+    LEFT JOIN campaign_pipeline.campaign_settings s ON s.config_id = c.id
+    JOIN public.leads l ON l.column_id = c.source_column_id AND l.workspace_id = c.workspace_id
+    WHERE c.id = %(config_id)s AND (COALESCE(s.lead_tags, '{}') = '{}' OR l.tags && s.lead_tags)
+      AND l.id NOT IN (
+        SELECT m.lead_id FROM public.campaign_runs r JOIN public.campaign_messages m ON m.run_id = r.id
+        WHERE r.config_id = %(config_id)s AND m.lead_id IS NOT NULL
+          AND NOT (m.status = 'skipped' AND COALESCE(m.error_code, '') IN ('too_old', 'run_cancelled')))
+), judged AS MATERIALIZED (
+    SELECT k.id, k.phone, k.created_at, CASE
+        WHEN CASE k.channel WHEN 'email' THEN COALESCE(k.email, '') = '' AND NOT EXISTS (
+                SELECT 1 FROM public.lead_custom_values v JOIN public.custom_fields f ON f.id = v.custom_field_id
+                WHERE v.lead_id = k.id AND lower(f.name) IN ('email', 'e-mail') AND v.value <> '')
+            ELSE k.number IS NULL END THEN 'no_address'
+        WHEN EXISTS (SELECT 1 FROM campaign_pipeline.campaign_suppressions s WHERE s.lifted_at IS NULL) AND EXISTS (
+            SELECT 1 FROM campaign_pipeline.campaign_suppressions s
+            WHERE s.lifted_at IS NULL
+              AND (s.lead_id = k.id OR s.address_hash IN (campaign_pipeline.campaign_address_hash(k.phone),
+                                                          campaign_pipeline.campaign_address_hash(k.email)))
+              AND (s.scope = 'global' OR (s.workspace_id = k.workspace_id
+                                          AND (s.scope = 'workspace' OR s.channel = k.channel)))) THEN 'suppressed'
+        WHEN k.channel = 'whatsapp' AND row_number() OVER (PARTITION BY k.number ORDER BY k.created_at, k.id) > 1
+            THEN 'same_number'
+        WHEN (k.channel = 'whatsapp' AND w.number_rest_hours > 0 AND EXISTS (
+                SELECT 1 FROM campaign_pipeline.campaign_number_contacts n
+                WHERE n.workspace_id = k.workspace_id AND n.number = k.number
+                  AND n.contacted_at + make_interval(hours => w.number_rest_hours) > %(until)s))
+             OR (w.one_message_per_lead_per_day AND EXISTS (
+                SELECT 1 FROM campaign_pipeline.campaign_lead_days d WHERE d.lead_id = k.id AND d.day = %(day)s))
+             OR ((w.number_rest_hours > 0 OR w.one_message_per_lead_per_day) AND k.id IN (
+                SELECT m.lead_id FROM public.campaign_configs c
+                JOIN public.campaign_runs r ON r.config_id = c.id AND r.status IN ('running', 'paused')
+                JOIN public.campaign_messages m ON m.run_id = r.id
+                    AND m.status IN ('pending', 'queued', 'generating', 'sending') AND m.lead_id IS NOT NULL
+                WHERE c.workspace_id = k.workspace_id)) THEN 'contacted_by_another'
+        END AS refused
+    FROM candidate k JOIN public.workspaces w ON w.id = k.workspace_id
+)
+SELECT (SELECT count(*) FROM judged j WHERE j.refused IS NULL) AS free,
+       (SELECT COALESCE(jsonb_object_agg(n.refused, n.leads), '{}')
+        FROM (SELECT j.refused, count(*) AS leads FROM judged j WHERE j.refused IS NOT NULL GROUP BY j.refused) n)
+           AS refused,
+       ARRAY(SELECT j.id FROM judged j WHERE j.refused IS NULL ORDER BY j.created_at, j.id LIMIT %(most)s) AS lead_ids;
+
+-- name: insert_planned_run
+-- The run of a campaign's day.
+INSERT INTO public.campaign_runs (id, config_id, name, status, run_date, started_at, leads_total)
+VALUES (%(id)s, %(config_id)s, %(name)s, 'running', %(day)s, campaign_pipeline.campaign_now(), 0);
+
+-- name: insert_planned_messages
+-- A message for each lead, due at its time.
+INSERT INTO public.campaign_messages (run_id, lead_id, phone_number, scheduled_at)
+SELECT %(run_id)s, l.id, l.phone, p.due
+FROM unnest(%(lead_ids)s::uuid[], %(times)s::timestamptz[]) AS p (lead_id, due)
+JOIN public.leads l ON l.id = p.lead_id;
+
+-- name: note_planned_run
+-- The day has this run, with so many more leads.
+WITH day AS (
+    UPDATE campaign_pipeline.campaign_planned_days SET run_id = %(run_id)s
+    WHERE config_id = %(config_id)s AND day = %(day)s
+)
+UPDATE public.campaign_runs SET leads_total = COALESCE(leads_total, 0) + %(added)s WHERE id = %(run_id)s;
+
+-- name: log_plan
+-- Who planned what, for the campaign's log.
+INSERT INTO public.campaign_logs (run_id, step_number, step_name, level, message, details, created_at)
+VALUES (%(run_id)s, 0, 'plan', 'info', %(message)s, %(details)s, campaign_pipeline.campaign_now());
+
+-- name: list_campaigns_to_plan
+-- The active campaigns that a campaign file declared; whoever makes campaigns by other ways plans them, too.
+SELECT c.id, COALESCE(s.name, to_jsonb(c) ->> 'name', c.id::text) AS name
+FROM public.campaign_configs c JOIN campaign_pipeline.campaign_settings s ON s.config_id = c.id
+WHERE c.is_active AND s.name IS NOT NULL ORDER BY c.created_at, c.id;

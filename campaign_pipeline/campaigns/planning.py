@@ -1,0 +1,168 @@
+"""Make the run of a campaign's day: pick leads, find each a time, write the messages, in one transaction.
+
+A campaign has one run a day, whoever plans and how often: planning again adds the leads that may be written to by now
+and still fit. A run that another planner made for the day is left to that planner.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import date, datetime, time, timedelta
+from typing import Any
+from uuid import UUID, uuid4
+from zoneinfo import ZoneInfo
+
+import psycopg
+from psycopg.rows import DictRow
+from psycopg.types.json import Jsonb
+
+from campaign_pipeline.adapters.queue_connection import connect_rows
+from campaign_pipeline.campaigns.finding import find_campaign
+from campaign_pipeline.core.planning import REASONS, CampaignDay, InboxDay, QuietHours, plan_day
+from campaign_pipeline.core.window import DEFAULT_ZONE, SendingWindow
+from campaign_pipeline.sql import statement
+
+MOST_MESSAGES = 100_000
+"""Of one campaign a day, where it has no limit of its own."""
+
+REFUSED = {
+    "no_address": "they have no number or address that can be used",
+    "suppressed": "they may not be written to",
+    "same_number": "another lead has the same number",
+    "contacted_by_another": "another campaign writes to them, or just has",
+}
+"""Why leads are not picked, for people."""
+
+
+class CannotPlan(RuntimeError):
+    """The campaign's day cannot be planned; the text is one sentence that says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What was planned."""
+
+    campaign: str
+    day: date
+    zone: str
+    run_id: UUID | None = None  # None: nobody could be written to
+    run: str | None = None  # its name
+    planned: int = 0  # messages that were added
+    first_due: datetime | None = None
+    last_due: datetime | None = None
+    left_out: dict[str, int] = field(default_factory=dict)  # leads that wait for another day, by reason
+    refused: dict[str, int] = field(default_factory=dict)  # leads that are not written to, by reason
+
+    def sentences(self) -> list[str]:
+        """What a person should read of it."""
+        return [
+            self._what(),
+            *(f"{count:,} leads wait for another day: {REASONS[reason]}." for reason, count in self.left_out.items()),
+            *(f"{count:,} leads were not picked: {REFUSED[reason]}." for reason, count in self.refused.items()),
+        ]
+
+    def _what(self) -> str:
+        if self.first_due is None or self.last_due is None:
+            return f"{self.campaign}: no message was planned for {self.day}."
+        first, last = (due.astimezone(ZoneInfo(self.zone)) for due in (self.first_due, self.last_due))
+        return (
+            f"{self.campaign}: {self.planned:,} messages are due on {self.day}, from {first:%H:%M} to {last:%H:%M} "
+            f"({self.zone}), in run {self.run}."
+        )
+
+
+def plan_campaign(url: str, name: str, day: date | None = None, *, dry_run: bool = False) -> Planned:
+    """Plan a day of one campaign, by its name or id; without a day, today in its own time zone.
+
+    A dry run does the same and takes it back. Raises finding.NotFound, CannotPlan, window.InvalidWindow, psycopg.Error.
+    """
+    with connect_rows(url) as connection, connection.transaction(force_rollback=dry_run):
+        return _plan(connection, find_campaign(connection, name), day)
+
+
+def campaigns_to_plan(url: str) -> list[tuple[UUID, str]]:
+    """Id and name of each active campaign that a campaign file declared."""
+    with connect_rows(url) as connection:
+        rows = connection.execute(statement("list_campaigns_to_plan")).fetchall()
+    return [(row["id"], row["name"]) for row in rows]
+
+
+def crm_plans(url: str) -> bool:
+    """Whether a CRM plans the runs of this database."""
+    with connect_rows(url) as connection:
+        row = connection.execute(statement("look_at_campaign_tables")).fetchone()
+    return row is None or not row["has_names"]
+
+
+def _plan(connection: psycopg.Connection[DictRow], campaign: Mapping[str, Any], day: date | None) -> Planned:
+    name = campaign["name"] or str(campaign["id"])
+    if not campaign["active"]:
+        raise CannotPlan(f"The campaign {name} is not active; set active: true in its file and apply it.")
+    window = SendingWindow.parse(
+        *(campaign["opens"], campaign["closes"], campaign["timezone"], campaign["frequency"]),
+        *(campaign["weekdays"], campaign["holidays"]),
+    )
+    day = day or campaign["now"].astimezone(window.zone).date()
+    since, until = (datetime.combine(day + timedelta(days=n), time(0), window.zone) for n in (0, 1))
+    opening = window.opening(day)
+    until = max(until, opening[1]) if opening else until
+
+    def rows(statement_name: str, /, **values: Any) -> list[DictRow]:
+        given = {"config_id": campaign["id"], "inbox_id": campaign["inbox_id"], "day": day, **values}
+        return connection.execute(statement(statement_name), given).fetchall()
+
+    known = rows("take_planned_day")[0]["run_id"]
+    rows("lock_planned_inbox")
+    run = next(iter(rows("find_run_of_day", run_id=known)), None)
+    if run is not None and not run["ours"]:
+        raise CannotPlan(f"The campaign {name} has a run for {day} that another planner made: {run['name']}.")
+    if run is not None and run["status"] not in {"running", "completed"}:
+        raise CannotPlan(f"The run {run['name']} of {name} is {run['status']}; resume it, or wait for the next day.")
+
+    looked = rows("look_at_campaign_day", since=since, until=until)[0]
+    limit = campaign["daily_limit"]
+    left = None if limit is None else max(0, limit - looked["used"])
+    most = MOST_MESSAGES if left is None else left
+    picked = rows("pick_leads", until=until, most=most)[0]
+    wanted = CampaignDay(
+        *(window, day, looked["now"], float(campaign["interval_seconds"] or 0), left, looked["last_due"])
+    )
+    plan = plan_day(wanted, _inbox_day(looked), picked["free"])
+    result: dict[str, Any] = {"left_out": plan.left_out, "refused": picked["refused"]}
+    if not plan.times:
+        return Planned(name, day, str(window.zone), known, run["name"] if run else None, **result)
+
+    run_id = known if run is not None else uuid4()
+    run_name = run["name"] if run is not None else f"{name} {day}"
+    if run is None:
+        connection.execute(
+            statement("insert_planned_run"), {"id": run_id, "config_id": campaign["id"], "name": run_name, "day": day}
+        )
+    lead_ids = picked["lead_ids"][: len(plan.times)]
+    messages = {"run_id": run_id, "lead_ids": lead_ids, "times": list(plan.times)}
+    connection.execute(statement("insert_planned_messages"), messages)
+    noted = {"run_id": run_id, "config_id": campaign["id"], "day": day, "added": len(lead_ids)}
+    connection.execute(statement("note_planned_run"), noted)
+    span = (plan.times[0], plan.times[-1])
+    planned = Planned(name, day, str(window.zone), run_id, run_name, len(lead_ids), *span, **result)
+    connection.execute(
+        statement("log_plan"),
+        {"run_id": run_id, "message": " ".join(planned.sentences()), "details": Jsonb(result)},
+    )
+    return planned
+
+
+def _inbox_day(row: Mapping[str, Any]) -> InboxDay:
+    """How the inbox may go; without a pace, as fast as it can."""
+    limit, gap = row["inbox_limit"], row["min_gap_seconds"] or 0.0
+    quiet = None
+    if row["quiet_from"] is not None:
+        quiet = QuietHours(row["quiet_from"], row["quiet_until"], ZoneInfo(row["timezone"] or DEFAULT_ZONE))
+    return InboxDay(
+        gap_seconds=gap * (1 + (row["jitter"] or 0.0)),
+        hourly_limit=row["hourly_limit"],
+        left=None if limit is None else limit - row["inbox_used"] - len(row["taken"]),
+        pause_after=row["pause_after"],
+        pause_seconds=row["pause_seconds"] or 0.0,
+        quiet=quiet,
+        taken=tuple(row["taken"]),
+    )

@@ -1,0 +1,146 @@
+"""The plan of a campaign's day: when each of its messages is due, and how many are too many for the day.
+
+Nothing is planned that could not go out: a message is due as late after the one before it as the campaign's interval
+and the inbox's pace will let it go, so that a plan does not fall behind by itself, and the last one ends within the
+window. A text that fails, or a provider that is slow, may still make a day too short; such messages are skipped for
+being too old, and their leads planned again another day.
+"""
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import date, datetime, time, timedelta
+from zoneinfo import ZoneInfo
+
+from campaign_pipeline.core.window import SendingWindow
+
+SEND_SECONDS = 10.0
+"""What a message takes, from its turn to the provider's answer: a pace counts from the answer."""
+
+
+@dataclass(frozen=True)
+class QuietHours:
+    """Local times between which an inbox begins nothing; over midnight where the end is the earlier."""
+
+    start: time
+    end: time
+    zone: ZoneInfo
+
+    def over_at(self, instant: datetime) -> datetime:
+        """The same instant, or the end of the quiet hours that it falls into."""
+        local = instant.astimezone(self.zone)
+        clock = local.time()
+        over_midnight = self.start > self.end
+        quiet = (clock >= self.start or clock < self.end) if over_midnight else self.start <= clock < self.end
+        if not quiet:
+            return instant
+        day = local.date() + timedelta(days=1 if over_midnight and clock >= self.start else 0)
+        return max(instant, datetime.combine(day, self.end, self.zone).astimezone(instant.tzinfo))
+
+
+@dataclass(frozen=True)
+class InboxDay:
+    """How an inbox may go on a day, and what it has to do already."""
+
+    gap_seconds: float = 0.0  # between any two of its messages, its jitter included
+    hourly_limit: int | None = None
+    left: int | None = None  # of its daily limit, or its warm-up's; None: no limit
+    pause_after: int | None = None  # messages, after which it rests …
+    pause_seconds: float = 0.0  # … so long
+    quiet: QuietHours | None = None
+    taken: Sequence[datetime] = ()  # when its other messages of the day are due, in order
+
+    @property
+    def spacing(self) -> timedelta:
+        """Between two messages, by gap and hourly limit."""
+        by_hour = 3600 / self.hourly_limit if self.hourly_limit else 0.0
+        apart = max(self.gap_seconds, by_hour)
+        return timedelta(seconds=apart + SEND_SECONDS if apart else 0)
+
+
+@dataclass(frozen=True)
+class CampaignDay:
+    """What a campaign wants of a day."""
+
+    window: SendingWindow
+    day: date  # in the zone of the window
+    now: datetime
+    interval_seconds: float = 0.0
+    left: int | None = None  # of its daily limit; None: no limit
+    last_due: datetime | None = None  # its last message that is planned for the day already
+
+
+@dataclass(frozen=True)
+class DayPlan:
+    """When messages are due, and how many of the leads have to wait for another day, by reason."""
+
+    times: tuple[datetime, ...] = ()
+    left_out: dict[str, int] = field(default_factory=dict)
+
+
+WINDOW_CLOSED = "window_closed"
+DAILY_LIMIT = "daily_limit"
+INBOX_LIMIT = "inbox_daily_limit"
+DAY_TOO_SHORT = "day_too_short"
+
+REASONS = {
+    WINDOW_CLOSED: "the campaign's window does not open any more on this day",
+    DAILY_LIMIT: "the campaign's daily limit is reached",
+    INBOX_LIMIT: "the inbox's daily limit, or that of its warm-up, is reached",
+    DAY_TOO_SHORT: "the window closes before their turn would come by interval and pace",
+}
+"""Why leads wait for another day, for people."""
+
+
+def plan_day(campaign: CampaignDay, inbox: InboxDay, wanted: int) -> DayPlan:
+    """Find a time for as many of `wanted` messages as the day has room for, the earliest first."""
+    opening = campaign.window.opening(campaign.day)
+    if wanted <= 0:
+        return DayPlan()
+    if opening is None or opening[1] <= campaign.now:
+        return DayPlan(left_out={WINDOW_CLOSED: wanted})
+    left_out: dict[str, int] = {}
+    count = wanted
+    for reason, left in ((DAILY_LIMIT, campaign.left), (INBOX_LIMIT, inbox.left)):
+        if left is not None and count > max(0, left):
+            left_out[reason] = count - max(0, left)
+            count = max(0, left)
+    times = _times(campaign, inbox, max(opening[0], campaign.now), opening[1], count)
+    if len(times) < count:
+        left_out[DAY_TOO_SHORT] = count - len(times)
+    return DayPlan(tuple(times), left_out)
+
+
+def _times(campaign: CampaignDay, inbox: InboxDay, start: datetime, closes: datetime, count: int) -> list[datetime]:
+    step = timedelta(seconds=campaign.interval_seconds + SEND_SECONDS if campaign.interval_seconds else 0)
+    last_start = closes - timedelta(seconds=SEND_SECONDS)
+    earliest = start if campaign.last_due is None else max(start, campaign.last_due + step)
+    times: list[datetime] = []
+    since_rest = 0
+    while len(times) < count:
+        due = _free(earliest, inbox)
+        if times and inbox.pause_after is not None:
+            since_rest += bisect_left(inbox.taken, due) - bisect_left(inbox.taken, times[-1])
+            if since_rest >= inbox.pause_after:
+                due = _free(max(due, times[-1] + timedelta(seconds=inbox.pause_seconds + SEND_SECONDS)), inbox)
+                since_rest = 0
+        if due > last_start:
+            break
+        times.append(due)
+        since_rest += 1
+        earliest = due + max(step, inbox.spacing)
+    return times
+
+
+def _free(instant: datetime, inbox: InboxDay) -> datetime:
+    """The first instant from this one on that is neither quiet nor too near to another message of the inbox."""
+    spacing = inbox.spacing
+    while True:
+        found = inbox.quiet.over_at(instant) if inbox.quiet else instant
+        if spacing:
+            near = bisect_right(inbox.taken, found - spacing)
+            if near < len(inbox.taken) and inbox.taken[near] < found + spacing:
+                found = inbox.taken[near] + spacing
+        if found == instant:
+            return found
+        instant = found

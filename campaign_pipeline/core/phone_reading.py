@@ -5,7 +5,7 @@ where its text has exactly one reading. Everything else is refused: a wrong gues
 
 Two functions share one grammar. `read_phone` says which number to write to, or why there is none. `canonical_address`
 gives one spelling of every way to write an address, to compare and to hash by; it never refuses. The database has a
-copy of `canonical_address` for replies that it hears itself (`sql/functions/consent.sql`); a property test holds both
+copy of `canonical_address` for replies that it hears itself (`sql/functions/addresses.sql`); a property test holds both
 equal.
 """
 

@@ -33,8 +33,12 @@ STATEMENT_FILES = (
     "operator",
     "campaigns",
 )
-FUNCTION_FILES = ("pacing", "consent", "numbers", "spending", "tenancy", "queue", "channels", "crm", "rights")
-"""In this order: what the queue's functions call exists before them."""
+FUNCTION_FILES = (
+    *("clock", "counters", "runs", "pacing", "addresses", "suppression", "keywords", "personal_data", "numbers"),
+    *("spending", "tenancy", "verdicts", "claiming", "leases", "conversations", "parts", "settling", "funnel"),
+    *("deleted", "requeueing", "channels", "crm", "rights"),
+)
+"""In this order: the clock exists before all that reads it; the rights are taken from all functions."""
 
 _NAME = re.compile(r"^-- name: (?P<name>\w+)\s*$", re.MULTILINE)
 _TOKEN = re.compile(

@@ -287,3 +287,38 @@ def test_what_is_not_counted_locks_no_run(world: World) -> None:
         assert holder.begin_new(due, "Um", "Dois") == "go"
         assert holder.settle(due, part_no=1, attempt_no=1, outcome="unknown", code="read_timeout")["applied"]
         assert holder.settle(due, status="pending")["moved"]
+
+
+def test_a_run_that_new_messages_reopen_counts_each_of_them_once(world: World) -> None:
+    run = world.run(status="completed")
+    world.do("UPDATE campaign_runs SET closed_by_pipeline_at = campaign_now() WHERE id = %s", run)
+    world.do("INSERT INTO campaign_messages (run_id, status) SELECT %s, unnest(ARRAY['pending', 'sent', 'sent'])", run)
+    assert run_row(world, run)["status"] == "running"
+    assert run_row(world, run)["leads_success"] == 2
+
+
+def test_a_trigger_of_the_crm_on_runs_may_leave_out_schemas(world: World) -> None:
+    """Nothing we do makes a CRM's write fail (I12), whatever names its own triggers write."""
+    world.do("CREATE TABLE public.run_audit (run_id uuid, leads_processed integer)")
+    world.do(
+        "CREATE FUNCTION public.audit_run() RETURNS trigger LANGUAGE plpgsql AS "
+        "'BEGIN INSERT INTO run_audit VALUES (NEW.id, NEW.leads_processed); RETURN NULL; END'"
+    )
+    world.do(
+        "CREATE TRIGGER audit_run AFTER UPDATE ON public.campaign_runs FOR EACH ROW EXECUTE FUNCTION public.audit_run()"
+    )
+    config = world.campaign()
+    run = world.run(config)
+    closed = world.run(config, status="completed")
+    world.do("UPDATE campaign_runs SET closed_by_pipeline_at = campaign_now() WHERE id = %s", closed)
+    world.do("UPDATE campaign_runs SET wait_code = 'paced', wait_until = now() + interval '1 hour' WHERE id = %s", run)
+    world.do("DELETE FROM run_audit")
+
+    insert_due(world, run, 2, status="sent")  # counted
+    world.do("UPDATE campaign_configs SET daily_limit = 5 WHERE id = %s", config)  # a pace that was changed
+    insert_due(world, closed, 1)  # opens its run again
+    world.do("TRUNCATE campaign_messages CASCADE")
+
+    seen = world.all("SELECT run_id, leads_processed AS n FROM run_audit")
+    assert [(row["run_id"], row["n"]) for row in seen] == [(run, 2), (run, 2), (closed, 0), (run, 0)]
+    assert world.value("SHOW search_path") == "public,campaign_pipeline"

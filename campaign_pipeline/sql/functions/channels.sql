@@ -61,7 +61,7 @@ BEGIN
               WHERE e.status = 'failed' ORDER BY e.id, e.part_no, e.at) f
         JOIN public.campaign_messages m ON m.id = f.id
         WHERE p.message_id = f.id AND p.part_no = f.part_no AND p.status = 'unknown'
-          AND m.status NOT IN ('queued', 'generating', 'sending')
+          AND NOT campaign_pipeline.campaign_is_leased(m.status)
           -- The key names the part, not the attempt: what failed before the last attempt began was an earlier one.
           AND (p.attempts = 1 OR to_timestamp(f.at) >= p.attempted_at - interval '1 second')
         RETURNING p.message_id
@@ -96,7 +96,7 @@ BEGIN
     SELECT e.event_id,
            CASE WHEN p.message_id IS NULL THEN 'no_part'
                 WHEN e.status = 'failed' AND (p.status = 'attempting' OR (
-                     p.status = 'unknown' AND m.status IN ('queued', 'generating', 'sending'))) THEN 'later'
+                     p.status = 'unknown' AND campaign_pipeline.campaign_is_leased(m.status))) THEN 'later'
                 ELSE 'settled' END
     FROM jsonb_to_recordset(p_events) AS e (event_id bigint, id uuid, part_no integer, status text)
     LEFT JOIN public.campaign_messages m ON m.id = e.id

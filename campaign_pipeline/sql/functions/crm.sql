@@ -54,8 +54,8 @@ CREATE OR REPLACE TRIGGER campaign_guard_counters
 
 -- Attached or not ----------------------------------------------------------------------------------------------------
 
--- Whether the pipeline may take messages. The row stays locked until the end of the transaction: a detach changes it, so
--- it waits for every claim under way, and every later claim sees it.
+-- Whether the pipeline may take messages. The row stays locked until the end of the transaction: a detach changes it,
+-- so it waits for every claim under way, and every later claim sees it.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_may_take() RETURNS boolean LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM 1 FROM campaign_pipeline.campaign_crm_attachment a WHERE a.detached_at IS NULL FOR SHARE;
@@ -63,7 +63,8 @@ BEGIN
 END $$;
 
 -- While attached nobody else should take or finish a message; who does so is written down. The conditions tell our own
--- changes without a call: a claim of ours changes the lease, an end of ours has its time. Never makes the CRM's write fail.
+-- changes without a call: a claim of ours changes the lease, an end of ours has its time. Never makes the CRM's write
+-- fail. The leased statuses are spelled out: whoever changes a message may call no function of ours.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_notice_others() RETURNS trigger LANGUAGE plpgsql
 SECURITY DEFINER SET search_path = pg_catalog, campaign_pipeline, pg_temp AS $$
 BEGIN
@@ -81,11 +82,12 @@ CREATE OR REPLACE TRIGGER campaign_notice_others AFTER UPDATE OF status ON publi
     FOR EACH ROW
     WHEN ((NEW.status = 'sent' AND OLD.status NOT IN ('sent', 'replied')
            AND NEW.finished_at IS NOT DISTINCT FROM OLD.finished_at)
-          OR (NEW.status IN ('queued', 'generating', 'sending') AND OLD.status NOT IN ('queued', 'generating', 'sending')
+          OR (NEW.status IN ('queued', 'generating', 'sending')
+              AND OLD.status NOT IN ('queued', 'generating', 'sending')
               AND NEW.lease_token IS NOT DISTINCT FROM OLD.lease_token))
     EXECUTE FUNCTION campaign_pipeline.campaign_notice_others();
 
--- What the old processor left --------------------------------------------------------------------------------------------
+-- What the old processor left -----------------------------------------------------------------------------------------
 
 -- A text without its white space: the old processor cut texts into pieces and trimmed them.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_squeezed(p_text text) RETURNS text
@@ -97,7 +99,8 @@ $$;
 -- quarter of an hour after it took them: longer than one of its calls may last. It sends before it notes that it has
 -- sent, so a message with a text is of unknown outcome (I5):
 --   sent        the whole text stands in the lead's chat since then
---   looked_up   nothing of it does: the next batch asks the provider, and fails the message as `unknown` if that cannot tell
+--   looked_up   nothing of it does: the next batch asks the provider, and fails the message as `unknown` if that cannot
+--               tell
 --   unknown     a piece of it does, or nobody knows the text: only a person may have it sent again
 --   given_back  it had no text yet and was not being sent: it surely did not go out
 -- p_ids NULL: all. Two hundred in a call; whoever wants the rest calls again.
@@ -118,7 +121,7 @@ BEGIN
         FROM public.campaign_messages m
         LEFT JOIN public.campaign_runs r ON r.id = m.run_id
         LEFT JOIN public.campaign_configs c ON c.id = r.config_id
-        WHERE m.status IN ('queued', 'generating', 'sending') AND m.lease_expires_at IS NULL
+        WHERE campaign_pipeline.campaign_is_leased_indexed(m.status) AND m.lease_expires_at IS NULL
           AND COALESCE(m.queued_at, m.created_at) <= campaign_pipeline.campaign_now() - interval '15 minutes'
           AND (p_ids IS NULL OR m.id = ANY (p_ids))
         ORDER BY m.id
@@ -154,15 +157,16 @@ BEGIN
         DELETE FROM campaign_pipeline.campaign_message_parts p
         WHERE p.message_id = left_over.id AND p.status IN ('planned', 'failed');
         INSERT INTO campaign_pipeline.campaign_message_parts AS p
-            (message_id, part_no, text, status, inbox_id, idempotency_key, attempts, attempted_at, address, address_kind,
-             error_class, error_code, error_message, provider_message_id, sent_at, run_id, lead_id, workspace_id,
-             conversation_id, source_column_id, target_column_id, history)
+            (message_id, part_no, text, status, inbox_id, idempotency_key, attempts, attempted_at, address,
+             address_kind, error_class, error_code, error_message, provider_message_id, sent_at, run_id, lead_id,
+             workspace_id, conversation_id, source_column_id, target_column_id, history)
         SELECT left_over.id, 1, left_over.text, CASE WHEN said = 'sent' THEN 'sent' ELSE 'unknown' END,
                left_over.inbox_id, left_over.id || ':1', 1, left_over.since, a.address,
                campaign_pipeline.campaign_address_kind(a.address),
                CASE WHEN said <> 'sent' THEN 'unknown' END, CASE WHEN said <> 'sent' THEN 'old_processor' END,
-               CASE WHEN said <> 'sent' THEN 'The CRM''s own processor took this message and never said what became of it.'
-               END, chat.provider_message_id, CASE WHEN said = 'sent' THEN chat.at END,
+               CASE WHEN said <> 'sent'
+                    THEN 'The CRM''s own processor took this message and never said what became of it.' END,
+               chat.provider_message_id, CASE WHEN said = 'sent' THEN chat.at END,
                left_over.run_id, left_over.lead_id, left_over.workspace_id,
                COALESCE(left_over.conversation_id, chat.conversation_id), left_over.source_column_id,
                left_over.target_column_id,
@@ -184,8 +188,8 @@ BEGIN
             error_class = CASE WHEN said = 'unknown' THEN 'unknown' END,
             error_code = CASE WHEN said = 'unknown' THEN 'old_processor' END,
             error_message = CASE WHEN said = 'unknown' THEN
-                'The CRM''s own processor took this message, and it is not known whether it went out. It is sent again only '
-                'when a person says so.' END,
+                'The CRM''s own processor took this message, and it is not known whether it went out. It is sent again '
+                'only when a person says so.' END,
             last_error = CASE WHEN said <> 'sent' THEN 'Left by the CRM''s own processor.' ELSE m.last_error END
         WHERE m.id = left_over.id;
         IF said = 'sent' THEN
@@ -229,10 +233,10 @@ BEGIN
     GET DIAGNOSTICS failed_half_sent = ROW_COUNT;
 
     WITH waiting AS (
-        SELECT m.id, row_number() OVER (ORDER BY COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at), m.id) AS place
+        SELECT m.id, row_number() OVER (ORDER BY campaign_pipeline.campaign_due_at(m), m.id) AS place
         FROM public.campaign_runs r JOIN public.campaign_messages m ON m.run_id = r.id AND m.status = 'pending'
         WHERE r.status IN ('running', 'paused') AND COALESCE(m.scheduled_at, m.created_at) < detached
-        ORDER BY COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at), m.id LIMIT p_limit
+        ORDER BY campaign_pipeline.campaign_due_at(m), m.id LIMIT p_limit
     )
     UPDATE public.campaign_messages m
     SET scheduled_at = greatest(m.next_attempt_at,

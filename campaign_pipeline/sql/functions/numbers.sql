@@ -42,7 +42,8 @@ BEGIN
         RETURNING n.message_id
     )
     SELECT array_agg(inserted.message_id) INTO won FROM inserted;
-    lost := ARRAY(SELECT w.id FROM jsonb_to_recordset(wanted) AS w (id uuid) WHERE NOT w.id = ANY (COALESCE(won, '{}')));
+    lost := ARRAY(SELECT w.id FROM jsonb_to_recordset(wanted) AS w (id uuid)
+                  WHERE NOT w.id = ANY (COALESCE(won, '{}')));
     IF lost = '{}' THEN
         RETURN NULL;
     END IF;
@@ -120,7 +121,8 @@ BEGIN
         WHERE item.number IS NOT NULL
     ), held AS (
         SELECT b.id, b.out AND other.run_id = b.run_id AS skip,
-               CASE WHEN b.out THEN b.rested_at ELSE campaign_pipeline.campaign_now() + interval '1 minute' END AS again_at
+               CASE WHEN b.out THEN b.rested_at
+                    ELSE campaign_pipeline.campaign_now() + interval '1 minute' END AS again_at
         FROM before b LEFT JOIN public.campaign_messages other ON other.id = b.other_id
         WHERE b.out OR b.leaving OR b.place > 1
     )
@@ -130,7 +132,8 @@ BEGIN
         next_attempt_at = CASE WHEN h.skip THEN m.next_attempt_at ELSE h.again_at END,
         lease_token = NULL, lease_expires_at = NULL, error_code = 'number_contacted',
         error_message = CASE
-            WHEN h.skip THEN 'This run has written to the lead''s number already, for another lead with the same number.'
+            WHEN h.skip
+                THEN 'This run has written to the lead''s number already, for another lead with the same number.'
             ELSE 'Another message goes to the lead''s number, or went to it not long ago; this one waits '
                  '(workspaces.number_rest_hours).' END
     FROM held h

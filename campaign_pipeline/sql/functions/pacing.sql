@@ -7,8 +7,6 @@
 -- A slot is granted at the start of a transaction; its request leaves within the grace, or not at all (the caller gives
 -- the slot back). The next slot is at least the gap after the request was *answered*: whenever the provider took it,
 -- the gap was kept. Until the answer is in, `held_until` keeps the next one off by gap and grace.
---
--- All in PL/pgSQL: campaign_now() exists only after this file.
 
 -- How much slower than its gap an inbox goes: doubled by each throttle, halved by every quarter of an hour without one
 -- and by every ten messages that were accepted.
@@ -387,6 +385,7 @@ SECURITY DEFINER SET search_path = pg_catalog, campaign_pipeline, pg_temp AS $$
 DECLARE
     changed jsonb := CASE TG_OP WHEN 'DELETE' THEN to_jsonb(OLD) ELSE to_jsonb(NEW) END;
 BEGIN
+    PERFORM campaign_pipeline.campaign_look_in_public();
     UPDATE public.campaign_runs r SET wait_until = campaign_pipeline.campaign_now()
     FROM public.campaign_configs c
     WHERE r.status = 'running' AND c.id = r.config_id AND r.wait_until > campaign_pipeline.campaign_now()

@@ -130,7 +130,8 @@ BEGIN
     LOOP
         before := 0;
         IF bill.scope = 'run' AND NOT EXISTS (
-            SELECT 1 FROM campaign_pipeline.campaign_spending s WHERE s.scope = 'run' AND s.scope_id = bill.scope_id) THEN
+            SELECT 1 FROM campaign_pipeline.campaign_spending s
+            WHERE s.scope = 'run' AND s.scope_id = bill.scope_id) THEN
             SELECT COALESCE(sum(m.ai_cost_usd), 0) INTO before
             FROM public.campaign_messages m WHERE m.run_id = bill.scope_id;
         END IF;

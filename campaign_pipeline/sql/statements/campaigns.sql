@@ -209,7 +209,7 @@ SELECT campaign_pipeline.campaign_now() AS now,
         WHERE r.config_id = %(config_id)s
           AND CASE WHEN m.status IN ('sent', 'replied') THEN m.sent_at >= %(since)s AND m.sent_at < %(until)s
                    ELSE r.status IN ('running', 'paused') AND m.status IN ('pending', 'queued', 'generating', 'sending')
-                        AND COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) < %(until)s END) AS used,
+                        AND campaign_pipeline.campaign_due_at(m) < %(until)s END) AS used,
        (SELECT max(m.scheduled_at) FROM public.campaign_runs r JOIN public.campaign_messages m ON m.run_id = r.id
         WHERE r.config_id = %(config_id)s AND m.status NOT IN ('failed', 'skipped')
           AND m.scheduled_at >= %(since)s AND m.scheduled_at < %(until)s) AS last_due,
@@ -221,7 +221,7 @@ SELECT campaign_pipeline.campaign_now() AS now,
            AS inbox_limit,
        CASE WHEN x.day = %(day)s THEN x.day_count ELSE 0 END AS inbox_used,
        (SELECT COALESCE(array_agg(w.due ORDER BY w.due), '{}') FROM (
-            SELECT COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) AS due
+            SELECT campaign_pipeline.campaign_due_at(m) AS due
             FROM public.campaign_configs c
             JOIN public.campaign_runs r ON r.config_id = c.id AND r.status IN ('running', 'paused')
             JOIN public.campaign_messages m ON m.run_id = r.id

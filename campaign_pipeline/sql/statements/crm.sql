@@ -64,7 +64,7 @@ SELECT s.verdict, count(*) AS messages FROM campaign_pipeline.campaign_settle_ol
 SELECT count(*) FILTER (WHERE m.lease_expires_at > campaign_pipeline.campaign_now()) AS leased,
        count(*) FILTER (WHERE m.lease_expires_at <= campaign_pipeline.campaign_now()) AS expired,
        count(*) FILTER (WHERE m.lease_expires_at IS NULL) AS unleased
-FROM public.campaign_messages m WHERE m.status IN ('queued', 'generating', 'sending');
+FROM public.campaign_messages m WHERE campaign_pipeline.campaign_is_leased_indexed(m.status);
 
 -- name: give_back_unbegun
 -- Give back what the pipeline holds and has not begun; with %(begun)s also what the model is asked for.

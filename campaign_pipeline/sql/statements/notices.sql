@@ -41,7 +41,7 @@ WHERE m.run_id = ANY (%(run_ids)s::uuid[]) AND m.status IN ('sent', 'replied') A
 -- name: count_held_by
 -- What a Dagster run still holds, and when its last lease ends.
 SELECT count(*) AS messages, max(m.lease_expires_at) AS until FROM public.campaign_messages m
-WHERE m.status IN ('queued', 'generating', 'sending') AND m.lease_expires_at > campaign_pipeline.campaign_now()
+WHERE campaign_pipeline.campaign_is_leased_indexed(m.status) AND m.lease_expires_at > campaign_pipeline.campaign_now()
   AND (m.lease_owner = %(owner)s OR starts_with(m.lease_owner, %(owner)s || ' '));
 
 -- name: summarize_failures
@@ -56,7 +56,7 @@ GROUP BY 1, 2 ORDER BY 3 DESC, 2, 1;
 SELECT COALESCE(NULLIF(r.name, ''), 'unnamed') AS campaign, r.wait_code AS code, r.wait_reason AS reason,
        r.wait_until AS until,
        (SELECT count(*) FROM public.campaign_messages m WHERE m.run_id = r.id AND m.status = 'pending'
-        AND COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) < %(day_end)s) AS messages,
+        AND campaign_pipeline.campaign_due_at(m) < %(day_end)s) AS messages,
        (SELECT count(*) FROM public.campaign_messages m WHERE m.run_id = r.id AND m.status IN ('sent', 'replied')
         AND m.sent_at >= campaign_pipeline.campaign_now() - interval '1 hour') AS sent_in_hour
 FROM public.campaign_runs r

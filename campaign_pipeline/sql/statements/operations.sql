@@ -6,11 +6,11 @@
 -- three are what fetch_message_batch and close_completed_runs would do; of a run that may close, see
 -- campaign_close_runs.
 SELECT campaign_pipeline.campaign_now() AS now, due.next_due, due.running_runs,
-       EXISTS (SELECT FROM public.campaign_messages m WHERE m.status IN ('queued', 'generating', 'sending')
+       EXISTS (SELECT FROM public.campaign_messages m WHERE campaign_pipeline.campaign_is_leased_indexed(m.status)
                AND m.lease_expires_at > campaign_pipeline.campaign_now()) AS has_leased,
-       EXISTS (SELECT FROM public.campaign_messages m WHERE m.status IN ('queued', 'generating', 'sending')
+       EXISTS (SELECT FROM public.campaign_messages m WHERE campaign_pipeline.campaign_is_leased_indexed(m.status)
                AND m.lease_expires_at <= campaign_pipeline.campaign_now())
-       OR EXISTS (SELECT FROM public.campaign_messages m WHERE m.status IN ('queued', 'generating', 'sending')
+       OR EXISTS (SELECT FROM public.campaign_messages m WHERE campaign_pipeline.campaign_is_leased_indexed(m.status)
                AND m.lease_expires_at IS NULL
                AND COALESCE(m.queued_at, m.created_at) <= campaign_pipeline.campaign_now() - interval '15 minutes')
        OR EXISTS (SELECT FROM campaign_pipeline.campaign_deleted_in_flight x
@@ -20,13 +20,13 @@ SELECT campaign_pipeline.campaign_now() AS now, due.next_due, due.running_runs,
        EXISTS (SELECT FROM public.campaign_runs r WHERE r.status = 'cancelled' AND r.completed_at IS NULL
                -- What is being sent now ends first; its own step settles it.
                AND (SELECT 1 FROM public.campaign_messages m
-                    WHERE m.run_id = r.id AND m.status IN ('queued', 'generating', 'sending') LIMIT 1) IS NULL)
+                    WHERE m.run_id = r.id AND campaign_pipeline.campaign_is_leased_indexed(m.status) LIMIT 1) IS NULL)
                         AS has_cancelled,
        EXISTS (SELECT FROM public.campaign_runs r WHERE r.status = 'running'
                AND (SELECT 1 FROM public.campaign_messages m WHERE m.run_id = r.id AND m.status = 'pending'
                     LIMIT 1) IS NULL
                AND (SELECT 1 FROM public.campaign_messages m
-                    WHERE m.run_id = r.id AND m.status IN ('queued', 'generating', 'sending') LIMIT 1) IS NULL
+                    WHERE m.run_id = r.id AND campaign_pipeline.campaign_is_leased_indexed(m.status) LIMIT 1) IS NULL
                AND (r.leads_processed > 0
                     OR COALESCE(r.started_at, r.run_date::timestamp AT TIME ZONE 'UTC',
                                 '-infinity') < campaign_pipeline.campaign_now()
@@ -38,15 +38,15 @@ FROM (
            CASE WHEN min(first.due) < '9999-01-01Z' THEN greatest(min(first.due), '1970-01-01Z') END AS next_due
     FROM public.campaign_runs r
     LEFT JOIN LATERAL (
-        SELECT COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) AS due FROM public.campaign_messages m
+        SELECT campaign_pipeline.campaign_due_at(m) AS due FROM public.campaign_messages m
         WHERE m.run_id = r.id AND m.status = 'pending'
-        ORDER BY COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) LIMIT 1) first ON true
+        ORDER BY campaign_pipeline.campaign_due_at(m) LIMIT 1) first ON true
     WHERE r.status = 'running') due;
 
 -- name: list_holders
 -- Who holds messages under a live lease, by the index of leased messages; and what time it is.
 SELECT ARRAY(SELECT DISTINCT m.lease_owner FROM public.campaign_messages m
-             WHERE m.status IN ('queued', 'generating', 'sending')
+             WHERE campaign_pipeline.campaign_is_leased_indexed(m.status)
                AND m.lease_expires_at > campaign_pipeline.campaign_now() AND m.lease_owner IS NOT NULL) AS owners,
        campaign_pipeline.campaign_now() AS now;
 
@@ -68,11 +68,11 @@ FROM campaign_pipeline.campaign_manual_pauses h;
 SELECT c.run_id, count(d.due) AS messages, min(d.due) AS oldest
 FROM unnest(%(run_ids)s::uuid[], %(cutoffs)s::timestamptz[]) AS c (run_id, cutoff)
 CROSS JOIN LATERAL (
-    SELECT greatest(COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at), '1970-01-01Z') AS due
+    SELECT greatest(campaign_pipeline.campaign_due_at(m), '1970-01-01Z') AS due
     FROM public.campaign_messages m
     WHERE m.run_id = c.run_id AND m.status = 'pending'
-      AND COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) < c.cutoff
-    ORDER BY COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) LIMIT 10000) d
+      AND campaign_pipeline.campaign_due_at(m) < c.cutoff
+    ORDER BY campaign_pipeline.campaign_due_at(m) LIMIT 10000) d
 GROUP BY c.run_id;
 
 -- name: count_unknown_messages

@@ -16,9 +16,9 @@ LEFT JOIN public.workspaces w ON w.id = c.workspace_id
 CROSS JOIN LATERAL (
     SELECT (SELECT count(*) FROM public.campaign_messages m WHERE m.run_id = r.id AND m.status = 'pending') AS pending,
            (SELECT count(*) FROM public.campaign_messages m
-            WHERE m.run_id = r.id AND m.status IN ('queued', 'generating', 'sending')) AS leased,
-           (SELECT CASE WHEN min(COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at)) < '9999-01-01Z'
-                        THEN greatest(min(COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at)), '1970-01-01Z') END
+            WHERE m.run_id = r.id AND campaign_pipeline.campaign_is_leased(m.status)) AS leased,
+           (SELECT CASE WHEN min(campaign_pipeline.campaign_due_at(m)) < '9999-01-01Z'
+                        THEN greatest(min(campaign_pipeline.campaign_due_at(m)), '1970-01-01Z') END
             FROM public.campaign_messages m WHERE m.run_id = r.id AND m.status = 'pending') AS next_due) open
 CROSS JOIN LATERAL (
     SELECT count(*) AS sent FROM public.campaign_messages m
@@ -43,7 +43,7 @@ LEFT JOIN public.campaign_configs c ON c.id = r.config_id
 LEFT JOIN public.inboxes b ON b.id = COALESCE(m.inbox_id, c.inbox_id)
 LEFT JOIN public.leads l ON l.id = m.lead_id
     AND NOT campaign_pipeline.campaign_is_foreign(l.workspace_id, c.workspace_id)
-CROSS JOIN LATERAL (SELECT COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) AS due) at
+CROSS JOIN LATERAL (SELECT campaign_pipeline.campaign_due_at(m) AS due) at
 WHERE (%(run_id)s::uuid IS NULL OR m.run_id = %(run_id)s::uuid)
   AND (%(statuses)s::text[] IS NULL OR m.status = ANY (%(statuses)s::text[]))
   AND (%(reason)s::text IS NULL OR m.error_code = %(reason)s::text OR m.error_class = %(reason)s::text)
@@ -76,7 +76,8 @@ LIMIT %(shown)s;
 -- Ids of runs, messages, inboxes or workspaces (`kind`) between two, or of that name; at most three.
 SELECT found.id, found.name FROM (
     SELECT r.id, r.name FROM public.campaign_runs r
-    WHERE %(kind)s = 'run' AND (r.id BETWEEN %(low)s::uuid AND %(high)s::uuid OR lower(r.name) = lower(%(called)s::text))
+    WHERE %(kind)s = 'run'
+      AND (r.id BETWEEN %(low)s::uuid AND %(high)s::uuid OR lower(r.name) = lower(%(called)s::text))
     UNION ALL
     SELECT m.id, NULL FROM public.campaign_messages m
     WHERE %(kind)s = 'message' AND m.id BETWEEN %(low)s::uuid AND %(high)s::uuid
@@ -98,11 +99,11 @@ SELECT m.id AS message_id, m.status, m.run_id, COALESCE(NULLIF(r.name, ''), 'unn
        m.lead_id, l.client_name AS lead, COALESCE(m.address, m.phone_number, l.phone) AS address,
        m.subject, m.generated_message AS text, m.ai_model AS model, m.ai_tokens_used AS tokens,
        m.ai_cost_usd AS cost_usd, m.created_at, m.queued_at, m.sent_at, m.replied_at, m.finished_at,
-       CASE WHEN isfinite(COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at))
-            THEN COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) END AS due_at,
+       CASE WHEN isfinite(campaign_pipeline.campaign_due_at(m))
+            THEN campaign_pipeline.campaign_due_at(m) END AS due_at,
        m.retry_count, m.requeued_at, m.error_class, m.error_code,
        COALESCE(m.error_message, m.last_error) AS reason,
-       m.lease_owner, CASE WHEN m.status IN ('queued', 'generating', 'sending') THEN m.lease_expires_at END
+       m.lease_owner, CASE WHEN campaign_pipeline.campaign_is_leased(m.status) THEN m.lease_expires_at END
            AS lease_expires_at,
        COALESCE(d.deaths, 0) AS worker_deaths,
        EXISTS (SELECT 1 FROM campaign_pipeline.campaign_suppressed_messages(ARRAY[m.id])) AS suppressed,
@@ -216,7 +217,7 @@ ORDER BY since, scope, scope_id;
 SELECT m.run_id, date_trunc('hour', greatest(at.due, campaign_pipeline.campaign_now())) AS hour, count(*) AS messages
 FROM public.campaign_runs r
 JOIN public.campaign_messages m ON m.run_id = r.id AND m.status = 'pending'
-CROSS JOIN LATERAL (SELECT COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) AS due) at
+CROSS JOIN LATERAL (SELECT campaign_pipeline.campaign_due_at(m) AS due) at
 WHERE r.status = 'running' AND at.due < campaign_pipeline.campaign_now() + interval '336 hours'
 GROUP BY 1, 2;
 

@@ -1,5 +1,4 @@
--- Statements of the queue. Values are bound, never formatted in. `COALESCE(next_attempt_at, scheduled_at,
--- created_at)`, when a message is due, is spelled as in the index campaign_messages_due.
+-- Statements of the queue. Values are bound, never formatted in.
 
 -- name: recover_leases
 -- Give back every message whose holder stopped renewing its lease.
@@ -46,23 +45,24 @@ LEFT JOIN LATERAL (
     WHERE c.when_inbox_down = 'fallback' AND f.id <> c.inbox_id
       AND COALESCE(one.provider, 'whatsapp') = COALESCE(connection.provider, one.provider, 'whatsapp')) fallback ON true
 LEFT JOIN LATERAL (
-    SELECT COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) AS first_due FROM public.campaign_messages m
+    SELECT campaign_pipeline.campaign_due_at(m) AS first_due FROM public.campaign_messages m
     WHERE m.run_id = r.id AND m.status = 'pending'
-    ORDER BY COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) LIMIT 1) due ON true
+    ORDER BY campaign_pipeline.campaign_due_at(m) LIMIT 1) due ON true
 -- The first message that may be claimed ahead of its time; looked for no further than a batch looks ahead.
 LEFT JOIN LATERAL (
-    SELECT COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) AS next_planned FROM public.campaign_messages m
+    SELECT campaign_pipeline.campaign_due_at(m) AS next_planned FROM public.campaign_messages m
     WHERE m.run_id = r.id AND m.status = 'pending' AND m.next_attempt_at IS NULL
-      AND COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) > campaign_pipeline.campaign_now()
-      AND COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at)
+      AND campaign_pipeline.campaign_due_at(m) > campaign_pipeline.campaign_now()
+      AND campaign_pipeline.campaign_due_at(m)
           <= campaign_pipeline.campaign_now() + interval '5 minutes'
-    ORDER BY COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) LIMIT 1) planned ON true
+    ORDER BY campaign_pipeline.campaign_due_at(m) LIMIT 1) planned ON true
 WHERE r.status = 'running'
 ORDER BY r.id;
 
 -- name: list_pauses
--- Every paused scope, by a cause or by a person; `probe_due` where one message may try whether the cause is gone. The rows that may be probed are
--- locked, so that of two claimers only one sends a probe; the other sees them as still paused.
+-- Every paused scope, by a cause or by a person; `probe_due` where one message may try whether the cause is gone. The
+-- rows that may be probed are locked, so that of two claimers only one sends a probe; the other sees them as still
+-- paused.
 WITH probe AS (
     SELECT scope, scope_id FROM campaign_pipeline.campaign_pauses WHERE kind = 'systemic'
            AND until <= campaign_pipeline.campaign_now()
@@ -170,7 +170,7 @@ WITH late AS (
     CROSS JOIN LATERAL (
         SELECT m.id FROM public.campaign_messages m
         WHERE m.run_id = c.run_id AND m.status = 'pending'
-          AND COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) < c.cutoff
+          AND campaign_pipeline.campaign_due_at(m) < c.cutoff
           AND m.requeued_at IS NULL
           AND NOT EXISTS (SELECT 1 FROM campaign_pipeline.campaign_message_parts p WHERE p.message_id = m.id
                           AND p.status <> 'planned')
@@ -179,7 +179,7 @@ WITH late AS (
 UPDATE public.campaign_messages m
 SET status = 'skipped', error_code = 'too_old', finished_at = campaign_pipeline.campaign_now(),
     error_message = format('Due since %%s UTC, longer than the maximum age of %%s minutes of open time.',
-        to_char(COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI'),
+        to_char(campaign_pipeline.campaign_due_at(m) AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI'),
         %(max_age_minutes)s::integer)
 FROM late WHERE m.id = late.id
 RETURNING m.id, m.run_id;
@@ -198,10 +198,10 @@ FROM (
                 %(closings)s::timestamptz[]) AS s (run_id, seconds, cap, closes)
     CROSS JOIN LATERAL (
         SELECT held.id, row_number() OVER (ORDER BY held.due) - 1 AS place, count(*) OVER () AS of_all
-        FROM (SELECT m.id, COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) AS due
+        FROM (SELECT m.id, campaign_pipeline.campaign_due_at(m) AS due
               FROM public.campaign_messages m
               WHERE m.run_id = s.run_id AND m.status = 'pending'
-                AND COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) <= campaign_pipeline.campaign_now()
+                AND campaign_pipeline.campaign_due_at(m) <= campaign_pipeline.campaign_now()
               FOR UPDATE SKIP LOCKED) held) d
 ) o
 WHERE m.id = o.id
@@ -381,7 +381,7 @@ FROM campaign_pipeline.campaign_take_over(%(ids)s, %(batch_token)s, %(token)s, %
 SELECT m.id, m.run_id, r.config_id, c.workspace_id, COALESCE(m.inbox_id, c.inbox_id) AS inbox_id, m.lead_id,
        m.phone_number, m.generated_message AS text,
        m.subject, m.template, m.retry_count,
-       greatest(COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at), '1970-01-01Z') AS due_at,
+       greatest(campaign_pipeline.campaign_due_at(m), '1970-01-01Z') AS due_at,
        (SELECT array_agg(DISTINCT k.rule) FROM campaign_pipeline.campaign_model_calls k
         WHERE k.message_id = m.id AND k.purpose = 'text' AND k.rule IS NOT NULL) AS refused_rules,
        campaign_pipeline.campaign_now() AS now,
@@ -397,7 +397,7 @@ FROM public.campaign_messages m
 JOIN public.campaign_runs r ON r.id = m.run_id
 JOIN public.campaign_configs c ON c.id = r.config_id
 WHERE m.id = ANY (%(ids)s) AND m.lease_token = %(token)s AND campaign_pipeline.campaign_is_leased(m.status)
-ORDER BY COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at), m.id;
+ORDER BY campaign_pipeline.campaign_due_at(m), m.id;
 
 -- name: read_finished_messages
 -- Of the messages of a shard: which an earlier worker of it finished, and how.
@@ -453,7 +453,7 @@ WITH run AS (
     FROM member
     -- All three statuses are named for the index campaign_messages_leased.
     CROSS JOIN LATERAL (SELECT count(*) AS n FROM public.campaign_messages m WHERE m.run_id = member.run_id
-                        AND m.status IN ('queued', 'generating', 'sending') AND m.status <> 'sending') leased
+                        AND campaign_pipeline.campaign_is_leased_indexed(m.status) AND m.status <> 'sending') leased
     GROUP BY member.scope, member.id
 )
 SELECT scope.scope, scope.id AS scope_id, scope.leased, p.gap_seconds, p.jitter, p.slow_factor, p.hourly_limit,
@@ -468,10 +468,10 @@ UPDATE public.campaign_runs r
 SET pace_held_since = CASE WHEN due.waits THEN COALESCE(r.pace_held_since, campaign_pipeline.campaign_now()) END
 FROM unnest(%(run_ids)s::uuid[]) AS u (run_id)
 CROSS JOIN LATERAL (SELECT COALESCE((
-    SELECT COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) <= campaign_pipeline.campaign_now()
+    SELECT campaign_pipeline.campaign_due_at(m) <= campaign_pipeline.campaign_now()
            FROM public.campaign_messages m
     WHERE m.run_id = u.run_id AND m.status = 'pending'
-    ORDER BY COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) LIMIT 1), false) AS waits) due
+    ORDER BY campaign_pipeline.campaign_due_at(m) LIMIT 1), false) AS waits) due
 WHERE r.id = u.run_id AND (r.pace_held_since IS NOT NULL) IS DISTINCT FROM due.waits;
 
 -- name: note_active_inboxes

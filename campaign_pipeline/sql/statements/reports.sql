@@ -62,12 +62,12 @@ WITH ended AS MATERIALIZED (
     CROSS JOIN LATERAL (
         SELECT (SELECT count(*) FROM public.campaign_messages m
                 WHERE m.run_id = r.id AND m.status = 'pending'
-                  AND COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) >= %(day_start)s
-                  AND COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) < %(day_end)s) AS pending,
+                  AND campaign_pipeline.campaign_due_at(m) >= %(day_start)s
+                  AND campaign_pipeline.campaign_due_at(m) < %(day_end)s) AS pending,
                (SELECT count(*) FROM public.campaign_messages m
-                WHERE m.run_id = r.id AND m.status IN ('queued', 'generating', 'sending')
-                  AND COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) >= %(day_start)s
-                  AND COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) < %(day_end)s) AS leased) n
+                WHERE m.run_id = r.id AND campaign_pipeline.campaign_is_leased_indexed(m.status)
+                  AND campaign_pipeline.campaign_due_at(m) >= %(day_start)s
+                  AND campaign_pipeline.campaign_due_at(m) < %(day_end)s) AS leased) n
     WHERE r.status IN ('running', 'paused')
     GROUP BY GROUPING SETS ((COALESCE(r.config_id, r.id)), ())
 ), hours AS (
@@ -152,7 +152,7 @@ ORDER BY r.id;
 -- back.
 SELECT m.id AS message_id, m.run_id, m.status, m.lease_owner, m.lease_expires_at, count(*) OVER () AS of_all
 FROM public.campaign_messages m
-WHERE m.status IN ('queued', 'generating', 'sending')
+WHERE campaign_pipeline.campaign_is_leased_indexed(m.status)
   AND m.lease_expires_at < campaign_pipeline.campaign_now() - make_interval(secs => %(lease_seconds)s)
 ORDER BY m.lease_expires_at, m.id
 LIMIT %(shown)s;
@@ -175,7 +175,8 @@ LIMIT %(shown)s;
 
 -- name: count_undelivered
 -- What each inbox's provider accepted in %(days)s days and what its receipts say of it; the last day is left out, for a
--- phone may be off. An inbox whose provider sends no receipts to us has none at all. By the index on what each inbox sent.
+-- phone may be off. An inbox whose provider sends no receipts to us has none at all. By the index on what each inbox
+-- sent.
 SELECT b.id AS inbox_id, b.name AS inbox, n.accepted, n.delivered, n.failed_later, n.receipts,
        n.accepted - n.delivered - n.failed_later AS never_delivered
 FROM public.inboxes b

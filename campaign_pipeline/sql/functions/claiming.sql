@@ -1,0 +1,100 @@
+-- Claiming: which messages a batch leases, and which message tries whether a paused scope works again.
+
+-- Lease up to p_batch due messages of the given runs to p_token.
+-- Fair: every run gets the same share, what a run does not use goes to the others, and runs are taken in random order,
+-- so that a batch smaller than the number of runs starves none. Never waits: rows that another claimer holds are
+-- passed over. p_quotas caps each run (1 where only a probe may go, which campaign_choose_probes chooses).
+-- Rows are changed where they lie (ctid, which cannot move while this transaction holds them): looked up again by id,
+-- the update and what is said of them would go down the largest index twice more for each. What a claim costs at which
+-- size is in benchmarks/RESULTS.md.
+-- p_ahead_seconds: also what is planned for so soon. Its shard waits for the planned time; what is to be tried again at
+-- some time (next_attempt_at) is not claimed before that.
+-- It once returned ids alone, and claimed nothing ahead; neither a result nor a signature can be replaced.
+DROP FUNCTION IF EXISTS campaign_pipeline.campaign_claim_messages(uuid[], integer[], integer, uuid, text,
+                                                                  double precision);
+DROP FUNCTION IF EXISTS campaign_pipeline.campaign_claim_messages(uuid[], integer[], integer, uuid, text,
+                                                                  double precision, uuid[]);
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_claim_messages(
+    p_runs uuid[], p_quotas integer[], p_batch integer, p_token uuid, p_owner text, p_lease_seconds double precision,
+    p_probes uuid[],  -- null: whatever is due; otherwise only these
+    p_ahead_seconds double precision DEFAULT 0
+) RETURNS TABLE (message_id uuid, run_id uuid, inbox_id uuid, lead_id uuid, due_at timestamptz, retry_count integer)
+LANGUAGE plpgsql ROWS 500 AS $$
+#variable_conflict use_column
+DECLARE
+    runs      uuid[];
+    before    uuid[];      -- the runs of this round, to which `quotas` belongs
+    quotas    integer[];
+    picked    tid[];
+    share     integer;
+    remaining integer := p_batch;
+    horizon   timestamptz := campaign_pipeline.campaign_now() + make_interval(secs => p_ahead_seconds);
+BEGIN
+    IF NOT campaign_pipeline.campaign_may_take() THEN
+        RETURN;
+    END IF;
+    SELECT array_agg(r.id ORDER BY r.place), array_agg(r.quota ORDER BY r.place) INTO runs, quotas
+    FROM (SELECT u.id, u.quota, random() AS place FROM unnest(p_runs, p_quotas) AS u (id, quota) WHERE u.quota > 0) r;
+
+    WHILE remaining > 0 AND cardinality(runs) > 0 LOOP
+        share := greatest(1, remaining / cardinality(runs));
+        before := runs;
+        SELECT array_agg(m.place),
+               -- the runs that gave their whole share may have more
+               (SELECT array_agg(f.run_id) FROM (SELECT c.run_id FROM unnest(array_agg(m.run_id)) AS c (run_id)
+                                                  GROUP BY c.run_id HAVING count(*) >= share) f)
+        INTO picked, runs
+        FROM (
+            SELECT d.place, d.run_id
+            FROM unnest(runs, quotas) AS r (run_id, quota)
+            CROSS JOIN LATERAL (
+                SELECT m.ctid AS place, m.run_id
+                FROM public.campaign_messages m
+                WHERE m.run_id = r.run_id
+                  AND m.status = 'pending'
+                  AND campaign_pipeline.campaign_due_at(m) <= horizon
+                  AND (m.next_attempt_at IS NULL OR m.next_attempt_at <= campaign_pipeline.campaign_now())
+                  AND (p_probes IS NULL OR m.id = ANY (p_probes))
+                  AND (m.inbox_id IS NULL
+                       OR NOT campaign_pipeline.campaign_waits_for_its_inbox(m.id, m.run_id, m.inbox_id))
+                ORDER BY campaign_pipeline.campaign_due_at(m)
+                LIMIT least(share, r.quota)
+                FOR UPDATE SKIP LOCKED
+            ) d
+            LIMIT remaining
+        ) m;
+        EXIT WHEN picked IS NULL;
+
+        RETURN QUERY
+        UPDATE public.campaign_messages m
+        SET status = 'queued', queued_at = campaign_pipeline.campaign_now(), lease_token = p_token,
+            lease_owner = p_owner,
+            lease_expires_at = campaign_pipeline.campaign_now() + make_interval(secs => p_lease_seconds),
+            -- The inbox that its run uses now, but for a conversation that has begun through another.
+            inbox_id = CASE WHEN m.inbox_id IS NOT NULL AND campaign_pipeline.campaign_is_bound(m.id, m.inbox_id)
+                THEN m.inbox_id
+                            ELSE (SELECT r.active_inbox_id FROM public.campaign_runs r WHERE r.id = m.run_id) END
+        WHERE m.ctid = ANY (picked)
+        RETURNING m.id, m.run_id, m.inbox_id, m.lead_id,
+                  campaign_pipeline.campaign_due_at(m), m.retry_count;
+        remaining := remaining - cardinality(picked);
+        -- A run whose quota is used up gets no further helping.
+        SELECT array_agg(u.id), array_agg(u.quota - share) INTO runs, quotas
+        FROM unnest(before, quotas) AS u (id, quota) WHERE u.id = ANY (runs) AND u.quota > share;
+    END LOOP;
+END $$;
+
+-- Which message of each run tries whether the cause of a pause is gone: not one that failed for it before, where
+-- another is due, and any of the first fifty, so that one recipient's trouble cannot keep a pause open.
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_choose_probes(p_runs uuid[], p_tried uuid[]) RETURNS uuid[]
+LANGUAGE plpgsql AS $$
+BEGIN
+    RETURN ARRAY(
+        SELECT (SELECT d.id
+                FROM (SELECT m.id FROM public.campaign_messages m
+                      WHERE m.run_id = r.id AND m.status = 'pending'
+                        AND campaign_pipeline.campaign_due_at(m) <= campaign_pipeline.campaign_now()
+                      ORDER BY campaign_pipeline.campaign_due_at(m) LIMIT 50) d
+                ORDER BY d.id = ANY (p_tried), random() LIMIT 1)
+        FROM unnest(p_runs) AS r (id));
+END $$;

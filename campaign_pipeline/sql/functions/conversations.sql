@@ -1,0 +1,155 @@
+-- What the CRM shows of a message: its conversation, the parts in the chat, what the CRM refused of that.
+
+-- Who begins the first messages of one lead at once, in two shards, makes one conversation: the second waits here for
+-- the first's commit, and then finds what it made. Until the commit only; in one order, after all rows that begin_parts
+-- locks. The CRM may have several conversations of a lead already, so no unique index can say this.
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_lock_conversations(p_ids uuid[]) RETURNS void LANGUAGE plpgsql
+SET enable_seqscan = off AS $$
+BEGIN
+    PERFORM pg_advisory_xact_lock(l.key)
+    FROM (SELECT DISTINCT hashtextextended('campaign_pipeline conversation ' || m.lead_id, 0) AS key
+          FROM public.campaign_messages m
+          WHERE m.id = ANY (p_ids) AND m.conversation_id IS NULL AND m.lead_id IS NOT NULL
+          ORDER BY key) l;
+END $$;
+
+-- The conversation of each message that has none: the lead's newest, else the phone's newest, else a new one; in the
+-- same channel. Returns {message: conversation}; the caller writes it with all else that it changes of the message.
+-- A conversation that the CRM refuses (a check or a trigger of its own) is done without, and the log says why.
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_find_conversations(p_items jsonb, p_ids uuid[]) RETURNS jsonb
+LANGUAGE plpgsql
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+DECLARE
+    answer jsonb;
+    id_    uuid;
+BEGIN
+    WITH item AS MATERIALIZED (
+        SELECT m.id, m.lead_id, m.run_id, c.workspace_id, COALESCE(m.inbox_id, c.inbox_id) AS inbox_id,
+               i.address, i.channel, i.contact_name, COALESCE(by_lead.id, by_phone.id) AS known
+        FROM jsonb_to_recordset(p_items) AS i (id uuid, address text, channel text, contact_name text)
+        JOIN public.campaign_messages m ON m.id = i.id AND m.conversation_id IS NULL
+        JOIN public.campaign_runs r ON r.id = m.run_id
+        JOIN public.campaign_configs c ON c.id = r.config_id
+        LEFT JOIN LATERAL (
+            SELECT v.id FROM public.conversations v
+            WHERE v.workspace_id = c.workspace_id AND v.lead_id = m.lead_id
+              AND COALESCE(v.channel, 'whatsapp') = i.channel
+            ORDER BY v.last_message_at DESC NULLS LAST, v.created_at DESC LIMIT 1) by_lead ON true
+        LEFT JOIN LATERAL (
+            SELECT v.id FROM public.conversations v
+            WHERE by_lead.id IS NULL AND v.workspace_id = c.workspace_id
+              -- An e-mail address, too, is kept there.
+              AND v.contact_phone IN (i.address, '+' || i.address, m.phone_number)
+              AND COALESCE(v.channel, 'whatsapp') = i.channel
+            ORDER BY v.last_message_at DESC NULLS LAST, v.created_at DESC LIMIT 1) by_phone ON true
+        WHERE m.id = ANY (p_ids)
+    ), made AS (
+        -- attendant_type and the counts are the CRM's own defaults: nobody attends to it, and nothing is unread.
+        INSERT INTO public.conversations (id, workspace_id, inbox_id, lead_id, contact_name, contact_phone, channel,
+                                          status, campaign_run_id, unread_count, total_messages, created_at, updated_at)
+        -- One a lead, though two of its messages are begun in this very statement.
+        SELECT DISTINCT ON (workspace_id, COALESCE(lead_id, id))
+               gen_random_uuid(), workspace_id, inbox_id, lead_id, COALESCE(NULLIF(contact_name, ''), address), address,
+               channel, 'waiting', run_id, 0, 0, campaign_pipeline.campaign_now(), campaign_pipeline.campaign_now()
+        FROM item WHERE known IS NULL
+        ORDER BY workspace_id, COALESCE(lead_id, id)
+        RETURNING id, workspace_id, lead_id, contact_phone
+    )
+    SELECT jsonb_object_agg(item.id, COALESCE(item.known, made.id)) INTO answer
+    FROM item LEFT JOIN made ON item.known IS NULL AND made.workspace_id = item.workspace_id
+         AND (made.lead_id = item.lead_id OR (item.lead_id IS NULL AND made.contact_phone = item.address));
+
+    RETURN answer;
+EXCEPTION WHEN OTHERS THEN
+    IF campaign_pipeline.campaign_is_passing(SQLSTATE) THEN
+        RAISE;
+    END IF;
+    IF cardinality(p_ids) = 1 THEN
+        PERFORM campaign_pipeline.campaign_log_refusal('conversation', m.run_id, m.id, m.lead_id, SQLERRM)
+        FROM public.campaign_messages m WHERE m.id = p_ids[1];
+        RETURN '{}';
+    END IF;
+    answer := '{}';
+    FOREACH id_ IN ARRAY p_ids LOOP
+        answer := answer || COALESCE(
+            campaign_pipeline.campaign_find_conversations(p_items, ARRAY[id_]), '{}');
+    END LOOP;
+    RETURN answer;
+END $$;
+
+-- Say in the campaign's log what the CRM refused, and why. Never fails: it is called where nothing may.
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_log_refusal(
+    p_what text, p_run uuid, p_message uuid, p_lead uuid, p_why text
+) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO public.campaign_logs (run_id, step_number, step_name, level, message, details, lead_id, message_id,
+                                      created_at)
+    SELECT r.id, 0, 'crm', 'error',
+           format('The CRM refused the %s of a message that is sent or being sent; the rest is recorded. It said: %s',
+                  p_what, left(p_why, 500)),
+           jsonb_build_object('refused', p_what, 'message_id', p_message),
+           (SELECT l.id FROM public.leads l WHERE l.id = p_lead),
+           (SELECT m.id FROM public.campaign_messages m WHERE m.id = p_message),
+           campaign_pipeline.campaign_now()
+    FROM public.campaign_runs r WHERE r.id = p_run;
+EXCEPTION WHEN OTHERS THEN
+    RAISE WARNING 'The CRM refused the % of campaign message %: %', p_what, p_message, p_why;
+END $$;
+
+-- Parts that went out appear in the CRM's chat, unless their provider wrote them there itself (`written`).
+-- p_parts: [{id, part_no, written}] or null. A part that the CRM's chat refuses is logged; the others are shown.
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_show_in_conversation(p_parts jsonb) RETURNS void
+    LANGUAGE plpgsql AS $$
+DECLARE
+    part jsonb;
+BEGIN
+    IF p_parts IS NULL THEN
+        RETURN;
+    END IF;
+    PERFORM campaign_pipeline.campaign_write_chat(p_parts);
+EXCEPTION WHEN OTHERS THEN
+    IF campaign_pipeline.campaign_is_passing(SQLSTATE) THEN
+        RAISE;
+    END IF;
+    IF jsonb_array_length(p_parts) = 1 THEN
+        PERFORM campaign_pipeline.campaign_log_refusal('chat row', p.run_id, p.message_id, p.lead_id, SQLERRM)
+        FROM campaign_pipeline.campaign_message_parts p
+        WHERE p.message_id = (p_parts -> 0 ->> 'id')::uuid AND p.part_no = (p_parts -> 0 ->> 'part_no')::integer;
+        RETURN;
+    END IF;
+    FOR part IN SELECT value FROM jsonb_array_elements(p_parts) LOOP
+        PERFORM campaign_pipeline.campaign_show_in_conversation(jsonb_build_array(part));
+    END LOOP;
+END $$;
+
+-- The rows themselves. From the ledger, for the message may be deleted; only parts that were begun before the ledger
+-- had a conversation of its own ask the message for it. `sent_by` is a user of the CRM: nobody, for what the AI wrote.
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_write_chat(p_parts jsonb) RETURNS void LANGUAGE plpgsql
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+BEGIN
+    WITH part AS (
+        SELECT v.id AS conversation_id, COALESCE(p.run_id, m.run_id) AS run_id,
+               COALESCE(p.lead_id, m.lead_id) AS lead_id,
+               p.text, p.provider_message_id, p.part_no, p.sent_at, i.written
+        FROM jsonb_to_recordset(p_parts) AS i (id uuid, part_no integer, written boolean)
+        JOIN campaign_pipeline.campaign_message_parts p ON p.message_id = i.id AND p.part_no = i.part_no
+        LEFT JOIN public.campaign_messages m ON m.id = i.id
+        JOIN public.conversations v ON v.id = COALESCE(p.conversation_id, m.conversation_id)
+    ), shown AS (
+        INSERT INTO public.messages (conversation_id, content_type, message_type, text_content, provider_message_id,
+                                     is_read, created_at)
+        SELECT conversation_id, 'text', 'sent', text, provider_message_id, true, sent_at FROM part
+        WHERE written IS NOT TRUE ORDER BY part_no
+    ), newest AS (
+        SELECT DISTINCT ON (conversation_id) *,
+               count(*) FILTER (WHERE written IS NOT TRUE) OVER (PARTITION BY conversation_id) AS rows
+        FROM part ORDER BY conversation_id, part_no DESC
+    )
+    UPDATE public.conversations v
+    SET last_message = newest.text, last_message_at = newest.sent_at, updated_at = newest.sent_at,
+        total_messages = COALESCE(v.total_messages, 0) + newest.rows,
+        campaign_run_id
+            = COALESCE((SELECT r.id FROM public.campaign_runs r WHERE r.id = newest.run_id), v.campaign_run_id),
+        lead_id = COALESCE(v.lead_id, (SELECT l.id FROM public.leads l WHERE l.id = newest.lead_id))
+    FROM newest WHERE v.id = newest.conversation_id;
+END $$;

@@ -1,0 +1,79 @@
+-- The life of a run: reopened, resumed, closed.
+
+-- A run that ended and goes on again: its counters are those of the messages that it has now, and it will end anew.
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_note_reopening() RETURNS trigger LANGUAGE plpgsql
+SECURITY DEFINER SET search_path = pg_catalog, campaign_pipeline, pg_temp AS $$
+BEGIN
+    SELECT count(*) FILTER (WHERE m.status IN ('sent', 'replied')), count(*) FILTER (WHERE m.status = 'failed'),
+           count(*) FILTER (WHERE m.status = 'skipped'), count(*)
+    INTO NEW.leads_success, NEW.leads_failed, NEW.leads_skipped, NEW.leads_processed
+    FROM public.campaign_messages m
+    WHERE m.run_id = NEW.id AND m.status IN ('sent', 'replied', 'failed', 'skipped');
+    NEW.completed_at := NULL;
+    NEW.closed_by_pipeline_at := NULL;
+    RETURN NEW;
+END $$;
+CREATE OR REPLACE TRIGGER campaign_note_reopening BEFORE UPDATE OF status ON public.campaign_runs
+    FOR EACH ROW
+    WHEN (OLD.status IN ('completed', 'failed', 'cancelled') AND NEW.status IN ('running', 'paused'))
+    EXECUTE FUNCTION campaign_pipeline.campaign_note_reopening();
+
+-- Whoever resumes a run, by whatever tool, only sets its status. The time is kept so that the next batch spreads what
+-- became overdue meanwhile instead of sending it in a burst, and does not take it for too old.
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_note_resume() RETURNS trigger LANGUAGE plpgsql
+SECURITY DEFINER SET search_path = pg_catalog, campaign_pipeline, pg_temp AS $$
+BEGIN
+    NEW.resumed_at := campaign_pipeline.campaign_now();
+    RETURN NEW;
+END $$;
+CREATE OR REPLACE TRIGGER campaign_note_resume BEFORE UPDATE OF status ON public.campaign_runs
+    FOR EACH ROW WHEN (OLD.status = 'paused' AND NEW.status = 'running')
+    EXECUTE FUNCTION campaign_pipeline.campaign_note_resume();
+
+-- Close what can change no more: running runs become completed, cancelled ones get their end. Each exactly once. Totals
+-- are not consulted: they may be wrong. A run without a message is given five minutes, for whoever is still writing
+-- them, and an hour where its total says that some are to come; a message that comes later still opens it again.
+-- The run is locked before its messages are looked at again, and in the mode that a new message's foreign key waits
+-- for: a message that is being inserted right now keeps its run out of this call. Rows that somebody holds wait for the
+-- next.
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_close_runs() RETURNS TABLE (
+    id uuid, name text, status text, leads_total integer, leads_success integer, leads_failed integer,
+        leads_skipped integer
+) LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    ended  uuid[];
+    locked uuid[];
+BEGIN
+    SELECT array_agg(r.id) INTO ended
+    FROM public.campaign_runs r
+    WHERE (r.status = 'running' OR (r.status = 'cancelled' AND r.completed_at IS NULL))
+      -- LIMIT 1 makes each an index probe per run; as NOT EXISTS they may become one join over all leases (15 ms).
+      AND (SELECT 1 FROM public.campaign_messages m WHERE m.run_id = r.id AND m.status = 'pending' LIMIT 1) IS NULL
+      AND (SELECT 1 FROM public.campaign_messages m
+           WHERE m.run_id = r.id AND campaign_pipeline.campaign_is_leased_indexed(m.status) LIMIT 1) IS NULL
+      AND (r.status = 'cancelled' OR r.leads_processed > 0
+           OR COALESCE(r.started_at, r.run_date::timestamp AT TIME ZONE 'UTC',
+                       '-infinity') < campaign_pipeline.campaign_now()
+              - CASE WHEN r.leads_total > 0 THEN interval '1 hour' ELSE interval '5 minutes' END);
+    IF ended IS NULL THEN
+        RETURN;
+    END IF;
+
+    SELECT array_agg(l.id) INTO locked
+    FROM (SELECT r.id FROM public.campaign_runs r WHERE r.id = ANY (ended)
+          ORDER BY r.id FOR UPDATE SKIP LOCKED) l;
+
+    -- Another statement, so that it sees what was committed before the lock was had.
+    RETURN QUERY
+    UPDATE public.campaign_runs r
+    SET status = CASE WHEN r.status = 'running' THEN 'completed' ELSE r.status END,
+        completed_at = campaign_pipeline.campaign_now(), closed_by_pipeline_at = campaign_pipeline.campaign_now(),
+        wait_code = NULL, wait_reason = NULL, wait_until = NULL
+    WHERE r.id = ANY (locked)
+      AND (r.status = 'running' OR (r.status = 'cancelled' AND r.completed_at IS NULL))
+      AND (SELECT 1 FROM public.campaign_messages m WHERE m.run_id = r.id AND m.status = 'pending' LIMIT 1) IS NULL
+      AND (SELECT 1 FROM public.campaign_messages m
+           WHERE m.run_id = r.id AND campaign_pipeline.campaign_is_leased_indexed(m.status) LIMIT 1) IS NULL
+    RETURNING r.id, r.name, r.status, r.leads_total, r.leads_success, r.leads_failed, r.leads_skipped;
+END $$;

@@ -1,0 +1,243 @@
+-- Suppression: who may not be written to.
+
+-- Write to nobody at this address, nor to this lead at any address. The same suppression is written once; returns the
+-- id of the one that holds. Raises where it is not said who is meant, or where.
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_suppress(
+    p_scope text, p_workspace uuid, p_channel text, p_address text, p_lead uuid, p_source text, p_reason text
+) RETURNS bigint LANGUAGE plpgsql AS $$
+DECLARE
+    canonical text := campaign_pipeline.campaign_canonical_address(p_address);
+    hash      text := campaign_pipeline.campaign_address_hash(p_address);
+    held      bigint;
+BEGIN
+    IF p_scope <> 'global' AND p_workspace IS NULL THEN
+        RAISE EXCEPTION 'A suppression needs a workspace unless it is global: name it, or a lead that has one.'
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    IF canonical IS NULL AND p_lead IS NULL THEN
+        RAISE EXCEPTION 'A suppression needs an address or a lead; neither was given.'
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    INSERT INTO campaign_pipeline.campaign_suppressions
+        AS s (scope, workspace_id, channel, address, address_hash, lead_id, source, reason, since)
+    VALUES (p_scope, p_workspace, p_channel, canonical, hash, p_lead, p_source, p_reason,
+            campaign_pipeline.campaign_now())
+    ON CONFLICT DO NOTHING
+    RETURNING s.id INTO held;
+    IF held IS NULL THEN
+        SELECT s.id INTO held FROM campaign_pipeline.campaign_suppressions s
+        WHERE s.lifted_at IS NULL AND s.scope = p_scope AND s.workspace_id IS NOT DISTINCT FROM p_workspace
+          AND s.channel IS NOT DISTINCT FROM p_channel AND s.address_hash IS NOT DISTINCT FROM hash
+          AND s.lead_id IS NOT DISTINCT FROM p_lead;
+    END IF;
+    RETURN held;
+END $$;
+
+-- Lift what suppresses this address or this lead: of all scopes and sources, or of the given ones. Returns how many.
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_lift(
+    p_workspace uuid, p_channel text, p_address text, p_lead uuid, p_by text, p_source text DEFAULT NULL
+) RETURNS integer LANGUAGE plpgsql AS $$
+DECLARE
+    hash   text := campaign_pipeline.campaign_address_hash(p_address);
+    lifted integer;
+BEGIN
+    UPDATE campaign_pipeline.campaign_suppressions s
+    SET lifted_at = campaign_pipeline.campaign_now(), lifted_by = p_by
+    WHERE s.lifted_at IS NULL AND (s.address_hash = hash OR s.lead_id = p_lead)
+      AND (p_workspace IS NULL OR s.workspace_id = p_workspace)
+      AND (p_channel IS NULL OR s.channel = p_channel)
+      AND (p_source IS NULL OR s.source = p_source);
+    GET DIAGNOSTICS lifted = ROW_COUNT;
+    RETURN lifted;
+END $$;
+
+-- Of these messages, those that may not be sent because their lead or its number is suppressed. Two index probes a
+-- message. Never one of which a part may have gone out: whoever works it finds out about that part first.
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_suppressed_messages(p_ids uuid[]) RETURNS SETOF uuid
+    LANGUAGE plpgsql
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+BEGIN
+    IF NOT EXISTS (SELECT 1 FROM campaign_pipeline.campaign_suppressions s WHERE s.lifted_at IS NULL) THEN
+        RETURN;
+    END IF;
+    RETURN QUERY
+    SELECT m.id
+    FROM public.campaign_messages m
+    JOIN public.campaign_runs r ON r.id = m.run_id
+    JOIN public.campaign_configs c ON c.id = r.config_id
+    LEFT JOIN public.leads l ON l.id = m.lead_id
+    CROSS JOIN LATERAL (SELECT ARRAY[campaign_pipeline.campaign_address_hash(COALESCE(m.phone_number, l.phone)),
+                                     campaign_pipeline.campaign_address_hash(l.email)] AS hashes) h
+    WHERE m.id = ANY (p_ids)
+      AND EXISTS (
+        SELECT 1 FROM (
+            SELECT s.scope, s.workspace_id, s.channel FROM campaign_pipeline.campaign_suppressions s
+            WHERE s.lifted_at IS NULL AND s.lead_id = m.lead_id
+            UNION ALL
+            SELECT s.scope, s.workspace_id, s.channel FROM campaign_pipeline.campaign_suppressions s
+            WHERE s.lifted_at IS NULL AND s.address_hash = ANY (h.hashes)) s
+        WHERE s.scope = 'global'
+           OR (s.workspace_id = c.workspace_id
+               AND (s.scope = 'workspace' OR s.channel = campaign_pipeline.campaign_inbox_channel(c.inbox_id))))
+      AND NOT EXISTS (SELECT 1 FROM campaign_pipeline.campaign_message_parts p WHERE p.message_id = m.id
+                      AND p.status <> 'planned');
+END $$;
+
+-- Just before the request leaves, with the messages locked: who may not be written to. Returns {message: verdict} or
+-- null.
+--   suppressed      its lead or address is: it holds for the rest of a text of which parts are out, too
+--   contacted_today the lead gets one message a day and has it (items with local_day only)
+--   number_contacted another message went to its number not long ago (workspaces.number_rest_hours)
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_refused_by_consent(p_items jsonb, p_going uuid[]) RETURNS jsonb
+    LANGUAGE plpgsql
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+DECLARE
+    hits    uuid[];  -- messages of which the lead or the address is suppressed somewhere: hardly ever any
+    refused jsonb;
+    later   jsonb;
+BEGIN
+    IF EXISTS (SELECT 1 FROM campaign_pipeline.campaign_suppressions s WHERE s.lifted_at IS NULL) THEN
+        SELECT array_agg(m.id) INTO hits
+        FROM jsonb_to_recordset(p_items) AS i (id uuid, address text)
+        JOIN public.campaign_messages m ON m.id = i.id
+        WHERE m.id = ANY (p_going)
+          AND (EXISTS (SELECT 1 FROM campaign_pipeline.campaign_suppressions s WHERE s.lifted_at IS NULL
+                       AND s.lead_id = m.lead_id)
+               OR EXISTS (SELECT 1 FROM campaign_pipeline.campaign_suppressions s
+                          WHERE s.lifted_at IS NULL
+                              AND s.address_hash = campaign_pipeline.campaign_address_hash(i.address)));
+    END IF;
+    IF hits IS NOT NULL THEN
+        SELECT jsonb_object_agg(m.id, 'suppressed') INTO refused
+        FROM jsonb_to_recordset(p_items) AS i (id uuid, address text, channel text)
+        JOIN public.campaign_messages m ON m.id = i.id
+        JOIN public.campaign_runs r ON r.id = m.run_id
+        JOIN public.campaign_configs c ON c.id = r.config_id
+        CROSS JOIN LATERAL (SELECT campaign_pipeline.campaign_address_hash(i.address) AS hash) h
+        WHERE m.id = ANY (hits) AND EXISTS (
+            SELECT 1 FROM (
+                SELECT s.scope, s.workspace_id, s.channel FROM campaign_pipeline.campaign_suppressions s
+                WHERE s.lifted_at IS NULL AND s.lead_id = m.lead_id
+                UNION ALL
+                SELECT s.scope, s.workspace_id, s.channel FROM campaign_pipeline.campaign_suppressions s
+                WHERE s.lifted_at IS NULL AND s.address_hash = h.hash) s
+            WHERE s.scope = 'global'
+               OR (s.workspace_id = c.workspace_id AND (s.scope = 'workspace' OR s.channel = i.channel)));
+    END IF;
+    IF p_items @? '$[*].local_day' THEN
+        later := campaign_pipeline.campaign_reserve_lead_days(p_items, ARRAY(
+            SELECT g.id FROM unnest(p_going) AS g (id) WHERE refused IS NULL OR NOT refused ? g.id::text));
+        refused := COALESCE(refused || later, refused, later);
+    END IF;
+    later := campaign_pipeline.campaign_reserve_numbers(p_items, ARRAY(
+        SELECT g.id FROM unnest(p_going) AS g (id) WHERE refused IS NULL OR NOT refused ? g.id::text));
+    RETURN COALESCE(refused || later, refused, later);
+END $$;
+
+-- Give each lead's day to one message. Returns {message: contacted_today} for the others, or null. Of two workers with
+-- two campaigns and one lead the second waits here for the first's commit, and then reads the ledger anew: each
+-- statement below sees what was committed before it began. A day whose message surely did not go out is taken over.
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_reserve_lead_days(p_items jsonb, p_going uuid[]) RETURNS jsonb
+    LANGUAGE plpgsql
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+DECLARE
+    wanted jsonb;  -- [{id, lead_id, day}]
+    won    uuid[];
+BEGIN
+    SELECT jsonb_agg(jsonb_build_object('id', m.id, 'lead_id', m.lead_id, 'day', i.local_day)) INTO wanted
+    FROM jsonb_to_recordset(p_items) AS i (id uuid, local_day date)
+    JOIN public.campaign_messages m ON m.id = i.id
+    WHERE m.id = ANY (p_going) AND i.local_day IS NOT NULL AND m.lead_id IS NOT NULL
+      -- A text that was begun is finished.
+      AND NOT EXISTS (SELECT 1 FROM campaign_pipeline.campaign_message_parts p WHERE p.message_id = m.id
+                      AND campaign_pipeline.campaign_is_out(p.status));
+    IF wanted IS NULL THEN
+        RETURN NULL;
+    END IF;
+
+    INSERT INTO campaign_pipeline.campaign_lead_days (day, lead_id, message_id)
+    SELECT DISTINCT ON (w.day, w.lead_id) w.day, w.lead_id, w.id
+    FROM jsonb_to_recordset(wanted) AS w (id uuid, lead_id uuid, day date)
+    ORDER BY w.day, w.lead_id, w.id  -- in one order, or two groups could wait for each other
+    ON CONFLICT DO NOTHING;
+
+    PERFORM 1 FROM campaign_pipeline.campaign_lead_days d
+    WHERE (d.day, d.lead_id) IN (SELECT w.day, w.lead_id FROM jsonb_to_recordset(wanted) AS w (lead_id uuid, day date))
+    ORDER BY d.day, d.lead_id FOR UPDATE;
+
+    WITH chosen AS (
+        SELECT DISTINCT ON (d.day, d.lead_id) d.day, d.lead_id, d.message_id AS before, w.id
+        FROM jsonb_to_recordset(wanted) AS w (id uuid, lead_id uuid, day date)
+        JOIN campaign_pipeline.campaign_lead_days d ON d.day = w.day AND d.lead_id = w.lead_id
+        -- LIMIT: by index for each; as NOT EXISTS it may become one reading of the whole ledger.
+        WHERE d.message_id = w.id OR (
+            SELECT 1 FROM campaign_pipeline.campaign_message_parts p
+            WHERE p.message_id = d.message_id AND p.status IN ('attempting', 'unknown', 'sent') LIMIT 1) IS NULL
+        ORDER BY d.day, d.lead_id, (d.message_id = w.id) DESC, w.id
+    ), taken AS (
+        UPDATE campaign_pipeline.campaign_lead_days d SET message_id = c.id
+        FROM chosen c WHERE d.day = c.day AND d.lead_id = c.lead_id AND c.before <> c.id
+    )
+    SELECT array_agg(c.id) INTO won FROM chosen c;
+
+    RETURN (SELECT jsonb_object_agg(w.id, 'contacted_today') FROM jsonb_to_recordset(wanted) AS w (id uuid)
+            WHERE NOT w.id = ANY (COALESCE(won, '{}')));
+END $$;
+
+-- Answers of providers that mean "never again" (campaign_suppressing_codes): remembered beyond the message that got
+-- them.
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_suppress_refused(p_items jsonb, p_held uuid[]) RETURNS void
+    LANGUAGE plpgsql
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+BEGIN
+    IF NOT p_items @? '$[*] ? (@.outcome == "failed")' THEN
+        RETURN;
+    END IF;
+    PERFORM campaign_pipeline.campaign_suppress_by_answer(i.id, i.code)
+    FROM jsonb_to_recordset(p_items) AS i (id uuid, outcome text, code text)
+    JOIN campaign_pipeline.campaign_suppressing_codes k ON k.code = i.code
+    WHERE i.outcome = 'failed' AND i.id = ANY (p_held);
+END $$;
+
+-- The same for an answer that came later, by webhook or bounce: suppress the address of this message if its code says
+-- so.
+-- Returns the suppression, or null where the code means nothing of the kind.
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_suppress_by_answer(p_message uuid, p_code text) RETURNS bigint
+    LANGUAGE plpgsql AS $$
+DECLARE
+    told record;
+BEGIN
+    -- From the message, or, where the CRM has deleted it, from its last part.
+    SELECT k.scope, COALESCE(c.workspace_id, p.workspace_id) AS workspace_id, COALESCE(m.lead_id, p.lead_id) AS lead_id,
+           campaign_pipeline.campaign_inbox_channel(COALESCE(p.inbox_id, c.inbox_id)) AS channel,
+           COALESCE(p.address, m.address, m.phone_number) AS address
+    INTO told
+    FROM campaign_pipeline.campaign_suppressing_codes k
+    LEFT JOIN public.campaign_messages m ON m.id = p_message
+    LEFT JOIN public.campaign_runs r ON r.id = m.run_id
+    LEFT JOIN public.campaign_configs c ON c.id = r.config_id
+    LEFT JOIN LATERAL (SELECT p.* FROM campaign_pipeline.campaign_message_parts p
+                       WHERE p.message_id = p_message AND p.address IS NOT NULL
+                       ORDER BY p.part_no DESC LIMIT 1) p ON true
+    WHERE k.code = p_code;
+    IF NOT FOUND OR told.workspace_id IS NULL OR (told.address IS NULL AND told.lead_id IS NULL) THEN
+        RETURN NULL;
+    END IF;
+    RETURN campaign_pipeline.campaign_suppress(told.scope, told.workspace_id, CASE told.scope WHEN 'channel'
+                                               THEN told.channel END,
+                             told.address, told.lead_id, 'provider', p_code);
+END $$;
+
+-- Suppressions from before numbers were read as they are now: spelled anew, so that they go on matching. An erased
+-- person has left no address to spell, but its hash was made of the number as it was sent to, which has not changed.
+DO $$
+BEGIN
+    UPDATE campaign_pipeline.campaign_suppressions s
+    SET address = again.canonical, address_hash = campaign_pipeline.campaign_address_hash(again.canonical)
+    FROM (SELECT DISTINCT ON (o.scope, o.workspace_id, o.channel, o.lead_id, c.canonical) o.id, c.canonical
+          FROM campaign_pipeline.campaign_suppressions o
+          CROSS JOIN LATERAL (SELECT campaign_pipeline.campaign_canonical_address(o.address) AS canonical) c
+          WHERE o.lifted_at IS NULL AND o.address IS NOT NULL
+          ORDER BY o.scope, o.workspace_id, o.channel, o.lead_id, c.canonical, o.address = c.canonical DESC) again
+    WHERE s.id = again.id AND again.canonical <> s.address;
+END $$;

@@ -116,7 +116,8 @@ SELECT %(id)s, %(funnel_id)s, %(title)s, count(*) + 1 FROM public.funnel_columns
 
 -- name: list_campaigns
 -- The campaigns of a workspace, in the words of the file; null: of all workspaces.
-SELECT c.id, c.workspace_id, w.name AS workspace, COALESCE(s.name, to_jsonb(c) ->> 'name') AS name, c.is_active AS active,
+SELECT c.id, c.workspace_id, w.name AS workspace, COALESCE(s.name, to_jsonb(c) ->> 'name') AS name,
+       c.is_active AS active,
        c.inbox_id, b.name AS inbox, c.source_funnel_id, f.name AS funnel, c.source_column_id, source.title AS column,
        target.title AS moved_to, COALESCE(s.lead_tags, '{}') AS tags, c.ai_instructions AS instructions,
        c.start_time::text AS opens, c.end_time::text AS closes, c.timezone, c.frequency, s.weekdays,
@@ -208,7 +209,7 @@ SELECT campaign_pipeline.campaign_now() AS now,
        (SELECT count(*) FROM public.campaign_runs r JOIN public.campaign_messages m ON m.run_id = r.id
         WHERE r.config_id = %(config_id)s
           AND CASE WHEN m.status IN ('sent', 'replied') THEN m.sent_at >= %(since)s AND m.sent_at < %(until)s
-                   ELSE r.status IN ('running', 'paused') AND m.status IN ('pending', 'queued', 'generating', 'sending')
+                   ELSE r.status IN ('running', 'paused') AND (m.status = 'pending' OR campaign_pipeline.campaign_is_leased_indexed(m.status))
                         AND campaign_pipeline.campaign_due_at(m) < %(until)s END) AS used,
        (SELECT max(m.scheduled_at) FROM public.campaign_runs r JOIN public.campaign_messages m ON m.run_id = r.id
         WHERE r.config_id = %(config_id)s AND m.status NOT IN ('failed', 'skipped')
@@ -225,7 +226,7 @@ SELECT campaign_pipeline.campaign_now() AS now,
             FROM public.campaign_configs c
             JOIN public.campaign_runs r ON r.config_id = c.id AND r.status IN ('running', 'paused')
             JOIN public.campaign_messages m ON m.run_id = r.id
-                AND m.status IN ('pending', 'queued', 'generating', 'sending')
+                AND (m.status = 'pending' OR campaign_pipeline.campaign_is_leased_indexed(m.status))
             WHERE COALESCE(r.active_inbox_id, c.inbox_id) = %(inbox_id)s) w
         WHERE w.due < %(until)s) AS taken
 FROM (SELECT 1) one
@@ -272,7 +273,7 @@ WITH candidate AS MATERIALIZED (
                 SELECT m.lead_id FROM public.campaign_configs c
                 JOIN public.campaign_runs r ON r.config_id = c.id AND r.status IN ('running', 'paused')
                 JOIN public.campaign_messages m ON m.run_id = r.id
-                    AND m.status IN ('pending', 'queued', 'generating', 'sending') AND m.lead_id IS NOT NULL
+                    AND (m.status = 'pending' OR campaign_pipeline.campaign_is_leased_indexed(m.status)) AND m.lead_id IS NOT NULL
                 WHERE c.workspace_id = k.workspace_id)) THEN 'contacted_by_another'
         END AS refused
     FROM candidate k JOIN public.workspaces w ON w.id = k.workspace_id

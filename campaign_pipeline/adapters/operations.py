@@ -2,8 +2,8 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from datetime import datetime
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
 from typing import Any, Self
 from uuid import UUID
 
@@ -51,10 +51,21 @@ class Holders:
 
     owners: Sequence[str]  # as `lease_owner` has them: `run 1a2b3c4d`, `run 1a2b3c4d inbox_…`
     now: datetime
+    seen: Mapping[str, datetime] = field(default_factory=dict)  # Dagster run -> when its process last showed itself
+    up_since: datetime | None = None  # since when the database can be told anything at all
 
     def has(self, run_id: str) -> bool:
         """Whether a Dagster run does."""
         return any(owner.split()[:2] == ["run", run_id[:8]] for owner in self.owners)
+
+    def has_shard(self, run_id: str, key: str) -> bool:
+        """Whether a worker of this shard of a Dagster run does."""
+        return f"run {run_id[:8]} {key}" in self.owners
+
+    def silent(self, run_id: str) -> timedelta | None:
+        """For how long the run's process has not shown itself while it could; None: it never has."""
+        seen = self.seen.get(run_id)
+        return None if seen is None else self.now - max(seen, self.up_since or seen)
 
 
 class Operations:
@@ -98,7 +109,16 @@ class Operations:
     def holders(self) -> Holders:
         """Who holds messages under a live lease."""
         row = self._all("list_holders")[0]
-        return Holders(row["owners"], row["now"])
+        seen = {run_id: datetime.fromisoformat(at) for run_id, at in row["seen"].items()}
+        return Holders(row["owners"], row["now"], seen, row["up_since"])
+
+    def note_presence(self, run_id: str, host: str) -> None:
+        """The process of a Dagster run shows itself."""
+        self._run("note_presence", run_id=run_id, host=host)
+
+    def forget_presence(self, run_id: str) -> None:
+        """The process of a Dagster run has ended, or is taken for dead."""
+        self._run("forget_presence", run_id=run_id)
 
     def backlog(self, cutoffs: Mapping[UUID, datetime]) -> dict[UUID, Backlog]:
         """How many messages of each run were due before its cutoff."""

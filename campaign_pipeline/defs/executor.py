@@ -1,13 +1,19 @@
-"""How steps run: processes from a preloaded fork server by default, all in one process by run config."""
+"""How steps run: as CAMPAIGN_EXECUTOR says, by one of Dagster's own executors.
 
-from collections.abc import Mapping, Sequence
+`multiprocess` and `in_process` may be asked for by run config on any deployment, and mean the same everywhere. What a
+run config leaves out is the deployment's: its engine, the broker, the namespace.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
 
 import dagster as dg
 
 from campaign_pipeline.adapters.database import hold
+from campaign_pipeline.adapters.deployment import Deployment, KubernetesSettings
 from campaign_pipeline.adapters.environment import Environment
+from campaign_pipeline.defs.presence import PresentExecutor
 
 PRELOAD = [
     # What a step's process imports beside our own code. Without it every step pays a second of imports again. Derived
@@ -42,49 +48,102 @@ PRELOAD = [
     "uvloop",
 ]
 
+DEPLOYMENT = Deployment.from_environment()
+"""Read where the code location loads: a value that is wrong keeps it from loading, with its sentence."""
 
-_CONFIG = dg.Field(
-    dg.Selector(
-        {
-            "multiprocess": dg.Field(
-                dg.Shape(
-                    {
-                        "max_concurrent": dg.Field(
-                            int, default_value=4, description="How many shards are sent at once, a process each."
-                        )
-                    }
-                ),
-                description="A process per step, forked from a server that has everything imported.",
-            ),
-            "in_process": dg.Field(dg.Shape({}), description="All steps in the run's own process, one after another."),
-        }
+_AT_ONCE = dg.Field(int, default_value=4, description="How many shards are sent at once, a process each.")
+
+_ENGINES = {
+    "multiprocess": dg.Field(
+        dg.Shape({"max_concurrent": _AT_ONCE}),
+        description="A process per step on the run's host, forked from a server that has everything imported.",
     ),
-    default_value={"multiprocess": {}},
-)
+    "in_process": dg.Field(dg.Shape({}), description="All steps in the run's own process, one after another."),
+}
+
+_DEPLOYED_ENGINES = {
+    # What only a deployment can offer: its broker or its cluster.
+    "celery": dg.Field(dg.Shape({}), description="Steps on Celery workers, of any host; these say how many at once."),
+    "k8s": dg.Field(
+        dg.Shape({"max_concurrent": dg.Field(int, default_value=4, description="How many pods at once.")}),
+        description="A pod per step. It takes seconds to start: worth it for large shards only.",
+    ),
+}
+
+ENGINE_METADATA = {"executor": DEPLOYMENT.describe()}
+"""On the page of each job that sends."""
+
+_DEFAULT = "multiprocess" if DEPLOYMENT.engine == "processes" else DEPLOYMENT.engine
+
+
+def _config(engine: str) -> dg.Field:
+    """The engines that a run may ask for where `engine` is deployed."""
+    deployed = {name: field for name, field in _DEPLOYED_ENGINES.items() if name == engine}
+    description = f"Where nothing is said: as this deployment says ({DEPLOYMENT.describe()})."
+    return dg.Field(dg.Selector(_ENGINES | deployed), default_value={engine: {}}, description=description)
 
 
 def _requirements(config: Mapping[str, object]) -> Sequence[dg.ExecutorRequirement]:
-    return dg.multiple_process_executor_requirements() if "multiprocess" in config else []
+    return [] if "in_process" in config else dg.multiple_process_executor_requirements()
 
 
-@dg.executor(name="shards", config_schema=_CONFIG, requirements=_requirements)
+@dg.executor(name="shards", config_schema=_config(_DEFAULT), requirements=_requirements)
 def shard_executor(context: dg.InitExecutorContext) -> dg.Executor:
-    """Shards in parallel processes, forked from a preloaded server, or all steps in the run's own process.
+    """The engine that the run asks for, else the deployment's.
 
     The executors are Dagster's own. The embedded database is kept up until the run's process ends; without that, it
     would stop and start between steps, each of which is a process that comes and goes.
     """
     hold(Environment.read())
     config: Mapping[str, Any] = context.executor_config
-    if "in_process" in config:
-        return _create(dg.in_process_executor, context, {})
+    ((engine, options),) = config.items()
+    return _create(context, engine, options)
+
+
+def _create(context: dg.InitExecutorContext, engine: str, options: Mapping[str, Any]) -> dg.Executor:
+    """One of Dagster's executors. Celery's and Kubernetes' are imported by whoever uses them."""
+    if engine == "in_process":
+        return _with(dg.in_process_executor, context, {})
+    if engine == "celery":
+        from dagster_celery import celery_executor
+
+        from campaign_pipeline.defs.celery_settings import BrokerMemory, executor_config
+
+        assert DEPLOYMENT.celery is not None
+        memory = BrokerMemory(DEPLOYMENT.celery)
+        return _with(celery_executor, context, executor_config(DEPLOYMENT.celery), memory.why_lost)
+    if engine == "k8s":
+        from dagster_k8s import k8s_job_executor
+
+        assert DEPLOYMENT.k8s is not None
+        return _with(k8s_job_executor, context, {**_pods(DEPLOYMENT.k8s), **options})
     preload = [module for module in PRELOAD if find_spec(module.partition(".")[0])]
-    start_method = {"forkserver": {"preload_modules": preload}}
-    return _create(dg.multiprocess_executor, context, {**config["multiprocess"], "start_method": start_method})
+    return _with(
+        dg.multiprocess_executor, context, {**options, "start_method": {"forkserver": {"preload_modules": preload}}}
+    )
 
 
-def _create(executor: dg.ExecutorDefinition, context: dg.InitExecutorContext, config: Mapping[str, Any]) -> dg.Executor:
-    """One of Dagster's executors, with this config."""
+def _pods(settings: KubernetesSettings) -> dict[str, Any]:
+    """What Kubernetes' executor is told; it takes the rest from the run launcher."""
+    amounts = {name: value for name, value in (("cpu", settings.cpu), ("memory", settings.memory)) if value}
+    config = {
+        "job_namespace": settings.namespace,
+        "job_image": settings.image,
+        # No limit of processor time: it would slow a worker down exactly while its leases have to be renewed.
+        "resources": {"requests": amounts, "limits": {k: v for k, v in amounts.items() if k == "memory"}}
+        if amounts
+        else None,
+    }
+    return {name: value for name, value in config.items() if value is not None}
+
+
+def _with(
+    executor: dg.ExecutorDefinition,
+    context: dg.InitExecutorContext,
+    config: Mapping[str, Any],
+    check: Callable[[], str | None] = lambda: None,
+) -> dg.Executor:
+    """This executor with this config; `check` says what ends a run that its process cannot see by itself."""
     create = executor.executor_creation_fn
     assert create is not None
-    return create(context._replace(executor_config={"retries": {"enabled": {}}, **config}))
+    return PresentExecutor(create(context._replace(executor_config={"retries": {"enabled": {}}, **config})), check)

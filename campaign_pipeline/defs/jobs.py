@@ -4,7 +4,7 @@ import dagster as dg
 
 from campaign_pipeline.defs.backfill import requeue_failed_messages
 from campaign_pipeline.defs.days import days
-from campaign_pipeline.defs.executor import shard_executor
+from campaign_pipeline.defs.executor import ENGINE_METADATA, shard_executor
 from campaign_pipeline.defs.maintenance import delete_old_logs, delete_old_outputs, delete_old_runs
 from campaign_pipeline.defs.ops import (
     close_completed_runs,
@@ -16,7 +16,7 @@ from campaign_pipeline.defs.ops import (
 from campaign_pipeline.defs.tags import WORK
 
 
-@dg.job(executor_def=shard_executor, tags={WORK: "queue"})
+@dg.job(executor_def=shard_executor, tags={WORK: "queue"}, metadata=ENGINE_METADATA)
 def process_campaign_queue() -> None:
     """Claim the campaign messages that are due, write and send them, and close the runs that are complete."""
     message_batch = fetch_message_batch()
@@ -26,7 +26,7 @@ def process_campaign_queue() -> None:
     close_completed_runs(shard_reports.collect(), message_batch)
 
 
-@dg.job(executor_def=shard_executor, partitions_def=days, tags={WORK: "back_fill"})
+@dg.job(executor_def=shard_executor, partitions_def=days, tags={WORK: "back_fill"}, metadata=ENGINE_METADATA)
 def retry_failed_messages() -> None:
     """Put the messages that failed on a day back in the queue, then work the queue as `process_campaign_queue` does.
 

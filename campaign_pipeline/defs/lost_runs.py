@@ -1,9 +1,9 @@
 """Runs of the queue whose process is gone.
 
 A host that lost power tells nobody, and Dagster believes for hours that its runs are at work. Such a run has no message
-under a live lease, and has said nothing for a while: it does not count as a run at work, and it is ended with a
-sentence, by Dagster's own means. Should its process live after all, no harm is done: leases decide what may be sent,
-not a run's status.
+under a live lease, and its process does not show itself any more: it does not count as a run at work, and it is ended
+with a sentence, by Dagster's own means. Should its process live after all, no harm is done: leases decide what may be
+sent, not a run's status, and the process stops when it learns of it.
 """
 
 from collections.abc import Iterator
@@ -19,8 +19,11 @@ from campaign_pipeline.core.ports import StoreUnavailable
 from campaign_pipeline.defs.jobs import process_campaign_queue, retry_failed_messages
 from campaign_pipeline.defs.resources import QueueDatabase
 
-QUIET = timedelta(minutes=5)
-"""How long a run with nothing in hand may be silent: no step of ours takes that long without a lease to renew."""
+ABSENT = timedelta(seconds=75)
+"""For how long a run's process may not show itself (`defs.presence`): five beats. Its leases last longer, as a rule."""
+
+QUIET = timedelta(minutes=4)
+"""How long a run with nothing in hand may be silent whose process has never shown itself: it did not start."""
 
 TO_START = [DagsterRunStatus.NOT_STARTED, DagsterRunStatus.STARTING]
 AT_WORK = [*TO_START, DagsterRunStatus.STARTED]
@@ -37,6 +40,9 @@ def is_lost(instance: DagsterInstance, record: RunRecord, held: Holders) -> bool
     run_id = record.dagster_run.run_id
     if held.has(run_id):
         return False
+    silent = held.silent(run_id)
+    if silent is not None:
+        return silent > ABSENT
     # Waiting for a lease to expire is a way of being at work, too: twice its length, if that is longer.
     quiet = max(QUIET, timedelta(seconds=2 * DeliverySettings.from_environment().lease_seconds))
     newest = instance.get_records_for_run(run_id, limit=1, ascending=False).records
@@ -59,9 +65,9 @@ def lost_runs(instance: DagsterInstance, database: QueueDatabase) -> Iterator[dg
 
 @dg.sensor(
     name="lost_run_cleanup",
-    minimum_interval_seconds=60,
+    minimum_interval_seconds=30,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Ends runs of the queue whose process is gone: no live lease, and silent for five minutes.",
+    description="Ends runs of the queue whose process is gone: no live lease, and no sign of life.",
 )
 def lost_run_cleanup(context: dg.SensorEvaluationContext, database: QueueDatabase) -> dg.SkipReason:
     """End what a host that lost power left started."""
@@ -72,10 +78,13 @@ def lost_run_cleanup(context: dg.SensorEvaluationContext, database: QueueDatabas
     for run in lost:
         context.instance.report_run_failed(
             run,
-            f"The process of this run is gone: it holds no message under a live lease, and was silent for more than "
-            f"{QUIET.total_seconds() / 60:g} minutes. Nothing is lost: what it held is due again, and the next batch "
-            "takes it up where it stood. What it printed last is in its compute logs, if its machine still has them.",
+            "The process of this run is gone: it holds no message under a live lease, and has shown no sign of life "
+            "for minutes. Nothing is lost: what it held is due again, and the next batch takes it up where it stood. "
+            "What it printed last is in its compute logs, if its machine still has them.",
         )
     if not lost:
         return dg.SkipReason("No run is lost.")
+    with Operations(database.url()) as operations:
+        for run in lost:
+            operations.forget_presence(run.run_id)
     return dg.SkipReason(f"Ended {len(lost)} lost runs: {', '.join(run.run_id[:8] for run in lost)}.")

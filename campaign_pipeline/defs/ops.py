@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import dagster as dg
@@ -33,6 +34,7 @@ from campaign_pipeline.defs.reruns import ended_runs_before, lease_owner
 from campaign_pipeline.defs.resources import LanguageModelResource, ProvidersResource, QueueDatabase
 from campaign_pipeline.defs.run_checks import evaluations
 from campaign_pipeline.defs.shard import deliver, run_async
+from campaign_pipeline.defs.stopping import fail_if_run_ended, why_to_stop
 
 CONTEXT_COLUMNS = ("lead_id", "phone", "context")
 
@@ -201,9 +203,11 @@ def send_shard(
                 owner=owner,
                 on_started=workers.append,
                 tell=context.log.info,
+                why_to_stop=partial(why_to_stop, context.instance, context.run_id),
             )
         )
     describe_shard(context, report)
+    fail_if_run_ended(report.stopped_by)
     return report.to_json()
 
 

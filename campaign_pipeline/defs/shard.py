@@ -25,6 +25,7 @@ from campaign_pipeline.core.results import count_result
 from campaign_pipeline.core.shard_worker import ShardWorker
 from campaign_pipeline.defs.io import Rows
 from campaign_pipeline.defs.resources import ProvidersResource, delivery_policy
+from campaign_pipeline.defs.stopping import stopped_by_questions
 
 T = TypeVar("T")
 
@@ -80,8 +81,9 @@ async def deliver(
     owner: str,
     on_started: Callable[[ShardWorker], None] = lambda _: None,
     tell: Callable[[str], None] = lambda _: None,
+    why_to_stop: Callable[[], str | None] = lambda: None,
 ) -> ShardReport:
-    """Take a shard over and deliver it. A first signal to stop ends it in an orderly way.
+    """Take a shard over and deliver it. A first signal or reason to stop ends it in an orderly way.
 
     While it works, `tell` gets a line every 30 seconds, in a thread of its own: it may write to a database.
     """
@@ -114,7 +116,7 @@ async def deliver(
         )
         on_started(delivery)
         with _stopped_by_signals(delivery):
-            async with _told_of(delivery, clock, tell):
+            async with _told_of(delivery, clock, tell), stopped_by_questions(delivery, why_to_stop):
                 report = await delivery.run(concurrency)
             return await _with_the_rest(report, shard, left, store)
 

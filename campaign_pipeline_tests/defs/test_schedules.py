@@ -244,6 +244,22 @@ def test_a_run_that_holds_messages_or_has_just_said_something_is_at_work(
     assert end_lost(instance).startswith("Ended 2 lost runs: ")
 
 
+def test_a_run_is_at_work_while_its_process_shows_itself_though_it_waits_for_workers(
+    world: World, instance: DagsterInstance
+) -> None:
+    run = a_run(instance, DagsterRunStatus.STARTED)
+    world.move_clock(30 * MINUTE)  # far longer than its leases, and no event in all that time
+    with Operations(world.url) as operations:
+        operations.note_presence(run.run_id, "host-a")
+    assert end_lost(instance) == "No run is lost."
+    world.move_clock(31 * MINUTE)
+    assert end_lost(instance) == "No run is lost."
+    world.move_clock(32 * MINUTE)
+    assert end_lost(instance).startswith("Ended 1 lost runs: ")
+    with Operations(world.url) as operations:
+        assert operations.holders().silent(run.run_id) is None  # nor is it looked at again
+
+
 def test_no_run_is_ended_while_nobody_can_say_what_it_holds(
     world: World, instance: DagsterInstance, environment: pytest.MonkeyPatch
 ) -> None:

@@ -44,11 +44,26 @@ FROM (
     WHERE r.status = 'running') due;
 
 -- name: list_holders
--- Who holds messages under a live lease, by the index of leased messages; and what time it is.
+-- Who holds messages under a live lease, by the index of leased messages; which runs' processes showed themselves when;
+-- since when the server is up; and what time it is.
 SELECT ARRAY(SELECT DISTINCT m.lease_owner FROM public.campaign_messages m
              WHERE campaign_pipeline.campaign_is_leased_indexed(m.status)
                AND m.lease_expires_at > campaign_pipeline.campaign_now() AND m.lease_owner IS NOT NULL) AS owners,
-       campaign_pipeline.campaign_now() AS now;
+       campaign_pipeline.campaign_now() AS now,
+       COALESCE((SELECT json_object_agg(p.dagster_run_id, p.seen_at)
+                 FROM campaign_pipeline.campaign_run_presence p), '{}') AS seen,
+       pg_postmaster_start_time() AS up_since;
+
+-- name: note_presence
+-- The process of a Dagster run shows itself.
+INSERT INTO campaign_pipeline.campaign_run_presence (dagster_run_id, host, seen_at)
+VALUES (%(run_id)s, %(host)s, campaign_pipeline.campaign_now())
+ON CONFLICT (dagster_run_id) DO UPDATE SET host = EXCLUDED.host, seen_at = EXCLUDED.seen_at;
+
+-- name: forget_presence
+-- The process of a Dagster run has ended; those of which nothing was heard for a day have, too.
+DELETE FROM campaign_pipeline.campaign_run_presence p
+WHERE p.dagster_run_id = %(run_id)s OR p.seen_at < campaign_pipeline.campaign_now() - interval '24 hours';
 
 -- name: look_at_pauses
 -- As list_pauses, for whoever only looks: without a lock that would keep a claimer from its probe.

@@ -1,0 +1,97 @@
+"""The Celery application of workers: `celery -A campaign_pipeline.defs.celery_worker worker` on each host.
+
+A run's process hands each step to the broker, and a worker of any host takes it. The settings see to it that the step
+of a dead worker goes to another one, and the task below that it waits there until the dead one's leases are over.
+"""
+
+import multiprocessing
+from typing import Any
+
+from celery import Celery, Task
+from celery.exceptions import Ignore
+from celery.signals import worker_shutting_down
+from dagster import DagsterInstance, DagsterRunStatus
+from dagster._core.execution.retries import RetryMode
+from dagster._grpc.types import ExecuteStepArgs
+from dagster._serdes import unpack_value
+from dagster_celery.executor import CeleryExecutor
+from dagster_celery.make_app import make_app
+from dagster_celery.tasks import create_task
+from kombu.entity import Queue
+
+from campaign_pipeline.adapters.deployment import CelerySettings, Deployment
+from campaign_pipeline.adapters.operations import Operations
+from campaign_pipeline.defs import stopping
+from campaign_pipeline.defs.celery_settings import executor_config
+from campaign_pipeline.defs.resources import QueueDatabase
+
+LOOK_AGAIN_SECONDS = 15
+"""Between two looks whether a step that came twice is free: several times within a lease."""
+
+
+def worker_app(settings: CelerySettings) -> Celery:
+    """The application that a worker runs, with the one task that steps are."""
+    executor = CeleryExecutor(RetryMode.DISABLED, **executor_config(settings))
+    app = make_app(executor.app_args())
+    app.conf.task_queues = [
+        Queue(settings.queue, routing_key=f"{settings.queue}.#", queue_arguments={"x-max-priority": 10})
+    ]
+    create_task(app, base=StepTask)
+    return app
+
+
+class StepTask(Task):  # type: ignore[misc]
+    """A step, executed where it is nobody else's."""
+
+    abstract = True
+
+    def __call__(self, execute_step_args_packed: dict[str, Any], executable_dict: dict[str, Any]) -> Any:
+        """Execute the step, or put it off, or leave it: the broker may hand out a step whose worker still lives."""
+        step = unpack_value(execute_step_args_packed, as_type=ExecuteStepArgs)
+        self._leave_what_is_over(step)
+        if _is_held(step):
+            queue = self.app.conf.task_default_queue
+            raise self.retry(
+                countdown=LOOK_AGAIN_SECONDS, max_retries=None, queue=queue, routing_key=f"{queue}.execute_plan"
+            )
+        return super().__call__(execute_step_args_packed, executable_dict)
+
+    def _leave_what_is_over(self, step: ExecuteStepArgs) -> None:
+        """Raise Ignore for a step of a run that has ended or is being terminated."""
+        assert step.instance_ref is not None
+        with DagsterInstance.from_ref(step.instance_ref) as instance:
+            run = instance.get_run_by_id(step.run_id)
+        if run is None or run.is_finished:
+            raise Ignore
+        if run.status == DagsterRunStatus.CANCELING:
+            # Its process waits for this answer: a worker that was not there when the step was revoked gives it, too.
+            self.backend.mark_as_revoked(self.request.id, "The run was terminated.", self.request)
+            raise Ignore
+
+
+def _is_held(step: ExecuteStepArgs) -> bool:
+    """Whether a worker holds messages of this very step under a live lease."""
+    (key,) = step.step_keys_to_execute or [""]
+    _, found, shard = key.removesuffix("]").partition("[")
+    if not found:
+        return False  # not a shard: it holds nothing, and takes no longer than a second
+    with Operations(QueueDatabase().url()) as operations:
+        return operations.holders().has_shard(step.run_id, shard)
+
+
+_stopping = multiprocessing.get_context("fork").Event()
+"""Set by the worker's main process when it is told to stop; its children, forked later, see it."""
+
+
+@worker_shutting_down.connect  # type: ignore[untyped-decorator]
+def _stop_shards(**_: Any) -> None:
+    """Let the shards at work end in an orderly way: Celery itself would wait until they are done, for hours maybe."""
+    _stopping.set()
+
+
+stopping.host_stops.append(_stopping.is_set)
+
+_settings = Deployment.from_environment().celery
+if _settings is None:
+    raise SystemExit("CAMPAIGN_EXECUTOR is not celery; set it for workers as for the code location.")
+app = worker_app(_settings)

@@ -1,0 +1,72 @@
+"""Why a shard ends early, found out by asking.
+
+Signals do not reach every step: Celery's revoke stops no step that runs, a run that was ended because its host seemed
+dead may still have steps at work, and a worker that shuts down waits for its steps.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+
+import dagster as dg
+from dagster import DagsterInstance, DagsterRunStatus
+
+from campaign_pipeline.core.shard_worker import TERMINATED, ShardWorker
+
+HOST_STOPS = "This worker is being shut down; another takes over what it gave back."
+
+RUN_ENDED = "The run has ended, so this shard ends too."
+
+host_stops: list[Callable[[], bool]] = []
+"""Questions whether this host is told to stop; an engine whose shutdown reaches no step by a signal adds its own."""
+
+LOOK_SECONDS = 1.0
+
+RUN_LOOKS = 5
+"""Every how many looks Dagster is asked for the run's status."""
+
+
+def why_to_stop(instance: DagsterInstance, run_id: str) -> str | None:
+    """One sentence if the run is being terminated or has ended. A storage that is away says nothing."""
+    try:
+        run = instance.get_run_by_id(run_id)
+    except Exception:  # noqa: BLE001 (whatever the storage raises while it is away: the shard goes on)
+        return None
+    if run is None:
+        return None
+    if run.status in {DagsterRunStatus.CANCELING, DagsterRunStatus.CANCELED}:
+        return TERMINATED
+    return RUN_ENDED if run.is_finished else None
+
+
+@contextlib.asynccontextmanager
+async def stopped_by_questions(delivery: ShardWorker, ask: Callable[[], str | None]) -> AsyncIterator[None]:
+    """Let an answer of `ask`, or a host that stops, end the shard in an orderly way."""
+
+    async def watch() -> None:
+        looks = 0
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            looks += 1
+            reason = HOST_STOPS if any(question() for question in host_stops) else None
+            if reason is None and looks % RUN_LOOKS == 0:
+                reason = await asyncio.to_thread(ask)
+            if reason is not None:
+                delivery.stop(reason)
+                return
+
+    task = asyncio.create_task(watch())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def fail_if_run_ended(stopped_by: str | None) -> None:
+    """Fail the step of a run that ended under it, as a signal would: a re-execution then takes it up again."""
+    if stopped_by in {TERMINATED, RUN_ENDED}:
+        raise dg.Failure(
+            description=f"{stopped_by} Requests in flight were answered and recorded; the rest went back to the queue.",
+            allow_retries=False,
+        )

@@ -22,6 +22,9 @@ concurrency:
       - key: campaign/work
         value: back_fill
         limit: 1
+run_queue:
+  max_user_code_failure_retries: 40
+  user_code_failure_retry_delay: 15
 run_monitoring:
   enabled: true
   max_runtime_seconds: 7200

@@ -73,7 +73,7 @@ def to_tell(concerns: Iterable[Concern], standing: Mapping[str, Standing], now: 
 def title_of(concern: Concern, name: str) -> str:
     """The headline. `name`: how people call the scope; empty: none."""
     waiting = f"{concern.messages} messages wait" if concern.messages else ""
-    place = f"{concern.scope} {name}" if name else ""
+    place = f"{concern.scope} {name}" if name and concern.scope != "all" else ""
     code = concern.key.partition(":")[0].replace("_", " ")
     head = f"{place}: {code}" if place else code
     head = head[:1].upper() + head[1:]

@@ -41,6 +41,8 @@ def limits(instance: DagsterInstance) -> dict[str, int]:
     assert isinstance(instance.run_coordinator, QueuedRunCoordinator)
     config = instance.get_concurrency_config().run_queue_config
     assert config is not None
+    # A code server that restarts must not fail the runs that are queued meanwhile.
+    assert config.max_user_code_failure_retries * config.user_code_failure_retry_delay >= 600
     assert {limit["key"] for limit in config.tag_concurrency_limits} == {WORK}
     return {str(limit["value"]): int(limit["limit"]) for limit in config.tag_concurrency_limits}
 

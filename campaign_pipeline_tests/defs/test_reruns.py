@@ -1,5 +1,6 @@
 """What an operator may do with a run in the UI: re-execute all of it, one step of it, or what failed of it."""
 
+import logging
 import os
 import signal
 import subprocess
@@ -170,3 +171,20 @@ def test_a_rerun_of_a_run_that_died_goes_on_at_once_and_is_not_green_while_steps
     # Nothing is held any more: the next batch sends it, long before the leases of the dead run would have ended.
     assert run_job(instance, IN_PROCESS).success
     assert sends(sandbox) == 5
+
+
+def test_a_run_that_could_send_nothing_for_a_cause_that_a_person_must_mend_fails_its_check_with_it(
+    world: World, sandbox: SandboxProcess, instance: DagsterInstance
+) -> None:
+    world.due_messages(world.run(), 3)
+    sandbox.set_behaviour(Behaviour(faults=(Fault.parse("generation:unauthorized_401"),)))
+    result = run_job(instance, IN_PROCESS)
+    assert result.success, troubles(result)  # trouble with a provider is data in the queue
+    check = checks_of(result)["batch_could_send"]
+    assert (check.passed, check.severity) == (False, dg.AssetCheckSeverity.ERROR)
+    assert check.description is not None
+    assert check.description.startswith("0 of 3 sent. 3 wait (authentication): OpenRouter refuses the key")
+    assert "Next: set a key" in check.description
+    levels = {entry.level for entry in instance.all_logs(result.run_id) if "(authentication)" in entry.user_message}
+    assert levels == {logging.ERROR}
+    assert "due again by itself" not in log_of(instance, result.run_id)

@@ -147,14 +147,31 @@ def request_body(prompt: Prompt) -> dict[str, Any]:
         body["provider"] = {"require_parameters": True}
     if prompt.reference:
         body["user"] = prompt.reference
+    if prompt.session:
+        # Else each lead's request goes to any endpoint of the model, most of which have not cached this campaign.
+        body["session_id"] = prompt.session
     return body
 
 
-CACHED_ON_REQUEST = "anthropic/"
+CACHE_PRICES: tuple[tuple[str, float, float], ...] = (
+    # What a model's name begins with -> price of a token that is read from the cache, and of one that is written into
+    # it, as shares of an input token's price. OpenRouter: guides, prompt caching. Where a family has several prices it
+    # is the dearest, so that what was saved is never overstated.
+    ("anthropic/", 0.1, 1.25),
+    ("qwen/", 0.1, 1.25),
+    ("deepseek/", 0.1, 1.0),
+    ("z-ai/", 0.2, 1.0),
+    ("google/", 0.25, 1.0),
+    ("moonshotai/", 0.25, 1.0),
+    ("x-ai/", 0.25, 1.0),
+    ("openai/", 0.5, 1.0),
+)
+
+CACHED_ON_REQUEST = ("anthropic/", "~anthropic/", "qwen/")
 """Models whose providers cache the beginning of a prompt only where it is marked; others do so by themselves."""
 
-SHORTEST_CACHED = 4_096
-"""Characters of a system prompt from which on it is marked: providers cache nothing shorter than 1,024 tokens."""
+SHORTEST_CACHED = 2_048
+"""Characters of a system prompt from which on it is marked: no provider caches fewer than 512 tokens."""
 
 
 def _system_content(prompt: Prompt) -> Any:
@@ -245,15 +262,18 @@ def _completion(answer: Answer) -> Completion | Failure:
         return Transient("no_choice", "OpenRouter answered without a text (no choices, or no JSON).")
     content = at(choice, "message", "content")
     text = content if isinstance(content, str) else ""
-    usage = at(answer.body, "usage")
+    usage, model = at(answer.body, "usage"), str(at(answer.body, "model") or "")
     return Completion(
         text=text,
-        model=str(at(answer.body, "model") or ""),
+        model=model,
         prompt_tokens=_count(at(usage, "prompt_tokens")),
         completion_tokens=_count(at(usage, "completion_tokens")),
         cost=_cost(usage),
         generation_id=str(at(answer.body, "id") or "") or None,
         reasoning_tokens=_count(at(usage, "completion_tokens_details", "reasoning_tokens")),
+        cached_tokens=_count(at(usage, "prompt_tokens_details", "cached_tokens")),
+        cache_write_tokens=_count(at(usage, "prompt_tokens_details", "cache_write_tokens")),
+        cache_saved_usd=_cache_saved(model, usage),
         failure=_unusable(choice.get("finish_reason"), text),
     )
 
@@ -283,3 +303,24 @@ def _cost(usage: Any) -> float | None:
     upstream = at(usage, "cost_details", "upstream_inference_cost") if at(usage, "is_byok") is True else 0.0
     total = float(cost) + (float(upstream) if isinstance(upstream, int | float) else 0.0)
     return total if 0 <= total <= _HIGHEST_COST else None
+
+
+def _cache_saved(model: str, usage: Any) -> float | None:
+    """What the prompt would have cost without a cache, less what it did cost, in US dollars; None where nobody knows.
+
+    OpenRouter tells the tokens and what was charged. What an input token costs follows from both.
+    """
+    details = at(usage, "prompt_tokens_details")
+    cached, written = _count(at(details, "cached_tokens")), _count(at(details, "cache_write_tokens"))
+    prices = next((prices for name, *prices in CACHE_PRICES if model.lstrip("~").startswith(name)), None)
+    own_key = at(usage, "is_byok") is True
+    charged = at(usage, "cost_details", "upstream_inference_cost") if own_key else at(usage, "cost")
+    completion = at(usage, "cost_details", "upstream_inference_completions_cost")
+    if not (isinstance(charged, int | float) and isinstance(completion, int | float)):
+        return None
+    if prices is None or not (cached or written):
+        return None
+    prompt = max(_count(at(usage, "prompt_tokens")), cached + written)
+    weighted = prompt - cached - written + prices[0] * cached + prices[1] * written
+    saved = (charged - completion) * (prompt / weighted - 1)
+    return saved if abs(saved) <= _HIGHEST_COST else None

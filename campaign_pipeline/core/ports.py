@@ -316,6 +316,7 @@ class Prompt:
     json_schema: Mapping[str, Any] | None = None  # ask for structured output of this shape
     reference: str = ""  # the message's id: tells two equal prompts apart
     workspace_id: str = ""  # whose account pays, where a workspace has one of its own
+    session: str = ""  # of requests whose prompts begin alike: they go where that beginning is cached
     fallback_models: tuple[str, ...] = ()  # asked by the provider in this order where the model cannot answer
     reasoning: Reasoning | None = None  # None: as the model does by itself
 
@@ -331,12 +332,20 @@ class Completion:
     cost: float | None  # US dollars as charged; None where the provider does not say
     generation_id: str | None = None
     reasoning_tokens: int = 0  # of the completion's
+    cached_tokens: int = 0  # of the prompt's: read from the provider's cache
+    cache_write_tokens: int = 0  # of the prompt's: written into it
+    cache_saved_usd: float | None = None  # what the cache saved, negative where writing cost more; None: not known
     failure: Transient | Permanent | None = None  # why the text may not be used; None: it may
 
     @property
     def total_tokens(self) -> int:
         """Tokens in and out."""
         return self.prompt_tokens + self.completion_tokens
+
+    @property
+    def used_cache(self) -> bool:
+        """Whether any of the prompt was read from the provider's cache or written into it."""
+        return self.cached_tokens > 0 or self.cache_write_tokens > 0
 
 
 class LanguageModel(Protocol):
@@ -369,7 +378,10 @@ class StoreUnavailable(RuntimeError):
 
 @dataclass(frozen=True)
 class ModelCall:
-    """An answer of a model that is kept and counted by itself: its text was changed, or not used at all."""
+    """An answer of a model that is kept and counted by itself.
+
+    Its text was changed or not used at all, or its prompt was cached.
+    """
 
     id: str  # the provider's, or one of ours: under it the call is booked once
     purpose: str  # text, split
@@ -383,6 +395,9 @@ class ModelCall:
     reasons: bool = False  # it was cut off while it reasoned
     changed: tuple[str, ...] = ()  # rules that changed it: its cost is booked with the message's text
     answer: str | None = None  # as it came, where it was refused
+    cached_tokens: int = 0  # see Completion
+    cache_write_tokens: int = 0
+    cache_saved_usd: float | None = None
 
 
 @dataclass(frozen=True)

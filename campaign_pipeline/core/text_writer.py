@@ -333,6 +333,7 @@ class TextWriter:
             json_schema=None if model in self._without_schema else shape,
             reference=message.id,
             workspace_id=message.workspace_id,
+            session=message.config_id,
             fallback_models=self._settings.fallback_models.get(message.workspace_id, ()),
             **budget.fields(),
         )
@@ -391,7 +392,7 @@ class TextWriter:
         self._good_models.add(model)
         self._refused_in_a_row[model] = self._refused_in_a_row[message.run_id] = 0
         self._add_cost(message, completion)
-        if changed:
+        if changed or completion.used_cache:
             self._calls.setdefault(message.id, []).append(_call(completion, "text", model, changed=changed))
 
     def _refuse(self, message: LeasedMessage, model: str, completion: Completion, rule: str, reason: str) -> Failure:
@@ -538,4 +539,7 @@ def _call(
         rule == "truncated" and was_reasoning(completion),
         changed,
         None if rule is None else plain_characters(completion.text)[:LONGEST_KEPT_ANSWER],
+        completion.cached_tokens,
+        completion.cache_write_tokens,
+        completion.cache_saved_usd,
     )

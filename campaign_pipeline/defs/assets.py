@@ -62,10 +62,11 @@ COUNTS = (
         "failed_unknown",
         "failed_other",
     ),
-    *("skipped", "waiting", "tokens", "active_minutes"),
+    *("skipped", "waiting", "tokens", "cached_tokens", "active_minutes"),
 )
 TIMES = tuple(f"{figure}_{stage}_s" for stage in ("generation", "send", "wait") for figure in ("median", "p95"))
-COLUMNS = ("campaign_id", "campaign", *COUNTS, "cost_usd", *TIMES, "messages_per_minute")
+COSTS = ("cost_usd", "cache_saved_usd")
+COLUMNS = ("campaign_id", "campaign", *COUNTS, *COSTS, *TIMES, "messages_per_minute")
 """Of the report's table, in the words of the statement `report_campaign_day`; times in seconds."""
 
 
@@ -106,7 +107,7 @@ def campaign_report(context: dg.AssetExecutionContext, database: QueueDatabase) 
 def _figures(total: Mapping[str, Any]) -> dict[str, int | float]:
     """What the UI draws over the days; a time that nothing was measured for is left out, not drawn as zero."""
     counts: dict[str, int | float] = {name: int(total[name]) for name in COUNTS}
-    counts["cost_usd"] = round(float(total["cost_usd"]), 6)
+    counts |= {name: round(float(total[name]), 6) for name in COSTS}
     measured = {name: total[name] for name in (*TIMES, "messages_per_minute") if total[name] is not None}
     return counts | {name: round(float(value), 3) for name, value in measured.items()}
 
@@ -139,8 +140,8 @@ def _costs_and_times(campaigns: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
         [
             {
                 "campaign": row["campaign"],
-                "tokens": f"{row['tokens']:,}",
-                "US$": f"{row['cost_usd']:.4f}",
+                "tokens (cached)": _with(f"{row['tokens']:,}", row["cached_tokens"], "{:,}"),
+                "US$ (saved by caching)": _with(f"{row['cost_usd']:.4f}", row["cache_saved_usd"], "{:.4f}"),
                 "writing (p95)": _times(row, "generation"),
                 "sending (p95)": _times(row, "send"),
                 "due until sent (p95)": _times(row, "wait"),
@@ -149,6 +150,11 @@ def _costs_and_times(campaigns: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
             for row in campaigns
         ]
     )
+
+
+def _with(figure: str, of_cache: float, form: str) -> str:
+    """A figure, with what the providers' prompt caches did where they did anything."""
+    return f"{figure} ({form.format(of_cache)})" if of_cache else figure
 
 
 def _text_rules(campaigns: Sequence[Mapping[str, Any]], rules: Sequence[Mapping[str, Any]]) -> pd.DataFrame:

@@ -12,6 +12,7 @@ import orjson
 from aiohttp import web
 
 from campaign_pipeline.sandbox.behaviour import Fault, Kind, Subject
+from campaign_pipeline.sandbox.prompt_cache import CHARS_PER_TOKEN, PromptCache, PromptUse
 from campaign_pipeline.sandbox.provider import (
     ConnectionCut,
     Exchange,
@@ -24,7 +25,6 @@ from campaign_pipeline.sandbox.writer import first_name_in, split_text, text_to_
 
 _PROMPT_PRICE = 0.15e-6  # US dollars a token
 _COMPLETION_PRICE = 0.6e-6
-_CHARS_PER_TOKEN = 4
 _CREDIT_LIMIT = 100.0  # US dollars, of every key
 
 _ERRORS: Mapping[str, tuple[int, str, dict[str, Any]]] = {
@@ -85,6 +85,9 @@ _AT_MOST = re.compile(r"(?:at[ée]|m[áa]ximo(?: de)?|at most|up to)\s+(\d+)\s+(
 _USUAL_PARTS = 3
 
 
+_NOT_LOOKED_UP = PromptUse(1)
+
+
 @dataclass(frozen=True)
 class _Prompt:
     """A request as far as the stand-in reads it."""
@@ -97,6 +100,7 @@ class _Prompt:
     is_email: bool = False  # JSON with subject and body is wanted
     fallbacks: tuple[str, ...] = ()  # models that answer where this one cannot
     keys: tuple[str, ...] = ()  # JSON with a short text for each of these is wanted
+    use: PromptUse = _NOT_LOOKED_UP
 
     def write(self) -> str:
         """Write what was asked for: a first contact, or JSON with the parts of a text."""
@@ -127,6 +131,7 @@ class OpenRouter(Provider):
 
     def __init__(self, stage: Stage) -> None:
         super().__init__(stage)
+        self._prompts = PromptCache()
         self._cache: dict[tuple[str, bytes] | None, dict[str, Any]] = {}  # never under None
 
     def routes(self) -> Sequence[web.RouteDef]:
@@ -158,6 +163,8 @@ class OpenRouter(Provider):
         if cached is not None:
             return answer(200, cached, {"X-OpenRouter-Cache-Status": "HIT"})
         subject = Subject(key, text=prompt.all_text)
+        account = exchange.request.headers.get("Authorization", "")
+        prompt = replace(prompt, use=self._prompts.look(account, prompt.model, body))
         fault = await self.meet(exchange, Kind.GENERATION, subject)
         if fault is not None and fault.name in _FALLS_BACK and prompt.fallbacks:
             prompt, fault = replace(prompt, model=prompt.fallbacks[0], fallbacks=prompt.fallbacks[1:]), None
@@ -219,6 +226,9 @@ class OpenRouter(Provider):
         else:
             exchange.entry["text"] = text
             exchange.entry["cost"] = completion["usage"]["cost"]
+            exchange.entry["prompt_tokens"] = prompt.use.tokens
+            exchange.entry["billed_prompt_tokens"] = prompt.use.billed
+            self._prompts.keep(prompt.use)
             self.stage.record.accept(exchange.entry, generation_id, time.time(), None)
             if (cache_key := _cache_key(exchange)) is not None:
                 self._cache[cache_key] = {**completion, "usage": _FREE}
@@ -247,7 +257,7 @@ def _new_generation_id() -> str:
 
 
 def _tokens(text: str) -> int:
-    return max(1, -(-len(text) // _CHARS_PER_TOKEN))
+    return max(1, -(-len(text) // CHARS_PER_TOKEN))
 
 
 def _key_of(body: Mapping[str, Any]) -> str:
@@ -309,8 +319,8 @@ def _most_parts(response_format: object, text: str) -> int | None:
 def _completion(
     generation_id: str, prompt: _Prompt, text: str, finish_reason: str, completion_tokens: int
 ) -> dict[str, Any]:
-    prompt_tokens = _tokens(prompt.all_text)
-    prompt_cost = prompt_tokens * _PROMPT_PRICE
+    prompt_tokens = prompt.use.tokens
+    prompt_cost = prompt.use.billed * _PROMPT_PRICE
     completion_cost = completion_tokens * _COMPLETION_PRICE
     return {
         "id": generation_id,
@@ -333,7 +343,7 @@ def _completion(
             "total_tokens": prompt_tokens + completion_tokens,
             "cost": prompt_cost + completion_cost,
             "is_byok": False,
-            "prompt_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+            "prompt_tokens_details": {"cached_tokens": prompt.use.cached, "cache_write_tokens": prompt.use.written},
             "cost_details": {
                 "upstream_inference_cost": None,
                 "upstream_inference_prompt_cost": prompt_cost,

@@ -35,6 +35,8 @@ class Entry(TypedDict):
     saved_from: float | None  # from when it can be looked up; None: never
     provider_message_id: str | None
     cost: float | None  # of a generation, in US dollars
+    prompt_tokens: int | None  # of a generation
+    billed_prompt_tokens: float | None  # the same at the full input price: less where a beginning was cached
     fault: str | None  # the fault that was applied
     received_at: float  # seconds since the epoch
     answered: int | None  # the HTTP status; None: not answered (yet), or nobody was there to hear it
@@ -77,6 +79,8 @@ class Record:
             saved_from=None,
             provider_message_id=None,
             cost=None,
+            prompt_tokens=None,
+            billed_prompt_tokens=None,
             fault=None,
             received_at=time.time(),
             answered=None,

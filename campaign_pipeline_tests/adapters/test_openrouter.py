@@ -346,3 +346,42 @@ def test_a_long_system_prompt_is_marked_for_caching_where_its_provider_wants_a_m
     assert asked_with(long)["messages"][0]["content"] == marked
     assert asked_with(replace(long, system="Curto."))["messages"][0]["content"] == "Curto."
     assert asked_with(replace(long, model="openai/gpt-4o-mini"))["messages"][0]["content"] == long.system
+
+
+def test_requests_of_a_campaign_go_where_its_prompt_is_cached() -> None:
+    assert asked_with(replace(PROMPT, session="campaign-1"))["session_id"] == "campaign-1"
+    assert "session_id" not in asked_with(PROMPT)
+
+
+@pytest.mark.parametrize(("model", "saved"), [("anthropic/claude-sonnet-4.5", 0.0081), ("vendor/model", None)])
+def test_what_a_cached_prompt_saved_follows_from_what_was_charged(model: str, saved: float | None) -> None:
+    usage = {
+        "prompt_tokens": 3500,
+        "completion_tokens": 100,
+        "cost": 0.0024 + 0.0015,
+        "prompt_tokens_details": {"cached_tokens": 3000, "cache_write_tokens": 0},
+        "cost_details": {"upstream_inference_completions_cost": 0.0015},
+    }
+    body = {"model": model, "choices": [{"message": {"content": "Olá, Ana!"}}], "usage": usage}
+    completion = ask(playback(body))
+    assert isinstance(completion, Completion)
+    assert completion.cached_tokens == 3000
+    assert completion.cache_saved_usd == pytest.approx(saved)  # 3,500 tokens at 3 dollars a million, less what was paid
+
+
+def test_the_second_lead_of_a_campaign_reads_what_the_first_one_wrote() -> None:
+    prompt = Prompt("anthropic/claude-sonnet-4.5", "Você vende café. " * 720, "Nome: Ana", session="campaign-1")
+
+    async def run() -> list[Completion | Failure]:
+        async with Sandbox() as sandbox, http_client(connections=2) as client:
+            model = OpenRouter(client, sandbox.openrouter_url, KEY)
+            return [await model.complete(replace(prompt, user=f"Nome: {name}")) for name in ("Ana", "Bia")]
+
+    first, second = asyncio.run(run())
+    assert isinstance(first, Completion)
+    assert isinstance(second, Completion)
+    assert (first.cached_tokens, first.cache_write_tokens) == (0, 3060)
+    assert (second.cached_tokens, second.cache_write_tokens) == (3060, 0)
+    assert first.cache_saved_usd is not None
+    assert second.cache_saved_usd is not None
+    assert first.cache_saved_usd < 0 < second.cache_saved_usd

@@ -1,6 +1,7 @@
 """What becomes of messages whose texts the model wrote badly: cleaned, refused, booked, and nothing burnt."""
 
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -49,6 +50,30 @@ def test_a_text_with_reasoning_is_cleaned_and_paid_for_once(world: World, play: 
 
     play(scenario)
     assert len(asked) == 3
+
+
+def test_what_a_cached_prompt_saved_is_kept_with_the_call_and_told_for_the_day(world: World, play: Play) -> None:
+    run = world.run()
+    world.due_messages(run, 2)
+
+    async def scenario(rig: Rig) -> None:
+        def answers(prompt: Prompt) -> Completion:
+            assert prompt.session == world.value("SELECT config_id::text FROM campaign_runs WHERE id = %s", run)
+            return answer(GOOD, prompt, cached_tokens=90, cache_saved_usd=0.002)
+
+        await rig.batch(Watch(answers=answers))
+        kept = [(call["rule"], call["cached_tokens"], float(call["cache_saved_usd"])) for call in calls(world)]
+        assert kept == [(None, 90, 0.002)] * 2
+        now = world.value("SELECT campaign_now()")
+        reports = Reports(world.url)
+        start, end = now - timedelta(hours=1), now + timedelta(hours=1)
+        of_campaign, total = await reports.campaign_day(start, end, "UTC")
+        for row in (of_campaign, total):
+            assert (row["cached_tokens"], row["cache_saved_usd"]) == (180, pytest.approx(0.004))
+            assert row["cost_usd"] == pytest.approx(2 * COST)
+        assert await reports.text_rules(start, end) == []
+
+    play(scenario)
 
 
 def test_the_same_rule_refuses_a_message_twice_and_not_a_third_time(world: World, play: Play) -> None:

@@ -278,3 +278,45 @@ def test_a_key_can_be_refused_and_its_endpoint_broken() -> None:
 
     rules = ("unauthorized_401:times=1", "server_error_500:times=1", "proxy_html_502:times=1", "malformed_json")
     converse(talk, with_faults(*(f"status:{rule}" for rule in rules)))
+
+
+# Prompt caching -------------------------------------------------------------------------------------------------------
+
+CAMPAIGN = "Você vende café. " * 720  # 12,240 characters, so 3,060 tokens
+
+
+def billed(model: str, *, marked: bool = False, session: str | None = None) -> list[tuple[int, int]]:
+    """Tokens read from the cache and written into it, of three leads of one campaign."""
+    found = []
+
+    async def talk(client: Client) -> None:
+        block = {"type": "text", "text": CAMPAIGN, **({"cache_control": {"type": "ephemeral"}} if marked else {})}
+        for name in ("Ana", "Bia", "Carla"):
+            messages = [{"role": "system", "content": [block]}, {"role": "user", "content": f"Nome: {name}"}]
+            fields = {} if session is None else {"session_id": session}
+            usage = (await client.generate(model=model, messages=messages, **fields)).json["usage"]
+            details = usage["prompt_tokens_details"]
+            found.append((details["cached_tokens"], details["cache_write_tokens"]))
+
+    converse(talk)
+    return found
+
+
+def test_a_marked_prompt_is_written_once_and_then_read_in_one_session() -> None:
+    assert billed("anthropic/claude-sonnet-4.5", marked=True, session="c") == [(0, 3060), (3060, 0), (3060, 0)]
+
+
+def test_a_model_that_wants_a_mark_caches_nothing_without_one() -> None:
+    assert billed("anthropic/claude-sonnet-4.5", session="c") == [(0, 0)] * 3
+
+
+def test_a_model_that_caches_by_itself_reads_whole_blocks_from_1024_tokens_on() -> None:
+    assert billed("openai/gpt-4o-mini", session="c") == [(0, 0), (2944, 0), (2944, 0)]
+
+
+def test_leads_without_a_session_are_spread_over_the_endpoints_of_a_model() -> None:
+    assert billed("openai/gpt-4o-mini") != billed("openai/gpt-4o-mini", session="c")
+
+
+def test_a_model_without_caching_bills_every_token() -> None:
+    assert billed("vendor/model", marked=True, session="c") == [(0, 0)] * 3

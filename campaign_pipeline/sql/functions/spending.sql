@@ -25,7 +25,8 @@ END $$;
 
 -- Keep the answers that are kept by themselves, once however often their item is repeated, and what they say of their
 -- model or run. Items: {id, text, asked_model, calls[{id, purpose, model, prompt_tokens, completion_tokens,
--- reasoning_tokens, cost_usd, rule, changed[], answer, about_model}]}; p_ids: the messages that the caller holds.
+-- reasoning_tokens, cost_usd, rule, changed[], answer, about_model, cached_tokens, cache_write_tokens,
+-- cache_saved_usd}]}; p_ids: the messages that the caller holds.
 -- Returns what is booked now for the first time, in US dollars by message.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_keep_model_calls(p_items jsonb, p_ids uuid[]) RETURNS jsonb
     LANGUAGE plpgsql
@@ -40,17 +41,17 @@ BEGIN
         CROSS JOIN LATERAL jsonb_to_recordset(COALESCE(NULLIF(i.calls, 'null'), '[]')) AS c (
             id text, purpose text, model text, prompt_tokens integer, completion_tokens integer,
             reasoning_tokens integer, cost_usd numeric, rule text, changed text[], answer text, about_model boolean,
-            reasons boolean)
+            reasons boolean, cached_tokens integer, cache_write_tokens integer, cache_saved_usd numeric)
         WHERE i.id = ANY (p_ids)
     ), kept AS (
         INSERT INTO campaign_pipeline.campaign_model_calls AS k
             (id, message_id, run_id, lead_id, purpose, model, prompt_tokens, completion_tokens, reasoning_tokens,
-             cost_usd,
-             rule, changed, answer, called_at)
+             cost_usd, rule, changed, answer, cached_tokens, cache_write_tokens, cache_saved_usd, called_at)
         SELECT DISTINCT ON (call.id) call.id, call.message_id, call.run_id, call.lead_id, call.purpose, call.model,
                COALESCE(call.prompt_tokens, 0), COALESCE(call.completion_tokens, 0),
                COALESCE(call.reasoning_tokens, 0), call.cost_usd, call.rule,
-               COALESCE(call.changed, '{}'), call.answer, campaign_pipeline.campaign_now()
+               COALESCE(call.changed, '{}'), call.answer, COALESCE(call.cached_tokens, 0),
+               COALESCE(call.cache_write_tokens, 0), call.cache_saved_usd, campaign_pipeline.campaign_now()
         FROM call ORDER BY call.id  -- in one order, or two shards could wait for each other
         ON CONFLICT (id) DO NOTHING
         RETURNING k.id, k.message_id, k.rule, k.cost_usd

@@ -56,6 +56,12 @@ WITH ended AS MATERIALIZED (
            count(DISTINCT date_trunc('minute', e.sent_at)) FILTER (WHERE e.out) AS active_minutes
     FROM ended e
     GROUP BY GROUPING SETS ((e.campaign_id), ())
+), cached AS (  -- by the time of the call, not by the end of its message
+    SELECT COALESCE(r.config_id, k.run_id) AS campaign_id, sum(k.cached_tokens)::bigint AS tokens,
+           sum(k.cache_saved_usd)::double precision AS saved_usd
+    FROM campaign_pipeline.campaign_model_calls k LEFT JOIN public.campaign_runs r ON r.id = k.run_id
+    WHERE k.called_at >= %(day_start)s AND k.called_at < %(day_end)s
+    GROUP BY GROUPING SETS ((COALESCE(r.config_id, k.run_id)), ())
 ), still_open AS (
     SELECT COALESCE(r.config_id, r.id) AS campaign_id, sum(n.pending + n.leased)::bigint AS waiting
     FROM public.campaign_runs r
@@ -87,7 +93,8 @@ SELECT k.campaign_id, CASE WHEN k.campaign_id IS NOT NULL
        COALESCE(f.failed_exhausted, 0) AS failed_exhausted, COALESCE(f.failed_unknown, 0) AS failed_unknown,
        COALESCE(f.failed_other, 0) AS failed_other, COALESCE(f.skipped, 0) AS skipped,
            COALESCE(o.waiting, 0) AS waiting,
-       COALESCE(f.tokens, 0) AS tokens, COALESCE(f.cost_usd, 0) AS cost_usd,
+       COALESCE(f.tokens, 0) AS tokens, COALESCE(ca.tokens, 0) AS cached_tokens,
+       COALESCE(f.cost_usd, 0) AS cost_usd, COALESCE(ca.saved_usd, 0) AS cache_saved_usd,
        f.generation_s[1] AS median_generation_s, f.generation_s[2] AS p95_generation_s,
        f.send_s[1] AS median_send_s, f.send_s[2] AS p95_send_s, f.wait_s[1] AS median_wait_s, f.wait_s[2] AS p95_wait_s,
        COALESCE(f.active_minutes, 0) AS active_minutes,
@@ -96,6 +103,7 @@ SELECT k.campaign_id, CASE WHEN k.campaign_id IS NOT NULL
 FROM (SELECT campaign_id FROM figures UNION SELECT campaign_id FROM still_open WHERE waiting > 0) k
 LEFT JOIN figures f ON f.campaign_id IS NOT DISTINCT FROM k.campaign_id
 LEFT JOIN still_open o ON o.campaign_id IS NOT DISTINCT FROM k.campaign_id
+LEFT JOIN cached ca ON ca.campaign_id IS NOT DISTINCT FROM k.campaign_id
 LEFT JOIN public.campaign_configs c ON c.id = k.campaign_id
 LEFT JOIN public.campaign_runs r ON r.id = k.campaign_id
 -- A campaign is called as its newest run is, else as its inbox or its workspace.

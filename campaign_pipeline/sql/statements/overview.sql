@@ -139,7 +139,8 @@ LIMIT 200;
 -- name: story_of_model_calls
 -- Texts of a message that a rule refused or changed.
 SELECT k.called_at AS at, k.purpose, k.model, k.rule, k.changed, k.cost_usd, k.answer
-FROM campaign_pipeline.campaign_model_calls k WHERE k.message_id = %(message_id)s
+FROM campaign_pipeline.campaign_model_calls k
+WHERE k.message_id = %(message_id)s AND (k.rule IS NOT NULL OR k.changed <> '{}')
 ORDER BY k.called_at, k.id;
 
 -- name: overview_inboxes

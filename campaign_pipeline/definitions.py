@@ -16,6 +16,8 @@ from campaign_pipeline.defs.demo import trickle_demo_campaign, trickle_every_min
 from campaign_pipeline.defs.io import private_handles, private_tables
 from campaign_pipeline.defs.jobs import clean_up_old_data, process_campaign_queue, retry_failed_messages
 from campaign_pipeline.defs.lost_runs import lost_run_cleanup
+from campaign_pipeline.defs.operator import JOBS as OPERATOR_JOBS
+from campaign_pipeline.defs.operator import forecast, inbox_health, refresh_overview_hourly
 from campaign_pipeline.defs.planning import plan_campaign_runs, plan_campaign_runs_daily
 from campaign_pipeline.defs.resources import LanguageModelResource, ProvidersResource, QueueDatabase
 from campaign_pipeline.defs.schedules import (
@@ -29,7 +31,7 @@ from campaign_pipeline.defs.sensors import backlog_notifications, run_failure_no
 _demo = OperationsSettings.from_environment().demo_trickle
 
 defs = dg.Definitions(
-    assets=[message_batch, lead_contexts, campaign_runs, campaign_report],
+    assets=[message_batch, lead_contexts, campaign_runs, campaign_report, inbox_health, forecast],
     asset_checks=CHECKS,
     jobs=[
         process_campaign_queue,
@@ -38,6 +40,7 @@ defs = dg.Definitions(
         clean_up_old_data,
         refresh_campaign_report,
         check_campaign_queue,
+        *OPERATOR_JOBS,
         *([trickle_demo_campaign] if _demo else []),
     ],
     schedules=[
@@ -46,6 +49,7 @@ defs = dg.Definitions(
         clean_up_every_night,
         refresh_campaign_report_hourly,
         check_campaign_queue_hourly,
+        refresh_overview_hourly,
         *([trickle_every_minute] if _demo else []),
     ],
     sensors=[

@@ -30,6 +30,13 @@ OUR_JOBS = (
     "refresh_campaign_report",
     "check_campaign_queue",
     "trickle_demo_campaign",
+    "refresh_overview",
+    "explain_message",
+    "pause_sending",
+    "resume_sending",
+    "cancel_campaign_run",
+    "resend_messages",
+    "lift_pause",
 )
 """Whose runs may be ours to delete; see `_is_ours`: an instance may serve other code locations too."""
 

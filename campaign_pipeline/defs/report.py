@@ -149,6 +149,7 @@ def describe_shard(context: dg.OpExecutionContext, report: ShardReport) -> None:
         )
     if kinds:
         metadata["not_sent"] = _table(kinds)
+        metadata["one_message"] = "Launch the job explain_message with an id of the table: it tells the whole story."
     elif report.sent:
         context.log.info("Everything that was taken over went out.")
     context.add_output_metadata(metadata, output_name="shard_report")

@@ -1,0 +1,329 @@
+"""The operator's looks and actions in the UI: the same reads and changes as the command line (adapters/operator.py).
+
+Names, numbers and texts of leads are masked here, always: who may see them uses the command line.
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+from uuid import UUID
+from zoneinfo import ZoneInfo
+
+import dagster as dg
+import orjson
+import pandas as pd
+from pydantic import Field
+
+from campaign_pipeline.adapters.environment import DeliverySettings
+from campaign_pipeline.adapters.operator import Done, Named, Operator, OperatorError
+from campaign_pipeline.core.overview import Story
+from campaign_pipeline.defs.days import days
+from campaign_pipeline.defs.io import markdown_table
+from campaign_pipeline.defs.ops import plain_failures
+from campaign_pipeline.defs.resources import QueueDatabase
+from campaign_pipeline.defs.tags import WORK
+
+FORECAST_HOURS = 48
+_TAGS = {WORK: "operator", "dagster/priority": "10"}
+"""A stop must not wait behind batches that are queued."""
+
+
+@contextlib.contextmanager
+def _desk(database: QueueDatabase) -> Iterator[Operator]:
+    """The queue for one action; what cannot be done fails the step with its one sentence."""
+    with plain_failures():
+        try:
+            with Operator(database.url()) as desk:
+                yield desk
+        except OperatorError as error:
+            raise dg.Failure(description=str(error), allow_retries=False) from None
+
+
+# Looking ------------------------------------------------------------------------------------------------------------
+
+
+@dg.asset(group_name="campaigns", kinds={"postgres"}, io_manager_key="tables")
+def inbox_health(context: dg.AssetExecutionContext, database: QueueDatabase) -> dg.MaterializeResult[pd.DataFrame]:
+    """Each inbox that campaigns use: connection, pace, what went out today against its limits, warm-up, pauses."""
+    with _desk(database) as desk:
+        inboxes = desk.inboxes()
+    broken = [row for row in inboxes if row["connection"] != "connected" or row["pauses"]]
+    for row in broken:
+        why = " ".join(row["pauses"]) or f"it is {row['connection']}"
+        context.log.warning(f"The inbox {row['name']} of {row['workspace']} sends nothing: {why}")
+    table = pd.DataFrame([_inbox(row) for row in inboxes])
+    return dg.MaterializeResult(
+        value=table,
+        metadata={
+            "inboxes": dg.MetadataValue.md(markdown_table(table)),
+            "dagster/row_count": len(table),
+            "not_sending": len(broken),
+        },
+    )
+
+
+def _inbox(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "inbox": row["name"],
+        "workspace": row["workspace"],
+        "provider": row["provider"],
+        "connection": row["connection"],
+        "seconds between messages": row["gap_seconds"] or 0.0,
+        "sent today": row["sent_today"],
+        "daily limit": row["daily_limit"],
+        "warm-up day": row["warm_up_day"],
+        "failed today": row["failed_today"],
+        "waiting": row["waiting"],
+        "paused because": " ".join(row["pauses"]),
+    }
+
+
+@dg.asset(group_name="campaigns", kinds={"postgres"}, io_manager_key="tables")
+def forecast(context: dg.AssetExecutionContext, database: QueueDatabase) -> dg.MaterializeResult[pd.DataFrame]:
+    """What will go out in the next two days, by hour and inbox, as windows, paces and limits are now."""
+    with _desk(database) as desk:
+        names = {row["inbox_id"]: row["name"] for row in desk.inboxes()}
+        laid_out = desk.forecast(DeliverySettings.from_environment().max_age, FORECAST_HOURS)
+    zone = ZoneInfo(str(days.timezone))
+    table = pd.DataFrame(
+        [
+            {
+                "hour": f"{slot.hour.astimezone(zone):%Y-%m-%d %H:%M}",
+                "inbox": names.get(slot.inbox_id),
+                "messages": slot.messages,
+                "left waiting": slot.waiting,
+            }
+            for slot in laid_out.slots
+            if slot.messages or slot.waiting
+        ],
+        columns=["hour", "inbox", "messages", "left waiting"],
+    )
+    late = sum(end is None for end in laid_out.finished_at.values())
+    if late:
+        context.log.warning(f"{late} runs will not be finished in two days, or wait for a person: see campaign_runs.")
+    return dg.MaterializeResult(
+        value=table,
+        metadata={
+            "forecast": dg.MetadataValue.md(markdown_table(table)),
+            "dagster/row_count": len(table),
+            "messages": int(table["messages"].sum()),
+            "runs_not_finished": late,
+        },
+    )
+
+
+refresh_overview = dg.define_asset_job(
+    "refresh_overview",
+    selection=dg.AssetSelection.assets(inbox_health, forecast),
+    executor_def=dg.in_process_executor,
+    tags={WORK: "report"},
+    description="Look at the inboxes and lay out what will be sent when.",
+)
+
+refresh_overview_hourly = dg.ScheduleDefinition(
+    name="refresh_overview_hourly",
+    job=refresh_overview,
+    cron_schedule="10 * * * *",
+    execution_timezone=str(days.timezone),
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+    description="Each hour: the tables of the inboxes and of what will be sent when.",
+)
+
+
+class ExplainMessageConfig(dg.Config):
+    """Which message."""
+
+    message: str = Field(description="Its id, or the beginning of it that no other has.")
+
+
+@dg.op(out={"story": dg.Out(io_manager_key="handles", description="The story, personal data masked.")})
+def tell_story(context: dg.OpExecutionContext, config: ExplainMessageConfig, database: QueueDatabase) -> dict[str, Any]:
+    """Say what happened to a message, why it is where it is, and who may do what about it."""
+    with _desk(database) as desk:
+        story = desk.story(desk.find("message", config.message).id, DeliverySettings.from_environment().max_age)
+    context.log.info(f"{story.summary} {story.next_step}")
+    context.add_output_metadata(_story_metadata(story), output_name="story")
+    told: dict[str, Any] = orjson.loads(orjson.dumps(story.to_dict(personal=False), default=str))
+    return told
+
+
+def _story_metadata(story: Story) -> dict[str, Any]:
+    told = story.to_dict(personal=False)
+    shown = ("message_id", "run", "run_id", "inbox", "status", "error_class", "error_code", "due_at", "sent_at")
+    facts = {name: str(told[name]) for name in (*shown, "lease_owner", "cost_usd") if told[name] is not None}
+    return {
+        "what happened": told["summary"],
+        "what to do": told["next_step"],
+        "message": dg.MetadataValue.json(facts),
+        "parts": _markdown(told["parts"], ("part_no", "status", "text", "inbox", "attempts", "sent_at")),
+        "attempts": _markdown(told["attempts"], ("at", "part_no", "what", "inbox", "outcome", "code", "answer")),
+        "log": _markdown(told["log"], ("at", "step", "level", "message")),
+    }
+
+
+def _markdown(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> dg.MarkdownMetadataValue:
+    zone = ZoneInfo(str(days.timezone))
+
+    def shown(value: Any) -> Any:
+        return f"{value.astimezone(zone):%Y-%m-%d %H:%M:%S}" if isinstance(value, datetime) else value
+
+    table = [{name: shown(row[name]) for name in columns} for row in rows]
+    return dg.MetadataValue.md(markdown_table(pd.DataFrame(table, columns=list(columns))))
+
+
+@dg.job(executor_def=dg.in_process_executor, tags=_TAGS)
+def explain_message() -> None:
+    """Tell the story of one message: text, parts, attempts and answers, why it waits or failed, and what to do."""
+    tell_story()
+
+
+# Acting -------------------------------------------------------------------------------------------------------------
+
+
+class PauseScope(StrEnum):
+    """What is paused or resumed."""
+
+    RUN = "run"
+    INBOX = "inbox"
+    WORKSPACE = "workspace"
+    ALL = "all"
+
+
+class ScopeConfig(dg.Config):
+    """What is meant, and who does it."""
+
+    scope: PauseScope = Field(description="A campaign run, an inbox, a workspace, or all sending.")
+    target: str = Field(default="", description="Its id, the beginning of one, or its name; empty for all.")
+    by: str = Field(description="Who does it; it is kept in campaign_logs.")
+    reason: str | None = Field(default=None, description="Why, for whoever asks later.")
+
+    def named(self, desk: Operator) -> Named | None:
+        """What `target` names; None for all. Raises OperatorError."""
+        if (self.scope is PauseScope.ALL) == bool(self.target):
+            needed = "must be empty for all" if self.target else f"is empty, but must name the {self.scope.value}"
+            raise OperatorError(f"target {needed}.")
+        return desk.find(self.scope.value, self.target) if self.target else None
+
+
+_ACTION = {"done": dg.Out(io_manager_key="handles", description="Whether it changed anything.")}
+
+
+def _say(context: dg.OpExecutionContext, done: Done) -> bool:
+    (context.log.info if done.changed else context.log.warning)(done.sentences)
+    metadata = {"what changed": done.text, **({"how to undo it": done.undo} if done.undo else {})}
+    context.add_output_metadata(metadata, output_name="done")
+    return done.changed
+
+
+@dg.op(out=_ACTION)
+def pause(context: dg.OpExecutionContext, config: ScopeConfig, database: QueueDatabase) -> bool:
+    """Pause a run, an inbox, a workspace or all: requests in flight end, nothing more begins, nothing is lost."""
+    with _desk(database) as desk:
+        target = config.named(desk)
+        if target is not None and config.scope is PauseScope.RUN:
+            done = desk.pause_run(target, config.by, config.reason)
+        else:
+            done = desk.pause(config.scope.value, target, config.by, config.reason)
+    return _say(context, done)
+
+
+@dg.op(out=_ACTION)
+def resume(context: dg.OpExecutionContext, config: ScopeConfig, database: QueueDatabase) -> bool:
+    """Let what a person paused go on; what became overdue is spread."""
+    with _desk(database) as desk:
+        target = config.named(desk)
+        if target is not None and config.scope is PauseScope.RUN:
+            done = desk.resume_run(target, config.by)
+        else:
+            done = desk.resume(config.scope.value, target, config.by)
+    return _say(context, done)
+
+
+class CancelConfig(dg.Config):
+    """Which run, and who cancels it."""
+
+    run: str = Field(description="Its id, the beginning of one, or its name.")
+    by: str = Field(description="Who does it; it is kept in campaign_logs.")
+    reason: str | None = Field(default=None, description="Why, for whoever asks later.")
+
+
+@dg.op(out=_ACTION)
+def cancel(context: dg.OpExecutionContext, config: CancelConfig, database: QueueDatabase) -> bool:
+    """Cancel a run for good: what waits is skipped."""
+    with _desk(database) as desk:
+        done = desk.cancel_run(desk.find("run", config.run), config.by, config.reason)
+    return _say(context, done)
+
+
+class ResendConfig(dg.Config):
+    """Which failed messages."""
+
+    messages: list[str] = Field(description="Their ids, or the beginning of each that no other has.")
+    by: str = Field(description="Who does it; it is kept in campaign_logs.")
+    resend_unknown: bool = Field(
+        default=False,
+        description="Also what may have gone out: looked up once more, and sent again where it is not found. A person "
+        "may get it twice.",
+    )
+
+
+@dg.op(out=_ACTION)
+def resend(context: dg.OpExecutionContext, config: ResendConfig, database: QueueDatabase) -> bool:
+    """Put failed messages back in the queue; parts that were sent stay sent."""
+    with _desk(database) as desk:
+        ids: list[UUID] = [desk.find("message", each).id for each in config.messages]
+        done = desk.retry(ids, config.by, resend_unknown=config.resend_unknown)
+    return _say(context, done)
+
+
+class LiftConfig(dg.Config):
+    """Which pause."""
+
+    pause: str = Field(description="`scope:id` as `campaign-pipeline pauses` shows it, or the name of the scope.")
+    by: str = Field(description="Who does it; it is kept in campaign_logs.")
+
+
+@dg.op(out=_ACTION)
+def lift(context: dg.OpExecutionContext, config: LiftConfig, database: QueueDatabase) -> bool:
+    """Close the circuit of a pause that the pipeline opened."""
+    with _desk(database) as desk:
+        done = desk.lift(config.pause, config.by)
+    return _say(context, done)
+
+
+@dg.job(executor_def=dg.in_process_executor, tags=_TAGS)
+def pause_sending() -> None:
+    """Pause a campaign run, an inbox, a workspace, or all sending, within seconds, also for what is at work."""
+    pause()
+
+
+@dg.job(executor_def=dg.in_process_executor, tags=_TAGS)
+def resume_sending() -> None:
+    """Let a campaign run, an inbox, a workspace, or all sending go on."""
+    resume()
+
+
+@dg.job(executor_def=dg.in_process_executor, tags=_TAGS)
+def cancel_campaign_run() -> None:
+    """Cancel a campaign run for good: what waits is not sent any more."""
+    cancel()
+
+
+@dg.job(executor_def=dg.in_process_executor, tags=_TAGS)
+def resend_messages() -> None:
+    """Send failed messages again by their ids; a day of them: retry_failed_messages."""
+    resend()
+
+
+@dg.job(executor_def=dg.in_process_executor, tags=_TAGS)
+def lift_pause() -> None:
+    """Lift a pause that the pipeline made, where its cause is gone."""
+    lift()
+
+
+JOBS = (
+    *(refresh_overview, explain_message),
+    *(pause_sending, resume_sending, cancel_campaign_run, resend_messages, lift_pause),
+)

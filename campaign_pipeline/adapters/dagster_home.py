@@ -18,7 +18,7 @@ concurrency:
     tag_concurrency_limits:
       - key: campaign/work
         value: queue
-        limit: 2
+        limit: 3
       - key: campaign/work
         value: back_fill
         limit: 1

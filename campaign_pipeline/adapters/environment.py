@@ -134,7 +134,7 @@ class OperationsSettings:
     schedules_on: bool = False  # whether sending by itself starts with the code location; the UI's switches win
     planning: bool = False  # whether days are planned here though a CRM plans by itself
     demo_trickle: bool = False  # set by `campaign-pipeline dev` alone: made-up messages become due every minute
-    runs_at_once: int = 2  # of process_campaign_queue, launched by itself
+    runs_at_once: int = 3  # of process_campaign_queue, launched by itself
     drain_minutes: float = 30.0  # for which one run may launch the next while full batches are due
     overdue_minutes: float = 15.0  # of open time, after which messages that still wait are worth a notice
     keep_runs_days: int = 30  # finished Dagster runs and their events

@@ -100,9 +100,9 @@ class Operations:
         return now
 
     def look(self) -> QueueLook:
-        """Look at the queue: one statement, and two more where something is due, to learn whether it may be sent."""
+        """Look at the queue: one statement, and two more where something is due soon."""
         look = QueueLook(**self._all("look_at_queue")[0])
-        if not look.is_due:
+        if not look.is_due_soon:
             return look
         return replace(look, runs=self._all("list_running_runs"), pauses=self._all("look_at_pauses"))
 

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timedelta
 from operator import attrgetter, itemgetter
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 from uuid import UUID, uuid4
 
 import orjson
@@ -51,6 +51,7 @@ from campaign_pipeline.sql import statement
 
 T = TypeVar("T")
 Connection = psycopg.AsyncConnection[DictRow]
+ConnectionPool: TypeAlias = AsyncConnectionPool[Connection]
 
 set_json_dumps(lambda value: orjson.dumps(value).decode())
 set_json_loads(orjson.loads)
@@ -476,13 +477,32 @@ class ShardStore:
     @classmethod
     @contextlib.asynccontextmanager
     async def open(
-        cls, url: str, shard: Shard, owner: str, lease_seconds: float, patience_seconds: float = _PATIENCE_SECONDS
+        cls,
+        url: str,
+        shard: Shard,
+        owner: str,
+        lease_seconds: float,
+        patience_seconds: float = _PATIENCE_SECONDS,
+        pool: ConnectionPool | None = None,
     ) -> AsyncIterator["ShardStore"]:
-        """Open a small pool for one shard; writes what is left of its log at the end.
+        """Serve one shard, over a pool of its own or a shared one; writes what is left of its log at the end.
 
         `patience_seconds` is how long a database that went away is waited for, by every call.
         """
-        pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
+        async with contextlib.AsyncExitStack() as stack:
+            if pool is None:
+                pool = await stack.enter_async_context(cls.pool(url, patience_seconds))
+            store = cls(pool, url, shard, owner, lease_seconds, patience_seconds)
+            try:
+                yield store
+            finally:
+                with contextlib.suppress(StoreUnavailable):
+                    await store.flush()
+
+    @staticmethod
+    def pool(url: str, patience_seconds: float = _PATIENCE_SECONDS) -> ConnectionPool:
+        """A small pool, still to be opened."""
+        return AsyncConnectionPool(
             url,
             min_size=1,
             max_size=4,
@@ -492,13 +512,6 @@ class ShardStore:
             connection_class=psycopg.AsyncConnection[DictRow],
             configure=make_readable,
         )
-        async with pool:
-            store = cls(pool, url, shard, owner, lease_seconds, patience_seconds)
-            try:
-                yield store
-            finally:
-                with contextlib.suppress(StoreUnavailable):
-                    await store.flush()
 
     def renewals(self) -> LeaseRenewals:
         """What keeps this shard's leases, from any thread and event loop."""

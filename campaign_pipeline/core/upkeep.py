@@ -13,6 +13,10 @@ from campaign_pipeline.core.runs import CONNECTING, SLOWED_DOWN, WINDOW_CLOSED, 
 
 SHOWN_RUNS = 3
 
+AHEAD = timedelta(seconds=90)
+"""How far a batch of the schedule looks ahead: a minute until the next tick, and the time to start a run and write its
+texts. So two runs overlap, and no planned time falls between them."""
+
 LEAD_TIME = timedelta(seconds=30)
 """How long before a message's turn a run is launched for it; shards wait in place for what is left of it."""
 
@@ -36,12 +40,17 @@ class QueueLook:
         """Whether some message is due, be it in a run that waits."""
         return self.next_due is not None and self.next_due <= self.now
 
+    @property
+    def is_due_soon(self) -> bool:
+        """Whether some message is due, or will be as soon as a batch looks ahead."""
+        return self.next_due is not None and self.next_due <= self.now + AHEAD
+
     def blocked_by(self, missing: str | None) -> str | None:
         """What is missing of the account that all share, if nothing that is due can be written without it.
 
         Where a workspace pays with a key of its own there is work: the others wait, and their pause says for what.
         """
-        return missing if self.is_due and not any(row["own_account"] for row in self.runs) else None
+        return missing if self.is_due_soon and not any(row["own_account"] for row in self.runs) else None
 
 
 @dataclass(frozen=True)
@@ -50,6 +59,7 @@ class Verdict:
 
     work: bool
     why: str
+    unpaced: Sequence[UUID] = ()  # runs of which all that is due may be claimed at once
 
 
 def judge_queue(look: QueueLook, max_age: timedelta, zone: ZoneInfo) -> Verdict:
@@ -60,12 +70,13 @@ def judge_queue(look: QueueLook, max_age: timedelta, zone: ZoneInfo) -> Verdict:
     """
     # A run that is launched for a turn of its pace needs a while until it can take it.
     soon = look.now + LEAD_TIME
-    states = [judge_run(row, look.pauses, max_age).with_noted_pace_wait(soon) for row in look.runs]
+    states = [judge_run(row, look.pauses, max_age, AHEAD).with_noted_pace_wait(soon) for row in look.runs]
     names = {row["run_id"]: row["name"] or str(row["run_id"]) for row in look.runs}
     written = {row["run_id"]: row["wait_code"] for row in look.runs}
     reasons = list(_reasons(look, states, written))
     if reasons:
-        return Verdict(True, "; ".join(reasons))
+        unpaced = [s.run_id for s in states if s.has_due and s.wait is None and not s.pace_held]
+        return Verdict(True, "; ".join(reasons), unpaced)
     held = [state for state in states if state.has_due and state.wait]
     if held:
         return Verdict(False, _held_sentence(held, names))

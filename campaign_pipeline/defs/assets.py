@@ -6,11 +6,10 @@ The report is made here, from the database alone, so any day can be made again a
 
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
 import dagster as dg
-import pandas as pd
 
 from campaign_pipeline.adapters.reports import Reports
 from campaign_pipeline.defs.days import DAY_FORMAT, days
@@ -20,6 +19,9 @@ from campaign_pipeline.defs.plots import day_picture, in_words
 from campaign_pipeline.defs.resources import QueueDatabase
 from campaign_pipeline.defs.shard import run_async
 from campaign_pipeline.defs.tags import WORK
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 GROUP = "campaigns"
 
@@ -77,8 +79,10 @@ COLUMNS = ("campaign_id", "campaign", *COUNTS, *COSTS, *TIMES, "messages_per_min
     kinds={"postgres", "parquet"},
     io_manager_key="tables",
 )
-def campaign_report(context: dg.AssetExecutionContext, database: QueueDatabase) -> dg.MaterializeResult[pd.DataFrame]:
+def campaign_report(context: dg.AssetExecutionContext, database: QueueDatabase) -> dg.MaterializeResult[Any]:
     """What became of a day's messages by campaign: counts, failures by class, tokens, cost, time per stage and pace."""
+    import pandas as pd
+
     day, window = context.partition_key, context.partition_time_window
     with plain_failures():
         reports = Reports(database.url())
@@ -112,8 +116,10 @@ def _figures(total: Mapping[str, Any]) -> dict[str, int | float]:
     return counts | {name: round(float(value), 3) for name, value in measured.items()}
 
 
-def _outcomes(campaigns: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+def _outcomes(campaigns: Sequence[Mapping[str, Any]]) -> "pd.DataFrame":
     """What became of each campaign's messages, as people read it; the file has every figure."""
+    import pandas as pd
+
     return pd.DataFrame(
         [
             {
@@ -134,8 +140,10 @@ def _outcomes(campaigns: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     )
 
 
-def _costs_and_times(campaigns: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+def _costs_and_times(campaigns: Sequence[Mapping[str, Any]]) -> "pd.DataFrame":
     """What each campaign cost, and how long its messages took."""
+    import pandas as pd
+
     return pd.DataFrame(
         [
             {
@@ -157,8 +165,10 @@ def _with(figure: str, of_cache: float, form: str) -> str:
     return f"{figure} ({form.format(of_cache)})" if of_cache else figure
 
 
-def _text_rules(campaigns: Sequence[Mapping[str, Any]], rules: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+def _text_rules(campaigns: Sequence[Mapping[str, Any]], rules: Sequence[Mapping[str, Any]]) -> "pd.DataFrame":
     """How many texts of each campaign a rule changed or refused."""
+    import pandas as pd
+
     names = {row["campaign_id"]: row["campaign"] for row in campaigns}
     return pd.DataFrame(
         [

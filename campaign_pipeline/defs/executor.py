@@ -51,6 +51,9 @@ PRELOAD = [
 DEPLOYMENT = Deployment.from_environment()
 """Read where the code location loads: a value that is wrong keeps it from loading, with its sentence."""
 
+IN_PROCESS: dict[str, Any] = {"config": {"in_process": {}}}
+"""The `execution` of a run that needs no process but its own."""
+
 _AT_ONCE = dg.Field(int, default_value=4, description="How many shards are sent at once, a process each.")
 
 _ENGINES = {

@@ -10,22 +10,22 @@ import os
 import re
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache, partial
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import dagster as dg
 import fsspec
 import orjson
-import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 from upath import UPath
 
 from campaign_pipeline.adapters.environment import Environment
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 PREVIEW_COLUMNS = ("message_id", "run_id", "lead_id", "inbox_id", "workspace_id", "due_at", "retry_count")
 """Columns that may be shown in the UI: ids and times, nothing of a person."""
@@ -112,6 +112,9 @@ class PrivateFiles:
 
     def _forget_in_table(self, lead_id: str, path: str) -> bool:
         """Write one table anew without a lead's rows; False where it has none."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
         table = pq.ParquetFile(pa.BufferReader(self.read(path))).read()
         if "lead_id" not in table.column_names:
             return False
@@ -159,7 +162,11 @@ def _noting(path: str, troubles: list[str]) -> Iterator[None]:
         yield
     except FileNotFoundError:
         pass
-    except (OSError, pa.ArrowException) as error:
+    except Exception as error:
+        import pyarrow as pa
+
+        if not isinstance(error, OSError | pa.ArrowException):
+            raise
         troubles.append(f"{path} ({type(error).__name__})")
 
 
@@ -178,6 +185,9 @@ class Rows(Sequence[dict[str, Any]]):
     """
 
     def __init__(self, content: bytes) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
         self._file = pq.ParquetFile(pa.BufferReader(content))
         metadata = self._file.metadata
         sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
@@ -229,7 +239,7 @@ class TableIOManager(_PrivateIOManager):
 
     extension = ".parquet"
 
-    def dump_to_path(self, context: dg.OutputContext, obj: pd.DataFrame, path: UPath) -> None:
+    def dump_to_path(self, context: dg.OutputContext, obj: "pd.DataFrame", path: UPath) -> None:
         """Write one table."""
         buffer = io.BytesIO()
         obj.to_parquet(buffer, index=False, row_group_size=ROWS_PER_GROUP)
@@ -237,14 +247,17 @@ class TableIOManager(_PrivateIOManager):
 
     def load_from_path(self, context: dg.InputContext, path: UPath) -> Any:
         """Read one table, as rows or as a DataFrame."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
         content = self._files.read(path.path)
         wanted = context.dagster_type.typing_type
         if wanted is Rows:
             return Rows(content)
         table = pq.ParquetFile(pa.BufferReader(content)).read()  # not read_table, which imports much for one file
-        return table.to_pandas() if wanted is pd.DataFrame else table.to_pylist()
+        return table.to_pandas() if getattr(wanted, "__name__", "") == "DataFrame" else table.to_pylist()
 
-    def get_metadata(self, context: dg.OutputContext, obj: pd.DataFrame) -> dict[str, Any]:
+    def get_metadata(self, context: dg.OutputContext, obj: "pd.DataFrame") -> dict[str, Any]:
         """Rows and columns, as Dagster's catalogue shows them."""
         return table_metadata(obj)
 
@@ -275,28 +288,32 @@ def private_handles() -> HandleIOManager:
     return HandleIOManager()
 
 
-def table_metadata(frame: pd.DataFrame) -> dict[str, Any]:
+def table_metadata(frame: "pd.DataFrame") -> dict[str, Any]:
     """The size and columns of a table, under the names that Dagster's catalogue knows; no value of any row."""
     columns = [dg.TableColumn(str(name), str(kind)) for name, kind in frame.dtypes.items()]
     return {"dagster/row_count": len(frame), "dagster/column_schema": dg.TableSchema(columns)}
 
 
-def preview(frame: pd.DataFrame) -> dg.MarkdownMetadataValue:
-    """The first rows of a table: ids and times only, nothing that names a person."""
-    shown = [column for column in PREVIEW_COLUMNS if column in frame.columns]
-    return dg.MetadataValue.md(markdown_table(frame[shown].head(PREVIEW_ROWS)))
+def preview(rows: Sequence[Mapping[str, Any]]) -> dg.MarkdownMetadataValue:
+    """The first rows of a batch: ids and times only, nothing that names a person."""
+    shown = [[row[column] for column in PREVIEW_COLUMNS] for row in rows[:PREVIEW_ROWS]]
+    return dg.MetadataValue.md(_markdown(PREVIEW_COLUMNS, shown))
 
 
-def markdown_table(frame: pd.DataFrame) -> str:
+def markdown_table(frame: "pd.DataFrame") -> str:
     """A small table; pandas' own needs another package."""
-    if frame.empty:
+    return _markdown(list(frame.columns), frame.to_numpy())
+
+
+def _markdown(columns: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:
+    lines = [[_cell(value) for value in row] for row in rows]
+    if not lines:
         return "no rows"
-    lines = [list(frame.columns), ["---"] * len(frame.columns)]
-    lines += [[_cell(value) for value in row] for row in frame.to_numpy()]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in [columns, ["---"] * len(columns), *lines])
 
 
 def _cell(value: Any) -> str:
     """A value that stays in its cell and is only text: a name that people typed may look like a picture's address."""
-    text = "" if pd.isna(value) else " ".join(str(value).split())
+    missing = value is None or value != value
+    text = "" if missing else " ".join(str(value).split())
     return re.sub(r"([\\`*_{}\[\]<>()#!|&~])", r"\\\1", text if len(text) <= CELL_CHARS else f"{text[:CELL_CHARS]}…")

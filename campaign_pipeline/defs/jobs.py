@@ -10,6 +10,7 @@ from campaign_pipeline.defs.ops import (
     close_completed_runs,
     fetch_lead_contexts,
     fetch_message_batch,
+    send_batch,
     send_shard,
     split_into_shards,
 )
@@ -18,12 +19,16 @@ from campaign_pipeline.defs.tags import WORK
 
 @dg.job(executor_def=shard_executor, tags={WORK: "queue"}, metadata=ENGINE_METADATA)
 def process_campaign_queue() -> None:
-    """Claim the campaign messages that are due, write and send them, and close the runs that are complete."""
-    message_batch = fetch_message_batch()
+    """Claim the campaign messages that are due, write and send them, and close the runs that are complete.
+
+    Either the batch is cut into shards, or, where it looks ahead (the schedule's small batches), one step sends it.
+    """
+    message_batch, whole_batch = fetch_message_batch()
     lead_contexts, batch_settings = fetch_lead_contexts(message_batch)
     shards = split_into_shards(message_batch)
     shard_reports = shards.map(lambda shard: send_shard(shard, lead_contexts, batch_settings))
     close_completed_runs(shard_reports.collect(), message_batch)
+    send_batch(whole_batch)
 
 
 @dg.job(executor_def=shard_executor, partitions_def=days, tags={WORK: "back_fill"}, metadata=ENGINE_METADATA)
@@ -34,11 +39,12 @@ def retry_failed_messages() -> None:
     gone on with by `next_batch_after_run`, or by the schedule.
     """
     _, requeued = requeue_failed_messages()
-    message_batch = fetch_message_batch(requeued)
+    message_batch, whole_batch = fetch_message_batch(requeued)
     lead_contexts, batch_settings = fetch_lead_contexts(message_batch)
     shards = split_into_shards(message_batch)
     shard_reports = shards.map(lambda shard: send_shard(shard, lead_contexts, batch_settings))
     close_completed_runs(shard_reports.collect(), message_batch)
+    send_batch(whole_batch)
 
 
 @dg.job(executor_def=dg.in_process_executor, tags={WORK: "maintenance"})

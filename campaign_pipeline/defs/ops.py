@@ -2,11 +2,11 @@
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import dagster as dg
-import pandas as pd
 import psycopg
 from pydantic import Field
 
@@ -14,12 +14,12 @@ from campaign_pipeline.adapters.batches import Batches
 from campaign_pipeline.adapters.cloud_api_events import read_status
 from campaign_pipeline.adapters.environment import DeliverySettings, SettingError
 from campaign_pipeline.adapters.operations import Operations
-from campaign_pipeline.adapters.postgres import BatchOptions
+from campaign_pipeline.adapters.postgres import BatchOptions, Queue
 from campaign_pipeline.adapters.reports import Reports
 from campaign_pipeline.adapters.schema import DatabaseUnusable
 from campaign_pipeline.adapters.status_events import settle_status_events
 from campaign_pipeline.core.batch_outcome import BatchCounts, BatchOutcome, batch_outcome
-from campaign_pipeline.core.model import BatchSettings, ClaimedMessage, Shard, split_batch
+from campaign_pipeline.core.model import BatchSettings, ClaimedMessage, Shard, ShardReport, split_batch
 from campaign_pipeline.core.ports import StoreUnavailable
 from campaign_pipeline.core.shard_worker import ShardWorker
 from campaign_pipeline.defs.io import Rows, table_metadata
@@ -28,15 +28,21 @@ from campaign_pipeline.defs.report import (
     describe_runs,
     describe_shard,
     materialize_runs,
+    tell_of_shard,
     told_when_stopped,
 )
 from campaign_pipeline.defs.reruns import ended_runs_before, lease_owner
 from campaign_pipeline.defs.resources import LanguageModelResource, ProvidersResource, QueueDatabase
 from campaign_pipeline.defs.run_checks import evaluations
-from campaign_pipeline.defs.shard import deliver, run_async
+from campaign_pipeline.defs.shard import deliver, deliver_side_by_side, run_async
 from campaign_pipeline.defs.stopping import fail_if_run_ended, why_to_stop
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 CONTEXT_COLUMNS = ("lead_id", "phone", "context")
+
+Number = TypeVar("Number", int, float)
 
 
 @contextlib.contextmanager
@@ -48,7 +54,7 @@ def plain_failures() -> Iterator[None]:
         raise dg.Failure(description=str(error)) from None
 
 
-def _within(name: str, value: int, lowest: int, highest: int) -> int:
+def _within(name: str, value: Number, lowest: int, highest: int) -> Number:
     if not lowest <= value <= highest:
         text = f"{name} is {value}, but must be between {lowest:,} and {highest:,}."
         raise dg.Failure(description=text, allow_retries=False)
@@ -62,20 +68,37 @@ class FetchMessageBatchConfig(dg.Config):
         default=1000,
         description="How many due messages to claim at most, 1 to 10,000; a claimed message waits for its turn.",
     )
+    look_ahead_seconds: float = Field(
+        default=0.0,
+        description="Also claim what is planned for so soon, 0 to 300. The whole batch is then sent by one step, "
+        "send_batch, which waits for each message's planned time. The schedule looks 90 s ahead.",
+    )
 
 
 @dg.op(
     ins={"requeued": dg.In(dg.Nothing, description="What to wait for: in a back-fill, that failed messages are back.")},
-    out={"message_batch": dg.Out(io_manager_key="tables", description="One row per claimed message: ids and times.")},
+    out={
+        "message_batch": dg.Out(
+            io_manager_key="tables",
+            is_required=False,
+            description="One row per claimed message, ids and times: to be cut into shards.",
+        ),
+        "whole_batch": dg.Out(
+            io_manager_key="handles",
+            is_required=False,
+            description="The same, where the batch looks ahead: to be sent by one step.",
+        ),
+    },
 )
 def fetch_message_batch(
     context: dg.OpExecutionContext,
     config: FetchMessageBatchConfig,
     database: QueueDatabase,
     language_model: LanguageModelResource,
-) -> pd.DataFrame:
+) -> Iterator[dg.Output[Any]]:
     """Give back dead leases, skip what is too old, and claim the messages that are due, fairly between runs."""
     size = _within("batch_size", config.batch_size, 1, 10_000)
+    ahead = _within("look_ahead_seconds", config.look_ahead_seconds, 0, 300)
     with plain_failures():
         settings = DeliverySettings.from_environment()
         _refuse_without_key(database, language_model)
@@ -85,12 +108,24 @@ def fetch_message_batch(
             lease_seconds=settings.lease_seconds,
             max_age=settings.max_age,
             max_wait_seconds=settings.max_inline_wait_seconds,
+            ahead=timedelta(seconds=ahead),
         )
         _settle_status_events(context, database.url())
         batch = run_async(database.queue().claim_batch(options))
-    table = pd.DataFrame([row.to_row() for row in batch.rows], columns=[*ClaimedMessage.__slots__])
-    describe_batch(context, batch, size, table)
-    return table
+    rows = [row.to_row() for row in batch.rows]
+    if ahead:
+        describe_batch(context, batch, size, "whole_batch", {"dagster/row_count": len(rows)})
+        yield dg.Output(rows, "whole_batch")
+        return
+    table = _table(rows, ClaimedMessage.__slots__)
+    describe_batch(context, batch, size, "message_batch", table_metadata(table))
+    yield dg.Output(table, "message_batch")
+
+
+def _table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> "pd.DataFrame":
+    import pandas as pd  # half a second, which the many small batches have no use for
+
+    return pd.DataFrame([{column: row[column] for column in columns} for row in rows], columns=list(columns))
 
 
 def _refuse_without_key(database: QueueDatabase, language_model: LanguageModelResource) -> None:
@@ -124,27 +159,30 @@ def _plain(value: Any) -> Any:
     }
 )
 def fetch_lead_contexts(
-    context: dg.OpExecutionContext, database: QueueDatabase, message_batch: pd.DataFrame
-) -> tuple[pd.DataFrame, dict[str, Any]]:
+    context: dg.OpExecutionContext, database: QueueDatabase, message_batch: list[Any]
+) -> tuple[Any, dict[str, Any]]:
     """Fetch the context of every lead of the batch in one statement, and once each what its messages share."""
     with plain_failures():
-        queue = database.queue()
-        asked = message_batch[["lead_id", "workspace_id"]].dropna().drop_duplicates()
-        leads, workspaces = (asked[column].tolist() for column in ("lead_id", "workspace_id"))
-        found = {str(row["lead_id"]): row for row in run_async(queue.get_lead_contexts(leads, workspaces))}
-        # In the order of the batch, as shards read them.
-        rows = [found[lead] for lead in dict.fromkeys(leads) if lead in found]
-        settings = run_async(
-            queue.get_batch_settings(
-                *(
-                    message_batch[column].dropna().unique().tolist()
-                    for column in ("config_id", "workspace_id", "inbox_id")
-                )
-            )
-        )
-    contexts = pd.DataFrame([{k: _plain(row[k]) for k in CONTEXT_COLUMNS} for row in rows], columns=[*CONTEXT_COLUMNS])
+        rows, settings = run_async(_read_contexts(database.queue(), message_batch))
+    contexts = _table(rows, CONTEXT_COLUMNS)
     context.log_event(dg.AssetMaterialization("lead_contexts", metadata=table_metadata(contexts)))
     return contexts, settings
+
+
+async def _read_contexts(
+    queue: Queue, messages: Sequence[Mapping[str, Any]]
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """What the CRM knows of the leads of some messages, in their order, and what the messages share."""
+    asked = list(dict.fromkeys((row["lead_id"], row["workspace_id"]) for row in messages if row["lead_id"]))
+    leads, workspaces = [lead for lead, _ in asked], [workspace for _, workspace in asked]
+    found = {str(row["lead_id"]): row for row in await queue.get_lead_contexts(leads, workspaces)}
+    rows = [found[lead] for lead in dict.fromkeys(leads) if lead in found]
+    shared = (
+        list(dict.fromkeys(row[column] for row in messages if row[column]))
+        for column in ("config_id", "workspace_id", "inbox_id")
+    )
+    settings = await queue.get_batch_settings(*shared)
+    return [{column: _plain(row[column]) for column in CONTEXT_COLUMNS} for row in rows], settings
 
 
 class SplitIntoShardsConfig(dg.Config):
@@ -231,18 +269,79 @@ def close_completed_runs(
     What the batch claimed and no step works any more goes back to the queue first; then the step fails, for a run that
     did not work its batch is no success.
     """
+    yield from _close(context, database, shard_reports, message_batch)
+
+
+def _close(
+    context: dg.OpExecutionContext,
+    database: QueueDatabase,
+    shard_reports: Sequence[Mapping[str, Any]],
+    batch: Sequence[Mapping[str, Any]],
+) -> Iterator[dg.AssetCheckEvaluation | dg.Output[list[dict[str, Any]]]]:
     with plain_failures():
-        outcome = _settle_batch(context, database.url(), shard_reports, message_batch)
+        outcome = _settle_batch(context, database.url(), shard_reports, batch)
         closed = run_async(database.queue().close_runs())
         runs = run_async(Reports(database.url()).runs_at_work([row["id"] for row in closed]))
     describe_runs(context, shard_reports, closed)
-    if shard_reports or closed or message_batch:  # an empty batch each minute would only fill Dagster's event log
+    if shard_reports or closed or batch:  # an empty batch each minute would only fill Dagster's event log
         materialize_runs(context, runs, closed, outcome)
-    if message_batch:
+    if batch:
         yield from evaluations(context, outcome)
     yield dg.Output([{key: _plain(value) for key, value in row.items()} for row in closed], "closed_runs")
     if not outcome.is_worked:
         raise dg.Failure(description=outcome.work_sentence(), allow_retries=False)
+
+
+@dg.op(out={"closed_runs": dg.Out(io_manager_key="handles", description="The runs that this batch closed.")})
+def send_batch(
+    context: dg.OpExecutionContext,
+    config: SendShardConfig,
+    database: QueueDatabase,
+    providers: ProvidersResource,
+    whole_batch: list[Any],
+) -> Iterator[dg.AssetCheckEvaluation | dg.Output[list[dict[str, Any]]]]:
+    """Write and send a batch that looks ahead, all inboxes side by side, each message at its planned time.
+
+    Then close the runs that are complete. One step of one process, for the batches of a minute are small: what they
+    cost is starting processes, and what Dagster writes of each step.
+    """
+    concurrency = _within("concurrency", config.concurrency, 1, 500)
+    shards = split_batch([ClaimedMessage.from_row(row) for row in whole_batch], len(whole_batch) or 1)
+    workers: list[ShardWorker] = []
+    with plain_failures(), told_when_stopped(context, workers):
+        ended = ended_runs_before(context)
+        if context.retry_number:
+            ended.append(lease_owner(context.run_id))
+        if whole_batch and ended:
+            run_async(Batches(database.url()).end_leases([row["message_id"] for row in whole_batch], ended))
+        reports = run_async(_send_side_by_side(context, database, providers, whole_batch, shards, concurrency, workers))
+    for report in reports:
+        tell_of_shard(context, report)
+    yield from _close(context, database, [report.to_json() for report in reports], whole_batch)
+
+
+async def _send_side_by_side(
+    context: dg.OpExecutionContext,
+    database: QueueDatabase,
+    providers: ProvidersResource,
+    rows: Sequence[Mapping[str, Any]],
+    shards: Sequence[Shard],
+    concurrency: int,
+    workers: list[ShardWorker],
+) -> list[ShardReport]:
+    if not shards:
+        return []
+    contexts, settings = await _read_contexts(database.queue(), rows)
+    return await deliver_side_by_side(
+        database.url(),
+        shards,
+        contexts,
+        BatchSettings.from_json(settings),
+        providers,
+        concurrency,
+        owner=lease_owner(context.run_id),
+        on_started=workers.append,
+    )
 
 
 def _settle_batch(

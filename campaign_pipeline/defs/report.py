@@ -12,7 +12,6 @@ from datetime import UTC
 from typing import Any
 
 import dagster as dg
-import pandas as pd
 
 from campaign_pipeline.adapters.postgres import Batch
 from campaign_pipeline.core.batch_outcome import BatchOutcome, needs_person
@@ -20,7 +19,7 @@ from campaign_pipeline.core.model import ErrorClass, ShardReport
 from campaign_pipeline.core.next_steps import next_step, step_of_wait
 from campaign_pipeline.core.runs import RunWait
 from campaign_pipeline.core.shard_worker import ShardWorker
-from campaign_pipeline.defs.io import preview, table_metadata
+from campaign_pipeline.defs.io import preview
 
 BATCH = "batch"
 """On the materialization of `campaign_runs`: what became of the batch, as `BatchOutcome` has it."""
@@ -31,15 +30,17 @@ SHOWN_KINDS = 5
 """Kinds of failure that a shard's log names; its table has all of them."""
 
 
-def describe_batch(context: dg.OpExecutionContext, batch: Batch, batch_size: int, table: pd.DataFrame) -> None:
+def describe_batch(
+    context: dg.OpExecutionContext, batch: Batch, batch_size: int, output_name: str, shape: Mapping[str, Any]
+) -> None:
     """Say what was claimed, what was put in order on the way, and which runs wait for what.
 
-    The materialization of `message_batch` says whether the batch was full: `next_batch_after_claim` reads it.
+    The materialization of `message_batch` says whether the batch was full: `next_batch_after_claim` reads it. `shape`:
+    its rows and columns, under Dagster's names.
     """
     size = {"messages": len(batch.rows), "batch_size": batch_size}
-    context.log_event(
-        dg.AssetMaterialization("message_batch", metadata={**table_metadata(table), **size, "preview": preview(table)})
-    )
+    rows = preview([row.to_row() for row in batch.rows])
+    context.log_event(dg.AssetMaterialization("message_batch", metadata={**shape, **size, "preview": rows}))
     runs, inboxes = ({getattr(row, key) for row in batch.rows} for key in ("run_id", "inbox_id"))
     if batch.rows:
         rest = " The batch is full: more may be due." if len(batch.rows) == batch_size else ""
@@ -95,7 +96,7 @@ def describe_batch(context: dg.OpExecutionContext, batch: Batch, batch_size: int
             "spread": batch.spread,
             "runs_waiting": len(batch.waits),
         },
-        output_name="message_batch",
+        output_name=output_name,
     )
 
 
@@ -113,17 +114,8 @@ def _until(wait: RunWait) -> str:
 
 def describe_shard(context: dg.OpExecutionContext, report: ShardReport) -> None:
     """Say what came of a shard; what did not go out as a table by kind, with a few message ids to look up."""
+    kinds = tell_of_shard(context, report)
     row = report.to_json()
-    context.log.info(
-        f"Inbox {report.inbox_id}: {report.claimed} messages; {report.sent} sent, {report.failed} failed, "
-        f"{report.skipped} skipped, {report.returned} returned to the queue, in {report.seconds:.1f} s."
-    )
-    for why, count in report.left.items():
-        context.log.info(f"{count} messages of this shard were left alone: {why.replace('_', ' ')}.")
-    for shape, count in report.unrecognised_answers.items():
-        context.log.warning(f"{count} times: {shape} Its body is in campaign_message_parts.provider_response.")
-    if report.stopped_by:
-        context.log.warning(f"{report.stopped_by} What was not sent went back to the queue.")
     metadata: dict[str, Any] = {
         "sent": report.sent,
         "failed": report.failed,
@@ -141,18 +133,33 @@ def describe_shard(context: dg.OpExecutionContext, report: ShardReport) -> None:
         "send_ms_p95": row["send_ms"]["p95"],
         "seconds": report.seconds,
     }
+    if kinds:
+        metadata["not_sent"] = _table(kinds)
+        metadata["one_message"] = "Launch the job explain_message with an id of the table: it tells the whole story."
+    context.add_output_metadata(metadata, output_name="shard_report")
+
+
+def tell_of_shard(context: dg.OpExecutionContext, report: ShardReport) -> list[dict[str, str | int]]:
+    """Log what came of a shard; returns what did not go out, by kind."""
+    context.log.info(
+        f"Inbox {report.inbox_id}: {report.claimed} messages; {report.sent} sent, {report.failed} failed, "
+        f"{report.skipped} skipped, {report.returned} returned to the queue, in {report.seconds:.1f} s."
+    )
+    for why, count in report.left.items():
+        context.log.info(f"{count} messages of this shard were left alone: {why.replace('_', ' ')}.")
+    for shape, count in report.unrecognised_answers.items():
+        context.log.warning(f"{count} times: {shape} Its body is in campaign_message_parts.provider_response.")
+    if report.stopped_by:
+        context.log.warning(f"{report.stopped_by} What was not sent went back to the queue.")
     kinds = [_kind(report, key, count) for key, count in report.reasons.most_common()]
     for kind in kinds[:SHOWN_KINDS]:
         _log_of_kind(context, kind)(
             f"{kind['messages']} {kind['what']} ({kind['code']}): {kind['why']} Next: {kind['what next']}. "
             f"Messages: {kind['message ids']}."
         )
-    if kinds:
-        metadata["not_sent"] = _table(kinds)
-        metadata["one_message"] = "Launch the job explain_message with an id of the table: it tells the whole story."
-    elif report.sent:
+    if report.sent and not kinds:
         context.log.info("Everything that was taken over went out.")
-    context.add_output_metadata(metadata, output_name="shard_report")
+    return kinds
 
 
 def _log_of_kind(context: dg.OpExecutionContext, kind: Mapping[str, Any]) -> Callable[[str], None]:

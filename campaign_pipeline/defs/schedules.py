@@ -17,6 +17,7 @@ none while one waits to start: it would find what that one is about to take.
 """
 
 from datetime import datetime, timedelta
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import dagster as dg
@@ -26,8 +27,9 @@ from dagster._core.scheduler.instigation import InstigatorStatus, InstigatorType
 from campaign_pipeline.adapters.environment import BusinessDays, DeliverySettings, OperationsSettings
 from campaign_pipeline.adapters.operations import Operations
 from campaign_pipeline.adapters.schema import Detached
-from campaign_pipeline.core.upkeep import QueueLook, Verdict, judge_queue
+from campaign_pipeline.core.upkeep import AHEAD, QueueLook, Verdict, judge_queue
 from campaign_pipeline.defs.assets import message_batch
+from campaign_pipeline.defs.executor import IN_PROCESS
 from campaign_pipeline.defs.jobs import clean_up_old_data, process_campaign_queue, retry_failed_messages
 from campaign_pipeline.defs.lost_runs import AT_WORK, holders, is_lost
 from campaign_pipeline.defs.resources import LanguageModelResource, QueueDatabase
@@ -41,14 +43,28 @@ DRAINING_SINCE = "campaign/draining_since"
 BACK_FILL = "campaign/back_fill"
 """Tag: the run of retry_failed_messages that this one goes on with, which no schedule's switch stops."""
 
+SMALL_BATCH: dict[str, Any] = {
+    "execution": IN_PROCESS,
+    "ops": {"fetch_message_batch": {"config": {"look_ahead_seconds": AHEAD.total_seconds()}}},
+}
+"""Run config of a batch of a minute: one process, which waits for each message's planned time."""
+
 _settings = OperationsSettings.from_environment()
 
 
-def _look(database: QueueDatabase) -> tuple[QueueLook, Verdict]:
+MOST_TO_LOOK_AHEAD = 100
+"""Messages that are due already, above which a batch is cut into shards and looks for nothing that is still to come."""
+
+
+def _look(database: QueueDatabase) -> tuple[QueueLook, Verdict, dict[str, Any]]:
+    """What is in the queue, whether a run is to work it, and the config of that run."""
+    zone = ZoneInfo(BusinessDays.from_environment().timezone)
     with Operations(database.url()) as operations:
         look = operations.look()
-    zone = ZoneInfo(BusinessDays.from_environment().timezone)
-    return look, judge_queue(look, DeliverySettings.from_environment().max_age, zone)
+        verdict = judge_queue(look, DeliverySettings.from_environment().max_age, zone)
+        due = operations.backlog(dict.fromkeys(verdict.unpaced, look.now)) if look.is_due else {}
+    many = sum(backlog.messages for backlog in due.values()) > MOST_TO_LOOK_AHEAD
+    return look, verdict, {} if many else SMALL_BATCH
 
 
 def _occupied(instance: DagsterInstance, database: QueueDatabase) -> str | None:
@@ -90,7 +106,7 @@ def process_campaign_queue_every_minute(
 ) -> dg.RunRequest | dg.SkipReason:
     """Launch a run if it would find something to do."""
     try:
-        look, verdict = _look(database)
+        look, verdict, run_config = _look(database)
     except Detached as error:
         return dg.SkipReason(str(error))
     if not verdict.work:
@@ -101,6 +117,7 @@ def process_campaign_queue_every_minute(
     return dg.RunRequest(
         # By the minute that the tick is for: a tick that is evaluated twice launches one run.
         run_key=context.scheduled_execution_time.isoformat(),
+        run_config=run_config,
         tags={WHY: verdict.why, DRAINING_SINCE: look.now.isoformat()},
     )
 
@@ -144,7 +161,7 @@ def _follow(
     if obstacle:
         return dg.SkipReason(obstacle)
     try:
-        look, verdict = _look(database)
+        look, verdict, run_config = _look(database)
     except Detached as error:
         return dg.SkipReason(str(error))
     since = datetime.fromisoformat(run.tags[DRAINING_SINCE]) if DRAINING_SINCE in run.tags else look.now
@@ -161,7 +178,7 @@ def _follow(
     back_fill = run.run_id if _is_back_fill(run) else run.tags.get(BACK_FILL)
     return dg.RunRequest(
         run_key=f"{how} {run.run_id}",
-        run_config=run.run_config if run.job_name == process_campaign_queue.name else {},
+        run_config=run_config,
         tags={WHY: verdict.why, DRAINING_SINCE: since.isoformat(), **({BACK_FILL: back_fill} if back_fill else {})},
     )
 

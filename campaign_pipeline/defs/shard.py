@@ -15,14 +15,13 @@ import orjson
 
 from campaign_pipeline.adapters.environment import DeliverySettings
 from campaign_pipeline.adapters.heartbeat import ThreadHeartbeat
-from campaign_pipeline.adapters.postgres import Queue, ShardStore
+from campaign_pipeline.adapters.postgres import ConnectionPool, Queue, ShardStore
 from campaign_pipeline.core.address import email_among
 from campaign_pipeline.core.context import LeadContext, in_order
 from campaign_pipeline.core.model import BatchSettings, Lead, Shard, ShardReport
 from campaign_pipeline.core.numbers import phones_among
-from campaign_pipeline.core.ports import Clock
 from campaign_pipeline.core.results import count_result
-from campaign_pipeline.core.shard_worker import ShardWorker
+from campaign_pipeline.core.shard_worker import TERMINATED, ShardWorker
 from campaign_pipeline.defs.io import Rows
 from campaign_pipeline.defs.resources import ProvidersResource, delivery_policy
 from campaign_pipeline.defs.stopping import stopped_by_questions
@@ -87,10 +86,78 @@ async def deliver(
 
     While it works, `tell` gets a line every 30 seconds, in a thread of its own: it may write to a database.
     """
+    with _stopped_by_signals() as signals:
+
+        def start(worker: ShardWorker) -> None:
+            signals.add(worker)
+            on_started(worker)
+
+        def watched(worker: ShardWorker) -> contextlib.AbstractAsyncContextManager[None]:
+            return _watched(worker, tell, why_to_stop)
+
+        return await _deliver(url, shard, contexts, settings, providers, concurrency, owner, start, watched)
+
+
+async def deliver_side_by_side(
+    url: str,
+    shards: Sequence[Shard],
+    contexts: Sequence[Mapping[str, Any]],
+    settings: BatchSettings,
+    providers: ProvidersResource,
+    concurrency: int,
+    owner: str,
+    on_started: Callable[[ShardWorker], None] = lambda _: None,
+) -> list[ShardReport]:
+    """Deliver several shards at once, each with its own `concurrency`, over one small pool of connections.
+
+    A signal to stop ends all of them in an orderly way. Where one fails, the others go on to their end first.
+    """
+    with _stopped_by_signals() as signals:
+
+        def start(worker: ShardWorker) -> None:
+            signals.add(worker)
+            on_started(worker)
+
+        async with ShardStore.pool(url) as pool:
+            deliveries = (
+                _deliver(
+                    url,
+                    shard,
+                    contexts,
+                    settings,
+                    providers,
+                    concurrency,
+                    f"{owner} {shard.key}",
+                    start,
+                    # The run's own process: Dagster need not be asked what a signal tells.
+                    lambda worker: stopped_by_questions(worker, lambda: None),
+                    pool,
+                )
+                for shard in shards
+            )
+            results = await asyncio.gather(*deliveries, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return [result for result in results if isinstance(result, ShardReport)]
+
+
+async def _deliver(
+    url: str,
+    shard: Shard,
+    contexts: Sequence[Mapping[str, Any]],
+    settings: BatchSettings,
+    providers: ProvidersResource,
+    concurrency: int,
+    owner: str,
+    on_started: Callable[[ShardWorker], None],
+    watched: Callable[[ShardWorker], contextlib.AbstractAsyncContextManager[None]],
+    pool: ConnectionPool | None = None,
+) -> ShardReport:
     options, clock = DeliverySettings.from_environment(), _ProcessClock()
     connection = await Queue(url).get_inbox_connection(shard.inbox_id)
     async with (
-        ShardStore.open(url, shard, owner, options.lease_seconds) as store,
+        ShardStore.open(url, shard, owner, options.lease_seconds, pool=pool) as store,
         providers.open(connection, concurrency) as outside,
     ):
         leased_at = clock.monotonic()
@@ -115,19 +182,25 @@ async def deliver(
             leased_at=leased_at,
         )
         on_started(delivery)
-        with _stopped_by_signals(delivery):
-            async with _told_of(delivery, clock, tell), stopped_by_questions(delivery, why_to_stop):
-                report = await delivery.run(concurrency)
-            return await _with_the_rest(report, shard, left, store)
+        async with watched(delivery):
+            report = await delivery.run(concurrency)
+        return await _with_the_rest(report, shard, left, store)
 
 
 @contextlib.asynccontextmanager
-async def _told_of(delivery: ShardWorker, clock: Clock, tell: Callable[[str], None]) -> AsyncIterator[None]:
-    """Tell how a shard gets on while it works."""
+async def _watched(
+    delivery: ShardWorker, tell: Callable[[str], None], why_to_stop: Callable[[], str | None]
+) -> AsyncIterator[None]:
+    """Tell how a shard gets on while it works, and stop it where there is a reason to."""
+    async with _told_of(delivery, tell), stopped_by_questions(delivery, why_to_stop):
+        yield
 
+
+@contextlib.asynccontextmanager
+async def _told_of(delivery: ShardWorker, tell: Callable[[str], None]) -> AsyncIterator[None]:
     async def keep_telling() -> None:
         while True:
-            await clock.sleep(PROGRESS_SECONDS)
+            await asyncio.sleep(PROGRESS_SECONDS)
             await asyncio.to_thread(tell, delivery.progress())
 
     telling = asyncio.create_task(keep_telling())
@@ -179,31 +252,46 @@ def _lead(row: Mapping[str, Any]) -> Lead:
     return Lead(row["lead_id"], row["phone"], known, email=email, other_phones=phones_among(fields))
 
 
+class _Signals:
+    """The shards that a signal to stop ends, and the signals that came."""
+
+    def __init__(self) -> None:
+        self.received: list[int] = []
+        self._workers: list[ShardWorker] = []
+
+    def add(self, worker: ShardWorker) -> None:
+        """Stop it, too, be the signal here already or not."""
+        self._workers.append(worker)
+        if self.received:
+            worker.stop(TERMINATED)
+
+    def receive(self, number: int) -> None:
+        """End all of them in an orderly way."""
+        self.received.append(number)
+        for worker in self._workers:
+            worker.stop(TERMINATED)
+
+
 @contextlib.contextmanager
-def _stopped_by_signals(delivery: ShardWorker) -> Iterator[None]:
-    """Let Ctrl-C and a terminated run end the shard in an orderly way, then let Dagster have its interrupt.
+def _stopped_by_signals() -> Iterator[_Signals]:
+    """Let Ctrl-C and a terminated run end shards in an orderly way, then let Dagster have its interrupt.
 
     Dagster's own handler raises wherever the process happens to be, which in an event loop may be the middle of any
     task: an answer could be lost between the provider and the ledger.
     """
+    signals = _Signals()
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield signals
         return
     loop = asyncio.get_running_loop()
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    received: list[int] = []
-
-    def stop(number: int) -> None:
-        received.append(number)
-        delivery.stop("The run was terminated.")
-
     for number in before:
-        loop.add_signal_handler(number, stop, number)
+        loop.add_signal_handler(number, signals.receive, number)
     try:
-        yield
+        yield signals
     finally:
         for number, handler in before.items():
             loop.remove_signal_handler(number)
             signal.signal(number, handler)
-    if received:
+    if signals.received:
         raise dg.DagsterExecutionInterruptedError

@@ -65,7 +65,7 @@ def test_the_shipped_settings_make_an_instance_that_keeps_runs_in_postgresql(
         # A NOTIFY with a bound parameter: what fails where SQLAlchemy's default driver is psycopg 3.
         instance.report_engine_event("a line", job_name=run.job_name, run_id=run.run_id)
         assert instance.get_run_by_id(run.run_id)
-        assert limits(instance) == {"queue": 3, "back_fill": 2, "maintenance": 1}
+        assert limits(instance) == {"queue": 4, "back_fill": 2, "maintenance": 1}
         assert instance.run_monitoring_enabled
         assert instance.run_monitoring_max_runtime_seconds == 7200
         assert instance.run_retries_enabled
@@ -75,7 +75,7 @@ def test_the_shipped_settings_make_an_instance_that_keeps_runs_in_postgresql(
 def test_the_settings_of_one_person_make_an_instance_with_limits_too(storage_url: str, tmp_path: Path) -> None:
     home = write_dagster_home(tmp_path, storage_url)
     with DagsterInstance.from_config(str(home)) as instance:
-        assert limits(instance) == {"queue": 2, "back_fill": 1}
+        assert limits(instance) == {"queue": 3, "back_fill": 1}
         assert instance.run_monitoring_enabled
 
 

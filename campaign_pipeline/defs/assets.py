@@ -5,13 +5,15 @@ The report is made here, from the database alone, so any day can be made again a
 """
 
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
+from datetime import date, timedelta
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
 import dagster as dg
 
+from campaign_pipeline.adapters.day_report import DayReport
 from campaign_pipeline.adapters.reports import Reports
+from campaign_pipeline.defs.day_tables import day_tables
 from campaign_pipeline.defs.days import DAY_FORMAT, days
 from campaign_pipeline.defs.io import markdown_table
 from campaign_pipeline.defs.ops import plain_failures
@@ -88,6 +90,7 @@ def campaign_report(context: dg.AssetExecutionContext, database: QueueDatabase) 
         reports = Reports(database.url())
         *campaigns, total = run_async(reports.campaign_day(window.start, window.end, str(days.timezone)))
         text_rules = run_async(reports.text_rules(window.start, window.end))
+        details = run_async(DayReport(database.url()).read(date.fromisoformat(day), window.start, window.end))
     context.log.info(_in_a_sentence(day, total, len(campaigns)))
     table = pd.DataFrame(
         [{**row, "campaign_id": str(row["campaign_id"])} for row in campaigns], columns=["campaign_id", *COLUMNS[1:]]
@@ -100,6 +103,7 @@ def campaign_report(context: dg.AssetExecutionContext, database: QueueDatabase) 
             "next_step": next_step(day, total),
             # Two tables: one of all columns is wider than the page, and cuts off every row above and below it.
             "campaigns": dg.MetadataValue.md(markdown_table(_outcomes(campaigns))),
+            **day_tables(details, str(days.timezone)),
             "costs_and_times": dg.MetadataValue.md(markdown_table(_costs_and_times(campaigns))),
             "text_rules": dg.MetadataValue.md(markdown_table(_text_rules(campaigns, text_rules))),
             "picture": dg.MetadataValue.md(day_picture(day, total)),

@@ -24,6 +24,7 @@ STATEMENT_FILES = (
     "queue",
     "batches",
     "notices",
+    "day_report",
     "operations",
     "reports",
     "consent",

@@ -7,7 +7,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -122,7 +122,7 @@ def test_everything_that_the_ui_names_is_described_in_a_sentence() -> None:
 
 def test_every_check_says_what_to_do_when_it_fails() -> None:
     descriptions = {spec.name: spec.description or "" for check in CHECKS for spec in check.check_specs}
-    assert len(descriptions) == 9
+    assert len(descriptions) == 11
     assert [name for name, text in descriptions.items() if "On failure" not in text] == []
 
 
@@ -169,6 +169,32 @@ def test_a_report_has_figures_to_draw_a_table_and_a_picture(
     assert picture is not None
     assert Image.open(io.BytesIO(base64.b64decode(picture[1]))).size == (900, 310)
     assert len(figures["picture"]) < 30_000  # it stays in Dagster's event log
+
+
+def test_a_report_says_why_through_whom_at_what_cost_and_what_waits(
+    world: World, outputs: Path, instance: DagsterInstance
+) -> None:
+    workspace = world.workspace()
+    inbox = world.inbox(workspace, name="numero 2")
+    config = world.campaign(workspace, inbox, max_cost_usd_per_run=2)
+    run = world.run(config, name="Natal", wait_code="inbox_disconnected", wait_reason="The instance is close.")
+    ended(world, run, "sent")
+    ended(
+        world, run, "failed", error_class="exhausted", error_code="inbox_disconnected", error_message="It was closed."
+    )
+    world.due_message(run, scheduled_at=NOON)
+    world.insert("campaign_spending", scope="run", scope_id=run, day=date(1, 1, 1), slot=0, spent_usd=0.5)
+    assert make_report(instance).success
+    figures = {
+        name: text.replace("\\", "")
+        for name, text in shown(instance, "campaign_report").items()
+        if name in {"not_sent", "waits", "inboxes", "spending"}
+    }
+    step = "connect the inbox's instance, then launch retry_failed_messages for its day"
+    assert f"| 1 | failed (exhausted) | inbox_disconnected | {step} |" in figures["not_sent"]
+    assert "| Natal | 1 | inbox_disconnected: The instance is close. | connect the inbox's" in figures["waits"]
+    assert "| Vendas (numero 2) | 1 | 1 | 0 |" in figures["inboxes"]
+    assert "| run Natal | 0.5000 | 2.00 | 25% |" in figures["spending"]
 
 
 def test_the_table_of_a_day_is_a_private_file_that_is_written_anew(

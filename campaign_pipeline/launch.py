@@ -237,6 +237,18 @@ def release_leases(url: str, run_id: str) -> None:
         connection.execute("SELECT FROM campaign_pipeline.campaign_recover_leases()")
 
 
+def outside_findings(dagster_home: Path, variables: Mapping[str, str]) -> list[dict[str, str]]:
+    """What `campaign_pipeline.defs.doctor` finds of Dagster, the keys and the inboxes, in a process of its own."""
+    command = [sys.executable, "-W", "ignore", "-m", "campaign_pipeline.defs.doctor"]
+    environment = {**variables, "DAGSTER_HOME": str(dagster_home), "DAGSTER_DISABLE_TELEMETRY": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, check=False)  # noqa: S603 (our own module)
+    if done.returncode:
+        last = next(iter(reversed(done.stderr.decode(errors="replace").strip().splitlines())), "no reason given")
+        return [{"what": "Dagster", "state": "stops", "found": f"It cannot be asked: {last}", "todo": ""}]
+    found: list[dict[str, str]] = orjson.loads(done.stdout)
+    return found
+
+
 @contextlib.contextmanager
 def interrupted_by_signals() -> Iterator[None]:
     """Let a closed terminal and a polite kill end this process like Ctrl-C does: with KeyboardInterrupt."""

@@ -70,10 +70,10 @@ def check(url: str) -> list[Finding]:
 
 
 def _findings(url: str, connection: "psycopg.Connection[DictRow]") -> Iterator[Finding]:
-    yield _connection(url, connection)
-    yield _server(connection)
+    yield connection_finding(url, connection)
+    yield server_finding(connection)
     yield from _tables(connection)
-    yield _rights(connection)
+    yield rights_finding(connection)
     yield _row_security(connection)
     version = schema.found_version(connection)
     yield _schema(connection, version)
@@ -100,7 +100,8 @@ def _columns(connection: "psycopg.Connection[DictRow]", tables: list[str]) -> li
     )
 
 
-def _connection(url: str, connection: "psycopg.Connection[DictRow]") -> Finding:
+def connection_finding(url: str, connection: "psycopg.Connection[DictRow]") -> Finding:
+    """How the database is reached."""
     host = psycopg.conninfo.conninfo_to_dict(url).get("host") or ""
     near = str(host).startswith("/") or host in {"", "localhost", "127.0.0.1", "::1"}
     encrypted = bool(connection.pgconn.ssl_in_use)
@@ -112,7 +113,8 @@ def _connection(url: str, connection: "psycopg.Connection[DictRow]") -> Finding:
     return Finding("connection", State.LOOK, found, "Add ?sslmode=verify-full&sslrootcert=… (or ?sslmode=require).")
 
 
-def _server(connection: "psycopg.Connection[DictRow]") -> Finding:
+def server_finding(connection: "psycopg.Connection[DictRow]") -> Finding:
+    """Which server it is, and as which role."""
     row = _all(connection, "SELECT current_user AS role, current_setting('server_version_num')::integer AS version")[0]
     found = f"PostgreSQL {row['version'] // 10000}, as the role {row['role']}"
     if row["version"] < schema.OLDEST_SERVER:
@@ -164,7 +166,8 @@ def _tables(connection: "psycopg.Connection[DictRow]") -> Iterator[Finding]:
         yield Finding("CRM columns", State.FINE, "all that are read or written are there")
 
 
-def _rights(connection: "psycopg.Connection[DictRow]") -> Finding:
+def rights_finding(connection: "psycopg.Connection[DictRow]") -> Finding:
+    """Whether the role may do all that the pipeline does."""
     owners = _all(
         connection,
         "SELECT DISTINCT pg_get_userbyid(c.relowner) AS owner FROM pg_class c "

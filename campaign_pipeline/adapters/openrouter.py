@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 
 from campaign_pipeline.adapters.answers import kept
-from campaign_pipeline.adapters.http import Answer, NoAnswer, at, post
+from campaign_pipeline.adapters.http import Answer, NoAnswer, at, get, post
 from campaign_pipeline.core.ports import (
     UNRECOGNISED,
     Completion,
@@ -123,6 +123,24 @@ class OpenRouter:
         )
         outcome = read_answer(answer)
         return _of_workspace(outcome) if own else outcome
+
+
+async def check_key(
+    client: httpx.AsyncBaseTransport, base_url: str, key: str, named: str, timeout: float
+) -> Failure | float | None:
+    """Ask whether OpenRouter takes a key, without a generation. Returns the US dollars that it may still spend.
+
+    None: it has no limit of its own. `named`: what the key is called in a sentence.
+    """
+    if not (key.isascii() and key.isprintable()):
+        return Systemic("bad_key", f"{named} has characters that no key has; copy it anew.", Scope.PROVIDER)
+    answer = await get(client, f"{base_url.rstrip('/')}/key", {"Authorization": f"Bearer {key}"}, timeout)
+    if isinstance(answer, Answer) and answer.status == 200:
+        left = at(answer.body, "data", "limit_remaining")
+        return float(left) if isinstance(left, int | float) else None
+    outcome = read_answer(answer)
+    assert not isinstance(outcome, Completion)  # which comes with 200 only
+    return outcome
 
 
 def request_body(prompt: Prompt) -> dict[str, Any]:

@@ -13,13 +13,13 @@ from typing import Any
 
 import click
 
-from campaign_pipeline.cli import act, campaigns, consent, crm, db, demo, dev, leads, look, process, sandbox
+from campaign_pipeline.cli import act, campaigns, consent, crm, db, demo, dev, doctor, leads, look, process, sandbox
 from campaign_pipeline.cli.errors import INTERRUPTED, known_trouble
 
 SECTIONS: dict[str, Sequence[Any]] = {
-    "Try it": (demo, dev, sandbox),
+    "Try it": (demo, dev, doctor, sandbox),
     "Send": (process,),
-    "Look": (look,),
+    "Look": (look, doctor),
     "Act": (act,),
     "From a list to a campaign": (leads, campaigns),
     "People's data": (consent,),

@@ -35,11 +35,11 @@ STYLES = {
 """Colours of single words, wherever they stand in a table."""
 
 
-def console() -> Console:
-    """The terminal."""
+def console(*, stderr: bool = False) -> Console:
+    """The terminal; what is not the answer itself goes to stderr."""
     from rich.console import Console
 
-    return Console(highlight=False)
+    return Console(highlight=False, stderr=stderr)
 
 
 def print_tables(*tables: Any) -> None:

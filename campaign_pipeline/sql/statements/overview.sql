@@ -228,3 +228,30 @@ SELECT c.id AS config_id, p.gap_seconds, p.daily_limit, p.day_count, p.zone
 FROM (SELECT DISTINCT r.config_id FROM public.campaign_runs r WHERE r.status = 'running') r
 JOIN public.campaign_configs c ON c.id = r.config_id
 CROSS JOIN LATERAL campaign_pipeline.campaign_pace('campaign', c.id) p;
+
+-- name: diagnose_server
+-- What of the server may slow or stop the queue: its clock, transactions that stay open for minutes (with them no dead
+-- row of any table goes), and how much of the hot table is dead rows.
+SELECT clock_timestamp() AS clock, NULLIF(current_setting('campaign.clock_offset', true), '') AS clock_offset,
+       (SELECT count(*) FROM pg_stat_activity a
+        WHERE a.datname = current_database() AND a.xact_start < clock_timestamp() - interval '10 minutes'
+          AND a.backend_type = 'client backend' AND a.pid <> pg_backend_pid()) AS long_transactions,
+       (SELECT min(a.xact_start) FROM pg_stat_activity a
+        WHERE a.datname = current_database() AND a.backend_type = 'client backend') AS oldest_transaction,
+       t.n_live_tup AS live_rows, t.n_dead_tup AS dead_rows,
+       pg_total_relation_size('public.campaign_messages'::regclass) AS bytes
+FROM pg_stat_user_tables t WHERE t.relid = 'public.campaign_messages'::regclass;
+
+-- name: diagnose_leases
+-- Leases that nobody renews any more, and live ones; by the indexes of leased messages.
+SELECT count(*) FILTER (WHERE m.lease_expires_at <= campaign_pipeline.campaign_now()) AS stale,
+       count(*) FILTER (WHERE m.lease_expires_at > campaign_pipeline.campaign_now()) AS live,
+       min(m.lease_expires_at) FILTER (WHERE m.lease_expires_at <= campaign_pipeline.campaign_now()) AS since
+FROM public.campaign_messages m WHERE m.status IN ('queued', 'generating', 'sending');
+
+-- name: diagnose_campaigns
+-- The windows of active campaigns, as their columns say, for whoever checks that they can be read.
+SELECT c.id AS config_id, c.start_time::text AS start_time, c.end_time::text AS end_time, c.timezone, c.frequency,
+       s.weekdays, s.holidays
+FROM public.campaign_configs c LEFT JOIN campaign_pipeline.campaign_settings s ON s.config_id = c.id
+WHERE c.is_active ORDER BY c.id;

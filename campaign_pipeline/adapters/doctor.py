@@ -1,0 +1,192 @@
+"""Is everything well? Questions about the database and this machine, each answered in one sentence.
+
+A finding is `ok`, `look` (a person should look at it; messages go out) or `stops` (it keeps messages from going out).
+"""
+
+import shutil
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+import psycopg
+
+from campaign_pipeline import sql
+from campaign_pipeline.adapters import schema
+from campaign_pipeline.adapters.crm import Finding, State, connection_finding, rights_finding, server_finding
+from campaign_pipeline.adapters.operator import Operator
+from campaign_pipeline.adapters.queue_connection import connect_rows
+from campaign_pipeline.core.next_steps import PASSES, REMEDIES, step_of_wait
+from campaign_pipeline.core.ports import StoreUnavailable
+from campaign_pipeline.core.upkeep import backlog_cutoffs
+from campaign_pipeline.core.window import InvalidWindow, SendingWindow
+
+CLOCK_TOLERANCE = timedelta(seconds=5)
+"""Between this machine's clock and the database's, before a person should look at it."""
+
+DEAD_SHARE = 0.5
+FEWEST_DEAD = 50_000
+"""Dead rows of the hot table that are worth a word: more than half of it, and more than so many."""
+
+FEW_BYTES, TOO_FEW_BYTES = 2 * 2**30, 200 * 2**20
+"""Free on the disk, below which a person should look, and below which outputs and logs soon cannot be written."""
+
+SHOWN = 5
+
+
+def database_findings(url: str, max_age: timedelta, overdue: timedelta) -> Iterator[Finding]:
+    """All questions of the database, the most basic first; where it cannot be used, only why."""
+    try:
+        with connect_rows(url, autocommit=True) as connection:
+            yield connection_finding(url, connection)
+            yield server_finding(connection)
+            yield rights_finding(connection)
+        schema.check(url)
+    except psycopg.Error as error:
+        yield Finding(
+            "database", State.STOPS, schema.unusable(url, error), "Start it, or correct CAMPAIGN_DATABASE_URL."
+        )
+        return
+    except schema.DatabaseUnusable as error:
+        yield Finding("schema", State.STOPS, str(error))
+        return
+    yield Finding("schema", State.FINE, f"version {sql.HEAD}, which this code works on")
+    try:
+        with Doctor(url) as doctor:
+            yield from doctor.findings(max_age, overdue)
+    except StoreUnavailable as error:
+        yield Finding("database", State.STOPS, str(error))
+
+
+class Doctor(Operator):
+    """The questions that need the schema, each by itself."""
+
+    def findings(self, max_age: timedelta, overdue: timedelta) -> Iterator[Finding]:
+        """All of them."""
+        yield from self.server()
+        yield self.leases()
+        yield from self.windows()
+        yield self.pauses_by_hand()
+        yield from self.waits(max_age)
+        yield self.overdue(overdue)
+        yield self.unknown()
+
+    def server(self) -> Iterator[Finding]:
+        """Clock, long transactions, dead rows."""
+        row = self._all("diagnose_server")[0]
+        off = abs(datetime.now(UTC) - row["clock"])
+        if row["clock_offset"]:
+            text = f"the pipeline's clock is moved by {row['clock_offset']} (campaign.clock_offset)"
+            yield Finding(
+                "clock", State.LOOK, text, "Messages are due by the moved clock: reset it outside rehearsals."
+            )
+        elif off > CLOCK_TOLERANCE:
+            text = f"the database's clock and this machine's differ by {off.total_seconds():.0f} s"
+            yield Finding("clock", State.LOOK, text, "Leases go by the database's: set both by NTP.")
+        else:
+            yield Finding("clock", State.FINE, "the database's and this machine's agree")
+        if row["long_transactions"]:
+            since = row["oldest_transaction"].astimezone()
+            text = f"{row['long_transactions']} open for more than 10 minutes, the oldest since {since:%H:%M}"
+            yield Finding("transactions", State.LOOK, text, "End them (pg_stat_activity): dead rows pile up meanwhile.")
+        else:
+            yield Finding("transactions", State.FINE, "none is open for long")
+        dead, live = row["dead_rows"], row["live_rows"]
+        text = f"campaign_messages has {live:,} live rows and {dead:,} dead ones, {row['bytes'] / 2**20:,.0f} MB"
+        bloated = dead > FEWEST_DEAD and dead > DEAD_SHARE * live
+        todo = "VACUUM (ANALYZE) public.campaign_messages, and see why autovacuum does not." if bloated else ""
+        yield Finding("dead rows", State.LOOK if bloated else State.FINE, text, todo)
+
+    def leases(self) -> Finding:
+        """Messages whose worker is gone."""
+        row = self._all("diagnose_leases")[0]
+        if row["stale"]:
+            text = (
+                f"{row['stale']:,} messages are held by workers that are gone, since {row['since'].astimezone():%H:%M}"
+            )
+            return Finding("leases", State.LOOK, text, "Nothing: the next batch takes them back, if one is launched.")
+        return Finding("leases", State.FINE, f"{row['live']:,} messages are at work" if row["live"] else "none is held")
+
+    def windows(self) -> Iterator[Finding]:
+        """Windows and time zones of active campaigns."""
+        wrong = []
+        zones = set()
+        for row in self._all("diagnose_campaigns"):
+            try:
+                window = SendingWindow.parse(
+                    *(row["start_time"], row["end_time"], row["timezone"]),
+                    *(row["frequency"], row["weekdays"], row["holidays"]),
+                )
+                zones.add(window.zone.key)
+            except InvalidWindow as error:
+                wrong.append(
+                    Finding("window", State.STOPS, f"campaign {row['config_id']}: {error}", "Correct the row.")
+                )
+        yield from wrong[:SHOWN]
+        told = ", ".join(sorted(zones)[:SHOWN]) or "no campaign is active"
+        now = datetime.now(UTC)
+        here = now.astimezone().utcoffset()
+        other = [zone for zone in zones if now.astimezone(ZoneInfo(zone)).utcoffset() != here]
+        text = f"{told}; this machine shows other hours than {', '.join(sorted(other)[:SHOWN])}" if other else told
+        yield Finding("time zones", State.FINE, text)
+
+    def pauses_by_hand(self) -> Finding:
+        """What a person paused."""
+        paused = [row for row in self.pauses() if row["paused_by"]]
+        if not paused:
+            return Finding("pauses by hand", State.FINE, "nobody paused anything")
+        text = " ".join(row["reason"] for row in paused[:SHOWN])
+        return Finding("pauses by hand", State.STOPS, text, "Resume what may go on.")
+
+    def waits(self, max_age: timedelta) -> Iterator[Finding]:
+        """Runs that wait, by cause: one finding a cause."""
+        runs: dict[tuple[str, str], list[str]] = {}
+        names = {row["run_id"]: row["name"] for row in self._all("list_running_runs")}
+        for state in self.states(max_age).values():
+            if state.wait is not None and state.wait.code != "paused_by_person":
+                key = (state.wait.code, state.wait.reason)
+                runs.setdefault(key, []).append(names[state.run_id] or "unnamed")
+        for (code, reason), waiting in list(runs.items())[: 2 * SHOWN]:
+            passes = REMEDIES.get(code, PASSES) == PASSES
+            who = ", ".join(waiting[:SHOWN]) + (f" and {len(waiting) - SHOWN} more" if len(waiting) > SHOWN else "")
+            found = f"{who}: {reason}"
+            yield Finding("waiting runs", State.FINE if passes else State.STOPS, found, _sentence(step_of_wait(code)))
+        if not runs:
+            yield Finding("waiting runs", State.FINE, f"none of {len(names)} running runs waits")
+
+    def overdue(self, overdue: timedelta) -> Finding:
+        """Messages that nothing keeps, and that nobody takes."""
+        look = self.look()
+        held = {state.run_id for state in self.states(overdue).values() if state.wait is not None}
+        cutoffs = {run: at for run, at in backlog_cutoffs(look, overdue).items() if run not in held}
+        late = sum(each.messages for each in self.backlog(cutoffs).values())
+        if not late:
+            return Finding("overdue", State.FINE, "no message that may go out is late")
+        text = f"{late:,} messages are overdue by more than {overdue.total_seconds() / 60:g} minutes in an open window"
+        todo = "Switch process_campaign_queue_every_minute on, or run `campaign-pipeline process`."
+        return Finding("overdue", State.STOPS, text, todo)
+
+    def unknown(self) -> Finding:
+        """Outcomes that nobody knows."""
+        count = self.unknown_messages()
+        if not count:
+            return Finding("unknown outcomes", State.FINE, "none")
+        text = f"{count:,} messages may have gone out and nobody knows"
+        todo = "Look at their chats: `campaign-pipeline messages --reason unknown`."
+        return Finding("unknown outcomes", State.LOOK, text, todo)
+
+
+def disk_finding(folder: Path) -> Finding:
+    """Room for step outputs, logs and the embedded database."""
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    text = f"{free / 2**30:,.1f} GB are free at {there}"
+    if free < TOO_FEW_BYTES:
+        return Finding("disk", State.STOPS, text, "Make room: outputs and logs soon cannot be written.")
+    return Finding(
+        "disk", State.LOOK if free < FEW_BYTES else State.FINE, text, "Make room." if free < FEW_BYTES else ""
+    )
+
+
+def _sentence(step: str) -> str:
+    return "" if step.startswith("nothing") else f"{step[0].upper()}{step[1:]}."

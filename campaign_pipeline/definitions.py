@@ -20,6 +20,7 @@ from campaign_pipeline.defs.operator import JOBS as OPERATOR_JOBS
 from campaign_pipeline.defs.operator import forecast, inbox_health, refresh_overview_hourly
 from campaign_pipeline.defs.planning import plan_campaign_runs, plan_campaign_runs_daily
 from campaign_pipeline.defs.resources import LanguageModelResource, ProvidersResource, QueueDatabase
+from campaign_pipeline.defs.review import approve_messages, preview_messages
 from campaign_pipeline.defs.schedules import (
     clean_up_every_night,
     next_batch_after_claim,
@@ -37,6 +38,8 @@ defs = dg.Definitions(
         process_campaign_queue,
         retry_failed_messages,
         plan_campaign_runs,
+        preview_messages,
+        approve_messages,
         clean_up_old_data,
         refresh_campaign_report,
         check_campaign_queue,

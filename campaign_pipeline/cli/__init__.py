@@ -13,7 +13,21 @@ from typing import Any
 
 import click
 
-from campaign_pipeline.cli import act, campaigns, consent, crm, db, demo, dev, doctor, leads, look, process, sandbox
+from campaign_pipeline.cli import (
+    act,
+    campaigns,
+    consent,
+    crm,
+    db,
+    demo,
+    dev,
+    doctor,
+    leads,
+    look,
+    process,
+    review,
+    sandbox,
+)
 from campaign_pipeline.cli.errors import INTERRUPTED, known_trouble
 
 SECTIONS: dict[str, Sequence[Any]] = {
@@ -21,6 +35,7 @@ SECTIONS: dict[str, Sequence[Any]] = {
     "Send": (process,),
     "Look": (look, doctor),
     "Act": (act,),
+    "Decide before it goes out": (review,),
     "From a list to a campaign": (leads, campaigns),
     "People's data": (consent,),
     "Database": (db, crm),

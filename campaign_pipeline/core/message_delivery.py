@@ -85,6 +85,9 @@ WORKER_DIED = Unknown("worker_died", "The process that sent this part ended befo
 NUMBER_CONTACTED_DELAY = 60.0
 """Seconds until the next claim looks at a message whose number another one has: by then that one is mostly settled."""
 
+REVIEW_DELAY = 7 * 24 * 3600.0
+"""Seconds until a message that waits for a person is looked at again, should nobody decide."""
+
 TOO_LATE = "The database or the connection took so long that its turn was over; nothing was requested."
 
 OVERSLEPT = GiveBack("overslept", "Its lease ended before the request could be made, so nothing was requested.")
@@ -548,6 +551,10 @@ class MessageDelivery:
                 return Fail(verdict, reason, ErrorClass.PERMANENT)
             case Verdict.SUPPRESSED | Verdict.FOREIGN_WORKSPACE:
                 return Skip(verdict, f"{_NEVER[verdict]}, so nothing was sent.")
+            case Verdict.AWAITING_REVIEW:
+                # A decision makes it due at once.
+                reason = "A person has to approve the text first: campaign-pipeline review."
+                return GiveBack(verdict, reason, delay_seconds=REVIEW_DELAY)
             case Verdict.PAUSED_BY_PERSON:
                 return GiveBack(verdict, "A person paused its inbox, its workspace or all sending.")
             case _:

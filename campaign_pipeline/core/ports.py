@@ -438,6 +438,7 @@ class Verdict(StrEnum):
     FOREIGN_WORKSPACE = "foreign_workspace"  # it touches a row of another workspace than its campaign's
     CONTACTED_TODAY = "contacted_today"  # its lead gets one message a day and has it
     NUMBER_CONTACTED = "number_contacted"  # another message went to its number not long ago
+    AWAITING_REVIEW = "awaiting_review"  # a person has to approve its text, or others of its run, first
     PAUSED_BY_PERSON = "paused_by_person"  # a person paused its inbox, its workspace, or all sending
     RUN_PAUSED = "run_paused"
     RUN_COMPLETED = "run_completed"

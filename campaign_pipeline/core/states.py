@@ -40,6 +40,9 @@ MESSAGE: tuple[Transition, ...] = (
     Transition(_M.PENDING, _M.SKIPPED, "expire_old_messages", "too old"),
     Transition(_M.PENDING, _M.SKIPPED, "settle_cancelled_runs", "run cancelled"),
     Transition(_M.PENDING, _M.FAILED, "settle_cancelled_runs", "run cancelled, begun"),
+    Transition(_M.PENDING, _M.QUEUED, "campaign_keep_texts", "text written ahead"),
+    Transition(_M.QUEUED, _M.PENDING, "campaign_keep_texts", "text written ahead"),
+    Transition(_M.PENDING, _M.SKIPPED, "campaign_decide_reviews", "text rejected"),
     Transition(_M.FAILED, _M.PENDING, "campaign_requeue_failed", "back-fill"),
     *_each(
         (_M.PENDING, _M.QUEUED, _M.GENERATING, _M.FAILED, _M.SKIPPED),

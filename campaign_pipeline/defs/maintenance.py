@@ -26,6 +26,8 @@ OUR_JOBS = (
     "process_campaign_queue",
     "retry_failed_messages",
     "plan_campaign_runs",
+    "preview_messages",
+    "approve_messages",
     "clean_up_old_data",
     "refresh_campaign_report",
     "check_campaign_queue",

@@ -32,14 +32,16 @@ PROGRESS_SECONDS = 30.0
 """Between two lines about a shard at work."""
 
 
-class _ProcessClock:
+class ProcessClock:
     """Time as it passes here; see `core.ports.Clock`."""
 
     def monotonic(self) -> float:
+        """See Clock."""
         # A lease runs out while the machine is suspended, too, which Python's monotonic clock does not count on Linux.
         return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
 
     async def sleep(self, seconds: float) -> None:
+        """See Clock."""
         await asyncio.sleep(seconds)
 
 
@@ -154,7 +156,7 @@ async def _deliver(
     watched: Callable[[ShardWorker], contextlib.AbstractAsyncContextManager[None]],
     pool: ConnectionPool | None = None,
 ) -> ShardReport:
-    options, clock = DeliverySettings.from_environment(), _ProcessClock()
+    options, clock = DeliverySettings.from_environment(), ProcessClock()
     connection = await Queue(url).get_inbox_connection(shard.inbox_id)
     async with (
         ShardStore.open(url, shard, owner, options.lease_seconds, pool=pool) as store,
@@ -235,7 +237,7 @@ class _Leads(Mapping[str, Lead]):
         self._places = {lead_id: place for place, lead_id in enumerate(ids)}
 
     def __getitem__(self, lead_id: str) -> Lead:
-        return _lead(self._contexts[self._places[lead_id]])
+        return lead_of(self._contexts[self._places[lead_id]])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
@@ -244,8 +246,9 @@ class _Leads(Mapping[str, Lead]):
         return len(self._places)
 
 
-def _lead(row: Mapping[str, Any]) -> Lead:
-    context = orjson.loads(row["context"])
+def lead_of(row: Mapping[str, Any]) -> Lead:
+    """A lead from its row of `get_lead_contexts`, whose context is JSON or was read from it."""
+    context = row["context"] if isinstance(row["context"], Mapping) else orjson.loads(row["context"])
     fields = in_order(context.get("custom_fields"))
     email = context.get("email") or email_among(fields)
     known = LeadContext.from_row({**context, "custom_fields": fields})

@@ -314,3 +314,74 @@ VALUES (%(run_id)s, 0, 'plan', 'info', %(message)s, %(details)s, campaign_pipeli
 SELECT c.id, COALESCE(s.name, to_jsonb(c) ->> 'name', c.id::text) AS name
 FROM public.campaign_configs c JOIN campaign_pipeline.campaign_settings s ON s.config_id = c.id
 WHERE c.is_active AND s.name IS NOT NULL ORDER BY c.created_at, c.id;
+
+-- name: find_runs
+-- The runs of a campaign's or a run's name or id: those that run first, the newest first.
+SELECT r.id, COALESCE(r.name, r.id::text) AS name, r.status, r.config_id, c.workspace_id, c.inbox_id,
+       COALESCE(s.name, to_jsonb(c) ->> 'name') AS campaign, COALESCE(s.review, 'none') AS review, s.review_first
+FROM public.campaign_runs r
+JOIN public.campaign_configs c ON c.id = r.config_id
+LEFT JOIN campaign_pipeline.campaign_settings s ON s.config_id = c.id
+WHERE r.status IN ('running', 'paused')
+  AND %(wanted)s IN (r.id::text, r.name, COALESCE(s.name, to_jsonb(c) ->> 'name'), c.id::text)
+ORDER BY r.status = 'running' DESC, r.run_date DESC NULLS LAST, r.started_at DESC NULLS LAST, r.id;
+
+-- name: list_next_messages
+-- The next messages of a run that nobody works on and of which nothing was sent, as a shard would read them.
+SELECT m.id, m.run_id, r.config_id, c.workspace_id, COALESCE(r.active_inbox_id, c.inbox_id) AS inbox_id, m.lead_id,
+       m.phone_number, m.generated_message AS text, m.subject, m.template, m.retry_count, '[]'::jsonb AS parts,
+       '1970-01-01Z'::timestamptz AS due_at, COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) AS planned_at,
+       ARRAY(SELECT p.text FROM campaign_pipeline.campaign_message_parts p WHERE p.message_id = m.id
+             ORDER BY p.part_no) AS kept_parts,
+       l.client_name AS lead, campaign_pipeline.campaign_now() AS now
+FROM public.campaign_messages m
+JOIN public.campaign_runs r ON r.id = m.run_id
+JOIN public.campaign_configs c ON c.id = r.config_id
+LEFT JOIN public.leads l ON l.id = m.lead_id
+WHERE m.run_id = %(run_id)s AND m.status = 'pending' AND (NOT %(unwritten)s OR m.generated_message IS NULL)
+  AND NOT EXISTS (SELECT 1 FROM campaign_pipeline.campaign_message_parts p
+                  WHERE p.message_id = m.id AND p.status <> 'planned')
+ORDER BY COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at), m.id LIMIT %(most)s;
+
+-- name: keep_texts
+-- Keep texts that were written ahead; which of them were kept (see campaign_keep_texts).
+SELECT k.message_id FROM campaign_pipeline.campaign_keep_texts(%(items)s) AS k (message_id);
+
+-- name: note_trial_costs
+-- Count what texts cost that nobody kept.
+SELECT campaign_pipeline.campaign_note_spending(%(items)s);
+
+-- name: list_leads_by_id
+-- Whom a trial is written for.
+SELECT l.id, l.client_name AS lead, l.workspace_id FROM public.leads l WHERE l.id = %(lead_id)s;
+
+-- name: list_reviews
+-- The texts of a run that wait for a person, in the order in which they are due.
+SELECT m.id, l.client_name AS lead, m.generated_message AS text, m.subject,
+       COALESCE(m.scheduled_at, m.created_at) AS planned_at, m.ai_cost_usd AS cost_usd, m.ai_model AS model
+FROM public.campaign_messages m
+JOIN public.campaign_runs r ON r.id = m.run_id
+LEFT JOIN public.leads l ON l.id = m.lead_id
+WHERE m.run_id = %(run_id)s AND m.status = 'pending' AND m.generated_message IS NOT NULL
+  AND campaign_pipeline.campaign_awaits_review(m.id, m.run_id, r.config_id, false)
+  AND NOT EXISTS (SELECT 1 FROM campaign_pipeline.campaign_message_parts p
+                  WHERE p.message_id = m.id AND p.status <> 'planned')
+ORDER BY COALESCE(m.scheduled_at, m.created_at), m.id LIMIT %(most)s;
+
+-- name: count_decided
+-- How many texts of a run a person has decided on.
+SELECT count(*) AS decided FROM campaign_pipeline.campaign_reviews v WHERE v.run_id = %(run_id)s;
+
+-- name: decide_reviews
+-- Write down what a person said of texts (see campaign_decide_reviews), and who, in the campaign's log.
+WITH decided AS (
+    SELECT d.message_id FROM campaign_pipeline.campaign_decide_reviews(%(items)s, %(by)s) AS d (message_id)
+), logged AS (
+    INSERT INTO public.campaign_logs (run_id, step_number, step_name, level, message, lead_id, message_id, created_at)
+    SELECT m.run_id, 0, 'review', 'info', format('%%s: %%s%%s.', %(by)s::text, i.decision,
+               CASE WHEN i.text IS NOT NULL THEN ' with another text' ELSE '' END),
+           (SELECT l.id FROM public.leads l WHERE l.id = m.lead_id), m.id, campaign_pipeline.campaign_now()
+    FROM decided JOIN public.campaign_messages m ON m.id = decided.message_id
+    JOIN jsonb_to_recordset(%(items)s) AS i (id uuid, decision text, text text) ON i.id = m.id
+)
+SELECT decided.message_id FROM decided;

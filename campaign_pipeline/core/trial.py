@@ -1,0 +1,194 @@
+"""Deliveries that leave no trace in the queue: previews, which send nothing, and test sends.
+
+They go the way of every message: `ShardWorker` works them, against a store that only remembers what it was told. So
+what a preview shows is what the model and all checks make of a message now, cut as it would be sent.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+from campaign_pipeline.core.lease_keeper import Beat
+from campaign_pipeline.core.model import BatchSettings, CampaignSettings, LeasedMessage
+from campaign_pipeline.core.numbers import KnownNumber, NumberNote
+from campaign_pipeline.core.ports import (
+    Attempt,
+    BeginPart,
+    Begun,
+    ChannelTraits,
+    Envelope,
+    Failure,
+    FailureStreak,
+    LogLine,
+    LookUpAnswer,
+    LookUpFailed,
+    MessageChannel,
+    NotReady,
+    NumberCheck,
+    NumberNotChecked,
+    Outcome,
+    Pause,
+    Scope,
+    Sent,
+    Settled,
+    Settlement,
+    Systemic,
+    Throttled,
+    Turn,
+    Verdict,
+)
+
+Row = TypeVar("Row", bound=Mapping[str, Any])
+
+
+@dataclass
+class TrialText:
+    """What became of one message of a trial."""
+
+    message_id: str
+    parts: list[str] = field(default_factory=list)
+    subject: str | None = None
+    begin: BeginPart | None = None  # with the text as it would be kept; None: it was kept before, or none was written
+    cost_usd: float = 0.0
+    tokens: int = 0
+    model: str | None = None
+    sent: int = 0  # parts that were accepted
+    status: str | None = None  # what became of the message: sent, or why not
+    why: str | None = None  # the sentence of what kept it
+    warnings: list[str] = field(default_factory=list)
+
+
+class TrialStore:
+    """See core.ports.DeliveryStore: says yes to everything, and keeps what it was told."""
+
+    def __init__(self, messages: Sequence[LeasedMessage], pauses: Sequence[Pause]) -> None:
+        self.texts = {message.id: TrialText(message.id) for message in messages}
+        self._pauses = pauses
+
+    async def start_generating(self, message_id: str) -> Verdict:
+        """See DeliveryStore."""
+        return Verdict.GO
+
+    async def begin_part(self, begin: BeginPart) -> Begun:
+        """See DeliveryStore."""
+        self._note(begin)
+        return Begun(Verdict.GO)
+
+    async def keep_text(self, begin: BeginPart) -> None:
+        """See DeliveryStore."""
+        self._note(begin)
+
+    def _note(self, begin: BeginPart) -> None:
+        text = self.texts[begin.message_id]
+        text.cost_usd += (begin.ai_cost_usd or 0.0) + sum(
+            call.cost_usd or 0.0 for call in begin.calls if call.rule is not None
+        )
+        text.tokens += begin.ai_tokens_used or 0
+        text.model = begin.ai_model or text.model
+        if begin.text is not None:
+            text.begin, text.parts, text.subject = begin, list(begin.parts or ()), begin.subject
+
+    async def settle(self, settlement: Settlement) -> Settled:
+        """See DeliveryStore."""
+        text = self.texts[settlement.message_id]
+        if settlement.outcome == "sent":
+            text.sent += 1
+        if settlement.status is not None:
+            text.status, text.why = settlement.status, settlement.reason
+        elif settlement.outcome == "sent" and text.sent >= len(text.parts):
+            text.status = "sent"
+        return Settled(applied=True, moved=True, final=text.status or "sending")
+
+    async def pauses(self) -> Sequence[Pause]:
+        """See DeliveryStore."""
+        return self._pauses
+
+    async def open_pause(
+        self, scope: Scope, scope_id: str, failure: Throttled | Systemic, message_id: str | None = None
+    ) -> float:
+        """See DeliveryStore. A trial pauses nobody else."""
+        return failure.retry_after or 1.0
+
+    async def note_failure(self, scope: Scope, scope_id: str, code: str, recipient: str) -> FailureStreak:
+        """See DeliveryStore."""
+        return FailureStreak(1, 1)
+
+    async def forget_failures(self, scope: Scope, scope_id: str) -> None:
+        """See DeliveryStore."""
+
+    async def next_turn(self, message_id: str) -> Turn:
+        """See DeliveryStore."""
+        return Turn(0.0, "paced")
+
+    async def slow_down(self, inbox_id: str) -> float:
+        """See DeliveryStore."""
+        return 1.0
+
+    async def known_sends(self, inbox_id: str, attempt: Attempt) -> Attempt:
+        """See DeliveryStore."""
+        return attempt
+
+    async def known_numbers(
+        self, provider: str, numbers: Sequence[str], days: float, missing_days: float
+    ) -> Sequence[KnownNumber]:
+        """See DeliveryStore."""
+        return ()
+
+    def note_number(self, provider: str, note: NumberNote) -> None:
+        """See DeliveryStore."""
+
+    def log(self, line: LogLine) -> None:
+        """See DeliveryStore. Warnings are for whoever asked for the trial."""
+        text = self.texts.get(str(line.get("message_id")))
+        if text is not None and line.get("level") == "warning":
+            text.warnings.append(str(line.get("message")))
+
+    async def flush(self) -> None:
+        """See DeliveryStore."""
+
+
+class SilentChannel:
+    """A channel that accepts everything and sends nothing; see core.ports.MessageChannel."""
+
+    def __init__(self, channel: MessageChannel) -> None:
+        self._traits = replace(channel.traits, part_gap_seconds=0.0)
+
+    @property
+    def traits(self) -> ChannelTraits:
+        """Those of the channel that it stands in for, without its waits."""
+        return self._traits
+
+    async def check_connection(self) -> Failure | NotReady | None:
+        """Nothing is sent, so nothing needs to be connected."""
+        return None
+
+    async def send(self, envelope: Envelope) -> Outcome:
+        """Nothing leaves."""
+        return Sent(None)
+
+    async def find_accepted(self, attempt: Attempt) -> LookUpAnswer:
+        """Nothing was sent."""
+        return LookUpFailed("This is a preview.")
+
+    async def check_number(self, number: str) -> NumberCheck:
+        """Nobody is asked."""
+        return NumberNotChecked("This is a preview.")
+
+
+class NoHeartbeat:
+    """A trial holds no lease; see core.lease_keeper.Heartbeat."""
+
+    def start(self, beat: Beat) -> None:
+        """See Heartbeat."""
+
+    async def stop(self) -> None:
+        """See Heartbeat."""
+
+
+def at_any_time(settings: BatchSettings) -> BatchSettings:
+    """The same settings with every window open: a trial is made when a person asks for it."""
+    return replace(settings, campaigns={key: _always_open(each) for key, each in settings.campaigns.items()})
+
+
+def _always_open(campaign: CampaignSettings) -> CampaignSettings:
+    return replace(campaign, start_time=None, end_time=None, frequency="daily", weekdays=None, holidays=None)

@@ -1,0 +1,130 @@
+"""Texts before they go out: previews, reviews, test sends."""
+
+from asyncio import to_thread
+from uuid import UUID
+
+import pytest
+
+from campaign_pipeline.adapters.queue_connection import connect_rows
+from campaign_pipeline.adapters.reviews import Decision
+from campaign_pipeline.campaigns.finding import find_campaign
+from campaign_pipeline.defs.trial import TrialFailed, decide, preview, send_test, texts_to_review
+from campaign_pipeline_tests.defs.test_shard import Play, Rig, inbox_of, play
+from campaign_pipeline_tests.factories import World
+
+__all__ = ["play"]  # the fixture
+
+
+def reviewed(world: World, review: str, first: int | None = None, count: int = 3) -> tuple[UUID, list[UUID]]:
+    """A run of a campaign that asks for review, with messages that are due."""
+    _, _, run = inbox_of(world)
+    config = world.value("SELECT config_id FROM campaign_runs WHERE id = %s", run)
+    world.insert("campaign_settings", config_id=config, review=review, review_first=first)
+    return run, world.due_messages(run, count)
+
+
+def test_a_preview_sends_nothing_and_leaves_the_queue_as_it_was(world: World, play: Play) -> None:
+    async def scenario(rig: Rig) -> None:
+        _, _, run = inbox_of(world)
+        world.due_messages(run, 3)
+        before = world.messages()
+        shown = await to_thread(preview, world.url, str(run), 2, keep=False)
+        assert [bool(each.written.parts) for each in shown] == [True, True]
+        assert rig.generations() == 2
+        assert rig.arrived() == []
+        assert world.messages() == before
+        assert world.all("SELECT 1 FROM campaign_message_parts") == []
+
+    play(scenario)
+
+
+def test_a_kept_preview_is_what_is_sent(world: World, play: Play) -> None:
+    async def scenario(rig: Rig) -> None:
+        _, _, run = inbox_of(world)
+        message = world.due_message(run)
+        (shown,) = await to_thread(preview, world.url, str(run), 5, keep=True)
+        assert shown.kept
+        assert rig.message(message)["status"] == "pending"
+        assert rig.message(message)["ai_cost_usd"] > 0
+        await rig.batch()
+        assert rig.message(message)["status"] == "sent"
+        assert rig.message(message)["generated_message"] == "\n\n".join(shown.written.parts)
+        assert rig.generations() == 1
+
+    play(scenario)
+
+
+def test_what_waits_for_review_is_not_sent_by_any_batch_until_it_is_approved(world: World, play: Play) -> None:
+    async def scenario(rig: Rig) -> None:
+        run, _ = reviewed(world, "all")
+        await rig.batch()
+        assert rig.arrived() == []
+        assert {row["error_code"] for row in world.messages()} == {"awaiting_review"}
+        rows = (await to_thread(texts_to_review, world.url, str(run))).rows
+        assert [row["id"] for row in rows] == [str(row["id"]) for row in world.messages()]
+        approve, reject, wait = (row["id"] for row in rows)
+        rig.later(hours=3)
+        decisions = [Decision(approve, "approved"), Decision(reject, "rejected")]
+        assert await to_thread(decide, world.url, str(run), decisions, "Ana") == {approve, reject}
+        await rig.batch()
+        assert {str(row["id"]): row["status"] for row in world.messages()} == {
+            approve: "sent",
+            reject: "skipped",
+            wait: "pending",
+        }
+        assert rig.generations() == 3
+        assert world.wrong_counters() == []
+
+    play(scenario)
+
+
+def test_of_first_n_only_those_are_written_and_the_rest_follows_their_approval(world: World, play: Play) -> None:
+    async def scenario(rig: Rig) -> None:
+        run, _ = reviewed(world, "first_n", 1)
+        await rig.batch()
+        assert rig.generations() == 0
+        (row,) = (await to_thread(texts_to_review, world.url, str(run))).rows
+        assert rig.generations() == 1
+        await to_thread(decide, world.url, str(run), [Decision(row["id"], "approved")], "Ana")
+        await rig.until_quiet()
+        assert {row["status"] for row in world.messages()} == {"sent"}
+
+    play(scenario)
+
+
+def test_an_edited_text_is_what_goes_out_and_is_checked_as_every_other(world: World, play: Play) -> None:
+    async def scenario(rig: Rig) -> None:
+        run, (message,) = reviewed(world, "all", count=1)
+        await to_thread(texts_to_review, world.url, str(run))
+        with pytest.raises(TrialFailed, match="cannot be sent"):
+            await to_thread(decide, world.url, str(run), [Decision(str(message), "approved", "Olá [nome]!")], "Ana")
+        assert world.all("SELECT 1 FROM campaign_reviews") == []
+        text = "Olá! Podemos conversar na terça?"
+        await to_thread(decide, world.url, str(run), [Decision(str(message), "approved", text)], "Ana")
+        await rig.batch()
+        assert rig.message(message)["status"] == "sent"
+        assert rig.arrived() == [text]
+        assert rig.generations() == 1
+
+    play(scenario)
+
+
+def test_a_test_send_reaches_the_person_and_changes_nothing_else(world: World, play: Play) -> None:
+    async def scenario(rig: Rig) -> None:
+        _, _, run = inbox_of(world)
+        world.due_message(run)
+        world.do("UPDATE campaign_configs SET start_time = '03:00', end_time = '03:01', name = 'Hoje'")
+        before = (world.messages(), world.all("SELECT * FROM campaign_runs"), world.all("SELECT * FROM messages"))
+        with connect_rows(world.url) as connection:
+            campaign = find_campaign(connection, "Hoje")
+        text = await to_thread(send_test, world.url, campaign, "5511912345678", None)
+        assert text.status == "sent"
+        assert [entry["number"] for entry in rig.sandbox.record.sent()] == ["5511912345678"]
+        assert (
+            world.messages(),
+            world.all("SELECT * FROM campaign_runs"),
+            world.all("SELECT * FROM messages"),
+        ) == before
+        assert world.all("SELECT 1 FROM campaign_pace_state") == []
+
+    play(scenario)

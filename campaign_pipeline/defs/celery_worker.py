@@ -20,13 +20,11 @@ from dagster_celery.tasks import create_task
 from kombu.entity import Queue
 
 from campaign_pipeline.adapters.deployment import CelerySettings, Deployment
+from campaign_pipeline.adapters.environment import DeliverySettings
 from campaign_pipeline.adapters.operations import Operations
 from campaign_pipeline.defs import stopping
 from campaign_pipeline.defs.celery_settings import executor_config
 from campaign_pipeline.defs.resources import QueueDatabase
-
-LOOK_AGAIN_SECONDS = 15
-"""Between two looks whether a step that came twice is free: several times within a lease."""
 
 
 def worker_app(settings: CelerySettings) -> Celery:
@@ -52,7 +50,10 @@ class StepTask(Task):  # type: ignore[misc]
         if _is_held(step):
             queue = self.app.conf.task_default_queue
             raise self.retry(
-                countdown=LOOK_AGAIN_SECONDS, max_retries=None, queue=queue, routing_key=f"{queue}.execute_plan"
+                countdown=DeliverySettings.from_environment().lease_seconds / 8,
+                max_retries=None,
+                queue=queue,
+                routing_key=f"{queue}.execute_plan",
             )
         return super().__call__(execute_step_args_packed, executable_dict)
 

@@ -1,0 +1,265 @@
+"""A deployment on several hosts, with all that it needs: database, broker, store, providers, workers and runs."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+from uuid import uuid4
+
+import orjson
+import psycopg
+
+from campaign_pipeline.adapters.embedded import EmbeddedServer
+from campaign_pipeline.sandbox import Behaviour
+from campaign_pipeline.sandbox.server import Addresses
+from campaign_pipeline_tests.crash.harness import variables
+from campaign_pipeline_tests.distributed.hosts import HUB, Hosts
+from campaign_pipeline_tests.factories import World
+
+CHECKOUT = Path(__file__).parents[2]
+REDIS = os.environ.get("REDIS", "/usr/bin/redis-server")
+BUCKET = "outputs"
+LEASE_SECONDS, VISIBILITY_SECONDS = 6, 8
+
+_DAGSTER_YAML = """\
+storage:
+  postgres:
+    postgres_url: {{env: DAGSTER_STORAGE_URL}}
+compute_logs:
+  module: dagster._core.storage.noop_compute_log_manager
+  class: NoOpComputeLogManager
+telemetry: {{enabled: false}}
+"""
+
+_TICK = """
+import dagster as dg
+from datetime import datetime, timezone
+from campaign_pipeline.defs.resources import LanguageModelResource, QueueDatabase
+from campaign_pipeline.defs.schedules import process_campaign_queue_every_minute as schedule
+with dg.DagsterInstance.get() as instance, dg.build_schedule_context(
+    instance=instance, scheduled_execution_time=datetime.now(timezone.utc),
+    resources={"database": QueueDatabase(), "language_model": LanguageModelResource()},
+) as context:
+    data = schedule.evaluate_tick(context)
+    print("launches a run" if data.run_requests else data.skip_message)
+"""
+
+_RUNS = """
+import dagster as dg
+with dg.DagsterInstance.get() as instance:
+    for run in instance.get_runs():
+        print(run.run_id, run.status.value)
+"""
+
+_CANCEL = """
+import sys, dagster as dg
+with dg.DagsterInstance.get() as instance:
+    (run,) = instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED]))
+    instance.report_run_canceling(run)
+    print(run.run_id)
+"""
+
+_BUCKET = """
+import boto3
+boto3.client("s3").create_bucket(Bucket="outputs")
+"""
+
+
+class Provider(Addresses):
+    """The sandbox on the hub."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self.host, self.port = host, port
+
+
+class Site:
+    """See the module. Made by `site`."""
+
+    def __init__(self, hosts: Hosts, folder: Path, world: World, storage: str, socket: str) -> None:
+        self.hosts, self.folder, self.world = hosts, folder, world
+        hub = hosts.addresses[HUB]
+        self.provider = Provider(hub, 8090)
+        self._socket = socket
+        self._record = folder / "record.jsonl"
+        self._base = variables(
+            f"postgresql://postgres@{hub}:5432/{urlsplit(world.url).path.lstrip('/')}",
+            self.provider,
+            CAMPAIGN_EXECUTOR="celery",
+            CAMPAIGN_CELERY_BROKER=f"redis://{hub}:6379/0",
+            CAMPAIGN_CELERY_QUEUE="campaigns",
+            CAMPAIGN_CELERY_VISIBILITY_SECONDS=str(VISIBILITY_SECONDS),
+            CAMPAIGN_LEASE_SECONDS=str(LEASE_SECONDS),
+            CAMPAIGN_OUTPUTS=f"s3://{BUCKET}/campaigns",
+            CAMPAIGN_ONLY_HOSTS="10.77.0.0/24",
+            DAGSTER_STORAGE_URL=f"postgresql+psycopg2://postgres@{hub}:5432/{storage}",
+            AWS_ENDPOINT_URL=f"http://{hub}:5000",
+            AWS_ACCESS_KEY_ID="no-account",
+            AWS_SECRET_ACCESS_KEY="no-secret",
+            AWS_DEFAULT_REGION="us-east-1",
+            PYTHONPATH=str(CHECKOUT),
+        )
+
+    def environment(self, host: str) -> dict[str, str]:
+        """What a process on a host is told: the same everywhere, but folders of the host's own."""
+        home = self.folder / host
+        dagster = home / "dagster"
+        if not dagster.exists():
+            dagster.mkdir(parents=True)
+            (dagster / "dagster.yaml").write_text(_DAGSTER_YAML.format())
+        return {**self._base, "CAMPAIGN_HOME": str(home), "DAGSTER_HOME": str(dagster)}
+
+    # The hub's services ------------------------------------------------------------------------------------------
+
+    def start_services(self, behaviour: Behaviour) -> None:
+        """Start them and wait until each can be used."""
+        hub, python = self.hosts.addresses[HUB], sys.executable
+        (self.folder / "behaviour.json").write_bytes(orjson.dumps(behaviour.to_dict()))
+        self.start_relay()
+        self.start_broker()
+        self._on_hub([python, "-m", "moto.server", "-H", hub, "-p", "5000"], "store")
+        self._on_hub(
+            [
+                *(python, "-m", "campaign_pipeline.sandbox", "--host", hub, "--port", str(self.provider.port)),
+                *("--behaviour-file", str(self.folder / "behaviour.json"), "--record-file", str(self._record)),
+                *("--ready-file", str(self.folder / "ready.json")),
+            ],
+            "provider",
+        )
+        wait_until((self.folder / "ready.json").exists, "the provider serves")
+        self._on_each_port(5432, 6379, 5000)
+        self.hosts.run(HUB, [python, "-c", _BUCKET], self.environment(HUB))
+
+    def _on_hub(self, command: list[str], name: str) -> "subprocess.Popen[bytes]":
+        return self.hosts.start(HUB, command, self.environment(HUB), self.folder / f"{name}.log")
+
+    def _on_each_port(self, *ports: int) -> None:
+        """Wait until something listens on each."""
+        code = f"""
+import socket, time
+for port in {ports!r}:
+    for _ in range(600):
+        try:
+            socket.create_connection(({self.hosts.addresses[HUB]!r}, port), 1).close()
+            break
+        except OSError:
+            time.sleep(0.1)
+    else:
+        raise SystemExit(f"nothing listens on port {{port}}")
+"""
+        self.hosts.run(HUB, [sys.executable, "-S", "-c", code], self.environment(HUB), timeout=200)
+
+    def start_relay(self) -> None:
+        """Let other hosts reach the database."""
+        relay = Path(__file__).with_name("relay.py")
+        hub = self.hosts.addresses[HUB]
+        self.relay = self._on_hub([sys.executable, str(relay), hub, "5432", f"{self._socket}/.s.PGSQL.5432"], "relay")
+
+    def start_broker(self) -> None:
+        """Start Redis; it keeps nothing on disk."""
+        if not Path(REDIS).exists():
+            raise FileNotFoundError(f"{REDIS} is missing; install Debian's package redis-server, or set REDIS to it.")
+        self.broker = self._on_hub(
+            [REDIS, "--bind", self.hosts.addresses[HUB], "--port", "6379", "--save", "", "--protected-mode", "no"],
+            "broker",
+        )
+
+    # Workers and runs --------------------------------------------------------------------------------------------
+
+    def start_worker(self, host: str, concurrency: int = 2) -> "subprocess.Popen[bytes]":
+        """A Celery worker on a host."""
+        command = [sys.executable, "-m", "celery", "-A", "campaign_pipeline.defs.celery_worker", "worker"]
+        command += ["--concurrency", str(concurrency), "-n", f"{host}@{host}", "--loglevel", "INFO"]
+        return self.hosts.start(host, command, self.environment(host), self.folder / f"worker-{host}.log")
+
+    def wait_for_workers(self, *hosts: str) -> None:
+        """Wait until the workers of these hosts take steps."""
+        for host in hosts:
+            log = self.folder / f"worker-{host}.log"
+            wait_until(lambda log=log: "ready." in log.read_text(errors="replace"), f"the worker on {host} is ready")
+
+    def start_run(self, *, shard_size: int, concurrency: int, batch_size: int = 1000) -> "subprocess.Popen[bytes]":
+        """One run of the queue, its process on the hub."""
+        config: dict[str, Any] = {
+            "fetch_message_batch": {"config": {"batch_size": batch_size}},
+            "split_into_shards": {"config": {"shard_size": shard_size}},
+            "send_shard": {"config": {"concurrency": concurrency}},
+        }
+        path = self.folder / f"run-{uuid4().hex[:8]}.json"
+        path.write_bytes(orjson.dumps({"ops": config}))
+        command = [sys.executable, "-m", "dagster", "job", "execute", "-m", "campaign_pipeline.definitions"]
+        command += ["-j", "process_campaign_queue", "-c", str(path)]
+        return self._on_hub(command, "runs")
+
+    def tick(self) -> str:
+        """What the schedule would do now."""
+        return self._ask(_TICK)
+
+    def runs(self) -> dict[str, str]:
+        """Run -> status, the newest first."""
+        return dict(line.split() for line in self._ask(_RUNS).splitlines())
+
+    def cancel_run(self) -> str:
+        """Have the one run at work terminated, as far as Dagster goes; its process is told by whoever launched it."""
+        return self._ask(_CANCEL)
+
+    def _ask(self, code: str) -> str:
+        return self.hosts.run(HUB, [sys.executable, "-c", code], self.environment(HUB), timeout=120).strip()
+
+    # What came of it ---------------------------------------------------------------------------------------------
+
+    def record(self) -> list[dict[str, Any]]:
+        """What the provider accepted, by its own record."""
+        if not self._record.exists():
+            return []
+        return [orjson.loads(line) for line in self._record.read_bytes().splitlines() if line.endswith(b"}")]
+
+    def sent(self) -> int:
+        """How many parts the provider accepted so far."""
+        return sum(entry["kind"] == "send" and entry["accepted"] for entry in self.record())
+
+    def logs(self) -> str:
+        """The ends of all logs, for a test that fails."""
+        return "\n".join(
+            f"--- {log.name}\n{log.read_text(errors='replace')[-3000:]}" for log in sorted(self.folder.glob("*.log"))
+        )
+
+
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = 120) -> None:
+    """Look until something holds. Raises AssertionError that names it."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"after {seconds:g} s it does not hold that {what}"
+        time.sleep(0.05)
+
+
+def ended(process: "subprocess.Popen[bytes]", seconds: float = 150) -> int:
+    """The exit code of a program that is meant to end."""
+    return process.wait(timeout=seconds)
+
+
+@contextmanager
+def site(server: EmbeddedServer, world: World, behaviour: Behaviour, workers: tuple[str, ...]) -> Iterator[Site]:
+    """A site with its services up, no worker started yet. Raises CannotMakeHosts."""
+    storage = f"dagster_{uuid4().hex[:12]}"
+    folder = Path(tempfile.mkdtemp(prefix="campaign_hosts_"))
+    socket = parse_qs(urlsplit(server.url("postgres")).query)["host"][0]
+    with psycopg.connect(server.url("postgres"), autocommit=True) as admin:
+        admin.execute(f"CREATE DATABASE {storage}")
+        try:
+            with Hosts(workers) as hosts:
+                made = Site(hosts, folder, world, storage, socket)
+                try:
+                    made.start_services(behaviour)
+                    yield made
+                except (AssertionError, subprocess.TimeoutExpired) as error:
+                    raise AssertionError(f"{error}\n{made.logs()}") from None
+        finally:
+            admin.execute(f"DROP DATABASE IF EXISTS {storage} WITH (FORCE)")
+            shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,64 @@
+"""One queue on several hosts: a whole job, a host that is cut off and dies, a run that is terminated."""
+
+import signal
+
+import pytest
+
+from campaign_pipeline.adapters.embedded import EmbeddedServer
+from campaign_pipeline.sandbox import Behaviour, Kind, Latency
+from campaign_pipeline_tests.crash.harness import many_messages, open_messages, violations
+from campaign_pipeline_tests.distributed.hosts import kill
+from campaign_pipeline_tests.distributed.site import ended, site, wait_until
+from campaign_pipeline_tests.factories import World
+
+pytestmark = pytest.mark.slow
+
+MESSAGES = 160
+BEHAVIOUR = Behaviour(latencies={Kind.GENERATION: Latency(0.05), Kind.SEND: Latency(0.15)})
+
+
+def test_hosts_share_a_queue_and_the_death_of_one_or_of_a_run_neither_loses_nor_repeats_anything(
+    server: EmbeddedServer, world: World
+) -> None:
+    many_messages(world, MESSAGES, runs=2)
+    with site(server, world, BEHAVIOUR, ("one", "two")) as hosts:
+        workers = {name: hosts.start_worker(name) for name in ("one", "two")}
+        run = hosts.start_run(shard_size=10, concurrency=2)
+        hosts.wait_for_workers("one", "two")
+
+        # A worker's host is cut off in the middle, then dies: the other one takes its shards over.
+        wait_until(lambda: hosts.sent() >= MESSAGES // 3, "a third is sent")
+        hosts.hosts.cut_off("two")
+        kill(workers["two"])
+        assert ended(run) == 0
+        assert open_messages(world) == 0
+        assert list(hosts.runs().values()) == ["SUCCESS"]
+
+        # A run is terminated: requests in flight end and are recorded, the rest goes back.
+        many_messages(world, MESSAGES, runs=2)
+        before = hosts.sent()
+        run = hosts.start_run(shard_size=80, concurrency=2)
+        wait_until(lambda: hosts.sent() >= before + 10, "some of the second job is sent")
+        cancelled = hosts.cancel_run()
+        run.send_signal(signal.SIGTERM)
+        ended(run)
+        assert hosts.runs()[cancelled] == "CANCELED"
+        wait_until(lambda: leased(world) == 0, "the shards of the terminated run have let go", 30)
+        assert open_messages(world) > 0
+        assert world.value("SELECT count(*) FROM campaign_message_parts WHERE status = 'attempting'") == 0
+
+        # The schedule goes on, and the host that is back works with it.
+        hosts.hosts.heal("two")
+        hosts.start_worker("two")
+        assert hosts.tick() == "launches a run"
+        assert ended(hosts.start_run(shard_size=40, concurrency=10)) == 0
+        assert open_messages(world) == 0
+        assert violations(world, hosts.record()) == []
+
+
+def leased(world: World) -> int:
+    """How many messages are in somebody's hand."""
+    count: int = world.value(
+        "SELECT count(*) FROM campaign_messages WHERE status IN ('queued', 'generating', 'sending')"
+    )
+    return count

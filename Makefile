@@ -1,6 +1,6 @@
 # Each target makes what it needs, from nothing but Python 3.11 to 3.13. `make` alone says what there is.
 .DEFAULT_GOAL := help
-.PHONY: help demo dev test test-fast crash-test bench lint format clean chromium pgbouncer
+.PHONY: help demo dev test test-fast crash-test distributed-test bench lint format clean chromium pgbouncer redis iproute2
 
 PYTHON ?= python3
 PORT ?= 3000
@@ -9,6 +9,8 @@ CRASH ?=
 BENCH ?=
 CHROMIUM ?= /usr/bin/chromium
 PGBOUNCER ?= /usr/sbin/pgbouncer
+REDIS ?= /usr/bin/redis-server
+DISTRIBUTED ?=
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
@@ -22,9 +24,10 @@ demo: $(READY) ## Send a made-up campaign through the real job, against sandbox 
 dev: $(READY) ## Dagster's UI on http://127.0.0.1:3000 (PORT=3001 for another port)
 	@$(BIN)/campaign-pipeline dev --port $(PORT)
 
-test: $(READY) chromium pgbouncer ## All tests, with a browser and a pooler from Debian's packages
+test: $(READY) chromium pgbouncer redis iproute2 ## All tests, with a browser and a pooler from Debian's packages
 	$(BIN)/python -m pytest campaign_pipeline_tests/browser  # one UI for all of them: not in two workers
-	$(BIN)/python -m pytest -n 2 --ignore campaign_pipeline_tests/browser
+	$(BIN)/python -m pytest campaign_pipeline_tests/distributed  # hosts of its own, which use both cores
+	$(BIN)/python -m pytest -n 2 --ignore campaign_pipeline_tests/browser --ignore campaign_pipeline_tests/distributed
 
 test-fast: $(READY) ## Core, SQL and adapters, without what starts servers of its own: the loop of a change
 	$(BIN)/python -m pytest -n 2 -m "not slow" campaign_pipeline_tests/core campaign_pipeline_tests/sql campaign_pipeline_tests/adapters
@@ -34,6 +37,12 @@ chromium: ## The browser of the UI's tests, from Debian's packages where we may 
 
 pgbouncer: ## The pooler that tests put before the database, from Debian's packages where we may install
 	@.ci/debian-package pgbouncer $(PGBOUNCER) "the tests through a pooler"
+
+redis: ## The broker of the tests on several hosts, from Debian's packages where we may install
+	@.ci/debian-package redis-server $(REDIS) "the tests on several hosts" REDIS
+
+iproute2: ## What makes their hosts (network namespaces), likewise
+	@.ci/debian-package iproute2 "$$(command -v ip || echo /usr/sbin/ip)" "the tests on several hosts" PATH
 
 crash-test: $(READY) ## Kill and suspend everything at random, and recount; leave it running (CRASH="--messages 20000 --kills 200 --seed 7")
 	$(BIN)/python -m campaign_pipeline_tests.crash.campaign $(CRASH)

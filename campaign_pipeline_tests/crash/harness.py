@@ -10,6 +10,7 @@ from typing import Any
 from uuid import UUID
 
 from campaign_pipeline.sandbox import SandboxProcess
+from campaign_pipeline.sandbox.server import Addresses
 from campaign_pipeline_tests.factories import World
 from campaign_pipeline_tests.guard import ONLY_THIS_MACHINE
 
@@ -31,7 +32,7 @@ STEP = timedelta(minutes=40)
 ROUNDS = 30
 
 
-def variables(url: str, sandbox: SandboxProcess, **more: str) -> dict[str, str]:
+def variables(url: str, sandbox: Addresses, **more: str) -> dict[str, str]:
     """The environment of a worker or of a Dagster run in a crash test."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("CAMPAIGN_", "DAGSTER_", "CRASH_", "PYTEST_"))}
     return kept | {

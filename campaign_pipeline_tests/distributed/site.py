@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -181,8 +182,10 @@ for port in {ports!r}:
     def wait_for_workers(self, *hosts: str) -> None:
         """Wait until the workers of these hosts take steps."""
         for host in hosts:
-            log = self.folder / f"worker-{host}.log"
-            wait_until(lambda log=log: "ready." in log.read_text(errors="replace"), f"the worker on {host} is ready")
+            wait_until(partial(self._is_ready, host), f"the worker on {host} is ready")
+
+    def _is_ready(self, host: str) -> bool:
+        return "ready." in (self.folder / f"worker-{host}.log").read_text(errors="replace")
 
     def start_run(self, *, shard_size: int, concurrency: int, batch_size: int = 1000) -> "subprocess.Popen[bytes]":
         """One run of the queue, its process on the hub."""

@@ -13,7 +13,6 @@ import argparse
 import math
 import random
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,6 +26,7 @@ from campaign_pipeline.adapters.embedded import EmbeddedServer
 from campaign_pipeline.sandbox import Behaviour, Fault, Kind, Latency, SandboxProcess
 from campaign_pipeline_tests.adapters.restarts import crash, own_database, own_server, start
 from campaign_pipeline_tests.crash.harness import (
+    Worker,
     many_messages,
     recover,
     start_worker,
@@ -104,7 +104,7 @@ def run(plan: Plan, server: EmbeddedServer, world: World, progress: Progress | N
     asleep: list[Sleeper] = []
     bar = progress.add_task("kills", total=len(events)) if progress else None
     with SandboxProcess(behaviour(plan)) as sandbox:
-        workers: list[subprocess.Popen[str]] = []
+        workers: list[Worker] = []
         try:
             for event in events:
                 workers = _living(workers)
@@ -124,19 +124,19 @@ def run(plan: Plan, server: EmbeddedServer, world: World, progress: Progress | N
             sleepers = [sleeper.process for sleeper in asleep]
             for worker in workers:
                 if worker not in sleepers:
-                    worker.kill()
-                    worker.communicate()
+                    worker.send_signal(signal.SIGKILL)
+                    worker.wait()
             # The cause is gone, what it did is not: texts half sent, answers lost, leases of the dead.
             sandbox.set_behaviour(replace(behaviour(plan), faults=()))
             moved = recover(world, sandbox, workers=2)
             _wake(asleep, math.inf)
             for sleeper in sleepers:
-                sleeper.communicate(timeout=90)
+                sleeper.wait(90)
             recover(world, sandbox, moved)
         finally:
             for worker in workers:
-                worker.kill()
-                worker.communicate()
+                worker.send_signal(signal.SIGKILL)
+                worker.wait()
         record = sandbox.record()
     return violations(world, record)
 
@@ -145,11 +145,11 @@ def run(plan: Plan, server: EmbeddedServer, world: World, progress: Progress | N
 class Sleeper:
     """A worker that is suspended."""
 
-    process: "subprocess.Popen[str]"
+    process: Worker
     until: float  # by this machine's clock
 
 
-def _stop(chance: random.Random, workers: "list[subprocess.Popen[str]]") -> Sleeper:
+def _stop(chance: random.Random, workers: list[Worker]) -> Sleeper:
     """Suspend a worker, for anything from a moment to three leases."""
     victim = chance.choice(workers)
     victim.send_signal(signal.SIGSTOP)
@@ -161,21 +161,18 @@ def _wake(asleep: list[Sleeper], now: float) -> list[Sleeper]:
     for sleeper in asleep:
         if sleeper.until <= now:
             sleeper.process.send_signal(signal.SIGCONT)
-    return [sleeper for sleeper in asleep if sleeper.until > now and sleeper.process.poll() is None]
+    return [sleeper for sleeper in asleep if sleeper.until > now and sleeper.process.exit_code is None]
 
 
-def _living(workers: "list[subprocess.Popen[str]]") -> "list[subprocess.Popen[str]]":
-    """Those that still work; the dead are buried."""
-    for worker in workers:
-        if worker.poll() is not None:
-            worker.communicate()
-    return [worker for worker in workers if worker.returncode is None]
+def _living(workers: list[Worker]) -> list[Worker]:
+    """Those that still work."""
+    return [worker for worker in workers if worker.exit_code is None]
 
 
 def _strike(
     event: str,
     chance: random.Random,
-    workers: "list[subprocess.Popen[str]]",
+    workers: list[Worker],
     server: EmbeddedServer,
     world: World,
     sandbox: SandboxProcess,

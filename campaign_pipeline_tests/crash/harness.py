@@ -1,8 +1,8 @@
 """What a crash test is made of: a world, a provider that remembers, workers that die, and a recount at the end."""
 
+import multiprocessing
 import os
-import subprocess
-import sys
+import signal
 from collections import Counter
 from collections.abc import Iterable
 from datetime import timedelta
@@ -11,10 +11,12 @@ from uuid import UUID
 
 from campaign_pipeline.sandbox import SandboxProcess
 from campaign_pipeline.sandbox.server import Addresses
+from campaign_pipeline_tests.crash import worker
 from campaign_pipeline_tests.factories import World
 from campaign_pipeline_tests.guard import ONLY_THIS_MACHINE
 
-WORKER = "campaign_pipeline_tests.crash.worker"
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload([worker.__name__])
 
 PATIENCE = {
     # Times are short where real time must pass, and long where the moved clock passes them.
@@ -47,24 +49,54 @@ def variables(url: str, sandbox: Addresses, **more: str) -> dict[str, str]:
     }
 
 
+class Worker:
+    """A process that works until the queue is dry.
+
+    It is forked from a server that has imported the pipeline: an interpreter's start and imports take longer than the
+    work of a test.
+    """
+
+    def __init__(self, environment: dict[str, str], url: str, *sizes: int) -> None:
+        self._end, theirs = _FORKS.Pipe(duplex=False)
+        self._process = _FORKS.Process(target=worker.run, args=(theirs, environment, url, *sizes), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        assert self._process.pid is not None
+        return self._process.pid
+
+    @property
+    def exit_code(self) -> int | None:
+        """None while it lives; negative where a signal ended it."""
+        return self._process.exitcode
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send it a signal, if it still lives."""
+        if self.exit_code is None:
+            os.kill(self.pid, number)
+
+    def wait(self, seconds: float = 120) -> int:
+        """Wait for its end; returns its exit code."""
+        self._process.join(seconds)
+        assert self.exit_code is not None, f"worker {self.pid} still runs after {seconds:.0f} s"
+        return self.exit_code
+
+    def finish(self) -> int:
+        """Wait for an end that is meant to be good; returns how many messages it claimed."""
+        answer = self._end.recv() if self._end.poll(90) else "it still runs after 90 s"
+        self.wait()
+        assert isinstance(answer, int), answer
+        return answer
+
+
 def start_worker(
     url: str, sandbox: SandboxProcess, *, batch: int = 100, shard: int = 50, concurrency: int = 10, **more: str
-) -> "subprocess.Popen[str]":
-    """Start a worker that works until the queue is dry."""
-    return subprocess.Popen(
-        [sys.executable, "-m", WORKER, url, str(batch), str(shard), str(concurrency)],
-        env=variables(url, sandbox, **more),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def finish(worker: "subprocess.Popen[str]") -> int:
-    """Wait for a worker that is meant to end well; returns how many messages it claimed."""
-    out, err = worker.communicate(timeout=90)
-    assert worker.returncode == 0, err[-3000:]
-    return int(out.strip().splitlines()[-1])
+) -> Worker:
+    """Start a worker; `more` are variables, such as where it dies."""
+    return Worker(variables(url, sandbox, **more), url, batch, shard, concurrency)
 
 
 def open_messages(world: World) -> int:
@@ -80,8 +112,8 @@ def recover(world: World, sandbox: SandboxProcess, moved: timedelta = timedelta(
     for _ in range(ROUNDS):
         moved += STEP
         world.move_clock(moved)
-        for worker in [start_worker(world.url, sandbox, concurrency=30, batch=1000, shard=500) for _ in range(workers)]:
-            finish(worker)
+        for helper in [start_worker(world.url, sandbox, concurrency=30, batch=1000, shard=500) for _ in range(workers)]:
+            helper.finish()
         if not open_messages(world):
             return moved
     left = world.all(
@@ -160,6 +192,8 @@ def _runs(world: World) -> list[str]:
 
 def many_messages(world: World, count: int, *, runs: int = 4, inboxes: int = 2, split: bool = True) -> list[UUID]:
     """Due messages spread over runs of some tenants, an inbox each; inserted at once."""
+    # Suspects of a death go out one at a time: half a second of "typing" a part would be most of a test.
+    world.insert("ai_message_splitter_config", delay_between_messages=1)
     tenants = [world.workspace() for _ in range(inboxes)]
     places = [(workspace, world.inbox(workspace)) for workspace in tenants]
     made = []

@@ -10,8 +10,9 @@ import asyncio
 import functools
 import os
 import signal
-import sys
+import traceback
 from collections.abc import Awaitable, Callable
+from multiprocessing.connection import Connection
 from typing import Any
 
 from campaign_pipeline.adapters.environment import DeliverySettings
@@ -97,17 +98,21 @@ async def work(url: str, batch_size: int, shard_size: int, concurrency: int) -> 
             return claimed
 
 
-def main() -> None:
-    """Entry point: URL, batch size, shard size, concurrency."""
-    url, *numbers = sys.argv[1:]
+def run(end: Connection, environment: dict[str, str], url: str, *sizes: int) -> None:
+    """Entry point of the process: sends how many messages were claimed, or the traceback of what went wrong.
+
+    `sizes` are the batch's, the shard's and the concurrency.
+    """
+    os.environ.clear()
+    os.environ.update(environment)
     if os.environ.get("CRASH_AT"):
         crash_at(os.environ["CRASH_AT"])
     if os.environ.get("STOP_AT"):
         crash_at(os.environ["STOP_AT"], signal.SIGSTOP)
     if os.environ.get("CRASH_FOR"):
         crash_for(os.environ["CRASH_FOR"])
-    print(run_async(work(url, *map(int, numbers))), flush=True)  # noqa: T201 (for whoever started us)
-
-
-if __name__ == "__main__":
-    main()
+    try:
+        end.send(run_async(work(url, *sizes)))
+    except BaseException:
+        end.send(traceback.format_exc())
+        raise

@@ -90,7 +90,7 @@ _CALLED: Final = re.compile(
 _POST_CODE: Final = re.compile(r"\d{5}-\d{3}\Z")
 
 _KEYS: Final = (_UUID, _PIX_CODE, _CNPJ, _CPF, _IBAN, _WALLET)
-_DOTTED: Final = re.compile(r"\w\.[A-Za-z]|://")
+_DOT_IN_A_WORD: Final = re.compile(r"\.[A-Za-z]")
 _MANY_DIGITS: Final = re.compile(r"\d(?:[^\d\n]{0,4}\d){4}")
 
 
@@ -160,9 +160,11 @@ def unknown_contact(text: str, known: KnownContacts) -> ContactRule | None:
 
 def may_have_contact(text: str) -> bool:
     """Whether a text is worth a closer look: most have nothing that a contact needs."""
-    return (
-        "@" in text or _DOTTED.search(text) is not None or _MANY_DIGITS.search(text) is not None or text.count("-") > 3
-    )
+    return "@" in text or _may_have_link(text) or _MANY_DIGITS.search(text) is not None or text.count("-") > 3
+
+
+def _may_have_link(text: str) -> bool:
+    return "://" in text or _DOT_IN_A_WORD.search(text) is not None
 
 
 def _unknown(text: str, known: KnownContacts) -> Iterator[ContactRule]:
@@ -171,7 +173,7 @@ def _unknown(text: str, known: KnownContacts) -> Iterator[ContactRule]:
     if "@" in text:
         yield from _unknown_emails(text, known)
         text = _EMAIL.sub(" ", text)
-    if _DOTTED.search(text):
+    if _may_have_link(text):
         if any(not _is_known_link(link[0], known) for link in _LINK.finditer(text)):
             yield "unknown_link"
         text = _LINK.sub(" ", text)

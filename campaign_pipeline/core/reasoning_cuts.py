@@ -7,7 +7,7 @@ Every pattern here is linear in the text, or looks at a bounded number of charac
 import re
 from typing import Final
 
-from campaign_pipeline.core.text_rules import TextProblem, fold
+from campaign_pipeline.core.text_rules import TextProblem, fold, has_any
 
 _NAMES: Final = (
     r"think(?:ing)?|thoughts?|thought_process|chain_of_thought|cot|reason(?:ing)?|reflection|reflex[aã]o|analysis|"
@@ -29,6 +29,9 @@ _ANSWER_MARK: Final = re.compile(
     rf"(?:<[|｜]|<)(?P<close>/?)(?:(?P<end>end)_of_|begin_of_)?(?:{_ANSWER_NAMES})(?:\s[^<>\n]{{0,100}})?[|｜]?>",
     re.IGNORECASE,
 )
+_MARKS: Final = "<[◁＜⟨"
+"""Every mark and token of reasoning begins with one of these; without any of them most steps have nothing to do."""
+
 _DETAILS: Final = re.compile(r"</?details\b[^<>]{0,300}>", re.IGNORECASE)
 _TOOL_CALL: Final = re.compile(
     r"<\|?/?(?:tool|function)[_▁](?:calls?|response|results?)\b|\[/?TOOL_(?:CALLS?|RESULTS?)\]|<｜tool▁", re.IGNORECASE
@@ -81,6 +84,7 @@ _BROKEN_TOKEN: Final = re.compile(r"<(?:[|｜][^<>\n]{0,60}|/?(?P<word>[a-z_]{1,
 _TOKEN_WORDS: Final = ("thinking", "thought", "reasoning", "s", "eos", "bos", "pad", "end_of_turn", "endoftext")
 
 # A turn that the model wrote for somebody else, in the words of a training set.
+_IMAGINED_TURN_HAS: Final = ("\n##", "human:", "user:", "assistant:")
 _IMAGINED_TURN: Final = re.compile(
     r"(?<=\S)\s{0,4}\n(?:#{2,4} (?:instruction|instrucao|input|response|resposta|user|human|assistant)\b|(?:human|"
     r"user|assistant):)",
@@ -144,12 +148,15 @@ def without_reasoning(text: str) -> str:
     Raises TextProblem: `reasoning` where it is not sure what of the answer is the message, `control_tokens` where
     nothing but tokens, or a call of a tool, is there.
     """
-    if _TOOL_CALL.search(text):
-        raise TextProblem("control_tokens", "The model answered with a call of a tool instead of a text.")
-    text = _final_channel(text)
-    text = _without_marked(text)
-    text = _inside_answer_marks(text)
-    text = _without_tokens(text)
+    if has_any(text, _MARKS):
+        if _TOOL_CALL.search(text):
+            raise TextProblem("control_tokens", "The model answered with a call of a tool instead of a text.")
+        text = _final_channel(text)
+        text = _without_marked(text)
+        text = _inside_answer_marks(text)
+        text = _without_tokens(text)
+    else:
+        text = _without_imagined_turn(_after_glued_channel(text))
     return _without_announced(text)
 
 
@@ -161,10 +168,7 @@ def _final_channel(text: str) -> str:
     """The content of the last `final` channel, where the answer has channels."""
     channels = list(_CHANNEL.finditer(text))
     if not channels:
-        folded = fold(text)
-        if folded.startswith("analysis") and (finals := list(_GLUED_FINAL.finditer(folded))):
-            return text[finals[-1].end() :]
-        return text
+        return _after_glued_channel(text)
     final = next((found for found in reversed(channels) if found["name"].lower() == "final"), None)
     if final is None:
         raise _unsure("has no final channel")
@@ -172,6 +176,14 @@ def _final_channel(text: str) -> str:
     begin = start.end() if start else final.end()
     end = _CONTENT_END.search(text, begin)
     return text[begin : end.start() if end else len(text)]
+
+
+def _after_glued_channel(text: str) -> str:
+    """What stands behind "assistantfinal", where a server stripped the tokens of an answer with channels."""
+    folded = fold(text)
+    if folded.startswith("analysis") and (finals := list(_GLUED_FINAL.finditer(folded))):
+        return text[finals[-1].end() :]
+    return text
 
 
 def _without_marked(text: str) -> str:
@@ -235,12 +247,19 @@ def _without_tokens(text: str) -> str:
         text = _own_turn(text, tokens)
         if not text.strip():
             raise TextProblem("control_tokens", "The model answered with control tokens and no text.")
-    if imagined := _IMAGINED_TURN.search(text):
-        text = text[: imagined.start()]
+    text = _without_imagined_turn(text)
     broken = _BROKEN_TOKEN.search(text)
     if broken and (broken["word"] is None or any(word.startswith(broken["word"].lower()) for word in _TOKEN_WORDS)):
         text = text[: broken.start()]
     return text
+
+
+def _without_imagined_turn(text: str) -> str:
+    folded = fold(text)
+    if not has_any(folded, _IMAGINED_TURN_HAS):
+        return text
+    imagined = _IMAGINED_TURN.search(text)
+    return text[: imagined.start()] if imagined else text
 
 
 def _tokens(text: str) -> list[re.Match[str]]:

@@ -15,7 +15,7 @@ from typing import Final
 from campaign_pipeline.core.contacts import KnownContacts, known_in, may_have_contact, unknown_contact
 from campaign_pipeline.core.json_answers import looks_like_json
 from campaign_pipeline.core.reasoning_cuts import GREETING
-from campaign_pipeline.core.text_rules import TextProblem, fold
+from campaign_pipeline.core.text_rules import TextProblem, fold, has_any
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,7 @@ _BRACKETED: Final = (
     ("$", re.compile(r"(?<![\w$])\$\{?[^\W\d_][\w.]{1,40}\}?(?![\w$])")),
     ("@{", re.compile(r"(?<![\w@])@\{[^{}\n]{1,40}\}")),
 )
+_BRACKETS_OPEN: Final = re.compile(r"[{\[<%【〔〖［「『⟦⟨｛#$@]")  # how each of these begins
 _BLANKS: Final = (  # each with what has to be there before it is looked for
     ("___", re.compile(r"(?<!_)_{3,}(?!_)")),  # a blank to be written on
     ("......", re.compile(r"(?<![.\w])\.{6,}(?![.\w])")),
@@ -122,8 +123,9 @@ _BLANKS: Final = (  # each with what has to be there before it is looked for
     ("r$", re.compile(r"R\$\s?[Xx_]{1,}(?![A-Za-z])")),
     ("0000", re.compile(r"(?<![\d.,])(?:\(\d{2}\)[ ]?)?(?:0{4,5}-0{4}|(?<=[)] )0{8,9}|(?<=[)])0{8,9})(?!\d)")),
     ("9999", re.compile(r"(?<![\d.,])(?:\(?\d{2}\)?[ ]?)?9{4,5}-9{4}(?!\d)")),
-    ("-", re.compile(r"(?<![\d.,])(?:\(?\d{2}\)?[ ]?)?(?:1234-5678|12345-6789|91234-5678)(?!\d)")),
+    ("1234", re.compile(r"(?<![\d.,])(?:\(?\d{2}\)?[ ]?)?(?:1234-5678|12345-6789|91234-5678)(?!\d)")),
 )
+_BLANKS_HAVE: Final = tuple({needed: None for needed, _ in _BLANKS})
 # What stands in such brackets and is no field: editor's marks, kinds of attachment.
 _HARMLESS: Final = frozenset(
     {"sic", "ok", "pdf", "video", "audio", "foto", "imagem", "gif", "spoiler", "novo", "novidade", "gratis"}
@@ -174,29 +176,52 @@ _GREETED_FIELD: Final = re.compile(
 )
 
 
+_GREETED_FIELD_HAS: Final = ("nome", "name", "nombre", "lead", "fulan")
+_ALONE_HAS: Final = ("seu ", "sua ", "your ", "tu ", "nome d")
+
+
 def has_placeholder(text: str, known: Known = NOTHING_KNOWN) -> bool:
     """Whether a field was not filled in. Links are looked at only for double brackets."""
-    if any(not known.has(found[0][2:-2]) for found in _DOUBLE.finditer(text)):
+    bracketed = _BRACKETS_OPEN.search(text) is not None
+    if bracketed and any(not known.has(found[0][2:-2]) for found in _DOUBLE.finditer(text)):
         return True
     plain = _MARKDOWN_LINK.sub(" ", text) if "[" in text else text
     if "/" in plain or "www." in plain:
         plain = _URL.sub(" ", plain)
     folded = fold(plain)
     return (
-        any(
-            _is_field(found[0], known)
-            for needed, each in _BRACKETED
-            if needed in plain
-            for found in each.finditer(plain)
+        (
+            bracketed
+            and any(
+                _is_field(found[0], known)
+                for needed, each in _BRACKETED
+                if needed in plain
+                for found in each.finditer(plain)
+            )
         )
-        or any(
-            not known.has(found[0]) for needed, each in _BLANKS if needed in folded for found in each.finditer(plain)
+        or (
+            has_any(folded, _BLANKS_HAVE)
+            and any(
+                not known.has(found[0])
+                for needed, each in _BLANKS
+                if needed in folded
+                for found in each.finditer(plain)
+            )
         )
-        or any(_is_named_field(found, known) for found in (*_PARENTHESES.finditer(folded), *_COLONS.finditer(folded)))
-        or any(not known.has(found["field"] or found[0]) for found in _GREETED_FIELD.finditer(folded))
-        or any(
-            _ALONE.fullmatch(line.strip(" ,.-–—*_")) for line in folded.split("\n") if len(line) <= _LONGEST_SIGNATURE
-        )
+        or ("(" in folded and any(_is_named_field(found, known) for found in _PARENTHESES.finditer(folded)))
+        or (":" in folded and any(_is_named_field(found, known) for found in _COLONS.finditer(folded)))
+        or _has_field_in_words(folded, known)
+    )
+
+
+def _has_field_in_words(folded: str, known: Known) -> bool:
+    """Whether a greeting or a signature has the name of a field in place of a name."""
+    if has_any(folded, _GREETED_FIELD_HAS) and any(
+        not known.has(found["field"] or found[0]) for found in _GREETED_FIELD.finditer(folded)
+    ):
+        return True
+    return has_any(folded, _ALONE_HAS) and any(
+        _ALONE.fullmatch(line.strip(" ,.-–—*_")) for line in folded.split("\n") if len(line) <= _LONGEST_SIGNATURE
     )
 
 
@@ -217,6 +242,8 @@ _EMPTY_VALUE: Final = re.compile(
     r"(?<![\w.@/#'\"“-])(?:None|null|NULL|Null|undefined|Undefined|NaN|nan|N/A|n/a|#N/A|#REF!|\[object Object\]|"
     r"\(vazio\)|\(null\)|\(none\))(?![\w@/'\"”]|[.-]\w)"
 )
+_EMPTY_VALUE_HAS: Final = ("none", "null", "undefined", "nan", "n/a", "#ref!", "[object", "(vazio)")
+_ODD_COMMA: Final = re.compile(r"[,\s]\s{0,2}[!?;.,…]")  # what stands where a name is missing
 _NOBODY: Final = re.compile(
     r"(?:^|[\n.!?] ?)(?:ola|oi|oie|bom dia|boa tarde|boa noite|prezad[oa]s?|car[oa]s?|hola|hello|"
     r"dear)(?:,\s{0,2}[!?;]|,\s{0,2}(?:\.{3}|…)\s?,|,\s{0,2}\.(?!\.)| ,|,,|, ,|\s+[!,;](?!\w))"
@@ -224,9 +251,11 @@ _NOBODY: Final = re.compile(
 
 
 def _has_empty_value(text: str, known: Known) -> bool:
-    if any(not known.has(found[0]) for found in _EMPTY_VALUE.finditer(text)):
+    folded = fold(text)
+    if has_any(folded, _EMPTY_VALUE_HAS) and any(not known.has(found[0]) for found in _EMPTY_VALUE.finditer(text)):
         return True
-    return _NOBODY.search(fold(text[:300])) is not None
+    head = folded[:300]
+    return _ODD_COMMA.search(head) is not None and _NOBODY.search(head) is not None
 
 
 # Several versions ----------------------------------------------------------------------------------------------------
@@ -241,13 +270,17 @@ _OPTION: Final = re.compile(
     r"[^\n]{0,80}?(?:[:.)\-–—*_]|$)",
     re.MULTILINE,
 )
+_OPTION_HAS: Final = (
+    *("opca", "opco", "option", "versa", "versi", "varia", "alternativ", "sugest", "suggest", "mensa", "message"),
+    *("exemplo", "modelo", "texto", "abordagem"),
+)
 _OR_LINE: Final = re.compile(r"\n[*_\-–( \t]{0,6}(?:ou|or|o bien|ou entao|ou ainda)[*_\-–):,. \t]{0,6}\n")
 _HELLO: Final = re.compile(r"[^\w\n]{0,6}(?:ola|oi|oie|prezad[oa]s?|car[oa]|hola|hello|hi|dear)\b[ ,!]")
 _PARAGRAPH: Final = re.compile(r"\n[ \t]*\n")
 
 
 def _has_options(folded: str) -> bool:
-    labels = list(_OPTION.finditer(folded))
+    labels = list(_OPTION.finditer(folded)) if has_any(folded, _OPTION_HAS) else []
     numbers = {label["number"] or label["ordinal"] for label in labels}
     if len(numbers) > 1:
         # A list of plans inside a message has its greeting before it; versions of a message each have their own.
@@ -311,13 +344,20 @@ _LACKS_DATA: Final = re.compile(
     r"mensaje)|(?:do|sobre o|about the|of the) lead\b|(?<=foram )fornecid[oa]s|fornecid[oa]s? (?:sobre|do|para))"
     r"|\bnao (?:foram|foi) fornecid[oa]s?\b[^.!?\n]{0,40}\b(?:dados|informac\w+|detalhes|contexto)\b"
 )
+_CANNOT_HAS: Final = ("nao ", "i can", "able to", "no puedo", "no me es", "no podre", "recuso-me", "nego-me")
+_NO_MODEL_CAN: Final = ("nao ", "cant", "cannot", "can't", "can’t", "don't have", "no puedo")
+_REFUSALS: Final = (  # each with words of which the pattern needs one: to look for those is quicker by far
+    (_CANNOT_HAS, _REFUSAL),
+    (("modelo de l", "language model", "ai model", *_NO_MODEL_CAN), _AS_A_MODEL),
+    (("informac", "dados", "detalhes", "information", "details", "data", "context", "datos"), _LACKS_DATA),
+)
 _READ_FOR_REFUSAL: Final = 1_500
 
 
 def _is_refusal(folded: str) -> bool:
     """Whether a text says that it is no message: what it says of itself stands at its beginning."""
     head = folded[:_READ_FOR_REFUSAL]
-    return any(pattern.search(head) for pattern in (_REFUSAL, _AS_A_MODEL, _LACKS_DATA))
+    return any(pattern.search(head) for needed, pattern in _REFUSALS if has_any(head, needed))
 
 
 # Emptiness -----------------------------------------------------------------------------------------------------------

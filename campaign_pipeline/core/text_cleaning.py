@@ -13,7 +13,7 @@ from typing import Final
 
 from campaign_pipeline.core.json_answers import looks_like_json, message_in_json
 from campaign_pipeline.core.reasoning_cuts import GREETING, without_reasoning
-from campaign_pipeline.core.text_rules import LONGEST_ANSWER, ChangeRule, TextProblem, fold
+from campaign_pipeline.core.text_rules import LONGEST_ANSWER, ChangeRule, TextProblem, fold, has_any
 
 _LINE_ENDS: Final = re.compile("\r\n|[\r\u2028\u2029\x85]")
 _UNSENDABLE: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufeff]")
@@ -378,11 +378,14 @@ def _preamble_end(text: str) -> int:
     line, _, _ = folded.partition("\n")
     if _RULE.match(line):
         return len(line)
-    introduction = _introduction_end(folded, line) if len(line) <= _LONGEST_REMARK else 0
     if GREETING.match(folded):
+        if len(line) > _LONGEST_REMARK or not line.rstrip(" *_").endswith(":"):
+            return 0
         # "Olá! Claro, aqui está a mensagem:" greets whoever asked; the message greets its reader itself.
+        introduction = _introduction_end(folded, line)
         is_remark = introduction == len(line) and GREETING.match(folded, _skip_blank(folded, introduction))
-        return introduction if is_remark and line.rstrip(" *_").endswith(":") else 0
+        return introduction if is_remark else 0
+    introduction = _introduction_end(folded, line) if len(line) <= _LONGEST_REMARK else 0
     for label in (_SURE_LABEL, _SURE_SPEAKER):
         if found := label.match(folded):
             return found.end()
@@ -453,6 +456,11 @@ _OFFER: Final = re.compile(
     r"mensagem|tom\b))"
     r"|\b(?:fique|sinta-se) a vontade para " + _EDIT + r"\b|\bfeel free to " + _EDIT + r"\b"
 )
+_OFFER_HAS: Final = (  # what is offered: an edit, or another version
+    *("ajust", "adapt", "modif", "alter", "reescr", "refac", "encurt", "resum", "mude", "muda", "mudo", "edit"),
+    *("revis", "personaliz", "tweak", "adjust", "change", "rewrite", "shorten", "refine", "customi", "cambi", "acort"),
+    *("vers", "opc", "option", "varia", "mensa", "messag", "texto"),
+)
 _GOOD_WISH: Final = re.compile(
     r"\W{0,20}(?:(?:eu )?espero que (?:isso |essa mensagem |esta mensagem |a mensagem |o texto |esse texto |te |"
     r"lhe |isto )?"
@@ -507,7 +515,7 @@ def _without_closing(text: str) -> str:
     """Without "Espero que ajude! Quer que eu ajuste o tom?" and notes on the text behind the message."""
     for _ in range(_MOST_REMARKS):
         head, gap, last = _last_paragraph(text)
-        folded = fold(last)
+        folded = fold(text)[len(text) - len(last) :]  # of the whole text, which the other steps fold too
         if head and _is_remark(folded):
             text = head
             continue
@@ -533,15 +541,21 @@ def _last_paragraph(text: str) -> tuple[str, str, str]:
 def _is_remark(paragraph: str) -> bool:
     if _RULE.match(paragraph) and "_" not in paragraph:
         return True
-    if len(paragraph) > 3 * _LONGEST_REMARK or _OPT_OUT.search(paragraph):
+    if len(paragraph) > 3 * _LONGEST_REMARK:
         return False
-    if _COUNT.fullmatch(paragraph) or _is_comment(paragraph):
-        return True
-    sentences = [each for each in _SENTENCE.findall(paragraph) if any(char.isalnum() for char in each)]
-    remarks = [bool(_GOOD_WISH.fullmatch(each)) or _is_offer(each) for each in sentences]
-    return any(remarks) and all(
-        remark or _FEEDBACK.fullmatch(each) for remark, each in zip(remarks, sentences, strict=True)
-    )
+    is_remark = _COUNT.fullmatch(paragraph) or _is_comment(paragraph) or _are_remarks(paragraph)
+    return bool(is_remark) and not _OPT_OUT.search(paragraph)
+
+
+def _are_remarks(paragraph: str) -> bool:
+    """Whether all sentences of a paragraph speak to whoever asked for the message."""
+    found = False
+    for sentence in _SENTENCE.findall(paragraph):
+        if _GOOD_WISH.fullmatch(sentence) or _is_offer(sentence):
+            found = True
+        elif any(map(str.isalnum, sentence)) and not _FEEDBACK.fullmatch(sentence):
+            return False
+    return found
 
 
 def _is_comment(paragraph: str) -> bool:
@@ -557,6 +571,8 @@ def _is_offer(sentence: str) -> bool:
 
 def _offer_at_end(paragraph: str) -> int:
     """Where the offers that end a paragraph begin; 0 where it ends with none, or is nothing else."""
+    if not has_any(paragraph, _OFFER_HAS):
+        return 0
     spans = [found.span() for found in _SENTENCE.finditer(paragraph) if found[0].strip()]
     cut = len(paragraph)
     for start, end in reversed(spans[1:]):
@@ -610,7 +626,7 @@ def _without_blocks(text: str, markup: Markup) -> str:
         text = _MD_REFERENCE.sub("", text)
     if text.startswith(">") and _MD_QUOTED.fullmatch(text):
         text = _MD_QUOTE_MARK.sub("", text)
-    if any(mark in text for mark in _RULE_MARKS):
+    if has_any(text, _RULE_MARKS):
         text = _MD_RULE_LINE.sub("", text)
         text = _MD_UNDERSCORE_RULE.sub("\n", text)
     if "#" in text:

@@ -142,8 +142,11 @@ class Doctor(Operator):
         """Runs that wait, by cause: one finding a cause."""
         runs: dict[tuple[str, str], list[str]] = {}
         names = {row["run_id"]: row["name"] for row in self._all("list_running_runs")}
+        held = False  # by a person, as pauses_by_hand tells
         for state in self.states(max_age).values():
-            if state.wait is not None and state.wait.code != "paused_by_person":
+            if state.wait is not None and state.wait.code == "paused_by_person":
+                held = True
+            elif state.wait is not None:
                 key = (state.wait.code, state.wait.reason)
                 runs.setdefault(key, []).append(names[state.run_id] or "unnamed")
         for (code, reason), waiting in list(runs.items())[: 2 * SHOWN]:
@@ -152,7 +155,11 @@ class Doctor(Operator):
             found = f"{who}: {reason}"
             yield Finding("waiting runs", State.FINE if passes else State.STOPS, found, _sentence(step_of_wait(code)))
         if not runs:
-            yield Finding("waiting runs", State.FINE, f"none of {len(names)} running runs waits")
+            yield Finding(
+                "waiting runs",
+                State.FINE,
+                f"{len(names)} are running, none waits for anything" + (" else" if held else ""),
+            )
 
     def overdue(self, overdue: timedelta) -> Finding:
         """Messages that nothing keeps, and that nobody takes."""

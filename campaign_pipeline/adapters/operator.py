@@ -64,8 +64,8 @@ class Operator(Operations):
         low, high = _bounds(text)
         rows = self._all("find_by_prefix", kind=kind, low=low, high=high, called=text)
         if not rows:
-            named = "" if kind == "message" else " or a name"
-            raise OperatorError(f"There is no {kind} {text!r}: give an id, the beginning of one{named}.")
+            named = "" if kind == "message" else ", or a name"
+            raise OperatorError(f"There is no {kind} {text!r}: give an id or the beginning of one{named}.")
         if len(rows) > 1:
             several = ", ".join(f"{row['name'] or 'unnamed'} ({row['id']})" for row in rows)
             raise OperatorError(f"{text!r} is not the only {kind} of its kind: {several}. Give more of the id.")
@@ -205,6 +205,20 @@ class Operator(Operations):
             if row["gap_seconds"] or row["daily_limit"] is not None
         }
         return forecast(now, plans, inboxes, campaigns, hours)
+
+    def describe_claim(self, claimed: Sequence[tuple[UUID, UUID | None]]) -> list[dict[str, Any]]:
+        """What a claim of these messages (with their inboxes) is, by run and inbox: names, texts to write, their cost.
+
+        `usd_a_text` is what texts of the campaign cost in the last week; None where none was written.
+        """
+        ids, inboxes = [message for message, _ in claimed], [inbox for _, inbox in claimed]
+        return self._all("describe_claim", ids=ids, inbox_ids=inboxes)
+
+    def due_by_run(self) -> dict[UUID, int]:
+        """How many messages of each running run are due now, up to 10,000 of each."""
+        now = self.now()
+        runs = [row["run_id"] for row in self._all("list_running_runs")]
+        return {run: each.messages for run, each in self.backlog(dict.fromkeys(runs, now)).items()}
 
     # Acting ---------------------------------------------------------------------------------------------------------
 

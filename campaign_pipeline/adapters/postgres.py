@@ -168,9 +168,15 @@ class Queue(Statements):
 
     async def claim_batch(self, options: BatchOptions) -> Batch:
         """Give back dead leases, expire, spread, and lease up to `batch_size` due messages, all in one transaction."""
+        return await self._claim(options, keep=True)
 
+    async def try_claim(self, options: BatchOptions) -> Batch:
+        """What `claim_batch` would do now; all of it is rolled back."""
+        return await self._claim(options, keep=False)
+
+    async def _claim(self, options: BatchOptions, *, keep: bool) -> Batch:
         async def call() -> Batch:
-            async with self._connection() as connection, connection.transaction():
+            async with self._connection() as connection, connection.transaction(force_rollback=not keep):
                 # A claimer that falls asleep or vanishes in the middle must not keep its rows from everybody else.
                 # One statement: results in binary form, which some sessions need, allow no more.
                 await connection.execute(

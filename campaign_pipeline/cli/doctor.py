@@ -51,7 +51,7 @@ def doctor(as_json: bool) -> None:
     stops = sum(row["state"] == "stops" for row in rows)
     if not as_json:
         look = sum(row["state"] == "look" for row in rows)
-        click.echo(f"{stops} things keep messages from going out; {look} more are worth a look.")
+        click.echo(f"Keep messages from going out: {stops}. Worth a look: {look}.")
     sys.exit(1 if stops else 0)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,8 @@ import click
 from campaign_pipeline.adapters.environment import DeliverySettings, Environment, SettingError
 from campaign_pipeline.cli import output
 from campaign_pipeline.cli.errors import Trouble
+from campaign_pipeline.cli.options import json_option
+from campaign_pipeline.cli.queue import queue_url
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -45,20 +48,26 @@ _SHOWN_WAITS = 20
 @click.option(
     "--in-process", is_flag=True, help="All steps in one process, one after another: quickest for few messages."
 )
-def process(batch_size: int, shard_size: int, concurrency: int, in_process: bool) -> None:
+@click.option("--dry-run", is_flag=True, help="Only say what would be claimed and what keeps the rest.")
+@json_option
+def process(batch_size: int, shard_size: int, concurrency: int, in_process: bool, dry_run: bool, as_json: bool) -> None:
     """Send one batch of what is due.
 
     This is one run of the job process_campaign_queue. With DAGSTER_HOME set, the run is kept there; else
-    where `dev` shows it.
+    where `dev` shows it. With --dry-run nothing is claimed, written or sent.
     """
-    from campaign_pipeline.adapters.database import queue_url
-    from campaign_pipeline.launch import JobConfig, JobProcess, follow, interrupted_by_signals, uninterrupted
+    if as_json and not dry_run:
+        raise click.UsageError("--json goes with --dry-run.")
+    if dry_run:
+        _dry_run(batch_size, as_json=as_json)
+        return
+    from campaign_pipeline.launch import JobConfig, JobProcess, follow, interrupted_by_signals
 
     console = output.console()
     DeliverySettings.from_environment()
     environment = Environment.read()
-    with console.status("Connecting to the database"), uninterrupted():
-        url = queue_url(environment)
+    with console.status("Connecting to the database"):
+        url = queue_url()
         folder = dagster_home(environment)
     variables = {**os.environ, "CAMPAIGN_HOME": str(environment.home)}
     config = JobConfig(batch_size, shard_size, concurrency, in_process)
@@ -70,15 +79,71 @@ def process(batch_size: int, shard_size: int, concurrency: int, in_process: bool
         raise Trouble(" ".join(result.failures) + f" (Dagster's log: {log_file})")
 
 
+def _dry_run(batch_size: int, *, as_json: bool) -> None:
+    """Say what a batch would claim now, through which inboxes, what it would cost, and what keeps the rest."""
+    import asyncio
+
+    from campaign_pipeline.adapters.operator import Operator
+    from campaign_pipeline.adapters.postgres import BatchOptions, Queue
+    from campaign_pipeline.core.next_steps import step_of_wait
+
+    settings = DeliverySettings.from_environment()
+    options = BatchOptions(
+        batch_size=batch_size,
+        owner="dry run",
+        lease_seconds=settings.lease_seconds,
+        max_age=settings.max_age,
+        max_wait_seconds=settings.max_inline_wait_seconds,
+    )
+    url = queue_url()
+    batch = asyncio.run(Queue(url).try_claim(options))
+    waits = {wait.run_id: wait for wait in batch.waits}
+    with Operator(url) as desk:
+        claimed = desk.describe_claim([(row.message_id, row.inbox_id) for row in batch.rows])
+        due = desk.due_by_run()
+        names = {row["run_id"]: row["name"] for row in desk.runs(settings.max_age, ["running"], shown=10_000)}
+    for row in claimed:
+        row["usd"] = None if row["usd_a_text"] is None else row["to_write"] * float(row["usd_a_text"])
+    taken = Counter(row.run_id for row in batch.rows)
+    kept = [
+        {
+            "run_id": run_id,
+            "run": names.get(run_id),
+            "messages": count - taken[run_id],
+            "why": wait.reason if (wait := waits.get(run_id)) else "more is due than the batch or the pace takes now",
+            "todo": step_of_wait(wait.code) if wait else "nothing: the next batches take it",
+        }
+        for run_id, count in due.items()
+        if count > taken[run_id]
+    ]
+    skipped = {"too_old": batch.expired, "suppressed": batch.suppressed, "foreign_workspace": batch.foreign}
+    skipped |= {"number_contacted": batch.contacted, "run_cancelled": batch.cancelled}
+    if as_json:
+        output.show_json({"claimed": claimed, "kept": kept, "ended_or_put_off": skipped})
+        return
+    columns = {"run": "run", "inbox": "through", "messages": "messages", "to_write": "texts to write"}
+    columns |= {"usd": "US$, about"}
+    output.show(claimed, columns, as_json=False, empty="A batch would claim nothing now.")
+    for code, count in skipped.items():
+        if count:
+            click.echo(f"{count:,} messages would be ended or put off: {code}.")
+    if kept:
+        columns = {"run": "run", "messages": "kept", "why": "why", "todo": "what to do"}
+        output.print_tables("", output.table_of(kept, columns, "What keeps the rest"))
+    click.echo("Nothing was changed.")
+
+
 def dagster_home(environment: Environment) -> Path:
     """The person's own DAGSTER_HOME, else ours."""
     from campaign_pipeline.adapters.dagster_home import write_dagster_home
     from campaign_pipeline.adapters.database import dagster_storage_url
+    from campaign_pipeline.launch import uninterrupted
 
     own = os.environ.get("DAGSTER_HOME", "").strip()
     if own and not (Path(own).is_absolute() and Path(own).is_dir()):
         raise SettingError(f"DAGSTER_HOME is {own}, but must be the absolute path of a folder that exists.")
-    return Path(own) if own else write_dagster_home(environment.home, dagster_storage_url(environment))
+    with uninterrupted():
+        return Path(own) if own else write_dagster_home(environment.home, dagster_storage_url(environment))
 
 
 def _show_result(console: Console, result: JobResult, url: str) -> None:

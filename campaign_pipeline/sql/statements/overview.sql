@@ -255,3 +255,28 @@ SELECT c.id AS config_id, c.start_time::text AS start_time, c.end_time::text AS 
        s.weekdays, s.holidays
 FROM public.campaign_configs c LEFT JOIN campaign_pipeline.campaign_settings s ON s.config_id = c.id
 WHERE c.is_active ORDER BY c.id;
+
+-- name: describe_claim
+-- A claim by run and inbox: how many messages, how many of them need a text, and what a text of the campaign cost on
+-- the average of the last week (of its workspace's, where it wrote none; null: nobody knows).
+WITH claimed AS (
+    SELECT m.run_id, u.inbox_id, m.generated_message IS NULL AS unwritten
+    FROM unnest(%(ids)s::uuid[], %(inbox_ids)s::uuid[]) AS u (id, inbox_id)
+    JOIN public.campaign_messages m ON m.id = u.id
+), costs AS (
+    SELECT c.workspace_id, c.id AS config_id, sum(m.ai_cost_usd) AS usd, count(*) AS texts
+    FROM public.campaign_messages m
+    JOIN public.campaign_runs r ON r.id = m.run_id JOIN public.campaign_configs c ON c.id = r.config_id
+    WHERE m.finished_at > campaign_pipeline.campaign_now() - interval '168 hours' AND m.ai_cost_usd IS NOT NULL
+    GROUP BY c.workspace_id, c.id
+)
+SELECT claimed.run_id, COALESCE(NULLIF(r.name, ''), 'unnamed') AS run, claimed.inbox_id, b.name AS inbox,
+       count(*) AS messages, count(*) FILTER (WHERE claimed.unwritten) AS to_write,
+       COALESCE((SELECT k.usd / k.texts FROM costs k WHERE k.config_id = c.id),
+                (SELECT sum(k.usd) / sum(k.texts) FROM costs k WHERE k.workspace_id = c.workspace_id)) AS usd_a_text
+FROM claimed
+JOIN public.campaign_runs r ON r.id = claimed.run_id
+LEFT JOIN public.campaign_configs c ON c.id = r.config_id
+LEFT JOIN public.inboxes b ON b.id = claimed.inbox_id
+GROUP BY claimed.run_id, r.name, claimed.inbox_id, b.name, c.id, c.workspace_id
+ORDER BY run, inbox, claimed.run_id;

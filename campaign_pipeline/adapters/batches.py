@@ -1,6 +1,6 @@
 """One batch's messages, found by their ids: what became of them, and what steps hold that have ended."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from uuid import UUID
 
 from campaign_pipeline.adapters.postgres import Statements
@@ -26,3 +26,7 @@ class Batches(Statements):
         """What the messages are now."""
         (row,) = await self._all("count_batch", ids=[UUID(each) for each in message_ids])
         return BatchCounts(**row)
+
+    async def campaigns(self, run_ids: Iterable[UUID]) -> list[str]:
+        """The names of these campaign runs, each once."""
+        return [row["name"] for row in await self._all("name_runs", run_ids=list(run_ids))]

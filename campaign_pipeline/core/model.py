@@ -344,6 +344,7 @@ class ShardReport:
 
     key: str
     inbox_id: str
+    inbox_name: str = ""  # as people call it; empty: not known
     claimed: int = 0  # messages of the shard; every one of them is in one of the counts below
     sent: int = 0
     failed: int = 0
@@ -364,6 +365,11 @@ class ShardReport:
     send_ms: list[int] = field(default_factory=list)
     seconds: float = 0.0
     stopped_by: str | None = None  # why the shard ended early
+
+    @property
+    def inbox(self) -> str:
+        """The inbox in words."""
+        return f"Inbox {self.inbox_name or self.inbox_id}"
 
     def count(self, status: str, code: str, message_id: str, reason: str, error_class: str | None = None) -> None:
         """Count one message that ended other than sent, and keep a few of its kind to look up."""

@@ -94,10 +94,9 @@ def lines_of(kind: Kind, concern: Concern, since: datetime, now: datetime) -> li
 
 
 def over_line(notice: Standing, now: datetime, sent: int) -> str:
-    """Which cause is over, how long it lasted, and what went out since it began."""
+    """How long what is over has lasted, and what went out since it began."""
     went = f" {sent} messages of the campaigns it held went out since it began." if notice.run_ids else ""
-    lasted = f"it lasted {span(now - notice.since)}, since {notice.since:%Y-%m-%d %H:%M} UTC"
-    return f"{notice.title}: this is over; {lasted}.{went}"
+    return f"It lasted {span(now - notice.since)}, since {notice.since:%Y-%m-%d %H:%M} UTC.{went}"
 
 
 def listed(names: Sequence[str]) -> str:

@@ -62,7 +62,8 @@ class ShardWorker:
     report: ShardReport = field(init=False)
 
     def __post_init__(self) -> None:
-        self.report = ShardReport(self.shard.key, self.shard.inbox_id, claimed=len(self.messages))
+        name = self.settings.inbox_names.get(self.shard.inbox_id, "")
+        self.report = ShardReport(self.shard.key, self.shard.inbox_id, name, claimed=len(self.messages))
         self.time = ShardTime(self.clock, self.started_at)
         self._stop = StopSignal(self.clock)
         self._shared = self._context()
@@ -154,10 +155,9 @@ class ShardWorker:
         ended = {"sent": report.sent, "failed": report.failed, "skipped": report.skipped, "returned": report.returned}
         counts = ", ".join(f"{count} {what}" for what, count in ended.items() if count or what == "sent")
         pace = f"{report.sent / minutes:.1f} a minute" if minutes else "no pace yet"
-        return (
-            f"{counts} of {report.claimed}; {len(self._at_work)} at work, {len(self._waiting)} waiting; {pace}. "
-            f"{self._shared.admission.slowed_by or self._durations()}"
-        )
+        left = f"{len(self._at_work)} at work, {len(self._waiting)} waiting"
+        why = self._shared.admission.slowed_by or self._durations()
+        return f"{report.inbox}: {counts} of {report.claimed}; {left}; {pace}. {why}"
 
     def _durations(self) -> str:
         """What each message takes, where nothing of ours slows it down."""

@@ -14,12 +14,13 @@ from campaign_pipeline.adapters.batches import Batches
 from campaign_pipeline.adapters.cloud_api_events import read_status
 from campaign_pipeline.adapters.environment import DeliverySettings, SettingError
 from campaign_pipeline.adapters.operations import Operations
-from campaign_pipeline.adapters.postgres import BatchOptions, Queue
+from campaign_pipeline.adapters.postgres import Batch, BatchOptions, Queue
 from campaign_pipeline.adapters.reports import Reports
 from campaign_pipeline.adapters.schema import DatabaseUnusable
 from campaign_pipeline.adapters.status_events import settle_status_events
 from campaign_pipeline.core.batch_outcome import BatchCounts, BatchOutcome, batch_outcome
 from campaign_pipeline.core.model import BatchSettings, ClaimedMessage, Shard, ShardReport, split_batch
+from campaign_pipeline.core.notices import listed
 from campaign_pipeline.core.ports import StoreUnavailable
 from campaign_pipeline.core.shard_worker import ShardWorker
 from campaign_pipeline.defs.io import Rows, table_metadata
@@ -36,6 +37,7 @@ from campaign_pipeline.defs.resources import LanguageModelResource, ProvidersRes
 from campaign_pipeline.defs.run_checks import evaluations
 from campaign_pipeline.defs.shard import deliver, deliver_side_by_side, run_async
 from campaign_pipeline.defs.stopping import fail_if_run_ended, why_to_stop
+from campaign_pipeline.defs.tags import CAMPAIGNS, MESSAGES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -112,6 +114,7 @@ def fetch_message_batch(
         )
         _settle_status_events(context, database.url())
         batch = run_async(database.queue().claim_batch(options))
+        _tag_with_batch(context, database.url(), batch)
     rows = [row.to_row() for row in batch.rows]
     if ahead:
         describe_batch(context, batch, size, "whole_batch", {"dagster/row_count": len(rows)})
@@ -120,6 +123,13 @@ def fetch_message_batch(
     table = _table(rows, ClaimedMessage.__slots__)
     describe_batch(context, batch, size, "message_batch", table_metadata(table))
     yield dg.Output(table, "message_batch")
+
+
+def _tag_with_batch(context: dg.OpExecutionContext, url: str, batch: Batch) -> None:
+    """What a person looks for in the list of runs: which campaigns, and how many messages."""
+    if batch.rows:
+        names = run_async(Batches(url).campaigns({row.run_id for row in batch.rows}))
+        context.instance.add_run_tags(context.run_id, {CAMPAIGNS: listed(names), MESSAGES: str(len(batch.rows))})
 
 
 def _table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> "pd.DataFrame":
@@ -341,6 +351,7 @@ async def _send_side_by_side(
         concurrency,
         owner=lease_owner(context.run_id),
         on_started=workers.append,
+        tell=context.log.info,
     )
 
 

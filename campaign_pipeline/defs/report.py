@@ -142,7 +142,7 @@ def describe_shard(context: dg.OpExecutionContext, report: ShardReport) -> None:
 def tell_of_shard(context: dg.OpExecutionContext, report: ShardReport) -> list[dict[str, str | int]]:
     """Log what came of a shard; returns what did not go out, by kind."""
     context.log.info(
-        f"Inbox {report.inbox_id}: {report.claimed} messages; {report.sent} sent, {report.failed} failed, "
+        f"{report.inbox}: {report.claimed} messages; {report.sent} sent, {report.failed} failed, "
         f"{report.skipped} skipped, {report.returned} returned to the queue, in {report.seconds:.1f} s."
     )
     for why, count in report.left.items():
@@ -171,12 +171,12 @@ def _log_of_kind(context: dg.OpExecutionContext, kind: Mapping[str, Any]) -> Cal
 
 @contextlib.contextmanager
 def told_when_stopped(context: dg.OpExecutionContext, workers: Sequence[ShardWorker]) -> Iterator[None]:
-    """Say what a shard came to that was stopped from outside. `workers`: the one at work, once it is."""
+    """Say what shards came to that were stopped from outside. `workers`: those at work, once they are."""
     try:
         yield
     except dg.DagsterExecutionInterruptedError:
-        if workers:
-            context.log.warning(_stopped(workers[0].report))
+        for worker in workers:
+            context.log.warning(_stopped(worker.report))
         raise
 
 
@@ -191,7 +191,7 @@ def _stopped(report: ShardReport) -> str:
         else "none is left in doubt"
     )
     return (
-        f"The run was terminated. Of the {report.claimed} messages of this shard {report.sent} were sent, "
+        f"The run was terminated. {report.inbox}: of {report.claimed} messages {report.sent} were sent, "
         f"{report.failed} failed, {report.skipped} were skipped and {report.returned} given back to the queue; {doubt}."
     )
 

@@ -37,8 +37,8 @@ from campaign_pipeline.defs.resources import LanguageModelResource, QueueDatabas
 WHY = "campaign/why"
 """Tag: what a run was launched for."""
 
-DRAINING_SINCE = "campaign/draining_since"
-"""Tag: when the tick was that began to work off the queue, by the database's clock."""
+DRAINING_SINCE = ".dagster/campaign_draining_since"
+"""Tag: when the tick was that began to work off the queue, by the database's clock. The UI hides tags that begin so."""
 
 BACK_FILL = "campaign/back_fill"
 """Tag: the run of retry_failed_messages that this one goes on with, which no schedule's switch stops."""

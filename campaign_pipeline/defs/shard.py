@@ -109,8 +109,11 @@ async def deliver_side_by_side(
     concurrency: int,
     owner: str,
     on_started: Callable[[ShardWorker], None] = lambda _: None,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> list[ShardReport]:
     """Deliver several shards at once, each with its own `concurrency`, over one small pool of connections.
+
+    While they work, `tell` gets a line of each every 30 seconds.
 
     A signal to stop ends all of them in an orderly way. Where one fails, the others go on to their end first.
     """
@@ -132,7 +135,7 @@ async def deliver_side_by_side(
                     f"{owner} {shard.key}",
                     start,
                     # The run's own process: Dagster need not be asked what a signal tells.
-                    lambda worker: stopped_by_questions(worker, lambda: None),
+                    lambda worker: _watched(worker, tell, lambda: None),
                     pool,
                 )
                 for shard in shards

@@ -437,8 +437,9 @@ def test_a_shard_at_work_says_how_far_it_is_and_what_makes_it_slow() -> None:
 
     assert in_no_time(run()).sent == 9
     assert told == [
-        "5 sent of 9; 1 at work, 3 waiting; 27.3 a minute. Nothing slows it down: 0.0 s a text, 2.0 s a part.",
-        "6 sent of 9; 1 at work, 2 waiting; 12.0 a minute. Too fast.",
+        "Inbox inbox: 5 sent of 9; 1 at work, 3 waiting; 27.3 a minute. "
+        "Nothing slows it down: 0.0 s a text, 2.0 s a part.",
+        "Inbox inbox: 6 sent of 9; 1 at work, 2 waiting; 12.0 a minute. Too fast.",
     ]
 
 

@@ -180,11 +180,14 @@ def test_a_run_that_could_send_nothing_for_a_cause_that_a_person_must_mend_fails
     sandbox.set_behaviour(Behaviour(faults=(Fault.parse("generation:unauthorized_401"),)))
     result = run_job(instance, IN_PROCESS)
     assert result.success, troubles(result)  # trouble with a provider is data in the queue
+    run = instance.get_run_by_id(result.run_id)
+    assert run is not None
+    assert (run.tags["campaign/campaigns"], run.tags["campaign/messages"]) == ("Hoje", "3")
     check = checks_of(result)["batch_could_send"]
     assert (check.passed, check.severity) == (False, dg.AssetCheckSeverity.ERROR)
     assert check.description is not None
     assert check.description.startswith("0 of 3 sent. 3 wait (authentication): OpenRouter refuses the key")
     assert "Next: set a key" in check.description
-    levels = {entry.level for entry in instance.all_logs(result.run_id) if "(authentication)" in entry.user_message}
-    assert levels == {logging.ERROR}
+    told = [entry for entry in instance.all_logs(result.run_id) if "3 returned (authentication)" in entry.user_message]
+    assert [entry.level for entry in told] == [logging.ERROR]
     assert "due again by itself" not in log_of(instance, result.run_id)

@@ -111,7 +111,7 @@ def test_overdue_messages_are_told_once_and_once_that_they_are_over(
     world.do("UPDATE campaign_messages SET status = 'sent', sent_at = campaign_now()")
     assert watch.tick() == "Told: 0 new, 1 over, 0 in all."
     assert webhook.told[2]["title"] == "Over: Overdue, 2 messages wait"
-    assert "it lasted 4 hours" in webhook.told[2]["lines"][0]
+    assert "It lasted 4 hours" in webhook.told[2]["lines"][0]
     assert "2 messages of the campaigns it held went out since it began." in webhook.told[2]["lines"][0]
     assert watch.tick() == "All is well."
     assert len(webhook.told) == 3
@@ -303,7 +303,7 @@ def test_a_failed_run_is_over_when_a_later_run_of_its_job_succeeds(
     assert watch.tick() == "All is well."
     repeated = defs.resolve_job_def("process_campaign_queue").execute_in_process(instance=instance)
     assert watch.tick() == "Told: 0 new, 1 over, 0 in all."
-    assert "process_campaign_queue failed: this is over; it lasted" in webhook.told[1]["lines"][0]
+    assert webhook.told[1]["title"] == f"Over: The run {failed.run_id[:8]} of process_campaign_queue failed"
     assert f"The run {repeated.run_id[:8]} of process_campaign_queue succeeded." in webhook.told[1]["lines"][0]
     assert watch.tick() == "All is well."
 

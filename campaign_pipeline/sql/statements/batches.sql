@@ -13,3 +13,8 @@ SELECT count(*) FILTER (WHERE m.status IN ('sent', 'replied')) AS sent,
        count(*) FILTER (WHERE campaign_pipeline.campaign_is_leased(m.status)) AS held,
        cardinality(%(ids)s::uuid[]) - count(*) AS deleted
 FROM public.campaign_messages m WHERE m.id = ANY (%(ids)s::uuid[]);
+
+-- name: name_runs
+-- How people call these campaign runs.
+SELECT DISTINCT COALESCE(NULLIF(r.name, ''), 'unnamed') AS name FROM public.campaign_runs r
+WHERE r.id = ANY (%(run_ids)s::uuid[]) ORDER BY 1;

@@ -29,6 +29,7 @@ def test_every_race_runs_and_writes_its_table_without_judging_a_short_run(tmp_pa
         "Contexts of 1,000 leads",
         "Footprint: round trips, memory, events, imports",
         "A database 20 ms and 80 ms away",
+        "Input tokens of a campaign with long instructions",
     ]
     judged = [line for line in text.splitlines() if line.endswith(("| met |", "| NOT met |"))]
     assert judged == []
@@ -42,6 +43,7 @@ def test_every_race_runs_and_writes_its_table_without_judging_a_short_run(tmp_pa
         "the calls / the statement",
         "round trips a one-part message, 5 in flight",
         "send phase, database 80 ms away",
+        "anthropic/claude-sonnet-4.5: billed / without caching",
     ):
         assert f"| {figure} |" in text
 

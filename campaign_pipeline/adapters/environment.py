@@ -9,11 +9,16 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
+from campaign_pipeline.adapters.first_day import kept_first_day
+
 # EVOLUTION_API_URL, EVOLUTION_API_KEY; UAZAPI_API_URL; CLOUD_API_URL, CLOUD_API_VERSION (v23.0), CLOUD_API_TOKEN;
 # SUPABASE_URL, SUPABASE_SERVICE_ROLE_KEY; SMTP_URL (smtp://user:password@host:587), SMTP_FROM, SMTP_REPLY_TO,
 # SMTP_DOMAIN, SMTP_UNSUBSCRIBE_URL, SMTP_UNSUBSCRIBE_MAILTO, SMTP_CA_FILE.
 PROVIDER_PREFIXES = ("EVOLUTION_", "UAZAPI_", "CLOUD_API_", "SUPABASE_", "SMTP_")
 """How the variables begin that message providers read; each adapter says which, and what its instances override."""
+
+DEFAULT_HOME = ".campaign"
+"""The folder of the pipeline's own files, where CAMPAIGN_HOME names no other."""
 
 LONGEST_CACHE_SECONDS = 86_400
 """For which OpenRouter keeps an answer at most."""
@@ -61,11 +66,11 @@ class BusinessDays:
     """Which days reports and back-fills are cut in."""
 
     timezone: str = "America/Sao_Paulo"  # where a day begins and ends
-    first_day: date = date(2025, 1, 1)  # the earliest day that the UI offers
+    first_day: date = date(2025, 1, 1)  # the earliest day that the UI offers, where none is known to have data
 
     @classmethod
     def from_environment(cls, env: Mapping[str, str] | None = None) -> "BusinessDays":
-        """Read CAMPAIGN_TIMEZONE and CAMPAIGN_FIRST_DAY. Raises SettingError."""
+        """Read CAMPAIGN_TIMEZONE and CAMPAIGN_FIRST_DAY, else the first day with data. Raises SettingError."""
         e = os.environ if env is None else env
         zone = e.get("CAMPAIGN_TIMEZONE", "").strip() or cls.timezone
         try:
@@ -73,7 +78,10 @@ class BusinessDays:
         except (LookupError, OSError, ValueError):  # unknown; a folder of the zone database; a path out of it
             text = f"CAMPAIGN_TIMEZONE is {zone!r}, but must be a time zone's name such as America/Sao_Paulo."
             raise SettingError(text) from None
-        raw = e.get("CAMPAIGN_FIRST_DAY", "").strip() or cls.first_day.isoformat()
+        raw = e.get("CAMPAIGN_FIRST_DAY", "").strip()
+        if not raw:
+            home = Path(e.get("CAMPAIGN_HOME", "").strip() or DEFAULT_HOME).expanduser()
+            return cls(zone, kept_first_day(home) or cls.first_day)
         try:
             first = date.fromisoformat(raw)
         except ValueError:
@@ -241,7 +249,7 @@ class Environment:
     def read(cls, env: Mapping[str, str] | None = None) -> "Environment":
         """Read the variables of the public contract; blank ones count as unset."""
         e = {name: value.strip() for name, value in (os.environ if env is None else env).items() if value.strip()}
-        home = Path(e.get("CAMPAIGN_HOME", ".campaign")).expanduser().resolve()
+        home = Path(e.get("CAMPAIGN_HOME", DEFAULT_HOME)).expanduser().resolve()
         return cls(
             home=home,
             outputs_path=e.get("CAMPAIGN_OUTPUTS", str(home / "outputs")),

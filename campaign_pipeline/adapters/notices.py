@@ -1,7 +1,7 @@
 """The table of notices, and what a notice says of the queue: names, counts, the day's summary."""
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any
 from uuid import UUID
 
@@ -57,3 +57,8 @@ class Notices(Operations):
     def slow_runs(self, day_end: datetime) -> list[SlowRun]:
         """The runs that a spending limit or a pace holds, and what is due in them until then."""
         return [SlowRun(**row) for row in self._all("summarize_waits", day_end=day_end)]
+
+    def first_day(self, timezone: str) -> date:
+        """The first day that has data; today where there is none."""
+        day: date = self._all("find_first_day", timezone=timezone)[0]["day"]
+        return day

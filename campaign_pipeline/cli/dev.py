@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from campaign_pipeline.adapters.environment import DeliverySettings, Environment
+from campaign_pipeline.adapters.environment import BusinessDays, DeliverySettings, Environment
 from campaign_pipeline.cli import output
 from campaign_pipeline.cli.errors import Trouble, WrongSetting
 
@@ -47,6 +47,8 @@ def dev(port: int, sandboxed: bool | None) -> None:
 
     from campaign_pipeline.adapters.dagster_home import write_dagster_home
     from campaign_pipeline.adapters.database import dagster_storage_url, queue_url
+    from campaign_pipeline.adapters.first_day import keep_first_day
+    from campaign_pipeline.adapters.notices import Notices
     from campaign_pipeline.demo.demo import sandbox_behaviour, sandbox_variables
     from campaign_pipeline.launch import interrupted_by_signals, uninterrupted
     from campaign_pipeline.sandbox import SandboxProcess
@@ -59,6 +61,8 @@ def dev(port: int, sandboxed: bool | None) -> None:
         with console.status("Starting PostgreSQL"), uninterrupted():
             url = queue_url(environment)
             home = write_dagster_home(environment.home, dagster_storage_url(environment))
+            with Notices(url) as notices:  # before Dagster loads the code location: its partitions begin on this day
+                keep_first_day(environment.home, notices.first_day(BusinessDays.from_environment().timezone))
         variables = {**os.environ, "CAMPAIGN_HOME": str(environment.home)}
         if _wants_sandbox(console, environment, url, sandboxed):
             sandbox = stack.enter_context(SandboxProcess(sandbox_behaviour(seed=0)))

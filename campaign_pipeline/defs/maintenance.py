@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import dagster as dg
@@ -114,6 +114,12 @@ def delete_old_runs(context: dg.OpExecutionContext, config: KeepConfig, database
         with _told(context, f"The compute logs of run {run_id[:8]} could not be deleted"):
             context.instance.compute_log_manager.delete_logs(prefix=[run_id])
         context.instance.delete_run(run_id)
+    forgotten = list(_logs_without_run(context.instance))
+    for run_id in forgotten:
+        with _told(context, f"The compute logs of run {run_id[:8]}, which was deleted, could not be deleted"):
+            # Only these: beside them may lie what another code location keeps of its runs.
+            context.instance.compute_log_manager.delete_logs(prefix=[run_id, LOG_FOLDER])
+    context.log.info(f"Deleted the compute logs of {len(forgotten)} runs that somebody had deleted.")
     context.log.info(f"Deleted {len(old)} Dagster runs that ended more than {days} days ago, and their events.")
     context.add_output_metadata({"runs": len(old), "keep_days": days}, output_name="deleted_runs")
     return len(old)
@@ -126,6 +132,26 @@ def _told(context: dg.OpExecutionContext, what: str) -> Iterator[None]:
         yield
     except Exception as error:  # noqa: BLE001 - each store has errors of its own
         context.log.warning(f"{what}: {type(error).__name__}.")
+
+
+LOG_FOLDER = "compute_logs"
+"""In the folder of each run, where Dagster keeps what its steps print on a local disk."""
+
+
+def _logs_without_run(instance: DagsterInstance) -> Iterator[str]:
+    """The runs that were deleted in the UI or a shell, which leaves what their steps printed on a local disk.
+
+    In a bucket, that is for its own life-cycle rule.
+    """
+    local_path = getattr(instance.compute_log_manager, "get_captured_local_path", None)
+    if local_path is None:
+        return
+    base = Path(local_path(["run", LOG_FOLDER, "step"], "out")).parents[2]
+    yesterday = datetime.now(UTC).timestamp() - 24 * 3600  # not those of a run that is being made right now
+    for folder in base.iterdir() if base.is_dir() else ():
+        is_run = (folder / LOG_FOLDER).is_dir() and folder.stat().st_mtime < yesterday
+        if is_run and not instance.has_run(folder.name):
+            yield folder.name
 
 
 def _old_runs(instance: DagsterInstance, own: dg.DagsterRun, job: str, before: datetime) -> Iterator[str]:

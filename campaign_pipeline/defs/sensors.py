@@ -8,12 +8,14 @@ import dagster as dg
 import orjson
 from dagster import DagsterInstance, DagsterRunStatus, RunsFilter
 
-from campaign_pipeline.adapters.environment import OperationsSettings, SettingError
+from campaign_pipeline.adapters.environment import Environment, OperationsSettings, SettingError
+from campaign_pipeline.adapters.first_day import keep_first_day
 from campaign_pipeline.adapters.notices import Notices
 from campaign_pipeline.adapters.schema import DatabaseUnusable
 from campaign_pipeline.core.notices import Concern
 from campaign_pipeline.core.ports import StoreUnavailable
 from campaign_pipeline.core.upkeep import backlog_cutoffs, find_concerns
+from campaign_pipeline.defs.days import days
 from campaign_pipeline.defs.notices import (
     Desk,
     causes_of,
@@ -90,6 +92,7 @@ def backlog_notifications(
     try:
         with Notices(database.url()) as notices:
             now = notices.now()
+            keep_first_day(Environment.read().home, notices.first_day(str(days.timezone)))
             _tell_readable(desk, state)
             concerns = {concern.key: concern for concern in _concerns(notices, language_model)}
             begun, ended = tell_concerns(desk, notices, context.instance, concerns, now)

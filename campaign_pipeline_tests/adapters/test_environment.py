@@ -5,6 +5,7 @@ import pytest
 
 from campaign_pipeline.adapters.database import named_url, queue_url
 from campaign_pipeline.adapters.environment import BusinessDays, DeliverySettings, Environment, SettingError
+from campaign_pipeline.adapters.first_day import keep_first_day
 from campaign_pipeline.adapters.schema import DatabaseUnusable
 
 SECRET = "hunter2"
@@ -64,9 +65,20 @@ def test_a_value_that_cannot_be_is_named_in_one_sentence(name: str, value: str) 
 
 
 def test_business_days_are_those_of_sao_paulo_unless_another_zone_is_named() -> None:
-    assert BusinessDays.from_environment({"CAMPAIGN_TIMEZONE": " "}) == BusinessDays()
+    nowhere = {"CAMPAIGN_HOME": "/nowhere"}
+    assert BusinessDays.from_environment({**nowhere, "CAMPAIGN_TIMEZONE": " "}) == BusinessDays()
     named = {"CAMPAIGN_TIMEZONE": "Europe/Lisbon", "CAMPAIGN_FIRST_DAY": "2026-03-01"}
     assert BusinessDays.from_environment(named) == BusinessDays("Europe/Lisbon", date(2026, 3, 1))
+
+
+def test_days_begin_with_the_first_that_has_data_which_only_moves_back(tmp_path: Path) -> None:
+    variables = {"CAMPAIGN_HOME": str(tmp_path)}
+    for found, kept in ((date(2026, 5, 2), date(2026, 5, 2)), (date(2026, 6, 1), date(2026, 5, 2)),
+                        (date(2026, 4, 30), date(2026, 4, 30))):  # fmt: skip
+        keep_first_day(tmp_path, found)
+        assert BusinessDays.from_environment(variables).first_day == kept
+    (tmp_path / "first_day").write_text("half a da")
+    assert BusinessDays.from_environment(variables).first_day == BusinessDays.first_day
 
 
 @pytest.mark.parametrize(

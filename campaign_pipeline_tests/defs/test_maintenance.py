@@ -232,8 +232,15 @@ def test_what_the_steps_of_a_deleted_run_printed_goes_with_it(
         file.parent.mkdir(parents=True)
         file.write_text("what a library printed")
         files.append(file)
+    # Somebody deleted this run in the UI, which leaves what its steps printed.
+    forgotten = Path(manager.get_captured_local_path([str(uuid4()), "compute_logs", "send_shard"], "out"))
+    forgotten.parent.mkdir(parents=True)
+    forgotten.write_text("what a library printed")
     clean_up(instance)
-    assert all(file.exists() for file in files)
+    assert all(file.exists() for file in [*files, forgotten])
+    os.utime(forgotten.parents[1], times=(0, 0))
+    clean_up(instance)
+    assert [file.exists() for file in [*files, forgotten]] == [True, True, False]
     world.move_clock(timedelta(days=31))
     clean_up(instance)
     assert not any(file.exists() for file in files)

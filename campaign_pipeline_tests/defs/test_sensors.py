@@ -7,7 +7,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import date, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import pytest
 from aiosmtpd.controller import Controller
 from dagster import DagsterInstance, DagsterRunStatus
 
-from campaign_pipeline.adapters.environment import NotifierSettings, SettingError
+from campaign_pipeline.adapters.environment import BusinessDays, NotifierSettings, SettingError
 from campaign_pipeline.adapters.notice_formats import Notice
 from campaign_pipeline.adapters.notify import Notifier
 from campaign_pipeline.definitions import defs
@@ -115,6 +115,14 @@ def test_overdue_messages_are_told_once_and_once_that_they_are_over(
     assert "2 messages of the campaigns it held went out since it began." in webhook.told[2]["lines"][0]
     assert watch.tick() == "All is well."
     assert len(webhook.told) == 3
+
+
+def test_a_tick_keeps_the_first_day_that_has_data_for_the_next_loading(
+    world: World, webhook: Webhook, watch: Watch
+) -> None:
+    world.run(run_date=date(2026, 3, 2))
+    watch.tick()
+    assert BusinessDays.from_environment().first_day == date(2026, 3, 2)
 
 
 def test_hours_in_which_the_window_is_closed_make_nothing_overdue(world: World, webhook: Webhook, watch: Watch) -> None:

@@ -62,3 +62,12 @@ SELECT COALESCE(NULLIF(r.name, ''), 'unnamed') AS campaign, r.wait_code AS code,
 FROM public.campaign_runs r
 WHERE r.status = 'running' AND (r.wait_code = 'spending_limit' OR r.pace_held_since IS NOT NULL)
 ORDER BY r.name, r.id;
+
+-- name: find_first_day
+-- The first day that has data, in the business's time zone: that of the first campaign run, but of three years at most;
+-- today where there is none.
+SELECT GREATEST(today.day - 1095,
+                LEAST(today.day, min(r.run_date), min((r.started_at AT TIME ZONE %(timezone)s)::date))) AS day
+FROM (SELECT (campaign_pipeline.campaign_now() AT TIME ZONE %(timezone)s)::date AS day) today
+LEFT JOIN public.campaign_runs r ON true
+GROUP BY today.day;

@@ -27,12 +27,13 @@ from campaign_pipeline.cli import (
     process,
     review,
     sandbox,
+    webhook,
 )
 from campaign_pipeline.cli.errors import INTERRUPTED, known_trouble
 
 SECTIONS: dict[str, Sequence[Any]] = {
     "Try it": (demo, dev, doctor, sandbox),
-    "Send": (process,),
+    "Send": (process, webhook),
     "Look": (look, doctor),
     "Act": (act,),
     "Decide before it goes out": (review,),

@@ -18,6 +18,7 @@ from campaign_pipeline.adapters.postgres import Batch, BatchOptions, Queue
 from campaign_pipeline.adapters.reports import Reports
 from campaign_pipeline.adapters.schema import DatabaseUnusable
 from campaign_pipeline.adapters.status_events import settle_status_events
+from campaign_pipeline.adapters.webhook_store import WebhookStore
 from campaign_pipeline.core.batch_outcome import BatchCounts, BatchOutcome, batch_outcome
 from campaign_pipeline.core.model import BatchSettings, ClaimedMessage, Shard, ShardReport, split_batch
 from campaign_pipeline.core.notices import listed
@@ -113,6 +114,7 @@ def fetch_message_batch(
             ahead=timedelta(seconds=ahead),
         )
         _settle_status_events(context, database.url())
+        _settle_webhook_events(context, database.url())
         batch = run_async(database.queue().claim_batch(options))
         _tag_with_batch(context, database.url(), batch)
     rows = [row.to_row() for row in batch.rows]
@@ -155,6 +157,17 @@ def _settle_status_events(context: dg.OpExecutionContext, url: str) -> None:
         return
     if verdicts:
         context.log.info(f"Status events of the Cloud API: {', '.join(f'{n} {v}' for v, n in verdicts.items())}.")
+
+
+def _settle_webhook_events(context: dg.OpExecutionContext, url: str) -> None:
+    """What our own webhook stored and could not apply before it ended."""
+    try:
+        verdicts = run_async(WebhookStore(url).settle())
+    except (psycopg.Error, StoreUnavailable) as error:
+        context.log.warning(f"{type(error).__name__} while webhook events were settled; they wait for the next batch.")
+        return
+    if verdicts:
+        context.log.info(f"Events of the webhook: {', '.join(f'{n} {v}' for v, n in verdicts.items())}.")
 
 
 def _plain(value: Any) -> Any:

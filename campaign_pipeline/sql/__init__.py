@@ -17,7 +17,7 @@ SCHEMA = "campaign_pipeline"
 VERSION_TABLE = "campaign_pipeline_version"
 """Alembic's bookkeeping, in that schema; named so that it never meets the CRM's own."""
 
-HEAD = "0023"
+HEAD = "0024"
 """The schema that this code works on; a test holds it to the migrations folder."""
 
 STATEMENT_FILES = (
@@ -37,7 +37,7 @@ STATEMENT_FILES = (
 FUNCTION_FILES = (
     *("clock", "counters", "runs", "pacing", "addresses", "suppression", "keywords", "personal_data", "numbers"),
     *("spending", "tenancy", "reviews", "verdicts", "claiming", "leases", "conversations", "parts", "settling"),
-    *("funnel", "deleted", "requeueing", "channels", "crm", "rights"),
+    *("funnel", "deleted", "requeueing", "channels", "webhook", "crm", "rights"),
 )
 """In this order: the clock exists before all that reads it; the rights are taken from all functions."""
 

@@ -1,18 +1,22 @@
 -- Review: texts that wait until a person approves them. A message of a campaign that asks for review (campaign_settings)
 -- cannot begin to be sent before: the verdict that every path asks for says `awaiting_review`.
 
--- Whether a message, of which nothing was sent, waits for a person. `all`: each text does, and may be written meanwhile.
+-- Whether a message waits for a person; never one of which a part was sent. `all`: each text does, and may be written meanwhile.
 -- `first_n`: until so many of its run are decided, nothing of the run goes out, and no other text is paid for.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_awaits_review(
     p_message uuid, p_run uuid, p_config uuid, p_needs_model boolean
-) RETURNS boolean LANGUAGE plpgsql STABLE AS $$
+) RETURNS boolean LANGUAGE plpgsql STABLE
+SET enable_seqscan = off AS $$
 DECLARE
     wish record;
 BEGIN
     SELECT s.review, s.review_first INTO wish
     FROM campaign_pipeline.campaign_settings s WHERE s.config_id = p_config AND s.review <> 'none';
-    IF NOT FOUND OR EXISTS (SELECT 1 FROM campaign_pipeline.campaign_reviews v
-                            WHERE v.message_id = p_message AND v.decision = 'approved') THEN
+    IF NOT FOUND
+       OR EXISTS (SELECT 1 FROM campaign_pipeline.campaign_reviews v
+                  WHERE v.message_id = p_message AND v.decision = 'approved')
+       OR EXISTS (SELECT 1 FROM campaign_pipeline.campaign_message_parts p
+                  WHERE p.message_id = p_message AND campaign_pipeline.campaign_is_out(p.status)) THEN
         RETURN false;
     END IF;
     IF wish.review = 'all' THEN

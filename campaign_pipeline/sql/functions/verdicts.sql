@@ -54,9 +54,8 @@ BEGIN
                    OR (p_needs_model AND p.scope = 'model' AND p.scope_id IN (
                         SELECT a.model FROM public.ai_agents a WHERE a.workspace_id = c.workspace_id AND a.is_active)))
         ) THEN 'scope_paused'
-        WHEN NOT begun.yes
-             AND EXISTS (SELECT 1 FROM campaign_pipeline.campaign_settings s
-                         WHERE s.config_id = c.id AND s.review <> 'none')
+        WHEN EXISTS (SELECT 1 FROM campaign_pipeline.campaign_settings s
+                     WHERE s.config_id = c.id AND s.review <> 'none')
              AND campaign_pipeline.campaign_awaits_review(m.id, r.id, c.id, p_needs_model) THEN 'awaiting_review'
         ELSE 'go'
     END

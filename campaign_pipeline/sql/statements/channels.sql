@@ -35,3 +35,22 @@ WHERE e.id = done.id;
 -- They name persons, and nobody needs them any more.
 DELETE FROM campaign_pipeline.campaign_status_events
     WHERE settled_at < campaign_pipeline.campaign_now() - interval '720 hours';
+
+-- name: store_webhook_events
+-- Keep what the webhook was told; what came before is not kept again.
+INSERT INTO campaign_pipeline.campaign_webhook_events (provider, event_id, instance, kind, body)
+SELECT e.provider, e.event_id, e.instance, e.kind, e.body
+FROM jsonb_to_recordset(%(events)s) AS e (provider text, event_id text, instance text, kind text, body jsonb)
+ON CONFLICT (provider, event_id) DO NOTHING
+RETURNING id;
+
+-- name: settle_webhook_events
+SELECT verdict, events FROM campaign_pipeline.campaign_settle_webhook_events(%(limit)s);
+
+-- name: drop_settled_webhook_events
+-- Their ids tell an event that comes again; no provider repeats one for so long.
+WITH dropped AS (
+    DELETE FROM campaign_pipeline.campaign_webhook_events
+    WHERE settled_at < campaign_pipeline.campaign_now() - interval '720 hours' RETURNING 1
+)
+SELECT count(*) AS dropped FROM dropped;

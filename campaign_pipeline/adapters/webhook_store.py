@@ -1,0 +1,42 @@
+"""What our own webhook was told: kept, and applied."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Sequence
+
+from psycopg.types.json import Jsonb
+
+from campaign_pipeline.adapters.group_commit import GroupCommit
+from campaign_pipeline.adapters.postgres import Statements
+from campaign_pipeline.adapters.webhook_events import WebhookEvent
+
+EVENTS_A_ROUND = 200
+"""Events of one transaction: what it changes stays locked for its time."""
+
+
+class WebhookStore(Statements):
+    """Keeps events, and applies what was kept."""
+
+    def __init__(self, url: str, patience_seconds: float = 10.0) -> None:
+        super().__init__(url, patience_seconds)
+        self._storing = GroupCommit[WebhookEvent, None](self._store_group, size=500)
+
+    async def store(self, events: Sequence[WebhookEvent]) -> None:
+        """Come back when they are committed. Raises StoreUnavailable."""
+        await asyncio.gather(*(self._storing.submit(event) for event in events))
+
+    async def _store_group(self, events: Sequence[WebhookEvent]) -> list[None]:
+        await self._all("store_webhook_events", events=Jsonb([vars(event) for event in events]))
+        return [None] * len(events)
+
+    async def settle(self) -> Counter[str]:
+        """Apply all that is due, and say how many ended how. Safe to be called by several at once."""
+        verdicts = Counter[str]()
+        while True:
+            rows = await self._all("settle_webhook_events", limit=EVENTS_A_ROUND)
+            found = Counter({row["verdict"]: int(row["events"]) for row in rows})
+            verdicts.update(found)
+            if found.total() < EVENTS_A_ROUND:
+                break
+        await self._all("drop_settled_webhook_events")
+        return verdicts

@@ -59,6 +59,7 @@ COUNTS = (
         "sent",
         "receipts",
         "delivered",
+        "read",
         "replied",
         "failed",
         "failed_permanent",
@@ -132,6 +133,7 @@ def _outcomes(campaigns: Sequence[Mapping[str, Any]]) -> "pd.DataFrame":
                 "sent": row["sent"],
                 # Without any receipt nothing is known: not every provider sends them to us.
                 "delivered": row["delivered"] if row["receipts"] else "not known",
+                "read": row["read"] if row["receipts"] else "not known",
                 "replied": row["replied"],
                 "failed": row["failed"],
                 "to send again": row["failed_exhausted"],

@@ -63,9 +63,10 @@ BEGIN
     LEFT JOIN public.campaign_messages m ON m.id = i.id
     LEFT JOIN public.campaign_runs r ON r.id = m.run_id
     LEFT JOIN public.campaign_configs c ON c.id = r.config_id
-    CROSS JOIN LATERAL (SELECT EXISTS (
+    -- LIMIT: by index for each; as EXISTS it may become one reading of the whole ledger.
+    CROSS JOIN LATERAL (SELECT (
         SELECT 1 FROM campaign_pipeline.campaign_message_parts p
-        WHERE p.message_id = i.id AND campaign_pipeline.campaign_is_out(p.status)) AS yes) begun
+        WHERE p.message_id = i.id AND campaign_pipeline.campaign_is_out(p.status) LIMIT 1) IS NOT NULL AS yes) begun
     LEFT JOIN campaign_pipeline.campaign_foreign_rows(
         ARRAY(SELECT w.id FROM jsonb_to_recordset(p_items) AS w (id uuid))) strange ON strange.message_id = i.id;
 END $$;

@@ -341,7 +341,8 @@ LEFT JOIN public.leads l ON l.id = m.lead_id
 WHERE m.run_id = %(run_id)s AND m.status = 'pending' AND (NOT %(unwritten)s OR m.generated_message IS NULL)
   AND NOT EXISTS (SELECT 1 FROM campaign_pipeline.campaign_message_parts p
                   WHERE p.message_id = m.id AND p.status <> 'planned')
-ORDER BY COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at), m.id LIMIT %(most)s;
+-- As they were planned: what waits for a person has been put off.
+ORDER BY COALESCE(m.scheduled_at, m.created_at), m.id LIMIT %(most)s;
 
 -- name: keep_texts
 -- Keep texts that were written ahead; which of them were kept (see campaign_keep_texts).

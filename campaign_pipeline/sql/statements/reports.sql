@@ -25,12 +25,13 @@ WITH ended AS MATERIALIZED (
                m.status IN ('sent', 'replied') AS out,
            CASE WHEN isfinite(COALESCE(m.scheduled_at, m.created_at))
                 THEN greatest(0, EXTRACT(epoch FROM m.sent_at - COALESCE(m.scheduled_at, m.created_at))) END AS wait_s,
-           p.receipts, p.delivered
+           p.receipts, p.delivered, p.read
     FROM public.campaign_messages m JOIN public.campaign_runs r ON r.id = m.run_id
     -- What receipts say of its parts; a provider that sends none to us leaves both false.
     LEFT JOIN LATERAL (
         SELECT bool_or(part.delivery_status IS NOT NULL) AS receipts,
-               bool_and(part.delivery_status IS NOT NULL AND part.delivery_status IN ('delivered', 'read')) AS delivered
+               bool_and(part.delivery_status IS NOT NULL AND part.delivery_status IN ('delivered', 'read')) AS delivered,
+               bool_and(part.delivery_status IS NOT NULL AND part.delivery_status = 'read') AS read
         FROM campaign_pipeline.campaign_message_parts part
         WHERE part.message_id = m.id AND part.status = 'sent') p ON m.status IN ('sent', 'replied')
     WHERE m.finished_at >= %(day_start)s AND m.finished_at < %(day_end)s
@@ -39,6 +40,7 @@ WITH ended AS MATERIALIZED (
            count(*) FILTER (WHERE e.out) AS sent,
            count(*) FILTER (WHERE e.status = 'replied') AS replied,
            count(*) FILTER (WHERE e.receipts) AS receipts, count(*) FILTER (WHERE e.delivered) AS delivered,
+           count(*) FILTER (WHERE e.read) AS read,
            count(*) FILTER (WHERE e.status = 'failed') AS failed,
            count(*) FILTER (WHERE e.status = 'failed' AND e.error_class = 'permanent') AS failed_permanent,
            count(*) FILTER (WHERE e.status = 'failed' AND e.error_class = 'exhausted') AS failed_exhausted,
@@ -88,7 +90,7 @@ SELECT k.campaign_id, CASE WHEN k.campaign_id IS NOT NULL
        THEN COALESCE(NULLIF(r.name, ''), newest.name, NULLIF(b.name, ''), w.name, 'unnamed') END AS campaign,
        COALESCE(f.ended, 0) + COALESCE(o.waiting, 0) AS due, COALESCE(f.sent, 0) AS sent,
            COALESCE(f.replied, 0) AS replied, COALESCE(f.receipts, 0) AS receipts,
-           COALESCE(f.delivered, 0) AS delivered,
+           COALESCE(f.delivered, 0) AS delivered, COALESCE(f.read, 0) AS read,
        COALESCE(f.failed, 0) AS failed, COALESCE(f.failed_permanent, 0) AS failed_permanent,
        COALESCE(f.failed_exhausted, 0) AS failed_exhausted, COALESCE(f.failed_unknown, 0) AS failed_unknown,
        COALESCE(f.failed_other, 0) AS failed_other, COALESCE(f.skipped, 0) AS skipped,

@@ -4,11 +4,23 @@ import inspect
 from collections.abc import Callable, Mapping
 from types import ModuleType
 
-from benchmarks.races import claim, contexts, distance, footprint, old_way, thousand, throughput, tokens
+from benchmarks.races import (
+    claim,
+    contexts,
+    distance,
+    footprint,
+    idle,
+    old_way,
+    punctual,
+    small_batch,
+    thousand,
+    throughput,
+    tokens,
+)
 from benchmarks.report import Result
 from benchmarks.world import Bench, Options
 
-_MODULES = (old_way, thousand, throughput, claim, contexts, footprint, distance, tokens)
+_MODULES = (old_way, thousand, throughput, claim, contexts, footprint, distance, tokens, small_batch, punctual, idle)
 
 
 def _runner(module: ModuleType) -> Callable[[Bench, Options], Result]:

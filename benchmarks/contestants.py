@@ -1,0 +1,184 @@
+"""Two states of this project side by side: the code that runs the races, and an older commit in a folder of its own."""
+
+import contextlib
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg
+
+from benchmarks.world import Bench
+from campaign_pipeline.adapters.dagster_home import write_dagster_home
+from campaign_pipeline.sandbox import SandboxProcess
+
+ROOT = Path(__file__).parents[1]
+
+BEFORE = "062a458"
+"""Before batches looked ahead of planned times."""
+
+_LOOK_EVERY = 0.02  # seconds: as long a process's last work may stay unseen
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One state of the code, with a queue database and a Dagster storage of its own."""
+
+    name: str
+    root: Path  # of its code
+    url: str  # of its queue
+    storage: str  # of Dagster, as libpq reads it
+    variables: dict[str, str]
+
+    def start(self, program: str, *arguments: str, log: Path) -> "subprocess.Popen[bytes]":
+        """Start a program of the virtual environment with its code, in a session of its own."""
+        with log.open("ab") as output:
+            return subprocess.Popen(
+                [str(Path(sys.executable).with_name(program)), *arguments],
+                cwd=self.root,
+                env=self.variables,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+
+
+@contextlib.contextmanager
+def contestants(bench: Bench, sandbox: SandboxProcess) -> Iterator[list[Contestant]]:
+    """The code of `BEFORE` and this code, each with empty databases that it made itself."""
+    with tempfile.TemporaryDirectory(prefix="bench-code-") as folder, contextlib.ExitStack() as stack:
+        before = Path(folder, "before")
+        before.mkdir()
+        archive = subprocess.run(["git", "archive", BEFORE], cwd=ROOT, check=True, capture_output=True).stdout
+        subprocess.run(["tar", "-x", "-C", str(before)], input=archive, check=True)
+        yield [
+            stack.enter_context(_contestant(bench, sandbox, BEFORE, before)),
+            stack.enter_context(_contestant(bench, sandbox, "this", ROOT)),
+        ]
+
+
+@contextlib.contextmanager
+def _contestant(bench: Bench, sandbox: SandboxProcess, name: str, root: Path) -> Iterator[Contestant]:
+    names = [f"bench_{what}_{name}" for what in ("queue", "dagster")]
+    with psycopg.connect(bench.server.url("postgres"), autocommit=True) as admin:
+        for each in names:
+            admin.execute(f"DROP DATABASE IF EXISTS {each} WITH (FORCE)")
+            admin.execute(f"CREATE DATABASE {each}")
+    queue, storage = (bench.server.url(each) for each in names)
+    home = bench.home / name
+    home.mkdir(exist_ok=True)
+    dagster_home = write_dagster_home(home, storage.replace("postgresql://", "postgresql+psycopg2://", 1))
+    variables = bench.environment(queue, sandbox) | {
+        "PYTHONPATH": str(root),
+        "CAMPAIGN_HOME": str(home),
+        "CAMPAIGN_OUTPUTS": str(home / "outputs"),
+        "CAMPAIGN_SCHEDULES": "on",
+        "DAGSTER_HOME": str(dagster_home),
+    }
+    contestant = Contestant(name, root, queue, storage, variables)
+    upgrade = contestant.start("python", "-m", "campaign_pipeline", "db", "upgrade", log=home / "upgrade.log")
+    if upgrade.wait(120):
+        raise RuntimeError(f"{name} could not make its database: {(home / 'upgrade.log').read_text()[-1000:]}")
+    try:
+        yield contestant
+    finally:
+        with psycopg.connect(bench.server.url("postgres"), autocommit=True) as admin:
+            for each in names:
+                admin.execute(f"DROP DATABASE {each} WITH (FORCE)")
+
+
+class ProcessTime:
+    """The processor time of all processes of a session, by the name of their program; a context manager."""
+
+    def __init__(self, session: int) -> None:
+        self._session = session
+        self._seconds: dict[int, tuple[str, float]] = {}
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> "ProcessTime":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stopped.set()
+        self._thread.join()
+
+    def seconds(self, *, without: str = "\0") -> float:
+        """So far, of all; but of those whose command line has this in it."""
+        return sum(seconds for command, seconds in list(self._seconds.values()) if without not in command)
+
+    def _watch(self) -> None:
+        tick = os.sysconf("SC_CLK_TCK")
+        while not self._stopped.wait(_LOOK_EVERY):
+            for folder in Path("/proc").glob("[0-9]*"):
+                with contextlib.suppress(OSError, ValueError, IndexError):
+                    fields = (folder / "stat").read_text().rpartition(")")[2].split()
+                    if int(fields[3]) == self._session:
+                        command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                        self._seconds[int(folder.name)] = (command, (int(fields[11]) + int(fields[12])) / tick)
+
+
+@contextlib.contextmanager
+def working_by_itself(contestant: Contestant) -> Iterator[ProcessTime]:
+    """Dagster's daemon with its code server, the schedule on; comes back once the first tick was evaluated."""
+    home = Path(contestant.variables["DAGSTER_HOME"])
+    log = home / "daemon.log"
+    daemon = contestant.start("dagster-daemon", "run", "-w", str(home / "workspace.yaml"), log=log)
+    try:
+        with ProcessTime(daemon.pid) as time_used:
+            _wait_for_a_tick(contestant, daemon, log)
+            yield time_used
+    finally:
+        daemon.terminate()
+        try:
+            daemon.wait(90)
+        except subprocess.TimeoutExpired:
+            daemon.kill()
+
+
+def _wait_for_a_tick(contestant: Contestant, daemon: "subprocess.Popen[bytes]", log: Path) -> None:
+    give_up = time.monotonic() + 180
+    while time.monotonic() < give_up and daemon.poll() is None:
+        with contextlib.suppress(psycopg.Error), psycopg.connect(contestant.storage) as connection:
+            if connection.execute("SELECT FROM job_ticks WHERE status <> 'STARTED' LIMIT 1").fetchone() is not None:
+                return
+        time.sleep(0.5)
+    raise RuntimeError(f"The daemon of {contestant.name} does not work: {log.read_text(errors='replace')[-2000:]}")
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What Dagster's storage holds."""
+
+    rows: int
+    size: int  # bytes of all rows, without indexes and dead ones
+    events: int  # of Dagster, log lines left out
+
+    def __sub__(self, other: "Stored") -> "Stored":
+        return Stored(self.rows - other.rows, self.size - other.size, self.events - other.events)
+
+
+def stored(contestant: Contestant) -> Stored:
+    """Count it."""
+    with psycopg.connect(contestant.storage) as connection:
+        tables = connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'").fetchall()
+        rows = size = events = 0
+        for (table,) in tables:
+            counted = connection.execute(
+                f"SELECT count(*), COALESCE(sum(pg_column_size(t.*)), 0) FROM public.{table} t"  # noqa: S608
+            ).fetchone()
+            assert counted is not None
+            rows, size = rows + counted[0], size + int(counted[1])
+        if ("event_logs",) in tables:
+            found = connection.execute(
+                "SELECT count(*) FROM event_logs WHERE dagster_event_type IS NOT NULL"
+            ).fetchone()
+            assert found is not None
+            events = found[0]
+    return Stored(rows, size, events)

@@ -13,7 +13,6 @@ from zoneinfo import ZoneInfo
 
 import dagster as dg
 import orjson
-import pandas as pd
 from pydantic import Field
 
 from campaign_pipeline.adapters.environment import DeliverySettings
@@ -45,7 +44,7 @@ def _desk(database: QueueDatabase) -> Iterator[Operator]:
 
 
 @dg.asset(group_name="campaigns", kinds={"postgres"}, io_manager_key="tables")
-def inbox_health(context: dg.AssetExecutionContext, database: QueueDatabase) -> dg.MaterializeResult[pd.DataFrame]:
+def inbox_health(context: dg.AssetExecutionContext, database: QueueDatabase) -> dg.MaterializeResult[Any]:
     """Each inbox that campaigns use: connection, pace, what went out today against its limits, warm-up, pauses."""
     with _desk(database) as desk:
         inboxes = desk.inboxes()
@@ -53,6 +52,8 @@ def inbox_health(context: dg.AssetExecutionContext, database: QueueDatabase) -> 
     for row in broken:
         why = " ".join(row["pauses"]) or f"it is {row['connection']}"
         context.log.warning(f"The inbox {row['name']} of {row['workspace']} sends nothing: {why}")
+    import pandas as pd  # only these tables need it
+
     table = pd.DataFrame([_inbox(row) for row in inboxes])
     return dg.MaterializeResult(
         value=table,
@@ -81,12 +82,14 @@ def _inbox(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @dg.asset(group_name="campaigns", kinds={"postgres"}, io_manager_key="tables")
-def forecast(context: dg.AssetExecutionContext, database: QueueDatabase) -> dg.MaterializeResult[pd.DataFrame]:
+def forecast(context: dg.AssetExecutionContext, database: QueueDatabase) -> dg.MaterializeResult[Any]:
     """What will go out in the next two days, by hour and inbox, as windows, paces and limits are now."""
     with _desk(database) as desk:
         names = {row["inbox_id"]: row["name"] for row in desk.inboxes()}
         laid_out = desk.forecast(DeliverySettings.from_environment().max_age, FORECAST_HOURS)
     zone = ZoneInfo(str(days.timezone))
+    import pandas as pd  # only these tables need it
+
     table = pd.DataFrame(
         [
             {
@@ -170,6 +173,8 @@ def _markdown(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> dg.M
         return f"{value.astimezone(zone):%Y-%m-%d %H:%M:%S}" if isinstance(value, datetime) else value
 
     table = [{name: shown(row[name]) for name in columns} for row in rows]
+    import pandas as pd
+
     return dg.MetadataValue.md(markdown_table(pd.DataFrame(table, columns=list(columns))))
 
 

@@ -1,7 +1,7 @@
 """The steps of a batch. Each does one thing to the queue through a resource; what must hold is held there, not here."""
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -292,7 +292,10 @@ def close_completed_runs(
     What the batch claimed and no step works any more goes back to the queue first; then the step fails, for a run that
     did not work its batch is no success.
     """
-    yield from _close(context, database, shard_reports, message_batch)
+    closed, outcome = yield from _close(context, database, shard_reports, message_batch)
+    context.add_output_metadata(describe_runs(context, shard_reports, closed), output_name="closed_runs")
+    yield dg.Output([{key: _plain(value) for key, value in row.items()} for row in closed], "closed_runs")
+    _fail_unless_worked(outcome)
 
 
 def _close(
@@ -300,33 +303,37 @@ def _close(
     database: QueueDatabase,
     shard_reports: Sequence[Mapping[str, Any]],
     batch: Sequence[Mapping[str, Any]],
-) -> Iterator[dg.AssetCheckEvaluation | dg.Output[list[dict[str, Any]]]]:
+) -> Generator[dg.AssetCheckEvaluation, None, tuple[list[dict[str, Any]], BatchOutcome]]:
+    """Put a batch in order and close runs; returns the closed ones and what became of the batch."""
     with plain_failures():
         outcome = _settle_batch(context, database.url(), shard_reports, batch)
         closed = run_async(database.queue().close_runs())
         runs = run_async(Reports(database.url()).runs_at_work([row["id"] for row in closed]))
-    describe_runs(context, shard_reports, closed)
     if shard_reports or closed or batch:  # an empty batch each minute would only fill Dagster's event log
         materialize_runs(context, runs, closed, outcome)
     if batch:
         yield from evaluations(context, outcome)
-    yield dg.Output([{key: _plain(value) for key, value in row.items()} for row in closed], "closed_runs")
+    return closed, outcome
+
+
+def _fail_unless_worked(outcome: BatchOutcome) -> None:
     if not outcome.is_worked:
         raise dg.Failure(description=outcome.work_sentence(), allow_retries=False)
 
 
-@dg.op(out={"closed_runs": dg.Out(io_manager_key="handles", description="The runs that this batch closed.")})
+@dg.op(out={})
 def send_batch(
     context: dg.OpExecutionContext,
     config: SendShardConfig,
     database: QueueDatabase,
     providers: ProvidersResource,
     whole_batch: list[Any],
-) -> Iterator[dg.AssetCheckEvaluation | dg.Output[list[dict[str, Any]]]]:
+) -> Iterator[dg.AssetCheckEvaluation]:
     """Write and send a batch that looks ahead, all inboxes side by side, each message at its planned time.
 
     Then close the runs that are complete. One step of one process, for the batches of a minute are small: what they
-    cost is starting processes, and what Dagster writes of each step.
+    cost is starting processes, and what Dagster writes of each step. For the same reason it has no output: what became
+    of the batch is on the materialization of `campaign_runs`.
     """
     concurrency = _within("concurrency", config.concurrency, 1, 500)
     shards = split_batch([ClaimedMessage.from_row(row) for row in whole_batch], len(whole_batch) or 1)
@@ -340,7 +347,10 @@ def send_batch(
         reports = run_async(_send_side_by_side(context, database, providers, whole_batch, shards, concurrency, workers))
     for report in reports:
         tell_of_shard(context, report)
-    yield from _close(context, database, [report.to_json() for report in reports], whole_batch)
+    rows = [report.to_json() for report in reports]
+    closed, outcome = yield from _close(context, database, rows, whole_batch)
+    describe_runs(context, rows, closed)
+    _fail_unless_worked(outcome)
 
 
 async def _send_side_by_side(

@@ -217,8 +217,8 @@ def _table(rows: Sequence[Mapping[str, str | int]]) -> dg.TableMetadataValue:
 
 def describe_runs(
     context: dg.OpExecutionContext, reports: Sequence[Mapping[str, Any]], closed: Sequence[Mapping[str, Any]]
-) -> None:
-    """Say what the whole batch came to, and which runs it closed."""
+) -> dict[str, Any]:
+    """Say what the whole batch came to, and which runs it closed; returns the figures."""
     totals = Counter[str]()
     for report in reports:
         totals.update({key: report[key] for key in ("sent", "failed", "skipped", "returned", "tokens")})
@@ -234,8 +234,7 @@ def describe_runs(
     if len(closed) > SHOWN_RUNS:
         context.log.info(f"{len(closed) - SHOWN_RUNS} more runs were closed; the output closed_runs names them all.")
     cost = sum(report["cost_usd"] for report in reports)
-    metadata = {**totals, "cost_usd": round(cost, 6), "runs_closed": len(closed)}
-    context.add_output_metadata(metadata, output_name="closed_runs")
+    return {**totals, "cost_usd": round(cost, 6), "runs_closed": len(closed)}
 
 
 def materialize_runs(

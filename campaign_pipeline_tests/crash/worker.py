@@ -2,7 +2,8 @@
 
 `CRASH_AT=<side>:<point>:<n>` lets it kill itself with SIGKILL at the n-th passing of a point, before or after a call of
 the store, the language model or the channel; `STOP_AT` suspends it there (SIGSTOP). `CRASH_FOR=<message>` lets it kill
-itself whenever it has a text for this message: a poisoned row. Production code has no such points: they are put around
+itself whenever it has a text for this message: a poisoned row. `CRASH_AHEAD` lets it claim what is planned for so many
+seconds from now, and wait for it. Production code has no such points: they are put around
 it here.
 """
 
@@ -12,6 +13,7 @@ import os
 import signal
 import traceback
 from collections.abc import Awaitable, Callable
+from datetime import timedelta
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -22,7 +24,7 @@ from campaign_pipeline.adapters.postgres import BatchOptions, Queue, ShardStore
 from campaign_pipeline.core.model import BatchSettings, split_batch
 from campaign_pipeline.core.ports import Completion, Failure, Prompt
 from campaign_pipeline.defs.resources import ProvidersResource
-from campaign_pipeline.defs.shard import deliver, run_async
+from campaign_pipeline.defs.shard import deliver, deliver_side_by_side, run_async
 
 POINTS: dict[str, tuple[type, str]] = {
     "claim": (Queue, "claim_batch"),
@@ -77,7 +79,8 @@ def crash_for(message_id: str) -> None:
 async def work(url: str, batch_size: int, shard_size: int, concurrency: int) -> int:
     """Work until nothing can be claimed; returns how many messages were claimed."""
     settings, queue, claimed = DeliverySettings.from_environment(), Queue(url), 0
-    options = BatchOptions(batch_size, f"worker {os.getpid()}", settings.lease_seconds, settings.max_age)
+    ahead = timedelta(seconds=float(os.environ.get("CRASH_AHEAD", "0")))
+    options = BatchOptions(batch_size, f"worker {os.getpid()}", settings.lease_seconds, settings.max_age, ahead=ahead)
     while True:
         batch = await queue.claim_batch(options)
         claimed += len(batch.rows)
@@ -90,6 +93,10 @@ async def work(url: str, batch_size: int, shard_size: int, concurrency: int) -> 
             batch_settings = BatchSettings.from_json(await queue.get_batch_settings(*shared))
             shards = split_batch(batch.rows, shard_size)
             owner = f"worker {os.getpid()}"
+            if ahead:  # as a step does that looks ahead
+                providers = ProvidersResource()
+                await deliver_side_by_side(url, shards, plain, batch_settings, providers, concurrency, owner)
+                continue
             await asyncio.gather(
                 *(deliver(url, s, plain, batch_settings, ProvidersResource(), concurrency, owner) for s in shards)
             )

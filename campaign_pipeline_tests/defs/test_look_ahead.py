@@ -35,7 +35,6 @@ def test_a_small_batch_is_sent_on_time_in_one_process_with_few_events(
     assert Counter(message["status"] for message in world.messages()) == {"sent": 4}
     late = [row["late"] for row in world.all("SELECT sent_at - scheduled_at AS late FROM campaign_messages")]
     assert all(timedelta(0) <= each for each in late)
-    assert sorted(late)[2] < timedelta(seconds=1), "all but the one that was late already"
     events = [entry.dagster_event.event_type_value for entry in entries if entry.dagster_event]
     assert len(events) <= MOST_EVENTS, Counter(events)
     assert {row["status"] for row in world.all("SELECT status FROM campaign_runs")} == {"completed"}

@@ -209,7 +209,8 @@ SELECT campaign_pipeline.campaign_now() AS now,
        (SELECT count(*) FROM public.campaign_runs r JOIN public.campaign_messages m ON m.run_id = r.id
         WHERE r.config_id = %(config_id)s
           AND CASE WHEN m.status IN ('sent', 'replied') THEN m.sent_at >= %(since)s AND m.sent_at < %(until)s
-                   ELSE r.status IN ('running', 'paused') AND (m.status = 'pending' OR campaign_pipeline.campaign_is_leased_indexed(m.status))
+                   ELSE r.status IN ('running', 'paused')
+                        AND (m.status = 'pending' OR campaign_pipeline.campaign_is_leased_indexed(m.status))
                         AND campaign_pipeline.campaign_due_at(m) < %(until)s END) AS used,
        (SELECT max(m.scheduled_at) FROM public.campaign_runs r JOIN public.campaign_messages m ON m.run_id = r.id
         WHERE r.config_id = %(config_id)s AND m.status NOT IN ('failed', 'skipped')
@@ -273,7 +274,8 @@ WITH candidate AS MATERIALIZED (
                 SELECT m.lead_id FROM public.campaign_configs c
                 JOIN public.campaign_runs r ON r.config_id = c.id AND r.status IN ('running', 'paused')
                 JOIN public.campaign_messages m ON m.run_id = r.id
-                    AND (m.status = 'pending' OR campaign_pipeline.campaign_is_leased_indexed(m.status)) AND m.lead_id IS NOT NULL
+                    AND (m.status = 'pending' OR campaign_pipeline.campaign_is_leased_indexed(m.status))
+                    AND m.lead_id IS NOT NULL
                 WHERE c.workspace_id = k.workspace_id)) THEN 'contacted_by_another'
         END AS refused
     FROM candidate k JOIN public.workspaces w ON w.id = k.workspace_id

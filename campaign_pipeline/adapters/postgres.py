@@ -89,8 +89,9 @@ def _json(items: Iterable[Mapping[str, Any]]) -> Jsonb:
     """Items for a set-based statement. What PostgreSQL cannot store of a text is dropped, not the text."""
     rows = [{key: value for key, value in item.items() if value is not None} for item in items]
     try:
-        if b"\\u0000" not in orjson.dumps(rows):
-            return Jsonb(rows)
+        written = orjson.dumps(rows)
+        if b"\\u0000" not in written:
+            return Jsonb(rows, dumps=lambda _: written)
     except orjson.JSONEncodeError:  # half of a surrogate pair, which a provider's JSON may well contain
         pass
     return Jsonb(_storable(rows))

@@ -398,9 +398,9 @@ def test_a_million_suppressions_would_be_probed_and_never_read_through(
             )
             assert {row["verdict"] for row in answers.values()} == {"go"}
             world.value(
-                "SELECT campaign_refused_by_consent(%s, %s)",
+                "SELECT campaign_refused_by_consent(campaign_looked_up(ARRAY("
+                "SELECT i FROM jsonb_populate_recordset(NULL::campaign_intent, %s) AS i)))",
                 Jsonb([{"id": str(m), "address": PHONE, "channel": "whatsapp"} for m in due]),
-                due,
             )
             world.do("UPDATE campaign_messages SET lease_expires_at = '-infinity' WHERE id = ANY (%s)", due)
         assert scans() == before

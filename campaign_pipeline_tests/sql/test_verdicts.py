@@ -10,7 +10,7 @@ ANSWERING = (
     "campaign_verdicts",
     "campaign_start_generating",
     "campaign_begin_parts",
-    "campaign_refused_by_consent",
+    "campaign_suppressed_intents",
     "campaign_reserve_lead_days",
     "campaign_reserve_numbers",
 )

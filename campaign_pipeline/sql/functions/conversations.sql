@@ -3,76 +3,86 @@
 -- Who begins the first messages of one lead at once, in two shards, makes one conversation: the second waits here for
 -- the first's commit, and then finds what it made. Until the commit only; in one order, after all rows that begin_parts
 -- locks. The CRM may have several conversations of a lead already, so no unique index can say this.
-CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_lock_conversations(p_ids uuid[]) RETURNS void LANGUAGE plpgsql
-SET enable_seqscan = off AS $$
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_lock_conversations(p_leads uuid[]) RETURNS void
+LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM pg_advisory_xact_lock(l.key)
-    FROM (SELECT DISTINCT hashtextextended('campaign_pipeline conversation ' || m.lead_id, 0) AS key
-          FROM public.campaign_messages m
-          WHERE m.id = ANY (p_ids) AND m.conversation_id IS NULL AND m.lead_id IS NOT NULL
-          ORDER BY key) l;
+    FROM (SELECT DISTINCT hashtextextended('campaign_pipeline conversation ' || lead.id, 0) AS key
+          FROM unnest(p_leads) AS lead (id) ORDER BY key) l;
 END $$;
 
 -- The conversation of each message that has none: the lead's newest, else the phone's newest, else a new one; in the
--- same channel. Returns {message: conversation}; the caller writes it with all else that it changes of the message.
--- A conversation that the CRM refuses (a check or a trigger of its own) is done without, and the log says why.
-CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_find_conversations(p_items jsonb, p_ids uuid[]) RETURNS jsonb
-LANGUAGE plpgsql
-SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+-- same channel. Returns {message: conversation} or null; the caller writes it with all else that it changes of the
+-- message. p_going: those that have none.
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_find_conversations(p_going campaign_pipeline.campaign_intent[])
+RETURNS jsonb LANGUAGE plpgsql AS $$
+DECLARE
+    found jsonb;
+    new   campaign_pipeline.campaign_intent[];
+BEGIN
+    PERFORM campaign_pipeline.campaign_lock_conversations(
+        ARRAY(SELECT i.lead_id FROM unnest(p_going) AS i WHERE i.lead_id IS NOT NULL));
+    SELECT jsonb_object_agg(i.id, known.id) FILTER (WHERE known.id IS NOT NULL),
+           array_agg(i) FILTER (WHERE known.id IS NULL)
+    INTO found, new
+    FROM unnest(p_going) AS i
+    CROSS JOIN LATERAL (SELECT COALESCE(
+        (SELECT v.id FROM public.conversations v
+         WHERE v.workspace_id = i.workspace_id AND v.lead_id = i.lead_id
+           AND COALESCE(v.channel, 'whatsapp') = i.channel
+         ORDER BY v.last_message_at DESC NULLS LAST, v.created_at DESC LIMIT 1),
+        (SELECT v.id FROM public.conversations v
+         WHERE v.workspace_id = i.workspace_id
+           -- An e-mail address, too, is kept there.
+           AND v.contact_phone IN (i.address, '+' || i.address, i.phone_number)
+           AND COALESCE(v.channel, 'whatsapp') = i.channel
+         ORDER BY v.last_message_at DESC NULLS LAST, v.created_at DESC LIMIT 1)) AS id OFFSET 0) known;
+    IF new IS NULL THEN
+        RETURN found;
+    END IF;
+    RETURN COALESCE(found, '{}') || campaign_pipeline.campaign_make_conversations(new);
+END $$;
+
+-- A new conversation for each of these messages, one a lead. Returns {message: conversation}. One that the CRM refuses
+-- (a check or a trigger of its own) is done without, and the log says why.
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_make_conversations(p_new campaign_pipeline.campaign_intent[])
+RETURNS jsonb LANGUAGE plpgsql AS $$
 DECLARE
     answer jsonb;
-    id_    uuid;
+    one    campaign_pipeline.campaign_intent;
 BEGIN
     WITH item AS MATERIALIZED (
-        SELECT m.id, m.lead_id, m.run_id, c.workspace_id, COALESCE(m.inbox_id, c.inbox_id) AS inbox_id,
-               i.address, i.channel, i.contact_name, COALESCE(by_lead.id, by_phone.id) AS known
-        FROM jsonb_to_recordset(p_items) AS i (id uuid, address text, channel text, contact_name text)
-        JOIN public.campaign_messages m ON m.id = i.id AND m.conversation_id IS NULL
-        JOIN public.campaign_runs r ON r.id = m.run_id
-        JOIN public.campaign_configs c ON c.id = r.config_id
-        LEFT JOIN LATERAL (
-            SELECT v.id FROM public.conversations v
-            WHERE v.workspace_id = c.workspace_id AND v.lead_id = m.lead_id
-              AND COALESCE(v.channel, 'whatsapp') = i.channel
-            ORDER BY v.last_message_at DESC NULLS LAST, v.created_at DESC LIMIT 1) by_lead ON true
-        LEFT JOIN LATERAL (
-            SELECT v.id FROM public.conversations v
-            WHERE by_lead.id IS NULL AND v.workspace_id = c.workspace_id
-              -- An e-mail address, too, is kept there.
-              AND v.contact_phone IN (i.address, '+' || i.address, m.phone_number)
-              AND COALESCE(v.channel, 'whatsapp') = i.channel
-            ORDER BY v.last_message_at DESC NULLS LAST, v.created_at DESC LIMIT 1) by_phone ON true
-        WHERE m.id = ANY (p_ids)
+        SELECT i.id, i.workspace_id, i.message_inbox_id, i.lead_id, i.run_id, i.address, i.channel, i.contact_name
+        FROM unnest(p_new) AS i
     ), made AS (
         -- attendant_type and the counts are the CRM's own defaults: nobody attends to it, and nothing is unread.
         INSERT INTO public.conversations (id, workspace_id, inbox_id, lead_id, contact_name, contact_phone, channel,
                                           status, campaign_run_id, unread_count, total_messages, created_at, updated_at)
         -- One a lead, though two of its messages are begun in this very statement.
         SELECT DISTINCT ON (workspace_id, COALESCE(lead_id, id))
-               gen_random_uuid(), workspace_id, inbox_id, lead_id, COALESCE(NULLIF(contact_name, ''), address), address,
-               channel, 'waiting', run_id, 0, 0, campaign_pipeline.campaign_now(), campaign_pipeline.campaign_now()
-        FROM item WHERE known IS NULL
+               gen_random_uuid(), workspace_id, message_inbox_id, lead_id, COALESCE(NULLIF(contact_name, ''), address),
+               address, channel, 'waiting', run_id, 0, 0, campaign_pipeline.campaign_now(),
+               campaign_pipeline.campaign_now()
+        FROM item
         ORDER BY workspace_id, COALESCE(lead_id, id)
         RETURNING id, workspace_id, lead_id, contact_phone
     )
-    SELECT jsonb_object_agg(item.id, COALESCE(item.known, made.id)) INTO answer
-    FROM item LEFT JOIN made ON item.known IS NULL AND made.workspace_id = item.workspace_id
+    SELECT jsonb_object_agg(item.id, made.id) INTO answer
+    FROM item LEFT JOIN made ON made.workspace_id = item.workspace_id
          AND (made.lead_id = item.lead_id OR (item.lead_id IS NULL AND made.contact_phone = item.address));
-
     RETURN answer;
 EXCEPTION WHEN OTHERS THEN
     IF campaign_pipeline.campaign_is_passing(SQLSTATE) THEN
         RAISE;
     END IF;
-    IF cardinality(p_ids) = 1 THEN
-        PERFORM campaign_pipeline.campaign_log_refusal('conversation', m.run_id, m.id, m.lead_id, SQLERRM)
-        FROM public.campaign_messages m WHERE m.id = p_ids[1];
-        RETURN '{}';
-    END IF;
     answer := '{}';
-    FOREACH id_ IN ARRAY p_ids LOOP
-        answer := answer || COALESCE(
-            campaign_pipeline.campaign_find_conversations(p_items, ARRAY[id_]), '{}');
+    IF cardinality(p_new) = 1 THEN
+        one := p_new[1];
+        PERFORM campaign_pipeline.campaign_log_refusal('conversation', one.run_id, one.id, one.lead_id, SQLERRM);
+        RETURN answer;
+    END IF;
+    FOREACH one IN ARRAY p_new LOOP
+        answer := answer || campaign_pipeline.campaign_make_conversations(ARRAY[one]);
     END LOOP;
     RETURN answer;
 END $$;

@@ -10,6 +10,9 @@ CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_add_to_counters(p_changes 
 DECLARE
     delta record;
 BEGIN
+    IF p_changes IS NULL THEN  -- as of nearly every statement: nothing that is counted
+        RETURN;
+    END IF;
     PERFORM pg_catalog.set_config('campaign_pipeline.counting', 'on', true);  -- see campaign_guard_counters
     FOR delta IN
         SELECT run_id,

@@ -133,7 +133,8 @@ END $$;
 -- Take back what steps hold that have ended, before their leases run out. p_owners: who they are, as lease_owner has
 -- them; `run 1a2b3c4d` stands for all steps of that run. A step that lives, although Dagster believes that it has
 -- ended, does no harm (I1): its token opens nothing any more, so it can begin no other part. What it is sending now
--- becomes `unknown` (I5), and its request may leave until its lease would have ended; its late answer is still recorded.
+-- becomes `unknown` (I5), and its request may leave until its lease would have ended; its late answer is still
+-- recorded.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_end_leases(p_ids uuid[], p_owners text[])
 RETURNS TABLE (message_id uuid, run_id uuid, was text, owner text) LANGUAGE plpgsql
 SET lock_timeout = '800ms' AS $$

@@ -4,31 +4,22 @@
 -- Give each number of these items to one message. Returns {message: number_contacted} for the others, or null. Of two
 -- workers with two leads of one number the second waits at the insert for the first's commit; each statement below sees
 -- what was committed before it began. A number whose message surely did not go out is taken over.
-CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_reserve_numbers(p_items jsonb, p_going uuid[]) RETURNS jsonb
-    LANGUAGE plpgsql
-SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_reserve_numbers(p_going campaign_pipeline.campaign_intent[])
+RETURNS jsonb LANGUAGE plpgsql AS $$
 DECLARE
     wanted jsonb;   -- [{id, workspace, number, rest}]
     won    uuid[];
     lost   uuid[];
 BEGIN
-    -- OFFSET 0: each item is looked up by its id, however many messages the planner expects.
-    SELECT jsonb_agg(jsonb_build_object('id', i.id, 'workspace', at.workspace_id, 'rest', at.rest, 'number', at.number))
+    -- OFFSET 0: each number is read once.
+    SELECT jsonb_agg(jsonb_build_object('id', i.id, 'workspace', i.workspace_id, 'rest', w.number_rest_hours,
+                                        'number', at.number))
     INTO wanted
-    FROM jsonb_to_recordset(p_items) AS i (id uuid, address text, channel text)
-    CROSS JOIN LATERAL (
-        SELECT c.workspace_id, w.number_rest_hours AS rest,
-               campaign_pipeline.campaign_canonical_address(i.address) AS number
-        FROM public.campaign_messages m
-        JOIN public.campaign_runs r ON r.id = m.run_id
-        JOIN public.campaign_configs c ON c.id = r.config_id
-        JOIN public.workspaces w ON w.id = c.workspace_id
-        WHERE m.id = i.id
-          -- A text that was begun is finished.
-          AND NOT EXISTS (SELECT 1 FROM campaign_pipeline.campaign_message_parts p WHERE p.message_id = i.id
-                          AND campaign_pipeline.campaign_is_out(p.status))
-        OFFSET 0) at
-    WHERE i.id = ANY (p_going) AND i.channel = 'whatsapp' AND at.rest > 0 AND at.number IS NOT NULL;
+    FROM unnest(p_going) AS i
+    JOIN public.workspaces w ON w.id = i.workspace_id AND w.number_rest_hours > 0
+    CROSS JOIN LATERAL (SELECT campaign_pipeline.campaign_canonical_address(i.address) AS number OFFSET 0) at
+    -- A text that was begun is finished.
+    WHERE i.channel = 'whatsapp' AND NOT i.begun AND at.number IS NOT NULL;
     IF wanted IS NULL THEN
         RETURN NULL;
     END IF;
@@ -87,9 +78,8 @@ RETURNS TABLE (message_id uuid, skipped boolean) LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 BEGIN
     RETURN QUERY
-    WITH item AS MATERIALIZED (
-        SELECT m.id, m.run_id, m.workspace_id, m.rest,
-               campaign_pipeline.campaign_canonical_address(m.written) AS number
+    WITH claimed AS MATERIALIZED (
+        SELECT m.*
         FROM unnest(p_ids) AS i (id)
         CROSS JOIN LATERAL (
             SELECT m.id, m.run_id, c.workspace_id, w.number_rest_hours AS rest,
@@ -105,7 +95,15 @@ BEGIN
                 SELECT 1 FROM campaign_pipeline.campaign_message_parts p
                 WHERE p.message_id = m.id AND p.status <> 'planned')
             OFFSET 0) m
-        WHERE m.rest > 0 AND campaign_pipeline.campaign_inbox_channel(m.inbox_id) = 'whatsapp'
+        WHERE m.rest > 0
+    ), inbox AS MATERIALIZED (
+        -- Asked once for all messages of an inbox.
+        SELECT x.inbox_id FROM (SELECT DISTINCT c.inbox_id FROM claimed c) x
+        WHERE campaign_pipeline.campaign_inbox_channel(x.inbox_id) = 'whatsapp'
+    ), item AS MATERIALIZED (
+        SELECT c.id, c.run_id, c.workspace_id, c.rest,
+               campaign_pipeline.campaign_canonical_address(c.written) AS number
+        FROM claimed c JOIN inbox ON inbox.inbox_id = c.inbox_id
     ), before AS (
         SELECT item.*, n.message_id AS other_id, n.contacted_at + make_interval(hours => item.rest) AS rested_at,
                COALESCE(went.out, false) AS out, COALESCE(went.leaving, false) AS leaving,

@@ -189,9 +189,8 @@ END $$;
 -- Take slots for the parts that are about to be sent, one message after the other, so that of a group at most one takes
 -- an inbox's. Null: none of them goes by a pace. Else by message: {wait, code} where its turn has not come; {grace}
 -- where it may go, within so many seconds of asking (null: whenever).
-CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_take_slots(p_items jsonb, p_going uuid[]) RETURNS jsonb
-    LANGUAGE plpgsql
-SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_take_slots(p_going campaign_pipeline.campaign_intent[])
+RETURNS jsonb LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
     now_    timestamptz := campaign_pipeline.campaign_now();
@@ -206,17 +205,15 @@ DECLARE
 BEGIN
     SELECT jsonb_agg(jsonb_build_object('id', i.id, 'token', i.token, 'part_no', i.part_no, 'attempt_no', i.attempt_no,
                                         'inbox', inbox.id, 'campaign', c.id) ORDER BY i.id) INTO wanted
-    FROM jsonb_to_recordset(p_items) AS i (id uuid, token uuid, part_no integer, attempt_no integer, inbox_id uuid)
-    JOIN public.campaign_messages m ON m.id = i.id
-    JOIN public.campaign_runs r ON r.id = m.run_id
-    LEFT JOIN public.campaign_configs c ON c.id = r.config_id
+    FROM unnest(p_going) AS i
+    LEFT JOIN public.campaign_configs c ON c.id = i.config_id
         AND (c.min_interval_seconds > 0 OR c.daily_limit IS NOT NULL)
         AND COALESCE(c.enforce_pace, (SELECT campaign_pipeline.campaign_is_planner()))
     LEFT JOIN LATERAL (SELECT i.inbox_id AS id
         WHERE EXISTS (SELECT 1 FROM campaign_pipeline.campaign_inbox_pace p WHERE p.inbox_id = i.inbox_id)
            OR EXISTS (SELECT 1 FROM campaign_pipeline.campaign_pace_state s WHERE s.scope = 'inbox'
                       AND s.scope_id = i.inbox_id)) inbox ON true
-    WHERE i.id = ANY (p_going) AND (c.id IS NOT NULL OR inbox.id IS NOT NULL);
+    WHERE c.id IS NOT NULL OR inbox.id IS NOT NULL;
     IF wanted IS NULL THEN
         RETURN NULL;
     END IF;
@@ -296,10 +293,10 @@ END $$;
 
 -- What came of the parts that took slots. The next slot is a whole gap after the answer. What surely did not go out is
 -- taken off the limits again; where not even a request was made (`unrequested`) the slot itself is given back.
--- p_items as for campaign_settle; p_ids: the messages of which a part with a slot was settled just now.
-CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_settle_slots(p_items jsonb, p_ids uuid[]) RETURNS void
-    LANGUAGE plpgsql
-SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+-- p_ids: the messages of which a part with a slot was settled just now.
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_settle_slots(
+    p_ends campaign_pipeline.campaign_end[], p_ids uuid[]
+) RETURNS void LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
     now_   timestamptz := campaign_pipeline.campaign_now();
@@ -307,7 +304,7 @@ DECLARE
     one    record;
 BEGIN
     SELECT jsonb_agg(jsonb_build_object('inbox', inbox.scope_id, 'campaign', campaign.scope_id)) INTO wanted
-    FROM jsonb_to_recordset(p_items) AS i (id uuid, part_no integer)
+    FROM unnest(p_ends) AS i
     JOIN campaign_pipeline.campaign_message_parts p ON p.message_id = i.id AND p.part_no = i.part_no
     JOIN public.campaign_messages m ON m.id = i.id
     JOIN public.campaign_runs r ON r.id = m.run_id
@@ -323,7 +320,7 @@ BEGIN
                i.outcome IN ('planned', 'failed') AND NOT EXISTS (
                    SELECT 1 FROM campaign_pipeline.campaign_message_parts o WHERE o.message_id = i.id
                           AND o.status = 'sent') AS refunded
-        FROM jsonb_to_recordset(p_items) AS i (id uuid, part_no integer, outcome text, unrequested boolean)
+        FROM unnest(p_ends) AS i
         JOIN campaign_pipeline.campaign_message_parts p ON p.message_id = i.id AND p.part_no = i.part_no
         JOIN public.campaign_messages m ON m.id = i.id
         JOIN public.campaign_runs r ON r.id = m.run_id
@@ -356,7 +353,7 @@ BEGIN
 
     -- What is off the limits must not be taken off twice.
     UPDATE campaign_pipeline.campaign_message_parts p SET slot_at = NULL
-    FROM jsonb_to_recordset(p_items) AS i (id uuid, part_no integer, outcome text)
+    FROM unnest(p_ends) AS i
     WHERE i.id = ANY (p_ids) AND p.message_id = i.id AND p.part_no = i.part_no AND i.outcome IN ('planned', 'failed');
 END $$;
 

@@ -18,125 +18,188 @@ SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SE
 SET lock_timeout = '800ms' AS $$
 #variable_conflict use_column
 DECLARE
-    verdicts jsonb;    -- message -> verdict
-    held     uuid[];   -- the caller has the lease
-    going    uuid[];   -- and the request may leave
-    refused  jsonb;    -- message -> verdict, where consent refuses what else might go
-    slots    jsonb;    -- message -> its turn, where it goes by a pace
-    conversations jsonb;  -- message -> conversation, where it had none
-    booked   jsonb := '{}';  -- message -> what its refused answers cost, booked now
+    items   campaign_pipeline.campaign_intent[] := ARRAY(
+        SELECT i FROM jsonb_populate_recordset(NULL::campaign_pipeline.campaign_intent, p_items) AS i);
+    held    campaign_pipeline.campaign_intent[];  -- the caller has the lease
+    going   campaign_pipeline.campaign_intent[];  -- and the request may leave
+    refused jsonb;           -- message -> verdict, where consent refuses what else might go
+    slots   jsonb;           -- message -> its turn, where it goes by a pace
+    talks   jsonb;           -- message -> conversation, where it had none
+    booked  jsonb := '{}';   -- message -> what its refused answers cost, booked now
+    attempted uuid[];        -- messages of which the ledger has this very attempt
 BEGIN
     -- Locked from here to the commit, so that nobody takes a message over between the check and the intent.
     PERFORM 1 FROM public.campaign_messages m
-    WHERE m.id IN (SELECT i.id FROM jsonb_to_recordset(p_items) AS i (id uuid)) ORDER BY m.id FOR UPDATE;
+    WHERE m.id IN (SELECT i.id FROM unnest(items) AS i) ORDER BY m.id FOR UPDATE;
 
-    SELECT jsonb_object_agg(v.message_id, v.verdict),
-           array_agg(v.message_id) FILTER (WHERE v.verdict <> 'lost'),
-           array_agg(v.message_id) FILTER (WHERE v.verdict = 'go' AND i.part_no > 0)
-    INTO verdicts, held, going
-    FROM campaign_pipeline.campaign_verdicts(p_items, false) v
-    JOIN jsonb_to_recordset(p_items) AS i (id uuid, part_no integer) ON i.id = v.message_id;
+    items := campaign_pipeline.campaign_looked_up(items);
+    held := ARRAY(SELECT i FROM unnest(items) AS i WHERE i.verdict <> 'lost');
+    going := ARRAY(SELECT i FROM unnest(held) AS i WHERE i.verdict = 'go' AND i.part_no > 0);
 
-    refused := campaign_pipeline.campaign_refused_by_consent(p_items, going);
+    refused := campaign_pipeline.campaign_refused_by_consent(going);
     IF refused IS NOT NULL THEN
-        verdicts := verdicts || refused;
-        going := ARRAY(SELECT g.id FROM unnest(going) AS g (id) WHERE NOT refused ? g.id::text);
+        going := ARRAY(SELECT i FROM unnest(going) AS i WHERE NOT refused ? i.id::text);
     END IF;
-
-    slots := campaign_pipeline.campaign_take_slots(p_items, going);
+    slots := campaign_pipeline.campaign_take_slots(going);
     IF slots IS NOT NULL THEN
-        going := ARRAY(SELECT g.id FROM unnest(going) AS g (id)
-                       WHERE NOT COALESCE(slots -> g.id::text ? 'wait', false));
+        going := ARRAY(SELECT i FROM unnest(going) AS i WHERE NOT COALESCE(slots -> i.id::text ? 'wait', false));
     END IF;
 
-    IF jsonb_path_exists(p_items, '$[*].calls[*]') THEN
-        booked := campaign_pipeline.campaign_keep_model_calls(p_items, held);
+    IF EXISTS (SELECT 1 FROM unnest(held) AS i WHERE jsonb_array_length(NULLIF(i.calls, 'null')) > 0) THEN
+        booked := campaign_pipeline.campaign_keep_model_calls(held);
     END IF;
-    IF jsonb_path_exists(p_items, '$[*].asked_model ? (@ != null)') THEN
-        PERFORM campaign_pipeline.campaign_note_good_texts(p_items, held);
+    IF EXISTS (SELECT 1 FROM unnest(held) AS i WHERE i.asked_model IS NOT NULL) THEN
+        PERFORM campaign_pipeline.campaign_note_good_texts(held);
     END IF;
-    IF booked <> '{}' OR jsonb_path_exists(p_items, '$[*].ai_cost_usd ? (@ > 0)') THEN
+    IF booked <> '{}' OR EXISTS (SELECT 1 FROM unnest(held) AS i WHERE i.ai_cost_usd > 0) THEN
         -- A message that has parts was counted with them: the item is a repeated one.
-        PERFORM campaign_pipeline.campaign_note_spending(COALESCE(jsonb_agg(jsonb_build_object('id', i.id, 'cost',
-            COALESCE((booked ->> i.id::text)::numeric, 0)
-            + CASE WHEN EXISTS (SELECT 1 FROM campaign_pipeline.campaign_message_parts p WHERE p.message_id = i.id)
-                   THEN 0 ELSE COALESCE(i.ai_cost_usd, 0) END)), '[]'))
-        FROM jsonb_to_recordset(p_items) AS i (id uuid, ai_cost_usd numeric) WHERE i.id = ANY (held);
+        PERFORM campaign_pipeline.campaign_note_spending((
+            SELECT jsonb_agg(jsonb_build_object('id', i.id, 'cost', COALESCE((booked ->> i.id::text)::numeric, 0)
+                                                + CASE WHEN i.has_parts THEN 0 ELSE COALESCE(i.ai_cost_usd, 0) END))
+            FROM unnest(held) AS i));
     END IF;
 
-    PERFORM campaign_pipeline.campaign_lock_conversations(going);
-    conversations := campaign_pipeline.campaign_find_conversations(p_items, going);
+    IF EXISTS (SELECT 1 FROM unnest(going) AS i WHERE i.conversation_id IS NULL) THEN
+        talks := campaign_pipeline.campaign_find_conversations(
+            ARRAY(SELECT i FROM unnest(going) AS i WHERE i.conversation_id IS NULL AND i.config_id IS NOT NULL));
+    END IF;
+    attempted := campaign_pipeline.campaign_write_intents(held, going, talks);
+    IF slots IS NOT NULL THEN
+        UPDATE campaign_pipeline.campaign_message_parts p SET slot_at = campaign_pipeline.campaign_now()
+        FROM unnest(going) AS i
+        WHERE i.id = ANY (attempted) AND slots ? i.id::text AND p.message_id = i.id AND p.part_no = i.part_no
+          AND p.slot_at IS NULL;
+    END IF;
+    PERFORM campaign_pipeline.campaign_note_intents(held, attempted, talks, booked);
 
+    -- A probe that got its text proves that the language model works again.
+    IF EXISTS (SELECT 1 FROM campaign_pipeline.campaign_pauses) THEN
+        DELETE FROM campaign_pipeline.campaign_pauses
+        WHERE probe_message_id = ANY (attempted) AND scope IN ('workspace', 'model', 'provider');
+    END IF;
+
+    RETURN QUERY
+    SELECT i.id, v.verdict, COALESCE(i.conversation_id, (talks ->> i.id::text)::uuid),
+           CASE WHEN v.verdict = 'not_due' THEN (
+                    SELECT EXTRACT(epoch FROM campaign_pipeline.campaign_due_at(m) - campaign_pipeline.campaign_now())
+                    FROM public.campaign_messages m WHERE m.id = i.id)::double precision
+                ELSE (slots -> i.id::text ->> 'wait')::double precision END,
+           CASE WHEN v.verdict = 'not_due' THEN 'not_due' ELSE slots -> i.id::text ->> 'code' END,
+           (slots -> i.id::text ->> 'grace')::double precision
+    FROM unnest(items) AS i
+    CROSS JOIN LATERAL (SELECT CASE
+        WHEN i.id = ANY (attempted) OR (i.part_no = 0 AND i.verdict <> 'lost') THEN 'go'
+        WHEN refused ? i.id::text THEN refused ->> i.id::text
+        WHEN slots -> i.id::text ? 'wait' THEN 'paced'
+        WHEN i.verdict = 'go' THEN 'lost'
+        ELSE i.verdict END) v (verdict);
+END $$;
+
+-- The items with what their messages are and whether they may go on.
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_looked_up(p_items campaign_pipeline.campaign_intent[])
+RETURNS campaign_pipeline.campaign_intent[] LANGUAGE plpgsql AS $$
+BEGIN
+    RETURN ARRAY(
+        SELECT ROW (
+            i.id, i.token, i.part_no, i.attempt_no, i.address, i.channel, i.contact_name, i.inbox_id, i.local_day,
+            i.text, i.subject, i.parts, NULLIF(i.template, 'null'), i.ai_model, i.ai_tokens_used, i.ai_cost_usd,
+            i.ai_generation_time_ms, i.asked_model, i.calls,
+            v.verdict, v.run_id, v.config_id, v.workspace_id, v.lead_id, v.conversation_id, v.inbox_id,
+            v.phone_number, v.source_column_id, v.target_column_id, v.begun, v.has_parts
+        )::campaign_pipeline.campaign_intent
+        FROM (SELECT array_agg(i.id) AS ids, array_agg(i.token) AS tokens FROM unnest(p_items) AS i) g
+        CROSS JOIN LATERAL campaign_pipeline.campaign_verdicts(g.ids, g.tokens, false) v
+        JOIN unnest(p_items) AS i ON i.id = v.message_id);
+END $$;
+
+-- Write the parts of new texts and the attempts at those that are to be sent now. Returns the messages of which the
+-- ledger has this very attempt: nothing else may be requested.
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_write_intents(
+    p_held campaign_pipeline.campaign_intent[], p_going campaign_pipeline.campaign_intent[], p_talks jsonb
+) RETURNS uuid[] LANGUAGE plpgsql AS $$
+DECLARE
+    going    uuid[] := ARRAY(SELECT i.id FROM unnest(p_going) AS i);
+    attempted    uuid[];
+    repeated uuid[];
+BEGIN
     -- A new text: its parts, the one to be sent now already as an attempt. The ledger outlives the message, so it has
     -- all that is needed to show a part in the chat and to move its lead.
-    INSERT INTO campaign_pipeline.campaign_message_parts AS p
-        (message_id, part_no, text, status, idempotency_key, attempts, attempt_token, attempted_at, address,
-         address_kind, inbox_id, run_id, lead_id, workspace_id, conversation_id, source_column_id, target_column_id)
-    SELECT i.id, t.no, t.text,
-           CASE WHEN now_.yes THEN 'attempting' ELSE 'planned' END,
-           i.id || ':' || t.no,
-           CASE WHEN now_.yes THEN 1 ELSE 0 END,
-           CASE WHEN now_.yes THEN i.token END,
-           CASE WHEN now_.yes THEN campaign_pipeline.campaign_now() END,
-           NULLIF(i.address, ''), campaign_pipeline.campaign_address_kind(i.address), i.inbox_id,
-           m.run_id, m.lead_id, c.workspace_id, COALESCE(m.conversation_id, (conversations ->> m.id::text)::uuid),
-           c.source_column_id, c.target_column_id
-    FROM jsonb_to_recordset(p_items)
-        AS i (id uuid, token uuid, part_no integer, address text, inbox_id uuid, parts text[])
-    JOIN public.campaign_messages m ON m.id = i.id
-    LEFT JOIN public.campaign_runs r ON r.id = m.run_id
-    LEFT JOIN public.campaign_configs c ON c.id = r.config_id
-    CROSS JOIN LATERAL unnest(i.parts) WITH ORDINALITY AS t (text, no)
-    CROSS JOIN LATERAL (SELECT t.no = i.part_no AND i.id = ANY (going) AS yes) now_
-    -- Only where no text was cut yet: parts of two texts must never stand in one ledger.
-    WHERE i.id = ANY (held)
-      AND NOT EXISTS (SELECT 1 FROM campaign_pipeline.campaign_message_parts old WHERE old.message_id = i.id)
-    ON CONFLICT DO NOTHING;
+    WITH written AS (
+        INSERT INTO campaign_pipeline.campaign_message_parts AS p
+            (message_id, part_no, text, status, idempotency_key, attempts, attempt_token, attempted_at, address,
+             address_kind, inbox_id, run_id, lead_id, workspace_id, conversation_id, source_column_id,
+             target_column_id)
+        SELECT i.id, t.no, t.text,
+               CASE WHEN now_.yes THEN 'attempting' ELSE 'planned' END,
+               i.id || ':' || t.no,
+               CASE WHEN now_.yes THEN 1 ELSE 0 END,
+               CASE WHEN now_.yes THEN i.token END,
+               CASE WHEN now_.yes THEN campaign_pipeline.campaign_now() END,
+               NULLIF(i.address, ''), campaign_pipeline.campaign_address_kind(i.address), i.inbox_id,
+               i.run_id, i.lead_id, i.workspace_id, COALESCE(i.conversation_id, (p_talks ->> i.id::text)::uuid),
+               i.source_column_id, i.target_column_id
+        FROM unnest(p_held) AS i
+        CROSS JOIN LATERAL unnest(i.parts) WITH ORDINALITY AS t (text, no)
+        CROSS JOIN LATERAL (SELECT t.no = i.part_no AND i.attempt_no = 1 AND i.id = ANY (going) AS yes) now_
+        -- Only where no text was cut yet: parts of two texts must never stand in one ledger.
+        WHERE NOT i.has_parts
+        ON CONFLICT DO NOTHING
+        RETURNING p.message_id, p.status
+    )
+    SELECT array_agg(w.message_id) FILTER (WHERE w.status = 'attempting') INTO attempted FROM written w;
+    IF going <@ attempted THEN
+        RETURN attempted;
+    END IF;
 
     -- A later part, or another attempt at one. A conversation that was known when the text was cut may be another by
     -- now.
-    UPDATE campaign_pipeline.campaign_message_parts p
-    SET status = 'attempting', attempts = i.attempt_no, attempt_token = i.token,
-        attempted_at = campaign_pipeline.campaign_now(),
-        address = i.address, address_kind = campaign_pipeline.campaign_address_kind(i.address), inbox_id = i.inbox_id,
-        run_id = m.run_id, lead_id = m.lead_id, workspace_id = c.workspace_id,
-        conversation_id = COALESCE(m.conversation_id, (conversations ->> m.id::text)::uuid),
-        source_column_id = c.source_column_id, target_column_id = c.target_column_id,
-        error_class = NULL, error_code = NULL, error_message = NULL, resend_approved_at = NULL
-    FROM jsonb_to_recordset(p_items)
-        AS i (id uuid, token uuid, part_no integer, attempt_no integer, address text, inbox_id uuid)
-    JOIN public.campaign_messages m ON m.id = i.id
-    LEFT JOIN public.campaign_runs r ON r.id = m.run_id
-    LEFT JOIN public.campaign_configs c ON c.id = r.config_id
-    WHERE i.id = ANY (going) AND p.message_id = i.id AND p.part_no = i.part_no
-      AND p.status = 'planned' AND p.attempts = i.attempt_no - 1;
-
-    -- Nothing may be requested that the ledger does not have as this very attempt.
-    SELECT array_agg(p.message_id) INTO going
-    FROM jsonb_to_recordset(p_items) AS i (id uuid, token uuid, part_no integer, attempt_no integer)
-    JOIN campaign_pipeline.campaign_message_parts p ON p.message_id = i.id AND p.part_no = i.part_no
-    WHERE i.id = ANY (going) AND p.status = 'attempting' AND p.attempts = i.attempt_no AND p.attempt_token = i.token;
-
-    IF slots IS NOT NULL THEN
-        UPDATE campaign_pipeline.campaign_message_parts p SET slot_at = campaign_pipeline.campaign_now()
-        FROM jsonb_to_recordset(p_items) AS i (id uuid, part_no integer)
-        WHERE i.id = ANY (going) AND slots ? i.id::text AND p.message_id = i.id AND p.part_no = i.part_no
-          AND p.slot_at IS NULL;
+    WITH again AS (
+        UPDATE campaign_pipeline.campaign_message_parts p
+        SET status = 'attempting', attempts = i.attempt_no, attempt_token = i.token,
+            attempted_at = campaign_pipeline.campaign_now(), address = i.address,
+            address_kind = campaign_pipeline.campaign_address_kind(i.address), inbox_id = i.inbox_id,
+            run_id = i.run_id, lead_id = i.lead_id, workspace_id = i.workspace_id,
+            conversation_id = COALESCE(i.conversation_id, (p_talks ->> i.id::text)::uuid),
+            source_column_id = i.source_column_id, target_column_id = i.target_column_id,
+            error_class = NULL, error_code = NULL, error_message = NULL, resend_approved_at = NULL
+        FROM unnest(p_going) AS i
+        WHERE i.has_parts AND p.message_id = i.id AND p.part_no = i.part_no
+          AND p.status = 'planned' AND p.attempts = i.attempt_no - 1
+        RETURNING p.message_id
+    )
+    SELECT attempted || array_agg(a.message_id) INTO attempted FROM again a;
+    IF going <@ attempted THEN
+        RETURN attempted;
     END IF;
 
+    -- Asked once more because the answer was lost: the ledger has it from then.
+    SELECT array_agg(p.message_id) INTO repeated
+    FROM unnest(p_going) AS i
+    JOIN campaign_pipeline.campaign_message_parts p ON p.message_id = i.id AND p.part_no = i.part_no
+    WHERE p.status = 'attempting' AND p.attempts = i.attempt_no AND p.attempt_token = i.token
+      AND NOT i.id = ANY (COALESCE(attempted, '{}'));
+    RETURN attempted || repeated;
+END $$;
+
+-- Keep the texts and what was paid for them, and note on each message where it goes. A later part changes nothing of
+-- its message unless it goes elsewhere: such a row is left alone.
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_note_intents(
+    p_held campaign_pipeline.campaign_intent[], p_begun uuid[], p_talks jsonb, p_booked jsonb
+) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
     UPDATE public.campaign_messages m
-    SET conversation_id       = COALESCE(m.conversation_id, (conversations ->> m.id::text)::uuid),
-        status                = CASE WHEN m.id = ANY (going) THEN 'sending'
+    SET conversation_id       = COALESCE(m.conversation_id, (p_talks ->> m.id::text)::uuid),
+        status                = CASE WHEN begins.yes THEN 'sending'
                                      WHEN m.status = 'generating' AND i.part_no = 0 THEN 'queued' ELSE m.status END,
         generated_message     = COALESCE(m.generated_message, i.text),
         subject               = COALESCE(m.subject, i.subject),
-        template              = COALESCE(m.template, NULLIF(i.template, 'null')),
+        template              = COALESCE(m.template, i.template),
         ai_model              = COALESCE(i.ai_model, m.ai_model),
         ai_tokens_used        = COALESCE(i.ai_tokens_used, m.ai_tokens_used),
         -- What an answer cost that could not be sent was paid, too.
         ai_cost_usd           = CASE WHEN (m.generated_message IS NULL AND i.ai_cost_usd IS NOT NULL)
-                                          OR booked ? m.id::text
-                                     THEN COALESCE(m.ai_cost_usd, 0) + COALESCE((booked ->> m.id::text)::numeric, 0)
+                                          OR p_booked ? m.id::text
+                                     THEN COALESCE(m.ai_cost_usd, 0) + COALESCE((p_booked ->> m.id::text)::numeric, 0)
                                           + CASE WHEN m.generated_message IS NULL THEN COALESCE(i.ai_cost_usd, 0)
                                                  ELSE 0 END
                                      ELSE m.ai_cost_usd END,
@@ -145,29 +208,11 @@ BEGIN
         address_kind          = COALESCE(campaign_pipeline.campaign_address_kind(i.address), m.address_kind),
         phone_normalized      = CASE WHEN i.channel = 'email' THEN m.phone_normalized
                                      ELSE COALESCE(NULLIF(i.address, ''), m.phone_normalized) END,
-        inbox_id              = CASE WHEN m.id = ANY (going) THEN COALESCE(i.inbox_id, m.inbox_id) ELSE m.inbox_id END
-    FROM jsonb_to_recordset(p_items)
-        AS i (id uuid, part_no integer, address text, channel text, inbox_id uuid, text text, subject text,
-              template jsonb, ai_model text,
-         ai_tokens_used integer, ai_cost_usd numeric, ai_generation_time_ms integer)
-    WHERE m.id = i.id AND m.id = ANY (held);
-
-    -- A probe that got its text proves that the language model works again.
-    DELETE FROM campaign_pipeline.campaign_pauses
-    WHERE probe_message_id = ANY (going) AND scope IN ('workspace', 'model', 'provider');
-
-    RETURN QUERY
-    SELECT i.id, CASE WHEN i.id = ANY (going) OR (i.part_no = 0 AND i.id = ANY (held)) THEN 'go'
-                      WHEN slots -> i.id::text ? 'wait' THEN 'paced'
-                      WHEN verdicts ->> i.id::text = 'go' THEN 'lost'
-                      ELSE verdicts ->> i.id::text END,
-           m.conversation_id,
-           CASE WHEN verdicts ->> i.id::text = 'not_due'
-                THEN EXTRACT(epoch FROM campaign_pipeline.campaign_due_at(m)
-                                        - campaign_pipeline.campaign_now())::double precision
-                ELSE (slots -> i.id::text ->> 'wait')::double precision END,
-           CASE WHEN verdicts ->> i.id::text = 'not_due' THEN 'not_due' ELSE slots -> i.id::text ->> 'code' END,
-           (slots -> i.id::text ->> 'grace')::double precision
-    FROM jsonb_to_recordset(p_items) AS i (id uuid, part_no integer) LEFT
-        JOIN public.campaign_messages m ON m.id = i.id;
+        inbox_id              = CASE WHEN begins.yes THEN COALESCE(i.inbox_id, m.inbox_id) ELSE m.inbox_id END
+    FROM unnest(p_held) AS i
+    CROSS JOIN LATERAL (SELECT i.id = ANY (p_begun) AS yes) begins
+    WHERE m.id = i.id
+      AND (begins.yes AND m.status = 'sending' AND i.text IS NULL AND i.ai_model IS NULL AND i.ai_cost_usd IS NULL
+           AND m.conversation_id IS NOT NULL AND m.inbox_id = i.inbox_id AND m.address = i.address
+           AND NOT p_booked ? m.id::text) IS NOT TRUE;
 END $$;

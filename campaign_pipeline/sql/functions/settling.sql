@@ -1,14 +1,14 @@
 -- What came of a part or a message.
 
--- What came of it: the outcome of a part, the next state of its message, or both; all of one commit.
--- Items: {id, token, part_no, attempt_no, outcome, code, reason, provider_message_id, response, address, duration_ms,
---         looked_up, status, error_class, delay_seconds, count_attempt, unrequested, in_conversation}.
+-- What came of it: the outcome of a part, the next state of its message, or both; all of one commit. Items as declared
+-- by campaign_end:
 --   outcome  what is now known of attempt attempt_no of the part: sent, planned (surely not out), unknown, failed; or
--- null
+--            null
 --   status   where the message goes: sent, pending, failed, skipped; null: it stays where it is
 -- The fact that a part was sent is taken from whoever brings it, even after its lease is lost and whatever was believed
 -- of that attempt meanwhile: it can only prevent a double. Everything else needs the lease. Of a message that the CRM
--- has deleted meanwhile, the part is settled by whoever attempted it: recorded, shown in the chat, its lead moved.
+-- has deleted meanwhile, the part is settled by whoever attempted it: recorded, shown in the chat, its lead moved. So
+-- is the part of a message that somebody else ended (the CRM, by a cancel): what it was ended as stays.
 -- `applied`: the ledger has this outcome, now or from an earlier call whose answer was lost; `moved`: the message is in
 -- the wanted state; `final`: its status now, null if it was deleted.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_settle(p_items jsonb)
@@ -17,34 +17,92 @@ SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SE
 SET lock_timeout = '800ms' AS $$
 #variable_conflict use_column
 DECLARE
-    held      uuid[];   -- messages whose lease the caller holds
-    sent_now  uuid[];   -- messages that became sent by this call
-    out_now   jsonb;    -- parts that became sent by this call: [{id, part_no}]
-    changed   uuid[];   -- messages with a part that changed
-    slotted   uuid[];   -- of these: where the part had taken a slot
-    gone      uuid[];   -- messages that were deleted: only their parts are left
+    ends     campaign_pipeline.campaign_end[] := ARRAY(
+        SELECT i FROM jsonb_populate_recordset(NULL::campaign_pipeline.campaign_end, p_items) AS i);
+    ids      uuid[] := ARRAY(SELECT i.id FROM unnest(ends) AS i);
+    found    uuid[];   -- messages that are there
+    held     uuid[];   -- of these: whose lease the caller holds
+    gone     uuid[];   -- messages that were deleted: only their parts are left
+    ended    uuid[];   -- messages that nobody holds: somebody else ended them while the caller was at work
+    changed  uuid[];   -- messages with a part that changed
+    out_now  jsonb;    -- parts that became sent by this call: [{id, part_no, written}]
+    out_ids  uuid[];   -- their messages
+    slotted  uuid[];   -- messages whose changed part had taken a slot
+    sent_now uuid[];   -- messages that became sent by this call
 BEGIN
     -- Runs before messages, as the CRM locks them when it pauses or cancels a run; each in the order of their ids, so
     -- that two shards that work the same two runs do not wait for each other. Counters are raised twice below.
     PERFORM 1 FROM public.campaign_runs r
-    WHERE r.id IN (SELECT m.run_id FROM jsonb_to_recordset(p_items) AS i (id uuid, outcome text, status text)
+    WHERE r.id IN (SELECT m.run_id FROM unnest(ends) AS i
                    JOIN public.campaign_messages m ON m.id = i.id
                    WHERE i.outcome = 'sent' OR i.status IN ('failed', 'skipped'))
     ORDER BY r.id FOR NO KEY UPDATE;
 
     -- All rows in one order, leased or not: a late fact and the new holder may meet here.
-    PERFORM 1 FROM public.campaign_messages m
-    WHERE m.id IN (SELECT i.id FROM jsonb_to_recordset(p_items) AS i (id uuid)) ORDER BY m.id FOR UPDATE;
+    SELECT array_agg(l.id),
+           array_agg(l.id) FILTER (WHERE l.lease_token = i.token AND campaign_pipeline.campaign_is_leased(l.status)),
+           array_agg(l.id) FILTER (WHERE NOT campaign_pipeline.campaign_is_leased(l.status))
+    INTO found, held, ended
+    FROM (SELECT m.id, m.lease_token, m.status FROM public.campaign_messages m
+          WHERE m.id = ANY (ids) ORDER BY m.id FOR UPDATE) l
+    JOIN unnest(ends) AS i ON i.id = l.id;
+    gone := ARRAY(SELECT x.id FROM unnest(ids) AS x (id) WHERE NOT x.id = ANY (COALESCE(found, '{}')));
 
-    SELECT array_agg(i.id) INTO gone
-    FROM jsonb_to_recordset(p_items) AS i (id uuid)
-    WHERE NOT EXISTS (SELECT 1 FROM public.campaign_messages m WHERE m.id = i.id);
+    SELECT s.changed, s.out_now, s.out_ids, s.slotted INTO changed, out_now, out_ids, slotted
+    FROM campaign_pipeline.campaign_settle_parts(ends, held, gone || ended) s;
+    IF slotted IS NOT NULL THEN
+        PERFORM campaign_pipeline.campaign_settle_slots(ends, slotted);
+    END IF;
+    IF out_ids IS NOT NULL THEN
+        sent_now := campaign_pipeline.campaign_complete_messages(out_ids, held);
+    END IF;
+    IF EXISTS (SELECT 1 FROM unnest(ends) AS i WHERE i.status IN ('pending', 'failed', 'skipped')) THEN
+        PERFORM campaign_pipeline.campaign_end_held(ends, held);
+    END IF;
+    IF EXISTS (SELECT 1 FROM unnest(ends) AS i WHERE i.outcome = 'failed') THEN
+        -- A refusal that means "never again" holds for every campaign.
+        PERFORM campaign_pipeline.campaign_suppress_refused(
+            ends, held || ARRAY(SELECT g.id FROM unnest(gone) AS g (id) WHERE g.id = ANY (changed)));
+    END IF;
+    IF EXISTS (SELECT 1 FROM unnest(ends) AS i
+               WHERE i.id = ANY (out_ids) AND NOT i.id = ANY (COALESCE(sent_now, '{}'))
+                 AND (i.status IN ('failed', 'skipped') OR NOT i.id = ANY (COALESCE(held, '{}')))) THEN
+        PERFORM campaign_pipeline.campaign_note_incomplete(out_ids);
+    END IF;
 
-    SELECT array_agg(m.id) INTO held
-    FROM jsonb_to_recordset(p_items) AS i (id uuid, token uuid)
-    JOIN public.campaign_messages m ON m.id = i.id AND m.lease_token = i.token
-        AND campaign_pipeline.campaign_is_leased(m.status);
+    -- What the CRM shows of it comes last, and whatever the CRM makes of that, the above is committed.
+    PERFORM campaign_pipeline.campaign_show_in_conversation(out_now);
+    PERFORM campaign_pipeline.campaign_move_leads(sent_now);
+    IF gone <> '{}' THEN
+        PERFORM campaign_pipeline.campaign_end_deleted(gone, changed);
+    END IF;
 
+    -- A probe that went out closes the circuits it was sent to try.
+    IF EXISTS (SELECT 1 FROM campaign_pipeline.campaign_pauses) THEN
+        DELETE FROM campaign_pipeline.campaign_pauses WHERE probe_message_id = ANY (sent_now);
+    END IF;
+
+    RETURN QUERY
+    SELECT i.id,
+           EXISTS (SELECT 1 FROM campaign_pipeline.campaign_message_parts p WHERE p.message_id = i.id
+                   AND p.part_no = i.part_no
+                   AND p.status = i.outcome AND p.attempts >= i.attempt_no),
+           COALESCE(m.status = i.status AND (i.status = 'pending' OR m.lease_token = i.token), false), m.status
+    FROM unnest(ends) AS i
+    LEFT JOIN public.campaign_messages m ON m.id = i.id;
+END $$;
+
+-- Record the outcomes in the ledger. p_held: messages whose lease the caller holds; p_free: those that were deleted, or
+-- that nobody holds: whoever made the attempt says what came of it.
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_settle_parts(
+    p_ends campaign_pipeline.campaign_end[], p_held uuid[], p_free uuid[],
+    OUT changed uuid[],   -- messages with a part that changed
+    OUT out_now jsonb,    -- parts that became sent: [{id, part_no, written}]
+    OUT out_ids uuid[],   -- their messages
+    OUT slotted uuid[]    -- messages whose part had taken a slot
+) LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+BEGIN
     WITH settled AS (
         UPDATE campaign_pipeline.campaign_message_parts p
         SET status = i.outcome,
@@ -59,58 +117,56 @@ BEGIN
             error_code = i.code, error_message = i.reason,
             history = CASE WHEN i.outcome = 'sent' AND NOT COALESCE(i.looked_up, false) THEN p.history
                            ELSE p.history || jsonb_build_array(jsonb_build_object(
-                                'at', campaign_pipeline.campaign_now(), 'attempt', p.attempts, 'started',
-                                    p.attempted_at,
-                                'outcome', i.outcome, 'code', i.code, 'reason', i.reason, 'looked_up', i.looked_up)) END
-        FROM jsonb_to_recordset(p_items) AS i (id uuid, part_no integer, attempt_no integer, outcome text, code text,
-             reason text, provider_message_id text, response jsonb, address text, duration_ms integer,
-                 looked_up boolean,
-             error_class text, in_conversation boolean, token uuid)
+                                'at', campaign_pipeline.campaign_now(), 'attempt', p.attempts,
+                                'started', p.attempted_at, 'outcome', i.outcome, 'code', i.code, 'reason', i.reason,
+                                'looked_up', i.looked_up)) END
+        FROM unnest(p_ends) AS i
         WHERE p.message_id = i.id AND p.part_no = i.part_no
           AND CASE WHEN i.outcome = 'sent' THEN p.status <> 'sent' AND i.attempt_no <= p.attempts
-                   ELSE (i.id = ANY (held) OR (i.id = ANY (gone) AND p.attempt_token = i.token))
+                   ELSE (i.id = ANY (p_held) OR (i.id = ANY (p_free) AND p.attempt_token = i.token))
                         AND p.attempts = i.attempt_no AND p.status IN ('attempting', 'unknown') END
         RETURNING p.message_id, p.part_no, p.status, p.slot_at, i.in_conversation
     )
     SELECT array_agg(s.message_id),
            jsonb_agg(jsonb_build_object('id', s.message_id, 'part_no', s.part_no, 'written', s.in_conversation))
                FILTER (WHERE s.status = 'sent'),
+           array_agg(s.message_id) FILTER (WHERE s.status = 'sent'),
            array_agg(s.message_id) FILTER (WHERE s.slot_at IS NOT NULL)
-    INTO changed, out_now, slotted FROM settled s;
+    INTO changed, out_now, out_ids, slotted FROM settled s;
+END $$;
 
-    IF slotted IS NOT NULL THEN
-        PERFORM campaign_pipeline.campaign_settle_slots(p_items, slotted);
-    END IF;
-
-    -- A message whose parts are all sent is sent, whatever its caller thought or whoever holds it.
-    WITH complete AS (
-        SELECT i.id
-        FROM jsonb_to_recordset(p_items) AS i (id uuid)
-        WHERE i.id = ANY (changed)
-          AND NOT EXISTS (SELECT 1 FROM campaign_pipeline.campaign_message_parts p WHERE p.message_id = i.id
-                          AND p.status <> 'sent')
-    ), done AS (
+-- A message whose parts are all sent is sent, whatever its caller thought or whoever holds it. Returns those that
+-- became sent.
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_complete_messages(p_ids uuid[], p_held uuid[]) RETURNS uuid[]
+LANGUAGE plpgsql AS $$
+DECLARE
+    done uuid[];
+BEGIN
+    WITH sent AS (
         UPDATE public.campaign_messages m
         SET status = 'sent', sent_at = campaign_pipeline.campaign_now(), finished_at = campaign_pipeline.campaign_now(),
-            provider_message_id = last.provider_message_id, provider_response = last.provider_response,
-            send_time_ms = total.duration_ms,
+            provider_message_id = ledger.provider_message_id, provider_response = ledger.provider_response,
+            send_time_ms = ledger.duration_ms,
             error_class = NULL, error_code = NULL, error_message = NULL, last_error = NULL,
-            lease_expires_at = CASE WHEN m.id = ANY (held) THEN m.lease_expires_at END
-        FROM complete
-        CROSS
-            JOIN LATERAL (SELECT p.provider_message_id, p.provider_response
-                          FROM campaign_pipeline.campaign_message_parts p
-                            WHERE p.message_id = complete.id ORDER BY p.part_no DESC LIMIT 1) last
-        CROSS
-            JOIN LATERAL (SELECT sum(p.duration_ms)::integer AS duration_ms
-                          FROM campaign_pipeline.campaign_message_parts p
-                            WHERE p.message_id = complete.id) total
-        WHERE m.id = complete.id AND m.status NOT IN ('sent', 'replied')
+            lease_expires_at = CASE WHEN m.id = ANY (p_held) THEN m.lease_expires_at END
+        FROM unnest(p_ids) AS x (id)
+        CROSS JOIN LATERAL (
+            SELECT bool_and(p.status = 'sent') AS complete, sum(p.duration_ms)::integer AS duration_ms,
+                   (array_agg(p.provider_message_id ORDER BY p.part_no DESC))[1] AS provider_message_id,
+                   (array_agg(p.provider_response ORDER BY p.part_no DESC))[1] AS provider_response
+            FROM campaign_pipeline.campaign_message_parts p WHERE p.message_id = x.id) ledger
+        WHERE m.id = x.id AND ledger.complete AND m.status NOT IN ('sent', 'replied')
         RETURNING m.id
     )
-    SELECT array_agg(done.id) INTO sent_now FROM done;
+    SELECT array_agg(sent.id) INTO done FROM sent;
+    RETURN done;
+END $$;
 
-    -- Everything else that the caller decided, for messages that it still holds.
+-- Everything else that the caller decided, for messages that it still holds.
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_end_held(
+    p_ends campaign_pipeline.campaign_end[], p_held uuid[]
+) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
     UPDATE public.campaign_messages m
     SET status = i.status,
         lease_token = CASE WHEN i.status = 'pending' THEN NULL ELSE m.lease_token END,
@@ -125,44 +181,23 @@ BEGIN
         error_message = CASE WHEN i.status IN ('failed', 'skipped') THEN i.reason END,
         last_error = COALESCE(i.reason, m.last_error),
         finished_at = CASE WHEN i.status IN ('failed', 'skipped') THEN campaign_pipeline.campaign_now() END
-    FROM jsonb_to_recordset(p_items) AS i (id uuid, status text, code text, reason text, error_class text,
-         delay_seconds double precision, count_attempt boolean)
-    WHERE m.id = i.id AND m.id = ANY (held) AND i.status IN ('pending', 'failed', 'skipped')
+    FROM unnest(p_ends) AS i
+    WHERE m.id = i.id AND m.id = ANY (p_held) AND i.status IN ('pending', 'failed', 'skipped')
       AND campaign_pipeline.campaign_is_leased(m.status);
+END $$;
 
-    -- A refusal that means "never again" holds for every campaign.
-    PERFORM campaign_pipeline.campaign_suppress_refused(
-        p_items, held || ARRAY(SELECT g.id FROM unnest(gone) AS g (id) WHERE g.id = ANY (changed)));
-
-    -- A late fact about a message that ended as unknown or skipped, with parts still to go: back-fill finds it.
+-- A late fact about a message that ended as unknown or skipped, with parts still to go: back-fill finds it.
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_note_incomplete(p_ids uuid[]) RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
     UPDATE public.campaign_messages m
     SET status = 'failed', error_class = 'exhausted', error_code = 'incomplete',
         error_message = 'A part turned out to be sent after all; the parts after it were never tried.'
-    WHERE m.id IN (SELECT (o ->> 'id')::uuid FROM jsonb_array_elements(out_now) AS o)
+    WHERE m.id = ANY (p_ids)
       -- Not `IN`: spelled as in the index of finished messages, the planner would read all of them (see
       -- campaign_is_leased): 1.4 ms a message after 20,000.
       AND array_position(ARRAY['failed', 'skipped'], m.status) IS NOT NULL
       AND (m.status <> 'failed' OR m.error_class = 'unknown')
       AND NOT EXISTS (SELECT 1 FROM campaign_pipeline.campaign_message_parts p WHERE p.message_id = m.id
                       AND p.status IN ('unknown', 'attempting'));
-
-    -- What the CRM shows of it comes last, and whatever the CRM makes of that, the above is committed.
-    PERFORM campaign_pipeline.campaign_show_in_conversation(out_now);
-    PERFORM campaign_pipeline.campaign_move_leads(sent_now);
-    IF gone IS NOT NULL THEN
-        PERFORM campaign_pipeline.campaign_end_deleted(gone, changed);
-    END IF;
-
-    -- A probe that went out closes the circuits it was sent to try.
-    DELETE FROM campaign_pipeline.campaign_pauses WHERE probe_message_id = ANY (sent_now);
-
-    RETURN QUERY
-    SELECT i.id,
-           EXISTS (SELECT 1 FROM campaign_pipeline.campaign_message_parts p WHERE p.message_id = i.id
-                   AND p.part_no = i.part_no
-                   AND p.status = i.outcome AND p.attempts >= i.attempt_no),
-           COALESCE(m.status = i.status AND (i.status = 'pending' OR m.lease_token = i.token), false), m.status
-    FROM jsonb_to_recordset(p_items)
-        AS i (id uuid, token uuid, status text, part_no integer, attempt_no integer, outcome text)
-    LEFT JOIN public.campaign_messages m ON m.id = i.id;
 END $$;

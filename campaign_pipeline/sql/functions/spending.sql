@@ -26,23 +26,20 @@ END $$;
 -- Keep the answers that are kept by themselves, once however often their item is repeated, and what they say of their
 -- model or run. Items: {id, text, asked_model, calls[{id, purpose, model, prompt_tokens, completion_tokens,
 -- reasoning_tokens, cost_usd, rule, changed[], answer, about_model, cached_tokens, cache_write_tokens,
--- cache_saved_usd}]}; p_ids: the messages that the caller holds.
+-- cache_saved_usd}]}: messages that the caller holds.
 -- Returns what is booked now for the first time, in US dollars by message.
-CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_keep_model_calls(p_items jsonb, p_ids uuid[]) RETURNS jsonb
-    LANGUAGE plpgsql
-SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_keep_model_calls(p_held campaign_pipeline.campaign_intent[])
+RETURNS jsonb LANGUAGE plpgsql AS $$
 DECLARE
     booked jsonb;
 BEGIN
     WITH call AS MATERIALIZED (
-        SELECT i.id AS message_id, m.run_id, m.lead_id, c.*
-        FROM jsonb_to_recordset(p_items) AS i (id uuid, calls jsonb)
-        JOIN public.campaign_messages m ON m.id = i.id
+        SELECT i.id AS message_id, i.run_id, i.lead_id, c.*
+        FROM unnest(p_held) AS i
         CROSS JOIN LATERAL jsonb_to_recordset(COALESCE(NULLIF(i.calls, 'null'), '[]')) AS c (
             id text, purpose text, model text, prompt_tokens integer, completion_tokens integer,
             reasoning_tokens integer, cost_usd numeric, rule text, changed text[], answer text, about_model boolean,
             reasons boolean, cached_tokens integer, cache_write_tokens integer, cache_saved_usd numeric)
-        WHERE i.id = ANY (p_ids)
     ), kept AS (
         INSERT INTO campaign_pipeline.campaign_model_calls AS k
             (id, message_id, run_id, lead_id, purpose, model, prompt_tokens, completion_tokens, reasoning_tokens,
@@ -77,9 +74,8 @@ BEGIN
 END $$;
 
 -- A text that may be sent ends the row of refused ones, of its model and of its run.
-CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_note_good_texts(p_items jsonb, p_ids uuid[]) RETURNS void
-    LANGUAGE plpgsql
-SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_note_good_texts(p_held campaign_pipeline.campaign_intent[])
+RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     IF NOT EXISTS (SELECT 1 FROM campaign_pipeline.campaign_text_records t WHERE t.refused_in_a_row > 0) THEN
         RETURN;
@@ -89,10 +85,9 @@ BEGIN
     FROM (SELECT t.scope, t.scope_id FROM campaign_pipeline.campaign_text_records t
           WHERE t.refused_in_a_row > 0 AND (t.scope, t.scope_id) IN (
               SELECT s.scope, s.scope_id
-              FROM jsonb_to_recordset(p_items) AS i (id uuid, text text, asked_model text)
-              JOIN public.campaign_messages m ON m.id = i.id
-              CROSS JOIN LATERAL (VALUES ('model', i.asked_model), ('run', m.run_id::text)) AS s (scope, scope_id)
-              WHERE i.id = ANY (p_ids) AND i.asked_model IS NOT NULL AND i.text IS NOT NULL)
+              FROM unnest(p_held) AS i
+              CROSS JOIN LATERAL (VALUES ('model', i.asked_model), ('run', i.run_id::text)) AS s (scope, scope_id)
+              WHERE i.asked_model IS NOT NULL AND i.text IS NOT NULL)
           ORDER BY t.scope, t.scope_id FOR UPDATE) good
     WHERE t.scope = good.scope AND t.scope_id = good.scope_id;
 END $$;

@@ -88,87 +88,82 @@ END $$;
 --   suppressed      its lead or address is: it holds for the rest of a text of which parts are out, too
 --   contacted_today the lead gets one message a day and has it (items with local_day only)
 --   number_contacted another message went to its number not long ago (workspaces.number_rest_hours)
-CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_refused_by_consent(p_items jsonb, p_going uuid[]) RETURNS jsonb
-    LANGUAGE plpgsql
-SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_refused_by_consent(p_going campaign_pipeline.campaign_intent[])
+RETURNS jsonb LANGUAGE plpgsql AS $$
 DECLARE
-    hits    uuid[];  -- messages of which the lead or the address is suppressed somewhere: hardly ever any
-    refused jsonb;
-    later   jsonb;
+    left_  campaign_pipeline.campaign_intent[] := p_going;
+    answer jsonb := '{}';
+    more   jsonb;
 BEGIN
+    -- Nearly always nobody is suppressed: then nothing is hashed.
     IF EXISTS (SELECT 1 FROM campaign_pipeline.campaign_suppressions s WHERE s.lifted_at IS NULL) THEN
-        SELECT array_agg(m.id) INTO hits
-        FROM jsonb_to_recordset(p_items) AS i (id uuid, address text)
-        JOIN public.campaign_messages m ON m.id = i.id
-        WHERE m.id = ANY (p_going)
-          AND (EXISTS (SELECT 1 FROM campaign_pipeline.campaign_suppressions s WHERE s.lifted_at IS NULL
-                       AND s.lead_id = m.lead_id)
-               OR EXISTS (SELECT 1 FROM campaign_pipeline.campaign_suppressions s
-                          WHERE s.lifted_at IS NULL
-                              AND s.address_hash = campaign_pipeline.campaign_address_hash(i.address)));
+        more := campaign_pipeline.campaign_suppressed_intents(p_going);
+        answer := answer || COALESCE(more, '{}');
     END IF;
-    IF hits IS NOT NULL THEN
-        SELECT jsonb_object_agg(m.id, 'suppressed') INTO refused
-        FROM jsonb_to_recordset(p_items) AS i (id uuid, address text, channel text)
-        JOIN public.campaign_messages m ON m.id = i.id
-        JOIN public.campaign_runs r ON r.id = m.run_id
-        JOIN public.campaign_configs c ON c.id = r.config_id
-        CROSS JOIN LATERAL (SELECT campaign_pipeline.campaign_address_hash(i.address) AS hash) h
-        WHERE m.id = ANY (hits) AND EXISTS (
+    IF EXISTS (SELECT 1 FROM unnest(p_going) AS i WHERE i.local_day IS NOT NULL) THEN
+        IF answer <> '{}' THEN
+            left_ := ARRAY(SELECT i FROM unnest(p_going) AS i WHERE NOT answer ? i.id::text);
+        END IF;
+        more := campaign_pipeline.campaign_reserve_lead_days(left_);
+        answer := answer || COALESCE(more, '{}');
+    END IF;
+    IF answer <> '{}' THEN
+        left_ := ARRAY(SELECT i FROM unnest(p_going) AS i WHERE NOT answer ? i.id::text);
+    END IF;
+    more := campaign_pipeline.campaign_reserve_numbers(left_);
+    RETURN NULLIF(answer || COALESCE(more, '{}'), '{}');
+END $$;
+
+-- Of the parts that are about to be sent, those to a suppressed lead or address. Returns {message: suppressed} or null.
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_suppressed_intents(p_going campaign_pipeline.campaign_intent[])
+RETURNS jsonb LANGUAGE plpgsql AS $$
+BEGIN
+    RETURN (
+        SELECT jsonb_object_agg(i.id, 'suppressed')
+        FROM unnest(p_going) AS i
+        -- OFFSET 0: hashed once.
+        CROSS JOIN LATERAL (SELECT campaign_pipeline.campaign_address_hash(i.address) AS hash OFFSET 0) h
+        WHERE EXISTS (
             SELECT 1 FROM (
                 SELECT s.scope, s.workspace_id, s.channel FROM campaign_pipeline.campaign_suppressions s
-                WHERE s.lifted_at IS NULL AND s.lead_id = m.lead_id
+                WHERE s.lifted_at IS NULL AND s.lead_id = i.lead_id
                 UNION ALL
                 SELECT s.scope, s.workspace_id, s.channel FROM campaign_pipeline.campaign_suppressions s
                 WHERE s.lifted_at IS NULL AND s.address_hash = h.hash) s
             WHERE s.scope = 'global'
-               OR (s.workspace_id = c.workspace_id AND (s.scope = 'workspace' OR s.channel = i.channel)));
-    END IF;
-    IF p_items @? '$[*].local_day' THEN
-        later := campaign_pipeline.campaign_reserve_lead_days(p_items, ARRAY(
-            SELECT g.id FROM unnest(p_going) AS g (id) WHERE refused IS NULL OR NOT refused ? g.id::text));
-        refused := COALESCE(refused || later, refused, later);
-    END IF;
-    later := campaign_pipeline.campaign_reserve_numbers(p_items, ARRAY(
-        SELECT g.id FROM unnest(p_going) AS g (id) WHERE refused IS NULL OR NOT refused ? g.id::text));
-    RETURN COALESCE(refused || later, refused, later);
+               OR (s.workspace_id = i.workspace_id AND (s.scope = 'workspace' OR s.channel = i.channel))));
 END $$;
 
 -- Give each lead's day to one message. Returns {message: contacted_today} for the others, or null. Of two workers with
 -- two campaigns and one lead the second waits here for the first's commit, and then reads the ledger anew: each
 -- statement below sees what was committed before it began. A day whose message surely did not go out is taken over.
-CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_reserve_lead_days(p_items jsonb, p_going uuid[]) RETURNS jsonb
-    LANGUAGE plpgsql
-SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_reserve_lead_days(p_going campaign_pipeline.campaign_intent[])
+RETURNS jsonb LANGUAGE plpgsql AS $$
 DECLARE
-    wanted jsonb;  -- [{id, lead_id, day}]
+    -- A text that was begun is finished.
+    wanted campaign_pipeline.campaign_intent[] := ARRAY(
+        SELECT i FROM unnest(p_going) AS i
+        WHERE i.local_day IS NOT NULL AND i.lead_id IS NOT NULL AND NOT i.begun);
     won    uuid[];
 BEGIN
-    SELECT jsonb_agg(jsonb_build_object('id', m.id, 'lead_id', m.lead_id, 'day', i.local_day)) INTO wanted
-    FROM jsonb_to_recordset(p_items) AS i (id uuid, local_day date)
-    JOIN public.campaign_messages m ON m.id = i.id
-    WHERE m.id = ANY (p_going) AND i.local_day IS NOT NULL AND m.lead_id IS NOT NULL
-      -- A text that was begun is finished.
-      AND NOT EXISTS (SELECT 1 FROM campaign_pipeline.campaign_message_parts p WHERE p.message_id = m.id
-                      AND campaign_pipeline.campaign_is_out(p.status));
-    IF wanted IS NULL THEN
+    IF wanted = '{}' THEN
         RETURN NULL;
     END IF;
 
     INSERT INTO campaign_pipeline.campaign_lead_days (day, lead_id, message_id)
-    SELECT DISTINCT ON (w.day, w.lead_id) w.day, w.lead_id, w.id
-    FROM jsonb_to_recordset(wanted) AS w (id uuid, lead_id uuid, day date)
-    ORDER BY w.day, w.lead_id, w.id  -- in one order, or two groups could wait for each other
+    SELECT DISTINCT ON (w.local_day, w.lead_id) w.local_day, w.lead_id, w.id
+    FROM unnest(wanted) AS w
+    ORDER BY w.local_day, w.lead_id, w.id  -- in one order, or two groups could wait for each other
     ON CONFLICT DO NOTHING;
 
     PERFORM 1 FROM campaign_pipeline.campaign_lead_days d
-    WHERE (d.day, d.lead_id) IN (SELECT w.day, w.lead_id FROM jsonb_to_recordset(wanted) AS w (lead_id uuid, day date))
+    WHERE (d.day, d.lead_id) IN (SELECT w.local_day, w.lead_id FROM unnest(wanted) AS w)
     ORDER BY d.day, d.lead_id FOR UPDATE;
 
     WITH chosen AS (
         SELECT DISTINCT ON (d.day, d.lead_id) d.day, d.lead_id, d.message_id AS before, w.id
-        FROM jsonb_to_recordset(wanted) AS w (id uuid, lead_id uuid, day date)
-        JOIN campaign_pipeline.campaign_lead_days d ON d.day = w.day AND d.lead_id = w.lead_id
+        FROM unnest(wanted) AS w
+        JOIN campaign_pipeline.campaign_lead_days d ON d.day = w.local_day AND d.lead_id = w.lead_id
         -- LIMIT: by index for each; as NOT EXISTS it may become one reading of the whole ledger.
         WHERE d.message_id = w.id OR (
             SELECT 1 FROM campaign_pipeline.campaign_message_parts p
@@ -180,21 +175,18 @@ BEGIN
     )
     SELECT array_agg(c.id) INTO won FROM chosen c;
 
-    RETURN (SELECT jsonb_object_agg(w.id, 'contacted_today') FROM jsonb_to_recordset(wanted) AS w (id uuid)
+    RETURN (SELECT jsonb_object_agg(w.id, 'contacted_today') FROM unnest(wanted) AS w
             WHERE NOT w.id = ANY (COALESCE(won, '{}')));
 END $$;
 
 -- Answers of providers that mean "never again" (campaign_suppressing_codes): remembered beyond the message that got
 -- them.
-CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_suppress_refused(p_items jsonb, p_held uuid[]) RETURNS void
-    LANGUAGE plpgsql
-SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_suppress_refused(
+    p_ends campaign_pipeline.campaign_end[], p_held uuid[]
+) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
-    IF NOT p_items @? '$[*] ? (@.outcome == "failed")' THEN
-        RETURN;
-    END IF;
     PERFORM campaign_pipeline.campaign_suppress_by_answer(i.id, i.code)
-    FROM jsonb_to_recordset(p_items) AS i (id uuid, outcome text, code text)
+    FROM unnest(p_ends) AS i
     JOIN campaign_pipeline.campaign_suppressing_codes k ON k.code = i.code
     WHERE i.outcome = 'failed' AND i.id = ANY (p_held);
 END $$;

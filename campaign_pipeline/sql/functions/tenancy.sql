@@ -20,12 +20,18 @@ SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS
 BEGIN
     RETURN QUERY
     WITH item AS MATERIALIZED (
-        SELECT m.id, m.lead_id, m.conversation_id, c.id AS config_id, c.workspace_id,
-               COALESCE(m.inbox_id, c.inbox_id) AS inbox_id
-        FROM public.campaign_messages m
+        SELECT m.id, c.id AS config_id, c.workspace_id, COALESCE(m.inbox_id, c.inbox_id) AS inbox_id,
+               l.id AS lead, l.workspace_id AS lead_of, g.id AS funnel, g.workspace_id AS funnel_of,
+               k.id AS column, f.workspace_id AS column_of, v.id AS conversation, v.workspace_id AS conversation_of
+        FROM unnest(p_ids) AS i (id)
+        JOIN public.campaign_messages m ON m.id = i.id
         JOIN public.campaign_runs r ON r.id = m.run_id
         JOIN public.campaign_configs c ON c.id = r.config_id
-        WHERE m.id = ANY (p_ids)
+        LEFT JOIN public.leads l ON l.id = m.lead_id
+        LEFT JOIN public.funnels g ON g.id = l.funnel_id
+        LEFT JOIN public.funnel_columns k ON k.id = l.column_id
+        LEFT JOIN public.funnels f ON f.id = k.funnel_id
+        LEFT JOIN public.conversations v ON v.id = m.conversation_id
     ), shared AS MATERIALIZED (
         SELECT s.config_id, s.inbox_id, found.what, found.row_id
         FROM (SELECT DISTINCT i.config_id, i.workspace_id, i.inbox_id FROM item i) s
@@ -48,28 +54,19 @@ BEGIN
                 WHERE c.id = s.config_id AND campaign_pipeline.campaign_is_foreign(f.workspace_id, s.workspace_id)
             ) f ORDER BY f.place LIMIT 1) found
     )
-    SELECT i.id, found.what, found.row_id
+    SELECT i.id, w.what, CASE w.what WHEN 'lead' THEN i.lead WHEN 'conversation' THEN i.conversation
+                                     WHEN 'lead''s funnel' THEN i.funnel WHEN 'lead''s funnel column' THEN i.column
+                                     ELSE h.row_id END
     FROM item i
-    CROSS JOIN LATERAL (
-        SELECT f.what, f.row_id FROM (
-            -- The lead is looked up once for all that hangs on it.
-            SELECT o.place, o.what, o.row_id
-            FROM public.leads l
-            LEFT JOIN public.funnels g ON g.id = l.funnel_id
-            LEFT JOIN public.funnel_columns k ON k.id = l.column_id
-            LEFT JOIN public.funnels column_funnel ON column_funnel.id = k.funnel_id
-            CROSS JOIN LATERAL (VALUES
-                (1, 'lead', l.id, l.workspace_id), (4, 'lead''s funnel', g.id, g.workspace_id),
-                (5, 'lead''s funnel column', k.id, column_funnel.workspace_id)) o (place, what, row_id, workspace_id)
-            WHERE l.id = i.lead_id AND campaign_pipeline.campaign_is_foreign(o.workspace_id, i.workspace_id)
-            UNION ALL
-            SELECT 2, h.what, h.row_id FROM shared h
-            WHERE h.config_id = i.config_id AND h.inbox_id IS NOT DISTINCT FROM i.inbox_id
-            UNION ALL
-            SELECT 3, 'conversation', v.id
-            FROM public.conversations v
-            WHERE v.id = i.conversation_id AND campaign_pipeline.campaign_is_foreign(v.workspace_id, i.workspace_id)
-        ) f ORDER BY f.place LIMIT 1) found;
+    LEFT JOIN shared h ON h.config_id = i.config_id AND h.inbox_id IS NOT DISTINCT FROM i.inbox_id
+    CROSS JOIN LATERAL (SELECT CASE
+        WHEN campaign_pipeline.campaign_is_foreign(i.lead_of, i.workspace_id) THEN 'lead'
+        WHEN h.what IS NOT NULL THEN h.what
+        WHEN campaign_pipeline.campaign_is_foreign(i.conversation_of, i.workspace_id) THEN 'conversation'
+        WHEN campaign_pipeline.campaign_is_foreign(i.funnel_of, i.workspace_id) THEN 'lead''s funnel'
+        WHEN campaign_pipeline.campaign_is_foreign(i.column_of, i.workspace_id) THEN 'lead''s funnel column'
+        END) w (what)
+    WHERE w.what IS NOT NULL;
 END $$;
 
 -- The sentence for a message that was ended because of such a row.

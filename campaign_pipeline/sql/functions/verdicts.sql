@@ -3,7 +3,7 @@
 -- A word on the plans of what follows. Each function handles a few dozen ids of tables of millions, by index. The
 -- server keeps one plan for all calls and guesses the size of a JSON array at 100 rows, so a plan made while the tables
 -- were small reads them whole for ever (5,000 messages: 2,172 scans of campaign_messages, 10.9 M rows). Hence the SET
--- clauses:
+-- clauses of the functions that callers use, which hold for all that these call:
 -- 2.78 -> 0.72 ms a message in groups of 17, together with the indexes on conversations.
 -- Whoever holds a row longer than lock_timeout may be the CRM, which locks runs and messages in orders of its own. The
 -- limit is below the server's deadlock_timeout (1 s), so that of two in each other's way it is never the CRM's
@@ -11,38 +11,96 @@
 -- And one plan a connection from the first call on (plan_cache_mode), where the server would plan each statement anew
 -- five times, and some of them always: one message at a time, begin_parts 2.7 -> 1.1 ms, start_generating 1.1 -> 0.65.
 
--- May these leased messages go on? 'go', or why not. A run that people paused or cancelled stops its messages wherever
--- they are: the part in flight is recorded and nothing more is sent. With its text begun to be sent no other pause than
--- its inbox's stops a message: half a message is worse than a late pause. Items: {id, token}, at most one a message.
--- One statement for all of them: as a function of one message, called in an expression, it took two thirds of the time
--- of begin_parts (EXPLAIN of nested statements, groups of 20: 9.1 of 13.7 ms, planned and run four times a message).
-CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_verdicts(p_items jsonb, p_needs_model boolean)
-RETURNS TABLE (message_id uuid, verdict text) LANGUAGE plpgsql
-SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+-- May these leased messages go on? 'go', or why not, and what they are. A run that people paused or cancelled stops its
+-- messages wherever they are: the part in flight is recorded and nothing more is sent. With its text begun to be sent
+-- no other pause than its inbox's stops a message: half a message is worse than a late pause.
+-- One statement for all of them, and one look-up of what each is: whoever goes on with them needs no other.
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_verdicts(p_ids uuid[], p_tokens uuid[], p_needs_model boolean)
+RETURNS TABLE (
+    message_id uuid, verdict text, run_id uuid, config_id uuid, workspace_id uuid, lead_id uuid, conversation_id uuid,
+    inbox_id uuid, phone_number text, source_column_id uuid, target_column_id uuid, begun boolean, has_parts boolean
+) LANGUAGE plpgsql ROWS 20 AS $$
 #variable_conflict use_column
+DECLARE
+    strange uuid[] := ARRAY(SELECT f.message_id FROM campaign_pipeline.campaign_foreign_rows(p_ids) f);
+    stopped uuid[];  -- by a person
+    paused  uuid[];  -- by the circuit of something that they need
+    waiting uuid[];  -- for a person who reviews texts
 BEGIN
+    -- Nearly always there is none of these: then their statements are not even started.
+    IF EXISTS (SELECT 1 FROM campaign_pipeline.campaign_manual_pauses) THEN
+        stopped := campaign_pipeline.campaign_stopped_by_person(p_ids);
+    END IF;
+    IF EXISTS (SELECT 1 FROM campaign_pipeline.campaign_pauses) THEN
+        paused := campaign_pipeline.campaign_scope_paused(p_ids, p_needs_model);
+    END IF;
+    IF EXISTS (SELECT 1 FROM campaign_pipeline.campaign_settings s WHERE s.review <> 'none') THEN
+        waiting := ARRAY(SELECT m.id FROM public.campaign_messages m JOIN public.campaign_runs r ON r.id = m.run_id
+                         WHERE m.id = ANY (p_ids)
+                           AND campaign_pipeline.campaign_awaits_review(m.id, r.id, r.config_id, p_needs_model));
+    END IF;
     RETURN QUERY
     SELECT i.id, CASE
-        WHEN m.id IS NULL OR m.lease_token IS DISTINCT FROM i.token
-             OR NOT campaign_pipeline.campaign_is_leased(m.status)
-                 OR m.lease_expires_at <= campaign_pipeline.campaign_now() THEN 'lost'
-        WHEN strange.message_id IS NOT NULL THEN 'foreign_workspace'
-        WHEN r.status <> 'running' THEN 'run_' || r.status
-        -- Like a run that people paused: nothing more of a message, though it has begun.
-        WHEN EXISTS (SELECT 1 FROM campaign_pipeline.campaign_manual_pauses) AND EXISTS (
+               WHEN m.id IS NULL OR m.lease_token IS DISTINCT FROM i.token
+                    OR NOT campaign_pipeline.campaign_is_leased(m.status)
+                    OR m.lease_expires_at <= campaign_pipeline.campaign_now() THEN 'lost'
+               WHEN i.id = ANY (strange) THEN 'foreign_workspace'
+               WHEN r.status <> 'running' THEN 'run_' || r.status
+               -- Like a run that people paused: nothing more of a message, though it has begun.
+               WHEN i.id = ANY (stopped) THEN 'paused_by_person'
+               -- Claimed ahead of its planned time, or planned anew meanwhile: its text may be written, but not sent.
+               WHEN NOT p_needs_model AND NOT ledger.begun
+                    AND campaign_pipeline.campaign_due_at(m) > campaign_pipeline.campaign_now() THEN 'not_due'
+               WHEN i.id = ANY (paused) THEN 'scope_paused'
+               WHEN i.id = ANY (waiting) THEN 'awaiting_review'
+               ELSE 'go'
+           END,
+           m.run_id, c.id, c.workspace_id, m.lead_id, m.conversation_id, COALESCE(m.inbox_id, c.inbox_id),
+           m.phone_number, c.source_column_id, c.target_column_id, ledger.begun, ledger.has_parts
+    FROM unnest(p_ids, p_tokens) AS i (id, token)
+    LEFT JOIN public.campaign_messages m ON m.id = i.id
+    LEFT JOIN public.campaign_runs r ON r.id = m.run_id
+    LEFT JOIN public.campaign_configs c ON c.id = r.config_id
+    -- An aggregate, which is asked for one message at a time; as EXISTS it may read the whole ledger once a call.
+    CROSS JOIN LATERAL (
+        SELECT COALESCE(bool_or(p.status = 'sent'), false) AS begun, count(*) > 0 AS has_parts
+        FROM campaign_pipeline.campaign_message_parts p WHERE p.message_id = i.id) ledger;
+END $$;
+
+-- Of these messages, those that a person stopped: their inbox, their workspace, or all sending.
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_stopped_by_person(p_ids uuid[]) RETURNS uuid[]
+LANGUAGE plpgsql STABLE
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+BEGIN
+    RETURN ARRAY(
+        SELECT m.id
+        FROM public.campaign_messages m
+        LEFT JOIN public.campaign_runs r ON r.id = m.run_id
+        LEFT JOIN public.campaign_configs c ON c.id = r.config_id
+        WHERE m.id = ANY (p_ids) AND EXISTS (
             SELECT 1 FROM campaign_pipeline.campaign_manual_pauses h
             WHERE h.scope = 'all'
                OR (h.scope = 'workspace' AND h.scope_id = c.workspace_id::text)
-               OR (h.scope = 'inbox' AND h.scope_id = COALESCE(m.inbox_id, c.inbox_id)::text)
-        ) THEN 'paused_by_person'
-        -- Claimed ahead of its planned time, or planned anew meanwhile: its text may be written, nothing is sent.
-        WHEN NOT p_needs_model AND NOT begun.yes
-             AND campaign_pipeline.campaign_due_at(m) > campaign_pipeline.campaign_now()
-            THEN 'not_due'
-        WHEN EXISTS (SELECT 1 FROM campaign_pipeline.campaign_pauses) AND EXISTS (
+               OR (h.scope = 'inbox' AND h.scope_id = COALESCE(m.inbox_id, c.inbox_id)::text)));
+END $$;
+
+-- Of these messages, those that need something whose circuit is open, their own probes aside.
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_scope_paused(p_ids uuid[], p_needs_model boolean) RETURNS uuid[]
+LANGUAGE plpgsql STABLE
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+BEGIN
+    RETURN ARRAY(
+        SELECT m.id
+        FROM public.campaign_messages m
+        LEFT JOIN public.campaign_runs r ON r.id = m.run_id
+        LEFT JOIN public.campaign_configs c ON c.id = r.config_id
+        CROSS JOIN LATERAL (
+            SELECT COALESCE(bool_or(p.status = 'sent'), false) AS yes
+            FROM campaign_pipeline.campaign_message_parts p WHERE p.message_id = m.id) begun
+        WHERE m.id = ANY (p_ids) AND EXISTS (
             SELECT 1 FROM campaign_pipeline.campaign_pauses p
-            WHERE (p.kind = 'systemic' OR p.until > campaign_pipeline.campaign_now()) AND p.probe_message_id
-                IS DISTINCT FROM m.id
+            WHERE (p.kind = 'systemic' OR p.until > campaign_pipeline.campaign_now())
+              AND p.probe_message_id IS DISTINCT FROM m.id
               AND (   (p.scope = 'inbox' AND p.scope_id = COALESCE(m.inbox_id, c.inbox_id)::text)
                    -- A limit on spending keeps texts from being written, not those that were paid for from going out.
                    OR (p.scope = 'run' AND p.scope_id = r.id::text AND NOT begun.yes
@@ -52,23 +110,8 @@ BEGIN
                    OR (p_needs_model AND p.scope = 'provider'
                        AND campaign_pipeline.campaign_own_key(c.workspace_id) IS NULL)
                    OR (p_needs_model AND p.scope = 'model' AND p.scope_id IN (
-                        SELECT a.model FROM public.ai_agents a WHERE a.workspace_id = c.workspace_id AND a.is_active)))
-        ) THEN 'scope_paused'
-        WHEN EXISTS (SELECT 1 FROM campaign_pipeline.campaign_settings s
-                     WHERE s.config_id = c.id AND s.review <> 'none')
-             AND campaign_pipeline.campaign_awaits_review(m.id, r.id, c.id, p_needs_model) THEN 'awaiting_review'
-        ELSE 'go'
-    END
-    FROM jsonb_to_recordset(p_items) AS i (id uuid, token uuid)
-    LEFT JOIN public.campaign_messages m ON m.id = i.id
-    LEFT JOIN public.campaign_runs r ON r.id = m.run_id
-    LEFT JOIN public.campaign_configs c ON c.id = r.config_id
-    -- LIMIT: by index for each; as EXISTS it may become one reading of the whole ledger.
-    CROSS JOIN LATERAL (SELECT (
-        SELECT 1 FROM campaign_pipeline.campaign_message_parts p
-        WHERE p.message_id = i.id AND campaign_pipeline.campaign_is_out(p.status) LIMIT 1) IS NOT NULL AS yes) begun
-    LEFT JOIN campaign_pipeline.campaign_foreign_rows(
-        ARRAY(SELECT w.id FROM jsonb_to_recordset(p_items) AS w (id uuid))) strange ON strange.message_id = i.id;
+                        SELECT a.model FROM public.ai_agents a
+                        WHERE a.workspace_id = c.workspace_id AND a.is_active)))));
 END $$;
 
 -- Before the model is called: still leased, run still running, nothing paused? Then status `generating`.
@@ -81,9 +124,10 @@ SET lock_timeout = '800ms' AS $$
 BEGIN
     RETURN QUERY
     WITH item AS MATERIALIZED (
-        SELECT v.message_id AS id, v.verdict, i.token
-        FROM campaign_pipeline.campaign_verdicts(p_items, true) v
-        JOIN jsonb_to_recordset(p_items) AS i (id uuid, token uuid) ON i.id = v.message_id
+        SELECT v.message_id AS id, v.verdict, g.tokens[array_position(g.ids, v.message_id)] AS token
+        FROM (SELECT array_agg(i.id) AS ids, array_agg(i.token) AS tokens
+              FROM jsonb_to_recordset(p_items) AS i (id uuid, token uuid)) g
+        CROSS JOIN LATERAL campaign_pipeline.campaign_verdicts(g.ids, g.tokens, true) v
     ), started AS (
         UPDATE public.campaign_messages m SET status = 'generating'
         FROM item

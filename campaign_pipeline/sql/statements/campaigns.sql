@@ -332,7 +332,7 @@ ORDER BY r.status = 'running' DESC, r.run_date DESC NULLS LAST, r.started_at DES
 -- The next messages of a run that nobody works on and of which nothing was sent, as a shard would read them.
 SELECT m.id, m.run_id, r.config_id, c.workspace_id, COALESCE(r.active_inbox_id, c.inbox_id) AS inbox_id, m.lead_id,
        m.phone_number, m.generated_message AS text, m.subject, m.template, m.retry_count, '[]'::jsonb AS parts,
-       '1970-01-01Z'::timestamptz AS due_at, COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) AS planned_at,
+       '1970-01-01Z'::timestamptz AS due_at, campaign_pipeline.campaign_due_at(m) AS planned_at,
        ARRAY(SELECT p.text FROM campaign_pipeline.campaign_message_parts p WHERE p.message_id = m.id
              ORDER BY p.part_no) AS kept_parts,
        l.client_name AS lead, campaign_pipeline.campaign_now() AS now

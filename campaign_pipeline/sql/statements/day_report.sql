@@ -51,7 +51,7 @@ FROM public.campaign_runs r
 CROSS JOIN LATERAL (
     SELECT count(*) AS messages FROM public.campaign_messages m
     WHERE m.run_id = r.id AND m.status = 'pending'
-      AND COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) >= %(day_start)s
-      AND COALESCE(m.next_attempt_at, m.scheduled_at, m.created_at) < %(day_end)s) n
+      AND campaign_pipeline.campaign_due_at(m) >= %(day_start)s
+      AND campaign_pipeline.campaign_due_at(m) < %(day_end)s) n
 WHERE r.status IN ('running', 'paused') AND n.messages > 0
 ORDER BY n.messages DESC, 1, r.id;

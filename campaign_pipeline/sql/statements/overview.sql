@@ -247,7 +247,7 @@ FROM pg_stat_user_tables t WHERE t.relid = 'public.campaign_messages'::regclass;
 SELECT count(*) FILTER (WHERE m.lease_expires_at <= campaign_pipeline.campaign_now()) AS stale,
        count(*) FILTER (WHERE m.lease_expires_at > campaign_pipeline.campaign_now()) AS live,
        min(m.lease_expires_at) FILTER (WHERE m.lease_expires_at <= campaign_pipeline.campaign_now()) AS since
-FROM public.campaign_messages m WHERE m.status IN ('queued', 'generating', 'sending');
+FROM public.campaign_messages m WHERE campaign_pipeline.campaign_is_leased_indexed(m.status);
 
 -- name: diagnose_campaigns
 -- The windows of active campaigns, as their columns say, for whoever checks that they can be read.

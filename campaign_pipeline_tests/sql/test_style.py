@@ -10,7 +10,7 @@ from campaign_pipeline.core.states import LEASED
 
 WIDTH = 120
 
-LANDED_BEFORE = 22
+LANDED_BEFORE = 25
 """Migrations before this one were released with longer lines, and a released migration is not edited."""
 
 

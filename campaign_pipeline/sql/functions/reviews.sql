@@ -1,7 +1,8 @@
--- Review: texts that wait until a person approves them. A message of a campaign that asks for review (campaign_settings)
--- cannot begin to be sent before: the verdict that every path asks for says `awaiting_review`.
+-- Review: texts that wait until a person approves them. A message of a campaign that asks for review
+-- (campaign_settings) cannot begin to be sent before: the verdict that every path asks for says `awaiting_review`.
 
--- Whether a message waits for a person; never one of which a part was sent. `all`: each text does, and may be written meanwhile.
+-- Whether a message waits for a person; never one of which a part was sent. `all`: each text does, and may be written
+-- meanwhile.
 -- `first_n`: until so many of its run are decided, nothing of the run goes out, and no other text is paid for.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_awaits_review(
     p_message uuid, p_run uuid, p_config uuid, p_needs_model boolean
@@ -90,13 +91,15 @@ BEGIN
     -- Another text is checked and cut anew by whoever sends it.
     DELETE FROM campaign_pipeline.campaign_message_parts p
     WHERE p.status = 'planned' AND p.message_id = ANY (free)
-      AND p.message_id IN (SELECT i.id FROM jsonb_to_recordset(p_items) AS i (id uuid, text text) WHERE i.text IS NOT NULL);
+      AND p.message_id IN (SELECT i.id FROM jsonb_to_recordset(p_items) AS i (id uuid, text text)
+                           WHERE i.text IS NOT NULL);
 
     UPDATE public.campaign_messages m
     SET generated_message = COALESCE(i.text, m.generated_message), subject = COALESCE(i.subject, m.subject),
         status = CASE i.decision WHEN 'rejected' THEN 'skipped' ELSE 'pending' END,
         error_class = NULL, error_code = CASE i.decision WHEN 'rejected' THEN 'rejected' END,
-        error_message = CASE i.decision WHEN 'rejected' THEN format('%s rejected its text.', p_by) END, last_error = NULL,
+        error_message = CASE i.decision WHEN 'rejected' THEN format('%s rejected its text.', p_by) END,
+        last_error = NULL,
         finished_at = CASE i.decision WHEN 'rejected' THEN campaign_pipeline.campaign_now() END,
         next_attempt_at = greatest(campaign_pipeline.campaign_now(), m.scheduled_at)
     FROM jsonb_to_recordset(p_items) AS i (id uuid, decision text, text text, subject text)
@@ -104,7 +107,8 @@ BEGIN
 
     -- What waited for these decisions, and waits no more.
     UPDATE public.campaign_messages m
-    SET next_attempt_at = greatest(campaign_pipeline.campaign_now(), m.scheduled_at), error_code = NULL, last_error = NULL
+    SET next_attempt_at = greatest(campaign_pipeline.campaign_now(), m.scheduled_at), error_code = NULL,
+        last_error = NULL
     FROM public.campaign_runs r
     WHERE r.id = ANY (runs) AND m.run_id = r.id AND m.status = 'pending' AND m.error_code = 'awaiting_review'
       AND NOT campaign_pipeline.campaign_awaits_review(m.id, r.id, r.config_id, false);

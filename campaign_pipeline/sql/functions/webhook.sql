@@ -1,4 +1,5 @@
--- What the pipeline's own webhook was told, applied: receipts go into the ledger, messages of leads into the CRM's chat.
+-- What the pipeline's own webhook was told, applied: receipts go into the ledger, messages of leads into the CRM's
+-- chat.
 
 -- The inbox that a provider means; null where none of ours is it.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_webhook_inbox(p_provider text, p_instance text) RETURNS uuid
@@ -98,7 +99,8 @@ DECLARE
     inbox    uuid := campaign_pipeline.campaign_webhook_inbox(p_provider, p_instance);
     number   text := campaign_pipeline.campaign_canonical_address(p_body ->> 'from');
     short    text := regexp_replace(number, '^(55[1-9][1-9])9([6-9][0-9]{7})$', '\1\2');
-    written  timestamptz := COALESCE(to_timestamp((p_body ->> 'at')::double precision), campaign_pipeline.campaign_now());
+    written  timestamptz := COALESCE(to_timestamp((p_body ->> 'at')::double precision),
+                                     campaign_pipeline.campaign_now());
     home     uuid;
     talk     record;
 BEGIN
@@ -124,8 +126,8 @@ BEGIN
                AND t.provider_message_id = p_body ->> 'id') THEN
         RETURN jsonb_build_object('verdict', 'known', 'lead_id', talk.lead_id);
     END IF;
-    INSERT INTO public.messages (conversation_id, content_type, message_type, text_content, provider_message_id, is_read,
-                                 created_at)
+    INSERT INTO public.messages (conversation_id, content_type, message_type, text_content, provider_message_id,
+                                 is_read, created_at)
     VALUES (talk.id, 'text', 'received', p_body ->> 'text', p_body ->> 'id', false, written);
     UPDATE public.conversations v
     SET last_message = p_body ->> 'text', last_message_at = greatest(v.last_message_at, written),

@@ -85,8 +85,8 @@ def sends(sandbox: SandboxProcess) -> list[dict[str, Any]]:
 
 def test_four_workers_keep_the_pace_of_one_inbox_for_an_hour(world: World) -> None:
     """Told from the provider's record: real arrivals on the moved clock."""
-    gap, jitter, hour = 72.0, 0.2, timedelta(hours=1)
-    inbox, _ = paced_run(world, 60, min_gap_seconds=gap, jitter=jitter)
+    gap, jitter, hour = 150.0, 0.2, timedelta(hours=1)
+    inbox, _ = paced_run(world, 30, min_gap_seconds=gap, jitter=jitter)
     start = world.value("SELECT campaign_now()")
     moves = [(0.0, timedelta(0))]  # since when (this machine's clock) the database's clock is off by how much
     with SandboxProcess() as sandbox, workers(world, sandbox, CAMPAIGN_MAX_INLINE_WAIT_SECONDS="0") as team:
@@ -114,7 +114,7 @@ def test_four_workers_keep_the_pace_of_one_inbox_for_an_hour(world: World) -> No
         row["attempted_at"]
         for row in world.all("SELECT attempted_at FROM campaign_message_parts WHERE status = 'sent' ORDER BY 1")
     ]
-    assert len(begun) == len(arrived) > 40
+    assert len(begun) == len(arrived) > 20
     assert min((later - earlier).total_seconds() for earlier, later in pairwise(begun)) >= gap
     assert wrong == []
 
@@ -129,7 +129,7 @@ def violations_while_open(world: World, sandbox: SandboxProcess) -> list[str]:
 
 
 def test_four_workers_that_wait_in_place_keep_a_gap_in_real_time(world: World) -> None:
-    gap, count = 1.0, 12
+    gap, count = 1.0, 8
     paced_run(world, count, min_gap_seconds=gap, jitter=0)
     done = threading.Event()
 

@@ -91,8 +91,8 @@ def test_a_day_of_ticks_launches_when_something_can_be_done_and_says_what_it_wai
     launched: list[datetime] = []
     said: dict[datetime, str] = {}
     sent_at: dict[Any, int] = {}
-    for step in range(24 * 12):
-        at = DAY + step * timedelta(minutes=5)
+    for step in range(24 * 4):
+        at = DAY + step * timedelta(minutes=15)
         set_clock(world, at + timedelta(seconds=1))
         outcome = tick(instance, at)
         if isinstance(outcome, str):

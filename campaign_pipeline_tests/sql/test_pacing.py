@@ -437,7 +437,7 @@ def test_a_new_number_is_warmed_up_day_by_day(inbox: Make) -> None:
     sent = []
     for day in range(1, 17):
         young.at(2027, 3, day, 10, 0)
-        dues = young.held(160, run)
+        dues = young.held(131, run)
         answers = young.ask(*dues)
         sent.append(sum(answer["verdict"] == "go" for answer in answers))
         codes = {answer["wait_code"] for answer in answers if answer["verdict"] == "paced"}

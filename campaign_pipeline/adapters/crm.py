@@ -381,6 +381,7 @@ def _list_replaceable(connection: "psycopg.Connection[DictRow]") -> list[Replace
         "       format('%%I.%%I(%%s)', n.nspname, p.proname, pg_get_function_identity_arguments(p.oid)) AS signature, "
         "       format('%%I.%%I(%%s)', n.nspname, p.proname, pg_get_function_arguments(p.oid)) AS head, "
         "       pg_get_function_result(p.oid) AS result, p.proretset AS is_set, p.prorettype::regtype::text AS type, "
+        "       p.proargmodes && ARRAY['o', 'b']::\"char\"[] AS has_out, "
         "       pg_get_functiondef(p.oid) AS definition, p.prosrc LIKE %s AS replaced, "
         "       pg_get_userbyid(p.proowner) AS owner, current_user AS role, "
         "       pg_has_role(p.proowner, 'USAGE') AS ours_to_replace "
@@ -394,7 +395,7 @@ def _list_replaceable(connection: "psycopg.Connection[DictRow]") -> list[Replace
             "claim function" if row["name"] == CLAIM_FUNCTION else "expiry function",
             row["signature"],
             row["definition"],
-            _returning_nothing(row["head"], row["result"], row["type"], is_set=row["is_set"]),
+            _returning_nothing(row["head"], row["result"], row["type"], no_value=row["is_set"] or row["has_out"]),
             row["replaced"],
             row["owner"],
             row["role"],
@@ -404,9 +405,12 @@ def _list_replaceable(connection: "psycopg.Connection[DictRow]") -> list[Replace
     ]
 
 
-def _returning_nothing(head: str, result: str, kind: str, *, is_set: bool) -> str:
-    """The same function with a body that returns nothing: no rows, an empty JSON array, zero, or null."""
-    if is_set or kind == "void":
+def _returning_nothing(head: str, result: str, kind: str, *, no_value: bool | None) -> str:
+    """The same function with a body that returns nothing: no rows, an empty JSON array, zero, or null.
+
+    `no_value`: its RETURN names no value, for it answers in rows or in OUT parameters.
+    """
+    if no_value or kind == "void":
         body = "RETURN;"
     elif kind in {"json", "jsonb"}:
         body = f"RETURN '[]'::{kind};"

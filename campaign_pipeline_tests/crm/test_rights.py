@@ -48,10 +48,12 @@ TRIGGERS = {
     ("campaign_messages", "campaign_count_inserted"),
     ("campaign_messages", "campaign_count_truncated"),
     ("campaign_messages", "campaign_count_updated"),
+    ("campaign_messages", "campaign_note_resumed_message"),
     ("campaign_messages", "campaign_notice_others"),
     ("campaign_runs", "campaign_guard_counters"),
     ("campaign_runs", "campaign_note_reopening"),
     ("campaign_runs", "campaign_note_resume"),
+    ("campaign_runs", "campaign_refuse_early_end"),
     ("campaign_configs", "campaign_notice_pace"),
     ("messages", "campaign_hear_reply"),
 }

@@ -59,9 +59,10 @@ BEGIN
               FROM jsonb_to_recordset(p_events) AS e (id uuid, part_no integer, status text, at double precision,
                    provider_message_id text, error_class text, code text, reason text)
               WHERE e.status = 'failed' ORDER BY e.id, e.part_no, e.at) f
-        JOIN public.campaign_messages m ON m.id = f.id
+        LEFT JOIN public.campaign_messages m ON m.id = f.id
         WHERE p.message_id = f.id AND p.part_no = f.part_no AND p.status = 'unknown'
-          AND NOT campaign_pipeline.campaign_is_leased(m.status)
+          -- Of a message that the CRM deleted nobody works a part any more.
+          AND NOT COALESCE(campaign_pipeline.campaign_is_leased(m.status), false)
           -- The key names the part, not the attempt: what failed before the last attempt began was an earlier one.
           AND (p.attempts = 1 OR to_timestamp(f.at) >= p.attempted_at - interval '1 second')
         RETURNING p.message_id

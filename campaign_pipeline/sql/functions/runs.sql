@@ -30,6 +30,44 @@ CREATE OR REPLACE TRIGGER campaign_note_resume BEFORE UPDATE OF status ON public
     FOR EACH ROW WHEN (OLD.status = 'paused' AND NEW.status = 'running')
     EXECUTE FUNCTION campaign_pipeline.campaign_note_resume();
 
+-- A run is completed when none of its messages can change any more (I7). The CRM's finalize_campaign_run_if_complete
+-- goes by the run's total alone, which may be 0 or too small while messages wait: such a run goes on, and is completed
+-- when nothing of it is left. Everything else that the statement writes stays.
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_refuse_early_end() RETURNS trigger LANGUAGE plpgsql
+SECURITY DEFINER SET search_path = pg_catalog, campaign_pipeline, pg_temp AS $$
+BEGIN
+    -- LIMIT 1: an index probe each, as in campaign_close_runs.
+    IF (SELECT 1 FROM public.campaign_messages m WHERE m.run_id = NEW.id AND m.status = 'pending' LIMIT 1) IS NOT NULL
+       OR (SELECT 1 FROM public.campaign_messages m
+           WHERE m.run_id = NEW.id AND campaign_pipeline.campaign_is_leased_indexed(m.status) LIMIT 1) IS NOT NULL THEN
+        NEW.status := OLD.status;
+        NEW.completed_at := OLD.completed_at;
+    END IF;
+    RETURN NEW;
+END $$;
+CREATE OR REPLACE TRIGGER campaign_refuse_early_end BEFORE UPDATE OF status ON public.campaign_runs
+    FOR EACH ROW WHEN (OLD.status = 'running' AND NEW.status = 'completed')
+    EXECUTE FUNCTION campaign_pipeline.campaign_refuse_early_end();
+
+-- The CRM's resume_campaign_run puts back what its pause had skipped, with a new scheduled_at: that is when it is due,
+-- and no trace of what came before counts against it.
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_note_resumed_message() RETURNS trigger LANGUAGE plpgsql
+SECURITY DEFINER SET search_path = pg_catalog, campaign_pipeline, pg_temp AS $$
+BEGIN
+    NEW.next_attempt_at := NULL;
+    NEW.lease_token := NULL;
+    NEW.lease_expires_at := NULL;
+    NEW.finished_at := NULL;
+    NEW.error_class := NULL;
+    NEW.error_code := NULL;
+    RETURN NEW;
+END $$;
+CREATE OR REPLACE TRIGGER campaign_note_resumed_message BEFORE UPDATE OF status ON public.campaign_messages
+    FOR EACH ROW
+    WHEN (OLD.status = 'skipped' AND NEW.status = 'pending' AND NEW.scheduled_at IS DISTINCT FROM OLD.scheduled_at
+          AND NEW.next_attempt_at IS NOT DISTINCT FROM OLD.next_attempt_at)
+    EXECUTE FUNCTION campaign_pipeline.campaign_note_resumed_message();
+
 -- Close what can change no more: running runs become completed, cancelled ones get their end. Each exactly once. Totals
 -- are not consulted: they may be wrong. A run without a message is given five minutes, for whoever is still writing
 -- them, and an hour where its total says that some are to come; a message that comes later still opens it again.

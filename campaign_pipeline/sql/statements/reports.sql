@@ -30,7 +30,8 @@ WITH ended AS MATERIALIZED (
     -- What receipts say of its parts; a provider that sends none to us leaves both false.
     LEFT JOIN LATERAL (
         SELECT bool_or(part.delivery_status IS NOT NULL) AS receipts,
-               bool_and(part.delivery_status IS NOT NULL AND part.delivery_status IN ('delivered', 'read')) AS delivered,
+               bool_and(part.delivery_status IS NOT NULL AND part.delivery_status IN ('delivered', 'read'))
+                   AS delivered,
                bool_and(part.delivery_status IS NOT NULL AND part.delivery_status = 'read') AS read
         FROM campaign_pipeline.campaign_message_parts part
         WHERE part.message_id = m.id AND part.status = 'sent') p ON m.status IN ('sent', 'replied')

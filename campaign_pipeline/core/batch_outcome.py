@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from campaign_pipeline.core.next_steps import REMEDIES, next_step
+from campaign_pipeline.core.notices import messages
 
 SEND_THEM = (
     "They are back in the queue and go out with the next batch: the schedule process_campaign_queue_every_minute "
@@ -73,7 +74,7 @@ class BatchOutcome:
     def work_sentence(self) -> str:
         """Whether all of the batch was worked, and what to do where it was not."""
         if self.is_worked:
-            return f"Every one of the {self.claimed} messages was worked."
+            return f"The batch of {messages(self.claimed)} was worked to its end."
         why = (
             f"the steps of {self.unworked} of them never ran, because Dagster leaves out of a re-execution what had "
             "not started before"
@@ -88,10 +89,10 @@ class BatchOutcome:
         if not self.causes:
             return f"{went}; nothing needs a person before the rest goes out."
         told = " ".join(
-            f"{cause.messages} wait ({cause.code}): {cause.reason} Next: {cause.step}."
+            f"Waiting ({cause.code}): {messages(cause.messages)}. {cause.reason} Next: {cause.step}."
             for cause in self.causes[:SHOWN_CAUSES]
         )
-        return f"{went}. {told} They go on by themselves then."
+        return f"{went}. {told} What waits goes on by itself then."
 
 
 def batch_outcome(

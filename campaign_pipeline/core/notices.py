@@ -72,7 +72,7 @@ def to_tell(concerns: Iterable[Concern], standing: Mapping[str, Standing], now: 
 
 def title_of(concern: Concern, name: str) -> str:
     """The headline. `name`: how people call the scope; empty: none."""
-    waiting = f"{concern.messages} messages wait" if concern.messages else ""
+    waiting = f"{messages(concern.messages)} waiting" if concern.messages else ""
     place = f"{concern.scope} {name}" if name and concern.scope != "all" else ""
     code = concern.key.partition(":")[0].replace("_", " ")
     head = f"{place}: {code}" if place else code
@@ -85,7 +85,7 @@ def lines_of(kind: Kind, concern: Concern, since: datetime, now: datetime) -> li
     lines = [concern.what]
     stands = f"Since {since:%Y-%m-%d %H:%M} UTC" + (f" ({span(now - since)})" if kind is Kind.REMINDER else "")
     if concern.messages:
-        lines.append(f"{stands} {concern.messages} due messages of {listed(concern.names)} wait. Nothing is lost.")
+        lines.append(f"{stands}. Waiting: {messages(concern.messages)} of {listed(concern.names)}. Nothing is lost.")
     else:
         lines.append(f"{stands}.")
     if concern.step:
@@ -95,8 +95,13 @@ def lines_of(kind: Kind, concern: Concern, since: datetime, now: datetime) -> li
 
 def over_line(notice: Standing, now: datetime, sent: int) -> str:
     """How long what is over has lasted, and what went out since it began."""
-    went = f" {sent} messages of the campaigns it held went out since it began." if notice.run_ids else ""
+    went = f" Of the campaigns it held {messages(sent)} went out since it began." if notice.run_ids else ""
     return f"It lasted {span(now - notice.since)}, since {notice.since:%Y-%m-%d %H:%M} UTC.{went}"
+
+
+def messages(count: int) -> str:
+    """How many messages, in words."""
+    return "1 message" if count == 1 else f"{count} messages"
 
 
 def listed(names: Sequence[str]) -> str:
@@ -129,7 +134,8 @@ class SlowRun:
     def sentence(self, now: datetime, day_end: datetime) -> str | None:
         """What of it does not go out today; None where all of it does."""
         if self.code == "spending_limit":
-            return f"{self.campaign}: {self.messages} messages wait, because a spending limit is reached. {self.reason}"
+            waiting = messages(self.messages)
+            return f"{self.campaign}: a spending limit is reached, and {waiting} must wait. {self.reason}"
         held_until = max(now, self.until) if self.until and self.code else now
         hours = max(0.0, (day_end - held_until).total_seconds() / 3600)
         goes = int(self.sent_in_hour * hours)
@@ -147,7 +153,7 @@ def summary_lines(
     end: datetime,
 ) -> list[str]:
     """What a day's summary says; nothing where all is well."""
-    lines = [f"{row['campaign']}: {row['messages']} messages failed for good ({row['code']})." for row in exhausted]
+    lines = [f"{row['campaign']}: {row['messages']} failed for good ({row['code']})." for row in exhausted]
     if lines:
         lines.append("To send these again, launch retry_failed_messages for today.")
     lines += [sentence for run in slow if (sentence := run.sentence(now, end))]

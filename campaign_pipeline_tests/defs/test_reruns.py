@@ -186,7 +186,7 @@ def test_a_run_that_could_send_nothing_for_a_cause_that_a_person_must_mend_fails
     check = checks_of(result)["batch_could_send"]
     assert (check.passed, check.severity) == (False, dg.AssetCheckSeverity.ERROR)
     assert check.description is not None
-    assert check.description.startswith("0 of 3 sent. 3 wait (authentication): OpenRouter refuses the key")
+    assert check.description.startswith("0 of 3 sent. Waiting (authentication): 3 messages. OpenRouter refuses the key")
     assert "Next: set a key" in check.description
     told = [entry for entry in instance.all_logs(result.run_id) if "3 returned (authentication)" in entry.user_message]
     assert [entry.level for entry in told] == [logging.ERROR]

@@ -99,20 +99,20 @@ def test_overdue_messages_are_told_once_and_once_that_they_are_over(
     world.move_clock(timedelta(minutes=20))
     assert watch.tick() == "Told: 1 new, 0 over, 1 in all."
     (told,) = webhook.told
-    assert told["title"] == "Overdue, 1 messages wait"
+    assert told["title"] == "Overdue, 1 message waiting"
     assert told["lines"][0] == "Messages are overdue by more than 15 minutes in an open window."
-    assert "1 due messages of Natal wait. Nothing is lost." in told["lines"][1]
+    assert "Waiting: 1 message of Natal. Nothing is lost." in told["lines"][1]
     assert "process_campaign_queue_every_minute is on" in told["lines"][2]
     world.due_message(run)
     assert watch.tick() == "1 concerns, all told before."
     world.move_clock(timedelta(hours=4, minutes=21))
     assert watch.tick() == "Told: 1 new, 0 over, 1 in all."
-    assert "(4 hours) 2 due messages of Natal wait" in webhook.told[1]["lines"][1]
+    assert "(4 hours). Waiting: 2 messages of Natal." in webhook.told[1]["lines"][1]
     world.do("UPDATE campaign_messages SET status = 'sent', sent_at = campaign_now()")
     assert watch.tick() == "Told: 0 new, 1 over, 0 in all."
-    assert webhook.told[2]["title"] == "Over: Overdue, 2 messages wait"
+    assert webhook.told[2]["title"] == "Over: Overdue, 2 messages waiting"
     assert "It lasted 4 hours" in webhook.told[2]["lines"][0]
-    assert "2 messages of the campaigns it held went out since it began." in webhook.told[2]["lines"][0]
+    assert "Of the campaigns it held 2 messages went out since it began." in webhook.told[2]["lines"][0]
     assert watch.tick() == "All is well."
     assert len(webhook.told) == 3
 
@@ -149,9 +149,9 @@ def test_one_inbox_that_is_down_is_one_notice_that_names_it_and_all_the_campaign
         world.due_messages(run, 2)
     assert watch.tick() == "Told: 1 new, 0 over, 1 in all."
     (told,) = webhook.told
-    assert told["title"] == "Inbox Vendas (numero 2): inbox disconnected, 4 messages wait"
+    assert told["title"] == "Inbox Vendas (numero 2): inbox disconnected, 4 messages waiting"
     assert told["lines"][0].startswith("The instance numero 2 is close, not connected")
-    assert "of Natal, Páscoa wait" in told["lines"][1] or "of Páscoa, Natal wait" in told["lines"][1]
+    assert "4 messages of Natal, Páscoa." in told["lines"][1] or "4 messages of Páscoa, Natal." in told["lines"][1]
     assert told["lines"][2] == "What to do: connect the inbox's instance; it goes on by itself then."
     assert told["links"] == {"Runs": "https://dagster.example.com/assets/campaign_runs"}
     assert watch.tick() == "1 concerns, all told before."
@@ -168,9 +168,9 @@ def test_a_pause_of_the_account_that_all_share_is_one_notice_since_it_began(
         "campaign_now() + interval '9 minutes')"
     )
     assert watch.tick() == "Told: 1 new, 0 over, 1 in all."
-    assert webhook.told[0]["title"] == "Provider openrouter: bad key, 3 messages wait"
+    assert webhook.told[0]["title"] == "Provider openrouter: bad key, 3 messages waiting"
     since = world.value("SELECT to_char(since AT TIME ZONE 'UTC', 'HH24:MI') FROM campaign_pauses")
-    assert f"{since} UTC 3 due messages of" in webhook.told[0]["lines"][1]
+    assert f"{since} UTC. Waiting: 3 messages of" in webhook.told[0]["lines"][1]
     assert world.value("SELECT cardinality(run_ids) FROM campaign_notices") == 3
 
 
@@ -193,7 +193,7 @@ def test_the_summary_of_a_day_says_what_is_left_for_a_person(world: World, webho
     (told,) = webhook.told
     assert "what is left for you" in told["title"]
     assert told["lines"] == [
-        "Natal: 2 messages failed for good (timeout).",
+        "Natal: 2 failed for good (timeout).",
         "To send these again, launch retry_failed_messages for today.",
         "Natal: of 3 messages due today about 0 will go out. It has begun as many today as it may.",
     ]
@@ -254,7 +254,7 @@ def test_a_missing_key_is_told_when_something_is_due(
     assert watch.tick() == "All is well."
     world.due_message(world.run())
     watch.tick()
-    assert webhook.told[0]["title"] == "Missing key, 1 messages wait"
+    assert webhook.told[0]["title"] == "Missing key, 1 message waiting"
     assert "Nothing can be sent: OPENROUTER_API_KEY is not set" in webhook.told[0]["text"]
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import orjson
 import psycopg
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
@@ -26,6 +26,9 @@ from campaign_pipeline.core.ports import StoreUnavailable
 
 LARGEST_CALL = 4 * 2**20
 """Bytes; Meta's largest call has 3 MB."""
+
+GATHER_SECONDS = 0.1
+"""Between two rounds of applying: in a burst, many events go together."""
 
 LOOK_AGAIN_SECONDS = 10.0
 """After which what was put off is looked at again, though nothing came."""
@@ -100,6 +103,7 @@ class Webhook:
             # What fails stays stored, and is tried again.
             with contextlib.suppress(psycopg.Error, StoreUnavailable):
                 await self._store.settle()
+            await asyncio.sleep(GATHER_SECONDS)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stored.wait(), LOOK_AGAIN_SECONDS)
 
@@ -117,7 +121,7 @@ class Webhook:
     async def _cloud_api(self, request: Request) -> Response:
         secret, body = self._secrets.app_secret, await _body(request)
         if body is None:
-            return PlainTextResponse("The call is too large.", 413)
+            return PlainTextResponse("The call is too large, or broke off.", 413)
         if secret is None or not is_signed(body, request.headers.get("X-Hub-Signature-256", ""), secret):
             return PlainTextResponse("The signature is not that of CLOUD_API_APP_SECRET.", 403)
         return await self._take("cloud_api", body)
@@ -128,7 +132,11 @@ class Webhook:
         if token is None or not _same(request.path_params["token"], token):
             return PlainTextResponse("There is nothing here.", 404)
         body = await _body(request)
-        return PlainTextResponse("The call is too large.", 413) if body is None else await self._take(provider, body)
+        return (
+            PlainTextResponse("The call is too large, or broke off.", 413)
+            if body is None
+            else await self._take(provider, body)
+        )
 
     async def _take(self, provider: str, body: bytes) -> Response:
         try:
@@ -156,10 +164,12 @@ def _same(given: str, wanted: str) -> bool:
 
 
 async def _body(request: Request) -> bytes | None:
-    """The body of a call; None where it is larger than any provider's."""
+    """The body of a call; None where it is larger than any provider's, or broke off."""
     body = bytearray()
-    async for piece in request.stream():
-        body += piece
-        if len(body) > LARGEST_CALL:
-            return None
-    return bytes(body)
+    with contextlib.suppress(ClientDisconnect):
+        async for piece in request.stream():
+            body += piece
+            if len(body) > LARGEST_CALL:
+                return None
+        return bytes(body)
+    return None

@@ -51,6 +51,7 @@ class Planned:
     last_due: datetime | None = None
     left_out: dict[str, int] = field(default_factory=dict)  # leads that wait for another day, by reason
     refused: dict[str, int] = field(default_factory=dict)  # leads that are not written to, by reason
+    review: str = "none"  # which of its texts a person approves first
 
     def sentences(self) -> list[str]:
         """What a person should read of it."""
@@ -58,7 +59,12 @@ class Planned:
             self._what(),
             *(f"{count:,} leads wait for another day: {REASONS[reason]}." for reason, count in self.left_out.items()),
             *(f"{count:,} leads were not picked: {REFUSED[reason]}." for reason, count in self.refused.items()),
+            *([f'Nothing goes out before a review: campaign-pipeline review "{self.run}".'] if self._waits else []),
         ]
+
+    @property
+    def _waits(self) -> bool:
+        return self.review != "none" and self.planned > 0
 
     def _what(self) -> str:
         if self.first_due is None or self.last_due is None:
@@ -127,7 +133,7 @@ def _plan(connection: psycopg.Connection[DictRow], campaign: Mapping[str, Any], 
         *(window, day, looked["now"], float(campaign["interval_seconds"] or 0), left, looked["last_due"])
     )
     plan = plan_day(wanted, _inbox_day(looked), picked["free"])
-    result: dict[str, Any] = {"left_out": plan.left_out, "refused": picked["refused"]}
+    result: dict[str, Any] = {"left_out": plan.left_out, "refused": picked["refused"], "review": campaign["review"]}
     if not plan.times:
         return Planned(name, day, str(window.zone), known, run["name"] if run else None, **result)
 

@@ -8,6 +8,8 @@ import click
 
 from campaign_pipeline.cli.queue import queue_url
 
+KEEP_ALIVE_SECONDS = 75
+
 
 @click.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; put a TLS proxy before it.")
@@ -29,7 +31,10 @@ def webhook(host: str, port: int) -> None:
     for path in secrets.paths():
         click.echo(f"  {path}")
     # Addresses hold tokens, so no access log is written.
-    config = uvicorn.Config(application.app, host, port, log_level="warning", access_log=False)
+    # A provider's idle connection is kept for longer than its own pool keeps it, or a call may meet it being closed.
+    config = uvicorn.Config(
+        application.app, host, port, log_level="warning", access_log=False, timeout_keep_alive=KEEP_ALIVE_SECONDS
+    )
     uvicorn.Server(config).run()
 
 

@@ -1,6 +1,7 @@
 """The steps of a batch. Each does one thing to the queue through a resource; what must hold is held there, not here."""
 
 import contextlib
+from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
@@ -162,12 +163,18 @@ def _settle_status_events(context: dg.OpExecutionContext, url: str) -> None:
 def _settle_webhook_events(context: dg.OpExecutionContext, url: str) -> None:
     """What our own webhook stored and could not apply before it ended."""
     try:
-        verdicts = run_async(WebhookStore(url).settle())
+        verdicts = run_async(_settle_and_drop(WebhookStore(url)))
     except (psycopg.Error, StoreUnavailable) as error:
         context.log.warning(f"{type(error).__name__} while webhook events were settled; they wait for the next batch.")
         return
     if verdicts:
         context.log.info(f"Events of the webhook: {', '.join(f'{n} {v}' for v, n in verdicts.items())}.")
+
+
+async def _settle_and_drop(events: WebhookStore) -> Counter[str]:
+    verdicts = await events.settle()
+    await events.drop_old()
+    return verdicts
 
 
 def _plain(value: Any) -> Any:

@@ -1,0 +1,121 @@
+"""`python -m benchmarks.scale`: what a message costs PostgreSQL, and how far several processes on one database go.
+
+The figures of docs/scale.md. Dagster's own storage is on another server, so that only the queue's writes are counted.
+All else runs on this machine too, so the throughput is that of the machine and a lower bound for the database.
+"""
+
+import argparse
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+from psycopg.rows import dict_row
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.ours import JobSpec, run_against
+from benchmarks.world import Bench, fill
+from campaign_pipeline.sandbox import Behaviour, Kind, Latency, SandboxProcess
+
+LATENCIES = {Kind.GENERATION: Latency(0.07, 0.5), Kind.SEND: Latency(0.02, 0.5)}
+"""A tenth of the usual: what is measured is the database, not the provider."""
+
+_COUNTS = """
+SELECT (SELECT pg_current_wal_insert_lsn() - '0/0'::pg_lsn) AS wal_bytes,
+       (SELECT wal_fpi FROM pg_stat_wal) AS full_pages,
+       (SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()) AS commits,
+       m.n_tup_upd AS updates, m.n_tup_hot_upd AS in_place,
+       (SELECT sum(t.n_tup_ins + t.n_tup_upd + t.n_tup_del) FROM pg_stat_user_tables t) AS row_changes,
+       (SELECT sum(t.n_tup_upd + t.n_tup_del) FROM pg_stat_user_tables t) AS dead_rows
+FROM pg_stat_user_tables m WHERE m.relname = 'campaign_messages'
+"""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One run: figures a message where nothing else is said."""
+
+    processes: int
+    per_second: float  # messages
+    connections: int  # at most, of all processes together
+    wal_bytes: float
+    full_pages: float
+    commits: float
+    updates: float  # of the message's row
+    in_place: float
+    row_changes: float
+    dead_rows: float
+
+
+class _Connections:
+    """Counts the connections to a database while the block lasts."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self.most = 0
+        self._over = threading.Event()
+
+    def __enter__(self) -> "_Connections":
+        self._thread = threading.Thread(target=self._count, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _count(self) -> None:
+        query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        with psycopg.connect(self._url, autocommit=True) as connection:
+            while not self._over.wait(0.1):
+                row = connection.execute(query).fetchone()
+                assert row is not None
+                self.most = max(self.most, row[0])
+
+
+def _counts(url: str) -> dict[str, Any]:
+    with psycopg.connect(url, autocommit=True, row_factory=dict_row) as connection:
+        connection.execute("SELECT pg_stat_clear_snapshot()")
+        row = connection.execute(_COUNTS).fetchone()
+    assert row is not None
+    return {name: float(value) for name, value in row.items()}
+
+
+def measure(queue: Bench, dagster: Bench, sandbox: SandboxProcess, processes: int, messages: int) -> Measured:
+    """Send so many messages by so many processes, an inbox and a shard each."""
+    spec = JobSpec(20, batch_size=messages, shard_size=messages, max_concurrent=processes)
+    with queue.database("scale") as url:
+        fill(url, messages, inboxes=processes)
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute("CHECKPOINT")
+        before = _counts(url)
+        variables = queue.environment(url, sandbox) | {"DAGSTER_HOME": str(dagster.dagster_home)}
+        with _Connections(url) as connections:
+            run = run_against(variables, spec, sandbox, messages)
+        after = _counts(url)
+    costs = {name: (after[name] - before[name]) / messages for name in before}
+    return Measured(processes, messages / max(run.shard_seconds), connections.most, **costs)
+
+
+def main() -> None:
+    """Measure, and print a table."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.scale", description=__doc__)
+    parser.add_argument("--messages", type=int, default=2000, help="in all, of each run (default: %(default)s)")
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4])
+    options = parser.parse_args()
+    table = Table("processes", "messages/s", "connections", "WAL bytes", "full pages", "commits", "updates", "in place",
+                  "row changes", "dead rows")  # fmt: skip
+    with Bench() as queue, Bench() as dagster, SandboxProcess(Behaviour(latencies=LATENCIES)) as sandbox:
+        for processes in options.processes:
+            one = measure(queue, dagster, sandbox, processes, options.messages)
+            table.add_row(
+                str(one.processes), f"{one.per_second:.0f}", str(one.connections), f"{one.wal_bytes:,.0f}",
+                *(f"{figure:.2f}" for figure in (one.full_pages, one.commits, one.updates, one.in_place,
+                                                 one.row_changes, one.dead_rows)),
+            )  # fmt: skip
+    Console(width=140).print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""What is shipped under deploy/, as far as it can be checked without Docker or a cluster."""
+
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from campaign_pipeline.adapters.deployment import Deployment
+
+CHECKOUT = Path(__file__).parents[1]
+DEPLOY = CHECKOUT / "deploy"
+MANIFESTS = sorted((DEPLOY / "kubernetes" / "manifests").glob("*.yaml"))
+KUBERNETES = "1.33"
+
+
+def load(path: Path) -> Any:
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+VALUES: dict[str, Any] = load(DEPLOY / "kubernetes" / "values.yaml")
+COMPOSE: dict[str, Any] = load(DEPLOY / "compose" / "compose.yaml")
+
+
+@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: str(path.stem))
+def test_kubernetes_understands_every_manifest(path: Path) -> None:
+    for manifest in yaml.safe_load_all(path.read_text(encoding="utf-8")):
+        kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
+
+
+def pods() -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
+    """Name, pod and container of all that the chart makes from our values, as far as we say anything about them."""
+    (code,) = VALUES["dagster-user-deployments"]["deployments"]
+    for name, values in {
+        "code": code,
+        "webserver": VALUES["dagsterWebserver"],
+        "daemon": VALUES["dagsterDaemon"],
+    }.items():
+        container = {key: values[key] for key in ("securityContext", "resources", "volumeMounts")}
+        for probe in ("readinessProbe", "startupProbe"):
+            given = {key: value for key, value in values.get(probe, {}).items() if key != "enabled"}
+            if given:  # the chart adds the question itself
+                container[probe] = {**given, "exec": {"command": ["true"]}}
+        yield name, {"securityContext": values["podSecurityContext"], "volumes": values["volumes"]}, container
+    launcher = VALUES["runLauncher"]["config"]["k8sRunLauncher"]
+    yield (
+        "run",
+        {**launcher["runK8sConfig"]["podSpecConfig"], "volumes": launcher["volumes"]},
+        {key: launcher[key] for key in ("securityContext", "resources", "volumeMounts")},
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "pod", "container"), list(pods()), ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_the_charts_pods_are_ones_that_kubernetes_takes_and_run_without_root(
+    name: str, pod: dict[str, Any], container: dict[str, Any]
+) -> None:
+    spec = {**pod, "containers": [{"name": name, "image": "image", **container}]}
+    kubernetes_validate.validate(
+        {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec}, KUBERNETES, strict=True
+    )
+    assert pod["securityContext"]["runAsNonRoot"]
+    assert container["securityContext"]["readOnlyRootFilesystem"]
+    assert container["resources"]["limits"]["memory"]
+
+
+def test_a_broken_manifest_would_be_noticed() -> None:
+    manifest = load(DEPLOY / "kubernetes" / "manifests" / "workers.yaml")
+    manifest["spec"]["template"]["spec"]["containers"][0]["livenessProb"] = {}
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
+
+
+def test_the_shipped_variables_are_a_deployment_that_several_hosts_can_share() -> None:
+    config = load(DEPLOY / "kubernetes" / "manifests" / "config.yaml")["data"]
+    runs = Deployment.from_environment({**config, "CAMPAIGN_DATABASE_URL": "postgresql://db/queue"})
+    assert (runs.engine, runs.several_hosts) == ("processes", True)
+    steps = Deployment.from_environment(COMPOSE["x-pipeline"]["environment"])
+    assert (steps.engine, steps.several_hosts) == ("celery", True)
+
+
+def test_dagsters_settings_for_several_hosts_differ_in_the_compute_logs_alone() -> None:
+    one, several = load(DEPLOY / "dagster.yaml"), load(DEPLOY / "compose" / "dagster.yaml")
+    assert one.pop("compute_logs") != several.pop("compute_logs")
+    assert one == several
+    limits = VALUES["dagsterDaemon"]["runCoordinator"]["config"]["queuedRunCoordinator"]["tagConcurrencyLimits"]
+    assert limits == one["concurrency"]["runs"]["tag_concurrency_limits"]
+
+
+def test_every_service_of_ours_runs_from_one_image_without_root_rights_on_a_read_only_file_system() -> None:
+    ours = {name: each for name, each in COMPOSE["services"].items() if name not in {"postgres", "redis", "store"}}
+    assert set(ours) == {"migrate", "buckets", "code", "webserver", "daemon", "worker-1", "worker-2"}
+    for service in ours.values():
+        assert service["read_only"]
+        assert service["cap_drop"] == ["ALL"]
+        assert service["image"] == COMPOSE["x-pipeline"]["image"]
+        assert "healthcheck" in service or service["restart"] == "no"
+    assert [name for name, each in COMPOSE["services"].items() if "ports" in each] == ["webserver"]
+
+
+def test_every_variable_of_the_compose_file_is_in_the_example() -> None:
+    text = (DEPLOY / "compose" / "compose.yaml").read_text(encoding="utf-8")
+    needed = set(re.findall(r"\$\{([A-Z_]+):\?\}", text))
+    example = re.findall(
+        r"^([A-Z_]+)=", (DEPLOY / "compose" / ".env.example").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert needed <= set(example)
+
+
+def test_the_image_is_built_with_extras_that_exist_and_the_tested_versions() -> None:
+    dockerfile = (DEPLOY / "compose" / "Dockerfile").read_text(encoding="utf-8")
+    (named,) = re.findall(r'"\.\[([a-z0-9,]+)\]"', dockerfile)
+    extras = tomllib.loads((CHECKOUT / "pyproject.toml").read_text(encoding="utf-8"))["project"][
+        "optional-dependencies"
+    ]
+    assert set(named.split(",")) <= set(extras)
+    assert "-c constraints.txt" in dockerfile
+    pinned = set(
+        re.findall(r"^([A-Za-z0-9_.-]+)==", (CHECKOUT / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE)
+    )
+    wanted = {re.split(r"[^A-Za-z0-9_.-]", each)[0] for name in ("celery", "k8s", "s3", "gcs") for each in extras[name]}
+    assert wanted <= pinned

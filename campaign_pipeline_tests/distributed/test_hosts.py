@@ -1,4 +1,4 @@
-"""One queue on several hosts: a whole job, a host that is cut off and dies, a run that is terminated."""
+"""One queue on several hosts: a whole job, a host that is cut off and dies, a run and a worker that are stopped."""
 
 import signal
 
@@ -51,6 +51,14 @@ def test_hosts_share_a_queue_and_the_death_of_one_or_of_a_run_neither_loses_nor_
         hosts.hosts.heal("two")
         hosts.start_worker("two")
         assert hosts.tick() == "launches a run"
+        before = hosts.sent()
+        run = hosts.start_run(shard_size=40, concurrency=2)
+
+        # A worker is shut down: it waits for no shard to be done, and what is left of its shards goes back.
+        wait_until(lambda: hosts.sent() >= before + 10, "some of the third job is sent")
+        workers["one"].send_signal(signal.SIGTERM)
+        assert ended(workers["one"], 60) == 0
+        ended(run)
         assert ended(hosts.start_run(shard_size=40, concurrency=10)) == 0
         assert open_messages(world) == 0
         assert violations(world, hosts.record()) == []

@@ -1,0 +1,107 @@
+"""The process of a run shows itself, and stops when its run has ended without it."""
+
+import os
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import redis
+from dagster import DagsterInstance
+
+from campaign_pipeline.adapters.deployment import CelerySettings
+from campaign_pipeline.adapters.operations import Operations
+from campaign_pipeline.definitions import defs
+from campaign_pipeline.defs import presence
+from campaign_pipeline.defs.celery_settings import BrokerMemory
+from campaign_pipeline.defs.presence import Presence
+from campaign_pipeline.defs.stopping import RUN_ENDED, why_to_stop
+from campaign_pipeline_tests.factories import World
+
+REDIS = os.environ.get("REDIS", "/usr/bin/redis-server")
+
+
+@pytest.fixture
+def instance(environment: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[DagsterInstance]:
+    with DagsterInstance.local_temp(str(tmp_path), overrides={"telemetry": {"enabled": False}}) as instance:
+        yield instance
+
+
+@pytest.fixture
+def interrupted(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """Set when this process is interrupted; beats are short."""
+    monkeypatch.setattr(presence, "BEAT_SECONDS", 0.05)
+    received = threading.Event()
+    before = signal.signal(signal.SIGINT, lambda *_: received.set())
+    yield received
+    signal.signal(signal.SIGINT, before)
+
+
+def seen(world: World) -> list[str]:
+    with Operations(world.url) as operations:
+        return list(operations.holders().seen)
+
+
+def test_a_process_shows_itself_until_it_leaves_and_is_interrupted_when_its_run_has_ended(
+    world: World, instance: DagsterInstance, interrupted: threading.Event
+) -> None:
+    run = instance.create_run_for_job(defs.resolve_job_def("process_campaign_queue"))
+    with Presence(instance, run, lambda: None):
+        deadline = time.monotonic() + 30
+        while seen(world) != [run.run_id]:
+            assert time.monotonic() < deadline
+        assert not interrupted.is_set()
+        assert why_to_stop(instance, run.run_id) is None
+        instance.report_run_failed(run, "Another process says so.")
+        assert interrupted.wait(30)
+    assert seen(world) == []
+    assert why_to_stop(instance, run.run_id) == RUN_ENDED
+
+
+def test_a_run_whose_broker_forgot_its_steps_ends_with_that_sentence(
+    world: World, instance: DagsterInstance, interrupted: threading.Event
+) -> None:
+    run = instance.create_run_for_job(defs.resolve_job_def("process_campaign_queue"))
+    with Presence(instance, run, lambda: "The broker restarted."):
+        assert interrupted.wait(30)
+    ended = instance.get_run_by_id(run.run_id)
+    assert ended is not None
+    assert ended.is_finished
+    assert any("The broker restarted." in str(entry.message) for entry in instance.all_logs(run.run_id))
+
+
+@contextmanager
+def broker(port: int) -> Iterator[None]:
+    """Redis that keeps nothing on disk."""
+    process = subprocess.Popen([REDIS, "--port", str(port), "--save", ""], stdout=subprocess.DEVNULL)
+    try:
+        with redis.Redis(port=port) as client:
+            deadline = time.monotonic() + 30
+            while True:
+                try:
+                    client.ping()
+                    break
+                except redis.ConnectionError:
+                    assert time.monotonic() < deadline
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_broker_that_restarts_without_what_it_held_is_noticed_and_one_that_is_away_is_waited_for() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    url = f"redis://127.0.0.1:{port}/0"
+    memory = BrokerMemory(CelerySettings(url, url))
+    with broker(port):
+        assert memory.why_lost() is None
+        assert memory.why_lost() is None
+    assert memory.why_lost() is None
+    with broker(port):
+        assert "The broker restarted without the steps" in str(memory.why_lost())

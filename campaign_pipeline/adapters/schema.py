@@ -198,15 +198,20 @@ def _recount_open_runs(connection: "psycopg.Connection[TupleRow]") -> None:
 
 
 def check(url: str) -> None:
-    """Make sure that the database answers and has our schema. Raises DatabaseUnusable with one sentence if not."""
+    """Make sure that the database answers and has our schema. Raises DatabaseUnusable with one sentence if not.
+
+    A newer schema is taken, too: processes of the old code go on while an upgrade is rolled out. Migrations only add,
+    and functions stay such that older code can call them; a test holds the oldest code that may do so to it.
+    """
     refuse_unreadable(url)
     try:
         with connect(url, autocommit=True) as connection:
             version = found_version(connection)
-            detached = version == sql.HEAD and _scalar(connection, _DETACHED)
+            current = version is not None and version >= sql.HEAD
+            detached = current and _scalar(connection, _DETACHED)
     except (psycopg.OperationalError, psycopg.ProgrammingError) as error:
         raise DatabaseUnusable(unusable(url, error)) from None
-    if version != sql.HEAD:
+    if not current:
         raise DatabaseUnusable(
             f"The database {describe(url)} has the campaign schema {version or 'not at all'}, but {sql.HEAD} is "
             "needed: run `campaign-pipeline db upgrade`."

@@ -207,6 +207,12 @@ def test_an_older_schema_is_refused_with_what_to_do(database_url: str) -> None:
     assert schema.describe(database_url).startswith("test_")
 
 
+def test_a_newer_schema_is_taken_while_an_upgrade_is_rolled_out(database_url: str) -> None:
+    with psycopg.connect(database_url) as connection:
+        connection.execute(f"UPDATE {sql.SCHEMA}.{sql.VERSION_TABLE} SET version_num = '9999'")
+    check(database_url)
+
+
 @pytest.mark.parametrize("look", [check, upgrade])
 @pytest.mark.parametrize(
     "url",

@@ -11,7 +11,7 @@ from campaign_pipeline_tests.distributed.hosts import kill
 from campaign_pipeline_tests.distributed.site import ended, site, wait_until
 from campaign_pipeline_tests.factories import World
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # about a minute on two free cores
 
 MESSAGES = 160
 BEHAVIOUR = Behaviour(latencies={Kind.GENERATION: Latency(0.05), Kind.SEND: Latency(0.15)})

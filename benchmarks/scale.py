@@ -24,6 +24,7 @@ LATENCIES = {Kind.GENERATION: Latency(0.07, 0.5), Kind.SEND: Latency(0.02, 0.5)}
 _COUNTS = """
 SELECT (SELECT pg_current_wal_insert_lsn() - '0/0'::pg_lsn) AS wal_bytes,
        (SELECT wal_fpi FROM pg_stat_wal) AS full_pages,
+       pg_database_size(current_database()) AS size_bytes,
        (SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()) AS commits,
        m.n_tup_upd AS updates, m.n_tup_hot_upd AS in_place,
        (SELECT sum(t.n_tup_ins + t.n_tup_upd + t.n_tup_del) FROM pg_stat_user_tables t) AS row_changes,
@@ -46,6 +47,7 @@ class Measured:
     in_place: float
     row_changes: float
     dead_rows: float
+    size_bytes: float  # by which the database grew, dead rows included
 
 
 class _Connections:
@@ -105,7 +107,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4])
     options = parser.parse_args()
     table = Table("processes", "messages/s", "connections", "WAL bytes", "full pages", "commits", "updates", "in place",
-                  "row changes", "dead rows")  # fmt: skip
+                  "row changes", "dead rows", "growth in bytes")  # fmt: skip
     with Bench() as queue, Bench() as dagster, SandboxProcess(Behaviour(latencies=LATENCIES)) as sandbox:
         for processes in options.processes:
             one = measure(queue, dagster, sandbox, processes, options.messages)
@@ -113,6 +115,7 @@ def main() -> None:
                 str(one.processes), f"{one.per_second:.0f}", str(one.connections), f"{one.wal_bytes:,.0f}",
                 *(f"{figure:.2f}" for figure in (one.full_pages, one.commits, one.updates, one.in_place,
                                                  one.row_changes, one.dead_rows)),
+                f"{one.size_bytes:,.0f}",
             )  # fmt: skip
     Console(width=140).print(table)
 

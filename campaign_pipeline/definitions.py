@@ -28,11 +28,20 @@ from campaign_pipeline.defs.schedules import (
     process_campaign_queue_every_minute,
 )
 from campaign_pipeline.defs.sensors import backlog_notifications, run_failure_notifications
+from campaign_pipeline.defs.tags import OWNERS
 
 _demo = OperationsSettings.from_environment().demo_trickle
 
+# Where each was defined: the UI links to the file and line, in an editor on this machine or in the repository.
+_assets = dg.with_source_code_references(
+    dg.map_asset_specs(
+        lambda spec: spec.replace_attributes(owners=OWNERS),
+        [message_batch, lead_contexts, campaign_runs, campaign_report, inbox_health, forecast],
+    )
+)
+
 defs = dg.Definitions(
-    assets=[message_batch, lead_contexts, campaign_runs, campaign_report, inbox_health, forecast],
+    assets=_assets,
     asset_checks=CHECKS,
     jobs=[
         process_campaign_queue,

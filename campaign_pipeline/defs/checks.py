@@ -16,7 +16,7 @@ from campaign_pipeline.defs.ops import plain_failures
 from campaign_pipeline.defs.resources import QueueDatabase
 from campaign_pipeline.defs.run_checks import RUN_CHECKS
 from campaign_pipeline.defs.shard import run_async
-from campaign_pipeline.defs.tags import WORK
+from campaign_pipeline.defs.tags import OWNERS, WORK
 
 WARN, ERROR = dg.AssetCheckSeverity.WARN, dg.AssetCheckSeverity.ERROR
 SENT_AGAIN = frozenset(RequeueFailedMessagesConfig().error_classes)
@@ -269,6 +269,7 @@ check_campaign_queue = dg.define_asset_job(
     - dg.AssetSelection.checks(*RUN_CHECKS),
     executor_def=dg.in_process_executor,
     tags={WORK: "checks"},
+    owners=OWNERS,
     description="Ask the database whether what must hold does: counters, leases, provider ids, known outcomes.",
 )
 
@@ -276,6 +277,7 @@ check_campaign_queue_hourly = dg.ScheduleDefinition(
     name="check_campaign_queue_hourly",
     job=check_campaign_queue,
     cron_schedule="35 * * * *",
+    owners=OWNERS,
     execution_timezone=str(days.timezone),
     default_status=dg.DefaultScheduleStatus.RUNNING,
     description="Each hour, between two reports: what must always hold.",

@@ -8,7 +8,7 @@ import dagster as dg
 from campaign_pipeline.adapters.operations import DEMO, Operations
 from campaign_pipeline.defs.ops import plain_failures
 from campaign_pipeline.defs.resources import QueueDatabase
-from campaign_pipeline.defs.tags import WORK
+from campaign_pipeline.defs.tags import OWNERS, WORK
 
 LEADS_A_MINUTE = 12
 
@@ -24,7 +24,7 @@ def add_demo_messages(context: dg.OpExecutionContext, database: QueueDatabase) -
         context.log.warning("There is no demo workspace to add to: stop `dev`, run `make demo`, and start it again.")
 
 
-@dg.job(executor_def=dg.in_process_executor, tags={WORK: "demo"})
+@dg.job(executor_def=dg.in_process_executor, tags={WORK: "demo"}, owners=OWNERS)
 def trickle_demo_campaign() -> None:
     """Let a few made-up messages become due."""
     add_demo_messages()
@@ -34,6 +34,7 @@ trickle_every_minute = dg.ScheduleDefinition(
     name="trickle_demo_campaign",
     job=trickle_demo_campaign,
     cron_schedule="* * * * *",
+    owners=OWNERS,
     execution_timezone="UTC",
     default_status=dg.DefaultScheduleStatus.RUNNING,
     description="Demo mode: made-up messages become due every minute, for the sandbox.",

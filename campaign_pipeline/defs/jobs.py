@@ -14,10 +14,10 @@ from campaign_pipeline.defs.ops import (
     send_shard,
     split_into_shards,
 )
-from campaign_pipeline.defs.tags import WORK
+from campaign_pipeline.defs.tags import OWNERS, WORK
 
 
-@dg.job(executor_def=shard_executor, tags={WORK: "queue"}, metadata=ENGINE_METADATA)
+@dg.job(executor_def=shard_executor, tags={WORK: "queue"}, owners=OWNERS, metadata=ENGINE_METADATA)
 def process_campaign_queue() -> None:
     """Claim the campaign messages that are due, write and send them, and close the runs that are complete.
 
@@ -31,7 +31,9 @@ def process_campaign_queue() -> None:
     send_batch(whole_batch)
 
 
-@dg.job(executor_def=shard_executor, partitions_def=days, tags={WORK: "back_fill"}, metadata=ENGINE_METADATA)
+@dg.job(
+    executor_def=shard_executor, partitions_def=days, tags={WORK: "back_fill"}, owners=OWNERS, metadata=ENGINE_METADATA
+)
 def retry_failed_messages() -> None:
     """Put the messages that failed on a day back in the queue, then work the queue as `process_campaign_queue` does.
 
@@ -47,7 +49,7 @@ def retry_failed_messages() -> None:
     send_batch(whole_batch)
 
 
-@dg.job(executor_def=dg.in_process_executor, tags={WORK: "maintenance"})
+@dg.job(executor_def=dg.in_process_executor, tags={WORK: "maintenance"}, owners=OWNERS)
 def clean_up_old_data() -> None:
     """Delete what is kept for a while only: step outputs, old logs of the campaigns, old Dagster runs."""
     delete_old_outputs()

@@ -18,6 +18,7 @@ from campaign_pipeline.adapters.schema import DatabaseUnusable
 from campaign_pipeline.core.ports import StoreUnavailable
 from campaign_pipeline.defs.jobs import process_campaign_queue, retry_failed_messages
 from campaign_pipeline.defs.resources import QueueDatabase
+from campaign_pipeline.defs.tags import OWNERS
 
 ABSENT = timedelta(seconds=75)
 """For how long a run's process may not show itself (`defs.presence`): five beats. Its leases last longer, as a rule."""
@@ -66,6 +67,7 @@ def lost_runs(instance: DagsterInstance, database: QueueDatabase) -> Iterator[dg
 @dg.sensor(
     name="lost_run_cleanup",
     minimum_interval_seconds=30,
+    owners=OWNERS,
     default_status=dg.DefaultSensorStatus.RUNNING,
     description="Ends runs of the queue whose process is gone: no live lease, and no sign of life.",
 )

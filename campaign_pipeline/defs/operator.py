@@ -22,7 +22,7 @@ from campaign_pipeline.defs.days import days
 from campaign_pipeline.defs.io import markdown_table
 from campaign_pipeline.defs.ops import plain_failures
 from campaign_pipeline.defs.resources import QueueDatabase
-from campaign_pipeline.defs.tags import WORK
+from campaign_pipeline.defs.tags import OWNERS, WORK
 
 FORECAST_HOURS = 48
 _TAGS = {WORK: "operator", "dagster/priority": "10"}
@@ -122,6 +122,7 @@ refresh_overview = dg.define_asset_job(
     selection=dg.AssetSelection.assets(inbox_health, forecast),
     executor_def=dg.in_process_executor,
     tags={WORK: "report"},
+    owners=OWNERS,
     description="Look at the inboxes and lay out what will be sent when.",
 )
 
@@ -129,6 +130,7 @@ refresh_overview_hourly = dg.ScheduleDefinition(
     name="refresh_overview_hourly",
     job=refresh_overview,
     cron_schedule="10 * * * *",
+    owners=OWNERS,
     execution_timezone=str(days.timezone),
     default_status=dg.DefaultScheduleStatus.RUNNING,
     description="Each hour: the tables of the inboxes and of what will be sent when.",
@@ -178,7 +180,7 @@ def _markdown(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> dg.M
     return dg.MetadataValue.md(markdown_table(pd.DataFrame(table, columns=list(columns))))
 
 
-@dg.job(executor_def=dg.in_process_executor, tags=_TAGS)
+@dg.job(executor_def=dg.in_process_executor, tags=_TAGS, owners=OWNERS)
 def explain_message() -> None:
     """Tell the story of one message: text, parts, attempts and answers, why it waits or failed, and what to do."""
     tell_story()
@@ -298,31 +300,31 @@ def lift(context: dg.OpExecutionContext, config: LiftConfig, database: QueueData
     return _say(context, done)
 
 
-@dg.job(executor_def=dg.in_process_executor, tags=_TAGS)
+@dg.job(executor_def=dg.in_process_executor, tags=_TAGS, owners=OWNERS)
 def pause_sending() -> None:
     """Pause a campaign run, an inbox, a workspace, or all sending, within seconds, also for what is at work."""
     pause()
 
 
-@dg.job(executor_def=dg.in_process_executor, tags=_TAGS)
+@dg.job(executor_def=dg.in_process_executor, tags=_TAGS, owners=OWNERS)
 def resume_sending() -> None:
     """Let a campaign run, an inbox, a workspace, or all sending go on."""
     resume()
 
 
-@dg.job(executor_def=dg.in_process_executor, tags=_TAGS)
+@dg.job(executor_def=dg.in_process_executor, tags=_TAGS, owners=OWNERS)
 def cancel_campaign_run() -> None:
     """Cancel a campaign run for good: what waits is not sent any more."""
     cancel()
 
 
-@dg.job(executor_def=dg.in_process_executor, tags=_TAGS)
+@dg.job(executor_def=dg.in_process_executor, tags=_TAGS, owners=OWNERS)
 def resend_messages() -> None:
     """Send failed messages again by their ids; a day of them: retry_failed_messages."""
     resend()
 
 
-@dg.job(executor_def=dg.in_process_executor, tags=_TAGS)
+@dg.job(executor_def=dg.in_process_executor, tags=_TAGS, owners=OWNERS)
 def lift_pause() -> None:
     """Lift a pause that the pipeline made, where its cause is gone."""
     lift()

@@ -17,7 +17,7 @@ from campaign_pipeline.core.window import InvalidWindow
 from campaign_pipeline.defs.days import DAY_FORMAT, days
 from campaign_pipeline.defs.ops import plain_failures
 from campaign_pipeline.defs.resources import QueueDatabase
-from campaign_pipeline.defs.tags import WORK
+from campaign_pipeline.defs.tags import OWNERS, WORK
 
 _settings = OperationsSettings.from_environment()
 
@@ -61,7 +61,7 @@ def _why(plan: Planned) -> str:
     return " ".join(plan.sentences()[1:])
 
 
-@dg.job(executor_def=dg.in_process_executor, partitions_def=days, tags={WORK: "plan"})
+@dg.job(executor_def=dg.in_process_executor, partitions_def=days, tags={WORK: "plan"}, owners=OWNERS)
 def plan_campaign_runs() -> None:
     """Pick the leads of each campaign's day, find each message a time, and put them in the queue."""
     plan_day_of_campaigns()
@@ -70,6 +70,7 @@ def plan_campaign_runs() -> None:
 @dg.schedule(
     job=plan_campaign_runs,
     cron_schedule="10 0 * * *",
+    owners=OWNERS,
     execution_timezone=BusinessDays.from_environment().timezone,
     default_status=dg.DefaultScheduleStatus.RUNNING if _settings.schedules_on else dg.DefaultScheduleStatus.STOPPED,
     description="Plans the day of each campaign that a campaign file declared. Not where a CRM plans by itself, unless "

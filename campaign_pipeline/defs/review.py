@@ -9,7 +9,7 @@ from pydantic import Field
 from campaign_pipeline.adapters.reviews import Decision
 from campaign_pipeline.defs.ops import plain_failures
 from campaign_pipeline.defs.resources import QueueDatabase
-from campaign_pipeline.defs.tags import WORK
+from campaign_pipeline.defs.tags import OWNERS, WORK
 from campaign_pipeline.defs.trial import TrialFailed, decide, preview, texts_to_review
 
 
@@ -91,13 +91,13 @@ def decide_texts(context: dg.OpExecutionContext, config: ApproveConfig, database
     return {"decided": len(done), "too_late": len(late)}
 
 
-@dg.job(executor_def=dg.in_process_executor, tags={WORK: "review"})
+@dg.job(executor_def=dg.in_process_executor, tags={WORK: "review"}, owners=OWNERS)
 def preview_messages() -> None:
     """Show the texts of a run's next messages before anything is sent."""
     write_previews()
 
 
-@dg.job(executor_def=dg.in_process_executor, tags={WORK: "review"})
+@dg.job(executor_def=dg.in_process_executor, tags={WORK: "review"}, owners=OWNERS)
 def approve_messages() -> None:
     """Approve, change or reject texts that wait for a person."""
     decide_texts()

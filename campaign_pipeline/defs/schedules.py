@@ -22,7 +22,6 @@ from zoneinfo import ZoneInfo
 
 import dagster as dg
 from dagster import DagsterInstance, DagsterRunStatus, RunsFilter
-from dagster._core.scheduler.instigation import InstigatorStatus, InstigatorType
 
 from campaign_pipeline.adapters.environment import BusinessDays, DeliverySettings, OperationsSettings
 from campaign_pipeline.adapters.operations import Operations
@@ -33,6 +32,7 @@ from campaign_pipeline.defs.executor import IN_PROCESS
 from campaign_pipeline.defs.jobs import clean_up_old_data, process_campaign_queue, retry_failed_messages
 from campaign_pipeline.defs.lost_runs import AT_WORK, holders, is_lost
 from campaign_pipeline.defs.resources import LanguageModelResource, QueueDatabase
+from campaign_pipeline.defs.tags import OWNERS
 
 WHY = "campaign/why"
 """Tag: what a run was launched for."""
@@ -52,6 +52,8 @@ SMALL_BATCH: dict[str, Any] = {
 _settings = OperationsSettings.from_environment()
 
 
+USUAL_BATCH, LARGEST_BATCH = 1000, 10_000
+
 MOST_TO_LOOK_AHEAD = 100
 """Messages that are due already, above which a batch is cut into shards and looks for nothing that is still to come."""
 
@@ -63,8 +65,13 @@ def _look(database: QueueDatabase) -> tuple[QueueLook, Verdict, dict[str, Any]]:
         look = operations.look()
         verdict = judge_queue(look, DeliverySettings.from_environment().max_age, zone)
         due = operations.backlog(dict.fromkeys(verdict.unpaced, look.now)) if look.is_due else {}
-    many = sum(backlog.messages for backlog in due.values()) > MOST_TO_LOOK_AHEAD
-    return look, verdict, {} if many else SMALL_BATCH
+    messages = sum(backlog.messages for backlog in due.values())
+    return look, verdict, SMALL_BATCH if messages <= MOST_TO_LOOK_AHEAD else _large_batch(messages)
+
+
+def _large_batch(due: int) -> dict[str, Any]:
+    """Run config of a batch that is cut into shards: of all that is due, for the next batch waits for a tick."""
+    return {"ops": {"fetch_message_batch": {"config": {"batch_size": min(LARGEST_BATCH, max(USUAL_BATCH, due))}}}}
 
 
 def _occupied(instance: DagsterInstance, database: QueueDatabase) -> str | None:
@@ -97,6 +104,7 @@ def _missing_key(look: QueueLook, language_model: LanguageModelResource) -> str 
 @dg.schedule(
     job=process_campaign_queue,
     cron_schedule="* * * * *",
+    owners=OWNERS,
     execution_timezone="UTC",
     default_status=dg.DefaultScheduleStatus.RUNNING if _settings.schedules_on else dg.DefaultScheduleStatus.STOPPED,
     description="Every minute: launches a run where something is due or to be put in order, else says what is awaited.",
@@ -127,7 +135,7 @@ def process_campaign_queue_every_minute(
     name="next_batch_after_run",
     monitored_jobs=[process_campaign_queue, retry_failed_messages],
     request_job=process_campaign_queue,
-    minimum_interval_seconds=5,
+    minimum_interval_seconds=60,
     default_status=dg.DefaultSensorStatus.RUNNING,
     description="While full batches are due: launches the next run when one has ended, instead of at the next minute.",
 )
@@ -139,7 +147,7 @@ def next_batch_after_run(context: dg.RunStatusSensorContext, database: QueueData
 @dg.asset_sensor(
     asset_key=message_batch.key,
     job=process_campaign_queue,
-    minimum_interval_seconds=5,
+    minimum_interval_seconds=30,
     default_status=dg.DefaultSensorStatus.RUNNING,
     description="While full batches are due: launches the next run as soon as one has claimed its batch, beside it.",
 )
@@ -201,13 +209,10 @@ def _why_not_to_follow(run: dg.DagsterRun, instance: DagsterInstance) -> str | N
 
 def _schedule_is_on(instance: DagsterInstance) -> bool:
     """Whether the schedule runs: as somebody last switched it, else as it is declared."""
-    states = instance.all_instigator_state(instigator_type=InstigatorType.SCHEDULE)
-    for state in states:
-        if (
-            state.instigator_name == process_campaign_queue_every_minute.name
-            and state.status != InstigatorStatus.DECLARED_IN_CODE
-        ):
-            return state.status == InstigatorStatus.RUNNING
+    for state in instance.all_instigator_state():
+        named = state.instigator_name == process_campaign_queue_every_minute.name
+        if named and state.status.value in {"RUNNING", "STOPPED"}:
+            return state.status.value == "RUNNING"
     return process_campaign_queue_every_minute.default_status == dg.DefaultScheduleStatus.RUNNING
 
 
@@ -225,6 +230,7 @@ def _claimed_all_it_might(instance: DagsterInstance, run_id: str) -> bool:
 @dg.schedule(
     job=clean_up_old_data,
     cron_schedule="30 3 * * *",
+    owners=OWNERS,
     execution_timezone=BusinessDays.from_environment().timezone,
     default_status=dg.DefaultScheduleStatus.RUNNING,
     description="Every night: deletes what is kept for a while only. See CAMPAIGN_KEEP_…_DAYS.",

@@ -27,6 +27,7 @@ from campaign_pipeline.defs.notices import (
     tell_summary,
 )
 from campaign_pipeline.defs.resources import LanguageModelResource, QueueDatabase
+from campaign_pipeline.defs.tags import OWNERS
 
 MOST_CAUSES = 20
 
@@ -39,7 +40,7 @@ SUMMARIZED = "summarized"
 
 @dg.run_failure_sensor(
     name="run_failure_notifications",
-    minimum_interval_seconds=15,
+    minimum_interval_seconds=30,
     default_status=dg.DefaultSensorStatus.RUNNING,
     description="Tells of a run that failed, once as long as its job fails of the same, and when it works again.",
 )
@@ -77,6 +78,7 @@ def _tell_without_database(desk: Desk, instance: DagsterInstance, run: dg.Dagste
 @dg.sensor(
     name="backlog_notifications",
     minimum_interval_seconds=60,
+    owners=OWNERS,
     default_status=dg.DefaultSensorStatus.RUNNING,
     description="Tells once of each cause that needs a person: overdue messages, inboxes, keys or settings that keep "
     "messages waiting, outcomes that nobody knows; again after hours, and when it is over. At 18 h a summary of the "

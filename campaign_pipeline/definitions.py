@@ -19,7 +19,7 @@ from campaign_pipeline.defs.lost_runs import lost_run_cleanup
 from campaign_pipeline.defs.operator import JOBS as OPERATOR_JOBS
 from campaign_pipeline.defs.operator import forecast, inbox_health, refresh_overview_hourly
 from campaign_pipeline.defs.planning import plan_campaign_runs, plan_campaign_runs_daily
-from campaign_pipeline.defs.resources import LanguageModelResource, ProvidersResource, QueueDatabase
+from campaign_pipeline.defs.resources import LanguageModelResource, ProvidersResource, QueueDatabase, from_variable
 from campaign_pipeline.defs.review import approve_messages, preview_messages
 from campaign_pipeline.defs.schedules import (
     clean_up_every_night,
@@ -72,8 +72,8 @@ defs = dg.Definitions(
         backlog_notifications,
     ],
     resources={
-        "database": QueueDatabase(),
-        "language_model": LanguageModelResource(),
+        "database": QueueDatabase(address=from_variable("CAMPAIGN_DATABASE_URL")),
+        "language_model": LanguageModelResource(api_key=from_variable("OPENROUTER_API_KEY")),
         "providers": ProvidersResource(),
         "tables": private_tables,
         "handles": private_handles,

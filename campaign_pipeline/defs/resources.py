@@ -1,12 +1,14 @@
 """Resources: how ops reach the queue, the language model and the inboxes. Keys come from the environment, late."""
 
 import contextlib
+import os
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import dagster as dg
 import httpx
+from pydantic import Field
 
 from campaign_pipeline.adapters import cloud_api, evolution, smtp, supabase, uazapi
 from campaign_pipeline.adapters.connection import model_url, setting, variables_of
@@ -35,12 +37,20 @@ CHANNELS: dict[str, ChannelBuilder] = {
 }
 
 
+def from_variable(name: str) -> dg.EnvVar | None:
+    """A field that a variable sets, shown by the variable's name; None where it is not set."""
+    return dg.EnvVar(name) if os.environ.get(name, "").strip() else None
+
+
 class QueueDatabase(dg.ConfigurableResource[Any]):
     """The queue's PostgreSQL: CAMPAIGN_DATABASE_URL, else the embedded one under CAMPAIGN_HOME."""
 
+    address: str | None = Field(default=None, description="A postgresql:// URL; unset: as the environment says.")
+
     def url(self) -> str:
         """Where it is; reachable and with our schema. Raises SettingError or DatabaseUnusable."""
-        return queue_url(Environment.read())
+        environment = Environment.read()
+        return queue_url(replace(environment, database_url=self.address.strip()) if self.address else environment)
 
     def queue(self) -> Queue:
         """The queue on it."""
@@ -50,9 +60,11 @@ class QueueDatabase(dg.ConfigurableResource[Any]):
 class LanguageModelResource(dg.ConfigurableResource[Any]):
     """The language model: OpenRouter, with OPENROUTER_API_KEY where a workspace has no key of its own."""
 
+    api_key: str | None = Field(default=None, description="Of the account that all workspaces share.")
+
     def missing_setting(self) -> str | None:
         """One sentence if workspaces without a key of their own cannot use it."""
-        if Environment.read().openrouter_api_key is None:
+        if self.api_key is None and Environment.read().openrouter_api_key is None:
             return "OPENROUTER_API_KEY is not set; set it in the environment of the Dagster processes."
         return None
 

@@ -4,8 +4,8 @@ import warnings
 
 import dagster as dg
 
-# Owners of jobs and links to the source are beta in 1.13, to which pyproject.toml holds us. Said at each start of a process, it
-# would hide what an operator has to read.
+# Owners of jobs and links to the source are beta in 1.13, to which pyproject.toml holds us. The warning at each start
+# of a process would hide what an operator has to read.
 warnings.filterwarnings("ignore", message=r".*(owners|ource_code_references|CodeReference)", category=dg.BetaWarning)
 
 WORK = "campaign/work"

@@ -405,6 +405,7 @@ def test_dev_and_its_schedule_send_a_queue_behind_a_pooler_in_transaction_mode(
 ) -> None:
     home = tmp_path / "home"
     world.due_messages(world.run(), 3)
+    world.do("""UPDATE workspaces SET settings = '{"made_by": "campaign_pipeline demo"}'""")
     dev = start(
         home,
         *("dev", "--sandbox", "--port", str(free_port())),

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +27,11 @@ if TYPE_CHECKING:
 
 DEV_LEADS = 60
 """Messages that `dev` puts in an empty queue, so that a first launch from the UI has something to send."""
+
+_LOOK_EVERY = 0.2  # seconds, until the UI is up
+_WATCH_EVERY = 5.0  # seconds
+_CODE_SERVER_PATIENCE = 90.0
+"""Seconds for a code server to come back: Dagster starts one that ended again, which takes long on a busy machine."""
 
 _STOP_PATIENCE = 60.0  # seconds for Dagster's processes, and the runs that they started, to end
 
@@ -43,21 +53,21 @@ def dev(port: int, sandboxed: bool | None) -> None:
     made-up messages become due every minute and are sent by the schedule. Elsewhere nothing is sent until the
     schedule process_campaign_queue_every_minute is switched on in the UI, or by CAMPAIGN_SCHEDULES=on.
     """
-    import contextlib
-
     from campaign_pipeline.adapters.dagster_home import write_dagster_home
     from campaign_pipeline.adapters.database import dagster_storage_url, queue_url
     from campaign_pipeline.adapters.first_day import keep_first_day
     from campaign_pipeline.adapters.notices import Notices
     from campaign_pipeline.demo.demo import sandbox_behaviour, sandbox_variables
-    from campaign_pipeline.launch import interrupted_by_signals, uninterrupted
+    from campaign_pipeline.launch import JobConfig, JobProcess, interrupted_by_signals, uninterrupted
     from campaign_pipeline.sandbox import SandboxProcess
 
     console = output.console()
     DeliverySettings.from_environment()
     environment = Environment.read()
     _refuse_taken_port(port)
+    made_up = False  # whether all that is sent is, and may be sent by itself
     with interrupted_by_signals(), contextlib.ExitStack() as stack:
+        stack.enter_context(_alone(environment.home, port))
         with console.status("Starting PostgreSQL"), uninterrupted():
             url = queue_url(environment)
             home = write_dagster_home(environment.home, dagster_storage_url(environment))
@@ -73,20 +83,53 @@ def dev(port: int, sandboxed: bool | None) -> None:
                 "no real message is sent.",
                 soft_wrap=True,
             )
-            if _is_demo(environment, url):
+            made_up = _is_demo(environment, url)
+            if made_up:
                 _fill_empty_queue(console, url)
                 variables = {"CAMPAIGN_SCHEDULES": "on"} | variables | {"CAMPAIGN_DEMO_TRICKLE": "on"}
         if variables.get("CAMPAIGN_SCHEDULES", "").strip().lower() != "on":
             console.print(
                 "Nothing is sent by itself: for that, switch on the schedule process_campaign_queue_every_minute."
             )
-        console.print(
-            f"The UI will be at http://127.0.0.1:{port} in a few seconds; Ctrl-C stops it. To launch the job: "
-            f"http://127.0.0.1:{port}/locations/campaign_pipeline/jobs/process_campaign_queue/playground",
-            highlight=False,
-            soft_wrap=True,
-        )
-        _run_dagster_dev(home, port, variables)
+        log_file = environment.home / "logs" / "dagster-dev.log"
+        dagster = _Dagster(home, port, variables, log_file)
+        try:
+            with console.status("Starting Dagster"):
+                dagster.wait_until_up()
+            console.print(
+                f"The UI is at http://127.0.0.1:{port}; Ctrl-C stops it. To launch the job: "
+                f"http://127.0.0.1:{port}/locations/campaign_pipeline/jobs/process_campaign_queue/playground",
+                soft_wrap=True,
+            )
+            console.print(f"Dagster's own log: {log_file}", soft_wrap=True)
+            if made_up:
+                # The schedule's first tick is up to a minute away.
+                stack.enter_context(JobProcess(JobConfig(), home, environment.home / "logs", variables))
+            dagster.watch()
+        except KeyboardInterrupt:
+            click.echo("Stopping Dagster …", err=True)
+        finally:
+            dagster.stop()
+
+
+@contextlib.contextmanager
+def _alone(home: Path, port: int) -> Iterator[None]:
+    """Let one `dev` work with a home: two would run each schedule twice. Raises WrongSetting for the second."""
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with (home / "dev.lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            first = lock.read().strip() or "another process"
+            sentence = (
+                f"`dev` works with {home} already ({first}); stop that one, or set CAMPAIGN_HOME to another folder."
+            )
+            raise WrongSetting(sentence) from None
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()}, http://127.0.0.1:{port}")
+        lock.flush()
+        yield
 
 
 def _refuse_taken_port(port: int) -> None:
@@ -100,9 +143,12 @@ def _refuse_taken_port(port: int) -> None:
 
 
 def _wants_sandbox(console: Console, environment: Environment, url: str, sandboxed: bool | None) -> bool:
-    """Never by itself where somebody's own messages would be marked as sent without having been."""
+    """Never where somebody's own messages would be marked as sent without having been. Raises SettingError."""
+    from campaign_pipeline.demo.demo import refuse_foreign_messages
     from campaign_pipeline.demo.world import count_waiting
 
+    if sandboxed:
+        refuse_foreign_messages(url, "a sandbox")
     if sandboxed is not None or environment.openrouter_api_key is not None:
         return bool(sandboxed)
     own = environment.database_url is not None or count_waiting(url)[1] > 0
@@ -134,24 +180,80 @@ def _fill_empty_queue(console: Console, url: str) -> None:
     )
 
 
-def _run_dagster_dev(home: Path, port: int, variables: dict[str, str]) -> None:
-    """Run `dagster dev` until interrupted; leave none of its processes behind."""
-    command = [sys.executable, "-W", "ignore", "-m", "dagster", "dev", "-w", str(home / "workspace.yaml")]
-    command += ["-h", "127.0.0.1", "-p", str(port)]
-    child = subprocess.Popen(  # noqa: S603 (our own arguments, without a shell)
-        command,
-        env={**variables, "DAGSTER_HOME": str(home), "DAGSTER_DISABLE_TELEMETRY": "1"},
-        # A session of its own: Ctrl-C reaches us alone, and all that it started can be found again.
-        start_new_session=True,
-    )
-    try:
-        status = child.wait()
-    except KeyboardInterrupt:
-        click.echo("Stopping Dagster …", err=True)
-    else:
-        raise Trouble(f"Dagster ended by itself with status {status}; what it said is above.")
-    finally:
-        _end_group(child)
+class _Ui:
+    """Dagster's web server, as dev looks at it."""
+
+    def __init__(self, port: int) -> None:
+        self.url = f"http://127.0.0.1:{port}"
+
+    def answers(self) -> bool:
+        """Whether it is up."""
+        return self._ask("/server_info") is not None
+
+    def code_server_is_away(self) -> bool:
+        """Whether it says that the code server cannot be reached; not so for code that cannot be loaded."""
+        query = "{workspaceOrError{...on Workspace{locationEntries{locationOrLoadError{...on PythonError{message}}}}}}"
+        told = self._ask("/graphql", {"query": query})
+        return told is not None and "UserCodeUnreachable" in told
+
+    def _ask(self, path: str, body: dict[str, str] | None = None) -> str | None:
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})  # noqa: S310
+        try:
+            with urllib.request.urlopen(request, timeout=5) as answer:  # noqa: S310 (our own web server)
+                return str(answer.read().decode(errors="replace"))
+        except OSError:
+            return None
+
+
+class _Dagster:
+    """`dagster dev`, in a session of its own: Ctrl-C reaches us alone, and all that it started can be found again."""
+
+    def __init__(self, home: Path, port: int, variables: dict[str, str], log_file: Path) -> None:
+        command = [sys.executable, "-W", "ignore", "-m", "dagster", "dev", "-w", str(home / "workspace.yaml")]
+        command += ["-h", "127.0.0.1", "-p", str(port)]
+        log_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with log_file.open("wb") as log:
+            self._child = subprocess.Popen(  # noqa: S603 (our own arguments, without a shell)
+                command,
+                env={**variables, "DAGSTER_HOME": str(home), "DAGSTER_DISABLE_TELEMETRY": "1"},
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self._log_file = log_file
+        self._ui = _Ui(port)
+
+    def wait_until_up(self) -> None:
+        """Come back when the UI answers. Raises Trouble where Dagster ends first."""
+        while not self._ui.answers():
+            self._wait(_LOOK_EVERY)
+
+    def watch(self) -> None:
+        """Wait until interrupted. Raises Trouble where Dagster ends, or its code server does not come back."""
+        away_since: float | None = None
+        while True:
+            self._wait(_WATCH_EVERY)
+            if not self._ui.code_server_is_away():
+                away_since = None
+                continue
+            away_since = away_since or time.monotonic()
+            if time.monotonic() - away_since > _CODE_SERVER_PATIENCE:
+                raise Trouble(
+                    f"Dagster's code server ended and did not come back within {_CODE_SERVER_PATIENCE:g} seconds, so "
+                    f"nothing can be launched any more; start `dev` again. Dagster's log: {self._log_file}"
+                )
+
+    def _wait(self, seconds: float) -> None:
+        try:
+            status = self._child.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return
+        raise Trouble(f"Dagster ended by itself with status {status}; its log: {self._log_file}")
+
+    def stop(self) -> None:
+        """Leave none of its processes behind."""
+        _end_group(self._child)
 
 
 def _end_group(leader: subprocess.Popen[bytes]) -> None:

@@ -66,8 +66,8 @@ def refuse_foreign_messages(url: str, what: str) -> None:
     _, foreign = count_waiting(url)
     if foreign:
         raise SettingError(
-            f"The embedded database holds {foreign:,} waiting messages of your own workspaces, and {what} would mark "
-            "them as sent; set CAMPAIGN_HOME to another folder for it."
+            f"The database holds {foreign:,} waiting messages of your own workspaces, and {what} would mark them as "
+            "sent; use another database for it, or another folder as CAMPAIGN_HOME."
         )
 
 

@@ -19,6 +19,7 @@ from click.testing import CliRunner, Result
 from campaign_pipeline import sql
 from campaign_pipeline.adapters.embedded import EmbeddedServer
 from campaign_pipeline.cli import cli
+from campaign_pipeline.cli.dev import one_dev_alone
 from campaign_pipeline.sandbox import Behaviour, Kind, Latency, SandboxProcess
 from campaign_pipeline_tests.commands import processes_of, run, start, wait_until
 from campaign_pipeline_tests.factories import World
@@ -334,6 +335,24 @@ def test_dev_refuses_a_port_that_is_taken(environment: pytest.MonkeyPatch, tmp_p
         result = call("dev", "--port", str(taken.getsockname()[1]))
     assert result.exit_code == 2
     assert sentence(result).endswith("choose another with --port.")
+
+
+def test_dev_keeps_a_sandbox_away_from_waiting_messages_of_ones_own(
+    world: World, environment: pytest.MonkeyPatch
+) -> None:
+    world.due_message(world.run())
+    result = call("dev", "--sandbox", "--port", str(free_port()))
+    assert result.exit_code == 2
+    assert sentence(result).startswith("The database holds 1 waiting messages of your own workspaces, and a sandbox")
+
+
+def test_a_second_dev_on_one_home_is_refused_and_names_the_first(
+    environment: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with one_dev_alone(tmp_path / "home", 3456):
+        result = call("dev", "--port", str(free_port()))
+    assert result.exit_code == 2
+    assert f"(process {os.getpid()}, http://127.0.0.1:3456); stop that one" in sentence(result)
 
 
 def test_dev_serves_the_job_with_something_to_send_and_leaves_nothing_running() -> None:

@@ -67,7 +67,7 @@ def dev(port: int, sandboxed: bool | None) -> None:
     _refuse_taken_port(port)
     made_up = False  # whether all that is sent is, and may be sent by itself
     with interrupted_by_signals(), contextlib.ExitStack() as stack:
-        stack.enter_context(_alone(environment.home, port))
+        stack.enter_context(one_dev_alone(environment.home, port))
         with console.status("Starting PostgreSQL"), uninterrupted():
             url = queue_url(environment)
             home = write_dagster_home(environment.home, dagster_storage_url(environment))
@@ -113,7 +113,7 @@ def dev(port: int, sandboxed: bool | None) -> None:
 
 
 @contextlib.contextmanager
-def _alone(home: Path, port: int) -> Iterator[None]:
+def one_dev_alone(home: Path, port: int) -> Iterator[None]:
     """Let one `dev` work with a home: two would run each schedule twice. Raises WrongSetting for the second."""
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     with (home / "dev.lock").open("a+") as lock:

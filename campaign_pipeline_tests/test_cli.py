@@ -18,6 +18,7 @@ from click.testing import CliRunner, Result
 
 from campaign_pipeline import sql
 from campaign_pipeline.adapters.embedded import EmbeddedServer
+from campaign_pipeline.adapters.operations import DEMO
 from campaign_pipeline.cli import cli
 from campaign_pipeline.cli.dev import one_dev_alone
 from campaign_pipeline.sandbox import Behaviour, Kind, Latency, SandboxProcess
@@ -424,7 +425,7 @@ def test_dev_and_its_schedule_send_a_queue_behind_a_pooler_in_transaction_mode(
 ) -> None:
     home = tmp_path / "home"
     world.due_messages(world.run(), 3)
-    world.do("""UPDATE workspaces SET settings = '{"made_by": "campaign_pipeline demo"}'""")
+    world.do("UPDATE workspaces SET settings = jsonb_build_object('made_by', %s::text)", DEMO)
     dev = start(
         home,
         *("dev", "--sandbox", "--port", str(free_port())),

@@ -70,11 +70,13 @@ def dev(port: int, sandboxed: bool | None) -> None:
         stack.enter_context(one_dev_alone(environment.home, port))
         with console.status("Starting PostgreSQL"), uninterrupted():
             url = queue_url(environment)
+        sandboxed = _wants_sandbox(console, environment, url, sandboxed)
+        with console.status("Starting PostgreSQL"), uninterrupted():
             home = write_dagster_home(environment.home, dagster_storage_url(environment))
             with Notices(url) as notices:  # before Dagster loads the code location: its partitions begin on this day
                 keep_first_day(environment.home, notices.first_day(BusinessDays.from_environment().timezone))
         variables = {**os.environ, "CAMPAIGN_HOME": str(environment.home)}
-        if _wants_sandbox(console, environment, url, sandboxed):
+        if sandboxed:
             sandbox = stack.enter_context(SandboxProcess(sandbox_behaviour(seed=0)))
             # Made-up messages wait until somebody launches the job, be it tomorrow.
             variables = {"CAMPAIGN_MAX_AGE_MINUTES": "100000"} | sandbox_variables(sandbox, variables)

@@ -12,6 +12,7 @@ from psycopg.rows import DictRow
 
 from campaign_pipeline.adapters.queue_connection import connect_rows
 from campaign_pipeline.core.ports import StoreUnavailable
+from campaign_pipeline.core.runs import OpenPause, RunningRun
 from campaign_pipeline.core.upkeep import Backlog, QueueLook
 from campaign_pipeline.sql import statement
 
@@ -104,7 +105,8 @@ class Operations:
         look = QueueLook(**self._all("look_at_queue")[0])
         if not look.is_due_soon:
             return look
-        return replace(look, runs=self._all("list_running_runs"), pauses=self._all("look_at_pauses"))
+        runs = tuple(map(RunningRun.from_row, self._all("list_running_runs")))
+        return replace(look, runs=runs, pauses=tuple(map(OpenPause.from_row, self._all("look_at_pauses"))))
 
     def holders(self) -> Holders:
         """Who holds messages under a live lease."""

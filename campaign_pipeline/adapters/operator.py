@@ -16,7 +16,15 @@ from campaign_pipeline.adapters.operations import REQUEUE_BATCH, FailedMessages,
 from campaign_pipeline.core.claim_budget import CODES as PACE_CODES
 from campaign_pipeline.core.forecast import HORIZON_HOURS, Forecast, Limits, RunPlan, forecast
 from campaign_pipeline.core.overview import Story
-from campaign_pipeline.core.runs import CONNECTING, SLOWED_DOWN, WINDOW_CLOSED, RunState, judge_run
+from campaign_pipeline.core.runs import (
+    CONNECTING,
+    SLOWED_DOWN,
+    WINDOW_CLOSED,
+    OpenPause,
+    RunningRun,
+    RunState,
+    judge_run,
+)
 from campaign_pipeline.core.window import InvalidWindow, SendingWindow
 
 _FEWEST_DIGITS = 4
@@ -80,9 +88,15 @@ class Operator(Operations):
 
     def states(self, max_age: timedelta) -> dict[UUID, RunState]:
         """Every running run, judged now."""
-        now, pauses = self.now(), self._all("look_at_pauses")
-        states = (judge_run(row, pauses, max_age) for row in self._all("list_running_runs"))
+        now, pauses = self.now(), self._open_pauses()
+        states = (judge_run(run, pauses, max_age) for run in self._running_runs())
         return {state.run_id: state.with_noted_pace_wait(now) for state in states}
+
+    def _running_runs(self) -> list[RunningRun]:
+        return [RunningRun.from_row(row) for row in self._all("list_running_runs")]
+
+    def _open_pauses(self) -> list[OpenPause]:
+        return [OpenPause.from_row(row) for row in self._all("look_at_pauses")]
 
     def runs(
         self, max_age: timedelta, statuses: Sequence[str] | None = None, run_id: UUID | None = None, shown: int = 20
@@ -172,29 +186,29 @@ class Operator(Operations):
 
     def forecast(self, max_age: timedelta, hours: int = HORIZON_HOURS) -> Forecast:
         """What the running runs will send, by inbox and hour."""
-        now, pauses = self.now(), self._all("look_at_pauses")
+        now, pauses = self.now(), self._open_pauses()
         due: dict[UUID, dict[datetime, int]] = {}
         for row in self._all("forecast_due"):
             due.setdefault(row["run_id"], {})[row["hour"]] = row["messages"]
         plans = []
-        for row in self._all("list_running_runs"):
-            if row["run_id"] not in due or row["config_id"] is None or row["inbox_id"] is None:
+        for run in self._running_runs():
+            if run.run_id not in due or run.config_id is None or run.inbox_id is None:
                 continue
-            state = judge_run(row, pauses, max_age)
+            state = judge_run(run, pauses, max_age)
             try:
                 window = SendingWindow.parse(
-                    *(row["start_time"], row["end_time"], row["timezone"]),
-                    *(row["frequency"], row["weekdays"], row["holidays"]),
+                    *(run.start_time, run.end_time, run.timezone),
+                    *(run.frequency, run.weekdays, run.holidays),
                 )
             except InvalidWindow:
                 continue
             plans.append(
                 RunPlan(
-                    run_id=row["run_id"],
-                    inbox_id=state.inbox_id or row["inbox_id"],
-                    config_id=row["config_id"],
+                    run_id=run.run_id,
+                    inbox_id=state.inbox_id or run.inbox_id,
+                    config_id=run.config_id,
                     window=window,
-                    due=due[row["run_id"]],
+                    due=due[run.run_id],
                     held=state.wait is not None and state.wait.code not in _PASSING_WAITS,
                 )
             )

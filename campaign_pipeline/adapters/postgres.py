@@ -46,7 +46,7 @@ from campaign_pipeline.core.ports import (
     Verdict,
 )
 from campaign_pipeline.core.results import Result, finished_as
-from campaign_pipeline.core.runs import RunState, RunWait, judge_run
+from campaign_pipeline.core.runs import OpenPause, RunningRun, RunState, RunWait, judge_run
 from campaign_pipeline.sql import statement
 
 T = TypeVar("T")
@@ -246,9 +246,9 @@ class _ClaimBatch:
         await self._connection.execute(statement("drop_old_failure_streaks"))
         await self._connection.execute(statement("release_spending_limits"))
         await self._connection.execute(statement("drop_recovered_paces"))
-        pauses = await self._all("list_pauses")
-        runs = await self._all("list_running_runs")
-        states = [judge_run(row, pauses, options.max_age, options.ahead) for row in runs]
+        pauses = [OpenPause.from_row(row) for row in await self._all("list_pauses")]
+        runs = [RunningRun.from_row(row) for row in await self._all("list_running_runs")]
+        states = [judge_run(run, pauses, options.max_age, options.ahead) for run in runs]
         await self._spread([state for state in states if state.resumed])
         open_states = [state for state in states if state.wait is None]
         if open_states:
@@ -334,7 +334,7 @@ class _ClaimBatch:
         self._paced = sorted({*self._paced, *waits, *self._budget.paced})
         return [state.waiting(waits[state.run_id]) if state.run_id in waits else state for state in states]
 
-    async def _claim(self, states: list[RunState], pauses: list[dict[str, Any]]) -> None:
+    async def _claim(self, states: list[RunState], pauses: list[OpenPause]) -> None:
         self._batch.detours = {s.run_id: s.active_inbox_id for s in states if s.wait is None and s.active_inbox_id}
         token = uuid4()
         await self._claim_probes(states, pauses, token)
@@ -356,9 +356,9 @@ class _ClaimBatch:
             statement("note_active_inboxes"), {"run_ids": list(inboxes), "inbox_ids": list(inboxes.values())}
         )
 
-    async def _claim_probes(self, states: list[RunState], pauses: list[dict[str, Any]], token: UUID) -> None:
+    async def _claim_probes(self, states: list[RunState], pauses: list[OpenPause], token: UUID) -> None:
         """Let one message of one run go ahead of each paused scope; the others wait for what comes of it."""
-        probe_due = {(pause["scope"], pause["scope_id"]) for pause in pauses if pause["probe_due"]}
+        probe_due = {(pause.scope, pause.scope_id) for pause in pauses if pause.probe_due}
         probes: dict[UUID, tuple[tuple[str, str], ...]] = {}
         back: dict[UUID, UUID | None] = {}  # runs of which the probe goes through the inbox that they had to leave
         for state in states:
@@ -374,7 +374,7 @@ class _ClaimBatch:
             return
         if back:
             await self._go_through(back)
-        tried = [message for pause in pauses if pause["probe_due"] for message in pause["tried_message_ids"]]
+        tried = [message for pause in pauses if pause.probe_due for message in pause.tried_message_ids]
         rows = await self._claim_rows(dict.fromkeys(probes, 1), self._options.batch_size, token, tried)
         for row in rows:
             for scope, scope_id in probes.get(row.run_id, ()):

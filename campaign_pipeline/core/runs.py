@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -97,30 +97,105 @@ class RunState:
         return self.only_paused and probe_due >= set(self.pauses)
 
 
+@dataclass(frozen=True)
+class Fallback:
+    """An inbox that a run may go through while its own is down, with the instance that serves it."""
+
+    inbox_id: UUID
+    instance_id: UUID
+    instance_status: str | None
+    instance_name: str | None
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> "Fallback":
+        """Build from an element of `fallbacks` of `list_running_runs`."""
+        ids = (UUID(row["inbox_id"]), UUID(row["instance_id"]))
+        return cls(*ids, row["instance_status"], row["instance_name"])
+
+
+@dataclass(frozen=True)
+class RunningRun:
+    """A running run with what decides whether it may be worked: a row of `list_running_runs`."""
+
+    run_id: UUID
+    name: str | None
+    wait_code: str | None  # why it waited when that was last looked at; None: it did not
+    wait_reason: str | None
+    wait_until: datetime | None
+    resumed_at: datetime | None
+    now: datetime
+    config_id: UUID | None
+    workspace_id: UUID | None
+    inbox_id: UUID | None  # of its campaign; in a detour the fallback
+    is_active: bool | None
+    start_time: str | None  # as text: 24:00 is no time of day for Python
+    end_time: str | None
+    timezone: str | None
+    frequency: str | None
+    weekdays: Sequence[int] | None
+    holidays: Sequence[date] | None
+    min_interval_seconds: float | None
+    pace_held_since: datetime | None
+    active_inbox_id: UUID | None  # the fallback that its row tells
+    fallbacks: tuple[Fallback, ...]  # in the order of preference
+    instance_id: UUID | None
+    instance_status: str | None
+    instance_name: str | None
+    model: str | None
+    has_due: bool
+    own_account: bool = False  # its workspace pays the language model with a key of its own
+    next_planned: datetime | None = None  # its first message that may be claimed ahead of its time
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> "RunningRun":
+        """Build from the statement `list_running_runs`."""
+        return cls(**{**row, "fallbacks": tuple(map(Fallback.from_json, row["fallbacks"] or ()))})
+
+
+@dataclass(frozen=True)
+class OpenPause:
+    """A scope in which nothing may be requested now: a row of `list_pauses` or `look_at_pauses`."""
+
+    scope: str
+    scope_id: str
+    kind: str  # systemic, throttled
+    code: str
+    reason: str
+    since: datetime
+    until: datetime | None  # None: nobody knows
+    probe_due: bool = False  # one message may try whether the cause is gone
+    tried_message_ids: tuple[UUID, ...] = ()  # that met the cause
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> "OpenPause":
+        """Build from either statement."""
+        return cls(**{**row, "tried_message_ids": tuple(row.get("tried_message_ids") or ())})
+
+
 def judge_run(
-    row: Mapping[str, Any],
-    pauses: Sequence[Mapping[str, Any]],
+    run: RunningRun,
+    pauses: Sequence[OpenPause],
     max_age: timedelta,
     ahead: timedelta = timedelta(0),
 ) -> RunState:
-    """Judge one row of `list_running_runs` against the open pauses of `list_pauses`.
+    """Judge a running run against the open pauses.
 
     A message that is planned within `ahead` counts as due.
     """
-    now: datetime = row["now"]
-    own, row = row, _route(row, pauses)
-    held_since: datetime | None = row["pace_held_since"]
-    covering = [pause for pause in pauses if _covers(pause, row)]
-    waits = list(_configuration_waits(row))
+    now: datetime = run.now
+    own, run = run, _route(run, pauses)
+    held_since: datetime | None = run.pace_held_since
+    covering = [pause for pause in pauses if _covers(pause, run)]
+    waits = list(_configuration_waits(run))
     window: SendingWindow | None = None
     try:
         window = SendingWindow.parse(
-            *(row["start_time"], row["end_time"], row["timezone"], row["frequency"], row["weekdays"], row["holidays"])
+            *(run.start_time, run.end_time, run.timezone, run.frequency, run.weekdays, run.holidays)
         )
     except InvalidWindow as error:
-        waits.append(RunWait(row["run_id"], "invalid_window", str(error)))
+        waits.append(RunWait(run.run_id, "invalid_window", str(error)))
     only_paused = not waits and bool(covering) and window is not None and window.is_open(now)
-    pause_waits = [_pause_wait(row["run_id"], pause) for pause in covering]
+    pause_waits = [_pause_wait(run.run_id, pause) for pause in covering]
     waits += [wait for wait in pause_waits if wait.code != SLOWED_DOWN]
     held = any(wait.code != CONNECTING for wait in waits)
     waits += [wait for wait in pause_waits if wait.code == SLOWED_DOWN]
@@ -128,104 +203,105 @@ def judge_run(
         opening = window.next_opening(now)
         local = opening.astimezone(window.zone)
         text = f"The sending window is closed; it opens at {local:%Y-%m-%d %H:%M} ({window.zone})."
-        waits.append(RunWait(row["run_id"], WINDOW_CLOSED, text, opening))
+        waits.append(RunWait(run.run_id, WINDOW_CLOSED, text, opening))
     wait = waits[0] if waits else None
-    was_paced = row["wait_code"] in claim_budget.CODES and held_since is not None
-    was_held = row["wait_code"] not in {None, WINDOW_CLOSED, SLOWED_DOWN, CONNECTING} and not was_paced
+    was_paced = run.wait_code in claim_budget.CODES and held_since is not None
+    was_held = run.wait_code not in {None, WINDOW_CLOSED, SLOWED_DOWN, CONNECTING} and not was_paced
     # What our own pace keeps back does not grow older by it.
     aging_until = now if held_since is None else min(now, held_since)
-    to_be_spread = row["resumed_at"] is not None and row["resumed_at"] <= now
+    to_be_spread = run.resumed_at is not None and run.resumed_at <= now
     return RunState(
-        run_id=row["run_id"],
+        run_id=run.run_id,
         wait=wait,
-        has_due=row["has_due"] or _is_planned(row, ahead),
+        has_due=run.has_due or _is_planned(run, ahead),
         resumed=not held and (was_held or to_be_spread),
-        interval_seconds=float(row["min_interval_seconds"] or DEFAULT_INTERVAL_SECONDS),
-        spread_within_seconds=None if row["min_interval_seconds"] else DEFAULT_SPREAD_SECONDS,
+        interval_seconds=float(run.min_interval_seconds or DEFAULT_INTERVAL_SECONDS),
+        spread_within_seconds=None if run.min_interval_seconds else DEFAULT_SPREAD_SECONDS,
         too_old_before=window.age_cutoff(aging_until, max_age) if window else aging_until - max_age,
-        resumed_at=row["resumed_at"] or now,
+        resumed_at=run.resumed_at or now,
         closes_at=window.closes_at(now) if window else None,
-        noted=(row["wait_code"], row["wait_reason"], row["wait_until"]),
-        pauses=tuple((pause["scope"], pause["scope_id"]) for pause in covering),
+        noted=(run.wait_code, run.wait_reason, run.wait_until),
+        pauses=tuple((pause.scope, pause.scope_id) for pause in covering),
         only_paused=only_paused,
-        config_id=row["config_id"],
-        inbox_id=row["inbox_id"],
-        own_inbox_id=own["inbox_id"],
-        noted_inbox_id=row["active_inbox_id"],
-        own_inbox_pauses=() if row is own or own["instance_status"] != "connected" else _inbox_pauses(own, pauses),
+        config_id=run.config_id,
+        inbox_id=run.inbox_id,
+        own_inbox_id=own.inbox_id,
+        noted_inbox_id=run.active_inbox_id,
+        own_inbox_pauses=() if run is own or own.instance_status != "connected" else _inbox_pauses(own, pauses),
         pace_held=held_since is not None,
     )
 
 
-def _route(row: Mapping[str, Any], pauses: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+def _route(run: RunningRun, pauses: Sequence[OpenPause]) -> RunningRun:
     """The run through its own inbox, or while that is down through the first healthy one of its fallbacks."""
-    if _is_well(row, pauses):
-        return row
-    for fallback in row["fallbacks"] or ():
-        detour = {
-            **row,
-            **fallback,
-            "inbox_id": UUID(fallback["inbox_id"]),
-            "instance_id": UUID(fallback["instance_id"]),
-        }
+    if _is_well(run, pauses):
+        return run
+    for fallback in run.fallbacks:
+        detour = replace(
+            run,
+            inbox_id=fallback.inbox_id,
+            instance_id=fallback.instance_id,
+            instance_status=fallback.instance_status,
+            instance_name=fallback.instance_name,
+        )
         if _is_well(detour, pauses):
             return detour
-    return row
+    return run
 
 
-def _is_well(row: Mapping[str, Any], pauses: Sequence[Mapping[str, Any]]) -> bool:
-    return row["instance_status"] == "connected" and not _inbox_pauses(row, pauses)
+def _is_well(run: RunningRun, pauses: Sequence[OpenPause]) -> bool:
+    return run.instance_status == "connected" and not _inbox_pauses(run, pauses)
 
 
-def _inbox_pauses(row: Mapping[str, Any], pauses: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, str], ...]:
+def _inbox_pauses(run: RunningRun, pauses: Sequence[OpenPause]) -> tuple[tuple[str, str], ...]:
     return tuple(
-        (pause["scope"], pause["scope_id"])
+        (pause.scope, pause.scope_id)
         for pause in pauses
-        if pause["scope"] == "inbox" and pause["kind"] == "systemic" and pause["scope_id"] == str(row["inbox_id"])
+        if pause.scope == "inbox" and pause.kind == "systemic" and pause.scope_id == str(run.inbox_id)
     )
 
 
-def _pause_wait(run_id: UUID, pause: Mapping[str, Any]) -> RunWait:
-    short = pause["kind"] == "throttled" and pause["until"] - pause["since"] <= SHORT_THROTTLE
-    return RunWait(run_id, SLOWED_DOWN if short else pause["code"], pause["reason"], pause["until"])
+def _pause_wait(run_id: UUID, pause: OpenPause) -> RunWait:
+    short = pause.kind == "throttled" and pause.until is not None and pause.until - pause.since <= SHORT_THROTTLE
+    return RunWait(run_id, SLOWED_DOWN if short else pause.code, pause.reason, pause.until)
 
 
-def _covers(pause: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
+def _covers(pause: OpenPause, run: RunningRun) -> bool:
     ids = {
-        "run": row["run_id"],
-        "inbox": row["inbox_id"],
-        "workspace": row["workspace_id"],
-        "all": pause["scope_id"],
-        "model": row["model"],
-        "provider": None if row.get("own_account") else pause["scope_id"],  # the account that the others share
+        "run": run.run_id,
+        "inbox": run.inbox_id,
+        "workspace": run.workspace_id,
+        "all": pause.scope_id,
+        "model": run.model,
+        "provider": None if run.own_account else pause.scope_id,  # the account that the others share
     }
-    return str(ids[pause["scope"]]) == str(pause["scope_id"])
+    return str(ids[pause.scope]) == str(pause.scope_id)
 
 
-def _is_planned(row: Mapping[str, Any], ahead: timedelta) -> bool:
-    planned: datetime | None = row.get("next_planned")
-    return planned is not None and planned <= row["now"] + ahead
+def _is_planned(run: RunningRun, ahead: timedelta) -> bool:
+    planned: datetime | None = run.next_planned
+    return planned is not None and planned <= run.now + ahead
 
 
-def _configuration_waits(row: Mapping[str, Any]) -> list[RunWait]:
+def _configuration_waits(run: RunningRun) -> list[RunWait]:
     """What in the CRM keeps the run, the most basic first."""
-    run_id = row["run_id"]
-    if row["config_id"] is None:
+    run_id = run.run_id
+    if run.config_id is None:
         return [RunWait(run_id, "no_campaign", "The run names no campaign config (config_id); it cannot be worked.")]
-    if not row["is_active"]:
+    if not run.is_active:
         return [RunWait(run_id, "campaign_inactive", "The campaign is switched off (campaign_configs.is_active).")]
-    if row["inbox_id"] is None:
+    if run.inbox_id is None:
         return [RunWait(run_id, "no_inbox", "The campaign has no inbox (campaign_configs.inbox_id).")]
-    if row["instance_id"] is None:
-        text = f"The inbox {row['inbox_id']} has no instance; link one in inbox_instances."
+    if run.instance_id is None:
+        text = f"The inbox {run.inbox_id} has no instance; link one in inbox_instances."
         return [RunWait(run_id, "inbox_without_instance", text)]
-    if row["instance_status"] == "connecting":
-        name = row["instance_name"] or row["instance_id"]
+    if run.instance_status == "connecting":
+        name = run.instance_name or run.instance_id
         return [RunWait(run_id, CONNECTING, f"The instance {name} is connecting; the run goes on when it has.")]
-    if row["instance_status"] != "connected":
-        name, status = row["instance_name"] or row["instance_id"], row["instance_status"] or "of no known status"
+    if run.instance_status != "connected":
+        name, status = run.instance_name or run.instance_id, run.instance_status or "of no known status"
         text = f"The instance {name} is {status}, not connected; connect it and the run goes on by itself."
         return [RunWait(run_id, "inbox_disconnected", text)]
-    if row["model"] is None:
+    if run.model is None:
         return [RunWait(run_id, NO_MODEL, NO_MODEL_REASON)]
     return []

@@ -3,13 +3,21 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
 from campaign_pipeline.core.next_steps import step_of_wait
 from campaign_pipeline.core.notices import Concern, span
-from campaign_pipeline.core.runs import CONNECTING, SLOWED_DOWN, WINDOW_CLOSED, RunState, RunWait, judge_run
+from campaign_pipeline.core.runs import (
+    CONNECTING,
+    SLOWED_DOWN,
+    WINDOW_CLOSED,
+    OpenPause,
+    RunningRun,
+    RunState,
+    RunWait,
+    judge_run,
+)
 
 SHOWN_RUNS = 3
 
@@ -32,8 +40,8 @@ class QueueLook:
     has_dead_leases: bool
     has_cancelled: bool  # cancelled runs wait to be settled
     has_complete: bool  # runs of which no message can change any more wait to be closed
-    runs: Sequence[Mapping[str, Any]] = ()  # rows of list_running_runs
-    pauses: Sequence[Mapping[str, Any]] = ()
+    runs: Sequence[RunningRun] = ()
+    pauses: Sequence[OpenPause] = ()
 
     @property
     def is_due(self) -> bool:
@@ -50,7 +58,7 @@ class QueueLook:
 
         Where a workspace pays with a key of its own there is work: the others wait, and their pause says for what.
         """
-        return missing if self.is_due_soon and not any(row["own_account"] for row in self.runs) else None
+        return missing if self.is_due_soon and not any(run.own_account for run in self.runs) else None
 
 
 @dataclass(frozen=True)
@@ -70,9 +78,9 @@ def judge_queue(look: QueueLook, max_age: timedelta, zone: ZoneInfo) -> Verdict:
     """
     # A run that is launched for a turn of its pace needs a while until it can take it.
     soon = look.now + LEAD_TIME
-    states = [judge_run(row, look.pauses, max_age, AHEAD).with_noted_pace_wait(soon) for row in look.runs]
-    names = {row["run_id"]: row["name"] or str(row["run_id"]) for row in look.runs}
-    written = {row["run_id"]: row["wait_code"] for row in look.runs}
+    states = [judge_run(run, look.pauses, max_age, AHEAD).with_noted_pace_wait(soon) for run in look.runs]
+    names = {run.run_id: run.name or str(run.run_id) for run in look.runs}
+    written = {run.run_id: run.wait_code for run in look.runs}
     reasons = list(_reasons(look, states, written))
     if reasons:
         unpaced = [s.run_id for s in states if s.has_due and s.wait is None and not s.pace_held]
@@ -99,7 +107,7 @@ def _reasons(look: QueueLook, states: Sequence[RunState], written: Mapping[UUID,
     ready = sum(state.has_due and state.wait is None for state in states)
     if ready:
         yield f"messages of {ready} runs are due"
-    probe_due = {(pause["scope"], pause["scope_id"]) for pause in look.pauses if pause["probe_due"]}
+    probe_due = {(pause.scope, pause.scope_id) for pause in look.pauses if pause.probe_due}
     if any(state.has_due and state.may_probe(probe_due) for state in states):
         yield "one message may try whether the cause of a pause is gone"
     # Of a pause that goes on, only the time of the next probe changes: that is for the probe's own run to write.
@@ -145,8 +153,8 @@ class Backlog:
 def backlog_cutoffs(look: QueueLook, overdue: timedelta) -> dict[UUID, datetime]:
     """Before when a message of each run must be due to be worth a word: open time counts, where it may be sent."""
     cutoffs: dict[UUID, datetime] = {}
-    for row in look.runs:
-        state = judge_run(row, look.pauses, overdue)
+    for run in look.runs:
+        state = judge_run(run, look.pauses, overdue)
         if state.wait is None:
             cutoffs[state.run_id] = state.too_old_before
         elif state.wait.code not in {WINDOW_CLOSED, SLOWED_DOWN, CONNECTING}:
@@ -162,16 +170,16 @@ def find_concerns(
     What has one cause is one concern, however many runs it holds.
     """
     held: dict[str, list[_Held]] = {}
-    for row in look.runs:
-        state, waiting = judge_run(row, look.pauses, overdue), backlog.get(row["run_id"])
+    for run in look.runs:
+        state, waiting = judge_run(run, look.pauses, overdue), backlog.get(run.run_id)
         if waiting is None or not waiting.messages:
             continue
         if state.wait is None:
-            held.setdefault("overdue", []).append(_Held(row, waiting, None, waiting.oldest))
+            held.setdefault("overdue", []).append(_Held(run, waiting, None, waiting.oldest))
         elif state.wait.code not in {WINDOW_CLOSED, SLOWED_DOWN, CONNECTING}:
-            scope, scope_id, since = _cause(row, state, look.pauses)
+            scope, scope_id, since = _cause(run, state, look.pauses)
             key = f"{state.wait.code}:{scope}:{scope_id}"
-            held.setdefault(key, []).append(_Held(row, waiting, state.wait, since or waiting.oldest))
+            held.setdefault(key, []).append(_Held(run, waiting, state.wait, since or waiting.oldest))
     for key, members in held.items():
         yield _concern(key, members, overdue)
     if unknown:
@@ -184,7 +192,7 @@ def find_concerns(
 class _Held:
     """A run that waits, or is late."""
 
-    row: Mapping[str, Any]
+    run: RunningRun
     backlog: Backlog
     wait: RunWait | None
     since: datetime
@@ -198,17 +206,15 @@ _SCOPES = {
 """Whose trouble a wait is that no pause tells: the column with its id, and the codes."""
 
 
-def _cause(
-    row: Mapping[str, Any], state: RunState, pauses: Sequence[Mapping[str, Any]]
-) -> tuple[str, str, datetime | None]:
+def _cause(run: RunningRun, state: RunState, pauses: Sequence[OpenPause]) -> tuple[str, str, datetime | None]:
     """The scope of what holds a run, its id, and since when, where a pause says so."""
     assert state.wait is not None
     for pause in pauses:
-        if pause["code"] == state.wait.code and (pause["scope"], pause["scope_id"]) in state.pauses:
-            return pause["scope"], pause["scope_id"], pause["since"]
+        if pause.code == state.wait.code and (pause.scope, pause.scope_id) in state.pauses:
+            return pause.scope, pause.scope_id, pause.since
     for scope, (column, codes) in _SCOPES.items():
         if state.wait.code in codes:
-            return scope, str(row[column]), None
+            return scope, str(getattr(run, column)), None
     return "run", str(state.run_id), None
 
 
@@ -229,5 +235,5 @@ def _concern(key: str, members: Sequence[_Held], overdue: timedelta) -> Concern:
         scope_id=scope_id,
         since=min(member.since for member in members),
         messages=sum(member.backlog.messages for member in members),
-        runs={member.row["run_id"]: member.row["name"] or "unnamed" for member in members},
+        runs={member.run.run_id: member.run.name or "unnamed" for member in members},
     )

@@ -136,10 +136,10 @@ def _concerns(notices: Notices, language_model: LanguageModelResource) -> Iterat
     overdue = timedelta(minutes=OperationsSettings.from_environment().overdue_minutes)
     look = notices.look()
     missing = look.blocked_by(language_model.missing_setting())
-    cutoffs = {row["run_id"]: look.now for row in look.runs} if missing else backlog_cutoffs(look, overdue)
+    cutoffs = {run.run_id: look.now for run in look.runs} if missing else backlog_cutoffs(look, overdue)
     backlog = notices.backlog(cutoffs)
     if missing:
-        names = {row["run_id"]: row["name"] or "unnamed" for row in look.runs if row["run_id"] in backlog}
+        names = {run.run_id: run.name or "unnamed" for run in look.runs if run.run_id in backlog}
         waiting = sum(each.messages for each in backlog.values())
         yield Concern("missing_key", f"Nothing can be sent: {missing}", "", messages=waiting, runs=names)
     for concern in find_concerns(look, backlog, notices.unknown_messages(), overdue):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from campaign_pipeline.core.runs import DEFAULT_INTERVAL_SECONDS, RunState, judge_run
+from campaign_pipeline.core.runs import DEFAULT_INTERVAL_SECONDS, OpenPause, RunningRun, RunState, judge_run
 
 RUN, INBOX, WORKSPACE = (UUID(int=number) for number in (1, 2, 3))
 NOON = datetime(2026, 3, 3, 15, tzinfo=UTC)  # 12:00 in São Paulo, a Tuesday
@@ -63,7 +63,7 @@ def pause(
 
 
 def judge(*pauses: dict[str, Any], **changes: Any) -> RunState:
-    return judge_run(row(**changes), pauses, MAX_AGE)
+    return judge_run(RunningRun.from_row(row(**changes)), [OpenPause.from_row(each) for each in pauses], MAX_AGE)
 
 
 def code(state: RunState) -> str | None:

@@ -42,7 +42,7 @@ def test_a_manual_pause_stops_claims_and_messages_at_work_until_it_is_resumed(wo
     batch = claim_batch(world)
     assert claimed_ids(batch) == set()
     assert [(wait.code, wait.reason) for wait in batch.waits] == [("paused_by_person", "Ana stopped it.")]
-    assert [row["code"] for row in look(world).pauses] == ["paused_by_person"]
+    assert [pause.code for pause in look(world).pauses] == ["paused_by_person"]
     assert len(resume(world, scope, scope_id)) == 1
     assert holder.begin(begun, part_no=2) == "go"
     assert claimed_ids(claim_batch(world)) == {other}

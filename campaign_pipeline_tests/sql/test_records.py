@@ -6,6 +6,7 @@ from uuid import uuid4
 import pytest
 
 from campaign_pipeline.core.model import ClaimedMessage, LeasedMessage, PartRecord
+from campaign_pipeline.core.runs import OpenPause, RunningRun
 from campaign_pipeline.sql import statement
 from campaign_pipeline_tests.factories import World
 from campaign_pipeline_tests.sql.holder import holding, rows
@@ -28,6 +29,9 @@ CLAIM = {
         ("claim_messages", CLAIM, ClaimedMessage, set()),
         # `now` is read once for all; `last_inbound_at` comes from a statement of its own, where a channel needs it.
         ("read_leased_messages", {"ids": [], "token": uuid4()}, LeasedMessage, {"now", "last_inbound_at"}),
+        ("list_running_runs", {}, RunningRun, set()),
+        ("list_pauses", {}, OpenPause, set()),
+        ("look_at_pauses", {}, OpenPause, {"tried_message_ids"}),  # only a claim chooses probes
     ],
 )
 def test_a_record_has_the_columns_of_its_statement(

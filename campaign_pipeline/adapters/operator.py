@@ -228,11 +228,12 @@ class Operator(Operations):
         ids, inboxes = [message for message, _ in claimed], [inbox for _, inbox in claimed]
         return self._all("describe_claim", ids=ids, inbox_ids=inboxes)
 
-    def due_by_run(self) -> dict[UUID, int]:
-        """How many messages of each running run are due now, up to 10,000 of each."""
+    def due_by_run(self) -> list[tuple[Named, int]]:
+        """The running runs with due messages, and how many of each, up to 10,000."""
         now = self.now()
-        runs = [row["run_id"] for row in self._all("list_running_runs")]
-        return {run: each.messages for run, each in self.backlog(dict.fromkeys(runs, now)).items()}
+        runs = {row["run_id"]: row["name"] or "unnamed" for row in self._all("list_running_runs")}
+        backlog = self.backlog(dict.fromkeys(runs, now))
+        return [(Named(run, name), backlog[run].messages) for run, name in runs.items() if run in backlog]
 
     # Acting ---------------------------------------------------------------------------------------------------------
 

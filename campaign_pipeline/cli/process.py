@@ -101,20 +101,19 @@ def _dry_run(batch_size: int, *, as_json: bool) -> None:
     with Operator(url) as desk:
         claimed = desk.describe_claim([(row.message_id, row.inbox_id) for row in batch.rows])
         due = desk.due_by_run()
-        names = {row["run_id"]: row["name"] for row in desk.runs(settings.max_age, ["running"], shown=10_000)}
     for row in claimed:
         row["usd"] = None if row["usd_a_text"] is None else row["to_write"] * float(row["usd_a_text"])
     taken = Counter(row.run_id for row in batch.rows)
     kept = [
         {
-            "run_id": run_id,
-            "run": names.get(run_id),
-            "messages": count - taken[run_id],
-            "why": wait.reason if (wait := waits.get(run_id)) else "more is due than the batch or the pace takes now",
+            "run_id": run.id,
+            "run": run.name,
+            "messages": count - taken[run.id],
+            "why": wait.reason if (wait := waits.get(run.id)) else "more is due than the batch or the pace takes now",
             "todo": step_of_wait(wait.code) if wait else "nothing: the next batches take it",
         }
-        for run_id, count in due.items()
-        if count > taken[run_id]
+        for run, count in due
+        if count > taken[run.id]
     ]
     skipped = {"too_old": batch.expired, "suppressed": batch.suppressed, "foreign_workspace": batch.foreign}
     skipped |= {"number_contacted": batch.contacted, "run_cancelled": batch.cancelled}

@@ -16,7 +16,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
 help: ## Say what there is
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(READY) ## Send a made-up campaign through the real job, against sandbox providers (DEMO="--count 50")
 	@$(BIN)/campaign-pipeline demo $(DEMO)
@@ -46,6 +46,9 @@ iproute2: ## What makes their hosts (network namespaces), likewise
 
 crash-test: $(READY) ## Kill and suspend everything at random, and recount; leave it running (CRASH="--messages 20000 --kills 200 --seed 7")
 	$(BIN)/python -m campaign_pipeline_tests.crash.campaign $(CRASH)
+
+distributed-test: $(READY) redis iproute2 ## The same on several hosts: cables, workers, broker, store (DISTRIBUTED="--messages 5000 --deaths 60 --seed 7")
+	$(BIN)/python -m campaign_pipeline_tests.distributed.campaign $(DISTRIBUTED)
 
 bench: $(READY) ## Race against other ways of doing the same work; writes benchmarks/RESULTS.md (about half an hour)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,bench]' -c constraints.txt

@@ -21,7 +21,7 @@ from campaign_pipeline.adapters.embedded import EmbeddedServer
 from campaign_pipeline.sandbox import Behaviour
 from campaign_pipeline.sandbox.server import Addresses
 from campaign_pipeline_tests.crash.harness import variables
-from campaign_pipeline_tests.distributed.hosts import HUB, Hosts
+from campaign_pipeline_tests.distributed.hosts import HUB, Hosts, kill
 from campaign_pipeline_tests.factories import World
 
 CHECKOUT = Path(__file__).parents[2]
@@ -124,7 +124,7 @@ class Site:
         (self.folder / "behaviour.json").write_bytes(orjson.dumps(behaviour.to_dict()))
         self.start_relay()
         self.start_broker()
-        self._on_hub([python, "-m", "moto.server", "-H", hub, "-p", "5000"], "store")
+        self.start_store()
         self._on_hub(
             [
                 *(python, "-m", "campaign_pipeline.sandbox", "--host", hub, "--port", str(self.provider.port)),
@@ -135,7 +135,7 @@ class Site:
         )
         wait_until((self.folder / "ready.json").exists, "the provider serves")
         self._on_each_port(5432, 6379, 5000)
-        self.hosts.run(HUB, [python, "-c", _BUCKET], self.environment(HUB))
+        self._make_bucket()
 
     def _on_hub(self, command: list[str], name: str) -> "subprocess.Popen[bytes]":
         return self.hosts.start(HUB, command, self.environment(HUB), self.folder / f"{name}.log")
@@ -161,6 +161,22 @@ for port in {ports!r}:
         relay = Path(__file__).with_name("relay.py")
         hub = self.hosts.addresses[HUB]
         self.relay = self._on_hub([sys.executable, str(relay), hub, "5432", f"{self._socket}/.s.PGSQL.5432"], "relay")
+
+    def start_store(self) -> None:
+        """Start the S3-compatible store, which keeps what it holds in memory."""
+        self.store = self._on_hub(
+            [sys.executable, "-m", "moto.server", "-H", self.hosts.addresses[HUB], "-p", "5000"], "store"
+        )
+
+    def restart_store(self) -> None:
+        """Let the store lose all that it held."""
+        kill(self.store)
+        self.start_store()
+        self._on_each_port(5000)
+        self._make_bucket()
+
+    def _make_bucket(self) -> None:
+        self.hosts.run(HUB, [sys.executable, "-c", _BUCKET], self.environment(HUB))
 
     def start_broker(self) -> None:
         """Start Redis; it keeps nothing on disk."""

@@ -1,8 +1,9 @@
 """Texts before they go out: which are next, what is kept of them, and what a person said."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
+from math import ceil
 from typing import Any
 from uuid import UUID
 
@@ -56,6 +57,13 @@ class Reviews(Statements):
         """The next messages of a run of which nothing was sent; `unwritten`: only those that have no text."""
         rows = await self._all("list_next_messages", run_id=run_id, most=most, unwritten=unwritten)
         return [NextMessage(LeasedMessage.from_row(row), row["lead"], row["planned_at"], row["now"]) for row in rows]
+
+    async def with_last_inbound(self, messages: Sequence[LeasedMessage], hours: float) -> list[LeasedMessage]:
+        """The messages with when their leads last wrote to the inbox, as far as that is less than some hours ago."""
+        ids, inbox_id = [UUID(message.id) for message in messages], UUID(messages[0].inbox_id)
+        rows = await self._all("read_last_heard", ids=ids, inbox_id=inbox_id, hours=ceil(hours))
+        last = {str(row["message_id"]): float(row["heard_at"]) for row in rows}
+        return [replace(message, last_inbound_at=last.get(message.id)) for message in messages]
 
     async def keep(self, texts: Iterable[BeginPart], inbox_id: str) -> set[str]:
         """Keep texts for messages that have none by now; returns the messages whose text is this one."""

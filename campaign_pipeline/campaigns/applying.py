@@ -236,7 +236,7 @@ class _Application:
             if not row:
                 self._do("insert_campaign", workspace_id=workspace, **ids)
             if self._differs(f"campaign {campaign.name}", _stored_campaign(row) if row else {}, fields):
-                self._write_campaign(campaign, ids, fields, inboxes, has_names=tables["has_names"])
+                self._write_campaign(campaign, ids, fields, inboxes)
         return [f"campaign {name}" for name in known]
 
     def _write_campaign(
@@ -245,8 +245,6 @@ class _Application:
         ids: Mapping[str, UUID],
         fields: Mapping[str, Any],
         inboxes: Mapping[str, UUID],
-        *,
-        has_names: bool,
     ) -> None:
         frequency, weekdays = _frequency(campaign.window.weekdays)
         self._do(
@@ -257,8 +255,7 @@ class _Application:
             fallback_inbox_ids=[inboxes[name] for name in campaign.fallback_inboxes] or None,
             when_inbox_down="fallback" if campaign.fallback_inboxes else "pause",
         )
-        if has_names:
-            self._do("name_campaign", id=ids["id"], name=campaign.name)
+        self._do("name_campaign", id=ids["id"], name=campaign.name)
         self._do("save_campaign_settings", id=ids["id"], **{**fields, "weekdays": weekdays})
 
     # ------------------------------------------------------------------------------------------------------------------

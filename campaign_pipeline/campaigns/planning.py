@@ -25,10 +25,10 @@ MOST_MESSAGES = 100_000
 """Of one campaign a day, where it has no limit of its own."""
 
 REFUSED = {
-    "no_address": "they have no number or address that can be used",
-    "suppressed": "they may not be written to",
+    "no_address": "no number or address that can be used",
+    "suppressed": "not to be written to",
     "same_number": "another lead has the same number",
-    "contacted_by_another": "another campaign writes to them, or just has",
+    "contacted_by_another": "another campaign writes to the lead, or just has",
 }
 """Why leads are not picked, for people."""
 
@@ -57,8 +57,14 @@ class Planned:
         """What a person should read of it."""
         return [
             self._what(),
-            *(f"{count:,} leads wait for another day: {REASONS[reason]}." for reason, count in self.left_out.items()),
-            *(f"{count:,} leads were not picked: {REFUSED[reason]}." for reason, count in self.refused.items()),
+            *(
+                f"{counted(count, 'lead waits', 'leads wait')} for another day: {REASONS[reason]}."
+                for reason, count in self.left_out.items()
+            ),
+            *(
+                f"{counted(count, 'lead was', 'leads were')} not picked: {REFUSED[reason]}."
+                for reason, count in self.refused.items()
+            ),
             *([f'Nothing goes out before a review: campaign-pipeline review "{self.run}".'] if self._waits else []),
         ]
 
@@ -71,9 +77,14 @@ class Planned:
             return f"{self.campaign}: no message was planned for {self.day}."
         first, last = (due.astimezone(ZoneInfo(self.zone)) for due in (self.first_due, self.last_due))
         return (
-            f"{self.campaign}: {self.planned:,} messages are due on {self.day}, from {first:%H:%M} to {last:%H:%M} "
-            f"({self.zone}), in run {self.run}."
+            f"{self.campaign}: {counted(self.planned, 'message is', 'messages are')} due on {self.day}, from "
+            f"{first:%H:%M} to {last:%H:%M} ({self.zone}), in run {self.run}."
         )
+
+
+def counted(count: int, one: str, more: str) -> str:
+    """A count with the words that go with it: `1 lead was`, `2 leads were`."""
+    return f"{count:,} {one if count == 1 else more}"
 
 
 def plan_campaign(url: str, name: str, day: date | None = None, *, dry_run: bool = False) -> Planned:

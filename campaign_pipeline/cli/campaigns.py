@@ -96,6 +96,7 @@ def import_(
     """
     from campaign_pipeline.campaigns.finding import NotFound
     from campaign_pipeline.campaigns.importing import import_leads
+    from campaign_pipeline.campaigns.planning import counted
     from campaign_pipeline.leads.reading import read_leads
     from campaign_pipeline.leads.report import show_reading
 
@@ -115,10 +116,10 @@ def import_(
         return
     if imported.known:
         lines = ", ".join(map(str, imported.known[:20])) + (", …" if len(imported.known) > 20 else "")
-        click.echo(
-            f"{len(imported.known):,} numbers are in the workspace already, so nothing was added for line {lines}."
-        )
-    click.echo(f"{imported.added:,} leads were added to column {imported.column} of funnel {imported.funnel}.")
+        known = counted(len(imported.known), "number is", "numbers are")
+        click.echo(f"{known} in the workspace already; nothing was added for line {lines}.")
+    added = counted(imported.added, "lead was", "leads were")
+    click.echo(f"{added} added to column {imported.column} of funnel {imported.funnel}.")
 
 
 @click.command()

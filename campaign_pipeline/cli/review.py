@@ -31,6 +31,7 @@ def preview(run: str, count: int, keep: bool, as_json: bool, personal: bool) -> 
 
     RUN is a run's name or id, or its campaign's. With the real prompt, model and checks: text, parts, cost, warnings.
     """
+    from campaign_pipeline.campaigns.planning import counted
     from campaign_pipeline.defs.trial import TrialFailed
     from campaign_pipeline.defs.trial import preview as write
 
@@ -38,7 +39,7 @@ def preview(run: str, count: int, keep: bool, as_json: bool, personal: bool) -> 
         previews = write(queue_url(), run, count, keep=keep)
     except TrialFailed as error:
         raise WrongSetting(str(error)) from None
-    # On a terminal the texts are what was asked for; names stay masked there, too.
+    # The texts are what was asked for: only what is known of the lead is masked in them.
     rows = [each.row(personal=personal) for each in previews]
     if as_json:
         show_json(rows)
@@ -48,8 +49,8 @@ def preview(run: str, count: int, keep: bool, as_json: bool, personal: bool) -> 
         for row in rows:
             _show(row)
         cost = sum(row["cost_usd"] for row in rows)
-        kept = "They are kept." if keep else "None of them is kept (--keep)."
-        click.echo(f"{len(rows)} texts, US$ {cost:.4f}. {kept}")
+        kept = "Kept: this is what is sent." if keep else "Nothing is kept (--keep)."
+        click.echo(f"{counted(len(rows), 'text', 'texts')}, US$ {cost:.4f}. {kept}")
 
 
 def _show(row: dict[str, Any]) -> None:
@@ -121,7 +122,7 @@ def review(
     if as_json:
         show_json({"decided": sorted(done), "too_late": late})
     else:
-        click.echo(f"{len(done)} of {len(decisions)} texts are decided.")
+        click.echo(f"Decided: {len(done)} of {len(decisions)}.")
         for message_id in late:
             click.echo(f"Too late for {message_id}: it does not wait any more, or has no text.", err=True)
 
@@ -205,7 +206,7 @@ def test_send(campaign: str, to: str, lead_id: UUID | None, as_json: bool) -> No
         row = {"message_id": "test", "lead": to, "subject": text.subject, "parts": text.parts, "model": text.model}
         _show({**row, "cost_usd": text.cost_usd, "kept": False, "warnings": text.warnings})
         if text.status == "sent":
-            click.echo(f"Sent to {to} in {len(text.parts)} parts.")
+            click.echo(f"Sent to {to}, parts: {len(text.parts)}.")
     if text.status != "sent":
         raise Trouble(f"It was not sent: {text.why}")
 

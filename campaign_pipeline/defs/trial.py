@@ -220,6 +220,8 @@ async def _write(
         delivery_policy(DeliverySettings.from_environment()), lease_seconds=TRIAL_SECONDS, number_check_days=0.0
     )
     async with ProvidersResource().open(connection, AT_ONCE) as outside:
+        if (hours := outside.channel.traits.free_text_hours) is not None:
+            messages = await Reviews(url).with_last_inbound(messages, hours)
         worker = ShardWorker(
             shard=Shard("trial", first.inbox_id, str(uuid4()), tuple(message.id for message in messages)),
             messages=messages,

@@ -37,7 +37,7 @@ STATEMENT_FILES = (
 FUNCTION_FILES = (
     *("clock", "items", "counters", "runs", "pacing", "addresses", "suppression", "keywords", "personal_data"),
     *("numbers", "spending", "tenancy", "reviews", "verdicts", "claiming", "leases", "conversations", "parts"),
-    *("settling", "funnel", "deleted", "requeueing", "channels", "webhook", "crm", "rights"),
+    *("settling", "funnel", "deleted", "requeueing", "channels", "webhook", "campaigns", "crm", "rights"),
 )
 """In this order: the clock exists before all that reads it; the rights are taken from all functions."""
 

@@ -158,6 +158,14 @@ def test_a_reply_is_shown_once_and_stops_what_is_planned_for_its_lead(world: Wor
     assert world.wrong_counters() == []
 
 
+def test_what_two_tenants_call_alike_is_nobodys(world: World, inbox: UUID) -> None:
+    sent_message(world, inbox)
+    world.inbox(world.workspace(), name="loja")
+    post(world, f"/evolution/{TOKEN}", reply("Oi"))
+    assert world.value("SELECT verdict FROM campaign_webhook_events") == "not_ours"
+    assert world.all("SELECT 1 FROM messages") == []
+
+
 def test_an_opt_out_holds_at_once(world: World, inbox: UUID) -> None:
     _, lead = sent_message(world, inbox)
     post(world, f"/evolution/{TOKEN}", reply("SAIR"))

@@ -43,7 +43,7 @@ def test_a_list_and_a_file_become_messages_that_are_due(
     now = datetime.now(ZoneInfo("America/Sao_Paulo"))
     world.move_clock(now.replace(hour=12) - now)
     said = call("start", "Primeiro contato").output
-    assert "1 messages are due" in said
+    assert "1 message is due" in said
     assert "campaign-pipeline review" in said
     assert [row["status"] for row in world.messages()] == ["pending"]
 

@@ -1,16 +1,16 @@
 -- What the pipeline's own webhook was told, applied: receipts go into the ledger, messages of leads into the CRM's
 -- chat.
 
--- The inbox that a provider means; null where none of ours is it.
+-- The inbox that a provider means; null where none of ours is it, or those of several tenants have the same name.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_webhook_inbox(p_provider text, p_instance text) RETURNS uuid
 LANGUAGE plpgsql STABLE AS $$
 BEGIN
-    RETURN (SELECT x.inbox_id
+    RETURN (SELECT min(x.inbox_id::text)::uuid
             FROM public.instances i JOIN public.inbox_instances x ON x.instance_id = i.id
             WHERE COALESCE(i.provider_config ->> 'campaign_adapter', i.provider_type) = p_provider
               AND CASE p_provider WHEN 'cloud_api' THEN i.provider_config ->> 'phone_number_id' = p_instance
                                   ELSE i.name = p_instance END
-            ORDER BY x.inbox_id LIMIT 1);
+            HAVING count(DISTINCT i.workspace_id) = 1);
 END $$;
 
 -- Apply what is stored and due, at most p_limit events, and say how many ended how. An event is settled in the

@@ -158,7 +158,7 @@ WHERE id = %(id)s;
 
 -- name: name_campaign
 -- Its name, where the table has one.
-UPDATE public.campaign_configs SET name = %(name)s WHERE id = %(id)s;
+SELECT campaign_pipeline.campaign_set_name(%(id)s, %(name)s);
 
 -- name: save_campaign_settings
 -- What the CRM's table has no column for.

@@ -19,6 +19,9 @@ SEND_THEM = (
 
 SHOWN_CAUSES = 3
 
+WANTED = frozenset({"awaiting_review", "paused_by_person", "run_paused", "run_cancelled"})
+"""What keeps messages back because a person wants it so: no trouble."""
+
 
 @dataclass(frozen=True)
 class BatchCounts:
@@ -119,4 +122,4 @@ def batch_outcome(
 
 def needs_person(error_class: str, code: str) -> bool:
     """Whether a message that was returned waits for something that a person must mend."""
-    return not next_step("returned", error_class, code).startswith("nothing")
+    return code not in WANTED and not next_step("returned", error_class, code).startswith("nothing")

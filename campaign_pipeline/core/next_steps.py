@@ -45,7 +45,7 @@ _GROUPS: Mapping[str, tuple[str, ...]] = {
         *("unreadable", "no_id", "not_stored", "sent_not_stored", "duplicate", "contradictory", "expired"),
         # The lead's own state.
         *("in_experiment", "opted_out", "mailbox_full", "hard_bounce", "no_keys", "country_restricted"),
-        *("not_on_whatsapp", "undeliverable"),
+        *("not_on_whatsapp", "undeliverable", "lead_replied"),
         # Refused for good, for what the text or the lead is.
         *("lead_deleted", "lead_erased", "run_cancelled"),
     ),
@@ -89,6 +89,7 @@ _GROUPS: Mapping[str, tuple[str, ...]] = {
     ),
     "compare the campaign's template_variables with the template": ("template_parameters",),
     "resume it with `campaign-pipeline resume` when it may go on": ("paused_by_person",),
+    "approve its text with `campaign-pipeline review`": ("awaiting_review",),
     "resume the run (campaign_runs.status), or leave it": ("run_paused", "run_completed", "run_failed"),
     "correct the row that the check rows_stay_in_their_workspace names, and make a new message": ("foreign_workspace",),
     "lift the suppression if the person wants messages again, and make a new message": ("suppressed",),

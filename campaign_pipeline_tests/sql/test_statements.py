@@ -28,7 +28,7 @@ def named_in_code() -> Iterator[str]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
                 called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-                if called in {"statement", "_all", "_do", "_run"}:
+                if called in {"statement", "_all", "_do", "_run", "rows", "_rows"}:
                     yield str(node.args[0].value)
             elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "_giving_way":
                 name = node.args[1]  # after the connection

@@ -354,10 +354,6 @@ SELECT k.message_id FROM campaign_pipeline.campaign_keep_texts(%(items)s) AS k (
 -- Count what texts cost that nobody kept.
 SELECT campaign_pipeline.campaign_note_spending(%(items)s);
 
--- name: list_leads_by_id
--- Whom a trial is written for.
-SELECT l.id, l.client_name AS lead, l.workspace_id FROM public.leads l WHERE l.id = %(lead_id)s;
-
 -- name: list_reviews
 -- The texts of a run that wait for a person, in the order in which they are due.
 SELECT m.id, l.client_name AS lead, m.generated_message AS text, m.subject,

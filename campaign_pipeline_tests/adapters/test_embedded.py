@@ -43,6 +43,27 @@ print(server.server_pid, server.url(), flush=True)
 sys.stdin.readline()
 """
 
+RUN = """
+import os
+import sys
+from dagster import DagsterInstance, InitExecutorContext
+from dagster._core.definitions.job_base import InMemoryJob
+
+os.environ["CAMPAIGN_HOME"] = sys.argv[1]
+os.environ.pop("CAMPAIGN_DATABASE_URL", None)
+from campaign_pipeline.adapters.embedded import running_pid
+from campaign_pipeline.definitions import defs
+from campaign_pipeline.defs.executor import shard_executor
+from pathlib import Path
+
+job = InMemoryJob(defs.get_job_def("process_campaign_queue"))
+with DagsterInstance.ephemeral() as instance:
+    context = InitExecutorContext(job, shard_executor, {"in_process": {}}, instance)
+    shard_executor.executor_creation_fn(context)
+    print(running_pid(Path(sys.argv[1], "postgres", "data")), "of_a_run", flush=True)
+    sys.stdin.readline()
+"""
+
 
 class User:
     """A process that uses the embedded server until it is told to go."""
@@ -112,6 +133,16 @@ def test_a_server_whose_only_user_was_killed_serves_the_next_and_is_stopped_by_i
     following = User(home)
     assert following.server_pid == killed.server_pid
     following.leave()
+    assert not is_running(home / DATA)
+
+
+def test_the_server_stays_up_between_the_steps_of_a_run_until_its_process_ends(home: Path) -> None:
+    step = User(home)
+    run = User(home, RUN)
+    step.leave()
+    assert is_running(home / DATA)
+    assert run.server_pid == step.server_pid
+    run.leave()
     assert not is_running(home / DATA)
 
 

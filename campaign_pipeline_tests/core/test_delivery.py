@@ -20,6 +20,8 @@ from campaign_pipeline.core.ports import (
     Envelope,
     Failure,
     LookUp,
+    NumberCheck,
+    NumberExists,
     Outcome,
     Permanent,
     Prompt,
@@ -233,6 +235,27 @@ def test_a_process_that_slept_past_its_lease_sends_nothing_after_go_and_returns_
     assert queue.parts() == [["planned"]], "it surely did not go out"
     assert (queue.statuses(), report.reasons) == (["pending"], {"returned: overslept": 1})
     assert queue.messages["m0000"].text == TEXT
+
+
+def test_a_question_for_a_number_that_outlasts_the_lease_is_followed_by_no_send() -> None:
+    def answer_late(number: str) -> NumberCheck:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, LeapingLoop)
+        loop.oversleep(121.0)
+        return NumberExists(number)
+
+    queue, connected = Queue.of(1), list[float]()
+    channel = Channel(numbers=answer_late, number_check=True, connecting=lambda: connected.append(now()))
+
+    async def run() -> ShardReport:
+        policy = DeliveryPolicy(number_check_days=30.0)
+        return await shard_of(Store(queue), Model(), channel, policy=policy).run(1)
+
+    report = in_no_time(run())
+    assert len(channel.checked) == 1
+    assert connected == [], "not even a connection is opened for it"
+    assert queue.parts() == [["planned"]]
+    assert (queue.statuses(), report.reasons) == (["pending"], {"returned: overslept": 1})
 
 
 def test_a_process_that_slept_past_its_lease_on_the_way_to_the_connection_writes_nothing() -> None:

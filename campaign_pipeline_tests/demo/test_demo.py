@@ -12,7 +12,6 @@ import pytest
 
 from campaign_pipeline.adapters import schema
 from campaign_pipeline.adapters.embedded import EmbeddedServer
-from campaign_pipeline.adapters.environment import PROVIDER_PREFIXES
 from campaign_pipeline.demo.demo import sandbox_variables
 from campaign_pipeline.sandbox import SandboxProcess
 from campaign_pipeline_tests.commands import processes_of, run, start, wait_until
@@ -168,7 +167,10 @@ def test_a_file_without_a_usable_row_names_each_and_ends(tmp_path: Path) -> None
 
 
 def test_no_variable_of_a_real_provider_reaches_the_job() -> None:
-    names = [f"{prefix}X" for prefix in ("OPENROUTER_", "CAMPAIGN_NOTIFY_", *PROVIDER_PREFIXES)]
+    settings = (Path(__file__).parents[2] / "docs" / "settings.md").read_text(encoding="utf-8")
+    providers = "OPENROUTER|EVOLUTION|UAZAPI|CLOUD_API|SUPABASE|SMTP|CAMPAIGN_NOTIFY"
+    names = set(re.findall(rf"`((?:{providers})_[A-Z_]+)`", settings))
+    assert len(names) > 15, "docs/settings.md lists them"
     own = {
         **dict.fromkeys([*names, "CAMPAIGN_SMTP_URL", "CAMPAIGN_ALLOWED_HOSTS", "CAMPAIGN_ONLY_HOSTS"], "own"),
         "EVOLUTION_API_URL": "https://real",

@@ -42,14 +42,12 @@ class Desk:
         self._settings = NotifierSettings.from_environment()
         self._notifier = Notifier(self._settings, log.warning)
         self.troubles: list[str] = []
-        self.told = 0
 
     def tell(self, title: str, lines: Sequence[str], page: str = "assets/campaign_runs", label: str = "Runs") -> bool:
         """Tell one notice, with a link to a page of the UI; whether everybody whom the settings name got it."""
         url = self._settings.ui_url
         troubles = self._notifier.tell(Notice(title, lines, {label: f"{url}/{page}"} if url else None))
         self.troubles += [trouble for trouble in troubles if trouble not in self.troubles]
-        self.told += not troubles
         return not troubles
 
 

@@ -20,6 +20,7 @@ PRELOAD = [
     # by looking (benchmarks.imports); a test notices when a step begins to import again. Names that a release drops
     # are passed over by the fork server.
     "campaign_pipeline.definitions",
+    "campaign_pipeline.adapters.smtp",
     "certifi",
     "dagster._core.definitions.repository_definition.repository_data_builder",
     "dagster._core.execution.api",

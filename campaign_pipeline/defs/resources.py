@@ -10,7 +10,7 @@ import dagster as dg
 import httpx
 from pydantic import Field
 
-from campaign_pipeline.adapters import cloud_api, evolution, smtp, supabase, uazapi
+from campaign_pipeline.adapters import cloud_api, evolution, supabase, uazapi
 from campaign_pipeline.adapters.connection import model_url, setting, variables_of
 from campaign_pipeline.adapters.database import queue_url
 from campaign_pipeline.adapters.environment import DeliverySettings, Environment
@@ -27,11 +27,20 @@ ChannelBuilder: TypeAlias = Callable[
     [httpx.AsyncBaseTransport, Mapping[str, Any], Mapping[str, str], float], MessageChannel
 ]
 
+
+def _smtp(
+    transport: httpx.AsyncBaseTransport, connection: Mapping[str, Any], variables: Mapping[str, str], timeout: float
+) -> MessageChannel:
+    from campaign_pipeline.adapters import smtp  # its library is loaded by whoever has a mailbox
+
+    return smtp.from_connection(transport, connection, variables, timeout)
+
+
 CHANNELS: dict[str, ChannelBuilder] = {
     # instances.provider_type -> how to build its channel; a new provider is one file in adapters and one line here
     "cloud_api": cloud_api.from_connection,
     "evolution": evolution.from_connection,
-    "smtp": smtp.from_connection,
+    "smtp": _smtp,
     "supabase": supabase.from_connection,
     "uazapi": uazapi.from_connection,
 }

@@ -1,8 +1,9 @@
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from importlib import resources
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import psycopg
 import pytest
@@ -12,6 +13,7 @@ from campaign_pipeline.adapters import schema
 from campaign_pipeline.adapters.embedded import EmbeddedServer
 from campaign_pipeline.adapters.schema import DatabaseUnusable, check, upgrade
 from campaign_pipeline_tests.factories import World
+from campaign_pipeline_tests.sql.holder import Holder, claim_batch, claimed_ids, message, part_states, parts
 
 SECRET = "hunter2"
 
@@ -143,7 +145,7 @@ def installed_in_public(empty_url: str) -> Iterator[World]:
         """)
         message = world.insert("campaign_messages", run_id=world.run(), lead_id=world.lead(), status="sent")
         row = {"message_id": message, "part_no": 1, "text": "Oi", "idempotency_key": f"{message}:1", "status": "sent"}
-        world.insert("campaign_message_parts", **row)
+        world.insert("campaign_message_parts", **row, sent_at="2026-01-01")
         world.insert("campaign_suppressions", scope="global", lead_id=message, source="by_hand", since="2026-01-01")
         yield world
 
@@ -165,6 +167,48 @@ def test_an_installation_in_public_is_carried_over(installed_in_public: World, d
     assert world.value("SELECT campaign_of_the_crm()") == 42
     world.do("DROP FUNCTION campaign_of_the_crm")
     assert shape(world.url) == shape(database_url)
+
+
+def test_messages_in_every_state_of_an_installation_in_public_are_worked_on_after_the_upgrade(
+    installed_in_public: World,
+) -> None:
+    world, old = installed_in_public, Holder(installed_in_public)
+    config = world.campaign()
+    world.do("UPDATE campaign_configs SET retry_delays_minutes = '{1,NULL}' WHERE id = %s", config)
+    run = world.run(config)
+
+    def held(status: str, minutes: int, part: str | None = None) -> UUID:
+        lease: dict[str, Any] = {
+            "lease_token": old.token,
+            "lease_expires_at": datetime.now(UTC) + timedelta(minutes=minutes),
+        }
+        return begun(world.due_message(run, status=status, **lease), part)
+
+    def begun(due: UUID, part: str | None) -> UUID:
+        if part:
+            row = {"part_no": 1, "text": "Oi", "idempotency_key": f"{due}:1", "status": part}
+            attempts = 0 if part == "planned" else 1
+            world.insert("campaign_message_parts", message_id=due, attempt_token=old.token, attempts=attempts, **row)
+        return due
+
+    living, dead = held("sending", 5, "attempting"), held("sending", -5, "attempting")
+    queued, generating = held("queued", -5), held("generating", 5)
+    waiting, retried = world.due_message(run), begun(world.due_message(run), "planned")
+    finished = {
+        status: begun(world.due_message(run, status=status), part)
+        for status, part in (("sent", "sent"), ("replied", "sent"), ("failed", "failed"), ("skipped", None))
+    }
+
+    upgrade(world.url)
+    assert {status: message(world, each)["status"] for status, each in finished.items()} == {s: s for s in finished}
+    assert parts(world, finished["sent"])[0]["sent_at"] is not None, "a time that was missing is mended"
+    assert world.value("SELECT retry_delays_minutes FROM campaign_configs WHERE id = %s", config) == [1]
+    assert old.sent(living) == {"applied": True, "moved": False, "final": "sent"}
+    assert old.renew([generating]) == {generating}
+    claimed = claimed_ids(claim_batch(world))
+    assert claimed == {dead, queued, waiting, retried}, "what a dead worker held is taken back"
+    assert part_states(world, dead) == [("unknown", 1)]
+    assert world.wrong_counters() == []
 
 
 def test_a_crm_in_use_can_be_worked_after_the_upgrade(crm: World) -> None:

@@ -19,6 +19,7 @@ class Crowded(World):
 
     runs: list[UUID]
     held: list[UUID]
+    sent: UUID
     holder: Holder
 
     def fill(self) -> None:
@@ -44,6 +45,7 @@ class Crowded(World):
         )
         for table in (*WORKED, "campaign_runs", "conversations", "leads", "messages"):
             self.do(f"VACUUM ANALYZE {table}")
+        self.sent = self.value("SELECT id FROM campaign_messages WHERE status = 'sent' LIMIT 1")
         self.holder = Holder(self)
         self.held = [
             row["id"] for row in self.all("SELECT id FROM campaign_messages WHERE status = 'pending' LIMIT 50")
@@ -109,6 +111,26 @@ def renew_and_read(world: Crowded) -> None:
     assert len(rows(world, "read_leased_messages", ids=world.held, token=world.holder.token)) == len(world.held)
 
 
+def hold_contacted(world: Crowded) -> None:
+    world.do("UPDATE workspaces SET number_rest_hours = 24")
+    world.do(
+        "UPDATE campaign_messages m SET phone_number = '55119' || (80000000 + u.n) "
+        "FROM unnest(%s::uuid[]) WITH ORDINALITY AS u (id, n) WHERE m.id = u.id",
+        world.held,
+    )
+    world.do(
+        "INSERT INTO campaign_number_contacts SELECT w.id, m.phone_number, %s, campaign_now() "
+        "FROM workspaces w, campaign_messages m WHERE m.id = ANY (%s)",
+        world.sent,
+        world.held[:10],
+    )
+    for number in range(7):
+        world.do("UPDATE campaign_messages SET next_attempt_at = NULL WHERE id = ANY (%s)", world.held[:10])
+        world.holder.take_over(world.held)
+        held = rows(world, "hold_contacted_messages", message_ids=world.held)
+        assert len(held) == 10, number
+
+
 def generate(world: Crowded) -> None:
     world.holder.take_over(world.held)
     for due in world.held[:7]:
@@ -167,6 +189,7 @@ STEPS: dict[str, Callable[[Crowded], object]] = {
     "spread": spread,
     "claim": claim,
     "renew_and_read": renew_and_read,
+    "hold_contacted": hold_contacted,
     "generate": generate,
     "begin_and_settle": begin_and_settle,
     "look_up": look_up,

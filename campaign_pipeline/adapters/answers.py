@@ -34,7 +34,7 @@ DAY = 24 * 3600.0
 """Seconds."""
 
 NOT_HERE = frozenset({301, 307, 308})
-"""HTTP statuses that say: not here, ask there. Nothing was done; of other redirects nobody knows."""
+"""Redirects that promise that nothing was done; other redirects do not say."""
 
 MOST_READ = 2000
 """Characters of a statement that are looked at: a text of megabytes must cost no more than a sentence."""
@@ -135,7 +135,7 @@ def failure(table: Sequence[Row], answer: Answer, heard: Heard = NOTHING_HEARD) 
 
 
 def unrecognised(provider: str, answer: Answer) -> Unknown:
-    """An answer that no row knows. The request left and a server worked on it, so nobody knows what came of it.
+    """An answer that no row knows. The request reached a server, so its outcome is unknown.
 
     The sentence has the shape of the body, never its content, which goes to the ledger alone.
     """
@@ -158,7 +158,7 @@ def no_answer(answer: NoAnswer) -> Transient | Unknown | Systemic:
 def statements(pieces: Iterable[Any], envelope: Envelope | None, prefix: str | None = None) -> tuple[str, ...]:
     """The texts among some fields of an answer as statements to match: without what we sent, in one line.
 
-    `prefix` is a pattern of what the provider puts before the words of somebody else (`Evolution API error: `).
+    `prefix` is a pattern of what a provider puts before an error that it passes on (`Evolution API error: `).
     """
     sent = [] if envelope is None else [envelope.text, envelope.address, envelope.subject, envelope.contact_name]
     echoes = sorted({text for text in sent if text and len(text) >= _SHORTEST_ECHO}, key=len, reverse=True)

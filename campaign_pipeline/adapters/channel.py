@@ -121,7 +121,7 @@ class HttpChannel(ABC):
         if isinstance(answer, NoAnswer):
             return no_answer(answer)
         if cls.succeeded(answer):
-            # Half an answer, or an error that passes as a success: nobody can tell whether it went out.
+            # Half an answer, or an error sent as a success: it may or may not have gone out.
             reason = f"{cls.provider} reported success without a message id."
             return cls.accepted(answer.body) or Unknown("no_id", reason)
         return cls.refused(answer, envelope) or unrecognised(cls.provider, answer)

@@ -59,7 +59,7 @@ _UNAVAILABLE = Row(
     Transient, "meta_unavailable", "Meta could not do it just now and says that the message was not sent."
 )
 
-# Nothing can go out until somebody does something.
+# Nothing can be sent until a person acts.
 _BAD_KEY = Row(
     Systemic,
     "bad_key",

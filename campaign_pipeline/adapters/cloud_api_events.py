@@ -1,4 +1,4 @@
-"""The Cloud API's status events: what Meta says, after it accepted a part, became of it."""
+"""Status events of the Cloud API: what became of a part after Meta accepted it."""
 
 import re
 from collections.abc import Mapping

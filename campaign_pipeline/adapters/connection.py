@@ -2,7 +2,7 @@
 
 Everything here raises LookupError where something is missing or unusable; the text names it and never quotes a key.
 
-Two rules keep keys where they belong. A key of the environment only goes to the address of the environment: whoever may
+Two rules keep keys where they belong. A key of the environment only goes to the address of the environment: who may
 write a row must not be able to send it elsewhere. And an address is one that may be reached (`adapters.hosts`), without
 anything in it that would change the path or add a key.
 """

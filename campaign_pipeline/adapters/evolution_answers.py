@@ -8,7 +8,7 @@ import re
 
 from campaign_pipeline.adapters.answers import Heard, Row, redirected, statements, tells_nothing
 from campaign_pipeline.adapters.http import Answer, at
-from campaign_pipeline.adapters.whatsapp_web import in_words, nobody, timed_out, too_fast
+from campaign_pipeline.adapters.whatsapp_web import in_words, no_account, timed_out, too_fast
 from campaign_pipeline.core.ports import NOT_STORED, Envelope, Permanent, Sent, Systemic, Unknown
 
 _STORED_AFTER_SENDING = r"(this\.prismaRepository\.message(update)?\.create|this\.cache\.delete)\(\)"
@@ -42,7 +42,7 @@ ANSWERS: tuple[Row, ...] = (
         says=r"prisma\w*error\b.*|can'?t reach database server.*",
     ),
     timed_out("Evolution", {400}),
-    nobody({400}, fact="nobody"),
+    no_account({400}, fact="no_account"),
     *in_words({400}),
     Row(
         Permanent,
@@ -75,7 +75,7 @@ def heard(answer: Answer, envelope: Envelope | None) -> Heard:
     """Read `response.message`: a text, or a list of texts, objects, and lists of complaints about the request."""
     said = at(answer.body, "response", "message")
     pieces = said if isinstance(said, list) else [said]
-    facts = {"nobody"} if any(at(piece, "exists") is False for piece in pieces) else set()
+    facts = {"no_account"} if any(at(piece, "exists") is False for piece in pieces) else set()
     complaints = [piece for piece in pieces if isinstance(piece, list)]
     if complaints and len(complaints) == len(pieces):
         # Only its validation of the request gives a list within the list; what is thrown later gives texts.

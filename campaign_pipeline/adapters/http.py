@@ -220,7 +220,7 @@ async def _request(
 def _parsed(url: str) -> httpx.URL:
     """The URL; reading one takes longer than all else that we do for a request. Raises ValueError."""
     parsed = httpx.URL(url)
-    if parsed.userinfo:  # it would leave as a key that nobody named
+    if parsed.userinfo:  # it would be sent as credentials that no setting names
         raise ValueError("it has a user or password")
     return parsed
 
@@ -295,7 +295,7 @@ def _host(request: httpx.Request) -> str:
 def parse_json(raw: bytes) -> Any:
     """The body as JSON, or None where it is none (a proxy's page, half an answer).
 
-    Raises _Unreadable where it is nested beyond all reason: whoever walked through it would run out of stack.
+    Raises _Unreadable where it is nested deeper than MAX_DEPTH: walking through it would exhaust the stack.
     """
     try:
         body = orjson.loads(raw)

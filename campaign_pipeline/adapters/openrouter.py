@@ -85,7 +85,7 @@ class OpenRouter:
 
     A workspace in `own_keys` (id -> key) pays with its own account: whatever is wrong with that is its own trouble.
     With `cache_seconds` OpenRouter keeps each answer for so long and gives it again for nothing to the very same
-    request: a text whose answer was lost is not paid twice. It keeps personal data for that time.
+    request: a text whose answer was lost is not paid for twice. OpenRouter holds personal data for that time.
     """
 
     def __init__(
@@ -201,7 +201,7 @@ def _system_content(prompt: Prompt) -> Any:
 
 
 def read_answer(answer: Answer | NoAnswer) -> Completion | Failure:
-    """Class an answer. A generation whose answer is lost harms nobody: it may be asked for again."""
+    """Class an answer. A generation whose answer is lost may be asked for again: no lead got anything."""
     if isinstance(answer, NoAnswer):
         if answer.refused:
             return Systemic("address_refused", answer.reason, Scope.PROVIDER)
@@ -251,7 +251,7 @@ def _classify(status: int, error_type: Any, error: dict[str, Any]) -> tuple[str,
         return TRANSIENT, Scope.MESSAGE, "temporarily_unavailable"
     if httpx.codes.is_redirect(status):
         return "systemic", Scope.PROVIDER, "redirected"
-    # Anything else: the servers' trouble (5xx) or an answer nobody foresaw; neither reached a customer.
+    # Anything else: a server error (5xx) or an unforeseen answer; neither reached a customer.
     code = UNRECOGNISED if httpx.codes.is_client_error(status) else f"http_{status}"
     return STATUSES.get(status, (TRANSIENT, Scope.MESSAGE, code))
 
@@ -324,7 +324,7 @@ def _cost(usage: Any) -> float | None:
 
 
 def _cache_saved(model: str, usage: Any) -> float | None:
-    """What the prompt would have cost without a cache, less what it did cost, in US dollars; None where nobody knows.
+    """What the prompt would have cost without a cache, less what it did cost, in US dollars; None where unknown.
 
     OpenRouter tells the tokens and what was charged. What an input token costs follows from both.
     """

@@ -16,7 +16,7 @@ SHORTEST_CUT = 8
 """Characters of a key that was cut which are taken out; fewer give nothing away, and stand in innocent words."""
 
 _BLOCK = 6  # characters by which a cut key is found: at its beginning, its end, and every so many in between
-_MOST_PIECES = 1000  # in one text; whoever repeats a key more often says nothing else
+_MOST_PIECES = 1000  # in one text
 _HIDDEN = b"***"
 
 # What stands in the middle of a key that was broken over lines: in a text, in JSON, in quoted-printable, in a header.

@@ -112,8 +112,8 @@ class InternalSend(HttpChannel):
         details = at(answer.body, "details")
         said = [at(answer.body, "error"), at(answer.body, "message"), *texts(details)]
         listed = at(details, "response", "message")
-        nobody = any(at(piece, "exists") is False for piece in (listed if isinstance(listed, list) else [listed]))
-        return Heard(statements(said, envelope, _WRAPPED), facts=frozenset({"nobody"} if nobody else ()))
+        missing = any(at(piece, "exists") is False for piece in (listed if isinstance(listed, list) else [listed]))
+        return Heard(statements(said, envelope, _WRAPPED), facts=frozenset({"no_account"} if missing else ()))
 
     async def find_accepted(self, attempt: Attempt) -> LookUpAnswer:
         """What the CRM's conversation has of this text since the attempt began, where no other part took it."""

@@ -1,7 +1,7 @@
 """What the answers of the CRM's function mean, and what those of its provider mean when it passes them on."""
 
 from campaign_pipeline.adapters.answers import Row, redirected, tells_nothing
-from campaign_pipeline.adapters.whatsapp_web import in_words, nobody, timed_out
+from campaign_pipeline.adapters.whatsapp_web import in_words, no_account, timed_out
 from campaign_pipeline.core.ports import Permanent, Sent, Systemic, Throttled, Unknown
 
 FUNCTION = "internal-send-ai-message"
@@ -67,8 +67,8 @@ ANSWERS: tuple[Row, ...] = (
     ),
     # What its provider said, in the provider's words.
     timed_out("The function's provider", {500}),
-    nobody({500}, fact="nobody"),
-    nobody({500}),
+    no_account({500}, fact="no_account"),
+    no_account({500}),
     *in_words({500}),
     Row(
         Unknown,

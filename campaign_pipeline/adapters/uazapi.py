@@ -60,7 +60,7 @@ class Uazapi(WebChannel):
         super().__init__(client, base_url, {"token": token}, send_timeout, "/instance/status")
 
     def request(self, envelope: Envelope) -> Request:
-        """Not queued (`async`): only so does the answer say what came of it. UAZAPI waits the delay before it does."""
+        """Sent at once, since the answer to a queued message (`async`) has no outcome. UAZAPI waits `delay` first."""
         body = {
             "number": envelope.address,
             "text": harmless(envelope.text),

@@ -1,7 +1,7 @@
 """What UAZAPI's answers mean."""
 
 from campaign_pipeline.adapters.answers import DAY, Row, redirected, tells_nothing
-from campaign_pipeline.adapters.whatsapp_web import in_words, nobody, timed_out
+from campaign_pipeline.adapters.whatsapp_web import in_words, no_account, timed_out
 from campaign_pipeline.core.ports import Permanent, Systemic, Throttled, Unknown
 
 _BASE_URL = "the instance's base URL (UAZAPI_API_URL)"
@@ -33,7 +33,7 @@ ANSWERS: tuple[Row, ...] = (
         status={429},
     ),
     timed_out("UAZAPI", {500}),
-    nobody({500}),
+    no_account({500}),
     *in_words({500}),
     Row(
         Systemic,

@@ -43,7 +43,7 @@ _SAYS_TIMED_OUT = (  # the request may have reached WhatsApp: what ended on the 
     r"|connection (was )?(lost|terminated).{0,80}|stream errored.{0,80}"
     r"|websocket disconnected (before|while) .{0,80}"
 )
-_SAYS_NOBODY = (
+_SAYS_NO_ACCOUNT = (
     r"(the )?number( \S{1,60})? (is )?not (registered )?on whatsapp|invalid (phone )?number"
     r"|(o )?n[úu]mero( \S{1,60})? n[ãa]o (est[áa] )?(no|registrado no) whatsapp"
 )
@@ -63,9 +63,9 @@ def timed_out(provider: str, status: Container[int]) -> Row:
     return Row(Unknown, "provider_timeout", sentence, status=status, says=_SAYS_TIMED_OUT)
 
 
-def nobody(status: Container[int], fact: str | None = None) -> Row:
+def no_account(status: Container[int], fact: str | None = None) -> Row:
     """The answer that says that the number has no account: by a fact of the body, else in words."""
-    says = None if fact else _SAYS_NOBODY
+    says = None if fact else _SAYS_NO_ACCOUNT
     return Row(Permanent, "not_on_whatsapp", NOT_ON_WHATSAPP, status=status, fact=fact, says=says)
 
 

@@ -193,7 +193,7 @@ def _unknown_emails(text: str, known: KnownContacts) -> Iterator[ContactRule]:
     if any(email[0].casefold() not in known.emails for email in _EMAIL.finditer(text)):
         yield "unknown_email"
     if any(fold(handle["name"]) not in known.words for handle in _HANDLE.finditer(_EMAIL.sub(" ", text))):
-        yield "unknown_link"  # a profile that nobody named
+        yield "unknown_link"  # a profile that was not given
 
 
 def _unknown_numbers(text: str, known: KnownContacts) -> Iterator[ContactRule]:

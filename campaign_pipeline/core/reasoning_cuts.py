@@ -83,7 +83,7 @@ _OUR_ROLES: Final = frozenset({"assistant", "model", "ai", "bot", "chatbot", "as
 _BROKEN_TOKEN: Final = re.compile(r"<(?:[|｜][^<>\n]{0,60}|/?(?P<word>[a-z_]{1,14})|/)\Z", re.IGNORECASE)
 _TOKEN_WORDS: Final = ("thinking", "thought", "reasoning", "s", "eos", "bos", "pad", "end_of_turn", "endoftext")
 
-# A turn that the model wrote for somebody else, in the words of a training set.
+# A turn that the model wrote for another speaker, as training sets mark it.
 _IMAGINED_TURN_HAS: Final = ("\n##", "human:", "user:", "assistant:")
 _IMAGINED_TURN: Final = re.compile(
     r"(?<=\S)\s{0,4}\n(?:#{2,4} (?:instruction|instrucao|input|response|resposta|user|human|assistant)\b|(?:human|"
@@ -241,7 +241,7 @@ def _inside_answer_marks(text: str) -> str:
 
 
 def _without_tokens(text: str) -> str:
-    """Without control tokens, without roles, and without turns that the model wrote for somebody else."""
+    """Without control tokens, roles, and turns that the model wrote for another speaker."""
     tokens = _tokens(text)
     if tokens:
         text = _own_turn(text, tokens)

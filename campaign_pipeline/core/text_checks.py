@@ -1,6 +1,6 @@
 """Tells which texts must not be sent.
 
-Refusals, several versions in one, fields to fill in, values that are missing, and contacts that nobody gave.
+Refusals, several versions in one, fields to fill in, values that are missing, and contacts that the model made up.
 
 What may stand in a text is what the model was told of: `Known`. Every pattern is linear in the text, or looks at a
 bounded number of characters from each place.
@@ -54,7 +54,7 @@ class Known:
 
 
 NOTHING_KNOWN: Final = Known()
-"""For a text of which nobody says what it may repeat: its contacts are not judged."""
+"""Where it is not known what a text may repeat: its contacts are not judged."""
 
 
 def check(text: str, known: Known) -> None:

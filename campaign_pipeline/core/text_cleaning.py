@@ -1,6 +1,6 @@
 """Makes a model's answer the message alone, in the markup of the channel that it goes out through.
 
-Wrapping, JSON, HTML, remarks to whoever asked, and Markdown are taken off or converted. Each step says by the name of a
+Wrapping, JSON, HTML, remarks to the operator, and Markdown are taken off or converted. Each step says by the name of a
 rule that it changed something. A text that comes out is not changed by going in again. Every pattern is linear in the
 text, or looks at a bounded number of characters from each place.
 """
@@ -289,7 +289,7 @@ def _link(label: str, target: str) -> str:
     return label if bare.startswith("#") else f"{label}: {bare}"
 
 
-# Remarks to whoever asked; patterns match folded text ----------------------------------------------------------------
+# Remarks to the operator; patterns match folded text ----------------------------------------------------------------
 
 _MESSAGE: Final = (
     r"(?:mensagem|mensagens|mensaje|message|texto|text|rascunho|draft|answer|primeiro contato|primeira abordagem|"
@@ -381,7 +381,7 @@ def _preamble_end(text: str) -> int:
     if GREETING.match(folded):
         if len(line) > _LONGEST_REMARK or not line.rstrip(" *_").endswith(":"):
             return 0
-        # "Olá! Claro, aqui está a mensagem:" greets whoever asked; the message greets its reader itself.
+        # "Olá! Claro, aqui está a mensagem:" greets the operator; the message itself greets its reader.
         introduction = _introduction_end(folded, line)
         is_remark = introduction == len(line) and GREETING.match(folded, _skip_blank(folded, introduction))
         return introduction if is_remark else 0
@@ -548,7 +548,7 @@ def _is_remark(paragraph: str) -> bool:
 
 
 def _are_remarks(paragraph: str) -> bool:
-    """Whether all sentences of a paragraph speak to whoever asked for the message."""
+    """Whether all sentences of a paragraph are addressed to the operator."""
     found = False
     for sentence in _SENTENCE.findall(paragraph):
         if _GOOD_WISH.fullmatch(sentence) or _is_offer(sentence):
@@ -559,7 +559,7 @@ def _are_remarks(paragraph: str) -> bool:
 
 
 def _is_comment(paragraph: str) -> bool:
-    """Whether a paragraph explains the message to whoever asked for it."""
+    """Whether a paragraph explains the message to the operator."""
     if _NOTE.match(paragraph):
         return _ABOUT_THE_TEXT.search(paragraph) is not None
     return _THIS_MESSAGE.match(paragraph) is not None and _CRAFT.search(paragraph) is not None

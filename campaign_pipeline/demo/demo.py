@@ -59,7 +59,7 @@ def sandbox_variables(sandbox: SandboxProcess, variables: Mapping[str, str]) -> 
 
 
 def refuse_foreign_messages(url: str, what: str) -> None:
-    """Keep messages that somebody means to send out of a sandbox, which would mark them as sent.
+    """Refuse to work where real messages wait: a sandbox would mark them as sent.
 
     Raises SettingError with what to do.
     """
@@ -94,7 +94,7 @@ def gather_leads(
 def run_demo(
     console: Console, leads_file: Path | None, count: int, seed: int, mapping: Mapping[str, Sequence[str]] | None = None
 ) -> bool:
-    """Make a world, run the job on it against a sandbox, and show what came of it. Returns whether the job worked.
+    """Make a world, run the job on it against a sandbox, and show the result. Returns whether the job worked.
 
     It works on the embedded database and on its own sandbox, whatever the environment says. Stopped by
     KeyboardInterrupt, it leaves no process behind, and what was not sent waits as pending.

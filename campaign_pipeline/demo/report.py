@@ -67,7 +67,7 @@ class RunReport:
     sent: int
     failed: Mapping[str, int]  # reason -> messages
     skipped: Mapping[str, int]  # reason -> messages
-    waiting: int  # not finished: pending, or held by somebody
+    waiting: int  # not finished: pending or leased
     tokens: int
     cost_usd: Decimal
     seconds: float | None  # from the first claim to the last end; None where nothing was finished

@@ -195,7 +195,7 @@ def count_waiting(url: str) -> tuple[int, int]:
 
 
 def holds_only_demos(url: str) -> bool:
-    """Whether nobody but the demo ever made a workspace in this database."""
+    """Whether every workspace in this database was made by the demo."""
     with connect(url) as connection:
         row = connection.execute(
             "SELECT NOT EXISTS (SELECT FROM public.workspaces WHERE settings ->> 'made_by' IS DISTINCT FROM %s)",

@@ -21,7 +21,7 @@ from campaign_pipeline.sandbox.phone import canonical_number
 
 
 class BehaviourError(ValueError):
-    """A behaviour that makes no sense; its text is one sentence for whoever wrote it."""
+    """A behaviour that makes no sense; its text is one sentence for its author."""
 
 
 class Kind(StrEnum):

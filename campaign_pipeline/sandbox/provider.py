@@ -26,7 +26,7 @@ PROXY_PAGE = (
 )
 _LONG_TIME = 600.0  # seconds; longer than any client waits
 _LATE = 5.0  # seconds
-_LOOK_FOR_CLIENT_EVERY = 0.05  # seconds; aiohttp tells nobody that a client left while its handler runs
+_LOOK_FOR_CLIENT_EVERY = 0.05  # seconds; aiohttp does not tell a handler that its client left
 
 
 class ConnectionCut(Exception):  # it is an event that was asked for, not an error
@@ -59,7 +59,7 @@ class Stage:
             task.cancel()
 
     def close(self) -> None:
-        """Stop: nobody waits any longer."""
+        """Stop: end every wait."""
         self._closing.set()
         self.forget_later()
 

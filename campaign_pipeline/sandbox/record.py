@@ -39,7 +39,7 @@ class Entry(TypedDict):
     billed_prompt_tokens: float | None  # the same at the full input price: less where a beginning was cached
     fault: str | None  # the fault that was applied
     received_at: float  # seconds since the epoch
-    answered: int | None  # the HTTP status; None: not answered (yet), or nobody was there to hear it
+    answered: int | None  # the HTTP status; None: not answered yet, or the client had left
 
 
 class Record:

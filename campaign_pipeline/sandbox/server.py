@@ -265,7 +265,7 @@ async def _serve_until_told(options: SandboxOptions, announce: Callable[[Sandbox
 
 
 def _write_ready_file(file: Path, sandbox: Sandbox) -> None:
-    """Say where the sandbox serves; whoever sees the file sees all of it."""
+    """Write where the sandbox serves; the file appears whole or not at all."""
     content: dict[str, Any] = {"pid": os.getpid(), "host": sandbox.host, "port": sandbox.port, "url": sandbox.url}
     content |= {f"{provider.name}_url": sandbox.url + provider.prefix for provider in PROVIDERS}
     draft = file.with_name(f"{file.name}.{os.getpid()}")

@@ -1,5 +1,6 @@
 """Looking and acting, as an operator types it."""
 
+from datetime import UTC, datetime
 from typing import Any
 
 import orjson
@@ -89,3 +90,12 @@ def test_what_is_not_found_ends_with_1_and_one_sentence(world: World) -> None:
     result = call("message", "00000000")
     assert result.exit_code == 1
     assert result.stderr == "Error: There is no message '00000000': give an id or the beginning of one.\n"
+
+
+def test_a_day_is_that_of_the_back_fill(world: World) -> None:
+    late_evening = datetime(2026, 3, 11, 1, 30, tzinfo=UTC)  # still the 10th in São Paulo
+    due = world.due_message(world.run(), status="failed", error_class="exhausted", finished_at=late_evening)
+    assert answer("messages", "--day", "2026-03-11") == []
+    assert [row["message_id"] for row in answer("messages", "--day", "2026-03-10")] == [str(due)]
+    assert not answer("retry", "--day", "2026-03-11")["changed"]
+    assert answer("retry", "--day", "2026-03-10")["changed"]

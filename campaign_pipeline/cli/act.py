@@ -10,7 +10,7 @@ import click
 
 from campaign_pipeline.cli import output
 from campaign_pipeline.cli.look import operator
-from campaign_pipeline.cli.options import all_of, by_option, json_option, yes_option
+from campaign_pipeline.cli.options import all_of, beginning_of, by_option, json_option, yes_option
 
 if TYPE_CHECKING:
     from campaign_pipeline.adapters.operator import Done, Named, Operator
@@ -138,7 +138,7 @@ def retry(
     """Send failed messages again, by their ids or by day.
 
     Parts that were sent are never sent again. The next batch sends what is due again. With --day it is what the job
-    retry_failed_messages puts back for a day, here of the machine's time zone.
+    retry_failed_messages puts back for a day, of CAMPAIGN_TIMEZONE.
     """
     if bool(message_ids) == bool(day) or (message_ids and (run or error_classes)):
         raise click.UsageError("Name messages by their ids, or a day with --day (and --run, --class).")
@@ -166,7 +166,7 @@ def _retry_day(
     classes: list[Any] = list(error_classes or ("transient", "exhausted"))
     if resend_unknown:
         classes.append("unknown")
-    begin, end = day.astimezone(), (day + timedelta(days=1)).astimezone()
+    begin, end = beginning_of(day), beginning_of(day + timedelta(days=1))
     return desk.retry_day(FailedMessages(begin, end, classes, None if run_id is None else [run_id]), by)
 
 

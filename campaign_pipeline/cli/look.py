@@ -10,7 +10,7 @@ import click
 
 from campaign_pipeline.adapters.environment import DeliverySettings
 from campaign_pipeline.cli import output
-from campaign_pipeline.cli.options import json_option, limit_option, personal_data_option
+from campaign_pipeline.cli.options import beginning_of, json_option, limit_option, personal_data_option
 from campaign_pipeline.cli.queue import queue_url
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def runs(run: str | None, statuses: tuple[str, ...], limit: int, as_json: bool) 
     "--day",
     type=click.DateTime(["%Y-%m-%d"]),
     metavar="YYYY-MM-DD",
-    help="That ended, or are due, on this day of the machine's time zone.",
+    help="That ended, or are due, on this day of CAMPAIGN_TIMEZONE.",
 )
 @limit_option
 @personal_data_option
@@ -91,7 +91,7 @@ def messages(
             reason=reason,
             lead_ids=None if leads is None else [found["lead_id"] for found in leads],
             phone=phone,
-            since=day.astimezone() if day else None,
+            since=beginning_of(day) if day else None,
             shown=limit,
         )
     rows = rows if personal else [mask(row) for row in rows]

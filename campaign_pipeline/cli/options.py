@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any, TypeVar
 
 import click
@@ -48,6 +49,15 @@ limit_option = click.option(
 )
 
 yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
+
+
+def beginning_of(day: datetime) -> datetime:
+    """When a day without a time zone begins, as reports and back-fills cut days. Raises SettingError."""
+    from zoneinfo import ZoneInfo
+
+    from campaign_pipeline.adapters.environment import BusinessDays
+
+    return day.replace(tzinfo=ZoneInfo(BusinessDays.from_environment().timezone))
 
 
 def mapping_of(given: tuple[str, ...]) -> dict[str, list[str]]:

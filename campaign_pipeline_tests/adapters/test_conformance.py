@@ -96,7 +96,7 @@ class Channel:
             "provider_config": {"phone_number_id": "106540352242922"},
             "settings": {},
         }
-        variables = {f"{name}_API_URL": base_url for name in ("EVOLUTION", "UAZAPI")}
+        variables = {f"{self.name.upper()}_API_URL": base_url}
         variables |= {"CLOUD_API_URL": base_url, "SUPABASE_URL": base_url, "SUPABASE_SERVICE_ROLE_KEY": KEY}
         return self.build(client, row, variables, send_timeout)
 
@@ -513,8 +513,7 @@ def test_a_key_that_the_answer_quotes_is_nowhere_in_what_comes_of_it(
 def test_a_key_that_no_header_can_bear_is_refused_without_being_quoted(channel: Channel) -> None:
     bad = "chave-secretíssima"
     variables = {
-        "EVOLUTION_API_URL": "http://x",
-        "UAZAPI_API_URL": "http://x",
+        f"{channel.name.upper()}_API_URL": "http://x",
         "SUPABASE_URL": "http://x",
         "SUPABASE_SERVICE_ROLE_KEY": bad,
     }

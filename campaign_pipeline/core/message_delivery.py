@@ -372,6 +372,7 @@ class MessageDelivery:
                 # The database's clock has the last word: it was planned anew, or our clocks run apart.
                 self._shared.admission.release_turn(self.id)
                 await self._sleep_without_slot(begun.turn.seconds if begun.turn else 0.0)
+                self._check_preconditions()
             return begun.verdict
 
         try:

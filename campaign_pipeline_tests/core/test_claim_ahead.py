@@ -1,5 +1,7 @@
 """Messages that a shard holds before their planned time, on a clock that leaps."""
 
+import pytest
+
 from campaign_pipeline.core.model import ShardReport
 from campaign_pipeline.core.shard_worker import ShardWorker
 from campaign_pipeline_tests.core.stand_ins import (
@@ -74,12 +76,15 @@ def test_a_message_that_is_planned_anew_while_it_waits_is_not_sent_at_its_old_ti
     assert report.reasons == {"returned: not_due": 1}
 
 
-def test_the_window_is_asked_for_again_at_the_planned_time() -> None:
-    queue, channel = planned(120.0), Channel()
+@pytest.mark.parametrize("anew", [False, True], ids=["as planned", "planned anew"])
+def test_the_window_is_asked_for_again_at_the_planned_time(anew: bool) -> None:
+    queue, channel = planned(30.0 if anew else 120.0), Channel()
     noon_and_a_minute = settings(start_time="08:00", end_time="12:01")
 
     async def run() -> ShardReport:
-        return await shard_of(Store(queue), Model(), channel, batch_settings=noon_and_a_minute).run(5)
+        delivery = shard_of(Store(queue), Model(), channel, batch_settings=noon_and_a_minute)
+        queue.messages["m0000"].due = 120.0
+        return await delivery.run(5)
 
     report = in_no_time(run())
     assert channel.asked == []

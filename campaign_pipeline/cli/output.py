@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 PIPED_WIDTH = 1000
 """Columns where the output is no terminal: a row of a table stays one line, for grep and for files."""
 
+WRAPPED_FROM = 24
+"""Characters from which on a column's values may wrap."""
+
+SHORTEST = 8
+"""Characters that a column keeps on the narrowest terminal: an id's."""
+
 STYLES = {
     "ok": "green",
     "sent": "green",
@@ -72,8 +78,15 @@ def table_of(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], titl
     table = Table(box=None, pad_edge=False, title=title, title_justify="left", title_style="bold")
     for field, heading in columns.items():
         numbers = all(isinstance(row.get(field), int | float | Decimal | None) for row in rows)
-        texts = any(len(str(row.get(field) or "")) > 24 for row in rows)
-        table.add_column(heading, justify="right" if numbers else "left", no_wrap=not texts, overflow="fold")
+        widest = max((len(cell(row.get(field))) for row in rows), default=0)
+        # Where the terminal is narrow, long texts wrap; what is short, such as an id, stays whole.
+        table.add_column(
+            heading,
+            justify="right" if numbers else "left",
+            no_wrap=widest <= WRAPPED_FROM,
+            min_width=min(widest, SHORTEST),
+            overflow="fold",
+        )
     for row in rows:
         cells = [cell(row.get(field)) for field in columns]
         table.add_row(*(Text(each, style=STYLES.get(each, "")) for each in cells))

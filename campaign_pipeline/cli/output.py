@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 PIPED_WIDTH = 1000
 """Columns where the output is no terminal: a row of a table stays one line, for grep and for files."""
 
-WRAPPED_FROM = 24
-"""Characters from which on a column's values may wrap."""
-
 SHORTEST = 8
 """Characters that a column keeps on the narrowest terminal: an id's."""
 
@@ -71,24 +68,25 @@ def show(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], *, as_js
 
 
 def table_of(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], title: str | None = None) -> Any:
-    """A rich table: numbers to the right, times short and local, long sentences wrapped in the last columns."""
+    """A rich table: numbers to the right, times short and local; a column in which nothing stands is left out."""
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, title=title, title_justify="left", title_style="bold")
-    for field, heading in columns.items():
+    filled = {field: columns[field] for field in columns if any(cell(row.get(field)) for row in rows)}
+    for field, heading in filled.items():
         numbers = all(isinstance(row.get(field), int | float | Decimal | None) for row in rows)
-        widest = max((len(cell(row.get(field))) for row in rows), default=0)
-        # Where the terminal is narrow, long texts wrap; what is short, such as an id, stays whole.
+        widest = max(len(cell(row.get(field))) for row in rows)
+        # On a narrow terminal what is long wraps; an id stays whole.
         table.add_column(
             heading,
             justify="right" if numbers else "left",
-            no_wrap=widest <= WRAPPED_FROM,
+            no_wrap=widest <= SHORTEST,
             min_width=min(widest, SHORTEST),
             overflow="fold",
         )
     for row in rows:
-        cells = [cell(row.get(field)) for field in columns]
+        cells = [cell(row.get(field)) for field in filled]
         table.add_row(*(Text(each, style=STYLES.get(each, "")) for each in cells))
     return table
 

@@ -4,7 +4,7 @@ A run's process hands each step to the broker, and a worker of any host takes it
 of a dead worker goes to another one, and the task below that it waits there until the dead one's leases are over.
 """
 
-import multiprocessing
+import mmap
 from typing import Any
 
 from celery import Celery, Task
@@ -80,17 +80,17 @@ def _is_held(step: ExecuteStepArgs) -> bool:
         return operations.holders().has_shard(step.run_id, shard)
 
 
-_stopping = multiprocessing.get_context("fork").Event()
-"""Set by the worker's main process when it is told to stop; its children, forked later, see it."""
+_stopping = mmap.mmap(-1, 1)
+"""Memory that the worker's main process shares with its children, forked later: 1 once it is told to stop."""
 
 
 @worker_shutting_down.connect  # type: ignore[untyped-decorator]
 def _stop_shards(**_: Any) -> None:
     """Let the shards at work end in an orderly way: Celery itself would wait until they are done, for hours maybe."""
-    _stopping.set()
+    _stopping[0] = 1
 
 
-stopping.host_stops.append(_stopping.is_set)
+stopping.host_stops.append(lambda: _stopping[0] == 1)
 
 _settings = Deployment.from_environment().celery
 if _settings is None:

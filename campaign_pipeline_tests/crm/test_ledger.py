@@ -183,16 +183,22 @@ def test_a_log_line_about_what_the_crm_has_deleted_stands_without_it(crm: Crm, r
 # What the CRM deletes -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("how", ["cancel", "delete the message", "finalize", "delete the run"])
+def test_a_finalize_by_a_total_that_is_too_small_ends_no_run_and_deletes_no_message(crm: Crm, run: UUID) -> None:
+    due = first(crm, run)
+    begin(crm, due)
+    crm.do("UPDATE campaign_runs SET leads_total = 0 WHERE id = %s", run)
+    crm.all("SELECT * FROM finalize_campaign_run_if_complete(%s)", run)
+    assert crm.value("SELECT status FROM campaign_runs WHERE id = %s", run) == "running"
+    assert message(crm, due)["status"] == "sending"
+
+
+@pytest.mark.parametrize("how", ["cancel", "delete the message", "delete the run"])
 def test_a_part_in_flight_is_recorded_though_its_message_is_deleted(crm: Crm, run: UUID, how: str) -> None:
     due = first(crm, run)
     lead = message(crm, due)["lead_id"]
     holder = begin(crm, due)
     if how == "cancel":
         crm.value("SELECT cancel_campaign_run(%s)", run)
-    elif how == "finalize":
-        crm.do("UPDATE campaign_runs SET leads_total = 0 WHERE id = %s", run)
-        crm.all("SELECT * FROM finalize_campaign_run_if_complete(%s)", run)
     elif how == "delete the run":
         crm.do("DELETE FROM campaign_runs WHERE id = %s", run)
     else:

@@ -32,7 +32,7 @@ from campaign_pipeline.cli import (
 from campaign_pipeline.cli.errors import INTERRUPTED, known_trouble
 
 SECTIONS: dict[str, Sequence[Any]] = {
-    "Try it": (demo, dev, doctor, sandbox),
+    "Try it": (demo, dev, sandbox),
     "Send": (process, webhook),
     "Look": (look, doctor),
     "Act": (act,),

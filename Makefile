@@ -27,7 +27,7 @@ dev: $(READY) ## Dagster's UI on http://127.0.0.1:3000 (PORT=3001 for another po
 test: $(READY) chromium pgbouncer redis iproute2 ## All tests, with a browser and a pooler from Debian's packages
 	$(BIN)/python -m pytest campaign_pipeline_tests/browser  # one UI for all of them: not in two workers
 	$(BIN)/python -m pytest campaign_pipeline_tests/distributed  # hosts of its own, which use both cores
-	$(BIN)/python -m pytest -n 2 --ignore campaign_pipeline_tests/browser --ignore campaign_pipeline_tests/distributed
+	$(BIN)/python -m pytest -n 3 --ignore campaign_pipeline_tests/browser --ignore campaign_pipeline_tests/distributed  # tests wait for processes: three fill two cores
 
 test-fast: $(READY) ## Core, SQL and adapters, without what starts servers of its own: the loop of a change
 	$(BIN)/python -m pytest -n 2 -m "not slow" campaign_pipeline_tests/core campaign_pipeline_tests/sql campaign_pipeline_tests/adapters

@@ -42,3 +42,6 @@ RACES: Mapping[str, Callable[[Bench, Options], Result]] = {
     module.__name__.rpartition(".")[2]: _runner(module) for module in _MODULES
 }
 """In the order in which they are run."""
+
+NOT_SHORT = ("small_batch", "punctual", "idle")
+"""Races against an older commit, in real time: a short run leaves them out, for it may have no history, and minutes."""

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import dagster as dg
@@ -108,13 +108,15 @@ def delete_old_runs(context: dg.OpExecutionContext, config: KeepConfig, database
     with plain_failures():
         days = _days(config, OperationsSettings.from_environment().keep_runs_days)
         with Operations(database.url()) as operations:
-            before = operations.now() - timedelta(days=days)
+            now = operations.now()
+    before = now - timedelta(days=days)
     old = [run_id for job in OUR_JOBS for run_id in _old_runs(context.instance, context.run, job, before)]
     for run_id in old:
         with _told(context, f"The compute logs of run {run_id[:8]} could not be deleted"):
             context.instance.compute_log_manager.delete_logs(prefix=[run_id])
         context.instance.delete_run(run_id)
-    forgotten = list(_logs_without_run(context.instance))
+    # Not those of a run that is being made right now.
+    forgotten = list(_logs_without_run(context.instance, now - timedelta(days=1)))
     for run_id in forgotten:
         with _told(context, f"The compute logs of run {run_id[:8]}, which was deleted, could not be deleted"):
             # Only these: beside them may lie what another code location keeps of its runs.
@@ -138,8 +140,8 @@ LOG_FOLDER = "compute_logs"
 """In the folder of each run, where Dagster keeps what its steps print on a local disk."""
 
 
-def _logs_without_run(instance: DagsterInstance) -> Iterator[str]:
-    """The runs that were deleted in the UI or a shell, which leaves what their steps printed on a local disk.
+def _logs_without_run(instance: DagsterInstance, before: datetime) -> Iterator[str]:
+    """The runs that were deleted in the UI or a shell, which leaves what their steps printed before on a local disk.
 
     In a bucket, that is for its own life-cycle rule.
     """
@@ -147,9 +149,8 @@ def _logs_without_run(instance: DagsterInstance) -> Iterator[str]:
     if local_path is None:
         return
     base = Path(local_path(["run", LOG_FOLDER, "step"], "out")).parents[2]
-    yesterday = datetime.now(UTC).timestamp() - 24 * 3600  # not those of a run that is being made right now
     for folder in base.iterdir() if base.is_dir() else ():
-        is_run = (folder / LOG_FOLDER).is_dir() and folder.stat().st_mtime < yesterday
+        is_run = (folder / LOG_FOLDER).is_dir() and folder.stat().st_mtime < before.timestamp()
         if is_run and not instance.has_run(folder.name):
             yield folder.name
 

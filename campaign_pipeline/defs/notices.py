@@ -170,15 +170,15 @@ def tell_summary(desk: Desk, notices: Notices, instance: DagsterInstance, day: s
     zone = ZoneInfo(str(days.timezone))
     start = datetime.fromisoformat(day).replace(tzinfo=zone)
     end = (start + timedelta(days=1)).replace(hour=0)
-    lines = summary_lines(notices.exhausted(start), notices.slow_runs(end), _failed_checks(instance), now, end)
+    lines = summary_lines(notices.exhausted(start), notices.slow_runs(end), _failed_checks(instance, now), now, end)
     return not lines or desk.tell(
         f"Campaigns on {day}: what is left for you", lines, "assets/campaign_report", "Report"
     )
 
 
-def _failed_checks(instance: DagsterInstance) -> Iterator[str]:
+def _failed_checks(instance: DagsterInstance, now: datetime) -> Iterator[str]:
     """The checks that failed last within a day: name and sentence."""
-    oldest = datetime.now(UTC).timestamp() - CHECKED_WITHIN.total_seconds()
+    oldest = now.timestamp() - CHECKED_WITHIN.total_seconds()
     for check in CHECKS:
         for key in check.check_keys:
             record = instance.get_latest_asset_check_evaluation_record(key)

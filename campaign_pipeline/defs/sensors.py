@@ -50,10 +50,9 @@ def run_failure_notifications(context: dg.RunFailureSensorContext, database: Que
     # A run that died says when it was noticed, so this is never empty.
     causes = causes_of(instance, run.run_id) or [context.failure_event.message or "No reason was given."]
     record = instance.get_run_record_by_id(run.run_id)
-    ended = record.end_time if record and record.end_time else datetime.now(UTC).timestamp()
     try:
         with Notices(database.url()) as notices:
-            at = datetime.fromtimestamp(ended, UTC)
+            at = datetime.fromtimestamp(record.end_time, UTC) if record and record.end_time else notices.now()
             text = tell_failed_run(desk, notices, run, causes[:MOST_CAUSES], at)
     except (DatabaseUnusable, SettingError, StoreUnavailable):
         text = _tell_without_database(desk, instance, run, causes[:MOST_CAUSES])
@@ -103,7 +102,7 @@ def backlog_notifications(
                 state[SUMMARIZED] = day
         text = f"Told: {begun} new, {ended} over, {len(concerns)} in all." if begun or ended else _standing(concerns)
     except (DatabaseUnusable, SettingError, StoreUnavailable) as error:
-        text = _tell_unreadable(desk, state, str(error))
+        text = _tell_unreadable(desk, state, str(error), context.last_tick_completion_time)
     if desk.troubles:
         text = f"Not told, to be tried again at the next tick: {' '.join(desk.troubles)}"
         context.log.error(text)
@@ -115,19 +114,21 @@ def _standing(concerns: dict[str, Concern]) -> str:
     return f"{len(concerns)} concerns, all told before." if concerns else "All is well."
 
 
-def _tell_unreadable(desk: Desk, state: dict[str, Any], reason: str) -> str:
+def _tell_unreadable(desk: Desk, state: dict[str, Any], reason: str, readable: float | None) -> str:
+    """`readable`: when the tick before ended, in seconds since 1970; None at the first."""
     if UNREADABLE in state:
         return "The queue cannot be read, as was told before."
     text = "Nothing is sent meanwhile, and nothing is lost. It goes on by itself when the database answers again."
     if desk.tell("The queue cannot be read", [reason, text]):
-        state[UNREADABLE] = datetime.now(UTC).isoformat(timespec="seconds")
+        state[UNREADABLE] = readable
     return "Told: the queue cannot be read."
 
 
 def _tell_readable(desk: Desk, state: dict[str, Any]) -> None:
     if UNREADABLE in state:
-        since = datetime.fromisoformat(state[UNREADABLE])
-        line = f"The queue can be read again; it could not since {since:%Y-%m-%d %H:%M} UTC."
+        since = state[UNREADABLE]
+        last = f" It could last be read at {datetime.fromtimestamp(since, UTC):%Y-%m-%d %H:%M} UTC." if since else ""
+        line = f"The queue can be read again.{last}"
         if desk.tell("Over: the queue cannot be read", [line]):
             del state[UNREADABLE]
 

@@ -432,9 +432,16 @@ def test_dev_and_its_schedule_send_a_queue_behind_a_pooler_in_transaction_mode(
         CAMPAIGN_DATABASE_URL=pooled_url,
         CAMPAIGN_SCHEDULES="on",
     )
+
+    def is_sent() -> bool:
+        assert dev.poll() is None, dev.communicate()[0]
+        return bool(world.value("SELECT count(*) = 3 FROM campaign_messages WHERE status = 'sent'"))
+
     try:
-        wait_until(lambda: world.value("SELECT count(*) FROM campaign_messages WHERE status = 'sent'") == 3, 200)
+        wait_until(is_sent, 200)
         wait_until(lambda: world.value("SELECT status FROM campaign_runs") == "completed", 60)
+    except TimeoutError:
+        pytest.fail((home / "logs" / "dagster-dev.log").read_text(errors="replace")[-8000:])
     finally:
         dev.send_signal(signal.SIGINT)
         dev.communicate(timeout=90)

@@ -123,7 +123,9 @@ BEGIN
         FROM unnest(p_ends) AS i
         WHERE p.message_id = i.id AND p.part_no = i.part_no
           AND CASE WHEN i.outcome = 'sent' THEN p.status <> 'sent' AND i.attempt_no <= p.attempts
-                   ELSE (i.id = ANY (p_held) OR (i.id = ANY (p_free) AND p.attempt_token = i.token))
+                   -- Whoever repeats what was recorded, after a lost answer, holds its message no more.
+                   ELSE (i.id = ANY (p_held)
+                         OR (i.id = ANY (p_free) AND p.attempt_token = i.token AND p.status <> i.outcome))
                         AND p.attempts = i.attempt_no AND p.status IN ('attempting', 'unknown') END
         RETURNING p.message_id, p.part_no, p.status, p.slot_at, i.in_conversation
     )

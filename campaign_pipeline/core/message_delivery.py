@@ -36,6 +36,7 @@ from campaign_pipeline.core.ports import (
     LookUp,
     LookUpAnswer,
     LookUpFailed,
+    ModelCall,
     Outcome,
     Permanent,
     Scope,
@@ -67,7 +68,7 @@ from campaign_pipeline.core.results import (
 )
 from campaign_pipeline.core.shard_context import ShardContext
 from campaign_pipeline.core.slots import Slots
-from campaign_pipeline.core.text_writer import NotWritten
+from campaign_pipeline.core.text_writer import NotWritten, lost_call
 from campaign_pipeline.core.window import InvalidWindow
 
 _NEVER = {
@@ -260,7 +261,7 @@ class MessageDelivery:
         if seconds > LONGEST_SLEEP_SECONDS:
             raise Ended(GiveBack(Verdict.NOT_DUE, "It was planned anew for a later time; it waits in the queue."))
         if self._text:
-            await self._durably(self._store_text(self._text_to_keep()))
+            await self._durably(self._store_text(self._text))
             self._text = {}
         self._holds_slot = False
         with self._slots.asleep():
@@ -623,7 +624,9 @@ class MessageDelivery:
     async def _finish(self, result: Result) -> None:
         """Commit what becomes of the message, count it and log it; nothing else does."""
         self.release_slot()
-        if not isinstance(result, Lost):
+        if isinstance(result, Lost):
+            await self._book_lost_text()
+        else:
             await self._keep_text()
         await self._durably(self._commit_result(result))
 
@@ -701,23 +704,31 @@ class MessageDelivery:
     async def _keep_text(self) -> None:
         """Keep a text that was paid for, though its first part may not leave now (I3)."""
         # What was asked for is booked, whatever ended the message: a limit on spending must know of it.
-        self._text |= self._shared.writer.pop_bill(self.message)
-        if not self._text:
-            return
-        begin, self._text = self._text_to_keep(), {}
+        text, self._text = self._text | self._shared.writer.pop_bill(self.message), {}
+        if text:
+            await self._store_if_possible(text)
+
+    async def _book_lost_text(self) -> None:
+        """Book a text that was paid for and cannot be kept: the message's new holder writes its own."""
+        bill, self._text = self._text | self._shared.writer.pop_bill(self.message), {}
+        calls: tuple[ModelCall, ...] = bill.get("calls", ())
+        if cost := bill.get("ai_cost_usd"):
+            calls += (lost_call(bill.get("ai_model"), cost),)
+        if calls:
+            await self._store_if_possible({"calls": calls})
+
+    async def _store_if_possible(self, text: Mapping[str, Any]) -> None:
+        """A text that cannot be stored must not keep its message from ending."""
         try:
-            await self._durably(self._store_text(begin))
+            await self._durably(self._store_text(text))
         except StoreUnavailable:
             raise
-        except Exception as error:  # noqa: BLE001 (a text that cannot be stored must not keep the message from ending)
+        except Exception as error:  # noqa: BLE001 (see above)
             reason = f"The text could not be kept ({type(error).__name__}); it will be written anew."
             self._shared.log(self.message, "prepare", "warning", reason)
 
-    def _text_to_keep(self) -> BeginPart:
-        return BeginPart(self.id, 1, 1, self._address, self._shared.channel_kind, **self._text)
-
-    async def _store_text(self, begin: BeginPart) -> None:
-        await self._shared.store.keep_text(begin)
+    async def _store_text(self, text: Mapping[str, Any]) -> None:
+        await self._shared.store.keep_text(BeginPart(self.id, 1, 1, self._address, self._shared.channel_kind, **text))
 
     # Commits --------------------------------------------------------------------------------------------------------
 

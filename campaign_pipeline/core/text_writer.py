@@ -522,6 +522,15 @@ def _is_truncated(answer: Completion | Failure) -> TypeGuard[Completion]:
     return isinstance(answer, Completion) and answer.failure is not None and answer.failure.code == "truncated"
 
 
+LOST_TEXT = "lease_lost"
+"""Rule of a text that was paid for, but could not be kept: its lease was lost meanwhile. Nothing is wrong with it."""
+
+
+def lost_call(model: str | None, cost_usd: float) -> ModelCall:
+    """What the text of a lost message cost, its split included."""
+    return ModelCall(f"local-{uuid4()}", "text", model or "", 0, 0, 0, cost_usd, rule=LOST_TEXT)
+
+
 def _call(
     completion: Completion, purpose: str, model: str, rule: str | None = None, changed: tuple[str, ...] = ()
 ) -> ModelCall:

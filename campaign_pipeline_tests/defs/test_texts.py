@@ -275,6 +275,23 @@ def test_a_call_is_booked_once_though_its_item_is_repeated(world: World) -> None
     assert [row["id"] for row in calls(world)] == ["gen-1"]
 
 
+def test_a_text_whose_lease_was_lost_while_it_was_written_is_booked(world: World, play: Play) -> None:
+    world.due_message(world.run(world.campaign(max_cost_usd_per_run=1)))
+
+    async def scenario(rig: Rig) -> None:
+        def rob(prompt: Prompt) -> Completion:
+            world.do("UPDATE campaign_messages SET lease_token = gen_random_uuid()")
+            return answer(GOOD, prompt)
+
+        await rig.batch(Watch(answers=rob))
+        assert rig.statuses() == {"generating": 1}, "its new holder has it"
+        assert [(call["purpose"], call["rule"]) for call in calls(world)] == [("text", "lease_lost")]
+        assert world.value("SELECT ai_cost_usd::float8 FROM campaign_messages") == pytest.approx(COST)
+        assert world.value("SELECT spent_usd::float8 FROM campaign_spending WHERE scope = 'run'") == pytest.approx(COST)
+
+    play(scenario)
+
+
 # What an operator sees, and what is forgotten -----------------------------------------------------------------------
 
 

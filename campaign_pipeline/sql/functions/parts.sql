@@ -45,8 +45,9 @@ BEGIN
         going := ARRAY(SELECT i FROM unnest(going) AS i WHERE NOT COALESCE(slots -> i.id::text ? 'wait', false));
     END IF;
 
-    IF EXISTS (SELECT 1 FROM unnest(held) AS i WHERE jsonb_array_length(NULLIF(i.calls, 'null')) > 0) THEN
-        booked := campaign_pipeline.campaign_keep_model_calls(held);
+    -- What was paid for is booked, whoever holds the message by now.
+    IF EXISTS (SELECT 1 FROM unnest(items) AS i WHERE jsonb_array_length(NULLIF(i.calls, 'null')) > 0) THEN
+        booked := campaign_pipeline.campaign_keep_model_calls(items);
     END IF;
     IF EXISTS (SELECT 1 FROM unnest(held) AS i WHERE i.asked_model IS NOT NULL) THEN
         PERFORM campaign_pipeline.campaign_note_good_texts(held);
@@ -55,8 +56,9 @@ BEGIN
         -- A message that has parts was counted with them: the item is a repeated one.
         PERFORM campaign_pipeline.campaign_note_spending((
             SELECT jsonb_agg(jsonb_build_object('id', i.id, 'cost', COALESCE((booked ->> i.id::text)::numeric, 0)
-                                                + CASE WHEN i.has_parts THEN 0 ELSE COALESCE(i.ai_cost_usd, 0) END))
-            FROM unnest(held) AS i));
+                                                + CASE WHEN i.has_parts OR i.verdict = 'lost' THEN 0
+                                                       ELSE COALESCE(i.ai_cost_usd, 0) END))
+            FROM unnest(items) AS i));
     END IF;
 
     IF EXISTS (SELECT 1 FROM unnest(going) AS i WHERE i.conversation_id IS NULL) THEN
@@ -71,6 +73,12 @@ BEGIN
           AND p.slot_at IS NULL;
     END IF;
     PERFORM campaign_pipeline.campaign_note_intents(held, attempted, talks, booked);
+    IF booked <> '{}' THEN
+        UPDATE public.campaign_messages m
+        SET ai_cost_usd = COALESCE(m.ai_cost_usd, 0) + (booked ->> m.id::text)::numeric
+        FROM unnest(items) AS i
+        WHERE m.id = i.id AND i.verdict = 'lost' AND booked ? m.id::text;
+    END IF;
 
     -- A probe that got its text proves that the language model works again.
     IF EXISTS (SELECT 1 FROM campaign_pipeline.campaign_pauses) THEN

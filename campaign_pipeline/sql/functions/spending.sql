@@ -26,16 +26,16 @@ END $$;
 -- Keep the answers that are kept by themselves, once however often their item is repeated, and what they say of their
 -- model or run. Items: {id, text, asked_model, calls[{id, purpose, model, prompt_tokens, completion_tokens,
 -- reasoning_tokens, cost_usd, rule, changed[], answer, about_model, cached_tokens, cache_write_tokens,
--- cache_saved_usd}]}: messages that the caller holds.
+-- cache_saved_usd}]}: of messages that the caller holds or has lost.
 -- Returns what is booked now for the first time, in US dollars by message.
-CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_keep_model_calls(p_held campaign_pipeline.campaign_intent[])
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_keep_model_calls(p_items campaign_pipeline.campaign_intent[])
 RETURNS jsonb LANGUAGE plpgsql AS $$
 DECLARE
     booked jsonb;
 BEGIN
     WITH call AS MATERIALIZED (
         SELECT i.id AS message_id, i.run_id, i.lead_id, c.*
-        FROM unnest(p_held) AS i
+        FROM unnest(p_items) AS i
         CROSS JOIN LATERAL jsonb_to_recordset(COALESCE(NULLIF(i.calls, 'null'), '[]')) AS c (
             id text, purpose text, model text, prompt_tokens integer, completion_tokens integer,
             reasoning_tokens integer, cost_usd numeric, rule text, changed text[], answer text, about_model boolean,
@@ -57,7 +57,7 @@ BEGIN
                CASE WHEN call.about_model THEN call.model ELSE call.run_id::text END AS scope_id,
                count(*)::integer AS refused, COALESCE(bool_or(call.reasons), false) AS reasons
         FROM kept JOIN call ON call.id = kept.id
-        WHERE call.rule IS NOT NULL AND call.purpose = 'text'
+        WHERE call.rule <> 'lease_lost' AND call.purpose = 'text'
         GROUP BY 1, 2 ORDER BY 1, 2
     ), recorded AS (
         INSERT INTO campaign_pipeline.campaign_text_records

@@ -136,8 +136,7 @@ def _outcomes(campaigns: Sequence[Mapping[str, Any]]) -> "pd.DataFrame":
                 "due": row["due"],
                 "sent": row["sent"],
                 # Without any receipt nothing is known: not every provider sends them to us.
-                "delivered": row["delivered"] if row["receipts"] else "not known",
-                "read": row["read"] if row["receipts"] else "not known",
+                "delivered": f"{row['delivered']} ({row['read']} read)" if row["receipts"] else "not known",
                 "replied": row["replied"],
                 "failed": row["failed"],
                 "to send again": row["failed_exhausted"],

@@ -162,7 +162,7 @@ def test_a_report_has_figures_to_draw_a_table_and_a_picture(
     assert (figures["tokens"], figures["cost_usd"], figures["p95_generation_s"]) == (1200, 0.04, 1.5)
     assert (figures["median_wait_s"], figures["messages_per_minute"]) == (120.0, 5.0)
     outcomes, costs_and_times = (figures[name].replace("\\", "") for name in ("campaigns", "costs_and_times"))
-    assert "| Café da manhã | 8 | 5 | not known | not known | 1 | 2 | 1 | 1 | 1 | 0 |" in outcomes
+    assert "| Café da manhã | 8 | 5 | not known | 1 | 2 | 1 | 1 | 1 | 0 |" in outcomes
     assert "| Café da manhã | 1,200 | 0.0400 | 1.5 s (1.5 s) | 800 ms (800 ms) |" in costs_and_times
     assert f"launch retry_failed_messages for {DAY}" in figures["next_step"]
     picture = re.fullmatch(rf"!\[{DAY}\]\(data:image/png;base64,(.+)\)", figures["picture"])

@@ -96,6 +96,14 @@ def test_upgrading_again_changes_nothing(database_url: str) -> None:
     assert shape(database_url) == before
 
 
+def test_upgrading_again_drops_no_function_that_a_worker_may_be_calling(database_url: str) -> None:
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        functions = "SELECT oid, proname FROM pg_proc WHERE pronamespace = 'campaign_pipeline'::regnamespace ORDER BY 1"
+        before = connection.execute(functions).fetchall()
+        upgrade(database_url)
+        assert connection.execute(functions).fetchall() == before
+
+
 def test_two_upgrades_at_once_do_not_run_into_each_other(empty_url: str, database_url: str) -> None:
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(upgrade, [empty_url] * 4)) == [sql.HEAD] * 4

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 MOST_MODULES = 20
 """A handful, which differs a little between versions; where the fork server has not preloaded them it is hundreds."""
 
-BATCH_ROUND_TRIPS = 24
+BATCH_ROUND_TRIPS = 34  # a heartbeat every few seconds among them, on a machine that is busy
 """Of a batch that finds something, beyond those of one that finds nothing, however many its messages are."""
 
 

@@ -2,13 +2,13 @@
 
 -- Who begins the first messages of one lead at once, in two shards, makes one conversation: the second waits here for
 -- the first's commit, and then finds what it made. Until the commit only; in one order, after all rows that begin_parts
--- locks. The CRM may have several conversations of a lead already, so no unique index can say this.
-CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_lock_conversations(p_leads uuid[]) RETURNS void
+-- locks. The CRM may have several conversations of a lead already, so no unique index can say this. p_ids: leads.
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_lock_conversations(p_ids uuid[]) RETURNS void
 LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM pg_advisory_xact_lock(l.key)
     FROM (SELECT DISTINCT hashtextextended('campaign_pipeline conversation ' || lead.id, 0) AS key
-          FROM unnest(p_leads) AS lead (id) ORDER BY key) l;
+          FROM unnest(p_ids) AS lead (id) ORDER BY key) l;
 END $$;
 
 -- The conversation of each message that has none: the lead's newest, else the phone's newest, else a new one; in the

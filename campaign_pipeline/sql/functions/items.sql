@@ -76,5 +76,3 @@ DROP FUNCTION IF EXISTS campaign_pipeline.campaign_note_good_texts(jsonb, uuid[]
 DROP FUNCTION IF EXISTS campaign_pipeline.campaign_find_conversations(jsonb, uuid[]);
 DROP FUNCTION IF EXISTS campaign_pipeline.campaign_settle_slots(jsonb, uuid[]);
 DROP FUNCTION IF EXISTS campaign_pipeline.campaign_suppress_refused(jsonb, uuid[]);
-DROP FUNCTION IF EXISTS campaign_pipeline.campaign_add_to_counters(jsonb);
-DROP FUNCTION IF EXISTS campaign_pipeline.campaign_lock_conversations(uuid[]);

@@ -36,6 +36,17 @@ class FailedMessages:
     config_id: UUID | None = None
     workspace_id: UUID | None = None
 
+    def parameters(self) -> dict[str, Any]:
+        """Of the statement `list_failed_messages`."""
+        return {
+            "since": self.since,
+            "until": self.until,
+            "error_classes": list(self.error_classes),
+            "run_ids": None if self.run_ids is None else list(self.run_ids),
+            "config_id": self.config_id,
+            "workspace_id": self.workspace_id,
+        }
+
 
 @dataclass(frozen=True)
 class Requeued:
@@ -139,20 +150,8 @@ class Operations:
 
         In transactions of a few thousand: one that is interrupted half way is gone on with by launching it again.
         """
-        rows = self._all(
-            "list_failed_messages",
-            since=wanted.since,
-            until=wanted.until,
-            error_classes=list(wanted.error_classes),
-            run_ids=None if wanted.run_ids is None else list(wanted.run_ids),
-            config_id=wanted.config_id,
-            workspace_id=wanted.workspace_id,
-        )
-        back: set[UUID] = set()
-        for start in range(0, len(rows), REQUEUE_BATCH):
-            ids = [row["id"] for row in rows[start : start + REQUEUE_BATCH]]
-            again = self._all("requeue_failed", ids=ids, resend_unknown="unknown" in wanted.error_classes)
-            back.update(row["id"] for row in again)
+        rows = self._all("list_failed_messages", **wanted.parameters())
+        back = requeue(self._all, [row["id"] for row in rows], resend_unknown="unknown" in wanted.error_classes)
         return Requeued(len(rows), len(back), len({row["run_id"] for row in rows if row["id"] in back}))
 
     def erased_leads(self, days: int) -> list[str]:
@@ -179,6 +178,18 @@ class Operations:
         """Let a few made-up messages become due in the newest demo workspace; returns how many."""
         rows = self._all("trickle_demo_campaign", made_by=made_by, leads=leads)
         return sum(row["messages"] for row in rows)
+
+
+def requeue(rows: Callable[..., list[dict[str, Any]]], ids: Sequence[UUID], *, resend_unknown: bool) -> set[UUID]:
+    """Put failed messages back, in transactions of a few thousand; returns those that are back.
+
+    `rows` runs a named statement with its parameters.
+    """
+    back: set[UUID] = set()
+    for start in range(0, len(ids), REQUEUE_BATCH):
+        some = list(ids[start : start + REQUEUE_BATCH])
+        back.update(row["id"] for row in rows("requeue_failed", ids=some, resend_unknown=resend_unknown))
+    return back
 
 
 def _in_batches(delete: Callable[[], "psycopg.Cursor[DictRow]"]) -> int:

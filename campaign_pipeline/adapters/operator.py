@@ -12,7 +12,7 @@ from typing import Any
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
-from campaign_pipeline.adapters.operations import REQUEUE_BATCH, FailedMessages, Operations
+from campaign_pipeline.adapters.operations import FailedMessages, Operations, requeue
 from campaign_pipeline.core.claim_budget import CODES as PACE_CODES
 from campaign_pipeline.core.forecast import HORIZON_HOURS, Forecast, Limits, RunPlan, forecast
 from campaign_pipeline.core.overview import Story
@@ -325,7 +325,7 @@ class Operator(Operations):
                 left[problem] += 1
             else:
                 wanted.append(row)
-        back = self._requeue([row["id"] for row in wanted], resend_unknown=resend_unknown)
+        back = requeue(self._all, [row["id"] for row in wanted], resend_unknown=resend_unknown)
         self._log_retry({row["id"]: row["run_id"] for row in wanted if row["id"] in back}, by)
         others = "".join(f" {count:,} left: {why}." for why, count in sorted(left.items()))
         if not back:
@@ -339,27 +339,12 @@ class Operator(Operations):
 
     def retry_day(self, wanted: FailedMessages, by: str) -> Done:
         """The same for what failed in a time: what `retry_failed_messages` puts back."""
-        rows = self._all(
-            "list_failed_messages",
-            since=wanted.since,
-            until=wanted.until,
-            error_classes=list(wanted.error_classes),
-            run_ids=None if wanted.run_ids is None else list(wanted.run_ids),
-            config_id=wanted.config_id,
-            workspace_id=wanted.workspace_id,
-        )
-        back = self._requeue([row["id"] for row in rows], resend_unknown="unknown" in wanted.error_classes)
+        rows = self._all("list_failed_messages", **wanted.parameters())
+        back = requeue(self._all, [row["id"] for row in rows], resend_unknown="unknown" in wanted.error_classes)
         self._log_retry({row["id"]: row["run_id"] for row in rows if row["id"] in back}, by)
         classes = ", ".join(wanted.error_classes)
         text = f"Failed then, of class {classes}: {len(rows):,}. Due again: {len(back):,}."
         return Done(bool(back), text, "To undo it: pause or cancel their runs before the next batch." if back else "")
-
-    def _requeue(self, ids: Sequence[UUID], *, resend_unknown: bool) -> set[UUID]:
-        back: set[UUID] = set()
-        for start in range(0, len(ids), REQUEUE_BATCH):
-            some = list(ids[start : start + REQUEUE_BATCH])
-            back.update(row["id"] for row in self._all("requeue_failed", ids=some, resend_unknown=resend_unknown))
-        return back
 
     def _log_retry(self, runs_of: Mapping[UUID, UUID], by: str) -> None:
         counts = Counter(runs_of.values())

@@ -1,1 +1,1 @@
-"""Races against other ways of doing the same work, side by side in one run: `python -m benchmarks`."""
+"""Benchmarks against other ways of doing the same work: `python -m benchmarks`."""

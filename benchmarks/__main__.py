@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: runs all races, and writes RESULTS.md with its plots."""
+"""`python -m benchmarks`: runs all races and writes RESULTS.md, its plots, and the README's figures."""
 
 import argparse
 import sys
@@ -9,12 +9,13 @@ from pathlib import Path
 from rich.console import Console
 
 from benchmarks.races import NOT_SHORT, RACES
+from benchmarks.readme import write_figures
 from benchmarks.report import Result, describe_machine, show, write_results
 from benchmarks.world import Bench, Options
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run what is asked for; a race that breaks ends it with its error, and nothing is written."""
+    """Run the chosen races. If one fails, the command ends with its error and writes nothing."""
     options = _options(arguments)
     console = Console()
     results: list[Result] = []
@@ -30,21 +31,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
             console.print(f"{time.monotonic() - started:.0f} s", highlight=False)
             results.append(result)
     if options.only and not options.short:
-        console.print("Not all races were run, so RESULTS.md stays as it is.")
+        console.print("Only some races were run, so RESULTS.md is unchanged.")
         return
     file = write_results(results, machine, options.out, seed=options.seed, repeat=options.repeat, short=options.short)
     console.print(f"Written: {file}")
+    if options.out == Options.out:
+        readme = options.out.parent / "README.md"
+        write_figures(readme, file)
+        console.print(f"Written: the figures of {readme}")
 
 
 def _options(arguments: Sequence[str] | None) -> Options:
     usual = Options()
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks", description="Races against other ways of doing the same work."
+        prog="python -m benchmarks", description="Benchmarks this project against other ways of doing the same work."
     )
     parser.add_argument(
         "--short",
         action="store_true",
-        help=f"tiny: only proves that races run, without {', '.join(NOT_SHORT)} (needs --out)",
+        help=f"tiny sizes, to prove that the races run; without {', '.join(NOT_SHORT)} (needs --out)",
     )
     parser.add_argument(
         "--only",
@@ -52,19 +57,21 @@ def _options(arguments: Sequence[str] | None) -> Options:
         choices=list(RACES),
         default=[],
         metavar="RACE",
-        help=f"of: {', '.join(RACES)}; may be repeated",
+        help=f"run only this race, and do not write RESULTS.md; may be repeated. Races: {', '.join(RACES)}",
     )
     parser.add_argument(
-        "--seed", type=int, default=usual.seed, help="of latencies; repetitions count on from it (default: %(default)s)"
+        "--seed", type=int, default=usual.seed, help="seed of the first repetition's latencies (default: %(default)s)"
     )
     parser.add_argument(
         "--repeat",
         type=_positive,
         default=usual.repeat,
-        help="repetitions, of which medians are reported (default: %(default)s)",
+        help="number of repetitions; medians are reported (default: %(default)s)",
     )
-    parser.add_argument("--rows", type=_positive, default=usual.rows, help="of the large queue (default: %(default)s)")
-    parser.add_argument("--out", type=Path, help="folder of RESULTS.md, plots and plans (default: benchmarks)")
+    parser.add_argument(
+        "--rows", type=_positive, default=usual.rows, help="size of the large queue (default: %(default)s)"
+    )
+    parser.add_argument("--out", type=Path, help="folder for RESULTS.md, plots and plans (default: benchmarks)")
     flags = parser.parse_args(arguments)
     if flags.short and flags.out is None:
         parser.error("--short needs --out: its figures mean nothing and must not replace those of a real run")

@@ -1,4 +1,4 @@
-"""Two states of this project side by side: the code that runs the races, and an older commit in a folder of its own."""
+"""Two versions of this project as contestants: this code, and an older commit in its own folder."""
 
 import contextlib
 import os
@@ -20,14 +20,14 @@ from campaign_pipeline.sandbox import SandboxProcess
 ROOT = Path(__file__).parents[1]
 
 BEFORE = "062a458"
-"""Before batches looked ahead of planned times."""
+"""The commit before batches looked ahead of planned times."""
 
-_LOOK_EVERY = 0.02  # seconds: as long a process's last work may stay unseen
+_LOOK_EVERY = 0.02  # seconds: a process's last work may go unmeasured for this long
 
 
 @dataclass(frozen=True)
 class Contestant:
-    """One state of the code, with a queue database and a Dagster storage of its own."""
+    """One version of the code, with its own queue database and Dagster storage."""
 
     name: str
     root: Path  # of its code
@@ -36,7 +36,7 @@ class Contestant:
     variables: dict[str, str]
 
     def start(self, program: str, *arguments: str, log: Path) -> "subprocess.Popen[bytes]":
-        """Start a program of the virtual environment with its code, in a session of its own."""
+        """Start a program of the virtual environment on its code, in a new session."""
         with log.open("ab") as output:
             return subprocess.Popen(
                 [str(Path(sys.executable).with_name(program)), *arguments],
@@ -50,7 +50,7 @@ class Contestant:
 
 @contextlib.contextmanager
 def contestants(bench: Bench, sandbox: SandboxProcess) -> Iterator[list[Contestant]]:
-    """The code of `BEFORE` and this code, each with empty databases that it made itself."""
+    """Yield the code of `BEFORE` and this code, each with empty databases that it created itself."""
     with tempfile.TemporaryDirectory(prefix="bench-code-") as folder, contextlib.ExitStack() as stack:
         before = Path(folder, "before")
         before.mkdir()
@@ -110,7 +110,7 @@ class ProcessTime:
         self._thread.join()
 
     def seconds(self, *, without: str = "\0") -> float:
-        """So far, of all; but of those whose command line has this in it."""
+        """Return the seconds so far, leaving out processes whose command line contains `without`."""
         return sum(seconds for command, seconds in list(self._seconds.values()) if without not in command)
 
     def _watch(self) -> None:
@@ -126,7 +126,7 @@ class ProcessTime:
 
 @contextlib.contextmanager
 def working_by_itself(contestant: Contestant) -> Iterator[ProcessTime]:
-    """Dagster's daemon with its code server, the schedule on; comes back once the first tick was evaluated."""
+    """Run Dagster's daemon and code server with the schedule on; yield after the first tick."""
     home = Path(contestant.variables["DAGSTER_HOME"])
     log = home / "daemon.log"
     daemon = contestant.start("dagster-daemon", "run", "-w", str(home / "workspace.yaml"), log=log)
@@ -154,18 +154,18 @@ def _wait_for_a_tick(contestant: Contestant, daemon: "subprocess.Popen[bytes]", 
 
 @dataclass(frozen=True)
 class Stored:
-    """What Dagster's storage holds."""
+    """The contents of Dagster's storage."""
 
     rows: int
-    size: int  # bytes of all rows, without indexes and dead ones
-    events: int  # of Dagster, log lines left out
+    size: int  # bytes of all live rows, without indexes
+    events: int  # Dagster events, without log lines
 
     def __sub__(self, other: "Stored") -> "Stored":
         return Stored(self.rows - other.rows, self.size - other.size, self.events - other.events)
 
 
 def stored(contestant: Contestant) -> Stored:
-    """Count it."""
+    """Count the contents of a contestant's Dagster storage."""
     with psycopg.connect(contestant.storage) as connection:
         tables = connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'").fetchall()
         rows = size = events = 0

@@ -1,4 +1,4 @@
-"""The pipeline itself as a contestant: the real job in a process of its own, timed by Dagster's own run records."""
+"""The pipeline as a contestant: the real job in a separate process, timed by Dagster's run records."""
 
 import subprocess
 import sys
@@ -18,22 +18,22 @@ _LOOK_EVERY = 0.05  # seconds
 
 
 class JobFailed(RuntimeError):
-    """The job did not end well, so that there is nothing to measure."""
+    """The job failed, so there is nothing to measure."""
 
 
 @dataclass(frozen=True)
 class JobSpec:
-    """How the job is to run."""
+    """Settings of the job."""
 
     concurrency: int
     batch_size: int = 1000
     shard_size: int = 1000
     in_process: bool = False
     max_concurrent: int = 4  # steps at once
-    runs: int = 1  # one after another, in one process: a batch takes at most 10,000
+    runs: int = 1  # one after another in one process: a batch holds at most 10,000 messages
 
     def to_dict(self) -> dict[str, Any]:
-        """For the job's process: Dagster's run config, and how often."""
+        """Return Dagster's run config and the number of runs, for the job's process."""
         executor: dict[str, Any] = {"multiprocess": {"max_concurrent": self.max_concurrent}}
         run_config = {
             "execution": {"config": {"in_process": {}} if self.in_process else executor},
@@ -57,7 +57,7 @@ class JobRun:
     shard_seconds: list[float]  # of each shard, as its report says
     step_seconds: dict[str, float]  # of the last run
     step_pids: dict[str, int]  # of the last run; empty in process
-    peak_mb: dict[str, float] = field(default_factory=dict)  # step -> peak resident memory, where it was watched
+    peak_mb: dict[str, float] = field(default_factory=dict)  # step -> peak resident memory, if measured
 
     @property
     def seconds(self) -> float:
@@ -65,16 +65,16 @@ class JobRun:
         return self.ended - self.started
 
     def shard_peak_mb(self) -> float:
-        """The peak of the largest shard's process; raises ValueError where none was seen."""
+        """Return the peak of the largest shard's process. Raises ValueError if none was measured."""
         return max(mb for step, mb in self.peak_mb.items() if step.startswith("send_shard"))
 
 
 def run_job(
     variables: Mapping[str, str], spec: JobSpec, *, watch_memory: bool = False, preload_folder: Path | None = None
 ) -> JobRun:
-    """Run the job until its end. `preload_folder` comes first on the import path.
+    """Run the job to its end. `preload_folder` comes first on the import path.
 
-    Raises JobFailed with the end of what it said.
+    Raises JobFailed with the end of its output.
     """
     with tempfile.TemporaryDirectory(prefix="bench-job-") as folder:
         result = Path(folder, "result.json")

@@ -1,4 +1,4 @@
-"""What a race found: a table in the terminal, the same in RESULTS.md, and plots."""
+"""Results of the races: tables in the terminal, and RESULTS.md with plots."""
 
 import os
 import platform
@@ -18,12 +18,12 @@ _WORDS = {True: "met", False: "NOT met", None: ""}
 
 @dataclass(frozen=True)
 class Row:
-    """One figure, and the bar that it is held to."""
+    """One figure, and its target if it has one."""
 
     what: str
     figure: str
     bar: str = ""
-    met: bool | None = None  # None: it explains another figure
+    met: bool | None = None  # None: no target, it explains another figure
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Plot:
     title: str
     unit: str
     values: Mapping[str, float]
-    line: tuple[str, float] | None = None  # what a line across them means, and where it is
+    line: tuple[str, float] | None = None  # a reference line: its label and its value
 
 
 @dataclass
@@ -42,14 +42,14 @@ class Result:
 
     name: str
     title: str
-    compared: str  # what with what: the race's own words
+    compared: str  # what is compared with what, from the race's docstring
     rows: list[Row] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     plots: list[Plot] = field(default_factory=list)
-    trusted: bool = True  # a short run proves that the race runs; its figures mean nothing
+    trusted: bool = True  # False in a short run, whose figures mean nothing
 
     def tell(self, what: str, value: float, unit: str = "", digits: int = 2) -> None:
-        """Add a figure that explains others."""
+        """Add a figure without a target."""
         self.rows.append(Row(what, _number(value, unit, digits)))
 
     def judge(
@@ -62,7 +62,7 @@ class Result:
         least: float | None = None,
         digits: int = 2,
     ) -> None:
-        """Add a figure with its bar: at most, or at least, so much."""
+        """Add a figure with its target: `most`, `least` or both."""
         met = (most is None or value <= most) and (least is None or value >= least)
         bars = [
             f"≤ {_number(most, unit, 2)}" if most is not None else "",
@@ -87,7 +87,7 @@ def show(result: Result, console: Console) -> None:
     )
     table.add_column("Figure")
     table.add_column("Measured", justify="right")
-    table.add_column("Bar", justify="right")
+    table.add_column("Target", justify="right")
     table.add_column("")
     for row in result.rows:
         style = "" if row.met is None else "green" if row.met else "bold red"
@@ -96,7 +96,7 @@ def show(result: Result, console: Console) -> None:
 
 
 def describe_machine(postgres: str) -> list[str]:
-    """Where this ran, for whoever compares."""
+    """Describe the machine and the versions."""
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -109,7 +109,7 @@ def describe_machine(postgres: str) -> list[str]:
     return [
         f"{os.cpu_count()} cores ({cpu}), {gigabytes:.0f} GB of memory, {platform.system()} {platform.release()}",
         f"Python {platform.python_version()}, PostgreSQL {postgres} (embedded, on the same cores), {packages}",
-        f"load average when it began: {os.getloadavg()[0]:.2f}",
+        f"load average at the start: {os.getloadavg()[0]:.2f}",
     ]
 
 
@@ -123,23 +123,24 @@ def _version(package: str) -> str | None:
 def write_results(
     results: Sequence[Result], machine: Sequence[str], out: Path, *, seed: int, repeat: int, short: bool
 ) -> Path:
-    """Write RESULTS.md and its plots into `out`; returns the file."""
+    """Write all of RESULTS.md, and its plots, into `out`; return the file."""
     out.mkdir(parents=True, exist_ok=True)
     lines = ["# Races", ""]
     if short:
-        lines += ["A short run: it proves that the races run. Its figures mean nothing, and none is judged.", ""]
+        lines += ["This was a short run. It only proves that the races run; its figures mean nothing.", ""]
     lines += [
         f"Written by `python -m benchmarks --seed {seed} --repeat {repeat}{' --short' if short else ''}` on "
-        f"{datetime.now(UTC):%Y-%m-%d}. Ratios are what counts; seconds only explain them. The contestants of "
-        "a race ran side by side in one go, against the same stand-in for the providers (`campaign_pipeline.sandbox`, "
-        "in a process of its own on the same cores) with the same seeds. Figures are medians.",
+        f"{datetime.now(UTC):%Y-%m-%d}; do not edit it by hand. Compare ratios, not seconds: seconds depend on the "
+        "machine. All contestants of a race ran in the same session, with the same seeds, against the same mock "
+        "providers (`campaign_pipeline.sandbox`, a separate process on the same cores). Figures are medians.",
         "",
         *(f"* {line}" for line in machine),
         "",
         *_missed(results),
     ]
     for result in results:
-        lines += [f"## {result.title}", "", result.compared, "", "| Figure | Measured | Bar | |", "|---|---:|---:|---|"]
+        lines += [f"## {result.title}", "", result.compared, ""]
+        lines += ["| Figure | Measured | Target | |", "|---|---:|---:|---|"]
         lines += [f"| {row.what} | {row.figure} | {row.bar} | {_WORDS[row.met]} |" for row in result.rows]
         lines += ["", *(f"* {note}" for note in result.notes), ""]
         lines += [f"![{plot.title}](plots/{name})" for plot, name in _draw(result, out / "plots")] + [""]
@@ -156,13 +157,13 @@ def _missed(results: Sequence[Result]) -> list[str]:
     missed = [(result, row) for result in results for row in result.rows if row.met is False]
     if not judged:
         return []
-    said = [f"{len(judged) - len(missed)} of {len(judged)} bars are met."]
+    said = [f"{len(judged) - len(missed)} of {len(judged)} targets are met."]
     said += [f"* Not met: {row.what}: {row.figure} ({row.bar})" for _, row in missed]
     return [said[0], "", *said[1:], ""]
 
 
 def _draw(result: Result, folder: Path) -> list[tuple[Plot, str]]:
-    """Draw a race's plots as small SVG files; nothing where matplotlib is not installed."""
+    """Draw a race's plots as small SVG files; draw nothing if matplotlib is not installed."""
     try:
         from matplotlib import rc_context  # type: ignore[import-not-found,import-untyped,unused-ignore]
         from matplotlib.backends.backend_svg import FigureCanvasSVG  # type: ignore[import-not-found,import-untyped,unused-ignore]
@@ -188,7 +189,7 @@ def _draw(result: Result, folder: Path) -> list[tuple[Plot, str]]:
             axes.legend(fontsize=8, frameon=False)
         folder.mkdir(parents=True, exist_ok=True)
         name = f"{result.name}_{no}.svg"
-        # Text as text makes it small; without a date and with fixed ids the same figures are the same file.
+        # Text elements keep the file small. No date and fixed ids: the same figures give the same file.
         with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
             canvas.print_svg(str(folder / name), metadata={"Date": None})
         drawn.append((plot, name))

@@ -1,4 +1,4 @@
-"""What every race stands on: a PostgreSQL of its own, a CRM filled by a few statements, and the limit of the draws."""
+"""The common ground of all races: their own PostgreSQL, a CRM filled by a few statements, and the theoretical limit."""
 
 import contextlib
 import os
@@ -28,32 +28,32 @@ KEY = "sk-or-benchmark-of-no-account"
 TOKEN = "benchmark-token-of-no-inbox"  # noqa: S105 (the sandbox takes any)
 
 USUAL_LATENCIES = {Kind.GENERATION: Latency(0.7, 0.5), Kind.SEND: Latency(0.2, 0.5)}
-"""Seconds, log-normal: those under which the replaced system was measured (reference/pace.md)."""
+"""Seconds, log-normal: the latencies with which the replaced system was measured."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """How much to race."""
+    """The command's flags."""
 
-    short: bool = False  # tiny: proves that a race runs, and nothing else
+    short: bool = False  # tiny sizes, which only prove that a race runs
     seed: int = 1
-    repeat: int = 3  # races of seconds are run so often; medians are reported
+    repeat: int = 3  # repetitions of the short races; medians are reported
     rows: int = 10_000_000  # of the large queue
-    only: tuple[str, ...] = ()  # races by name; none: all
-    out: Path = Path("benchmarks")  # RESULTS.md, plots and plans go here
+    only: tuple[str, ...] = ()  # names of races; empty: all
+    out: Path = Path("benchmarks")  # folder of RESULTS.md, plots and plans
 
     def pick(self, full: T, short: T) -> T:
-        """One of two sizes."""
+        """Return the full size, or the short one in a short run."""
         return short if self.short else full
 
     @property
     def seeds(self) -> Sequence[int]:
-        """One for each repetition."""
+        """One seed per repetition."""
         return range(self.seed, self.seed + (1 if self.short else self.repeat))
 
 
 class Bench:
-    """A folder, a server with production settings (nothing is told not to reach the disk), and databases on it."""
+    """A folder and a PostgreSQL server with production settings (fsync stays on)."""
 
     def __init__(self) -> None:
         self.home = Path(tempfile.mkdtemp(prefix="campaign-bench-"))
@@ -76,7 +76,7 @@ class Bench:
 
     @contextlib.contextmanager
     def database(self, name: str) -> Iterator[str]:
-        """The URL of a new database with the schema; gone afterwards."""
+        """Create a database with the schema; yield its URL, and drop it afterwards."""
         with psycopg.connect(self.server.url("postgres"), autocommit=True) as admin:
             admin.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
             admin.execute(f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}")
@@ -86,14 +86,14 @@ class Bench:
                 admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
     def postgres_version(self) -> str:
-        """As the server names itself."""
+        """Return the server's own version string."""
         with psycopg.connect(self.server.url("postgres")) as connection:
             row = connection.execute("SHOW server_version").fetchone()
         assert row is not None
         return str(row[0])
 
     def environment(self, url: str, sandbox: SandboxProcess) -> dict[str, str]:
-        """The variables of a process that works a queue against a sandbox, and no key of anybody's account."""
+        """Return the variables of a process that works a queue against a sandbox, without real keys."""
         ours = ("CAMPAIGN_", "OPENROUTER_", "EVOLUTION_", "UAZAPI_", "DAGSTER_")
         kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
         root = str(Path(__file__).parents[1])
@@ -162,23 +162,22 @@ FROM generate_series(1, %(leads)s) AS n
 
 
 def fill(url: str, messages: int, *, inboxes: int = 1, custom_fields: int = 8) -> None:
-    """Fill a new database: a due message for each lead, evenly over inboxes, each inbox with a campaign and a run.
+    """Fill a new database: one due message per lead, spread evenly over inboxes with one campaign and one run each.
 
-    Ids are hashes of the number, so that every contestant asks the sandbox the very same things and gets the very same
-    latencies.
+    Ids are hashes of the number: every contestant makes the same requests and gets the same latencies.
     """
     values = {"leads": messages, "inboxes": inboxes, "fields": custom_fields, "token": TOKEN}
     with psycopg.connect(url, autocommit=True, cursor_factory=psycopg.ClientCursor) as connection:
         connection.execute(_PEOPLE, values)
         connection.execute(_CAMPAIGNS, values)
-        # What autovacuum would come to in its own time, and in somebody's race. Only what is filled: of a table that
-        # was vacuumed while it was empty the planner believes that it stays so.
+        # Otherwise autovacuum would run during a race. Only filled tables: the planner assumes that a table that was
+        # vacuumed while empty stays empty.
         for table in ("leads", "custom_fields", "lead_custom_values", "campaign_runs", "campaign_messages"):
             connection.execute(f"VACUUM ANALYZE {table}")
 
 
 def count_statuses(url: str) -> dict[str, int]:
-    """How many messages have which status."""
+    """Count the messages by status."""
     with psycopg.connect(url, row_factory=dict_row) as connection:
         rows = connection.execute(
             "SELECT status, count(*) AS n FROM public.campaign_messages GROUP BY status"
@@ -191,20 +190,20 @@ def count_statuses(url: str) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Drawn:
-    """What the sandbox was asked, and the latencies that it drew for that."""
+    """The sandbox's requests, and the latencies that it drew for them."""
 
     generations: int
     sends: int
     seconds: float  # of all latencies together
-    twice: int  # messages that went out more than once: must be none
+    twice: int  # messages that were sent more than once: must be 0
 
     def limit(self, in_flight: int) -> float:
-        """Seconds below which nobody can come who keeps so many in flight."""
+        """Return the least seconds in which anybody can finish with so many in flight."""
         return self.seconds / in_flight
 
 
 def read_drawn(sandbox: SandboxProcess, behaviour: Behaviour) -> Drawn:
-    """Draw again, from the seed, every latency that was drawn since the sandbox was reset: not what a clock saw."""
+    """Recompute from the seed every latency since the sandbox was reset. This is independent of measured time."""
     conduct = Conduct(behaviour)
     counts = {Kind.GENERATION: 0, Kind.SEND: 0}
     seconds = 0.0
@@ -227,7 +226,7 @@ def read_drawn(sandbox: SandboxProcess, behaviour: Behaviour) -> Drawn:
 
 @dataclass
 class Times:
-    """Measurements of one thing, in seconds."""
+    """Repeated measurements of one call, in seconds."""
 
     seconds: list[float] = field(default_factory=list)
 
@@ -240,7 +239,7 @@ class Times:
 
     @property
     def median(self) -> float:
-        """The middle one; of an even number the mean of the two in the middle."""
+        """The median."""
         return statistics.median(self.seconds)
 
     @property
@@ -250,7 +249,7 @@ class Times:
 
 
 def medians(rows: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    """The median of each figure over repetitions."""
+    """Return the median of each figure over the repetitions."""
     gathered: dict[str, list[float]] = {}
     for row in rows:
         for name, value in row.items():
@@ -259,7 +258,7 @@ def medians(rows: Iterable[Mapping[str, float]]) -> dict[str, float]:
 
 
 def plain_environment(**more: Any) -> dict[str, str]:
-    """This process's environment for a rival's process, with some variables more."""
+    """Return this process's environment plus some variables, for a rival's process."""
     root = str(Path(__file__).parents[1])
     path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
     return {**os.environ, "PYTHONPATH": path, **{name: str(value) for name, value in more.items()}}

@@ -1,4 +1,4 @@
-"""The races, by name; each says in its docstring what is compared with what."""
+"""The races, by name. The docstring of each says what is compared with what; RESULTS.md quotes it."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -41,7 +41,7 @@ def _runner(module: ModuleType) -> Callable[[Bench, Options], Result]:
 RACES: Mapping[str, Callable[[Bench, Options], Result]] = {
     module.__name__.rpartition(".")[2]: _runner(module) for module in _MODULES
 }
-"""In the order in which they are run."""
+"""In the order in which they run."""
 
 NOT_SHORT = ("small_batch", "punctual", "idle")
-"""Races against an older commit, in real time: a short run leaves them out, for it may have no history, and minutes."""
+"""Races against an older commit, in real time. A short run skips them: they need git history and take minutes."""

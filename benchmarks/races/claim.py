@@ -1,8 +1,8 @@
 """Claiming 500 of 10,000 and of 10 million.
 
-Claiming and the housekeeping round it in a queue of 10,000 messages against one of 10 million (1 % of them due, 200
-runs running): does the time stay what it was as the table grows? Each claim takes 500 due messages and is committed;
-nothing is put back between them. Then eight claimers at once, each with a connection of its own.
+Does claiming slow down as the table grows? A queue of 10,000 messages is compared with queues of 10 million, of which
+1 % are due and 200 runs are running. Each claim takes 500 due messages and commits; nothing is put back in between.
+Then eight claimers work at once, each with its own connection, and the housekeeping before a claim is measured.
 """
 
 import asyncio
@@ -51,10 +51,10 @@ SELECT md5('run' || r)::uuid, md5('config' || r %% %(runs)s)::uuid, 'Campanha ' 
 FROM generate_series(0, 10 * %(runs)s - 1) r
 """
 
-# Of a hundred messages %(due)s are due, ten are planned for later, the rest is done with. Either as a CRM writes them:
-# what is over lies in front, today's runs follow one after the other, planned in the order in which they were written;
-# or scattered, the worst that can be: every due message on a page of its own among old ones, due in any order. What is
-# due is too young to be expired by a claim.
+# Of a hundred messages %(due)s are due, ten are planned for later and the rest is finished. There are two layouts. As a
+# CRM writes them: finished messages come first, then today's runs one after the other, planned in the order of writing.
+# Scattered, the worst case: each due message is on its own page among old ones, due in random order. Due messages are
+# too young for a claim to expire them.
 _MESSAGES = """
 INSERT INTO public.campaign_messages (id, run_id, lead_id, status, scheduled_at, sent_at, finished_at, phone_number,
                                generated_message, provider_message_id, created_at)
@@ -81,7 +81,7 @@ FROM (SELECT n, per_run, greatest(0, n - old) %% per_run AS nth,
                   FROM generate_series(%(first)s::bigint, %(last)s) n) numbered) placed) kinds
 """
 
-# What campaign_claim_messages does for each helping; kept here for EXPLAIN, which does not look into functions.
+# The statement inside campaign_claim_messages; copied for EXPLAIN, which does not look into functions.
 _PICK = """
 SELECT m.ctid AS place, m.run_id
 FROM public.campaign_messages m
@@ -108,14 +108,14 @@ class Measured:
     rows_per_second: float  # eight claimers at once
     doubles: int
     housekeeping: dict[str, Times]
-    leases: int  # alive while the housekeeping was measured
+    leases: int  # live while the housekeeping was measured
 
 
 def race(bench: Bench, options: Options, result: Result) -> None:
-    """Measure each queue in the same way; the large one with its plans kept."""
+    """Measure each queue in the same way; keep the plans of the large one."""
     rows = options.pick(options.rows, 8_000)
     plans = options.out / "plans" if not options.short else None
-    # The small queue has as many due messages as the claims take; 1 % of 10,000 would not be one claim.
+    # In the small queue 90 % are due: 1 % of 10,000 would not be enough for one claim.
     small = _measure(bench, options, options.pick(SMALL, 2_000), 90)
     due = options.pick(1, 80)
     large = _measure(bench, options, rows, due, plans=plans)
@@ -142,19 +142,19 @@ def race(bench: Bench, options: Options, result: Result) -> None:
             "ms",
             {f"this project: claim of {BATCH}, {words}": queue.claim.ms for words, queue in queues.items()}
             | {f"{name}, {large.rows:,} rows": times.ms for name, times in large.housekeeping.items()},
-            ("the bar of a claim", MOST_MS),
+            ("target of a claim", MOST_MS),
         )
     )
     result.notes.append(
-        f"While the housekeeping was measured, {large.leases:,} leases were alive. A checkpoint comes right before "
-        "each queue is measured, so that every page is written to the log in full when it is touched first."
+        f"{large.leases:,} leases were live while the housekeeping was measured. Each queue is measured right after a "
+        "checkpoint, so the first change of each page writes the whole page to the WAL."
     )
     result.notes.append(
-        "What grows is the primary key. A claim takes its rows out of the index of due messages, so each gets a new "
-        "version, and that an entry on some page of an index over random ids: in a small table these pages are at hand."
+        "The primary key explains the growth. A claim removes its rows from the index of due messages, so each row "
+        "gets a new version and a new entry in the index of random ids. In a small table these pages are in memory."
     )
     if plans is not None:
-        result.notes.append("Plans of every statement at the large size are in `plans/`.")
+        result.notes.append("The plan of every statement at the large size is in `plans/`.")
 
 
 def _measure(
@@ -193,7 +193,7 @@ def _connect(url: str) -> psycopg.Connection[DictRow]:
 
 
 def _fill(url: str, rows: int, due: int, scattered: bool) -> None:
-    """Load without triggers and foreign keys, then build the indexes as the schema has them."""
+    """Load without triggers and foreign keys, then build the schema's indexes."""
     with psycopg.connect(url, autocommit=True, cursor_factory=psycopg.ClientCursor) as connection:
         connection.execute("SET session_replication_role = replica")
         connection.execute("SET maintenance_work_mem = '512MB'")
@@ -212,7 +212,7 @@ def _fill(url: str, rows: int, due: int, scattered: bool) -> None:
             )
         for _, definition in found:
             connection.execute(definition)
-        # The counters that the triggers would have kept.
+        # The counters, which the triggers keep otherwise.
         connection.execute(
             "UPDATE public.campaign_runs r SET leads_success = n.sent, leads_processed = n.sent"
             " FROM (SELECT run_id, count(*) AS sent FROM public.campaign_messages"
@@ -242,7 +242,7 @@ def _claim(connection: psycopg.Connection[DictRow], runs: list[UUID]) -> list[UU
 
 
 def _claim_at_once(url: str, runs: list[UUID], claims: int) -> tuple[float, int]:
-    """Rows a second of all claimers together, and how many messages two of them got."""
+    """Return the rows per second of all claimers together, and the number of messages claimed twice."""
     claimed: list[list[UUID]] = []
     ready = threading.Barrier(CLAIMERS + 1)
 
@@ -279,7 +279,7 @@ def _statements(connection: psycopg.Connection[DictRow], runs: list[UUID]) -> di
 
 @contextlib.contextmanager
 def _something_to_do(connection: psycopg.Connection[DictRow], runs: list[UUID]) -> Iterator[None]:
-    """A run that can close, 20 messages too old, 20 leases that expired; undone afterwards."""
+    """Make a run that can close, 20 messages that are too old and 20 expired leases; roll back afterwards."""
     held = "SELECT id FROM public.campaign_messages WHERE run_id = %s AND status = 'queued' LIMIT 20"
     connection.execute(
         f"UPDATE public.campaign_messages SET lease_expires_at = now() - interval '1 minute' WHERE id IN ({held})",  # noqa: S608
@@ -301,7 +301,7 @@ def _something_to_do(connection: psycopg.Connection[DictRow], runs: list[UUID]) 
 
 
 def _housekeeping(connection: psycopg.Connection[DictRow], runs: list[UUID], repeat: int) -> dict[str, Times]:
-    """Each statement when it finds something and, since most of the time there is nothing, when it does not."""
+    """Time each statement with something to do, and with nothing to do, which is the usual case."""
     found: dict[str, Times] = {}
     for name, (text, values) in _statements(connection, runs).items():
         nothing, something = found.setdefault(f"{name}, nothing to do", Times()), found.setdefault(name, Times())
@@ -317,7 +317,7 @@ def _keep_plans(connection: psycopg.Connection[DictRow], runs: list[UUID], folde
     folder.mkdir(parents=True, exist_ok=True)
     pick = re.sub(r"\s+", " ", _PICK).strip()
     if pick not in re.sub(r"\s+", " ", functions_text()):
-        raise AssertionError("campaign_claim_messages picks otherwise than the statement that is explained here.")
+        raise AssertionError("_PICK differs from the statement inside campaign_claim_messages.")
     share = max(1, BATCH // len(runs))
     pick_share = _PICK.replace("least(share, r.quota)", str(share)).replace("p_probes", "NULL::uuid[]")
     pick_share = pick_share.replace("horizon", "campaign_pipeline.campaign_now()")

@@ -1,8 +1,8 @@
 """Contexts of 1,000 leads.
 
-The contexts of 1,000 leads with 20 custom fields each: this project's one statement for the whole batch against a
-call a lead, all 1,000 in parallel over a pool of 20 connections (the old way's `get_lead_full_context`, as the same
-statement for one lead, without the 100 ms that its way to the database took).
+The contexts of 1,000 leads with 20 custom fields each. This project uses one statement for the whole batch. The old way
+makes one call per lead (`get_lead_full_context`), here in parallel over a pool of 20 connections and without the 100 ms
+that its network path took.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ MOST_MS, LEAST_RATIO = 100.0, 20.0
 
 
 def race(bench: Bench, options: Options, result: Result) -> None:
-    """Measure both, warm, one after the other."""
+    """Measure both with warm caches, one after the other."""
     leads = options.pick(1000, 20)
     repeat = options.pick(15, 1)
     with bench.database("bench_contexts") as url:
@@ -39,7 +39,7 @@ def race(bench: Bench, options: Options, result: Result) -> None:
             for _ in range(repeat + 1):
                 rows = one.time(lambda: _read_all(connection, asked))
                 contexts = parsed.time(lambda: [orjson.loads(row["context"]) for row in rows])  # noqa: B023 (called at once)
-            one.seconds.pop(0)  # the first one fills the cache for all
+            one.seconds.pop(0)  # the first call fills the cache
             if len(contexts) != leads or any(len(each["custom_fields"]) != FIELDS for each in contexts):
                 raise AssertionError("Not every lead has its fields.")
         queue = Times()
@@ -48,15 +48,15 @@ def race(bench: Bench, options: Options, result: Result) -> None:
         calls = [asyncio.run(_call_for_each(url, asked)) for _ in range(options.pick(5, 1))]
     many = sorted(calls)[len(calls) // 2]
     result.judge("one statement", one.ms, "ms", most=MOST_MS, digits=1)
-    result.tell("the same as a step does it, with a new connection and event loop", queue.ms, "ms", digits=1)
-    result.tell("reading its JSON", parsed.ms, "ms", digits=1)
+    result.tell("the same inside a step, with a new connection and event loop", queue.ms, "ms", digits=1)
+    result.tell("parsing its JSON", parsed.ms, "ms", digits=1)
     result.tell(f"{leads:,} calls over a pool of {POOL}", 1000 * many, "ms", digits=0)
     result.judge("the calls / the statement", many / one.median, "×", least=LEAST_RATIO, digits=1)
     result.plots.append(
         Plot(
             f"Contexts of {leads:,} leads with {FIELDS} custom fields",
             "ms",
-            {"this project: one statement": one.ms, f"a call a lead, pool of {POOL}": 1000 * many},
+            {"this project: one statement": one.ms, f"one call per lead, pool of {POOL}": 1000 * many},
         )
     )
 

@@ -1,7 +1,7 @@
 """A database 20 ms and 80 ms away.
 
-200 messages, 20 in flight, at the old system's latencies and with leases of 10 seconds: the send phase with the
-database on this machine, and with each answer of it 20 and 80 ms late.
+200 messages, 20 in flight, with the old system's latencies and leases of 10 seconds. The send phase is measured with
+the database on this machine, and with each of its answers delayed by 20 ms and by 80 ms.
 """
 
 from contextlib import ExitStack
@@ -13,26 +13,26 @@ from benchmarks.world import USUAL_LATENCIES, Bench, Options, fill, medians, rea
 from campaign_pipeline.sandbox import Behaviour, SandboxProcess
 
 IN_FLIGHT = 20
-DISTANCES = (0, 20, 80)  # milliseconds, there and back
-ROUND_TRIPS = 4  # of a message, one after another: what it asks of the database while it has a place in flight
+DISTANCES = (0, 20, 80)  # milliseconds per round trip
+ROUND_TRIPS = 4  # per message, one after another, while it holds a slot
 LEASE_SECONDS = "10"
 
 
 def race(bench: Bench, options: Options, result: Result) -> None:
-    """Run every distance once for each seed."""
+    """Run every distance once per seed."""
     count = options.pick(200, 20)
     figures = medians([_once(bench, count, seed) for seed in options.seeds])
     near = figures["phase 0"]
     result.tell("the limit", figures["limit"], "s")
     result.tell("send phase, database on this machine", near, "s")
     for away in DISTANCES[1:]:
-        # Each message waits for so many answers, and so many messages wait one after another in each place in flight.
+        # Each message waits for ROUND_TRIPS answers, and count / IN_FLIGHT messages use each slot one after another.
         most = near + ROUND_TRIPS * away / 1000 * count / IN_FLIGHT + 2.0
         result.judge(f"send phase, database {away} ms away", figures[f"phase {away}"], "s", most=most)
         result.tell(f"{away} ms away / on this machine", figures[f"phase {away}"] / near, "×")
     result.notes.append(
-        f"Every message went out once, so no lease of {LEASE_SECONDS} s was lost. The bar is the time on this machine, "
-        f"{ROUND_TRIPS} round trips a message, and 2 s."
+        f"Every message was sent once, so no lease of {LEASE_SECONDS} s was lost. The target is the time with the "
+        f"database on this machine, plus {ROUND_TRIPS} round trips per message, plus 2 s."
     )
 
 

@@ -1,8 +1,8 @@
 """Footprint: round trips, memory, events, imports.
 
-What a message and a run leave behind them: database round trips a message (counted on the wire, whatever the driver
-says), memory of a shard's process at 1,000 and at 10,000 messages, Dagster's events, and what a step's process
-imports beyond what the fork server has preloaded.
+The cost of a message and of a run: database round trips per message (counted on the wire), the memory of a shard's
+process at 1,000 and at 10,000 messages, Dagster's events, and the modules that a step's process imports beyond those
+that the fork server has preloaded.
 """
 
 from collections.abc import Sequence
@@ -15,13 +15,13 @@ from benchmarks.world import Bench, Options, fill
 from campaign_pipeline.sandbox import Behaviour, Kind, Latency, SandboxProcess
 
 MOST_TRIPS, MOST_MB, MOST_MORE_MB, MOST_EVENTS = 3.0, 350.0, 30.0, 200
-OLD_WAYS_TRIPS = 10  # nine and a context call
-# Quick, but not so quick that all messages move as one: groups of a commit are as they are in production.
+OLD_WAYS_TRIPS = 10  # nine calls and one context call
+# Fast, but spread, so that group commits are as large as in production.
 LATENCIES = {Kind.GENERATION: Latency(0.07, 0.5), Kind.SEND: Latency(0.02, 0.5)}
 
 
 def race(bench: Bench, options: Options, result: Result) -> None:
-    """Measure each on runs of its own."""
+    """Measure each figure with its own runs."""
     with SandboxProcess(Behaviour(seed=options.seed, latencies=LATENCIES)) as sandbox:
         _round_trips(bench, options, result, sandbox)
         _events_and_imports(bench, options, result, sandbox)
@@ -30,7 +30,7 @@ def race(bench: Bench, options: Options, result: Result) -> None:
 
 
 def _round_trips(bench: Bench, options: Options, result: Result, sandbox: SandboxProcess) -> None:
-    """With one message in flight nothing can be shared out; with more, what finishes together is committed together."""
+    """Count round trips. With one message in flight each commit stands alone; with more, commits are grouped."""
     trips: dict[int, float] = {}
     idle = _trips_of(bench, sandbox, 0, 1)
     for in_flight in options.pick((1, 5, 20, 50), (5,)):
@@ -41,15 +41,15 @@ def _round_trips(bench: Bench, options: Options, result: Result, sandbox: Sandbo
     result.tell("round trips of a batch that finds nothing due", idle, digits=0)
     result.plots.append(
         Plot(
-            "Database round trips a message",
+            "Database round trips per message",
             "round trips",
             {f"this project, {n} in flight": each for n, each in trips.items()} | {"the old way": OLD_WAYS_TRIPS},
-            ("the bar", MOST_TRIPS),
+            ("target", MOST_TRIPS),
         )
     )
     result.notes.append(
-        "Round trips are those of the whole job, less those of a batch without messages: claim, contexts, leases, "
-        "heartbeats and log are in them, and so is a pool's check of a connection before it hands it out."
+        "Round trips are those of the whole job minus those of an empty batch. They include claim, contexts, leases, "
+        "heartbeats, log, and the pool's check of a connection before use."
     )
 
 
@@ -77,7 +77,7 @@ def _events_and_imports(bench: Bench, options: Options, result: Result, sandbox:
 
 
 def _one_of_each(modules: dict[str, Sequence[str]]) -> dict[str, Sequence[str]]:
-    """The steps by their op: of mapped ones the one that imports most."""
+    """Return one step per op; of mapped steps, the one that imports most."""
     found: dict[str, Sequence[str]] = {}
     for step, names in modules.items():
         op = step.partition("[")[0]
@@ -95,9 +95,9 @@ def _memory(bench: Bench, options: Options, result: Result, sandbox: SandboxProc
     small, large = options.pick((1000, 10_000), (10, 40))
     peaks = {count: _peak(bench, sandbox, count).shard_peak_mb() for count in (small, large)}
     result.judge("peak memory of a shard's process at 10,000 messages", peaks[large], "MB", most=MOST_MB, digits=0)
-    result.judge("more than at 1,000 messages", peaks[large] - peaks[small], "MB", most=MOST_MORE_MB, digits=0)
+    result.judge("difference to 1,000 messages", peaks[large] - peaks[small], "MB", most=MOST_MORE_MB, digits=0)
     result.notes.append(
-        "Memory is the peak of the resident pages, those included that a step's process shares with its fork server."
+        "Memory is the peak resident set size, including pages that a step's process shares with its fork server."
     )
 
 

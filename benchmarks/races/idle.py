@@ -1,8 +1,8 @@
 """An idle queue.
 
-Dagster's daemon and code server with the schedule on and nothing to send, of the code before batches looked ahead and
-of this code: what Dagster's storage grows by in an hour, and the processor time a minute of everything but Dagster's
-own daemon.
+Dagster's daemon and code server run with the schedule on and nothing to send. This code is compared with the code
+before batches looked ahead: the growth of Dagster's storage per hour, and the processor time per minute of all
+processes but Dagster's own daemon.
 """
 
 import time
@@ -17,13 +17,13 @@ SHARE_OF_STORAGE, SECONDS_A_MINUTE = 1 / 3, 0.1
 
 
 def race(bench: Bench, options: Options, result: Result) -> None:
-    """Watch both, one after the other."""
+    """Observe both, one after the other."""
     minutes = options.pick(MINUTES, 1)
     rows: dict[str, float] = {}
     with SandboxProcess() as sandbox, contestants(bench, sandbox) as both:
         for contestant in both:
             with working_by_itself(contestant) as used:
-                time.sleep(20)  # until every sensor had its first tick
+                time.sleep(20)  # until every sensor has had its first tick
                 before, seconds = stored(contestant), used.seconds(without="dagster-daemon")
                 time.sleep(60 * minutes)
                 grown = stored(contestant) - before
@@ -36,4 +36,4 @@ def race(bench: Bench, options: Options, result: Result) -> None:
             else:
                 result.judge("processor time a minute, this", seconds, "s", most=SECONDS_A_MINUTE)
     result.judge("bytes an hour, this / before", rows["this"] / rows[BEFORE], "×", most=SHARE_OF_STORAGE)
-    result.notes.append(f"Watched for {minutes} minutes each. Sizes are of rows, without indexes.")
+    result.notes.append(f"Each was observed for {minutes} minutes. Sizes are those of rows, without indexes.")

@@ -1,8 +1,8 @@
 """On time: messages planned one by one, and a burst.
 
-With Dagster's daemon and the schedule on, at the old system's latencies, of the code before batches looked ahead and of
-this code: 60 messages planned 5 s apart in 3 campaigns; then 100 messages that all become due at one instant, planned
-before; and 100 that nobody planned, inserted as due.
+Dagster's daemon runs with the schedule on and the old system's latencies. This code is compared with the code before
+batches looked ahead in three cases: 60 messages planned 5 s apart in 3 campaigns; 100 messages planned for the same
+instant; and 100 messages inserted as already due.
 """
 
 import statistics
@@ -20,12 +20,12 @@ CAMPAIGNS, APART = 3, 5.0
 IN_FLIGHT = 20  # of each inbox, by default
 SOON, SHARE_SOON, MOST_LATE = 1.0, 0.95, 5.0  # seconds, share, seconds
 BURST_EXTRA = 10.0
-LEAD = 100.0  # seconds between the planning and the first planned time
+LEAD = 100.0  # seconds from planning to the first planned time
 PATIENCE = 180.0
 
 
 def race(bench: Bench, options: Options, result: Result) -> None:
-    """Run both, one after the other."""
+    """Run both contestants, one after the other."""
     planned, burst = options.pick(60, 6), options.pick(100, 10)
     behaviour = Behaviour(seed=options.seed, latencies=USUAL_LATENCIES)
     share: dict[str, float] = {}
@@ -74,7 +74,7 @@ def _put_off(contestant: Contestant) -> None:
 
 
 def _lateness(contestant: Contestant, count: int, first: float, apart: float) -> list[float]:
-    """Plan some of the messages that are put off, and wait until they are sent; seconds after their time, each."""
+    """Plan some of the postponed messages and wait until they are sent; return how many seconds late each was."""
     with psycopg.connect(contestant.url, autocommit=True) as connection:
         chosen = [
             row[0]

@@ -1,8 +1,8 @@
 """A small batch: 4 messages in 3 inboxes.
 
-One run of the job with 4 due messages in 3 inboxes, as the schedule launches it, of the code before batches looked
-ahead and of this code: processor time of all its processes, Dagster's events, and what its storage grows by. Each is
-run twice, and the second is measured, when Dagster has seen the job. A day of small batches is 1,440 such runs.
+One run of the job with 4 due messages in 3 inboxes, as the schedule launches it. This code is compared with the code
+before batches looked ahead: processor time of all processes, Dagster's events, and the growth of its storage. Each runs
+twice and the second run is measured, since Dagster stores the job in the first. A day of small batches is 1,440 runs.
 """
 
 import json
@@ -23,7 +23,7 @@ SHARE_OF_TIME, MOST_EVENTS, SHARE_OF_STORAGE = 0.4, 25, 1 / 3
 
 
 def race(bench: Bench, options: Options, result: Result) -> None:
-    """Run both once for each seed."""
+    """Run both once per seed."""
     figures = medians([_once(bench) for _ in options.seeds])
     for name in (BEFORE, "this"):
         result.tell(f"processor time, {name}", figures[f"time {name}"], "s")
@@ -62,7 +62,7 @@ def _once(bench: Bench) -> dict[str, float]:
 
 
 def _run(contestant: Contestant, config: dict[str, Any]) -> float:
-    """One run in a process of its own; returns the processor time of all its processes."""
+    """Run the job once; return the processor time of all its processes."""
     home = Path(contestant.variables["DAGSTER_HOME"])
     log, config_file = home / "run.log", home / "run_config.yaml"
     config_file.write_text(json.dumps(config), encoding="utf-8")  # JSON is YAML

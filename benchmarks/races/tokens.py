@@ -1,9 +1,9 @@
 """Input tokens of a campaign with long instructions.
 
-1,000 messages of a campaign with 3,000 tokens of instructions, 20 in flight: the input tokens that are billed for this
-project's requests, at the full price, against all input tokens, which is what they cost without prompt caching. Beside
-it the same prompts without the session and without the mark that some models need. The sandbox bills as OpenRouter's
-guide on prompt caching says, and runs each model on three endpoints, each with a cache of its own.
+1,000 messages of a campaign with 3,000 tokens of instructions, 20 in flight. The figure is the input tokens billed for
+this project's requests, converted to the full price, over all input tokens, which is the cost without prompt caching.
+The same prompts without `session_id` and cache marks are shown for comparison. The sandbox bills according to
+OpenRouter's guide on prompt caching and serves each model from three endpoints, each with its own cache.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ from campaign_pipeline.core.ports import Prompt
 from campaign_pipeline.sandbox import Behaviour, Kind, Latency, SandboxProcess
 
 MODELS: Mapping[str, float | None] = {
-    # The bar; None where the model's maker gives too little for a cached token to reach it.
+    # The target; None where the discount for a cached token is too small to reach it.
     "anthropic/claude-sonnet-4.5": 0.25,
     "qwen/qwen3-max": 0.25,
     "openai/gpt-5-mini": 0.25,
@@ -37,15 +37,15 @@ INSTRUCTIONS = (
     "Apresente-se em poucas linhas, mostre que conhece o ramo do cliente e pergunte se pode explicar mais. " * 60
 )[: 3000 * 4]
 VALUE = "Valor {field} do lead {lead}, como o CRM o guarda"
-"""As `world.fill` writes them, eight for each lead."""
+"""A custom field's value as `world.fill` writes it; each lead has eight."""
 
 IN_FLIGHT = 20
 LATENCIES = {Kind.GENERATION: Latency(0.05, 0.5)}
-"""Seconds: a prompt can be read from the cache once the first answer is there, so it must not come at once."""
+"""Seconds. Not zero: a prompt can be read from the cache only after the first answer."""
 
 
 def race(bench: Bench, options: Options, result: Result) -> None:
-    """Run every model once; what is billed hardly depends on the seed."""
+    """Run every model once; the bill hardly depends on the seed."""
     count = options.pick(1000, 20)
     ratios: dict[str, float] = {}
     for model, most in options.pick(MODELS, dict([next(iter(MODELS.items()))])).items():
@@ -62,10 +62,11 @@ def race(bench: Bench, options: Options, result: Result) -> None:
         else:
             result.judge(what, ours, "×", most=most)
         result.tell(f"{model}: without session and mark / without caching", plain, "×")
-    result.plots.append(Plot(f"Input tokens billed, {count:,} messages", "of all input tokens", ratios, ("bar", 0.25)))
+    plot = Plot(f"Input tokens billed, {count:,} messages", "of all input tokens", ratios, ("target", 0.25))
+    result.plots.append(plot)
     result.notes.append(
-        "Without a bar: Gemini and GPT-4o bill a cached token at 0.25 and 0.5 of the price, which alone is at the bar "
-        "or above it."
+        "Gemini and GPT-4o have no target: they bill a cached token at 0.25 and 0.5 of the price, so they cannot reach "
+        "0.25."
     )
 
 
@@ -80,14 +81,14 @@ def _work(bench: Bench, sandbox: SandboxProcess, model: str, count: int) -> None
 
 
 def _billed(sandbox: SandboxProcess) -> float:
-    """Input tokens that were billed, at the full price, as a share of all input tokens."""
+    """Return the billed input tokens, converted to the full price, as a share of all input tokens."""
     entries = sandbox.record(kind="generation", accepted=True)
     billed = sum(float(entry["billed_prompt_tokens"]) for entry in entries)
     return billed / sum(int(entry["prompt_tokens"]) for entry in entries)
 
 
 async def _ask_without_cache(sandbox: SandboxProcess, model: str, count: int) -> None:
-    """Ask for as many first contacts of the same campaign, with nothing in a request that is there for the cache."""
+    """Request as many first contacts of the same campaign, without session and cache mark."""
     free = asyncio.Semaphore(IN_FLIGHT)
     host = Hosts.from_environment({"CAMPAIGN_ONLY_HOSTS": f"{sandbox.host}:{sandbox.port}"})
     async with http_client(connections=IN_FLIGHT, hosts=host) as client:

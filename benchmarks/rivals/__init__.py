@@ -1,1 +1,1 @@
-"""Other ways of doing the same work: the two requests of a message, without what this project adds to them."""
+"""Other ways of doing the same work: the two requests of a message, without this project's guarantees."""

@@ -1,6 +1,6 @@
-"""The two requests of each message and nothing else: no database, no ledger, nothing kept. The floor for one process.
+"""The two requests of each message and nothing else: no database, no ledger. The lower bound for one process.
 
-`python -m benchmarks.rivals.bare_loop LETTERS PART OF IN_FLIGHT` works one part and prints when it began and ended.
+`python -m benchmarks.rivals.bare_loop LETTERS PART OF IN_FLIGHT` works one part and prints its start and end.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from benchmarks.world import plain_environment
 
 
 async def run_bare_loop(letters: Letters, in_flight: int) -> float:
-    """Work all letters behind a semaphore; returns seconds."""
+    """Work all letters behind a semaphore; return the seconds."""
     slots = asyncio.Semaphore(in_flight)
     async with client_session(in_flight) as session:
 
@@ -30,7 +30,7 @@ async def run_bare_loop(letters: Letters, in_flight: int) -> float:
 
 
 def run_in_processes(file: Path, processes: int, in_flight: int) -> float:
-    """Work the letters of a file in some processes with `in_flight` in all; returns seconds without their start."""
+    """Work the letters of a file in several processes, `in_flight` in total; return the seconds without start-up."""
     command = [sys.executable, "-m", "benchmarks.rivals.bare_loop", str(file)]
     children = [
         subprocess.Popen(

@@ -1,8 +1,8 @@
-"""Celery with Redis. Its worker does the two requests and one status write for each message.
+"""Celery with Redis. Its worker makes the two requests and one status write for each message.
 
-Its pool is threads, the only one of its own that keeps 50 requests in flight in one process; the client under them is
-urllib3, which is faster there than httpx. Tasks are acknowledged when they are received (its default), so that a worker
-that dies loses what it holds: it is spared that cost too.
+It runs once with the pool `threads` and once with `gevent`: the two that keep 50 requests in flight in one process. The
+HTTP client is urllib3, which is faster there than httpx. A task is acknowledged when it is received (Celery's default):
+a worker that dies loses its tasks, and the worker is spared the cost of preventing that.
 """
 
 import os
@@ -30,7 +30,7 @@ _START_TIMEOUT = 10.0  # seconds
 
 
 def _app(broker: str) -> Any:
-    # A module of its own that is not there without the `bench` extra.
+    # Installed by the extra `bench` only.
     import celery  # type: ignore[import-not-found,import-untyped,unused-ignore]
 
     made = celery.Celery("benchmarks", broker=broker)
@@ -74,7 +74,7 @@ def _post(url: str, body: bytes, headers: dict[str, str]) -> Any:
 
 
 def defer_all(broker: str, count: int) -> None:
-    """Put a task for each message in its queue; this is not timed."""
+    """Queue one task per message; this is not timed."""
     app = _app(broker)
     with app.connection_for_write() as connection, app.amqp.producer_pool.acquire(block=True):
         for no in range(count):
@@ -83,7 +83,7 @@ def defer_all(broker: str, count: int) -> None:
 
 @contextmanager
 def redis_server() -> Iterator[str]:
-    """A Redis of our own on a free loopback port that keeps nothing; gives its URL, and stops it afterwards."""
+    """Run Redis without persistence on a free loopback port; yield its URL."""
     program = shutil.which("redis-server")
     assert program is not None
     with socket.socket() as probe, tempfile.TemporaryDirectory(prefix="bench-redis-") as folder:
@@ -113,6 +113,6 @@ def _wait_for(port: int) -> None:
     raise RivalFailed("redis-server did not start.")
 
 
-# Where the worker finds it: `celery -A benchmarks.rivals.celery_app`.
+# The worker imports this: `celery -A benchmarks.rivals.celery_app`.
 if "BENCH_BROKER" in os.environ:
     app = _app(os.environ["BENCH_BROKER"])

@@ -1,7 +1,7 @@
-"""The work of a rival: what to ask the model for and whom to send it to, ready made.
+"""The work of a rival: prepared requests to the model and to the provider.
 
-A rival gets the requests as bytes that this project would have sent, so that the sandbox draws the same latencies for
-it; reading contexts and writing prompts costs it nothing.
+A rival gets the bytes of the requests that this project would send, so the sandbox draws the same latencies for it.
+Reading contexts and building prompts costs the rival nothing.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ from campaign_pipeline.sql import statement
 
 @dataclass(frozen=True)
 class Letter:
-    """One message: the two requests that it needs, but for the text that the first one brings."""
+    """The two requests of one message, without the text, which the first one returns."""
 
     id: str
     generation: str  # the body of the first request
@@ -36,23 +36,23 @@ class Letter:
 
 @dataclass(frozen=True)
 class Letters:
-    """All of them, and where the model is."""
+    """All letters, and the model's address."""
 
     generation_url: str
     letters: Sequence[Letter]
 
     def save(self, file: Path) -> None:
-        """Write them for a rival in another process."""
+        """Write the letters to a file, for a rival in another process."""
         file.write_bytes(orjson.dumps(asdict(self)))
 
     @classmethod
     def load(cls, file: Path) -> "Letters":
-        """Read what `save` wrote."""
+        """Read a file that `save` wrote."""
         raw = orjson.loads(file.read_bytes())
         return cls(raw["generation_url"], [Letter(**letter) for letter in raw["letters"]])
 
     def part(self, no: int, of: int) -> "Letters":
-        """Every `of`-th one."""
+        """Return every `of`-th letter, beginning with number `no`."""
         return Letters(self.generation_url, self.letters[no::of])
 
 
@@ -61,7 +61,7 @@ SEND_HEADERS = {"apikey": TOKEN, "Content-Type": "application/json"}
 
 
 def read_letters(url: str, sandbox: SandboxProcess, most: int | None = None) -> Letters:
-    """Make the letters of a database that `world.fill` filled, in the order in which they are due."""
+    """Build the letters of a database that `world.fill` filled, by due time."""
     query = """
         SELECT m.id, m.lead_id, m.phone_number, i.name, a.model, c.ai_instructions, c.workspace_id,
                a.system_prompt, w.name AS workspace
@@ -99,29 +99,29 @@ def _context(row: dict[str, Any]) -> LeadContext:
 
 
 def send_body(letter: Letter, text: str) -> bytes:
-    """The body of the second request."""
+    """Return the body of the second request."""
     return orjson.dumps({"number": letter.number, "text": text, "delay": 0, "linkPreview": False})
 
 
 def text_in(answer: Any) -> str:
-    """The text in the model's answer."""
+    """Return the text in the model's answer."""
     return str(answer["choices"][0]["message"]["content"]).strip()
 
 
 async def generate(session: aiohttp.ClientSession, url: str, letter: Letter) -> str:
-    """The first request; returns the text. Raises aiohttp.ClientError for anything but a success."""
+    """Make the first request; return the text. Raises aiohttp.ClientError unless it succeeds."""
     async with session.post(url, data=letter.generation.encode(), headers=GENERATION_HEADERS) as response:
         response.raise_for_status()
         return text_in(orjson.loads(await response.read()))
 
 
 async def send(session: aiohttp.ClientSession, letter: Letter, text: str) -> str:
-    """The second request; returns the provider's id. Raises aiohttp.ClientError for anything but a success."""
+    """Make the second request; return the provider's id. Raises aiohttp.ClientError unless it succeeds."""
     async with session.post(letter.send_url, data=send_body(letter, text), headers=SEND_HEADERS) as response:
         response.raise_for_status()
         return str(orjson.loads(await response.read())["key"]["id"])
 
 
 def client_session(connections: int) -> aiohttp.ClientSession:
-    """The fastest client there is for this: aiohttp itself."""
+    """Return an aiohttp session, the fastest client for this work."""
     return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=connections), cookie_jar=aiohttp.DummyCookieJar())

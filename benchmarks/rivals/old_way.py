@@ -1,7 +1,7 @@
-"""The system that is replaced, rebuilt from its description: one by one, and its later chunks of five.
+"""The replaced system, rebuilt from its description: one by one, and in chunks of five.
 
-Its calls to the CRM (a context call of 100 ms a lead, nine others of 5 ms a message) are waits of just that long. A
-real call costs processor time too, so the rebuilt system is rather faster than the original was.
+Its calls to the CRM (one context call of 100 ms per lead, nine other calls of 5 ms per message) are sleeps. A real call
+also costs processor time, so the rebuilt system is faster than the original.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from benchmarks.rivals.letters import Letter, Letters, client_session, generate,
 
 @dataclass(frozen=True)
 class OldPace:
-    """What its calls to the CRM take, in seconds, and how many messages make a chunk."""
+    """The durations of its calls to the CRM, in seconds, and the size of a chunk."""
 
     context: float = 0.1
     call: float = 0.005
@@ -23,14 +23,14 @@ class OldPace:
 
 
 class OldWay:
-    """Works the letters; each method returns the seconds that it took."""
+    """Works the letters; each method returns its duration in seconds."""
 
     def __init__(self, letters: Letters, pace: OldPace | None = None) -> None:
         self._letters = letters
         self._pace = pace or OldPace()
 
     async def one_by_one(self) -> float:
-        """As it was first: a message after the other, its context fetched when its turn comes."""
+        """Its first version: one message after the other, each context fetched in turn."""
         async with client_session(self._pace.chunk) as session:
             started = time.perf_counter()
             for letter in self._letters.letters:
@@ -39,7 +39,7 @@ class OldWay:
             return time.perf_counter() - started
 
     async def chunks(self) -> float:
-        """As its eighth version does: all contexts at once, then chunks of five that wait for their slowest."""
+        """Its eighth version: all contexts at once, then chunks of five that wait for their slowest message."""
         async with client_session(self._pace.chunk) as session:
             started = time.perf_counter()
             letters = self._letters.letters

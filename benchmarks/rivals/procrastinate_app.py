@@ -1,6 +1,6 @@
-"""procrastinate: a queue in PostgreSQL. Its worker does the two requests and one status write for each message.
+"""procrastinate, a queue in PostgreSQL. Its worker makes the two requests and one status write for each message.
 
-`python -m benchmarks.rivals.procrastinate_app` is a worker; it reads BENCH_LETTERS, BENCH_DATABASE_URL and
+`python -m benchmarks.rivals.procrastinate_app` runs a worker. It reads BENCH_LETTERS, BENCH_DATABASE_URL and
 BENCH_CONCURRENCY, and ends when the queue is empty.
 """
 
@@ -18,7 +18,7 @@ _DEFER_AT_ONCE = 1000
 
 
 def _app(url: str, pool_size: int) -> Any:
-    # A module of its own that is not there without the `bench` extra.
+    # Installed by the extra `bench` only.
     import procrastinate  # type: ignore[import-not-found,import-untyped,unused-ignore]
 
     connector = procrastinate.PsycopgConnector(conninfo=url, min_size=1, max_size=pool_size)
@@ -26,7 +26,7 @@ def _app(url: str, pool_size: int) -> Any:
 
 
 async def defer_all(url: str, count: int) -> None:
-    """Put a job for each message in its queue; this is not timed."""
+    """Queue one job per message; this is not timed."""
     app = _app(url, 2)
     async with app.open_async():
         await app.schema_manager.apply_schema_async()

@@ -1,4 +1,4 @@
-"""Running the rivals that are queues: workers in processes of their own, timed from first request to last write."""
+"""Runs the rivals that are queues: each worker is a process, timed from the first request to the last write."""
 
 import asyncio
 import shutil
@@ -18,41 +18,41 @@ from campaign_pipeline.sandbox import SandboxProcess
 
 @dataclass(frozen=True)
 class Field:
-    """Where they race."""
+    """What every rival works on."""
 
-    url: str  # a database of their own
+    url: str  # its own database
     letters: Letters
-    file: Path  # the same, for their workers
+    file: Path  # the letters, for the workers
     sandbox: SandboxProcess
     in_flight: int  # of one worker
 
 
 def missing_procrastinate() -> str | None:
-    """Why it cannot race, if so."""
+    """Return what procrastinate lacks, or None."""
     return None if find_spec("procrastinate") else "procrastinate is not installed (extra `bench`)"
 
 
 def missing_celery() -> str | None:
-    """Why it cannot race, if so."""
-    if find_spec("celery") is None or find_spec("redis") is None:
-        return "celery and redis are not installed (extra `bench`)"
+    """Return what Celery lacks, or None."""
+    if any(find_spec(module) is None for module in ("celery", "redis", "gevent")):
+        return "celery, redis and gevent are not installed (extra `bench`)"
     return None if shutil.which("redis-server") else "redis-server is not installed"
 
 
 def race_procrastinate(field: Field, workers: int) -> float:
-    """Seconds that some procrastinate workers take for all letters."""
+    """Return the seconds that `workers` procrastinate workers need for all letters."""
     make_table(field.url, field.letters)
     asyncio.run(procrastinate_app.defer_all(field.url, len(field.letters.letters)))
     command = [sys.executable, "-m", "benchmarks.rivals.procrastinate_app"]
     return _race(field, [command] * workers, {})
 
 
-def race_celery(field: Field, workers: int) -> float:
-    """Seconds that some Celery workers take for all letters."""
+def race_celery(field: Field, workers: int, pool: str) -> float:
+    """Return the seconds that `workers` Celery workers with this pool need for all letters."""
     make_table(field.url, field.letters)
     with celery_app.redis_server() as broker:
         celery_app.defer_all(broker, len(field.letters.letters))
-        command = [sys.executable, "-m", "celery", "-A", "benchmarks.rivals.celery_app", "worker", "--pool", "threads"]
+        command = [sys.executable, "-m", "celery", "-A", "benchmarks.rivals.celery_app", "worker", "--pool", pool]
         command += ["--concurrency", str(field.in_flight), "--loglevel", "ERROR", "--without-gossip"]
         command += ["--without-mingle", "--without-heartbeat"]
         commands = [[*command, "--hostname", f"w{no}@localhost"] for no in range(workers)]

@@ -1,4 +1,4 @@
-"""The one status write of a message, as the queues that are raced against do it, and the time that they took."""
+"""The rivals' status write, and the wait for its last row."""
 
 import time
 
@@ -14,7 +14,7 @@ class RivalFailed(RuntimeError):
 
 
 def make_table(url: str, letters: Letters) -> None:
-    """A plain table of messages for one rival."""
+    """Create a plain table of messages for one rival."""
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute("DROP TABLE IF EXISTS rival_messages")
         connection.execute(
@@ -28,7 +28,7 @@ def make_table(url: str, letters: Letters) -> None:
 
 
 def wait_until_sent(url: str, count: int, timeout: float = 1800.0) -> float:
-    """Wait until all are sent; returns when the last was (seconds since the epoch). Raises RivalFailed."""
+    """Wait until all are sent; return the time of the last (seconds since the epoch). Raises RivalFailed."""
     deadline, sent = time.monotonic() + timeout, 0
     with psycopg.connect(url, autocommit=True) as connection:
         while time.monotonic() < deadline:

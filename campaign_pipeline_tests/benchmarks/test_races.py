@@ -1,13 +1,17 @@
-"""The races run: nothing here is timed, for figures of a busy machine mean nothing.
+"""The races run, and the README shows the figures of RESULTS.md. Nothing here is timed: CI machines are busy.
 
-Left out: small_batch, punctual and idle, which race against an older commit in real time.
+small_batch, punctual and idle are left out: they compare with an older commit, in real time.
 """
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from benchmarks.races import RACES
+from benchmarks.readme import figures, written_figures
 
 ROOT = Path(__file__).parents[2]
 
@@ -49,6 +53,18 @@ def test_a_short_run_writes_the_tables_of_its_races_and_judges_none(tmp_path: Pa
         "anthropic/claude-sonnet-4.5: billed / without caching",
     ):
         assert f"| {figure} |" in text
+
+
+def test_the_readme_shows_the_figures_of_the_results() -> None:
+    results = ROOT.joinpath("benchmarks", "RESULTS.md").read_text(encoding="utf-8")
+    assert written_figures(ROOT.joinpath("README.md").read_text(encoding="utf-8")) == figures(results)
+
+
+def test_no_section_of_the_results_is_written_by_hand() -> None:
+    results = ROOT.joinpath("benchmarks", "RESULTS.md").read_text(encoding="utf-8")
+    titles = {line.removeprefix("## ") for line in results.splitlines() if line.startswith("## ")}
+    races = {str(importlib.import_module(f"benchmarks.races.{name}").__doc__) for name in RACES}
+    assert titles <= {docstring.partition(".\n")[0] for docstring in races}
 
 
 def test_a_short_run_never_replaces_the_results_of_a_real_one() -> None:

@@ -90,12 +90,13 @@ class Webhook:
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
-        settling = asyncio.create_task(self._keep_settling())
-        try:
-            yield
-        finally:
-            settling.cancel()
-            await asyncio.gather(settling, return_exceptions=True)
+        async with self._store.kept_open():
+            settling = asyncio.create_task(self._keep_settling())
+            try:
+                yield
+            finally:
+                settling.cancel()
+                await asyncio.gather(settling, return_exceptions=True)
 
     async def _keep_settling(self) -> None:
         while True:

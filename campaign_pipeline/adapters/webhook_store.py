@@ -1,13 +1,14 @@
 """What our own webhook was told: kept, and applied."""
 
 import asyncio
+import contextlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 
 from psycopg.types.json import Jsonb
 
 from campaign_pipeline.adapters.group_commit import GroupCommit
-from campaign_pipeline.adapters.postgres import Statements
+from campaign_pipeline.adapters.postgres import Connection, ConnectionPool, ShardStore, Statements
 from campaign_pipeline.adapters.webhook_events import WebhookEvent
 
 EVENTS_A_ROUND = 200
@@ -20,6 +21,23 @@ class WebhookStore(Statements):
     def __init__(self, url: str, patience_seconds: float = 10.0) -> None:
         super().__init__(url, patience_seconds)
         self._storing = GroupCommit[WebhookEvent, None](self._store_group, size=500)
+        self._pool: ConnectionPool | None = None
+
+    @contextlib.asynccontextmanager
+    async def kept_open(self) -> AsyncIterator[None]:
+        """Keep connections from one statement to the next: in a burst, a new one costs more than what it stores."""
+        # Opened without waiting: a database that is away is waited for by each call.
+        async with ShardStore.pool(self._url, self._patience) as self._pool:
+            try:
+                yield
+            finally:
+                self._pool = None
+
+    @contextlib.asynccontextmanager
+    async def _connection(self) -> AsyncIterator[Connection]:
+        kept = super()._connection() if self._pool is None else self._pool.connection()
+        async with kept as connection:
+            yield connection
 
     async def store(self, events: Sequence[WebhookEvent]) -> None:
         """Come back when they are committed. Raises StoreUnavailable."""

@@ -13,6 +13,7 @@ import pytest
 
 from campaign_pipeline.adapters.environment import SettingError
 from campaign_pipeline.adapters.webhook import Webhook, WebhookSecrets
+from campaign_pipeline.adapters.webhook_events import WebhookEvent
 from campaign_pipeline.adapters.webhook_store import WebhookStore
 from campaign_pipeline_tests.factories import World
 
@@ -215,3 +216,24 @@ def test_a_burst_of_a_thousand_events_is_stored_without_loss(world: World, inbox
 
     calls(world, scenario)
     assert world.value("SELECT count(*) FROM campaign_webhook_events") == 1000
+
+
+def test_connections_are_kept_through_a_burst_and_one_that_is_cut_loses_nothing(world: World) -> None:
+    def backends() -> list[int]:
+        asked = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND strpos(query, %s) > 0"
+        return [row["pid"] for row in world.all(asked, "INSERT INTO campaign_pipeline.campaign_webhook_events")]
+
+    async def run() -> None:
+        store = WebhookStore(world.url)
+        async with store.kept_open():
+            for number in range(20):
+                await store.store([WebhookEvent("evolution", f"3EB0{number}", "loja", "status", {})])
+            kept = backends()
+            assert 1 <= len(kept) <= 4
+            world.all("SELECT pg_terminate_backend(p) FROM unnest(%s::integer[]) AS p", kept)
+            await store.store([WebhookEvent("evolution", "3EB020", "loja", "status", {})])
+            assert not set(backends()) & set(kept)
+        assert backends() == []
+
+    asyncio.run(run())
+    assert world.value("SELECT count(*) FROM campaign_webhook_events") == 21

@@ -17,10 +17,12 @@ from campaign_pipeline.core.ports import (
     UNRECOGNISED,
     Clock,
     DeliveryStore,
+    Failure,
     NotReady,
     Scope,
     Systemic,
     Throttled,
+    Transient,
     Verdict,
 )
 from campaign_pipeline.core.results import GiveBack, Result
@@ -263,14 +265,31 @@ class Admission:
                 await self._slow_inbox(message, failure)
         return seconds
 
-    async def is_confirmed(self, message: LeasedMessage, failure: Systemic) -> bool:
+    async def confirmed(
+        self,
+        message: LeasedMessage,
+        failure: Systemic,
+        check_connection: Callable[[], Awaitable[Failure | NotReady | None]],
+    ) -> Failure:
+        """A failure that was read from words alone: the inbox's, if its state or a second recipient says so.
+
+        Otherwise this message alone is tried again later: one recipient's trouble must not stop an inbox.
+        """
+        if await self._is_confirmed(message, failure):
+            return failure
+        state = await check_connection()
+        if isinstance(state, Systemic):
+            return state
+        reason = f"{failure.reason} No other lead's message met it so far."
+        return Transient(failure.code, reason, answer=failure.answer)
+
+    async def _is_confirmed(self, message: LeasedMessage, failure: Systemic) -> bool:
         """Whether words alone are enough to call a scope broken: it is paused for it, or a second recipient met it."""
         scope = (failure.scope, self._scope_id(message, failure.scope))
         if scope in self._open or failure.scope is not Scope.INBOX:
             return True
-        if any(
-            (pause.scope, pause.scope_id, pause.code) == (*scope, failure.code) for pause in await self._store.pauses()
-        ):
+        paused = {(pause.scope, pause.scope_id, pause.code) for pause in await self._store.pauses()}
+        if (*scope, failure.code) in paused:
             return True
         streak = await self._store.note_failure(*scope, failure.code, message.lead_id or message.id)
         return streak.recipients > 1

@@ -4,23 +4,17 @@ Every request to a provider has its intent committed before it and its outcome a
 which answers GO only to the holder of the lease (I1).
 """
 
-import asyncio
 from collections import deque
-from collections.abc import Coroutine, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
 from campaign_pipeline.core.address import InvalidAddress, business_scoped_id, normalize_email
 from campaign_pipeline.core.admission import Admitted, Ask, Deferred, Refused
-from campaign_pipeline.core.model import (
-    ErrorClass,
-    LeasedMessage,
-    MessageStatus,
-    PartStatus,
-)
+from campaign_pipeline.core.message_ledger import MessageLedger
+from campaign_pipeline.core.model import ErrorClass, LeasedMessage, PartStatus
 from campaign_pipeline.core.numbers import NOT_ON_WHATSAPP
-from campaign_pipeline.core.parts import Departure, Part, recorded
+from campaign_pipeline.core.parts import Departure, Part
 from campaign_pipeline.core.personal_data import personal_values, without_values
 from campaign_pipeline.core.phone_numbers import own_number
 from campaign_pipeline.core.ports import (
@@ -36,12 +30,9 @@ from campaign_pipeline.core.ports import (
     LookUp,
     LookUpAnswer,
     LookUpFailed,
-    ModelCall,
     Outcome,
     Permanent,
     Scope,
-    Settled,
-    Settlement,
     StoreUnavailable,
     Systemic,
     Template,
@@ -55,9 +46,7 @@ from campaign_pipeline.core.results import (
     ALL_PARTS_SENT,
     ALREADY_SENT,
     LEASE_LOST,
-    MESSAGE_GONE,
     Ended,
-    Fail,
     GiveBack,
     Lost,
     Released,
@@ -65,29 +54,16 @@ from campaign_pipeline.core.results import (
     Sent,
     Skip,
     count_result,
+    refused,
 )
 from campaign_pipeline.core.shard_context import ShardContext
 from campaign_pipeline.core.slots import Slots
-from campaign_pipeline.core.text_writer import NotWritten, lost_call
+from campaign_pipeline.core.text_writer import NotWritten
 from campaign_pipeline.core.window import InvalidWindow
 
-_NEVER = {
-    Verdict.SUPPRESSED: "The lead or its address is suppressed (campaign_suppressions)",
-    Verdict.FOREIGN_WORKSPACE: "The message touches a row of another workspace than its campaign's (the check "
-    "rows_stay_in_their_workspace names it)",
-}
-"""Why a message may not be sent at all, whatever is waited for."""
-
-T = TypeVar("T")
 OutcomeT = TypeVar("OutcomeT", bound=Outcome)
 
 WORKER_DIED = Unknown("worker_died", "The process that sent this part ended before it could record an answer.")
-
-NUMBER_CONTACTED_DELAY = 60.0
-"""Seconds until the next claim looks at a message whose number another one has: by then that one is mostly settled."""
-
-REVIEW_DELAY = 7 * 24 * 3600.0
-"""Seconds until a message that waits for a person is looked at again, should nobody decide."""
 
 TOO_LATE = "The database or the connection took so long that its turn was over; nothing was requested."
 
@@ -110,18 +86,15 @@ class MessageDelivery:
         self.lead = shared.lead_of(message)
         self.parts = [Part.from_record(record) for record in message.parts]
         self._shared = shared
+        self._ledger = MessageLedger(message, shared)
         self._slots = slots
         self._holds_slot = True
         self._address = ""
         self._other_numbers: deque[str] = deque()  # to be tried where the address has no account
         self._subject: str | None = message.subject
         self._template: Template | None = message.template  # that it goes out as
-        self._text: dict[str, Any] = {}  # of BeginPart: to be committed with the first attempt, or with the end
-        # What the ledger would have to be told of the attempt under way if nothing more came of it.
-        self._attempt: Settlement | None = None
         self._conversation_id: str | None = None
         self._send_deadline = 0.0  # on the shard's clock: a later request must not be made
-        self._commit: asyncio.Task[Any] | None = None  # must not be torn by a cancellation
         self._model_answer: Mapping[str, Any] = {}  # what the model's provider said when it gave no text
         self._ended = False
 
@@ -155,11 +128,10 @@ class MessageDelivery:
 
     async def release(self, reason: str) -> None:
         """Give the message back, unless it has ended: its shard ends."""
-        if self._commit is not None:
-            await asyncio.wait([self._commit])  # a commit under way is finished though its task was cancelled
+        await self._ledger.wait_for_commit()
         if not self._ended:
             held = self._shared.leases.has(self.id)
-            await self._finish(self._given_back(Released("given_back", reason)) if held else LEASE_LOST)
+            await self._finish(self._ledger.given_back(Released("given_back", reason)) if held else LEASE_LOST)
 
     def release_slot(self) -> None:
         """No more requests for this message: free its slot, then commit."""
@@ -183,7 +155,7 @@ class MessageDelivery:
     @property
     def needs_model(self) -> bool:
         """Whether its text is still to be written."""
-        return self.message.text is None and not self.parts and not self._text
+        return self.message.text is None and not self.parts and not self._ledger.text
 
     def _check_preconditions(self) -> None:
         """Skip or give back a message that cannot be sent, before anything is spent on it. Raises Ended."""
@@ -232,7 +204,7 @@ class MessageDelivery:
         writer, message = self._shared.writer, self.message
         try:
             draft = await writer.write(message, self.lead, self, free_text=self._in_service_window())
-            self._text = draft.columns()
+            self._ledger.text = draft.columns()
             # A template goes out as it was approved: in one piece.
             texts = (draft.text,) if draft.template else await writer.split(message, draft.text, self)
         except NotWritten as problem:
@@ -240,8 +212,8 @@ class MessageDelivery:
             raise await self._failed(problem.failure, problem.model) from problem
         await self._shared.admission.model_worked(message)
         self._subject, self._template = draft.subject, draft.template
-        self._text |= {"text": draft.text, "parts": texts, "subject": draft.subject, "template": draft.template}
-        self._text |= writer.pop_bill(message)
+        self._ledger.text |= {"text": draft.text, "parts": texts, "subject": draft.subject, "template": draft.template}
+        self._ledger.text |= writer.pop_bill(message)
         self.parts = [Part(number, text) for number, text in enumerate(texts, start=1)]
 
     def _in_service_window(self) -> bool:
@@ -260,9 +232,7 @@ class MessageDelivery:
         """Keep the text, and sleep. Raises Ended where the shard stops, the lease is lost, or the time is too long."""
         if seconds > LONGEST_SLEEP_SECONDS:
             raise Ended(GiveBack(Verdict.NOT_DUE, "It was planned anew for a later time; it waits in the queue."))
-        if self._text:
-            await self._durably(self._store_text(self._text))
-            self._text = {}
+        await self._ledger.store_text(self._address)
         self._holds_slot = False
         with self._slots.asleep():
             await self._shared.stop.sleep(seconds)
@@ -307,7 +277,7 @@ class MessageDelivery:
             await self._begin_reachable(part)
             if not self._is_late():
                 return
-            await self._record(part, PartStatus.PLANNED, "late", TOO_LATE)
+            await self._ledger.record(part, PartStatus.PLANNED, "late", TOO_LATE)
             if not tries_left:
                 text = f"{TOO_LATE} It goes on with the next batch."
                 raise Ended(GiveBack("late", text, delay_seconds=NEXT_BATCH_SECONDS))
@@ -321,6 +291,11 @@ class MessageDelivery:
 
     def _may_leave(self) -> bool:
         return not self._is_late() and self._shared.leases.holds(self.id)
+
+    def _seconds_to_send(self, begun: Begun) -> float:
+        """For how long after it was asked for an intent is good: as the lease, and no longer than its turn."""
+        usable = self._shared.leases.usable_seconds
+        return usable if begun.grace_seconds is None else min(usable, begun.grace_seconds)
 
     async def _begin_reachable(self, part: Part) -> None:
         """Commit the intent, and verify that the number has an account; the next number is tried where it has none.
@@ -349,31 +324,23 @@ class MessageDelivery:
             part.attempts,
             address=self._address,
             channel=self._shared.channel_kind,
-            local_day=self._local_day(),
+            local_day=self._shared.hours.local_day(self.message, self._shared.time.now()),
             contact_name=self.lead.context.client_name if self.lead else None,
         )
 
-        async def commit() -> Begun:
-            asked_at = self._shared.clock.monotonic()
-            begun = await self._shared.store.begin_part(replace(begin, **self._text))
-            if begun.verdict in {Verdict.GO, Verdict.PACED, Verdict.NOT_DUE}:
-                self._text = {}  # it is kept: whoever waits for a turn asks without it
-            if begun.verdict == Verdict.GO:
-                planned = PartStatus.PLANNED.value
-                self._attempt = Settlement(self.id, part.no, part.attempts, outcome=planned, unrequested=True)
-                self._conversation_id = begun.conversation_id
-                good_for = self._shared.leases.usable_seconds
-                if begun.grace_seconds is not None:
-                    good_for = min(good_for, begun.grace_seconds)
-                self._send_deadline = asked_at + good_for
-            return begun
-
         async def ask() -> Verdict:
-            while (begun := await self._durably(commit())).verdict == Verdict.NOT_DUE:
+            while True:
+                asked_at = self._shared.clock.monotonic()
+                begun = await self._ledger.begin(part, begin)
+                if begun.verdict != Verdict.NOT_DUE:
+                    break
                 # The database's clock has the last word: it was planned anew, or our clocks run apart.
                 self._shared.admission.release_turn(self.id)
                 await self._sleep_without_slot(begun.turn.seconds if begun.turn else 0.0)
                 self._check_preconditions()
+            if begun.verdict == Verdict.GO:
+                self._conversation_id = begun.conversation_id
+                self._send_deadline = asked_at + self._seconds_to_send(begun)
             return begun.verdict
 
         try:
@@ -404,13 +371,13 @@ class MessageDelivery:
             may_leave=departure,
         )
         started = shared.clock.monotonic()
-        unmade, self._attempt = self._attempt, Settlement(self.id, part.no, part.attempts, PartStatus.UNKNOWN.value)
+        self._ledger.note_request(part)
         outcome = await shared.channel.send(envelope)
         if departure.refused and not isinstance(outcome, Accepted | Unknown):
-            self._attempt = unmade
+            self._ledger.note_unrequested(part)
             raise Ended(GiveBack("late", TOO_LATE, delay_seconds=NEXT_BATCH_SECONDS) if self._is_late() else OVERSLEPT)
         milliseconds = round(1000 * (shared.clock.monotonic() - started))
-        self._attempt = recorded(self._attempt, self._without_personal_data(outcome), milliseconds)
+        self._ledger.note_outcome(self._without_personal_data(outcome), milliseconds)
         if not isinstance(outcome, Accepted) and outcome.code == UNRECOGNISED:
             shared.report.unrecognised_answers[outcome.reason] += 1
             if broken := await shared.admission.note_unrecognised(self.message):
@@ -428,7 +395,7 @@ class MessageDelivery:
         """A part was accepted: record it, with the end of the message if no other part is left."""
         if all(other.status is PartStatus.SENT for other in self.parts if other is not part):
             raise Ended(ALL_PARTS_SENT)
-        await self._record(part, PartStatus.SENT)
+        await self._ledger.record(part, PartStatus.SENT)
         # Whether the lease is lost is asked before the next part.
 
     async def _wait_for_slower_pace(self, part: Part, failure: Throttled, tries_left: int) -> None:
@@ -436,7 +403,7 @@ class MessageDelivery:
         seconds = await self._shared.admission.open_circuit(self.message, failure)
         if not tries_left or seconds > self._shared.policy.max_inline_wait_seconds:
             raise await self._failed(failure)
-        await self._record(part, PartStatus.PLANNED, failure.code, failure.reason)
+        await self._ledger.record(part, PartStatus.PLANNED, failure.code, failure.reason)
 
     async def _resolve_unknown_outcome(self, part: Part, unknown: Unknown) -> None:
         """Find out about a part that may have gone out (I5).
@@ -446,13 +413,11 @@ class MessageDelivery:
         shared, look_up = self._shared, self._shared.channel.traits.look_up
         if part.status is PartStatus.ATTEMPTING:
             # Recorded before asking: if this process dies meanwhile, the next one knows that there is something to ask.
-            await self._record(part, PartStatus.UNKNOWN, unknown.code, unknown.reason)
+            await self._ledger.record(part, PartStatus.UNKNOWN, unknown.code, unknown.reason)
             part.unknown_code = unknown.code if unknown.code in MAY_HAVE_NO_RECORD else None
         looks_up = look_up is not LookUp.NONE
         answer = await self._look_up(part) if looks_up else None
-        self._attempt = Settlement(
-            self.id, part.no, part.attempts, outcome=PartStatus.UNKNOWN.value, looked_up=looks_up
-        )
+        self._ledger.note_look_up(part, asked=looks_up)
         age = shared.time.now().timestamp() - part.may_have_left_until
         decision = shared.policy.retry.decide_unknown(
             look_up, answer, age, code=part.unknown_code or unknown.code, approved=part.resend_approved
@@ -462,13 +427,13 @@ class MessageDelivery:
                 shared.report.recovered_sends += 1
                 shared.log(self.message, "look_up", "warning", "It had gone out: found at the provider.", part=part.no)
                 sent = Accepted(found.provider_message_id, found.response, in_conversation=found.in_conversation)
-                self._attempt = recorded(self._attempt, sent, None)
+                self._ledger.note_outcome(sent)
                 await self._accepted(part)
             case Transient(code, reason) if part.interrupted or part.resend_approved:
                 # Not the message's fault, so none of its attempts is spent; and nothing to wait for.
-                await self._record(part, PartStatus.PLANNED, code, reason)
+                await self._ledger.record(part, PartStatus.PLANNED, code, reason)
             case Transient() as failure:
-                self._attempt = replace(self._attempt, outcome=PartStatus.PLANNED.value)
+                self._ledger.note_not_sent()
                 raise await self._failed(failure)
             case Result() as result:
                 # The code of such an answer stays with the part: whoever looks it up next must know it.
@@ -504,7 +469,7 @@ class MessageDelivery:
         self._shared.numbers.note_missing(self.message, self._address, last=not self._other_numbers)
         if not self._other_numbers:
             raise await self._failed(Permanent(NOT_ON_WHATSAPP, reason))
-        await self._record(part, PartStatus.PLANNED, NOT_ON_WHATSAPP, reason)
+        await self._ledger.record(part, PartStatus.PLANNED, NOT_ON_WHATSAPP, reason)
         text = "The number has no account; the lead's next one is tried."
         self._shared.log(self.message, "send", "info", text, part=part.no)
         self._address = self._other_numbers.popleft()
@@ -530,37 +495,14 @@ class MessageDelivery:
             case Deferred(result):
                 raise Ended(result)
             case Refused(verdict):
-                raise Ended(self._refusal(verdict))
+                raise Ended(refused(verdict, begun=self._begun, seconds_of_day_left=self._seconds_of_day_left))
             case Admitted():
                 if not self._shared.leases.holds(self.id):
                     # The database said GO; a process that was asleep since then may not act on it.
                     raise Ended(OVERSLEPT)
 
-    def _refusal(self, verdict: Verdict) -> Result:
-        match verdict:
-            case Verdict.LOST:
-                return LEASE_LOST
-            case Verdict.CONTACTED_TODAY:
-                reason = "The lead gets one message a day and has today's; this one waits for the next day."
-                return GiveBack(verdict, reason, delay_seconds=self._seconds_of_day_left())
-            case Verdict.NUMBER_CONTACTED:
-                # The next claim skips it, or puts it off until the number has rested.
-                reason = "Another message goes to the lead's number, or went to it not long ago; this one waits."
-                return GiveBack(verdict, reason, delay_seconds=NUMBER_CONTACTED_DELAY)
-            case Verdict.SUPPRESSED | Verdict.FOREIGN_WORKSPACE if self._begun:
-                # Something was sent, so `skipped` would be wrong; the rest never goes.
-                reason = f"{_NEVER[verdict]}, as was found after a part had gone out; the rest is not sent."
-                return Fail(verdict, reason, ErrorClass.PERMANENT)
-            case Verdict.SUPPRESSED | Verdict.FOREIGN_WORKSPACE:
-                return Skip(verdict, f"{_NEVER[verdict]}, so nothing was sent.")
-            case Verdict.AWAITING_REVIEW:
-                # A decision makes it due at once.
-                reason = "A person has to approve the text first: campaign-pipeline review."
-                return GiveBack(verdict, reason, delay_seconds=REVIEW_DELAY)
-            case Verdict.PAUSED_BY_PERSON:
-                return GiveBack(verdict, "A person paused its inbox, its workspace or all sending.")
-            case _:
-                return GiveBack(verdict, f"The run is {verdict.removeprefix('run_')}.")
+    def _seconds_of_day_left(self) -> float:
+        return self._shared.hours.seconds_of_day_left(self.message, self._shared.time.now())
 
     def stop_if_not_started(self) -> Result | None:
         """See admission.Applicant."""
@@ -576,67 +518,34 @@ class MessageDelivery:
             return GiveBack("given_back", self._shared.stop.reason)
         return None if self._shared.leases.has(self.id) else LEASE_LOST
 
-    def _local_day(self) -> str | None:
-        """Today in the campaign's zone, where its leads get one message a day."""
-        window = self._shared.hours.of(self.message.config_id)
-        if self.message.workspace_id not in self._shared.settings.one_a_day or isinstance(window, InvalidWindow):
-            return None
-        return self._shared.time.now().astimezone(window.zone).date().isoformat()
-
-    def _seconds_of_day_left(self) -> float:
-        """Until the next day begins in the campaign's zone."""
-        window = self._shared.hours.of(self.message.config_id)
-        assert not isinstance(window, InvalidWindow)  # it had no local day, then
-        now = self._shared.time.now()
-        tomorrow = now.astimezone(window.zone).date() + timedelta(days=1)
-        return (datetime.combine(tomorrow, datetime.min.time(), window.zone) - now).total_seconds() + 1.0
-
     # Its end --------------------------------------------------------------------------------------------------------
 
     async def _failed(self, failure: Failure, model: str | None = None) -> Ended:
         """The end that the retry policy gives a failure. A systemic one opens the circuit for everybody."""
         shared = self._shared
         if isinstance(failure, Systemic) and failure.by_words:
-            failure = await self._confirmed(failure)
+            failure = await shared.admission.confirmed(self.message, failure, shared.channel.check_connection)
         elif failure.code == UNRECOGNISED and model is not None:
             failure = await shared.admission.note_unrecognised(self.message, model) or failure
         if isinstance(failure, Systemic):
             await shared.admission.open_circuit(self.message, failure, model)
-        retry, campaign = shared.policy.retry, shared.settings.campaigns.get(self.message.config_id)
-        if campaign is not None and campaign.retry_delays_minutes:
-            retry = replace(retry, delays_seconds=tuple(60 * minutes for minutes in campaign.retry_delays_minutes))
+        campaign = shared.settings.campaigns.get(self.message.config_id)
+        retry = shared.policy.retry.with_delays(campaign.retry_delays_minutes if campaign else None)
         return Ended(retry.decide(failure, self.message.retry_count, shared.chance))
-
-    async def _confirmed(self, failure: Systemic) -> Failure:
-        """A failure that was read from words alone: the inbox's, if its state or a second recipient says so.
-
-        Otherwise this message alone is tried again later: one recipient's trouble must not stop an inbox.
-        """
-        shared = self._shared
-        if await shared.admission.is_confirmed(self.message, failure):
-            return failure
-        state = await shared.channel.check_connection()
-        if isinstance(state, Systemic):
-            return state
-        reason = f"{failure.reason} No other lead's message met it so far."
-        return Transient(failure.code, reason, answer=failure.answer)
 
     async def _finish(self, result: Result) -> None:
         """Commit what becomes of the message, count it and log it; nothing else does."""
         self.release_slot()
-        if isinstance(result, Lost):
-            await self._book_lost_text()
-        else:
-            await self._keep_text()
-        await self._durably(self._commit_result(result))
+        await self._ledger.keep_text(self._address, result)
+        await self._ledger.durably(self._commit_result(result))
 
     async def _commit_result(self, result: Result) -> None:
         if not isinstance(result, Lost):
-            step = "prepare" if self._attempt is None else "send"
-            result = _confirmed(result, await self._settle(self._settlement(result)))
+            step = "prepare" if self._ledger.attempt is None else "send"
+            result = await self._ledger.end(result)
         if isinstance(result, Lost):
             step = "lease"
-        self._ended, self._attempt = True, None
+        self._ended, self._ledger.attempt = True, None
         self._shared.leases.drop(self.id)
         count_result(self._shared.report, result, self.id)
         if result.level is not None:
@@ -645,30 +554,6 @@ class MessageDelivery:
                 details = {} if result.status is None else {"status": result.status, "code": result.code}
                 details |= {"answer": self._model_answer} if self._model_answer else {}
             self._shared.log(self.message, step, result.level, result.reason, **details)
-
-    def _settlement(self, result: Result) -> Settlement:
-        """The result, committed together with what is known of the attempt under way."""
-        attempt = self._attempt or Settlement(self.id)
-        if isinstance(result, Sent):
-            return attempt  # the message is sent by its last part
-        if isinstance(result, Fail) and result.error_class is ErrorClass.PERMANENT and attempt.part_no is not None:
-            attempt = replace(attempt, outcome=PartStatus.FAILED.value)
-        return replace(
-            attempt,
-            status=None if result.status is None else result.status.value,
-            error_class=result.error_class,
-            code=result.code,
-            reason=result.reason,
-            delay_seconds=result.delay_seconds,
-            count_attempt=result.count_attempt,
-        )
-
-    def _given_back(self, result: Result) -> Result:
-        """As it is given back where its request may have gone out: looked up when a late record must be there."""
-        if self._attempt is None or self._attempt.outcome != PartStatus.UNKNOWN:
-            return result
-        delay = self._shared.policy.retry.look_up_patience_seconds
-        return replace(result, error_class=ErrorClass.UNKNOWN, delay_seconds=delay)
 
     async def _finish_after_bug(self, error: Exception) -> None:
         """Our own mistake. Tried again like a transient failure, unless a request may be out: then it is unknown."""
@@ -683,16 +568,10 @@ class MessageDelivery:
             count_result(self._shared.report, Lost("internal_error", reason), self.id)
 
     async def _result_of_bug(self, reason: str) -> Result:
-        attempt, retry = self._attempt, self._shared.policy.retry
-        if attempt is not None:
-            # Without what the provider answered, which may be what could not be stored.
-            left = attempt.outcome in {PartStatus.UNKNOWN, PartStatus.SENT}
-            outcome = PartStatus.UNKNOWN if left else PartStatus.PLANNED
-            self._attempt = Settlement(
-                self.id, attempt.part_no, attempt.attempt_no, outcome.value, unrequested=attempt.unrequested
-            )
-            if left:
-                return self._given_back(GiveBack("internal_error", reason))
+        retry = self._shared.policy.retry
+        if self._ledger.attempt is not None:
+            if self._ledger.drop_answer():
+                return self._ledger.given_back(GiveBack("internal_error", reason))
         elif doubtful := self._parts_in_doubt():
             age = self._shared.time.now().timestamp() - doubtful[0].may_have_left_until
             decision = retry.decide_unknown(self._shared.channel.traits.look_up, LookUpFailed(reason), age)
@@ -700,68 +579,3 @@ class MessageDelivery:
                 return decision
         # Not by the campaign's own settings, which may be what is wrong.
         return retry.decide(Transient("internal_error", reason), self.message.retry_count, self._shared.chance)
-
-    async def _keep_text(self) -> None:
-        """Keep a text that was paid for, though its first part may not leave now (I3)."""
-        # What was asked for is booked, whatever ended the message: a limit on spending must know of it.
-        text, self._text = self._text | self._shared.writer.pop_bill(self.message), {}
-        if text:
-            await self._store_if_possible(text)
-
-    async def _book_lost_text(self) -> None:
-        """Book a text that was paid for and cannot be kept: the message's new holder writes its own."""
-        bill, self._text = self._text | self._shared.writer.pop_bill(self.message), {}
-        calls: tuple[ModelCall, ...] = bill.get("calls", ())
-        if cost := bill.get("ai_cost_usd"):
-            calls += (lost_call(bill.get("ai_model"), cost),)
-        if calls:
-            await self._store_if_possible({"calls": calls})
-
-    async def _store_if_possible(self, text: Mapping[str, Any]) -> None:
-        """A text that cannot be stored must not keep its message from ending."""
-        try:
-            await self._durably(self._store_text(text))
-        except StoreUnavailable:
-            raise
-        except Exception as error:  # noqa: BLE001 (see above)
-            reason = f"The text could not be kept ({type(error).__name__}); it will be written anew."
-            self._shared.log(self.message, "prepare", "warning", reason)
-
-    async def _store_text(self, text: Mapping[str, Any]) -> None:
-        await self._shared.store.keep_text(BeginPart(self.id, 1, 1, self._address, self._shared.channel_kind, **text))
-
-    # Commits --------------------------------------------------------------------------------------------------------
-
-    async def _record(self, part: Part, status: PartStatus, code: str | None = None, reason: str | None = None) -> None:
-        """Commit what became of the attempt under way; the message goes on."""
-        assert self._attempt is not None
-        attempt = replace(self._attempt, outcome=status.value, code=code, reason=reason)
-        await self._durably(self._settle(attempt))
-        part.status = status
-
-    async def _settle(self, settlement: Settlement) -> Settled:
-        settled = await self._shared.store.settle(settlement)
-        if settlement.outcome is not None:
-            self._attempt = None
-        if settlement.outcome == PartStatus.SENT:
-            self._shared.report.parts_sent += 1
-            if settlement.duration_ms is not None:
-                self._shared.report.send_ms.append(settlement.duration_ms)
-        return settled
-
-    async def _durably(self, commit: Coroutine[Any, Any, T]) -> T:
-        """Await a commit that goes on though this message's task be cancelled meanwhile."""
-        self._commit = task = asyncio.ensure_future(commit)
-        try:
-            return await asyncio.shield(task)
-        finally:
-            if task.done():
-                self._commit = None
-
-
-def _confirmed(result: Result, settled: Settled) -> Result:
-    """The result, if the store could commit it; else what became of the lease."""
-    done = settled.final in {MessageStatus.SENT, MessageStatus.REPLIED} if isinstance(result, Sent) else settled.moved
-    if done:
-        return result
-    return MESSAGE_GONE if settled.final is None else LEASE_LOST

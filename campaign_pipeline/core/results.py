@@ -1,11 +1,11 @@
 """What becomes of a message when its worker is done with it, and the retry policy that decides it after a failure.
 
-A result is a value. `MessageDelivery.finish` commits, counts and logs it; nothing else does.
+A result is a value. `MessageDelivery._finish` commits, counts and logs it; nothing else does.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
 
 from campaign_pipeline.core.model import ErrorClass, MessageStatus, ShardReport
 from campaign_pipeline.core.ports import (
@@ -22,6 +22,7 @@ from campaign_pipeline.core.ports import (
     Throttled,
     Transient,
     Unknown,
+    Verdict,
 )
 
 THROTTLE_SECONDS = 5.0
@@ -115,6 +116,48 @@ LEASE_LOST = Lost("lease_lost", "The lease was lost before this message was fini
 MESSAGE_GONE = Lost("message_gone", "The message was deleted while it was worked; what was sent of it is recorded.")
 
 
+_NEVER = {
+    Verdict.SUPPRESSED: "The lead or its address is suppressed (campaign_suppressions)",
+    Verdict.FOREIGN_WORKSPACE: "The message touches a row of another workspace than its campaign's (the check "
+    "rows_stay_in_their_workspace names it)",
+}
+"""Why a message may not be sent at all, whatever is waited for."""
+
+NUMBER_CONTACTED_DELAY = 60.0
+"""Seconds until the next claim looks at a message whose number another one has: by then that one is mostly settled."""
+
+REVIEW_DELAY = 7 * 24 * 3600.0
+"""Seconds until a message that waits for a person is looked at again, should nobody decide."""
+
+
+def refused(verdict: Verdict, *, begun: bool, seconds_of_day_left: Callable[[], float]) -> Result:
+    """What the store's refusal makes of a message. `begun`: a part of it was sent before."""
+    match verdict:
+        case Verdict.LOST:
+            return LEASE_LOST
+        case Verdict.CONTACTED_TODAY:
+            reason = "The lead gets one message a day and has today's; this one waits for the next day."
+            return GiveBack(verdict, reason, delay_seconds=seconds_of_day_left())
+        case Verdict.NUMBER_CONTACTED:
+            # The next claim skips it, or puts it off until the number has rested.
+            reason = "Another message goes to the lead's number, or went to it not long ago; this one waits."
+            return GiveBack(verdict, reason, delay_seconds=NUMBER_CONTACTED_DELAY)
+        case Verdict.SUPPRESSED | Verdict.FOREIGN_WORKSPACE if begun:
+            # Something was sent, so `skipped` would be wrong; the rest never goes.
+            reason = f"{_NEVER[verdict]}, as was found after a part had gone out; the rest is not sent."
+            return Fail(verdict, reason, ErrorClass.PERMANENT)
+        case Verdict.SUPPRESSED | Verdict.FOREIGN_WORKSPACE:
+            return Skip(verdict, f"{_NEVER[verdict]}, so nothing was sent.")
+        case Verdict.AWAITING_REVIEW:
+            # A decision makes it due at once.
+            reason = "A person has to approve the text first: campaign-pipeline review."
+            return GiveBack(verdict, reason, delay_seconds=REVIEW_DELAY)
+        case Verdict.PAUSED_BY_PERSON:
+            return GiveBack(verdict, "A person paused its inbox, its workspace or all sending.")
+        case _:
+            return GiveBack(verdict, f"The run is {verdict.removeprefix('run_')}.")
+
+
 def finished_as(row: Mapping[str, Any]) -> Result:
     """The result that a finished message's row tells (statement `read_finished_messages`)."""
     kinds: dict[str, type[Result]] = {"failed": Fail, "skipped": Skip}
@@ -152,6 +195,10 @@ class RetryPolicy:
     look_up_patience_seconds: float = 90.0  # how long a provider may take to show a message that it accepted
     give_up_look_up_seconds: float = 24 * 3600.0
     wait_for_proof_seconds: float = 2 * 3600.0  # how long a look-up may stay without the means to prove an absence
+
+    def with_delays(self, minutes: Sequence[float] | None) -> Self:
+        """The same policy with a campaign's own delays, where it has any."""
+        return replace(self, delays_seconds=tuple(60 * each for each in minutes)) if minutes else self
 
     def decide(self, failure: Failure, attempts_before: int, chance: Callable[[], float]) -> Result:
         """Decide for a failure that is not about an unknown outcome. `chance` gives numbers in [0, 1)."""

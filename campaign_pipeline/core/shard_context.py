@@ -59,6 +59,20 @@ class SendingHours:
                 self._windows[config_id] = error
         return self._windows[config_id]
 
+    def local_day(self, message: LeasedMessage, now: datetime) -> str | None:
+        """Today in the campaign's zone, where its leads get one message a day."""
+        window = self.of(message.config_id)
+        if message.workspace_id not in self._settings.one_a_day or isinstance(window, InvalidWindow):
+            return None
+        return now.astimezone(window.zone).date().isoformat()
+
+    def seconds_of_day_left(self, message: LeasedMessage, now: datetime) -> float:
+        """Until the next day begins in the campaign's zone."""
+        window = self.of(message.config_id)
+        assert not isinstance(window, InvalidWindow)  # it had no local day, then
+        tomorrow = now.astimezone(window.zone).date() + timedelta(days=1)
+        return (datetime.combine(tomorrow, datetime.min.time(), window.zone) - now).total_seconds() + 1.0
+
 
 @dataclass(frozen=True)
 class ShardContext:

@@ -51,7 +51,7 @@ MESSAGE: tuple[Transition, ...] = (
         "late answer says sent",
     ),
     Transition(_M.SKIPPED, _M.FAILED, "campaign_settle", "late answer, incomplete"),
-    Transition(_M.PENDING, _M.SKIPPED, "campaign_stop_after_reply", "lead replied"),
+    *_each((_M.PENDING, *LEASED), _M.SKIPPED, "campaign_stop_after_reply", "lead replied"),
     Transition(_M.SENT, _M.REPLIED, "the CRM", "lead replied"),
     Transition(_M.SENT, _M.REPLIED, "campaign_take_incoming", "lead replied"),
 )

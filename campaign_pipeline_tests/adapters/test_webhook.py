@@ -16,6 +16,7 @@ from campaign_pipeline.adapters.webhook import Webhook, WebhookSecrets
 from campaign_pipeline.adapters.webhook_events import WebhookEvent
 from campaign_pipeline.adapters.webhook_store import WebhookStore
 from campaign_pipeline_tests.factories import World
+from campaign_pipeline_tests.sql.holder import holding
 
 TOKEN = "a1b2c3d4e5f6a7b8"
 SECRETS = WebhookSecrets("app-secret", "verify", {"evolution": TOKEN, "uazapi": TOKEN})
@@ -156,6 +157,23 @@ def test_a_reply_is_shown_once_and_stops_what_is_planned_for_its_lead(world: Wor
     }
     assert world.value("SELECT unread_count FROM conversations") == 1
     assert world.value("SELECT body FROM campaign_webhook_events") == {}
+    assert world.wrong_counters() == []
+
+
+def test_a_reply_stops_what_a_worker_holds_before_its_request_leaves(world: World, inbox: UUID) -> None:
+    _, lead = sent_message(world, inbox)
+    other = world.run(world.campaign(inbox=inbox))
+    queued, written, begun = (world.due_message(other, lead) for _ in range(3))
+    holder = holding(world, queued, written, begun)
+    holder.begin_new(written, part_no=0)
+    assert holder.begin_new(begun, "Um", "Dois") == "go"
+    assert post(world, f"/evolution/{TOKEN}", reply("Quero saber mais")) == [200]
+    assert holder.begin_new(queued) == holder.begin(written, attempt_no=1) == "lost"
+    holder.sent(begun)
+    statuses = {row["id"]: (row["status"], row["error_code"]) for row in world.messages(other)}
+    replied = ("skipped", "lead_replied")
+    assert statuses == {queued: replied, written: replied, begun: ("sending", None)}
+    assert holder.begin(begun, part_no=2, attempt_no=1) == "go"
     assert world.wrong_counters() == []
 
 

@@ -42,7 +42,7 @@ def own_database(server: EmbeddedServer) -> Iterator[str]:
     """An empty queue on that server, though it was stopped meanwhile."""
     name = f"test_{uuid4().hex[:16]}"
     with psycopg.connect(server.url("postgres"), autocommit=True) as admin:
-        admin.execute(f"CREATE DATABASE {name} TEMPLATE campaign STRATEGY wal_log")
+        admin.execute(f"CREATE DATABASE {name} TEMPLATE campaign STRATEGY file_copy")
     yield server.url(name)
     with psycopg.connect(server.url("postgres"), autocommit=True) as admin:
         admin.execute(f"DROP DATABASE {name} WITH (FORCE)")

@@ -23,7 +23,7 @@ def empty_url(server: EmbeddedServer) -> Iterator[str]:
     """A database with nothing in it."""
     name = f"empty_{uuid4().hex[:16]}"
     with psycopg.connect(server.url("postgres"), autocommit=True) as admin:
-        admin.execute(f"CREATE DATABASE {name} STRATEGY wal_log")
+        admin.execute(f"CREATE DATABASE {name} STRATEGY file_copy")
         yield server.url(name)
         admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
 

@@ -96,7 +96,7 @@ def stack(server: EmbeddedServer) -> Iterator[Stack]:
     """Dagster's UI and daemon, started by our own command on a database of their own."""
     name = f"browser_{uuid4().hex[:16]}"
     with psycopg.connect(server.url("postgres"), autocommit=True) as admin:
-        admin.execute(f"CREATE DATABASE {name} TEMPLATE {TEMPLATE} STRATEGY wal_log")
+        admin.execute(f"CREATE DATABASE {name} TEMPLATE {TEMPLATE} STRATEGY file_copy")
         with World(server.url(name)) as world, SandboxProcess() as sandbox:
             yield from _dev(world, sandbox)
         admin.execute(f"DROP DATABASE {name} WITH (FORCE)")

@@ -34,7 +34,7 @@ def crm_templates(server: EmbeddedServer) -> None:
 def _create(admin: "psycopg.Connection[tuple[object, ...]]", name: str, template: str) -> None:
     # Owned by the CRM's owner, as on Supabase.
     admin.execute(
-        names.SQL("CREATE DATABASE {} OWNER {} TEMPLATE {} STRATEGY wal_log").format(
+        names.SQL("CREATE DATABASE {} OWNER {} TEMPLATE {} STRATEGY file_copy").format(
             names.Identifier(name), names.Identifier(OWNER), names.Identifier(template)
         )
     )

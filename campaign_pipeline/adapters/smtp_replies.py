@@ -146,6 +146,7 @@ ABOUT_THE_RECIPIENT: tuple[Rule, ...] = (
 _AMOUNT: Final = r"\b(messages?|e?-?mails?|recipients?|failures|limite?|quota|mensagens|envios)"
 _PER_DAY: Final = _any(
     r"\b(daily|24[- ]?hours?|di[áa]ri[oa])\b.{0,40}\b(limits?|quota|cota|threshold|e-?mails|messages)\b",
+    r"\b(limite|cota|quota)\b.{0,20}\b(di[áa]ri[oa]s?|24 ?h)\b",
     _AMOUNT + r"\b.{0,20}\b(per|a|in a|por|in 24) ?(day|24 ?hours|hours|dia)\b",
 )
 _PER_HOUR: Final = _any(
@@ -289,9 +290,18 @@ BY_WORDS: tuple[Rule, ...] = (
             r"slow(ing)? down",
             r"limite de envios?",
             r"muitas (mensagens|conex)",
+            r"\baccount limit\b",
         ),
         Throttled,
         "rate_limited",
+    ),
+    Rule(
+        _LAST,
+        r"5\d\d 5\.[47]\.\d+$",
+        r"\bquota exceeded\b|\bexceeded (its|your|the) quota",
+        Throttled,
+        "rate_limited",
+        HOUR,
     ),
     Rule(_ANY, r"4\d\d 4\.7\.0$|421 4\.7\.|454 4\.7\.0$|454 -$", "", Throttled, "rate_limited"),
     Rule(
@@ -323,6 +333,8 @@ BY_WORDS: tuple[Rule, ...] = (
             r"disabled by user from",
             r"invalid mail from address",
             r"conta (foi |est[áa] )?(suspensa|bloqueada)",
+            r"\byour (account|domain|mailbox|address)\b.{0,20}\b(not|isn'?t) (allowed|authori[sz]ed|verified)",
+            r"\bsandbox (account|mode)\b",
         ),
         Systemic,
         "sender_refused",
@@ -347,6 +359,7 @@ BY_WORDS: tuple[Rule, ...] = (
         r"[45]\d\d (-|[45]\.(2\.0|[03-7]\.\d+))$",
         _any(
             r"\b(ip|sender|client|domain|host|server|network|address \[)\b.{0,60}\b(blocked?|banned|listed)\b",
+            r"\byour (ip|network|server|domain)\b.{0,60}\b(black|block|deny) ?list",
             r"\b(ip|sender|client|domain|host|server|network)\b.{0,60}\breputation\b",
             r"(blocked|listed|rejected) (by|at|in|using|because) .{0,60}(black.?list|block.?list|dnsbl|rbl|spamcop)",
             r"\bbarracuda\b",
@@ -407,6 +420,8 @@ BY_DIGIT: tuple[Rule, ...] = (
     Rule(_LAST, r"5\d\d 5\.[67]\.\d+$", "", Permanent, "content_refused"),
     Rule(_RCPT, r"5\d\d 5\.7\.\d+$", "", Permanent, "refused"),
     Rule(_ENVELOPE, r"4\d\d 4\.7\.1$", "", Transient, "greylisted"),
+    # Before a recipient was named a deferral is the server's own state: it costs no message an attempt.
+    Rule(frozenset({Stage.CONNECT, Stage.LOGIN, Stage.MAIL}), r"4", "", Throttled, "server_busy", SOON),
     Rule(_ANY, r"4", "", Transient, "deferred"),
     Rule(_ANY, r"5", "", Permanent, UNRECOGNISED),
 )
@@ -419,6 +434,7 @@ SENTENCES: Final = {
     "rate_limited": "The mail server says that this mailbox sends too fast.",
     "hourly_limit": "The mail server's limit of messages an hour is reached for this mailbox.",
     "daily_limit": "The mail server's limit of messages a day is reached for this mailbox; it goes on tomorrow.",
+    "server_busy": "The mail server takes no mail from anybody now.",
     "server_refuses": "The mail server refuses connections from here.",
     "sender_refused": "The mail server does not let this mailbox send from its address.",
     "sender_policy": "The sender's domain fails a check (SPF, DKIM, DMARC, reverse DNS); correct its DNS records.",
@@ -436,10 +452,11 @@ SENTENCES: Final = {
     "unreadable": "The mail server answered with something that is no SMTP reply.",
 }
 
-_ENHANCED: Final = re.compile(r"\s*#?([245]\.\d{1,3}\.\d{1,3})\b|.{0,300}\(#([245]\.\d{1,3}\.\d{1,3})\)", re.DOTALL)
+_ENHANCED: Final = re.compile(r"^\s{0,9}#?([245]\.\d{1,3}\.\d{1,3})\b|\(#([245]\.\d{1,3}\.\d{1,3})\)", re.MULTILINE)
 _NOT_THEIRS: Final = re.compile(r"<[^<>\s]{1,320}>|[^\s<>\"'(),:;]{1,64}@[\w.-]{1,255}|https?://\S{1,500}")
 """Addresses, arguments that a server repeats, and URLs. `<DATA>` and `<END-OF-MESSAGE>` say nothing that is missed."""
 
+_NO_UTF_8: Final = re.compile("[\udc80-\udcff]")
 _MOST_READ: Final = 1000
 """Characters of a reply that are searched."""
 
@@ -450,7 +467,7 @@ def classify(stage: Stage, reply: int, text: str, at: float | None = None) -> Fa
     `at` is when (seconds since the epoch, by the database's clock): a limit of a day ends with the day that it is in;
     None: a day later.
     """
-    came = {"reply": reply, "text": redact_people(text)}
+    came = {"reply": reply, "text": redact_people(_readable(text))}
     if not 400 <= reply <= 599:
         # A success where none can be, or no number at all.
         reason = SENTENCES["unreadable"]
@@ -471,10 +488,18 @@ def classify(stage: Stage, reply: int, text: str, at: float | None = None) -> Fa
 
 def rule_of(stage: Stage, reply: int, text: str) -> Rule:
     """The first rule that matches a refusal, 400 to 599."""
-    enhanced = _ENHANCED.match(text)
+    text = _readable(text)
+    enhanced = _ENHANCED.search(text[:_MOST_READ])
     number = f"{reply} {(enhanced[1] or enhanced[2]) if enhanced else '-'}"
     words = " ".join(_NOT_THEIRS.sub("…", text[:_MOST_READ]).split())
     return next(rule for rule in RULES if rule.matches(stage, number, words))
+
+
+def _readable(text: str) -> str:
+    """A reply whose bytes were no UTF-8 (a server that speaks Latin-1), with its letters."""
+    if text.isascii() or text.isprintable():
+        return text
+    return text.encode("utf-8", "surrogateescape").decode("latin-1") if _NO_UTF_8.search(text) else text
 
 
 def _until_tomorrow(at: float | None) -> float:

@@ -57,6 +57,17 @@ _NOTHING: Final = frozenset(
     }
     | {"#VALOR!", "[object Object]"}
 )
+_UNSAID: Final = frozenset(
+    (
+        "-", "--", "?", "n/d", "n/i", "nulo", "vazio", "(vazio)", "sem nome", "não informado", "nao informado",
+        "nome não informado", "nome nao informado", "não consta", "nao consta", "desconhecido", "desconhecida",
+        "unknown",
+        "sem informação", "sem informacao", "não identificado", "nao identificado",
+    )
+)  # fmt: skip
+"""What people write in place of nothing, in lower case: a model that reads it as a name greets the lead by it."""
+
+_LONGEST_UNSAID: Final = max(map(len, _UNSAID))
 _LIKE_JSON: Final = re.compile(r"\s*[\[{]\s*(?:[\[{\"}\]]|\Z)")
 
 
@@ -129,7 +140,8 @@ def _text(value: object, limit: int = VALUE_CHARS) -> str:
     """Read a text or a number; anything else is empty, and so is what programs write in place of nothing."""
     if isinstance(value, str):
         text = _tidy(value, limit)
-        return "" if text in _NOTHING else text
+        unsaid = len(text) <= _LONGEST_UNSAID and text.lower() in _UNSAID
+        return "" if unsaid or text in _NOTHING else text
     if isinstance(value, bool):
         return texts.YES if value else texts.NO
     if isinstance(value, int):

@@ -37,6 +37,13 @@ _LIST_KEYS: Final = (
     "textos",
     "texts",
 )
+_PIECE_KEYS: Final = frozenset(
+    (
+        "saudacao", "cumprimento", "greeting", "saludo", "abertura", "introducao", "intro", "opening", "gancho", "hook",
+        "fechamento", "encerramento", "closing", "despedida", "cta", "chamadaparaacao", "calltoaction", "pergunta",
+        "question", "assinatura", "signature",
+    )
+)  # fmt: skip
 _WRAPPERS: Final = ("email", "data", "dados", "resultado", "result", "response", "resposta", "output", "answer", "json")
 
 
@@ -142,7 +149,9 @@ def subject_and_body(value: Any, depth: int = 3) -> tuple[str | None, str | None
         return None, None
     keyed = {key_of(name): each for name, each in value.items()}
     subject = next((keyed[key] for key in _SUBJECT_KEYS if isinstance(keyed.get(key), str)), None)
-    body = next((text for key in _BODY_KEYS if key in keyed and (text := _joined(keyed[key])) is not None), None)
+    body = _of_pieces(keyed) or next(
+        (text for key in _BODY_KEYS if key in keyed and (text := _joined(keyed[key])) is not None), None
+    )
     if body is None:
         for key in (*_WRAPPERS, *_BODY_KEYS):
             if isinstance(keyed.get(key), Mapping):
@@ -156,6 +165,14 @@ def subject_and_body(value: Any, depth: int = 3) -> tuple[str | None, str | None
     ):
         return inner[0] or subject, inner[1]
     return subject, body
+
+
+def _of_pieces(keyed: Mapping[str, Any]) -> str | None:
+    """A message whose greeting, body and end stand under keys of their own, as one text in their order."""
+    texts = {key: text for key, each in keyed.items() if (text := _joined(each))}
+    if not _PIECE_KEYS & texts.keys():
+        return None
+    return "\n\n".join(text for key, text in texts.items() if key in _PIECE_KEYS or key in _BODY_KEYS)
 
 
 def _joined(value: Any) -> str | None:
@@ -175,6 +192,8 @@ def _message(value: Any, depth: int = 3) -> str | None:
     if not isinstance(value, Mapping) or not depth:
         return None
     keyed = {key_of(name): each for name, each in value.items()}
+    if text := _of_pieces(keyed):
+        return text
     for key in (*_BODY_KEYS, *_LIST_KEYS):
         if key in keyed and (text := _joined(keyed[key])) is not None:
             return text

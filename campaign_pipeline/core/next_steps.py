@@ -41,7 +41,15 @@ _GROUPS: Mapping[str, tuple[str, ...]] = {
         *("rate_limited", "pair_rate_limited", "rate_limit_exceeded", "capacity_exhausted", "flow_throttled"),
         *("upgrading", "connecting", "marketing_cap", "template_not_ready", "timeout", "no_answer", "no_choice"),
         *("provider_timeout", "meta_unavailable", "server", "unmapped", "provider_unavailable", "provider_overloaded"),
-        *("temporarily_unavailable", "connection_lost", "greylisted", "deferred", "worker_killed", "send_failed"),
+        *(
+            "temporarily_unavailable",
+            "connection_lost",
+            "greylisted",
+            "deferred",
+            "server_busy",
+            "worker_killed",
+            "send_failed",
+        ),
         *("unreadable", "no_id", "not_stored", "sent_not_stored", "duplicate", "contradictory", "expired"),
         # The lead's own state.
         *("in_experiment", "opted_out", "mailbox_full", "hard_bounce", "no_keys", "country_restricted"),

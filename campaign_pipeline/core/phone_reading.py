@@ -78,6 +78,8 @@ _USUAL: Final = re.compile(rf"[+]?55({AREA_CODES})9[0-9]{{8}}")
 _DAMAGED: Final = re.compile(rf"{_NATIONAL}(?:[0-9]|00)")
 _MOBILE: Final = re.compile(rf"55(?:{AREA_CODES})(?:9[0-9]{{8}}|[6-9][0-9]{{7}})")
 _EIGHT: Final = re.compile(rf"(55(?:{AREA_CODES}))([6-9][0-9]{{7}})")
+# "98765-432": a mobile number without its last digit. Its digits alone would be read as an old number of eight.
+_LOST_DIGIT: Final = re.compile(r"(?:^|[^0-9])9[0-9]{4}[ .-][0-9]{3}$")
 _SPLIT: Final = re.compile(r"[;,|\r\n/]+|:::|[ ](?:e|ou|and|or)[ ]", re.IGNORECASE)
 
 
@@ -197,10 +199,14 @@ def _single(text: str) -> str:
     _refuse_damage(text)
     digits = re.sub("[^0-9]", "", text)
     if "+" in text:
-        return _international(digits)
-    if digits.startswith("00"):
-        return _international(digits[2:])
-    return _without_plus(digits)
+        number = _international(digits)
+    elif digits.startswith("00"):
+        number = _international(digits[2:])
+    else:
+        number = _without_plus(digits)
+    if number.startswith(BRAZIL) and _LOST_DIGIT.search(text):
+        raise _invalid("has lost a digit: no Brazilian number ends in five and three digits")
+    return number
 
 
 def _unwrapped(text: str) -> tuple[str, bool]:

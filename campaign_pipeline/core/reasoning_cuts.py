@@ -18,7 +18,7 @@ _NAMES: Final = (
 _REASONING_MARK: Final = re.compile(
     r"(?:<[|｜]|[<\[◁＜⟨])\s{0,3}(?P<close>/?)\s{0,3}(?:\w{1,12}:)?(?:ant|deep)?"
     r"(?:(?P<end>end|finish)[_▁ ](?:of[_▁ ])?|(?:start|begin)[_▁ ](?:of[_▁ ])?)?"
-    rf"(?:{_NAMES})(?:[\s:=][^<>\[\]▷\n]{{0,200}})?\s{{0,3}}/?[|｜]?[>\]▷＞⟩]",
+    rf"(?:{_NAMES})(?:_\w{{1,20}})?(?:[\s:=][^<>\[\]▷\n]{{0,200}})?\s{{0,3}}/?[|｜]?[>\]▷＞⟩]",
     re.IGNORECASE,
 )
 _ANSWER_NAMES: Final = (
@@ -34,8 +34,11 @@ _MARKS: Final = "<[◁＜⟨"
 
 _DETAILS: Final = re.compile(r"</?details\b[^<>]{0,300}>", re.IGNORECASE)
 _TOOL_CALL: Final = re.compile(
-    r"<\|?/?(?:tool|function)[_▁](?:calls?|response|results?)\b|\[/?TOOL_(?:CALLS?|RESULTS?)\]|<｜tool▁", re.IGNORECASE
+    r"<\|?/?(?:tool|function)[_▁](?:calls?|response|results?)\b|\[/?TOOL_(?:CALLS?|RESULTS?)\]|<｜tool▁"
+    r"|<(?:function|invoke|parameter)[ =]",
+    re.IGNORECASE,
 )
+_TOOL_FENCE: Final = ("```tool_code", "```tool_call", "```tool_output")
 
 # Tokens --------------------------------------------------------------------------------------------------------------
 
@@ -44,6 +47,7 @@ _TOKEN: Final = re.compile(
     r"|<(?P<plain>/?s|bos|eos|pad|unk|mask|sep|cls|eot|eod|endoftext|end_of_turn|start_of_turn|end_of_utterance|"
     r"unused\d{1,4}|0x[0-9A-F]{2})>"
     r"|\[(?P<square>/?INST|EOS|BOS|PAD|/?SYS|/?SYSTEM_PROMPT|/?ASSISTANT|END)\]"
+    r"|\[\|(?P<framed>/?\w{1,30})\|\]"
     r"|<</?(?P<sys>SYS)>>"
     r"|<\|?(?P<turn>turn)\|?>",
     re.IGNORECASE,
@@ -65,6 +69,7 @@ _ENDS: Final = frozenset(
         "end▁of▁sentence",
         "end_of_sentence",
         "end_of_turn_token",
+        "endofturn",
         "end_response",
         "end_of_utterance",
         "eod",
@@ -129,11 +134,15 @@ _REASONING_OPENING: Final = re.compile(
     r"(?:write|craft|create|draft|produce|think|respond|analy[sz]e|compose|generate|output)|"
     r"(?:preciso|vou|devo|tenho que|necessito|vamos) (?:escrever|criar|redigir|elaborar|gerar|produzir|pensar|analisar)"
     r"(?: (?:uma?|a|o|em|nos|os|as))?(?: \w+){0,3} (?:mensagem|texto|e-?mail|primeiro contato|dados|resposta|lead)|"
+    r"first,? (?:i (?:need|should|have|will|must)(?: to)?|let me|let's) (?:consider|analy[sz]e|think|look|understand|"
+    r"review|write)\b|primeiro,? (?:preciso|vou|devo) (?:analisar|pensar|escrever|considerar|criar)\b|"
+    r"here(?:'s|’s| is) my (?:thought process|thinking|reasoning|analysis)|aqui esta (?:o )?meu raciocinio|"
     r"(?:thought|pensou|pensei) (?:for|por|durante) (?:about )?(?:a few |alguns |\d+ ?)\w+|"
     r"(?:thinking|pensando)\s?(?:\.{2,3}|…))"
 )
 _ANSWER_LABEL: Final = re.compile(
-    r"^[*_#> \t]{0,8}(?:mensagem|message|mensaje|resposta|respuesta|response|answer|final|texto|output|saida|e-?mail)"
+    r"^[*_#> \t]{0,8}(?:(?:here(?:'s|’s| is)|aqui esta) (?:my|the|a|minha) )?"
+    r"(?:mensagem|message|mensaje|resposta|respuesta|response|answer|final|texto|output|saida|e-?mail)"
     r"(?: (?:final|answer|message|de primeiro contato|para o lead|pronta|a enviar|text))?[*_ \t]{0,4}:[*_ \t]{0,4}"
     r"|^(?:#{1,6}[ \t]{1,3}|\*{1,3})(?:mensagem|message|mensaje|resposta|respuesta|response|answer)(?: "
     r"final)?[*_ \t]{0,4}$",
@@ -148,6 +157,8 @@ def without_reasoning(text: str) -> str:
     Raises TextProblem: `reasoning` where it is not sure what of the answer is the message, `control_tokens` where
     nothing but tokens, or a call of a tool, is there.
     """
+    if text.startswith("```"):
+        text = _without_fenced_reasoning(text)
     if has_any(text, _MARKS):
         if _TOOL_CALL.search(text):
             raise TextProblem("control_tokens", "The model answered with a call of a tool instead of a text.")
@@ -158,6 +169,17 @@ def without_reasoning(text: str) -> str:
     else:
         text = _without_imagined_turn(_after_glued_channel(text))
     return _without_announced(text)
+
+
+_REASONING_FENCE: Final = re.compile(rf"```(?:{_NAMES})[ \t]*\n(?P<inner>.*?)```\s*", re.DOTALL | re.IGNORECASE)
+
+
+def _without_fenced_reasoning(text: str) -> str:
+    """Without a block of code in front that is headed as reasoning."""
+    if text.startswith(_TOOL_FENCE):
+        raise TextProblem("control_tokens", "The model answered with a call of a tool instead of a text.")
+    found = _REASONING_FENCE.match(text)
+    return text[found.end() :] if found else text
 
 
 def _unsure(what: str) -> TextProblem:
@@ -283,7 +305,7 @@ def _own_turn(text: str, tokens: list[re.Match[str]]) -> str:
     kept = [text[: tokens[0].start()]]
     ours = True
     for number, token in enumerate(tokens):
-        name = (token["piped"] or token["plain"] or token["square"] or token["sys"] or token["turn"]).strip().casefold()
+        name = next(name for name in token.groups() if name).strip().casefold()
         following = tokens[number + 1].start() if number + 1 < len(tokens) else len(text)
         piece = text[token.end() : following]
         if name in _ENDS and "".join(kept).strip():

@@ -105,6 +105,10 @@ _NAME: Final = r"[^\W\d_][\w .,'ºª/|:()-]{0,58}"
 _DOUBLE: Final = re.compile(r"\{\{[^{}\n]{1,80}\}\}|\[\[[^\[\]\n]{1,80}\]\]|<<[^<>\n]{1,80}>>|\{%[^{}\n]{1,80}%\}")
 _BRACKETED: Final = (
     ("{", re.compile(rf"\{{\s?{_NAME}\s?\}}")),
+    ("[", re.compile(r"\[\s{0,3}(?:[A-Z]|_{1,9}|\?{1,3})\s{0,3}\]")),
+    ("%", re.compile(r"%%[^\W\d_]\w{1,40}%%|<%[^%\n]{1,80}%>")),
+    ("‹", re.compile(r"‹[^‹›\n]{1,60}›")),
+    ("*|", re.compile(r"\*\|[^|*\n]{1,40}\|\*")),
     ("[", re.compile(rf"\[\s?{_NAME}[\w)]\.?\s?\]")),
     ("<", re.compile(r"<[^\W\d_][\w '-]{0,58}\w>")),
     ("%", re.compile(r"(?<![\w%])%[^\W\d_]\w{1,40}%(?!\w)")),
@@ -113,10 +117,13 @@ _BRACKETED: Final = (
     ("$", re.compile(r"(?<![\w$])\$\{?[^\W\d_][\w.]{1,40}\}?(?![\w$])")),
     ("@{", re.compile(r"(?<![\w@])@\{[^{}\n]{1,40}\}")),
 )
-_BRACKETS_OPEN: Final = re.compile(r"[{\[<%【〔〖［「『⟦⟨｛#$@]")  # how each of these begins
+_BRACKETS_OPEN: Final = re.compile(r"\*\||[‹{\[<%【〔〖［「『⟦⟨｛#$@]")  # how each of these begins
 _BLANKS: Final = (  # each with what has to be there before it is looked for
     ("___", re.compile(r"(?<!_)_{3,}(?!_)")),  # a blank to be written on
     ("......", re.compile(r"(?<![.\w])\.{6,}(?![.\w])")),
+    ("....", re.compile(r"(?<=\w )\.{4,5}(?= \w)")),
+    ("dd/mm", re.compile(r"(?<!\w)DD/MM(?:/AA(?:AA)?)?(?!\w)", re.IGNORECASE)),
+    ("hh", re.compile(r"(?<!\w)HH[:hH]MM(?!\w)")),
     ("xx", re.compile(r"(?<![A-Za-z])X{3,}(?![A-Za-z])|(?<![A-Za-z])x{4,}(?![A-Za-z])")),
     ("xx", re.compile(r"(?<![A-Za-z])[Xx]{2,}(?:[-./:, ][Xx]{2,})+(?![A-Za-z])")),
     ("xx", re.compile(r"(?<![A-Za-z])[Xx]{2,}\s?(?:%|h\b|reais\b)|\d[Xx]{3,}|\(\s?[Xx]{2}\s?\)")),
@@ -166,8 +173,13 @@ _BRACKETS: Final = "[]{}<>%#$@【】〔〕〖〗［］「」『』⟦⟧⟨⟩�
 _LONGEST_SIGNATURE: Final = 60
 _PARENTHESES: Final = re.compile(r"\(([^()\n]{3,60})\)")
 _COLONS: Final = re.compile(r"(?<![\w:]):([a-z][a-z_]{2,30}):(?![\w:])")
+_NAMED_AS_A_FIELD: Final = re.compile(
+    r"\b(?:meu nome e|me chamo|sou(?: o| a)?|aqui e(?: o| a)?|my name is|i am|i'm|mi nombre es) "
+    r"(?:seu nome|your name|tu nombre|nome do (?:vendedor|consultor)|fulan[oa](?: de tal)?|beltran[oa]|john doe)\b"
+)
 _ALONE: Final = re.compile(
-    rf"(?:seu|sua|your|tu) {_FIELD}{_OF}|nome d[oa] (?:vendedora?|empresa|consultora?|remetente)|your name"
+    rf"(?:fulan[oa]|beltran[oa]|sicran[oa])(?: de tal)?|(?:seu|sua|your|tu) {_FIELD}{_OF}|"
+    r"nome d[oa] (?:vendedora?|empresa|consultora?|remetente)|your name"
 )
 _GREETED_FIELD: Final = re.compile(
     r"\b(?:ola|oi|prezad[oa]|car[oa]|bom dia|boa tarde|boa noite|hello|hi|dear|hola),? "
@@ -177,7 +189,7 @@ _GREETED_FIELD: Final = re.compile(
 
 
 _GREETED_FIELD_HAS: Final = ("nome", "name", "nombre", "lead", "fulan")
-_ALONE_HAS: Final = ("seu ", "sua ", "your ", "tu ", "nome d")
+_ALONE_HAS: Final = ("seu ", "sua ", "your ", "tu ", "nome d", "fulan", "beltran", "sicran", "john doe")
 
 
 def has_placeholder(text: str, known: Known = NOTHING_KNOWN) -> bool:
@@ -220,7 +232,9 @@ def _has_field_in_words(folded: str, known: Known) -> bool:
         not known.has(found["field"] or found[0]) for found in _GREETED_FIELD.finditer(folded)
     ):
         return True
-    return has_any(folded, _ALONE_HAS) and any(
+    if not has_any(folded, _ALONE_HAS):
+        return False
+    return _NAMED_AS_A_FIELD.search(folded) is not None or any(
         _ALONE.fullmatch(line.strip(" ,.-–—*_")) for line in folded.split("\n") if len(line) <= _LONGEST_SIGNATURE
     )
 
@@ -250,8 +264,18 @@ _NOBODY: Final = re.compile(
 )
 
 
+_GREETED_NOBODY: Final = re.compile(
+    r"\b(?:ola|oi|oie|bom dia|boa tarde|boa noite|prezad[oa]|car[oa]|hola|hello|hi|dear),? [*_(\[\"“]{0,2}"
+    r"(?:sem nome|(?:nome )?nao (?:informado|identificado|cadastrado|consta|disponivel)|desconhecid[oa]|anonim[oa]|"
+    r"n/[adi]|nulo|vazio|unknown|no name|unnamed|not (?:provided|available|informed)|sin nombre)"
+    r"[*_)\]\"”]{0,2}(?=\s{0,2}(?:[!,.?\n]|\Z))"
+)
+
+
 def _has_empty_value(text: str, known: Known) -> bool:
     folded = fold(text)
+    if _GREETED_NOBODY.search(folded[:300]):
+        return True
     if has_any(folded, _EMPTY_VALUE_HAS) and any(not known.has(found[0]) for found in _EMPTY_VALUE.finditer(text)):
         return True
     head = folded[:300]
@@ -276,6 +300,12 @@ _OPTION_HAS: Final = (
 )
 _OR_LINE: Final = re.compile(r"\n[*_\-–( \t]{0,6}(?:ou|or|o bien|ou entao|ou ainda)[*_\-–):,. \t]{0,6}\n")
 _HELLO: Final = re.compile(r"[^\w\n]{0,6}(?:ola|oi|oie|prezad[oa]s?|car[oa]|hola|hello|hi|dear)\b[ ,!]")
+# A line that greets behind a number, a letter or a name of its own: "1) Olá", "B. Oi", "Versão curta: Olá".
+_GREETED_LINE: Final = re.compile(
+    r"^[*_#>\-–( \t]{0,8}(?:[\da-e]{1,2}[*_ \t]{0,3}[.)\]:–-]|[a-z][^\n:.!?]{2,40}:)[*_ \t\"“]{0,6}"
+    r"(?:ola|oi|oie|prezad[oa]s?|car[oa]|hola|hello|hi|dear)\b[ ,!]",
+    re.MULTILINE,
+)
 _PARAGRAPH: Final = re.compile(r"\n[ \t]*\n")
 
 
@@ -287,6 +317,8 @@ def _has_options(folded: str) -> bool:
         greeted = sum(bool(GREETING.match(folded, _content_start(folded, label.end()))) for label in labels)
         if greeted > 1 or not folded[: labels[0].start()].strip():
             return True
+    if len(_GREETED_LINE.findall(folded)) > 1:
+        return True
     if any(GREETING.match(folded, line.end()) for line in _OR_LINE.finditer(folded)):
         return True
     paragraphs = [each.strip() for each in _PARAGRAPH.split(folded) if each.strip()]
@@ -344,25 +376,52 @@ _LACKS_DATA: Final = re.compile(
     r"mensaje)|(?:do|sobre o|about the|of the) lead\b|(?<=foram )fornecid[oa]s|fornecid[oa]s? (?:sobre|do|para))"
     r"|\bnao (?:foram|foi) fornecid[oa]s?\b[^.!?\n]{0,40}\b(?:dados|informac\w+|detalhes|contexto)\b"
 )
+_WAITS_FOR_DATA: Final = re.compile(
+    r"\A\W{0,3}(?:entendid[oa]|certo|ok(?:ay)?|claro|perfeito|pronto|estou pront[oa]|understood|"
+    r"i'm ready|ready)\b[^\n]{0,80}"
+    r"\b(?:aguardo|envie|mande|informe|forneca|compartilhe|send|provide|share)\b[^.!?\n]{0,30}"
+    r"\b(?:dados|informac\w+|detalhes|data|details|information)(?: do lead| sobre o lead| of the lead)?\s*[.!]?\s*\Z"
+    r"|\bpara (?:escrever|criar|redigir|elaborar|gerar) (?:a|uma|essa|esta) mensagem\b[^.!?\n]{0,30}\b(?:preciso|"
+    r"necessito)\b"
+)
+_CANNOT_ABROAD: Final = re.compile(
+    r"\bje ne peux pas (?:vous |t')?(?:aider|repondre|generer|ecrire|fournir|satisfaire|traiter|creer)\b"
+    r"|\bich kann\b[^.!?\n]{0,60}\bnicht\b[^.!?\n]{0,30}"
+    r"\b(?:helfen|bearbeiten|erstellen|erfullen|schreiben|beantworten)\b"
+    r"|\bnon posso (?:aiutar\w*|soddisfare|scrivere|generare|fornire|creare)\b"
+)
+_AN_ERROR: Final = re.compile(
+    r"\W{0,5}(?:(?:internal )?(?:server )?error\b\s?[:!\d]|exception\b|traceback\b|rate limit (?:exceeded|"
+    r"reached)|(?:error )?[45]\d\d (?:bad gateway|internal server error|service|gateway|too many requests|forbidden|"
+    r"not found|unauthorized|request))"
+)
 _CANNOT_HAS: Final = ("nao ", "i can", "able to", "no puedo", "no me es", "no podre", "recuso-me", "nego-me")
 _NO_MODEL_CAN: Final = ("nao ", "cant", "cannot", "can't", "can’t", "don't have", "no puedo")
 _REFUSALS: Final = (  # each with words of which the pattern needs one: to look for those is quicker by far
     (_CANNOT_HAS, _REFUSAL),
     (("modelo de l", "language model", "ai model", *_NO_MODEL_CAN), _AS_A_MODEL),
+    (("je ne peux", "ich kann", "non posso"), _CANNOT_ABROAD),
     (("informac", "dados", "detalhes", "information", "details", "data", "context", "datos"), _LACKS_DATA),
 )
 _READ_FOR_REFUSAL: Final = 1_500
+_SHORT_ANSWER: Final = 200  # characters; a longer text that asks its reader for data is a message
 
 
 def _is_refusal(folded: str) -> bool:
     """Whether a text says that it is no message: what it says of itself stands at its beginning."""
     head = folded[:_READ_FOR_REFUSAL]
+    if _AN_ERROR.match(head) or (len(folded) < _SHORT_ANSWER and _WAITS_FOR_DATA.search(head)):
+        return True
     return any(pattern.search(head) for needed, pattern in _REFUSALS if has_any(head, needed))
 
 
 # Emptiness -----------------------------------------------------------------------------------------------------------
 
 
+_FILLERS: Final = "\u115f\u1160\u2800\u3164\uffa0"
+"""Letters and symbols that show nothing."""
+
+
 def is_blank(text: str) -> bool:
     """Whether nothing of a text can be seen."""
-    return not any(unicodedata.category(char)[0] in "LNPS" for char in text)
+    return not any(unicodedata.category(char)[0] in "LNPS" and char not in _FILLERS for char in text)

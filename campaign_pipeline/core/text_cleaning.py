@@ -16,7 +16,14 @@ from campaign_pipeline.core.reasoning_cuts import GREETING, without_reasoning
 from campaign_pipeline.core.text_rules import LONGEST_ANSWER, ChangeRule, TextProblem, fold, has_any
 
 _LINE_ENDS: Final = re.compile("\r\n|[\r\u2028\u2029\x85]")
-_UNSENDABLE: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufeff]")
+_UNSENDABLE: Final = re.compile(
+    "\ue200[^\ue201\n]{0,200}\ue201"  # where ChatGPT's own window shows a source
+    "|[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ue000-\uf8ff\ufeff]"
+    "|[\u202a-\u202e\u2066-\u2069]"  # turn the direction of what follows around
+    "|(?<![\U0001f3f4\U000e0020-\U000e007f])[\U000e0000-\U000e007f]+"  # hidden letters, but for regional flags
+)
+_BROKEN: Final = re.compile("\ufffd|Ã[\xa0-\xbf\u0192\u201a-\u2030\u0160\u0152\u017d]|â€[\u0098-\u2122]")
+_BROKEN_HAS: Final = ("\ufffd", "Ã", "â€")
 _MANY_BREAKS: Final = re.compile(r"\n{3,}")
 _MOST_ROUNDS: Final = 8
 _MOST_WRAPPINGS: Final = 10  # pairs of quotes and fences that are taken off in one round
@@ -36,6 +43,8 @@ def clean(raw: str, markup: Markup) -> tuple[str, tuple[ChangeRule, ...]]:
     """
     if len(raw) > LONGEST_ANSWER:
         raise TextProblem("too_long", f"The model's answer has {len(raw)} characters; {LONGEST_ANSWER} are read.")
+    if has_any(raw, _BROKEN_HAS) and _BROKEN.search(raw):
+        raise TextProblem("malformed", "The model's answer has letters that were broken by a wrong encoding.")
     text = plain_characters(raw).replace("\t", " ").strip()
     steps: tuple[tuple[ChangeRule, Callable[[str], str]], ...] = (
         ("reasoning_cut", without_reasoning),
@@ -75,11 +84,17 @@ _FENCE: Final = re.compile(
     re.DOTALL | re.IGNORECASE,
 )
 _WRITTEN_BREAK: Final = re.compile(r"\\n(?![a-z])")
+_WRITTEN_LETTERS: Final = re.compile(r"(?:\\u[0-9a-fA-F]{4})+")
+_FRONT_MATTER: Final = re.compile(r"---[ \t]*\n(?:[\w -]{1,40}:[^\n]{0,200}\n){1,12}---[ \t]*\n")
 
 
 def unwrapped(text: str) -> str:
     """Strip quotes and fences around the whole text, as many as anybody means."""
     text = text.strip()
+    if text.startswith("---") and (found := _FRONT_MATTER.match(text)):
+        text = text[found.end() :].strip()
+    if "\\u" in text and not looks_like_json(text):
+        text = _WRITTEN_LETTERS.sub(_letters, text)
     for _ in range(_MOST_WRAPPINGS):
         stripped = text
         fenced = _FENCE.fullmatch(stripped) if stripped.startswith(("```", "~~~")) else None
@@ -93,6 +108,12 @@ def unwrapped(text: str) -> str:
             break
         text = stripped
     return text
+
+
+def _letters(written: "re.Match[str]") -> str:
+    """Letters that are written as JSON escapes them, outside of JSON."""
+    units = bytes.fromhex(written[0].replace("\\u", ""))
+    return units.decode("utf-16-be", errors="ignore")
 
 
 def _is_quoted(text: str) -> bool:
@@ -186,6 +207,8 @@ _TAG: Final = re.compile(
     rf"<(?P<close>/?)(?P<name>{_TAG_NAMES})(?P<rest>(?:\s[^<>]{{0,1000}})?)/?>",
     re.IGNORECASE,
 )
+_CDATA: Final = re.compile(r"<!\[CDATA\[(?P<inner>[^\]]{0,20000})\]\]>", re.IGNORECASE)
+_XML_PROLOG: Final = re.compile(r"\A\s{0,9}<\?xml[^<>]{0,200}\?>", re.IGNORECASE)
 _HREF: Final = re.compile(r"\bhref\s{0,3}=\s{0,3}[\"']?([^\"'\s>]{1,1000})", re.IGNORECASE)
 _ENTITY: Final = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
 
@@ -193,6 +216,7 @@ _ENTITY: Final = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z
 def _without_html(text: str, markup: Markup) -> str:
     """Tags as the channel's own markup, entities as the characters that they name."""
     if "<" in text:
+        text = _CDATA.sub(lambda found: found["inner"], _XML_PROLOG.sub("", text))
         text = _without_tags(text, markup)
     if "&" in text:
         text = _ENTITY.sub(lambda found: html.unescape(found[0]).replace("\xa0", " "), text)
@@ -300,8 +324,10 @@ _OBJECT: Final = (  # words for a message, and words that may mean something els
     r"abordagem|copy|script)"
 )
 _ACKNOWLEDGED: Final = (
-    r"(?:claro(?: que sim)?|com certeza|certamente|certo|perfeito|entendido|entendi|otimo|beleza|combinado|pode deixar|"
-    r"sem problemas?|ok(?:ay)?|sure(?: thing)?|of course|certainly|absolutely|got it|great|understood|por supuesto|"
+    r"(?:claro(?: que sim)?|com certeza|certamente|perfeito|entendido|entendi|otimo|beleza|combinado|pode deixar|"
+    r"sem problemas?|com (?:todo o? ?)?prazer|vamos la|pronto|feito|bien sur|avec plaisir|naturlich|gerne|certo|"
+    r"volentieri|my pleasure|ok(?:ay)?|sure(?: thing)?|of course|certainly|absolutely|got it|great|"
+    r"understood|por supuesto|"
     r"desde luego|vale|entiendo)"
 )
 _ACKNOWLEDGEMENT: Final = re.compile(
@@ -335,7 +361,8 @@ def _label(word: str) -> re.Pattern[str]:
     """A label such as "**Mensagem para WhatsApp:**" or "### Mensagem"."""
     words = f"{_LABEL_HEAD}{word}{_LABEL_TAIL}"
     return re.compile(
-        rf"[^\w\n]{{0,10}}{words}[*_ \t]{{0,4}}:[*_ \t]{{0,4}}"
+        rf"[^\w\n]{{0,10}}{words}[*_ \t]{{0,4}}(?:\([^()\n]{{1,40}}\)[*_ \t]{{0,4}})?:"
+        rf"(?:[ \t]*[|>][+-]?[ \t]*(?=\n))?[*_ \t]{{0,4}}"
         rf"|(?:#{{1,6}}[ \t]{{1,3}}|\*{{1,3}}|_{{1,3}}|\[){words}[*_\] \t]{{0,4}}(?=\n)"
         r"|[^\w\n]{0,6}(?:inicio|comeco|start|begin(?:ning)?)(?: da| do| of)?(?: the)? "
         r"(?:mensagem|texto|message|mensaje)[^\w\n]{0,6}(?=\n)"
@@ -374,7 +401,7 @@ def _without_preamble(text: str) -> str:
 
 def _preamble_end(text: str) -> int:
     """Where the first remark in front of the message ends; 0 where there is none."""
-    folded = fold(text[: 2 * _LONGEST_REMARK])
+    folded = fold(text[:_MOST_HEAD])
     line, _, _ = folded.partition("\n")
     if _RULE.match(line):
         return len(line)
@@ -396,6 +423,36 @@ def _preamble_end(text: str) -> int:
         return introduction
     if (found := _ACKNOWLEDGEMENT.match(folded)) and GREETING.match(folded, _skip_blank(folded, found.end())):
         return found.end()
+    return _head_end(folded)
+
+
+_HELLO: Final = re.compile(
+    r"[^\w\n]{0,6}(?:ola|oi+|oie|bom dia|boa tarde|boa noite|prezad[oa]s?|car[oa]s?|hola|hello|hi|hey|dear)\b"
+)
+_ABOUT_THE_TASK: Final = re.compile(
+    r"\b(?:o lead|do lead|este lead|the lead|lead data|(?:lead|para|destinatari[oa]|canal|to):|"
+    r"usuario|the user|dados do lead|prompt|escrever|redigir|"
+    r"elaborar|vou criar|mensagem|message|messaggio|nachricht|mensaje|whatsapp|raciocinio|reasoning|thinking|pensando|"
+    r"(?:passo|step|etapa) \d)(?!\w)"
+)
+_TO_THE_READER: Final = re.compile(r"\b(?:voces?|te|seus?|suas?|you|your|tu|su|usted)\b")
+_FOREIGN_LETTERS: Final = re.compile("[\u0400-\u06ff\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7af]")
+_MOST_HEAD: Final = 1_000
+
+
+def _head_end(folded: str) -> int:
+    """Where thoughts about the task, or words in another script, end before the line that greets; 0 without them."""
+    at = folded.find("\n")
+    while 0 <= at < _MOST_HEAD:
+        start = at + 1
+        label = _LIKELY_LABEL.match(folded, start)
+        begin = _skip_blank(folded, label.end()) if label else start
+        if _HELLO.match(folded, begin):
+            head = folded[:at]
+            if _FOREIGN_LETTERS.search(head) or (_ABOUT_THE_TASK.search(head) and not _TO_THE_READER.search(head)):
+                return start
+            return 0
+        at = folded.find("\n", start)
     return 0
 
 
@@ -441,7 +498,12 @@ _ANOTHER: Final = (
     r"|(?:outra versao|outras versoes|another version|other versions|different versions?|otra version)\b(?! d)"
     r"|(?:versao|version) (?:mais|more|mas) (?:formal|informal|curta|longa|casual|short|long|direta)\w*\b"
 )
-_EDIT_OFFER: Final = rf"(?:\b{_EDIT} (?:{_EDITED}|(?:algo|it|something|anything)\s*[?!.])|\b(?:{_ANOTHER}))"
+_OTHER_TONE: Final = (
+    r"(?:para|pra|to) (?:um |outro |a )?(?:tom|tone) (?:mais |more )?(?:in)?(?:formal|profissional|casual|diret|leve)"
+)
+_EDIT_OFFER: Final = (
+    rf"(?:\b{_EDIT} (?:{_EDITED}|{_OTHER_TONE}|(?:algo|it|something|anything)\s*[?!.])|\b(?:{_ANOTHER}))"
+)
 _OFFER: Final = re.compile(
     r"(?:\b(?:quer|queira|quiser|gostaria|deseja|desejar|prefere|preferir|precisa|precisar|precise|posso|podemos|"
     r"poderia|"
@@ -451,6 +513,7 @@ _OFFER: Final = re.compile(
     r"|\b(?:quer|gostaria|deseja|prefere) que eu " + _EDIT + r"\s*[?]"
     r"|\b(?:let me know|me avis[ea]|avisame)\b[^\n]{0,40}\b(?:any|some|algum\w*|alguna?|algo)\b[^\n]{0,20}"
     r"\b(?:changes?|adjustments?|edits?|tweaks?|revisions?|ajustes?|alterac\w+|mudancas?|cambios?)\b"
+    r"|\blet me know if you(?:'d|’d| would)? (?:like|want|need)[^\n]{0,20}\b(?:changes?|adjustments?|edits?|tweaks?)\b"
     r"|\b(?:posso|podemos|caso|se)\b[^\n]{0,40}\b(?:fazer|precis\w*|quiser|queira|realizar|desej\w*)\b[^\n]{0,20}"
     r"\b(?:ajustes?|alterac(?:ao|oes)|modificac(?:ao|oes)|mudancas?)\b(?! (?:n[oa]s?|d[oa]s?|em|de|a|ao) (?!texto|"
     r"mensagem|tom\b))"
@@ -482,18 +545,20 @@ _FEEDBACK: Final = re.compile(
 _COUNT: Final = re.compile(
     r"\W{0,20}(?:(?:aproximadamente|aprox\.?|cerca de|total|contagem|approx\.?|tamanho|word count|character "
     r"count)\W{0,3}(?:de )?)?"
-    r"(?:mensagem com )?\d{1,4} (?:caracteres|palavras|characters|words|tokens)\W{0,20}"
+    r"(?:(?:mensagem com )?\d{1,4} (?:caracteres|palavras|characters|words|tokens)"
+    r"|(?:caracteres|palavras|characters|words|tokens)\s?[:=]\s?\d{1,4})\W{0,20}"
 )
 _NOTE: Final = re.compile(
-    r"\W{0,6}(?:obs|observac(?:ao|oes)|notas?|note|notes|explicacao|explanation|justificativa|rationale|por que "
-    r"(?:essa|esta) "
+    r"\W{0,6}(?:obs|observac(?:ao|oes)|notas?|note|notes|dicas?|tips?|explicacao|explanation|justificativa|rationale|"
+    r"por que (?:essa|esta) "
     r"mensagem funciona|why this works|personalizac(?:ao|oes)|pontos(?: \w+)? da mensagem|estrategia)\W{0,4}[:\-–]"
 )
 _ABOUT_THE_TEXT: Final = re.compile(
     r"\b(?:(?:a|esta|essa|the|this|la) (?:mensagem|message|mensaje)\b[^\n]{0,40}\b(?:personaliz\w+|criad[ao]|"
     r"escrit[ao]|"
     r"pensad[ao]|elaborad[ao]|redigid[ao]|tom|curta|objetiva|direta|tone|written|short|caracteres)\b|personalizei|"
-    r"personalizada (?:com|conforme)|adaptei|adapte (?:a mensagem|o texto)|usei|utilizei|evitei|mantive|"
+    r"personalizada (?:com|conforme)|personalize (?:com o nome|a mensagem)|adaptei|adapte (?:a mensagem|o texto)|"
+    r"usei|utilizei|evitei|mantive|"
     r"\d+ (?:caracteres|palavras|characters)|placeholders?|dados do lead|i (?:kept|used|avoided|included))\b"
 )
 _THIS_MESSAGE: Final = re.compile(
@@ -598,7 +663,10 @@ _MD_BOLD: Final = re.compile(r"\*\*(?=\S)(?P<inner>[^*\n]{1,2000})(?<=\S)\*\*")
 _MD_BOLD_LINES: Final = re.compile(r"\*\*(?=\S)(?P<inner>[^*]{1,2000})(?<=\S)\*\*")
 _MD_UNDERSCORES: Final = re.compile(r"(?<![\w/])__(?=[^\s_])(?P<inner>[^_\n]{1,2000})(?<=\S)__(?!\w)")
 _MD_STRIKE: Final = re.compile(r"~~(?=[^\s~])(?P<inner>[^~\n]{1,1000})(?<=\S)~~")
-_MD_STRAY: Final = re.compile(r"(?<!\*)\*{2,}(?=\w)|(?<=\w)\*{2,}(?!\w)|(?<=[.!?…:,])\*{2,}")
+_MD_STRAY: Final = re.compile(r"(?<!\*)\*{2,}(?=\w)|(?<=\w)\*{2,}(?!\w)|(?<=[.!?…:,])\*{2,}|\s\*{2,}\Z")
+_MD_SOURCE: Final = re.compile(r"(?<=[\w.!?,;:)\"”])[ ]?(?:\[\^?\d{1,2}\]){1,6}(?!\()")
+_MD_SOURCE_LIST: Final = re.compile(r"^[ ]{0,3}\[\^?\d{1,2}\]:?[ ][^\n]{1,300}$", re.MULTILINE)
+_BBCODE: Final = re.compile(r"\[(?P<tag>[bius])\](?P<inner>[^\[\]]{1,2000})\[/(?P=tag)\]", re.IGNORECASE)
 _MD_ESCAPE: Final = re.compile(r"\\([*_~#\[\]().!>+|{}-])(?![/\\])")
 _MD_RULE_LINE: Final = re.compile(r"^[ \t]*(?:(?:-[ \t]?){3,60}|(?:\*[ \t]?){3,60}|[═─━—=]{3,60})[ \t]*$", re.MULTILINE)
 _MD_UNDERSCORE_RULE: Final = re.compile(r"(?<=\n)[ \t]*_{3,60}[ \t]*\n(?=\s*\S)")
@@ -609,6 +677,9 @@ _MD_TABLE_RULE: Final = re.compile(
 _MD_QUOTE_MARK: Final = re.compile(r"^>[ ]?", re.MULTILINE)
 _MD_QUOTED: Final = re.compile(r"(?:>[^\n]*(?:\n|\Z))+")
 _PLAIN_MARKS: Final = re.compile(r"(?<![\w*])\*(?=[^\s*])(?P<inner>[^*\n]{1,500})(?<=[^\s*])\*(?![\w*])")
+
+
+_BBCODE_MARKS: Final = {"b": _BOLD, "i": _ITALIC, "s": _STRIKE, "u": _BOLD}
 
 
 def _without_markdown(text: str, markup: Markup) -> str:
@@ -623,7 +694,8 @@ def _without_blocks(text: str, markup: Markup) -> str:
         text = _without_tables(text)
     if "[" in text:
         text = _MD_LINK.sub(lambda link: _link(link["label"].strip(), link["target"]), text)
-        text = _MD_REFERENCE.sub("", text)
+        text = _MD_SOURCE.sub("", _MD_SOURCE_LIST.sub("", _MD_REFERENCE.sub("", text)))
+        text = _BBCODE.sub(lambda found: _wrapped(found["inner"], _BBCODE_MARKS[found["tag"].lower()], markup), text)
     if text.startswith(">") and _MD_QUOTED.fullmatch(text):
         text = _MD_QUOTE_MARK.sub("", text)
     if has_any(text, _RULE_MARKS):

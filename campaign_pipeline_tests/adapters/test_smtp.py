@@ -157,6 +157,21 @@ def test_a_refusal_of_us_costs_no_lead_its_message(stage: Stage, reply: int, enh
     assert isinstance(classify(stage, reply, enhanced + words), Throttled | Systemic)
 
 
+@pytest.mark.parametrize(
+    ("said", "code"),
+    [
+        ("O limite di\udce1rio de envios foi atingido", "daily_limit"),  # a server that speaks Latin-1
+        ("O limite diário de envios foi atingido", "daily_limit"),
+        ("The address\nthat you wrote to\n5.1.1 does not exist", "hard_bounce"),  # the code in the last line
+    ],
+)
+def test_a_reply_is_read_in_any_encoding_and_line(said: str, code: str) -> None:
+    outcome = classify(Stage.RCPT, 550, said)
+    assert isinstance(outcome, Throttled | Permanent)
+    assert outcome.code == code
+    assert "\udce1" not in str(outcome.answer)
+
+
 def test_no_reply_takes_long_to_read() -> None:
     for piece in ("too many ", "sender ip ", "user ", "a-", "(#5.", "<a", "@" * 9, "messages per "):
         started = time.process_time()

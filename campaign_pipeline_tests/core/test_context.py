@@ -55,6 +55,11 @@ def other(value: object, name: str = "Campo") -> str:
     return rendered(custom_fields=[{"name": name, "value": value}])
 
 
+@pytest.mark.parametrize("name", ["Não informado", "SEM NOME", "desconhecido", "N/D", "-", "Unknown"])
+def test_what_people_write_in_place_of_nothing_is_not_read_as_a_name(name: str) -> None:
+    assert rendered(client_name=name, company="Padaria Aurora") == "Empresa: Padaria Aurora"
+
+
 def test_all_fields_are_labelled_in_portuguese_business_fields_before_others() -> None:
     assert LeadContext.from_row(FULL_ROW).render().splitlines() == [
         "Nome: Ana Souza",

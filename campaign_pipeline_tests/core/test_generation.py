@@ -169,7 +169,7 @@ def test_a_field_to_fill_in_is_found(field: str) -> None:
         "Veja em https://exemplo.com.br/a%20b%20c?q=[x]&filtro[nome]=1#{0}",
         "Veja em https://exemplo.com.br/%C3%A1gua%20doce%2Fsal e responda",
         "Veja exemplo.com.br/promo%20nova%20hoje quando puder",
-        "Como mostra a pesquisa [1] e também [2, 3]",
+        "Como mostra a pesquisa nas páginas [2, 3]",
         "Como mostra a pesquisa [o estudo][1] de ontem",
         "Que legal :) :] :} ;-] <3 >:( {: [: =]",
         "Custa R$ 1.500,00 [10% de desconto à vista, 20% a prazo]",

@@ -191,6 +191,14 @@ def test_too_few_digits_are_refused(national: str, prefix: str, kept: int) -> No
     assert readings(prefix + cut) == set()
 
 
+@pytest.mark.parametrize("written", ["+55 11 98765-432", "(11) 98765 432", "11 98765.432", "tel:+55-11-98765-432"])
+def test_a_number_whose_last_digit_is_lost_is_not_taken_for_an_old_one(written: str) -> None:
+    """Its ten digits would have a twin with a ninth digit, which is somebody else's number."""
+    assert "lost a digit" in fault(written)
+    assert readings("(11) 9876-5432") == {"551198765432"}
+    assert readings("+43 664 98765 432") == {"4366498765432"}
+
+
 @thorough
 @given(mobiles, mobiles, st.sampled_from([" / ", ",", ";", "|", "\n", " e ", " ou ", "/"]))
 def test_two_mobile_numbers_in_one_cell_are_refused(one: str, other: str, between: str) -> None:

@@ -33,6 +33,9 @@ STEP = timedelta(minutes=40)
 
 ROUNDS = 30
 
+SECONDS_A_MESSAGE = 0.2
+"""How long a worker may take for each message that is left, on a machine that others use too."""
+
 
 def variables(url: str, sandbox: Addresses, **more: str) -> dict[str, str]:
     """The environment of a worker or of a Dagster run in a crash test."""
@@ -84,9 +87,9 @@ class Worker:
         assert self.exit_code is not None, f"worker {self.pid} still runs after {seconds:.0f} s"
         return self.exit_code
 
-    def finish(self) -> int:
+    def finish(self, seconds: float = 90) -> int:
         """Wait for an end that is meant to be good; returns how many messages it claimed."""
-        answer = self._end.recv() if self._end.poll(90) else "it still runs after 90 s"
+        answer = self._end.recv() if self._end.poll(seconds) else f"it still runs after {seconds:.0f} s"
         self.wait()
         assert isinstance(answer, int), answer
         return answer
@@ -112,8 +115,9 @@ def recover(world: World, sandbox: SandboxProcess, moved: timedelta = timedelta(
     for _ in range(ROUNDS):
         moved += STEP
         world.move_clock(moved)
+        patience = 90 + open_messages(world) * SECONDS_A_MESSAGE
         for helper in [start_worker(world.url, sandbox, concurrency=30, batch=1000, shard=500) for _ in range(workers)]:
-            helper.finish()
+            helper.finish(patience)
         if not open_messages(world):
             return moved
     left = world.all(

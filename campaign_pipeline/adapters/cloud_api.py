@@ -16,8 +16,9 @@ import httpx
 from campaign_pipeline.adapters.answers import known
 from campaign_pipeline.adapters.channel import HttpChannel, Request
 from campaign_pipeline.adapters.cloud_api_answers import ANSWERS, PAIR_RATE, STATES, rows_of
-from campaign_pipeline.adapters.connection import endpoint, setting
+from campaign_pipeline.adapters.connection import endpoint
 from campaign_pipeline.adapters.http import Answer, at, text_at
+from campaign_pipeline.adapters.inbox_connection import InboxConnection
 from campaign_pipeline.core.address import business_scoped_id
 from campaign_pipeline.core.ports import (
     Absent,
@@ -129,19 +130,19 @@ def _template(envelope: Envelope) -> dict[str, Any]:
 
 
 def from_connection(
-    client: httpx.AsyncBaseTransport, row: Mapping[str, Any], variables: Mapping[str, str], send_timeout: float
+    client: httpx.AsyncBaseTransport, connection: InboxConnection, variables: Mapping[str, str], send_timeout: float
 ) -> CloudApi:
     """Build the channel of an inbox from its instance row, else from CLOUD_API_URL, _VERSION and _TOKEN.
 
     Raises LookupError with a sentence that names what is missing.
     """
-    version = setting(row, "version") or variables.get("CLOUD_API_VERSION") or DEFAULT_VERSION
+    version = connection.setting("version") or variables.get("CLOUD_API_VERSION") or DEFAULT_VERSION
     if not re.fullmatch(r"v\d{1,3}\.\d{1,2}", version):
         raise LookupError(f"CLOUD_API_VERSION (or provider_config.version) is {version!r}, but must be like v23.0.")
-    number = setting(row, "phone_number_id")
+    number = connection.setting("phone_number_id")
     if number is None:
         raise LookupError("The instance names no provider_config.phone_number_id, which is Meta's id of the number.")
     if not re.fullmatch(r"\d{5,25}", number, re.ASCII):
         raise LookupError("provider_config.phone_number_id of the instance must be digits: Meta's id of the number.")
-    graph = endpoint(row, variables, "CLOUD_API_URL", "CLOUD_API_TOKEN", DEFAULT_URL)
+    graph = endpoint(connection, variables, "CLOUD_API_URL", "CLOUD_API_TOKEN", DEFAULT_URL)
     return CloudApi(client, f"{graph.url}/{version}", number, graph.key, send_timeout)

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from campaign_pipeline.adapters.environment import Environment, SettingError
 from campaign_pipeline.adapters.hosts import HostRefused, Hosts
 from campaign_pipeline.adapters.http import at
+from campaign_pipeline.adapters.inbox_connection import InboxConnection
 
 
 @dataclass(frozen=True)
@@ -25,17 +26,8 @@ class Endpoint:
     key: str = field(repr=False)
 
 
-def setting(row: Mapping[str, Any], name: str) -> str | None:
-    """A text of the instance's provider_config, else of its settings."""
-    for column in ("provider_config", "settings"):
-        value = at(row.get(column), name)
-        if isinstance(value, str) and value.strip():
-            return value.strip()
-    return None
-
-
 def endpoint(
-    row: Mapping[str, Any],
+    connection: InboxConnection,
     variables: Mapping[str, str],
     url_variable: str,
     key_variable: str | None,
@@ -46,14 +38,14 @@ def endpoint(
     The address is the row's base_url (in provider_config, else settings), else the variable's, else the usual one. The
     key is the row's instance_token or api_key; else the variable's, which only goes to the variable's address.
     """
-    named = _row_url(row)
+    named = _own_url(connection)
     common = variables.get(url_variable) or usual_url
     if named is None and not common:
         raise LookupError(f"{url_variable} is not set, and the instance names no provider_config.base_url.")
     source = url_variable if named is None else "provider_config.base_url of the instance"
     url = base_address(named or common or "", source)
 
-    key, key_name = row.get("instance_token") or row.get("api_key"), "instance_token, api_key"
+    key, key_name = connection.key, "instance_token, api_key"
     if not key and key_variable is not None and variables.get(key_variable):
         if common is None or url != _tidy(common):
             raise LookupError(
@@ -84,13 +76,13 @@ KEY_VARIABLES = {
 }
 
 
-def variables_of(row: Mapping[str, Any], provider: str, variables: Mapping[str, str]) -> Mapping[str, str]:
+def variables_of(connection: InboxConnection, provider: str, variables: Mapping[str, str]) -> Mapping[str, str]:
     """The variables for one inbox: the key that its provider_config.key_variable names stands in for the usual one.
 
     A row can name no secret of anything else, for the name has to begin like its provider's own; and it goes where the
     usual key would go. Raises LookupError.
     """
-    named, known = setting(row, "key_variable"), KEY_VARIABLES.get(provider)
+    named, known = connection.setting("key_variable"), KEY_VARIABLES.get(provider)
     if named is None or known is None:
         return variables
     if not named.startswith(known.prefix):
@@ -155,12 +147,13 @@ def usable_key(key: Any, named: str) -> str:
     return key
 
 
-def _row_url(row: Mapping[str, Any]) -> str | None:
-    for column in ("provider_config", "settings"):
-        given = at(row.get(column), "base_url")
+def _own_url(connection: InboxConnection) -> str | None:
+    columns = {"provider_config": connection.provider_config, "settings": connection.settings}
+    for column, settings in columns.items():
+        given = at(settings, "base_url")
         if given is not None and not isinstance(given, str):
             raise LookupError(f"{column}.base_url of the instance must be a text that begins with https://.")
-    return setting(row, "base_url")
+    return connection.setting("base_url")
 
 
 def _tidy(url: str) -> str:

@@ -15,6 +15,7 @@ from campaign_pipeline.adapters.channel import Page, Request
 from campaign_pipeline.adapters.connection import endpoint
 from campaign_pipeline.adapters.evolution_answers import ANSWERS, STATE_ANSWERS, heard
 from campaign_pipeline.adapters.http import at, text_at
+from campaign_pipeline.adapters.inbox_connection import InboxConnection
 from campaign_pipeline.adapters.whatsapp_web import WebChannel, account_name
 from campaign_pipeline.core.address import alternatives
 from campaign_pipeline.core.ports import (
@@ -137,13 +138,13 @@ def _says(record: Any, text: str) -> bool:
 
 
 def from_connection(
-    client: httpx.AsyncBaseTransport, row: Mapping[str, Any], variables: Mapping[str, str], send_timeout: float
+    client: httpx.AsyncBaseTransport, connection: InboxConnection, variables: Mapping[str, str], send_timeout: float
 ) -> Evolution:
     """Build the channel of an inbox from its instance row, else from EVOLUTION_API_URL and EVOLUTION_API_KEY.
 
     Raises LookupError with a sentence that names what is missing.
     """
-    if not row["name"]:
+    if not connection.name:
         raise LookupError("The instance has no name (instances.name), by which Evolution knows it.")
-    server = endpoint(row, variables, "EVOLUTION_API_URL", "EVOLUTION_API_KEY")
-    return Evolution(client, server.url, row["name"], server.key, send_timeout)
+    server = endpoint(connection, variables, "EVOLUTION_API_URL", "EVOLUTION_API_KEY")
+    return Evolution(client, server.url, connection.name, server.key, send_timeout)

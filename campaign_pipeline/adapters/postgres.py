@@ -24,6 +24,7 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from tenacity import AsyncRetrying, RetryError, retry_if_exception_type, stop_after_delay, wait_exponential, wait_random
 
 from campaign_pipeline.adapters.group_commit import GroupCommit
+from campaign_pipeline.adapters.inbox_connection import InboxConnection
 from campaign_pipeline.adapters.queue_connection import OPTIONS, connect_async, make_readable
 from campaign_pipeline.core.claim_budget import Budget, Pace
 from campaign_pipeline.core.claim_budget import Scope as PaceScope
@@ -208,10 +209,10 @@ class Queue(Statements):
         settings: dict[str, Any] = rows[0]["settings"]
         return settings
 
-    async def get_inbox_connection(self, inbox_id: str) -> dict[str, Any] | None:
+    async def get_inbox_connection(self, inbox_id: str) -> InboxConnection | None:
         """How to reach an inbox, with its keys; None where it has no instance."""
         rows = await self._all("get_inbox_connection", inbox_id=inbox_id)
-        return rows[0] if rows else None
+        return InboxConnection.from_row(rows[0]) if rows else None
 
     async def close_runs(self) -> list[dict[str, Any]]:
         """Close every run that can change no more, leftovers of cancelled ones settled; returns those closed here."""

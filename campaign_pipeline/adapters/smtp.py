@@ -29,6 +29,7 @@ import aiosmtplib
 import httpx
 
 from campaign_pipeline.adapters.hosts import HostRefused, Hosts
+from campaign_pipeline.adapters.inbox_connection import InboxConnection
 from campaign_pipeline.adapters.redaction import hide_text, redact
 from campaign_pipeline.adapters.smtp_replies import Stage, classify
 from campaign_pipeline.core import texts
@@ -424,7 +425,7 @@ _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 def from_connection(
-    client: httpx.AsyncBaseTransport, row: Mapping[str, Any], variables: Mapping[str, str], send_timeout: float
+    client: httpx.AsyncBaseTransport, connection: InboxConnection, variables: Mapping[str, str], send_timeout: float
 ) -> Smtp:
     """Build the channel of an inbox from its instance row, and from the SMTP_* variables what that leaves out.
 
@@ -432,8 +433,8 @@ def from_connection(
     domain, unsubscribe_url, unsubscribe_mailto; the password is its instance_token or api_key. A row that names a host
     gets no credentials from the environment: they belong to another server. Raises LookupError with one sentence.
     """
-    given = {**_plain(row["settings"]), **_plain(row["provider_config"])}
-    server = _server(given, row) if given.get("host") else _server_of_environment(variables)
+    given = {**_plain(connection.settings), **_plain(connection.provider_config)}
+    server = _server(given, connection) if given.get("host") else _server_of_environment(variables)
     name, address = _sender(given, variables)
 
     reply_to = given.get("reply_to") or variables.get("SMTP_REPLY_TO")
@@ -449,7 +450,7 @@ def from_connection(
         unsubscribe_url=_template("unsubscribe_url", unsubscribe_url, r"https://[!-;=?-~]+"),
         unsubscribe_mailto=_template("unsubscribe_mailto", unsubscribe_mailto, r"mailto:[!-;=?-~]+@[!-;=?-~]+"),
         ca_file=variables.get("SMTP_CA_FILE"),
-        stream=f"campaign:{str(row['inbox_id']).partition('-')[0]}",
+        stream=f"campaign:{str(connection.inbox_id).partition('-')[0]}",
         max_connections=_count(given, "max_connections", 5, 50),
         messages_per_connection=_count(given, "messages_per_connection", 100, 10_000),
     )
@@ -467,9 +468,9 @@ def _plain(settings: Any) -> dict[str, Any]:
     }
 
 
-def _server(given: Mapping[str, str], row: Mapping[str, Any]) -> dict[str, Any]:
+def _server(given: Mapping[str, str], connection: InboxConnection) -> dict[str, Any]:
     security = given.get("security", "starttls").lower()
-    password = row["instance_token"] or row["api_key"]
+    password = connection.key
     username = given.get("username") or (given.get("from_address") if password else None)
     return _checked_server(given["host"], given.get("port"), security, username, password)
 

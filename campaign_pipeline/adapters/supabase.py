@@ -15,6 +15,7 @@ from campaign_pipeline.adapters.answers import Heard, statements, texts
 from campaign_pipeline.adapters.channel import HttpChannel, Request
 from campaign_pipeline.adapters.connection import environment_endpoint
 from campaign_pipeline.adapters.http import Answer, at, text_at
+from campaign_pipeline.adapters.inbox_connection import InboxConnection
 from campaign_pipeline.adapters.supabase_answers import ANSWERS, FUNCTION
 from campaign_pipeline.adapters.whatsapp_web import CONNECTING, DISCONNECTED
 from campaign_pipeline.core.ports import (
@@ -129,7 +130,7 @@ def _first_text(body: Any, paths: tuple[tuple[str, ...], ...]) -> str | None:
 
 
 def from_connection(
-    client: httpx.AsyncBaseTransport, row: Mapping[str, Any], variables: Mapping[str, str], send_timeout: float
+    client: httpx.AsyncBaseTransport, connection: InboxConnection, variables: Mapping[str, str], send_timeout: float
 ) -> InternalSend:
     """Build the channel of an inbox from SUPABASE_URL and SUPABASE_SERVICE_ROLE_KEY.
 
@@ -137,4 +138,4 @@ def from_connection(
     is missing.
     """
     project = environment_endpoint(variables, "SUPABASE_URL", "SUPABASE_SERVICE_ROLE_KEY")
-    return InternalSend(client, project.url, project.key, row.get("status"), send_timeout)
+    return InternalSend(client, project.url, project.key, connection.status, send_timeout)

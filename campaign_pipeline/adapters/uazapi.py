@@ -15,6 +15,7 @@ from campaign_pipeline.adapters.answers import Heard, statements
 from campaign_pipeline.adapters.channel import Page, Request
 from campaign_pipeline.adapters.connection import endpoint
 from campaign_pipeline.adapters.http import Answer, at, text_at
+from campaign_pipeline.adapters.inbox_connection import InboxConnection
 from campaign_pipeline.adapters.uazapi_answers import ANSWERS, STATE_ANSWERS
 from campaign_pipeline.adapters.whatsapp_web import WebChannel
 from campaign_pipeline.core.ports import (
@@ -133,11 +134,11 @@ def _absent(foreign: bool) -> Absent:
 
 
 def from_connection(
-    client: httpx.AsyncBaseTransport, row: Mapping[str, Any], variables: Mapping[str, str], send_timeout: float
+    client: httpx.AsyncBaseTransport, connection: InboxConnection, variables: Mapping[str, str], send_timeout: float
 ) -> Uazapi:
     """Build the channel of an inbox from its instance row, else from UAZAPI_API_URL and UAZAPI_TOKEN.
 
     Raises LookupError with a sentence that names what is missing.
     """
-    server = endpoint(row, variables, "UAZAPI_API_URL", "UAZAPI_TOKEN")
+    server = endpoint(connection, variables, "UAZAPI_API_URL", "UAZAPI_TOKEN")
     return Uazapi(client, server.url, server.key, send_timeout)

@@ -90,8 +90,8 @@ async def provider_findings(environment: Environment) -> list[Finding]:
         async def inbox(row: "dict[str, object]") -> Finding:
             async with slots:
                 connection = await queue.get_inbox_connection(str(row["inbox_id"]))
-                if connection and connection["openrouter_api_key"]:
-                    own[str(row["workspace"])] = connection["openrouter_api_key"]
+                if connection and connection.openrouter_api_key:
+                    own[str(row["workspace"])] = connection.openrouter_api_key
                 channel = channel_of(client, connection, environment, PATIENCE)
                 try:
                     failure = await asyncio.wait_for(channel.check_connection(), PATIENCE)

@@ -11,11 +11,12 @@ import httpx
 from pydantic import Field
 
 from campaign_pipeline.adapters import cloud_api, evolution, supabase, uazapi
-from campaign_pipeline.adapters.connection import model_url, setting, variables_of
+from campaign_pipeline.adapters.connection import model_url, variables_of
 from campaign_pipeline.adapters.database import queue_url
 from campaign_pipeline.adapters.environment import DeliverySettings, Environment
 from campaign_pipeline.adapters.hosts import Hosts
 from campaign_pipeline.adapters.http import at, http_client
+from campaign_pipeline.adapters.inbox_connection import InboxConnection
 from campaign_pipeline.adapters.openrouter import OpenRouter
 from campaign_pipeline.adapters.postgres import Queue
 from campaign_pipeline.adapters.unconfigured import SANDBOX_ONLY, Unconfigured
@@ -24,12 +25,12 @@ from campaign_pipeline.core.results import RetryPolicy
 from campaign_pipeline.core.shard_context import DeliveryPolicy
 
 ChannelBuilder: TypeAlias = Callable[
-    [httpx.AsyncBaseTransport, Mapping[str, Any], Mapping[str, str], float], MessageChannel
+    [httpx.AsyncBaseTransport, InboxConnection, Mapping[str, str], float], MessageChannel
 ]
 
 
 def _smtp(
-    transport: httpx.AsyncBaseTransport, connection: Mapping[str, Any], variables: Mapping[str, str], timeout: float
+    transport: httpx.AsyncBaseTransport, connection: InboxConnection, variables: Mapping[str, str], timeout: float
 ) -> MessageChannel:
     from campaign_pipeline.adapters import smtp  # its library is loaded by whoever has a mailbox
 
@@ -91,29 +92,29 @@ class ProvidersResource(dg.ConfigurableResource[Any]):
     """The message providers: each inbox through its instance's adapter, keys from its row or the environment."""
 
     @contextlib.asynccontextmanager
-    async def open(self, connection: Mapping[str, Any] | None, concurrency: int) -> AsyncIterator[Outside]:
+    async def open(self, connection: InboxConnection | None, concurrency: int) -> AsyncIterator[Outside]:
         """Open the language model and one inbox on one HTTP client, for one shard."""
         environment, settings = Environment.read(), DeliverySettings.from_environment()
         # A generation and a send of the same message never overlap, but a slow close of one connection may.
         async with http_client(connections=2 * concurrency) as client:
-            own_key = (connection or {}).get("openrouter_api_key")
+            own_key = connection.openrouter_api_key if connection else None
             model = OpenRouter(
                 client,
                 model_url(environment),
                 environment.openrouter_api_key,
-                {str(connection["workspace_id"]): own_key} if connection and own_key else {},
+                {str(connection.workspace_id): own_key} if connection and own_key else {},
                 environment.openrouter_cache_seconds,
             )
             channel = channel_of(client, connection, environment, settings.send_timeout_seconds)
             async with contextlib.AsyncExitStack() as stack:
                 if isinstance(channel, contextlib.AbstractAsyncContextManager):
                     await stack.enter_async_context(channel)  # it keeps connections of its own
-                yield Outside(model, channel, (connection or {}).get("provider") or "whatsapp")
+                yield Outside(model, channel, (connection.provider if connection else None) or "whatsapp")
 
 
 def channel_of(
     client: httpx.AsyncBaseTransport,
-    connection: Mapping[str, Any] | None,
+    connection: InboxConnection | None,
     environment: Environment,
     send_timeout: float,
 ) -> MessageChannel:
@@ -121,14 +122,14 @@ def channel_of(
     if connection is None:
         return Unconfigured("inbox_without_instance", "The inbox has no instance; link one in inbox_instances.")
     # The CRM's own function needs provider_type for itself, so an inbox may name our adapter beside it.
-    kind = setting(connection, "campaign_adapter") or connection["provider_type"] or "evolution"
-    if at(connection["provider_config"], SANDBOX_ONLY) is True and Hosts.from_environment().only is None:
-        reason = f"The instance {connection['name']} is made up; its messages only go to a sandbox (dev --sandbox)."
+    kind = connection.setting("campaign_adapter") or connection.provider_type or "evolution"
+    if at(connection.provider_config, SANDBOX_ONLY) is True and Hosts.from_environment().only is None:
+        reason = f"The instance {connection.name} is made up; its messages only go to a sandbox (dev --sandbox)."
         return Unconfigured("made_up", reason)
     build = CHANNELS.get(kind)
     if build is None:
         known = ", ".join(sorted(CHANNELS))
-        reason = f"The instance {connection['name']} has provider_type {kind!r}, but only {known} can be used."
+        reason = f"The instance {connection.name} has provider_type {kind!r}, but only {known} can be used."
         return Unconfigured("unknown_provider", reason)
     try:
         variables = variables_of(connection, kind, environment.providers)

@@ -4,14 +4,17 @@ import asyncio
 import ssl
 import warnings
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from email import message_from_bytes, policy
 from email.message import EmailMessage
 from typing import Any
+from uuid import UUID
 
 from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session
+
+from campaign_pipeline.adapters.inbox_connection import InboxConnection
 
 HANG_UP = "hang up"
 Answer = Callable[[], Awaitable[str] | str]
@@ -143,15 +146,14 @@ async def mail_server(server: MailServer) -> AsyncIterator[MailServer]:
         await listening.wait_closed()
 
 
-def row(server: MailServer | str, **given: Any) -> Mapping[str, Any]:
+def mailbox_of(server: MailServer | str, token: str | None = None, **given: Any) -> InboxConnection:
     """The instance row of a mailbox on it."""
     host, _, port = (server if isinstance(server, str) else server.place).rpartition(":")
     config = {"host": host, "port": port, "security": "none", "from_address": "vendas@acme.example", **given}
-    return {
-        "inbox_id": "0f8fad5b-d9cb-469f-a165-70867728950e",
-        "name": "vendas",
-        "settings": {},
-        "provider_config": {key: value for key, value in config.items() if value is not None},
-        "instance_token": None,
-        "api_key": None,
-    }
+    return InboxConnection(
+        inbox_id=UUID("0f8fad5b-d9cb-469f-a165-70867728950e"),
+        name="vendas",
+        settings={},
+        provider_config={key: value for key, value in config.items() if value is not None},
+        instance_token=token,
+    )

@@ -13,6 +13,7 @@ from campaign_pipeline.adapters.cloud_api import CloudApi, from_connection
 from campaign_pipeline.adapters.cloud_api_answers import CODES
 from campaign_pipeline.adapters.cloud_api_events import read_status
 from campaign_pipeline.adapters.http import Answer, http_client
+from campaign_pipeline.adapters.inbox_connection import InboxConnection
 from campaign_pipeline.core.ports import (
     UNRECOGNISED,
     Envelope,
@@ -222,7 +223,7 @@ def test_what_is_not_about_a_part_of_ours_is_left_alone(strange: object) -> None
 )
 def test_what_is_missing_or_unusable_is_named(row: dict[str, Any], variables: dict[str, str], named: str) -> None:
     with pytest.raises(LookupError, match=named):
-        from_connection(http_client(connections=1), row, variables, 30.0)
+        from_connection(http_client(connections=1), InboxConnection(**row), variables, 30.0)
 
 
 def test_the_version_is_a_setting_and_the_instance_may_have_its_own() -> None:
@@ -232,8 +233,8 @@ def test_the_version_is_a_setting_and_the_instance_may_have_its_own() -> None:
         async with serving(server) as place, http_client(connections=1) as client:
             variables = {"CLOUD_API_URL": f"http://{place}", "CLOUD_API_VERSION": "v24.0", "CLOUD_API_TOKEN": "t"}
             for config in ({}, {"version": "v25.1"}):
-                row = {"provider_config": {"phone_number_id": NUMBER, **config}}
-                await from_connection(client, row, variables, 5.0).send(ENVELOPE)
+                connection = InboxConnection(provider_config={"phone_number_id": NUMBER, **config})
+                await from_connection(client, connection, variables, 5.0).send(ENVELOPE)
 
     asyncio.run(inside())
     assert [line for line, _ in server.requests] == [f"POST /{v}/{NUMBER}/messages" for v in ("v24.0", "v25.1")]

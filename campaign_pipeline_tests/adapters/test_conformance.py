@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from campaign_pipeline.adapters import cloud_api, evolution, supabase, uazapi
 from campaign_pipeline.adapters.answers import Row
 from campaign_pipeline.adapters.http import Answer, NoAnswer, http_client
+from campaign_pipeline.adapters.inbox_connection import InboxConnection
 from campaign_pipeline.core.ports import (
     UNRECOGNISED,
     Absent,
@@ -72,7 +73,7 @@ class Channel:
     """One adapter, and what is known of it."""
 
     name: str  # also of its file in answers/, and of its provider in the sandbox
-    build: Callable[[httpx.AsyncBaseTransport, Mapping[str, Any], Mapping[str, str], float], MessageChannel]
+    build: Callable[[httpx.AsyncBaseTransport, InboxConnection, Mapping[str, str], float], MessageChannel]
     read: Callable[[Answer | NoAnswer], Outcome]
     table: Sequence[Row]
     instance: str  # what the sandbox calls our inbox
@@ -88,17 +89,15 @@ class Channel:
 
     def connect(self, client: httpx.AsyncBaseTransport, base_url: str, send_timeout: float = 5.0) -> MessageChannel:
         """Its channel, keys and all, built as the pipeline builds it."""
-        row = {
-            "name": "loja",
-            "instance_token": KEY,
-            "api_key": None,
-            "status": "connected",
-            "provider_config": {"phone_number_id": "106540352242922"},
-            "settings": {},
-        }
+        connection = InboxConnection(
+            name="loja",
+            instance_token=KEY,
+            status="connected",
+            provider_config={"phone_number_id": "106540352242922"},
+        )
         variables = {f"{self.name.upper()}_API_URL": base_url}
         variables |= {"CLOUD_API_URL": base_url, "SUPABASE_URL": base_url, "SUPABASE_SERVICE_ROLE_KEY": KEY}
-        return self.build(client, row, variables, send_timeout)
+        return self.build(client, connection, variables, send_timeout)
 
     def url(self, sandbox: Sandbox) -> str:
         """Where the sandbox serves its provider."""
@@ -517,9 +516,10 @@ def test_a_key_that_no_header_can_bear_is_refused_without_being_quoted(channel: 
         "SUPABASE_URL": "http://x",
         "SUPABASE_SERVICE_ROLE_KEY": bad,
     }
-    row = {"name": "loja", "instance_token": bad, "provider_config": {"phone_number_id": "106540352242922"}}
+    number = {"phone_number_id": "106540352242922"}
+    connection = InboxConnection(name="loja", instance_token=bad, provider_config=number)
     with pytest.raises(LookupError) as problem:
-        channel.build(http_client(connections=1), row, variables, 5.0)
+        channel.build(http_client(connections=1), connection, variables, 5.0)
     assert bad not in str(problem.value)
     assert str(problem.value).endswith(".")
 

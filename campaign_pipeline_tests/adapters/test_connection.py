@@ -6,6 +6,7 @@ import pytest
 
 from campaign_pipeline.adapters.connection import endpoint, environment_endpoint, model_url, variables_of
 from campaign_pipeline.adapters.environment import Environment, SettingError
+from campaign_pipeline.adapters.inbox_connection import InboxConnection
 
 COMMON = {"EVOLUTION_API_URL": "https://evolution.example/api/", "EVOLUTION_API_KEY": "the-key-of-all"}
 
@@ -18,7 +19,7 @@ def no_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def reached(variables: dict[str, str] = COMMON, **row: Any) -> tuple[str, str]:
-    found = endpoint(row, variables, "EVOLUTION_API_URL", "EVOLUTION_API_KEY")
+    found = endpoint(InboxConnection(**row), variables, "EVOLUTION_API_URL", "EVOLUTION_API_KEY")
     return found.url, found.key
 
 
@@ -108,18 +109,18 @@ def test_the_functions_key_only_goes_to_the_environments_project() -> None:
 
 
 def test_no_key_is_shown() -> None:
-    assert "the-key-of-all" not in repr(endpoint({}, COMMON, "EVOLUTION_API_URL", "EVOLUTION_API_KEY"))
+    assert "the-key-of-all" not in repr(endpoint(InboxConnection(), COMMON, "EVOLUTION_API_URL", "EVOLUTION_API_KEY"))
 
 
 def test_an_inbox_may_name_its_own_key_which_goes_where_the_usual_one_goes() -> None:
-    row = {"provider_config": {"key_variable": "EVOLUTION_API_KEY_SALES"}}
-    variables = variables_of(row, "evolution", {**COMMON, "EVOLUTION_API_KEY_SALES": "of-sales"})
+    row: dict[str, Any] = {"provider_config": {"key_variable": "EVOLUTION_API_KEY_SALES"}}
+    variables = variables_of(InboxConnection(**row), "evolution", {**COMMON, "EVOLUTION_API_KEY_SALES": "of-sales"})
     assert reached(dict(variables), **row) == ("https://evolution.example/api", "of-sales")
     with pytest.raises(LookupError, match="EVOLUTION_API_KEY_SALES is not set"):
-        variables_of(row, "evolution", COMMON)
+        variables_of(InboxConnection(**row), "evolution", COMMON)
 
 
 @pytest.mark.parametrize("name", ["CLOUD_API_TOKEN", "SUPABASE_SERVICE_ROLE_KEY"])
 def test_an_inbox_cannot_name_the_secret_of_another_system(name: str) -> None:
     with pytest.raises(LookupError, match="must begin with EVOLUTION_"):
-        variables_of({"provider_config": {"key_variable": name}}, "evolution", {name: "secret"})
+        variables_of(InboxConnection(provider_config={"key_variable": name}), "evolution", {name: "secret"})

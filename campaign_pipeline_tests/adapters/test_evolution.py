@@ -11,6 +11,7 @@ import pytest
 from campaign_pipeline.adapters.channel import MOST_PAGES
 from campaign_pipeline.adapters.evolution import Evolution, from_connection
 from campaign_pipeline.adapters.http import http_client
+from campaign_pipeline.adapters.inbox_connection import InboxConnection
 from campaign_pipeline.core.ports import (
     Absent,
     Attempt,
@@ -395,8 +396,7 @@ def test_a_number_that_could_not_be_asked_for_is_not_known(fault: str) -> None:
 
 
 def build(variables: Mapping[str, str], **row: Any) -> Evolution:
-    usual: dict[str, Any] = {"name": "loja", "instance_token": None, "api_key": None, "provider_config": {}}
-    return from_connection(http_client(connections=1), {**usual, **row}, variables, 30.0)
+    return from_connection(http_client(connections=1), InboxConnection(**{"name": "loja", **row}), variables, 30.0)
 
 
 @pytest.mark.parametrize(
@@ -427,9 +427,11 @@ def test_the_instances_own_address_and_token_come_before_the_environments() -> N
     async def inside() -> None:
         async with serving(serve) as place, http_client(connections=1) as client:
             config = {"base_url": f"http://{place}"}
-            row = {"name": "loja", "instance_token": "own-token", "api_key": "other", "provider_config": config}
+            connection = InboxConnection(
+                name="loja", instance_token="own-token", api_key="other", provider_config=config
+            )
             variables = {"EVOLUTION_API_URL": "http://127.0.0.1:1", "EVOLUTION_API_KEY": "global"}
-            await from_connection(client, row, variables, 5.0).send(ENVELOPE)
+            await from_connection(client, connection, variables, 5.0).send(ENVELOPE)
 
     asyncio.run(inside())
     assert b"apikey: own-token\r\n" in requests[0]

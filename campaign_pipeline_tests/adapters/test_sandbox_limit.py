@@ -18,6 +18,7 @@ import pytest
 from campaign_pipeline.adapters.connection import model_url
 from campaign_pipeline.adapters.environment import PROVIDER_PREFIXES, Environment, NotifierSettings, SettingError
 from campaign_pipeline.adapters.http import http_client
+from campaign_pipeline.adapters.inbox_connection import InboxConnection
 from campaign_pipeline.adapters.notice_formats import Notice
 from campaign_pipeline.adapters.notify import Notifier
 from campaign_pipeline.adapters.openrouter import OpenRouter
@@ -134,7 +135,7 @@ async def try_everything(channel: MessageChannel) -> list[Any]:
 def build_and_try(row: dict[str, Any]) -> list[Any]:
     async def inside() -> list[Any]:
         async with http_client(connections=2) as client:
-            return await try_everything(channel_of(client, row, Environment.read(), 2.0))
+            return await try_everything(channel_of(client, InboxConnection(**row), Environment.read(), 2.0))
 
     return asyncio.run(inside())
 
@@ -232,7 +233,7 @@ def test_no_redirect_is_followed(variables: pytest.MonkeyPatch, kind: str, statu
                     variables.setenv(name, f"http://{place}")
                 variables.setenv("SUPABASE_SERVICE_ROLE_KEY", "role-key-of-no-project")
                 row = ROW | {"provider_type": kind, "provider_config": BASICS}
-                await try_everything(channel_of(client, row, Environment.read(), 2.0))
+                await try_everything(channel_of(client, InboxConnection(**row), Environment.read(), 2.0))
             assert near.requests
         taken.extend(line for line, _ in other.requests)
 

@@ -21,6 +21,7 @@ import pytest
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
+from campaign_pipeline.adapters.inbox_connection import InboxConnection
 from campaign_pipeline.adapters.smtp import Mailbox, Smtp, compose, from_connection, message_id
 from campaign_pipeline.adapters.smtp_replies import RULES, Stage, classify, rule_of
 from campaign_pipeline.core.ports import (
@@ -37,7 +38,7 @@ from campaign_pipeline.core.ports import (
     Unknown,
 )
 from campaign_pipeline.core.text_rules import TextProblem
-from campaign_pipeline_tests.adapters.mail_server import HANG_UP, MailServer, mail_server, row
+from campaign_pipeline_tests.adapters.mail_server import HANG_UP, MailServer, mail_server, mailbox_of
 from campaign_pipeline_tests.adapters.wire import differences, samples, serving
 
 TEXT = (
@@ -67,9 +68,7 @@ def with_server(server: MailServer, use: Use, timeout: float = 5.0, **given: Any
     async def inside() -> Any:
         async with mail_server(server):
             token = given.pop("instance_token", None)
-            async with from_connection(
-                CLIENT, {**row(server, **given), "instance_token": token}, {}, timeout
-            ) as channel:
+            async with from_connection(CLIENT, mailbox_of(server, token, **given), {}, timeout) as channel:
                 return await asyncio.wait_for(use(channel), 20)
 
     return asyncio.run(inside())
@@ -79,7 +78,7 @@ def with_raw(serve: Any, use: Use, timeout: float = 5.0, **given: Any) -> Any:
     """Run something with the channel of a server that does exactly what a test says."""
 
     async def inside() -> Any:
-        async with serving(serve) as place, from_connection(CLIENT, row(place, **given), {}, timeout) as channel:
+        async with serving(serve) as place, from_connection(CLIENT, mailbox_of(place, **given), {}, timeout) as channel:
             return await asyncio.wait_for(use(channel), 20)
 
     return asyncio.run(inside())
@@ -270,7 +269,7 @@ def test_a_server_that_is_away_is_transient_and_after_three_times_the_inboxs_tro
     async def inside() -> list[Outcome]:
         async with serving(_close) as place:
             pass  # nobody listens there any more
-        async with from_connection(CLIENT, row(place), {}, 5.0) as channel:
+        async with from_connection(CLIENT, mailbox_of(place), {}, 5.0) as channel:
             return [await channel.send(ENVELOPE) for _ in range(3)]
 
     outcomes = asyncio.run(inside())
@@ -452,7 +451,7 @@ def sent_over_tls(server: MailServer, ca_file: Path | None) -> Outcome:
     async def inside() -> Outcome:
         variables = {"SMTP_CA_FILE": str(ca_file)} if ca_file else {}
         async with mail_server(server):
-            given = {**row(server, security="starttls", username="loja"), "instance_token": "right"}
+            given = mailbox_of(server, "right", security="starttls", username="loja")
             async with from_connection(CLIENT, given, variables, 5.0) as channel:
                 return await channel.send(ENVELOPE)
 
@@ -628,12 +627,12 @@ def test_an_address_that_is_none_is_refused_and_nothing_is_asked(address: str) -
 # Settings -------------------------------------------------------------------------------------------------------------
 
 
-def built(given: Mapping[str, Any], **variables: str) -> Mailbox:
+def built(given: InboxConnection, **variables: str) -> Mailbox:
     return from_connection(CLIENT, given, variables, 5.0)._mailbox
 
 
 def test_a_mailbox_may_come_from_the_environment_alone() -> None:
-    empty = {**row("x:1"), "provider_config": {}, "settings": None}
+    empty = replace(mailbox_of("x:1"), provider_config={}, settings=None)
     mailbox = built(
         empty,
         SMTP_URL="smtps://loja%40acme.example:p%2Fw@mail.acme.example",
@@ -649,7 +648,9 @@ def test_a_mailbox_may_come_from_the_environment_alone() -> None:
 
 
 def test_a_host_of_the_row_never_gets_the_environments_password() -> None:
-    mailbox = built(row("mail.other.example:587", security="starttls"), SMTP_URL="smtp://loja:secret@mail.acme.example")
+    mailbox = built(
+        mailbox_of("mail.other.example:587", security="starttls"), SMTP_URL="smtp://loja:secret@mail.acme.example"
+    )
     assert (mailbox.host, mailbox.username, mailbox.password) == ("mail.other.example", None, None)
 
 
@@ -676,10 +677,10 @@ def test_a_host_of_the_row_never_gets_the_environments_password() -> None:
 )
 def test_a_bad_setting_is_named_in_one_sentence(given: dict[str, Any], variables: dict[str, str], names: str) -> None:
     with pytest.raises(LookupError, match=names) as raised:
-        built(row("127.0.0.1:25", **given), **variables)
+        built(mailbox_of("127.0.0.1:25", **given), **variables)
     assert "\n" not in str(raised.value)
 
 
 def test_a_password_is_not_sent_in_the_open() -> None:
     with pytest.raises(LookupError, match="starttls"):
-        built({**row("mail.acme.example:25"), "instance_token": "secret"})
+        built(mailbox_of("mail.acme.example:25", "secret"))

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from campaign_pipeline.adapters.http import http_client
+from campaign_pipeline.adapters.inbox_connection import InboxConnection
 from campaign_pipeline.adapters.supabase import InternalSend, from_connection
 from campaign_pipeline.core.ports import Absent, Attempt, Envelope, Found, NotReady, Outcome, Permanent, Systemic
 from campaign_pipeline.sandbox import Sandbox
@@ -104,9 +105,9 @@ def test_a_miss_proves_nothing(ids: tuple[str, ...], taken: frozenset[str]) -> N
     ],
 )
 def test_what_is_missing_or_unusable_is_named(variables: dict[str, str], named: str) -> None:
-    row = {"instance_token": "of its provider", "provider_config": {"base_url": "http://evolution"}}
+    connection = InboxConnection(instance_token="of its provider", provider_config={"base_url": "http://evolution"})
     with pytest.raises(LookupError, match=named):
-        from_connection(http_client(connections=1), row, variables, 30.0)
+        from_connection(http_client(connections=1), connection, variables, 30.0)
 
 
 def test_the_instances_own_address_is_its_providers_and_not_the_functions() -> None:
@@ -114,9 +115,9 @@ def test_the_instances_own_address_is_its_providers_and_not_the_functions() -> N
 
     async def inside() -> None:
         async with serving(server) as place, http_client(connections=1) as client:
-            row = {"provider_config": {"base_url": "http://127.0.0.1:1"}, "status": "connected"}
+            connection = InboxConnection(provider_config={"base_url": "http://127.0.0.1:1"}, status="connected")
             variables = {"SUPABASE_URL": f"http://{place}", "SUPABASE_SERVICE_ROLE_KEY": KEY}
-            await from_connection(client, row, variables, 5.0).send(ENVELOPE)
+            await from_connection(client, connection, variables, 5.0).send(ENVELOPE)
 
     asyncio.run(inside())
     assert len(server.requests) == 1

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from campaign_pipeline.adapters.channel import MOST_PAGES
 from campaign_pipeline.adapters.http import http_client
+from campaign_pipeline.adapters.inbox_connection import InboxConnection
 from campaign_pipeline.adapters.uazapi import Uazapi, from_connection, harmless
 from campaign_pipeline.core.ports import (
     Absent,
@@ -168,4 +169,4 @@ def test_an_error_is_no_existing_number_as_the_original_took_it(body: object) ->
 )
 def test_what_is_missing_or_unusable_is_named(row: dict[str, Any], variables: dict[str, str], named: str) -> None:
     with pytest.raises(LookupError, match=named):
-        from_connection(http_client(connections=1), row, variables, 30.0)
+        from_connection(http_client(connections=1), InboxConnection(**row), variables, 30.0)

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import signal
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, cast
@@ -15,6 +15,7 @@ import psycopg
 import pytest
 
 from campaign_pipeline.adapters import postgres
+from campaign_pipeline.adapters.inbox_connection import InboxConnection
 from campaign_pipeline.adapters.postgres import BatchOptions, Queue
 from campaign_pipeline.core.model import BatchSettings, Shard, ShardReport, split_batch
 from campaign_pipeline.core.ports import (
@@ -102,7 +103,7 @@ class WatchedProviders:
         self._watch = watch
 
     @contextlib.asynccontextmanager
-    async def open(self, connection: Mapping[str, Any] | None, concurrency: int) -> AsyncIterator[Outside]:
+    async def open(self, connection: InboxConnection | None, concurrency: int) -> AsyncIterator[Outside]:
         async with ProvidersResource().open(connection, concurrency) as outside:
             model, channel = WatchedModel(outside.model, self._watch), WatchedChannel(outside.channel, self._watch)
             yield Outside(model, channel, outside.channel_kind)

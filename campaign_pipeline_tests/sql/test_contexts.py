@@ -210,6 +210,6 @@ def test_an_inbox_is_reached_through_its_connected_instance_or_not_at_all(world:
     world.insert("inbox_instances", inbox_id=inbox, instance_id=connected)
     found = asyncio.run(Queue(world.url).get_inbox_connection(str(inbox)))
     assert found is not None
-    assert (found["name"], found["instance_token"], found["settings"]) == ("novo", "t", {})
+    assert (found.name, found.instance_token, found.settings) == ("novo", "t", {})
     bare = world.inbox(workspace, status=None)
     assert asyncio.run(Queue(world.url).get_inbox_connection(str(bare))) is None

@@ -5,6 +5,7 @@ from uuid import uuid4
 
 import pytest
 
+from campaign_pipeline.adapters.inbox_connection import InboxConnection
 from campaign_pipeline.core.model import ClaimedMessage, LeasedMessage, PartRecord
 from campaign_pipeline.core.runs import OpenPause, RunningRun
 from campaign_pipeline.sql import statement
@@ -29,6 +30,7 @@ CLAIM = {
         ("claim_messages", CLAIM, ClaimedMessage, set()),
         # `now` is read once for all; `last_inbound_at` comes from a statement of its own, where a channel needs it.
         ("read_leased_messages", {"ids": [], "token": uuid4()}, LeasedMessage, {"now", "last_inbound_at"}),
+        ("get_inbox_connection", {"inbox_id": uuid4()}, InboxConnection, set()),
         ("list_running_runs", {}, RunningRun, set()),
         ("list_pauses", {}, OpenPause, set()),
         ("look_at_pauses", {}, OpenPause, {"tried_message_ids"}),  # only a claim chooses probes

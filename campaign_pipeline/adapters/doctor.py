@@ -17,8 +17,9 @@ from campaign_pipeline.adapters.crm import Finding, State, connection_finding, r
 from campaign_pipeline.adapters.operator import Operator
 from campaign_pipeline.adapters.queue_connection import connect_rows
 from campaign_pipeline.core.next_steps import PASSES, REMEDIES, step_of_wait
+from campaign_pipeline.core.notices import Concern
 from campaign_pipeline.core.ports import StoreUnavailable
-from campaign_pipeline.core.upkeep import backlog_cutoffs
+from campaign_pipeline.core.upkeep import OVERDUE, UNKNOWN, backlog_cutoffs, find_concerns
 from campaign_pipeline.core.window import InvalidWindow, SendingWindow
 
 CLOCK_TOLERANCE = timedelta(seconds=5)
@@ -63,13 +64,33 @@ class Doctor(Operator):
 
     def findings(self, max_age: timedelta, overdue: timedelta) -> Iterator[Finding]:
         """All of them."""
+        yield from self.surroundings()
+        yield self.pauses_by_hand()
+        yield from self.waits(max_age)
+        concerns = {concern.key: concern for concern in self.concerns(overdue)}
+        yield self.overdue(concerns.get(OVERDUE))
+        yield self.unknown(concerns.get(UNKNOWN))
+
+    def surroundings(self) -> Iterator[Finding]:
+        """What no message or run says of itself: server, leases, windows."""
         yield from self.server()
         yield self.leases()
         yield from self.windows()
-        yield self.pauses_by_hand()
-        yield from self.waits(max_age)
-        yield self.overdue(overdue)
-        yield self.unknown()
+
+    def concerns(self, overdue: timedelta, missing_key: str | None = None) -> list[Concern]:
+        """What needs a person now, one for each cause. `missing_key`: what is missing of the account that all share."""
+        look = self.look()
+        missing = look.blocked_by(missing_key)
+        cutoffs = {run.run_id: look.now for run in look.runs} if missing else backlog_cutoffs(look, overdue)
+        backlog = self.backlog(cutoffs)
+        found = list(find_concerns(look, backlog, self.unknown_messages(), overdue))
+        if not missing:
+            return found
+        names = {run.run_id: run.name or "unnamed" for run in look.runs if run.run_id in backlog}
+        waiting = sum(each.messages for each in backlog.values())
+        key = Concern("missing_key", f"Nothing can be sent: {missing}", "", messages=waiting, runs=names)
+        # What is late for want of the key is told with it.
+        return [key, *(concern for concern in found if concern.key != OVERDUE)]
 
     def server(self) -> Iterator[Finding]:
         """Clock, long transactions, dead rows."""
@@ -161,26 +182,22 @@ class Doctor(Operator):
                 f"{len(names)} are running, none waits for anything" + (" else" if held else ""),
             )
 
-    def overdue(self, overdue: timedelta) -> Finding:
+    @staticmethod
+    def overdue(concern: Concern | None) -> Finding:
         """Messages that nothing keeps, and that nobody takes."""
-        look = self.look()
-        held = {state.run_id for state in self.states(overdue).values() if state.wait is not None}
-        cutoffs = {run: at for run, at in backlog_cutoffs(look, overdue).items() if run not in held}
-        late = sum(each.messages for each in self.backlog(cutoffs).values())
-        if not late:
+        if concern is None:
             return Finding("overdue", State.FINE, "no message that may go out is late")
-        text = f"{late:,} messages are overdue by more than {overdue.total_seconds() / 60:g} minutes in an open window"
         todo = "Switch process_campaign_queue_every_minute on, or run `campaign-pipeline process`."
+        text = f"{concern.messages:,} {concern.what[0].lower()}{concern.what[1:].removesuffix('.')}"
         return Finding("overdue", State.STOPS, text, todo)
 
-    def unknown(self) -> Finding:
+    @staticmethod
+    def unknown(concern: Concern | None) -> Finding:
         """Outcomes that nobody knows."""
-        count = self.unknown_messages()
-        if not count:
+        if concern is None:
             return Finding("unknown outcomes", State.FINE, "none")
-        text = f"{count:,} messages may have gone out and nobody knows"
         todo = "Look at their chats: `campaign-pipeline messages --reason unknown`."
-        return Finding("unknown outcomes", State.LOOK, text, todo)
+        return Finding("unknown outcomes", State.LOOK, concern.what.removesuffix("."), todo)
 
 
 def disk_finding(folder: Path) -> Finding:

@@ -5,12 +5,12 @@ from datetime import date, datetime
 from typing import Any
 from uuid import UUID
 
-from campaign_pipeline.adapters.operations import Operations
+from campaign_pipeline.adapters.doctor import Doctor
 from campaign_pipeline.core.notices import Concern, SlowRun, Standing
 
 
-class Notices(Operations):
-    """What people were told, on one connection for one tick."""
+class Notices(Doctor):
+    """What people were told, beside what the doctor finds; on one connection for one tick."""
 
     def standing(self) -> dict[str, Standing]:
         """What was told and is not over, by key."""

@@ -27,7 +27,8 @@ class WebhookStore(Statements):
     async def kept_open(self) -> AsyncIterator[None]:
         """Keep connections from one statement to the next: in a burst, a new one costs more than what it stores."""
         # Opened without waiting: a database that is away is waited for by each call.
-        async with ShardStore.pool(self._url, self._patience) as self._pool:
+        async with ShardStore.pool(self._url, self._patience) as pool:
+            self._pool = pool
             try:
                 yield
             finally:

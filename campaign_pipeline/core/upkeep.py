@@ -21,6 +21,9 @@ from campaign_pipeline.core.runs import (
 
 SHOWN_RUNS = 3
 
+OVERDUE, UNKNOWN = "overdue", "unknown_outcome"
+"""Keys of the concerns that no wait of a run tells."""
+
 AHEAD = timedelta(seconds=90)
 """How far a batch of the schedule looks ahead: a minute until the next tick, and the time to start a run and write its
 texts. So two runs overlap, and no planned time falls between them."""
@@ -175,7 +178,7 @@ def find_concerns(
         if waiting is None or not waiting.messages:
             continue
         if state.wait is None:
-            held.setdefault("overdue", []).append(_Held(run, waiting, None, waiting.oldest))
+            held.setdefault(OVERDUE, []).append(_Held(run, waiting, None, waiting.oldest))
         elif state.wait.code not in {WINDOW_CLOSED, SLOWED_DOWN, CONNECTING}:
             scope, scope_id, since = _cause(run, state, look.pauses)
             key = f"{state.wait.code}:{scope}:{scope_id}"
@@ -185,7 +188,7 @@ def find_concerns(
     if unknown:
         text = f"{unknown} messages may have gone out and nobody knows: failed with class unknown."
         step = 'look at their chats; to send them again, launch retry_failed_messages with error_classes ["unknown"]'
-        yield Concern("unknown_outcome", text, step, size=unknown)
+        yield Concern(UNKNOWN, text, step, size=unknown)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from zoneinfo import ZoneInfo
 import dagster as dg
 from dagster import DagsterInstance, DagsterRunStatus, RunsFilter
 
+from campaign_pipeline.adapters.crm import Finding, State
 from campaign_pipeline.adapters.environment import NotifierSettings
 from campaign_pipeline.adapters.notice_formats import Notice
 from campaign_pipeline.adapters.notices import Notices
@@ -165,12 +166,16 @@ def day_to_summarize(now: datetime, summarized: str | None) -> str | None:
     return day if local.hour >= SUMMARY_HOUR and day != summarized else None
 
 
-def tell_summary(desk: Desk, notices: Notices, instance: DagsterInstance, day: str, now: datetime) -> bool:
-    """Tell what the day leaves for a person, if anything; whether that is done."""
+def tell_summary(
+    desk: Desk, notices: Notices, instance: DagsterInstance, day: str, now: datetime, findings: Sequence[Finding]
+) -> bool:
+    """Tell what the day leaves for a person, if anything; whether that is done. `findings`: the doctor's."""
     zone = ZoneInfo(str(days.timezone))
     start = datetime.fromisoformat(day).replace(tzinfo=zone)
     end = (start + timedelta(days=1)).replace(hour=0)
-    lines = summary_lines(notices.exhausted(start), notices.slow_runs(end), _failed_checks(instance, now), now, end)
+    amber = [f"{each.what}: {each.found}. {each.todo}".strip() for each in findings if each.state is State.LOOK]
+    checks = [*_failed_checks(instance, now), *amber]
+    lines = summary_lines(notices.exhausted(start), notices.slow_runs(end), checks, now, end)
     return not lines or desk.tell(
         f"Campaigns on {day}: what is left for you", lines, "assets/campaign_report", "Report"
     )

@@ -1,6 +1,6 @@
 """What a person is told of, once each: runs that failed, and a queue that does not move."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -8,13 +8,14 @@ import dagster as dg
 import orjson
 from dagster import DagsterInstance, DagsterRunStatus, RunsFilter
 
+from campaign_pipeline.adapters.crm import Finding, State
+from campaign_pipeline.adapters.doctor import disk_finding
 from campaign_pipeline.adapters.environment import Environment, OperationsSettings, SettingError
 from campaign_pipeline.adapters.first_day import keep_first_day
 from campaign_pipeline.adapters.notices import Notices
 from campaign_pipeline.adapters.schema import DatabaseUnusable
 from campaign_pipeline.core.notices import Concern
 from campaign_pipeline.core.ports import StoreUnavailable
-from campaign_pipeline.core.upkeep import backlog_cutoffs, find_concerns
 from campaign_pipeline.defs.days import days
 from campaign_pipeline.defs.notices import (
     Desk,
@@ -80,8 +81,8 @@ def _tell_without_database(desk: Desk, instance: DagsterInstance, run: dg.Dagste
     owners=OWNERS,
     default_status=dg.DefaultSensorStatus.RUNNING,
     description="Tells once of each cause that needs a person: overdue messages, inboxes, keys or settings that keep "
-    "messages waiting, outcomes that nobody knows; again after hours, and when it is over. At 18 h a summary of the "
-    "day.",
+    "messages waiting, outcomes that nobody knows, a full disk; again after hours, and when it is over. At 18 h a "
+    "summary of the day.",
 )
 def backlog_notifications(
     context: dg.SensorEvaluationContext, database: QueueDatabase, language_model: LanguageModelResource
@@ -95,10 +96,11 @@ def backlog_notifications(
             now = notices.now()
             keep_first_day(Environment.read().home, notices.first_day(str(days.timezone)))
             _tell_readable(desk, state)
-            concerns = {concern.key: concern for concern in _concerns(notices, language_model)}
+            findings = [*notices.surroundings(), disk_finding(Environment.read().home)]
+            concerns = {concern.key: concern for concern in _concerns(notices, language_model, findings)}
             begun, ended = tell_concerns(desk, notices, context.instance, concerns, now)
             day = day_to_summarize(now, state.get(SUMMARIZED))
-            if day and tell_summary(desk, notices, context.instance, day, now):
+            if day and tell_summary(desk, notices, context.instance, day, now, findings):
                 state[SUMMARIZED] = day
         text = f"Told: {begun} new, {ended} over, {len(concerns)} in all." if begun or ended else _standing(concerns)
     except (DatabaseUnusable, SettingError, StoreUnavailable) as error:
@@ -133,17 +135,19 @@ def _tell_readable(desk: Desk, state: dict[str, Any]) -> None:
             del state[UNREADABLE]
 
 
-def _concerns(notices: Notices, language_model: LanguageModelResource) -> Iterator[Concern]:
+def _concerns(
+    notices: Notices, language_model: LanguageModelResource, findings: Sequence[Finding]
+) -> Iterator[Concern]:
+    """What the doctor's questions find that needs a person now."""
     overdue = timedelta(minutes=OperationsSettings.from_environment().overdue_minutes)
-    look = notices.look()
-    missing = look.blocked_by(language_model.missing_setting())
-    cutoffs = {run.run_id: look.now for run in look.runs} if missing else backlog_cutoffs(look, overdue)
-    backlog = notices.backlog(cutoffs)
-    if missing:
-        names = {run.run_id: run.name or "unnamed" for run in look.runs if run.run_id in backlog}
-        waiting = sum(each.messages for each in backlog.values())
-        yield Concern("missing_key", f"Nothing can be sent: {missing}", "", messages=waiting, runs=names)
-    for concern in find_concerns(look, backlog, notices.unknown_messages(), overdue):
-        # What is late for want of the key is told already.
-        if not (missing and concern.key == "overdue"):
-            yield concern
+    found = notices.concerns(overdue, language_model.missing_setting())
+    yield from found
+    stopping: dict[str, list[Finding]] = {}
+    for finding in findings:
+        if finding.state is State.STOPS:
+            stopping.setdefault(finding.what, []).append(finding)
+    if any(concern.key.startswith("invalid_window:") for concern in found):
+        stopping.pop("window", None)  # told with what it keeps
+    for what, same in stopping.items():
+        text = " ".join(f"{finding.found}." for finding in same)
+        yield Concern(what, f"{text[0].upper()}{text[1:]}", same[0].todo.removesuffix("."), size=len(same))

@@ -17,6 +17,8 @@ import orjson
 import pytest
 from aiosmtpd.controller import Controller
 from dagster import DagsterInstance, DagsterRunStatus
+from dagster._core.execution.plan.objects import StepFailureData
+from dagster_shared.error import SerializableErrorInfo
 
 from campaign_pipeline.adapters.environment import BusinessDays, NotifierSettings, SettingError
 from campaign_pipeline.adapters.notice_formats import Notice
@@ -192,13 +194,26 @@ def test_the_summary_of_a_day_says_what_is_left_for_a_person(world: World, webho
     watch.tick()
     (told,) = webhook.told
     assert "what is left for you" in told["title"]
-    assert told["lines"] == [
+    assert told["lines"][:-1] == [
         "Natal: 2 failed for good (timeout).",
         "To send these again, launch retry_failed_messages for today.",
         "Natal: of 3 messages due today about 0 will go out. It has begun as many today as it may.",
     ]
+    assert told["lines"][-1].startswith("Check clock: the pipeline's clock is moved by ")
     watch.tick()
     assert len(webhook.told) == 1
+
+
+def test_what_the_doctor_finds_to_stop_is_told_though_nothing_is_due(
+    world: World, webhook: Webhook, watch: Watch
+) -> None:
+    campaign = world.campaign(timezone="Brazil/Nowhere")
+    assert watch.tick() == "Told: 1 new, 0 over, 1 in all."
+    assert webhook.told[0]["title"] == "Window"
+    assert webhook.told[0]["lines"][0].startswith(f"Campaign {campaign}: ")
+    assert "What to do: Correct the row." in webhook.told[0]["lines"]
+    world.do("UPDATE campaign_configs SET timezone = 'America/Sao_Paulo'")
+    assert watch.tick() == "Told: 0 new, 1 over, 0 in all."
 
 
 def test_more_outcomes_that_nobody_knows_are_news_and_fewer_are_not(
@@ -321,6 +336,15 @@ def test_a_step_that_was_killed_says_that_nothing_is_lost_and_when_what_it_held_
 ) -> None:
     job = defs.resolve_job_def("process_campaign_queue")
     run = instance.create_run_for_job(job, status=DagsterRunStatus.STARTED, tags={"dagster/will_retry": "true"})
+    crash = SerializableErrorInfo("killed", [], "ChildProcessCrashException")
+    failure = StepFailureData(error=crash, user_failure_data=None)
+    event = dg.DagsterEvent(
+        dg.DagsterEventType.STEP_FAILURE.value,
+        run.job_name,
+        step_key="send_shard[inbox_1]",
+        event_specific_data=failure,
+    )
+    instance.report_dagster_event(event, run.run_id)
     instance.report_run_failed(run, "A step was killed.")
     world.due_messages(world.run(), 3)
     world.do(
@@ -332,6 +356,10 @@ def test_a_step_that_was_killed_says_that_nothing_is_lost_and_when_what_it_held_
     dead = instance.get_run_by_id(run.run_id)
     assert dead is not None
     tell(instance, dead)
+    assert webhook.told[0]["lines"][0] == (
+        "The process of the step send_shard[inbox_1] was killed: "
+        "from outside, or because the machine ran out of memory."
+    )
     assert f"Nothing is lost: 3 messages that it held are due again by {until} UTC" in webhook.told[0]["text"]
     assert "Dagster repeats the run by itself." in webhook.told[0]["lines"]
 

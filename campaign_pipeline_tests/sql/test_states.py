@@ -1,5 +1,6 @@
 """Whatever changes a status makes a change of the table in core.states, which the documents show."""
 
+import re
 from datetime import timedelta
 from pathlib import Path
 from uuid import UUID
@@ -7,7 +8,7 @@ from uuid import UUID
 import pytest
 
 from campaign_pipeline.core.states import LEASED, MESSAGE, PART, Transition, diagram, writers
-from campaign_pipeline.sql import statements
+from campaign_pipeline.sql import functions_text, statements
 from campaign_pipeline_tests.factories import World
 from campaign_pipeline_tests.sql.holder import Holder, claim_batch, holding, rows
 
@@ -116,6 +117,39 @@ def test_the_page_on_the_architecture_shows_the_table() -> None:
     page = PAGE.read_text(encoding="utf-8")
     for shown in (diagram(MESSAGE), diagram(PART), writers(MESSAGE)):
         assert shown in page, f"put this into docs/architecture.md:\n{shown}"
+
+
+WRITE = re.compile(
+    r"UPDATE (?:public|campaign_pipeline)\.(campaign_messages|campaign_message_parts)\b[ \w]*\s+"
+    r"SET\b(.*?)\b(?:FROM|WHERE)\b",
+    re.DOTALL,
+)
+STEPS = {
+    # functions that are steps of those that the table names
+    **dict.fromkeys(("campaign_write_intents", "campaign_note_intents"), "campaign_begin_parts"),
+    **dict.fromkeys(
+        ("campaign_settle_parts", "campaign_complete_messages", "campaign_end_held", "campaign_note_incomplete"),
+        "campaign_settle",
+    ),
+}
+
+
+def bodies() -> dict[str, str]:
+    """Each statement and function of ours by its name."""
+    found = re.split(r"CREATE OR REPLACE FUNCTION campaign_pipeline\.(\w+)", functions_text())
+    return {**statements(), **dict(zip(found[1::2], found[2::2], strict=True))}
+
+
+@pytest.mark.parametrize(("table", "known"), [("campaign_messages", MESSAGE), ("campaign_message_parts", PART)])
+def test_whatever_writes_a_status_is_in_the_table(table: str, known: tuple[Transition, ...]) -> None:
+    writing = {
+        STEPS.get(name, name)
+        for name, body in bodies().items()
+        for what, change in WRITE.findall(body)
+        if what == table and re.search(r"\bstatus = ", change)
+    }
+    assert len(writing) > 5
+    assert writing - {transition.writer for transition in known} == set()
 
 
 def test_every_writer_that_the_table_names_exists(world: World) -> None:

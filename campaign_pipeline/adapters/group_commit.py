@@ -5,7 +5,9 @@ trips and flushes. While one group is being committed the next one gathers: the 
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Hashable, Sequence
+import contextlib
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Sequence
 from typing import Any, Generic, TypeVar
 
 import psycopg
@@ -17,11 +19,39 @@ Result = TypeVar("Result")
 _ITEM_ERRORS = (psycopg.DataError, psycopg.IntegrityError, psycopg.ProgrammingError)
 
 
+NEAR_SECONDS = 0.01
+"""A statement of a near database has been this quick at least once. One 20 ms away never is; one on the same two busy
+cores is, with its first small groups."""
+
+
+class Turns:
+    """One statement at a time for several kinds of groups.
+
+    What a statement costs is mostly its start: a group of 20 costs a message 0.6 of what a group of 8 does. So the
+    groups gather while any of them is under way, and become twice as large. Where the database is far away a turn would
+    cost a round trip of waiting, which nobody uses: there the kinds go side by side.
+    """
+
+    def __init__(self) -> None:
+        self._lock = asyncio.Lock()
+        self._quickest = math.inf  # seconds of a statement, so far
+
+    @contextlib.asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """For one statement."""
+        async with self._lock if self._quickest < NEAR_SECONDS else contextlib.nullcontext():
+            loop = asyncio.get_running_loop()
+            started = loop.time()
+            yield
+            self._quickest = min(self._quickest, loop.time() - started)
+
+
 class GroupCommit(Generic[Item, Result]):
     """Gathers items for one set-based statement.
 
     `execute` takes a list of items and returns their results in the same order. One statement is under way at a time,
-    of at most `size` items. Items of the same `key` never share a statement: the later one goes with a later group.
+    of at most `size` items, and in one of the `turns` of several kinds of groups. Items of the same `key` never share a
+    statement: the later one goes with a later group.
     """
 
     def __init__(
@@ -30,10 +60,12 @@ class GroupCommit(Generic[Item, Result]):
         *,
         size: int = 200,
         key: Callable[[Item], Hashable] | None = None,
+        turns: Turns | None = None,
     ) -> None:
         self._execute = execute
         self._size = size
         self._key = key
+        self._turns = turns or Turns()
         self._waiting: list[tuple[Item, asyncio.Future[Result]]] = []
         self._running: asyncio.Task[None] | None = None
 
@@ -49,7 +81,8 @@ class GroupCommit(Generic[Item, Result]):
         # One turn of the loop, so that items which became ready together go together.
         await asyncio.sleep(0)
         while self._waiting:
-            await self._run(self._next_group())
+            async with self._turns.turn():
+                await self._run(self._next_group())
 
     def _next_group(self) -> list[tuple[Item, "asyncio.Future[Result]"]]:
         if self._key is None:

@@ -23,7 +23,7 @@ from psycopg.types.json import Jsonb, set_json_dumps, set_json_loads
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from tenacity import AsyncRetrying, RetryError, retry_if_exception_type, stop_after_delay, wait_exponential, wait_random
 
-from campaign_pipeline.adapters.group_commit import GroupCommit
+from campaign_pipeline.adapters.group_commit import GroupCommit, Turns
 from campaign_pipeline.adapters.inbox_connection import InboxConnection
 from campaign_pipeline.adapters.queue_connection import OPTIONS, connect_async, make_readable
 from campaign_pipeline.core.claim_budget import Budget, Pace
@@ -477,10 +477,13 @@ class ShardStore:
         self._lines: list[LogLine] = []
         self._notes: dict[str, list[NumberNote]] = {}  # by provider
         self._pauses: tuple[float, list[Pause]] = (float("-inf"), [])
+        turns = Turns()
         # One item a message in a group: of two, a set-based statement would apply either.
-        self._beginning = GroupCommit[dict[str, Any], Begun](self._begin_group, key=itemgetter("id"))
+        self._beginning = GroupCommit[dict[str, Any], Begun](self._begin_group, key=itemgetter("id"), turns=turns)
         # Together, because where one message ends another one starts: a round trip and a commit for both.
-        self._turning = GroupCommit[_Start | _End, Verdict | Settled](self._turn_group, key=attrgetter("id"))
+        self._turning = GroupCommit[_Start | _End, Verdict | Settled](
+            self._turn_group, key=attrgetter("id"), turns=turns
+        )
 
     @classmethod
     @contextlib.asynccontextmanager

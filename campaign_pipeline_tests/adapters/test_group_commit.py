@@ -5,7 +5,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from campaign_pipeline.adapters.group_commit import GroupCommit
+from campaign_pipeline.adapters.group_commit import NEAR_SECONDS, GroupCommit, Turns
 
 
 class Server:
@@ -161,5 +161,32 @@ def test_it_works_again_after_it_was_idle() -> None:
             work.append(group_commit.submit(n))
             assert await work[-1] == f"stored {n}"
         assert server.groups == [[0], [1], [2]]
+
+    run(main)
+
+
+@pytest.mark.parametrize(("seconds", "at_once"), [(0.0, 1), (2 * NEAR_SECONDS, 2)])
+def test_two_kinds_of_groups_take_turns_unless_the_database_is_far_away(seconds: float, at_once: int) -> None:
+    async def main() -> None:
+        server, turns = Server(), Turns()
+
+        async def execute(items: Sequence[int]) -> list[str]:
+            await asyncio.sleep(seconds)
+            return await server.execute(items)
+
+        kinds = [GroupCommit(execute, turns=turns) for _ in range(2)]
+        await kinds[0].submit(0)  # by which it knows how far away the database is
+        server.open.clear()
+        server.started.clear()
+        first = submit(kinds[0], 1)
+        await server.started.wait()
+        second = submit(kinds[1], 2)
+        await asyncio.sleep(seconds + NEAR_SECONDS)
+        assert server.at_once == at_once
+        more = submit(kinds[1], 3)
+        await asyncio.sleep(0)
+        server.open.set()
+        assert await asyncio.gather(*first, *second, *more) == ["stored 1", "stored 2", "stored 3"]
+        assert server.groups[2:] == ([[2, 3]] if at_once == 1 else [[2], [3]])
 
     run(main)

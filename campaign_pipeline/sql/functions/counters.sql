@@ -40,6 +40,11 @@ END $$;
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_count_updated() RETURNS trigger LANGUAGE plpgsql
 SECURITY DEFINER SET search_path = pg_catalog, campaign_pipeline, pg_temp AS $$
 BEGIN
+    -- Most statements start messages or renew leases: nothing that is counted.
+    IF NOT EXISTS (SELECT FROM new_rows WHERE status IN ('sent', 'replied', 'failed', 'skipped'))
+       AND NOT EXISTS (SELECT FROM old_rows WHERE status IN ('sent', 'replied', 'failed', 'skipped')) THEN
+        RETURN NULL;
+    END IF;
     PERFORM campaign_pipeline.campaign_add_to_counters(jsonb_agg(change)) FROM (
         SELECT run_id, status, sum(n)::integer AS n
         FROM (SELECT run_id, status, 1 AS n FROM new_rows WHERE status IN ('sent', 'replied', 'failed', 'skipped')

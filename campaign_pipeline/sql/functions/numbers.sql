@@ -97,8 +97,8 @@ BEGIN
             OFFSET 0) m
         WHERE m.rest > 0
     ), inbox AS MATERIALIZED (
-        -- Asked once for all messages of an inbox.
-        SELECT x.inbox_id FROM (SELECT DISTINCT c.inbox_id FROM claimed c) x
+        -- Asked once for all messages of an inbox: OFFSET 0, or the question would be put before the DISTINCT.
+        SELECT x.inbox_id FROM (SELECT DISTINCT c.inbox_id FROM claimed c OFFSET 0) x
         WHERE campaign_pipeline.campaign_inbox_channel(x.inbox_id) = 'whatsapp'
     ), item AS MATERIALIZED (
         SELECT c.id, c.run_id, c.workspace_id, c.rest,

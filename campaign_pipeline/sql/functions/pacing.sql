@@ -25,10 +25,16 @@ END $$;
 -- A time zone of the CRM's, or its default where it is none: the claim says so to the operator, nothing breaks here.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_known_zone(p_zone text) RETURNS text LANGUAGE plpgsql STABLE AS $$
 BEGIN
-    PERFORM timestamp '2000-01-01' AT TIME ZONE p_zone;
-    RETURN COALESCE(p_zone, 'America/Sao_Paulo');
-EXCEPTION WHEN invalid_parameter_value THEN
-    RETURN 'America/Sao_Paulo';
+    -- As nearly always: without the subtransaction that catching an error costs.
+    IF p_zone IS NULL OR p_zone = 'America/Sao_Paulo' THEN
+        RETURN 'America/Sao_Paulo';
+    END IF;
+    BEGIN
+        PERFORM timestamp '2000-01-01' AT TIME ZONE p_zone;
+    EXCEPTION WHEN invalid_parameter_value THEN
+        RETURN 'America/Sao_Paulo';
+    END;
+    RETURN p_zone;
 END $$;
 
 -- Whether the pipeline plans when messages are due, and not a CRM. The rule: it made campaign_configs itself (migration

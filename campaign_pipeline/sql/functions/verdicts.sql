@@ -23,18 +23,23 @@ RETURNS TABLE (
 #variable_conflict use_column
 DECLARE
     strange uuid[] := ARRAY(SELECT f.message_id FROM campaign_pipeline.campaign_foreign_rows(p_ids) f);
+    any_    record;  -- which kinds of pause there are at all
     stopped uuid[];  -- by a person
     paused  uuid[];  -- by the circuit of something that they need
     waiting uuid[];  -- for a person who reviews texts
 BEGIN
     -- Nearly always there is none of these: then their statements are not even started.
-    IF EXISTS (SELECT 1 FROM campaign_pipeline.campaign_manual_pauses) THEN
+    SELECT EXISTS (SELECT FROM campaign_pipeline.campaign_manual_pauses) AS by_person,
+           EXISTS (SELECT FROM campaign_pipeline.campaign_pauses) AS by_circuit,
+           EXISTS (SELECT FROM campaign_pipeline.campaign_settings s WHERE s.review <> 'none') AS by_review
+    INTO any_;
+    IF any_.by_person THEN
         stopped := campaign_pipeline.campaign_stopped_by_person(p_ids);
     END IF;
-    IF EXISTS (SELECT 1 FROM campaign_pipeline.campaign_pauses) THEN
+    IF any_.by_circuit THEN
         paused := campaign_pipeline.campaign_scope_paused(p_ids, p_needs_model);
     END IF;
-    IF EXISTS (SELECT 1 FROM campaign_pipeline.campaign_settings s WHERE s.review <> 'none') THEN
+    IF any_.by_review THEN
         waiting := ARRAY(SELECT m.id FROM public.campaign_messages m JOIN public.campaign_runs r ON r.id = m.run_id
                          WHERE m.id = ANY (p_ids)
                            AND campaign_pipeline.campaign_awaits_review(m.id, r.id, r.config_id, p_needs_model));

@@ -1,5 +1,6 @@
 """What a crash test is made of: a world, a provider that remembers, workers that die, and a recount at the end."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -79,7 +80,8 @@ class Worker:
     def send_signal(self, number: signal.Signals) -> None:
         """Send it a signal, if it still lives."""
         if self.exit_code is None:
-            os.kill(self.pid, number)
+            with contextlib.suppress(ProcessLookupError):  # it ended since, and its server has buried it
+                os.kill(self.pid, number)
 
     def wait(self, seconds: float = 120) -> int:
         """Wait for its end; returns its exit code."""

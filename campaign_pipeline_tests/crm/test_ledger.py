@@ -9,6 +9,7 @@ import psycopg
 import pytest
 from psycopg.types.json import Jsonb
 
+from campaign_pipeline.adapters.operator import Operator
 from campaign_pipeline.adapters.schema import upgrade
 from campaign_pipeline.sql import statement
 from campaign_pipeline_tests.crm import SOURCE_COLUMN, TARGET_COLUMN, Crm
@@ -319,6 +320,24 @@ def test_a_pause_by_the_crm_stops_a_message_after_the_part_in_flight_and_it_goes
     assert again.sent(due, part_no=2)["final"] == "sent"
     assert [row["text_content"] for row in chat(crm)] == list(PARTS)
     assert crm.wrong_counters() == []
+
+
+def test_what_the_crms_pause_skipped_is_not_lost_when_the_pipelines_resume_ends_it(crm: Crm, run: UUID) -> None:
+    """Only its status set to running, the run would end with everything skipped, and the clean-up delete that."""
+    due = first(crm, run)
+    holder = begin(crm, due)
+    crm.do("UPDATE campaign_messages SET status = 'skipped', error_message = 'antiga' WHERE id = %s",
+           crm.messages(run)[2]["id"])  # fmt: skip
+    crm.value("SELECT pause_campaign_run(%s, 'Pausado manualmente')", run)
+    holder.sent(due)
+    holder.settle(due, status="pending", code="run_paused", reason="The run is paused.")
+    with Operator(crm.url) as desk:
+        assert desk.resume_run(desk.find("run", str(run)), "Ana").changed
+    assert sorted(row["status"] for row in crm.messages(run)) == ["pending", "pending", "skipped"]
+    assert crm.wrong_counters() == []
+    rows(crm, "close_runs")
+    assert run_row(crm, run)["status"] == "running"
+    assert holding(crm, due).begin(due, part_no=2) == "go"
 
 
 def test_what_a_worker_holds_and_has_not_begun_is_not_sent_after_a_cancel(crm: Crm, run: UUID) -> None:

@@ -38,12 +38,20 @@ SELECT since, paused_by FROM resumed;
 
 -- name: set_run_status
 -- Pause, resume or cancel a run, if its status is one from which that goes. Returns its status before; no row: it is
--- gone, or `was` has another.
+-- gone, or `was` has another. What the CRM's own pause had skipped waits again when the run is resumed: left skipped,
+-- it would let the run end, and the CRM's clean-up delete it.
 WITH run AS (
     SELECT r.id, r.status FROM public.campaign_runs r
     WHERE r.id = %(run_id)s AND r.status = ANY (%(was)s) FOR NO KEY UPDATE
 ), changed AS (
     UPDATE public.campaign_runs r SET status = %(status)s FROM run WHERE r.id = run.id RETURNING r.id
+), put_back AS (
+    UPDATE public.campaign_messages m
+    SET status = 'pending', error_message = NULL, error_class = NULL, error_code = NULL, finished_at = NULL,
+        next_attempt_at = NULL, lease_token = NULL, lease_expires_at = NULL
+    FROM changed
+    WHERE m.run_id = changed.id AND %(status)s = 'running' AND m.status = 'skipped'
+      AND position('ausad' IN m.error_message) > 0  -- as its resume_campaign_run knows them
 ), log AS (
     INSERT INTO public.campaign_logs (run_id, step_number, step_name, level, message, details, created_at)
     SELECT changed.id, 0, 'operator', 'warning', %(log)s,

@@ -1,4 +1,4 @@
-"""Write the leads of a file into a workspace: each number once, whatever the workspace has already."""
+"""Write the leads of a file into a workspace: each number or e-mail address once, whatever the workspace has."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ class Imported:
     """What became of the leads of a file."""
 
     added: int
-    known: list[int] = field(default_factory=list)  # lines whose number the workspace has already
+    known: list[int] = field(default_factory=list)  # lines whose number or address the workspace has already
     funnel: str = ""
     column: str = ""
 
@@ -36,7 +36,9 @@ class _Place:
 def import_leads(
     url: str, leads: Sequence[Lead], lines: Sequence[int], workspace: str, campaign: str | None
 ) -> Imported:
-    """Add the leads whose numbers the workspace does not have, all or nothing; `lines` as in LeadsFile.
+    """Add the leads that the workspace does not have, all or nothing; `lines` as in LeadsFile.
+
+    A lead is known by its number, or where it has none by its e-mail address.
 
     They go into the column that the campaign takes its leads from. One import at a time, so that two of one file add
     each number once. Raises NotFound and psycopg.Error.
@@ -47,13 +49,17 @@ def import_leads(
         place = _place(connection, workspace_id, campaign)
         rows = connection.execute(statement("list_known_numbers"), {"workspace_id": workspace_id}).fetchall()
         known = {row["number"] for row in rows}
+        if any(lead.phone is None for lead in leads):
+            rows = connection.execute(statement("list_known_emails"), {"workspace_id": workspace_id}).fetchall()
+            known |= {row["email"] for row in rows}
         imported = Imported(0, funnel=place.funnel, column=place.column)
         added: list[tuple[UUID, Lead]] = []
         for lead, line in zip(leads, lines, strict=True):
-            if (number := canonical_address(lead.phone)) in known:
+            address = canonical_address(lead.phone) if lead.phone else lead.custom_fields["Email"].strip().lower()
+            if address in known:
                 imported.known.append(line)
             else:
-                known.add(number)
+                known.add(address)
                 added.append((uuid4(), lead))
         _write_leads(connection, workspace_id, place, added)
         _write_custom_values(connection, _custom_fields(connection, workspace_id, added), added)
@@ -96,7 +102,7 @@ def _write_leads(
     ):
         for lead_id, lead in leads:
             # A foreign number keeps its plus, without which it may be read as a Brazilian one.
-            phone = lead.phone if (lead.phone or "").startswith("55") else f"+{lead.phone}"
+            phone = f"+{lead.phone}" if lead.phone and not lead.phone.startswith("55") else lead.phone
             copy.write_row(
                 (
                     *(lead_id, workspace_id, place.funnel_id, place.column_id, lead.client_name, lead.company, phone),

@@ -92,7 +92,8 @@ def import_(
     """Write the leads of a CSV, XLSX, XLS or ODS file into a workspace.
 
     Says of each row that is left out its line and why, and writes the others in one transaction. A number that the
-    workspace has already is not added again, so the same file may be imported twice.
+    workspace has already is not added again, so the same file may be imported twice. A file without phone numbers is
+    read by its e-mail addresses.
     """
     from campaign_pipeline.campaigns.finding import NotFound
     from campaign_pipeline.campaigns.importing import import_leads
@@ -100,7 +101,7 @@ def import_(
     from campaign_pipeline.leads.reading import read_leads
     from campaign_pipeline.leads.report import show_reading
 
-    read = read_leads(leads_file, mapping_of(mapping))
+    read = read_leads(leads_file, mapping_of(mapping), emails=True)
     if not as_json:
         show_reading(console(), leads_file.name, read, most_problems=None)
     try:
@@ -116,7 +117,7 @@ def import_(
         return
     if imported.known:
         lines = ", ".join(map(str, imported.known[:20])) + (", …" if len(imported.known) > 20 else "")
-        known = counted(len(imported.known), "number is", "numbers are")
+        known = counted(len(imported.known), "number or address is", "numbers or addresses are")
         click.echo(f"{known} in the workspace already; nothing was added for line {lines}.")
     added = counted(imported.added, "lead was", "leads were")
     click.echo(f"{added} added to column {imported.column} of funnel {imported.funnel}.")

@@ -24,7 +24,7 @@ def leads(leads_file: Path, mapping: tuple[str, ...]) -> None:
     from campaign_pipeline.leads.reading import read_leads
     from campaign_pipeline.leads.report import show_reading
 
-    read = read_leads(leads_file, mapping_of(mapping))
+    read = read_leads(leads_file, mapping_of(mapping), emails=True)
     show_reading(console(), leads_file.name, read, most_problems=None)
     click.echo(f"{leads_file}: {len(read.leads):,} leads.")
     sys.exit(1 if read.problems else 0)

@@ -70,7 +70,8 @@ class Story:
         if m["run_status"] != "running":
             return f"Waits: its run {m['run']} is {m['run_status']}."
         if self.wait is not None:
-            until = f" (until {_at(self.wait.until)})" if self.wait.until else ""
+            coming = self.wait.until is not None and self.wait.until > m["now"]
+            until = f" (until {_at(self.wait.until)})" if coming else ""
             return f"Waits with its whole run: {_sentence(self.wait.reason)}{until}"
         if m["due_at"] is None:
             return "Waits, and has no time at which it is due."

@@ -106,11 +106,16 @@ def known_headings(cells: Sequence[str]) -> int:
 
 
 def choose_columns(
-    headings: Sequence[str] | None, sample: Sequence[Sequence[str]], chosen: Mapping[str, Sequence[str]]
+    headings: Sequence[str] | None,
+    sample: Sequence[Sequence[str]],
+    chosen: Mapping[str, Sequence[str]],
+    *,
+    emails: bool = False,
 ) -> Columns:
     """Decide which column holds what. `chosen` is what a person says: field -> headings, or numbers of columns from 1.
 
-    Raises LeadsFileError where no column holds a name or a phone.
+    Raises LeadsFileError where no column holds a name or a phone; with `emails`, an e-mail address stands in for the
+    phone.
     """
     width = max((len(row) for row in sample), default=0)
     if headings is None and _is_rfb(sample):
@@ -126,7 +131,7 @@ def choose_columns(
     parts = {fold(heading): index for index, heading in enumerate(columns.headings)}
     if all(part in parts for part in ("cnpjbasico", "cnpjordem", "cnpjdv")):
         columns.cnpj_parts = [parts["cnpjbasico"], parts["cnpjordem"], parts["cnpjdv"]]
-    _require(columns, headings is not None)
+    _require(columns, headings is not None, emails=emails)
     return columns
 
 
@@ -312,12 +317,12 @@ def _compose_names(columns: Columns, *, mapped: bool) -> None:
     columns.joined_names = parts
 
 
-def _require(columns: Columns, has_header: bool) -> None:
+def _require(columns: Columns, has_header: bool, *, emails: bool) -> None:
     named = any(columns.of(each) for each in ("client_name", "title", "company")) or columns.joined_names
     missing = []
     if not named:
         missing.append(("name", "Nome, Cliente, Contato or Name"))
-    if not columns.phones:
+    if not columns.phones and not (emails and columns.of("email")):
         missing.append(("phone", "Telefone, Celular, WhatsApp or Phone"))
     if not missing:
         return

@@ -9,6 +9,7 @@ from decimal import Decimal
 from os import PathLike
 from pathlib import Path
 
+from campaign_pipeline.core.address import InvalidAddress, normalize_email
 from campaign_pipeline.core.phone_reading import (
     NotANumber,
     Phone,
@@ -46,13 +47,17 @@ class LeadsFile:
     lines: list[int] = field(default_factory=list)  # of each lead, where its row begins in the file
 
 
-def read_leads(path: str | PathLike[str], chosen: Mapping[str, Sequence[str]] | None = None) -> LeadsFile:
+def read_leads(
+    path: str | PathLike[str], chosen: Mapping[str, Sequence[str]] | None = None, *, emails: bool = False
+) -> LeadsFile:
     """Read leads from a CSV, TSV, XLSX, XLS or ODS file.
 
     Columns are known by their heading, by a table of the tools that export leads, whatever their order, case, accents
     and spaces; where headings do not tell, by content; and first of all by `chosen`: field (`columns.FIELDS`) ->
     headings. A column that is not known becomes a custom field under its own heading. A row needs a name (a person's,
     else the firm's) and a phone, which is given as international digits.
+
+    With `emails`, a file without any phone is read by its e-mail addresses: its leads have no phone.
 
     A row with a problem is left out, with a `Problem` for each thing to correct, and the others are read. Of rows with
     the same phone, however written, the first stands.
@@ -63,7 +68,7 @@ def read_leads(path: str | PathLike[str], chosen: Mapping[str, Sequence[str]] | 
     file, chosen = Path(path), chosen or {}
     table = read_table(file, known_headings, mapped=bool(chosen))
     try:
-        columns = choose_columns(table.headings, table.sample, chosen)
+        columns = choose_columns(table.headings, table.sample, chosen, emails=emails)
     except LeadsFileError as error:
         raise LeadsFileError(f"{file} {error}" if str(error).startswith("has") else f"{file}: {error}") from None
     table.swallows = _rows_like(columns)
@@ -71,6 +76,8 @@ def read_leads(path: str | PathLike[str], chosen: Mapping[str, Sequence[str]] | 
     if not leads and not problems:
         raise LeadsFileError(f"{file} has a header but no rows: write one lead on each line below it.")
     notes = [*table.notes, *columns.notes, *_told(refusals)]
+    if not columns.phones:
+        notes.append("No column holds phone numbers: only a campaign through a mailbox can write to these leads.")
     tool = columns.tool.name if columns.tool else None
     return LeadsFile(leads, problems, table.how, tool, columns.shown(table.sample), notes, lines)
 
@@ -153,9 +160,9 @@ class _Row:
         self._taken: set[int] = set()
 
     def read(self, phone_lines: dict[str, int]) -> Lead:
-        """Read the lead, which holds only if there are no problems; notes the phone's line in `phone_lines`."""
+        """Read the lead, which holds only if there are no problems; notes the line of its phone or e-mail address."""
         name, company = self._name()
-        phone, others = self._phone(phone_lines)
+        phone, others = self._phone(phone_lines) if self._columns.phones else self._email(phone_lines)
         return Lead(
             client_name=name,
             company=company,
@@ -229,6 +236,20 @@ class _Row:
         if (first := phone_lines.setdefault(key, self._line)) != self._line:
             self._complain(heading, value, f"is the number of line {first} already: keep each number on one line only.")
         return phone.digits, phone.others
+
+    def _email(self, lines: dict[str, int]) -> tuple[None, tuple[str, ...]]:
+        """See to it that there is an address to write to, where the file has no phone."""
+        heading, value = self._take("email")
+        try:
+            address = normalize_email(value)
+        except InvalidAddress:
+            fault = "is no e-mail address" if value else "is empty"
+            self._complain(heading, value, f"{fault}: write one like maria@exemplo.com.br.")
+            return None, ()
+        if (first := lines.setdefault(address.lower(), self._line)) != self._line:
+            fault = f"is the address of line {first} already: keep each address on one line only."
+            self._complain(heading, value, fault)
+        return None, ()
 
     def _phone_column(self) -> PhoneColumn:
         """The column of the number: one for WhatsApp, else the first mobile number, else the first number at all.

@@ -7,6 +7,7 @@ import pytest
 
 from campaign_pipeline.campaigns.finding import NotFound
 from campaign_pipeline.campaigns.importing import Imported, import_leads
+from campaign_pipeline.campaigns.planning import plan_campaign
 from campaign_pipeline.leads import read_leads
 from campaign_pipeline_tests.factories import World
 
@@ -28,7 +29,7 @@ def campaign_of(world: World, workspace: UUID, title: str = "Novos") -> UUID:
 def imported(world: World, folder: Path, text: str = LEADS, campaign: str | None = None) -> Imported:
     file = folder / "leads.csv"
     file.write_text(text, encoding="utf-8")
-    read = read_leads(file)
+    read = read_leads(file, emails=True)
     return import_leads(world.url, read.leads, read.lines, "Acme", campaign)
 
 
@@ -45,6 +46,19 @@ def test_a_list_is_added_once_whatever_its_spellings(world: World, tmp_path: Pat
         ("Bruno Lima", "+351912345678"),
     ]
     assert world.value("SELECT value FROM lead_custom_values") == "Centro"
+
+
+def test_a_list_of_email_addresses_alone_is_planned_for_a_mailbox(world: World, tmp_path: Path) -> None:
+    workspace = world.workspace()
+    campaign = campaign_of(world, workspace)
+    text = "Nome;Email\nAna;ana@example.com\nBia;bia@example\nCaio;ANA@example.com\nDavi;davi@example.com\n"
+    assert imported(world, tmp_path, text).added == 2
+    again = imported(world, tmp_path, text)
+    assert (again.added, again.known) == (0, [2, 5])
+    assert {row["phone"] for row in world.all("SELECT phone FROM leads")} == {None}
+    assert plan_campaign(world.url, str(campaign), dry_run=True).refused == {"no_address": 2}
+    world.do("UPDATE instances SET provider = 'email', provider_type = 'smtp'")
+    assert plan_campaign(world.url, str(campaign), dry_run=True).refused == {}
 
 
 def test_of_several_columns_one_has_to_be_named(world: World, tmp_path: Path) -> None:

@@ -175,6 +175,13 @@ SET (name, weekdays, holidays, lead_tags, review, review_first)
 SELECT DISTINCT campaign_pipeline.campaign_canonical_address(l.phone) AS number
 FROM public.leads l WHERE l.workspace_id = %(workspace_id)s AND l.phone <> '';
 
+-- name: list_known_emails
+-- The e-mail addresses that a workspace has, of leads with or without a number.
+SELECT lower(btrim(l.email)) AS email FROM public.leads l WHERE l.workspace_id = %(workspace_id)s AND l.email <> ''
+UNION
+SELECT lower(btrim(v.value)) FROM public.custom_fields f JOIN public.lead_custom_values v ON v.custom_field_id = f.id
+WHERE f.workspace_id = %(workspace_id)s AND lower(f.name) IN ('email', 'e-mail') AND v.value <> '';
+
 -- name: list_custom_fields
 -- The custom fields of a workspace.
 SELECT f.id, f.name FROM public.custom_fields f WHERE f.workspace_id = %(workspace_id)s ORDER BY f.position, f.id;

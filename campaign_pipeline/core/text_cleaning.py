@@ -43,8 +43,7 @@ def clean(raw: str, markup: Markup) -> tuple[str, tuple[ChangeRule, ...]]:
     """
     if len(raw) > LONGEST_ANSWER:
         raise TextProblem("too_long", f"The model's answer has {len(raw)} characters; {LONGEST_ANSWER} are read.")
-    if has_any(raw, _BROKEN_HAS) and _BROKEN.search(raw):
-        raise TextProblem("malformed", "The model's answer has letters that were broken by a wrong encoding.")
+    _refuse_broken_letters(raw)
     text = plain_characters(raw).replace("\t", " ").strip()
     steps: tuple[tuple[ChangeRule, Callable[[str], str]], ...] = (
         ("reasoning_cut", without_reasoning),
@@ -64,8 +63,14 @@ def clean(raw: str, markup: Markup) -> tuple[str, tuple[ChangeRule, ...]]:
                 changed[rule] = None
                 text = after
         if text == before:
+            _refuse_broken_letters(text)  # those between which something else stood
             return text, tuple(changed)
     raise TextProblem("malformed", "The model's answer is wrapped so often that its message cannot be told.")
+
+
+def _refuse_broken_letters(text: str) -> None:
+    if has_any(text, _BROKEN_HAS) and _BROKEN.search(text):
+        raise TextProblem("malformed", "The model's answer has letters that were broken by a wrong encoding.")
 
 
 def plain_characters(text: str) -> str:

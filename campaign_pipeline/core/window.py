@@ -161,7 +161,7 @@ class SendingWindow:
     def _never_closes_after(self, day: date) -> bool:
         """Tell whether every day from this one on is open from midnight to midnight."""
         every_day = not self.weekdays_only if self.weekdays is None else self.weekdays == _EVERY_DAY
-        return self._all_day and every_day and max(self.holidays, default=date.min) <= day
+        return self._all_day and every_day and all(holiday < day for holiday in self.holidays)
 
     def _opens_on(self, day: date) -> bool:
         if day in self.holidays:

@@ -1,4 +1,4 @@
-from datetime import UTC, datetime, time, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from itertools import pairwise
 from time import process_time
 from zoneinfo import ZoneInfo
@@ -70,7 +70,7 @@ instants = st.one_of(
     ),
 )
 spans = st.timedeltas(timedelta(0), timedelta(days=9))
-thorough = settings(max_examples=250, deadline=None)  # no deadline: the machine does other things too
+thorough = settings(max_examples=120)
 
 
 # --- reading a campaign's columns -------------------------------------------------------------------------------------
@@ -400,6 +400,10 @@ def test_the_next_opening_is_open_and_nothing_before_it_is(campaign: SendingWind
 
 @thorough
 @given(windows, instants)
+@example(  # a holiday right after an opening that runs into another
+    SendingWindow(None, None, ZoneInfo("America/Sao_Paulo"), holidays=frozenset({date(2018, 11, 5)})),
+    datetime(2018, 11, 3, tzinfo=UTC),
+)
 def test_an_opening_lasts_exactly_until_it_closes(campaign: SendingWindow, now: datetime) -> None:
     opening = campaign.next_opening(now)
     closing = campaign.closes_at(opening)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from campaign_pipeline.core import texts
 from campaign_pipeline.core.context import LeadContext, in_order
 
-thorough = settings(max_examples=300, deadline=None)  # no deadline: the machine does other things too
+thorough = settings(max_examples=120)
 
 FULL_ROW = {
     "client_name": "Ana Souza",

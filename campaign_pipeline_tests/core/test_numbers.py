@@ -187,7 +187,7 @@ def test_a_send_that_is_refused_for_its_number_is_followed_by_the_next_number() 
 
 
 def test_a_message_of_which_a_part_went_out_keeps_its_number_and_asks_nothing() -> None:
-    parts = [StoredPart("Um", "sent", 1, 0.0, FIRST), StoredPart("Dois")]
+    parts = [StoredPart("Um", "sent", 1, 0.0, OTHER), StoredPart("Dois")]
     channel, queue = Channel(number_check=True, numbers=lambda _: MISSING), Queue.of(1, parts=parts, text="Um Dois")
     report, addresses = work(queue, channel)
-    assert (report.sent, channel.checked, addresses) == (1, [], [FIRST])
+    assert (report.sent, channel.checked, addresses) == (1, [], [OTHER])

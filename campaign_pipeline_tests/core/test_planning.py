@@ -48,7 +48,7 @@ campaigns = st.builds(
 
 
 @given(campaigns, inboxes, st.integers(0, 80))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120)
 def test_whatever_is_planned_can_go_out(campaign: CampaignDay, inbox: InboxDay, wanted: int) -> None:
     plan = plan_day(campaign, inbox, wanted)
     assert len(plan.times) + sum(plan.left_out.values()) == wanted

@@ -19,7 +19,7 @@ GREETING = (
     "Olá, Sra. Márcia! Tudo bem? Sou o Dr. Paulo, da Clínica Sol Ltda. em Campinas, e vi que a Padaria Aurora abriu "
     "uma segunda loja. Nosso plano sai por R$ 1.500,00 ao mês. Posso explicar em 10 minutos?"
 )
-thorough = settings(max_examples=300, deadline=None)  # no deadline: the machine does other things too
+thorough = settings(max_examples=120)
 
 # Pieces that look like what people write, glued in any order; white space never stands before a combining mark.
 pieces = st.sampled_from(

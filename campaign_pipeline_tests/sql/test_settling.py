@@ -218,6 +218,31 @@ def test_a_message_that_was_sent_is_not_moved_any_more(world: World, run: UUID, 
     assert counters(world, run) == (1, 1, 0, 0)
 
 
+def test_who_does_not_hold_the_lease_neither_moves_a_message_nor_calls_its_part_unsent(world: World, due: UUID) -> None:
+    begun(world, due)
+    stranger, before = Holder(world), message(world, due)
+    for item in ({"outcome": "planned", "status": "pending"}, {"outcome": "failed", "status": "failed"}):
+        answer = stranger.settle(due, part_no=1, attempt_no=1, **item)
+        assert answer == {"applied": False, "moved": False, "final": "sending"}
+    assert (message(world, due), part_states(world, due)) == (before, [("attempting", 1)])
+
+
+def test_a_late_word_on_an_earlier_attempt_says_nothing_of_the_one_under_way(world: World, due: UUID) -> None:
+    holder = begun(world, due)
+    holder.settle(due, part_no=1, attempt_no=1, outcome="planned", code="refused")
+    assert holder.begin(due, attempt_no=2) == "go"
+    for outcome in ("planned", "unknown", "failed"):
+        assert not holder.settle(due, part_no=1, attempt_no=1, outcome=outcome)["applied"]
+    assert part_states(world, due) == [("attempting", 2)]
+
+
+def test_a_lead_that_replied_before_its_providers_answer_stays_replied(world: World, due: UUID) -> None:
+    holder = begun(world, due)
+    world.do("UPDATE campaign_messages SET status = 'replied', replied_at = campaign_now() WHERE id = %s", due)
+    assert holder.sent(due)["final"] == "replied"
+    assert part_states(world, due) == [("sent", 1)]
+
+
 @pytest.mark.parametrize(
     "item",
     [

@@ -1,6 +1,6 @@
 # Each target makes what it needs, from nothing but Python 3.11 to 3.13. `make` alone says what there is.
 .DEFAULT_GOAL := help
-.PHONY: help demo dev test test-fast crash-test distributed-test bench lint format clean chromium pgbouncer redis iproute2
+.PHONY: help install demo dev test test-waiting test-rest test-newest test-fast crash-test distributed-test bench lint format clean chromium pgbouncer redis iproute2
 
 PYTHON ?= python3
 PORT ?= 3000
@@ -18,16 +18,25 @@ READY := $(VENV)/ready
 help: ## Say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
+install: $(READY) ## Only set up .venv
+
 demo: $(READY) ## Send a made-up campaign through the real job, against sandbox providers (DEMO="--count 50")
 	@$(BIN)/campaign-pipeline demo $(DEMO)
 
 dev: $(READY) ## Dagster's UI on http://127.0.0.1:3000 (PORT=3001 for another port)
 	@$(BIN)/campaign-pipeline dev --port $(PORT)
 
-test: $(READY) chromium pgbouncer redis iproute2 ## All tests, with a browser and a pooler from Debian's packages
+test: test-waiting test-rest ## All tests. Installs Debian's chromium, pgbouncer, redis-server and iproute2, if need be
+
+test-waiting: $(READY) chromium pgbouncer redis iproute2
 	$(BIN)/python -m pytest campaign_pipeline_tests/browser  # one UI for all of them: not in two workers
 	$(BIN)/python -m pytest campaign_pipeline_tests/distributed  # hosts of its own, which use both cores
+
+test-rest: $(READY) pgbouncer
 	$(BIN)/python -m pytest -n 3 --ignore campaign_pipeline_tests/browser --ignore campaign_pipeline_tests/distributed  # tests wait for processes: three fill two cores
+
+test-newest: $(READY) ## Core, adapters and a whole job on the newest supported Python of this machine
+	@.ci/test-newest-python $(BIN)/python
 
 test-fast: $(READY) ## Core, SQL and adapters, without what starts servers of its own: the loop of a change
 	$(BIN)/python -m pytest -n 2 -m "not slow" campaign_pipeline_tests/core campaign_pipeline_tests/sql campaign_pipeline_tests/adapters
@@ -68,7 +77,7 @@ format: $(READY) ## Mend what can be mended without thinking
 	$(BIN)/ruff format .
 
 clean: ## Remove what was installed and cached; the data under .campaign stays
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .venv-3.* build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml constraints.txt

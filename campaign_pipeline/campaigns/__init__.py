@@ -1,1 +1,1 @@
-"""From a list to a campaign: the file that declares it, the import of leads, and the plan of a day."""
+"""Campaign files, the import of leads, and the planning of a day's run."""

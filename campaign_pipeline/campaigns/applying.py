@@ -1,7 +1,7 @@
-"""Bring a database to what a campaign file says: what differs, and its writing, in one transaction.
+"""Apply a campaign file: find the differences to the database and write them, in one transaction.
 
-A check does the very same and takes it back, so that it can say nothing else than an apply. What the file does not name
-stays as it is: other inboxes and campaigns, and whatever else the CRM keeps of those that it names.
+A check does the same and rolls back, so it always agrees with an apply. Everything that the file does not name stays as
+it is: other inboxes and campaigns, and other fields of the CRM's rows.
 """
 
 import re
@@ -33,7 +33,7 @@ from campaign_pipeline.campaigns.reading import CampaignFileError
 from campaign_pipeline.sql import statement
 
 ADDRESS_VARIABLES = {"evolution": "EVOLUTION_API_URL", "uazapi": "UAZAPI_API_URL"}
-"""Where the servers are of providers that everybody runs for themselves."""
+"""The variables with the addresses of self-hosted providers."""
 
 WORKING_DAYS: Sequence[Weekday] = WEEKDAYS[:5]
 
@@ -43,25 +43,25 @@ class Change:
     """One difference between the database and the file."""
 
     what: str  # inbox Vendas
-    field: str  # empty where all of it is new
+    field: str  # empty if the whole object is new
     before: Any
     after: Any
 
 
 @dataclass
 class Applied:
-    """What was changed, or would be."""
+    """The changes that were made, or would be."""
 
     workspace_id: UUID
     changes: list[Change] = field(default_factory=list)
-    left_alone: list[str] = field(default_factory=list)  # what the workspace has and the file does not name
-    missing_variables: list[str] = field(default_factory=list)  # sentences on keys that this process has not
+    left_alone: list[str] = field(default_factory=list)  # objects of the workspace that the file does not name
+    missing_variables: list[str] = field(default_factory=list)  # sentences about keys that this process does not have
 
 
 def apply_campaign_file(url: str, file: CampaignFile, variables: Mapping[str, str], *, check: bool) -> Applied:
-    """Make the database say what the file says, all or nothing; with `check`, only say what would change.
+    """Apply the file in one transaction; with `check`, only return the changes.
 
-    Raises CampaignFileError where the CRM's tables cannot hold it, and psycopg.Error.
+    Raises CampaignFileError if the CRM's tables cannot hold it, and psycopg.Error.
     """
     with connect_rows(url) as connection, connection.transaction(force_rollback=check):
         applied = _Application(connection, file).run()
@@ -83,7 +83,7 @@ def _missing_variables(inboxes: Iterable[Inbox], variables: Mapping[str, str]) -
 
 
 class _Application:
-    """One run over the file, in a transaction of its caller's."""
+    """One pass over the file, inside the caller's transaction."""
 
     def __init__(self, connection: psycopg.Connection[DictRow], file: CampaignFile) -> None:
         self._connection = connection
@@ -95,7 +95,7 @@ class _Application:
         tables = self._rows("look_at_campaign_tables")[0]
         if tables["one_a_workspace"] and len(self._file.campaigns) > 1:
             raise CampaignFileError(
-                f"The file has {len(self._file.campaigns)} campaigns, but this CRM keeps one a workspace; leave one."
+                f"The file has {len(self._file.campaigns)} campaigns, but this CRM allows one per workspace. Keep one."
             )
         workspace = self._workspace(self._file.workspace, needs_owner=tables["needs_owner"])
         inboxes = self._inboxes(workspace)
@@ -105,15 +105,15 @@ class _Application:
         left = [f"inbox {name}" for name in inboxes if name not in named] + others
         return Applied(workspace, self._changes, left)
 
-    # Each of them looks, notes what differs, and writes only that ----------------------------------------------------
+    # Each of these notes the differences and writes only those -------------------------------------------------------
 
     def _workspace(self, wanted: Workspace, *, needs_owner: bool) -> UUID:
         found = self._rows("find_workspaces", name=wanted.name)
         if len(found) > 1:
-            raise CampaignFileError(f"There are {len(found)} workspaces named {wanted.name!r}; rename one of them.")
+            raise CampaignFileError(f"{len(found)} workspaces are named {wanted.name!r}. Rename one of them.")
         if not found and needs_owner:
             raise CampaignFileError(
-                f"There is no workspace {wanted.name!r}, and in this CRM each needs an owner: make it in the CRM first."
+                f"There is no workspace {wanted.name!r}. In this CRM each needs an owner: create it in the CRM first."
             )
         row = found[0] if found else {}
         workspace = row.get("id") or uuid4()
@@ -139,7 +139,7 @@ class _Application:
         return workspace
 
     def _inboxes(self, workspace: UUID) -> dict[str, UUID]:
-        """Ids of all inboxes of the workspace by their names."""
+        """Return the ids of the workspace's inboxes by name."""
         rows = self._rows("list_campaign_inboxes", workspace_id=workspace)
         known = _by_name(rows, "inbox", {inbox.name for inbox in self._file.inboxes})
         for inbox in self._file.inboxes:
@@ -189,7 +189,7 @@ class _Application:
             self._do("save_inbox_pace", inbox_id=inbox_id, **pace)
 
     def _columns(self, workspace: UUID) -> dict[tuple[str, str], tuple[UUID, UUID]]:
-        """(funnel, column) -> their ids; those that the file names and that are missing are made."""
+        """Map (funnel, column) to their ids; create those of the file that are missing."""
         rows = self._rows("list_funnel_columns", workspace_id=workspace)
         funnels: dict[str, UUID] = {}
         columns: dict[tuple[str, str], tuple[UUID, UUID]] = {}
@@ -216,7 +216,7 @@ class _Application:
         columns: Mapping[tuple[str, str], tuple[UUID, UUID]],
         tables: Mapping[str, Any],
     ) -> list[str]:
-        """Returns the campaigns that the file does not name."""
+        """Write the campaigns; return those that the file does not name."""
         rows = self._rows("list_campaigns", workspace_id=workspace)
         if tables["one_a_workspace"]:
             known = {self._file.campaigns[0].name: rows[0]} if rows else {}
@@ -261,7 +261,7 @@ class _Application:
     # ------------------------------------------------------------------------------------------------------------------
 
     def _differs(self, what: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
-        """Note what differs; nothing before: all of it is new."""
+        """Note the differences; if `before` is empty, the whole object is new."""
         if not before:
             self._new(what)
             return True
@@ -287,18 +287,18 @@ _WORKSPACE_FIELDS = ("timezone", "max_cost_usd_per_day", "one_message_per_lead_p
 
 
 def _by_name(rows: Iterable[DictRow], what: str, wanted: Collection[str]) -> dict[str, DictRow]:
-    """Rows by name, those without one by their id. Raises CampaignFileError where a wanted name is not unique."""
+    """Index rows by name, or by id if they have none. Raises CampaignFileError if a wanted name is not unique."""
     found: dict[str, DictRow] = {}
     for row in rows:
         name = row["name"] or str(row["id"])
         if name in found and name in wanted:
-            raise CampaignFileError(f"The workspace has two of the name {name!r} ({what}); rename one of them.")
+            raise CampaignFileError(f"The workspace has two objects named {name!r} ({what}). Rename one of them.")
         found[name] = row
     return found
 
 
 def _provider_config(inbox: Inbox) -> dict[str, str | None]:
-    """What the instance's provider_config says by the file; None: nothing."""
+    """Return the file's values for the instance's provider_config; None: none."""
     sender = inbox.sender or Sender()
     return {
         "key_variable": inbox.key_variable,
@@ -308,7 +308,7 @@ def _provider_config(inbox: Inbox) -> dict[str, str | None]:
 
 
 def _campaign_fields(campaign: Campaign) -> dict[str, Any]:
-    """What the file says of a campaign, flat, in the names of the statement `list_campaigns`."""
+    """Flatten a campaign of the file to the columns of the statement `list_campaigns`."""
     window, leads, template = campaign.window, campaign.leads, campaign.template
     review = campaign.review
     return {
@@ -341,7 +341,7 @@ def _campaign_fields(campaign: Campaign) -> dict[str, Any]:
 
 
 def _stored_campaign(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The same of a stored row."""
+    """Return the same columns of a stored row."""
     days = [WEEKDAYS[number - 1] for number in sorted(row["weekdays"] or ())]
     usual = WORKING_DAYS if row["frequency"] == "weekdays" else WEEKDAYS
     inboxes = row["fallback_inboxes"] if row["when_inbox_down"] == "fallback" else []
@@ -349,7 +349,7 @@ def _stored_campaign(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _frequency(days: Sequence[Weekday]) -> tuple[str, list[int] | None]:
-    """The CRM's own word for some weekdays, and their numbers where it has none."""
+    """Return the CRM's word for these weekdays, or their numbers if it has none."""
     if set(days) == set(WEEKDAYS):
         return "daily", None
     if set(days) == set(WORKING_DAYS):
@@ -358,7 +358,7 @@ def _frequency(days: Sequence[Weekday]) -> tuple[str, list[int] | None]:
 
 
 def _plain(value: Any) -> Any:
-    """A value as it can be compared and shown, whatever the database's type for it."""
+    """Convert a value of any database type for comparison and display."""
     if isinstance(value, bool) or value is None:
         return value
     if isinstance(value, time) or (isinstance(value, str) and re.fullmatch(r"\d\d:\d\d(:\d\d)?", value)):

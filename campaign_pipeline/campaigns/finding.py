@@ -1,4 +1,4 @@
-"""Workspaces and campaigns by the names that people give them."""
+"""Find workspaces and campaigns by name or id."""
 
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
@@ -12,11 +12,11 @@ from campaign_pipeline.sql import statement
 
 
 class NotFound(LookupError):
-    """There is none of that name, or more than one; the text is one sentence that names those that there are."""
+    """No object has that name, or several have it; the message lists the candidates."""
 
 
 def find_workspace(connection: psycopg.Connection[DictRow], name: str) -> UUID:
-    """The workspace of a name or id. Raises NotFound."""
+    """Return the workspace with this name or id. Raises NotFound."""
     rows = connection.execute("SELECT id, name FROM public.workspaces ORDER BY created_at, id").fetchall()
     row = _the_one(rows, name, "workspace")
     found: UUID = row["id"]
@@ -26,7 +26,7 @@ def find_workspace(connection: psycopg.Connection[DictRow], name: str) -> UUID:
 def find_campaign(
     connection: psycopg.Connection[DictRow], name: str, workspace_id: UUID | None = None
 ) -> Mapping[str, Any]:
-    """The row of `list_campaigns` for a campaign's name or id. Raises NotFound."""
+    """Return the row of `list_campaigns` with this name or id. Raises NotFound."""
     rows = connection.execute(statement("list_campaigns"), {"workspace_id": workspace_id}).fetchall()
     return _the_one(rows, name, "campaign")
 
@@ -38,7 +38,7 @@ def _the_one(rows: Sequence[DictRow], name: str, what: str) -> DictRow:
         return found[0]
     if found:
         ids = ", ".join(str(row["id"]) for row in found)
-        raise NotFound(f"There are {len(found)} {what}s named {name!r}; name one by its id: {ids}.")
+        raise NotFound(f"{len(found)} {what}s are named {name!r}. Use an id: {ids}.")
     names = [row["name"] or str(row["id"]) for row in rows]
     near = get_close_matches(name, names, n=1, cutoff=0.5)
     there = (

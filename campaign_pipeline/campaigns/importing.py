@@ -1,4 +1,4 @@
-"""Write the leads of a file into a workspace: each number or e-mail address once, whatever the workspace has."""
+"""Import the leads of a file into a workspace; each number or e-mail address is added only once."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,10 +17,10 @@ from campaign_pipeline.sql import statement
 
 @dataclass
 class Imported:
-    """What became of the leads of a file."""
+    """The result of an import."""
 
     added: int
-    known: list[int] = field(default_factory=list)  # lines whose number or address the workspace has already
+    known: list[int] = field(default_factory=list)  # lines whose number or address the workspace already has
     funnel: str = ""
     column: str = ""
 
@@ -36,12 +36,12 @@ class _Place:
 def import_leads(
     url: str, leads: Sequence[Lead], lines: Sequence[int], workspace: str, campaign: str | None
 ) -> Imported:
-    """Add the leads that the workspace does not have, all or nothing; `lines` as in LeadsFile.
+    """Add the leads that the workspace does not have, in one transaction; `lines` as in LeadsFile.
 
-    A lead is known by its number, or where it has none by its e-mail address.
+    A lead is identified by its number, or by its e-mail address if it has none.
 
-    They go into the column that the campaign takes its leads from. One import at a time, so that two of one file add
-    each number once. Raises NotFound and psycopg.Error.
+    They are put into the campaign's source column. A lock allows one import at a time, so that two imports of one file
+    add each number once. Raises NotFound and psycopg.Error.
     """
     with connect_rows(url) as connection, connection.transaction():
         connection.execute(statement("lock_campaign_files"))
@@ -68,7 +68,7 @@ def import_leads(
 
 
 def _place(connection: psycopg.Connection[DictRow], workspace_id: UUID, campaign: str | None) -> _Place:
-    """Where new leads go: the column of the campaign, or of all campaigns, or the first there is."""
+    """Return the place of new leads: the column of the campaign, else that of all campaigns, else the first one."""
     if campaign is not None:
         rows = [find_campaign(connection, campaign, workspace_id)]
     else:
@@ -80,14 +80,14 @@ def _place(connection: psycopg.Connection[DictRow], workspace_id: UUID, campaign
     }
     if len(places) > 1:
         names = ", ".join(str(row["name"]) for row in rows)
-        raise NotFound(f"Its campaigns take their leads from different columns; name one with --campaign: {names}.")
+        raise NotFound(f"The workspace's campaigns use different columns. Choose a campaign with --campaign: {names}.")
     if places:
         return places.pop()
     columns = connection.execute(statement("list_funnel_columns"), {"workspace_id": workspace_id}).fetchall()
     for row in columns:
         if row["column_id"] is not None:
             return _Place(row["funnel_id"], row["column_id"], row["funnel"], row["column"])
-    raise NotFound("The workspace has no sales funnel with a column to put leads in; `apply` makes one.")
+    raise NotFound("The workspace has no funnel column for leads. `apply` creates one.")
 
 
 def _write_leads(
@@ -101,7 +101,7 @@ def _write_leads(
         ) as copy,
     ):
         for lead_id, lead in leads:
-            # A foreign number keeps its plus, without which it may be read as a Brazilian one.
+            # A foreign number keeps its plus; without it, it may be read as a Brazilian number.
             phone = f"+{lead.phone}" if lead.phone and not lead.phone.startswith("55") else lead.phone
             copy.write_row(
                 (
@@ -114,7 +114,7 @@ def _write_leads(
 def _custom_fields(
     connection: psycopg.Connection[DictRow], workspace_id: UUID, leads: Sequence[tuple[UUID, Lead]]
 ) -> dict[str, UUID]:
-    """Name -> id of every custom field that the leads bring; those that are missing are made."""
+    """Map the name of each of the leads' custom fields to its id; create missing fields."""
     rows = connection.execute(statement("list_custom_fields"), {"workspace_id": workspace_id}).fetchall()
     known: dict[str, UUID] = {}
     for row in rows:

@@ -1,4 +1,4 @@
-"""What `campaign.yaml` may declare. The JSON Schema beside this file is made from these classes."""
+"""The settings of `campaign.yaml`. The JSON Schema beside this file is generated from these classes."""
 
 from datetime import date, time
 from typing import Annotated, Any, Literal
@@ -37,57 +37,57 @@ class _Part(BaseModel):
 
 
 class Persona(_Part):
-    """In whose name the texts are written."""
+    """The persona in whose name the texts are written."""
 
     name: Text = "Assistente"
-    """What the agent is called in the CRM; leads do not see it unless the instructions say so."""
+    """The agent's name in the CRM; leads see it only if the instructions mention it."""
     instructions: LongText | None = None
-    """Who writes, for whom and in which tone; begins every prompt of the workspace, before a campaign's own."""
+    """Who writes, for whom and in which tone. Every prompt of the workspace begins with it."""
 
 
 class Workspace(_Part):
-    """The tenant: owns inboxes, leads and campaigns."""
+    """The tenant, which owns inboxes, leads and campaigns."""
 
     name: Text
-    """Found by this name or, where there is none, made."""
+    """The workspace's name. A workspace that does not exist is created."""
     timezone: Zone = DEFAULT_ZONE
-    """Where its day begins and ends, for what it may spend."""
+    """Time zone of its day, for the daily spending limit."""
     model: Text = Field(examples=["openai/gpt-4o-mini"])
-    """The language model, as OpenRouter names it."""
+    """The language model, by OpenRouter's name."""
     fallback_models: list[Text] = []
-    """Asked in this order where that model cannot answer."""
+    """Used in this order if the model cannot answer."""
     persona: Persona = Persona()
     max_cost_usd_per_day: Dollars | None = None
-    """US dollars that the texts of a day may cost; without it there is no limit."""
+    """Most US dollars per day for texts. Default: no limit."""
     one_message_per_lead_per_day: bool = False
-    """A second message to a lead, of whichever campaign, waits for the next day."""
+    """Whether a lead's second message of a day, of any campaign, waits for the next day."""
     number_rest_hours: int = Field(default=24, ge=0, le=720)
     """Hours in which a number gets at most one campaign message; 0: no limit."""
 
 
 class Pace(_Part):
-    """How fast an inbox may send, all its campaigns together."""
+    """Rate limits of an inbox, for all its campaigns together."""
 
     min_gap_seconds: float | None = Field(default=None, gt=0, le=86_400)
-    """Seconds between two messages, at least."""
+    """Least seconds between two messages."""
     jitter: float = Field(default=0.2, ge=0, le=5)
-    """A gap is stretched by up to this share of it, at random."""
+    """Each gap is extended by a random share, up to this one."""
     hourly_limit: int | None = Field(default=None, ge=1)
-    """Messages in any 60 minutes."""
+    """Most messages in any 60 minutes."""
     daily_limit: int | None = Field(default=None, ge=1)
-    """Messages in a day."""
+    """Most messages per day."""
     warm_up_from: date | None = Field(default=None, examples=["2026-12-01"])
-    """First day of a new number, which may then send few messages at first and more every few days."""
+    """First day of a new number. Its daily limit begins low and rises every few days."""
     pause_after: int | None = Field(default=None, ge=1)
-    """After so many messages it rests for `pause_seconds`."""
+    """Number of messages before a rest of `pause_seconds`."""
     pause_seconds: float | None = Field(default=None, gt=0, le=86_400)
-    """Seconds that such a rest lasts."""
+    """Length of a rest in seconds."""
     quiet_from: time | None = Field(default=None, examples=["21:00"])
-    """From this local time on nothing begins, until `quiet_until`."""
+    """Begin of the quiet hours, in local time. No message is started in them."""
     quiet_until: time | None = Field(default=None, examples=["08:00"])
-    """The end of the quiet hours; over midnight where it is the earlier."""
+    """End of the quiet hours. If it is earlier than the begin, they last over midnight."""
     timezone: Zone = DEFAULT_ZONE
-    """Of its days and quiet hours."""
+    """Time zone of its days and quiet hours."""
 
     @model_validator(mode="after")
     def _pairs_are_complete(self) -> "Pace":
@@ -101,39 +101,39 @@ class Pace(_Part):
 
 
 class Sender(_Part):
-    """Who an e-mail is from; its server and password are in the variable that `key_variable` names."""
+    """The sender of e-mails. The server and the password are in the variable that `key_variable` names."""
 
     from_address: Text | None = Field(default=None, examples=["clara@aurora.example"])
-    """Address in From."""
+    """Sender's address."""
     from_name: Text | None = None
-    """Name in From."""
+    """Sender's name."""
     reply_to: Text | None = None
-    """Where replies go."""
+    """Address for replies."""
     unsubscribe_url: Text | None = None
-    """An https address with {message_id} and {email}, at which a reader unsubscribes with one click."""
+    """https URL with {message_id} and {email} for unsubscribing with one click."""
     unsubscribe_mailto: Text | None = None
-    """A mailto address to which a reader writes to unsubscribe."""
+    """mailto address for unsubscribing."""
 
 
 class Inbox(_Part):
     """A WhatsApp number or a mailbox."""
 
     name: Text
-    """What people call it; campaigns name it."""
+    """The inbox's name, used by campaigns."""
     provider: Literal["evolution", "uazapi", "cloud_api", "smtp"]
-    """Through which service it sends."""
+    """The service that it sends through."""
     instance: Text | None = None
-    """The provider's own name for this number, by which Evolution knows it; without it, `name`."""
+    """The number's name at the provider, such as Evolution's instance. Default: `name`."""
     key_variable: str | None = Field(default=None, examples=["EVOLUTION_API_KEY_VENDAS"])
-    """Name of the environment variable with this inbox's key (for smtp: its whole URL). Begins like its provider's own
-    variables. Without it: EVOLUTION_API_KEY, UAZAPI_TOKEN, CLOUD_API_TOKEN, SMTP_URL. The key itself is never written
+    """Name of the environment variable with this inbox's key (for smtp: with its URL). It begins like the provider's
+    other variables. Default: EVOLUTION_API_KEY, UAZAPI_TOKEN, CLOUD_API_TOKEN or SMTP_URL. Never write the key itself
     here."""
     phone_number_id: str | None = Field(default=None, examples=["123456789012345"])
-    """Meta's id of the number; for cloud_api."""
+    """Meta's id of the number; only for cloud_api."""
     sender: Sender | None = None
-    """For smtp."""
+    """The sender of e-mails; only for smtp."""
     pace: Pace | None = None
-    """Without it the inbox goes as fast as it can."""
+    """Rate limits. Default: none."""
 
     @model_validator(mode="after")
     def _fits_its_provider(self) -> "Inbox":
@@ -141,42 +141,42 @@ class Inbox(_Part):
             prefix = KEY_VARIABLES[self.provider].prefix
             # Not quoted: somebody may have put the key itself there.
             if not (self.key_variable.isascii() and self.key_variable.isidentifier() and self.key_variable.isupper()):
-                raise ValueError("has a key_variable that is no variable's name; name the variable, not the key")
+                raise ValueError("has a key_variable that is not a variable's name; write the name, not the key")
             if not self.key_variable.startswith(prefix):
-                raise ValueError(f"has a key_variable that does not begin with {prefix}, as those of its provider do")
+                raise ValueError(f"has a key_variable that does not begin with {prefix}, as its provider requires")
         if (self.provider == "cloud_api") != (self.phone_number_id is not None):
-            raise ValueError("needs phone_number_id where its provider is cloud_api, and only there")
+            raise ValueError("needs phone_number_id if its provider is cloud_api, and only then")
         if self.sender is not None and self.provider != "smtp":
-            raise ValueError("has a sender, which only an inbox of provider smtp has")
+            raise ValueError("has a sender, which is only for the provider smtp")
         return self
 
 
 class LeadSource(_Part):
-    """Which leads a campaign writes to, by their place in the sales funnel."""
+    """The leads of a campaign, by their place in the sales funnel."""
 
     funnel: Text = "Prospecção"
-    """Made where the workspace has none of this name."""
+    """The funnel's name. A funnel that does not exist is created."""
     column: Text = "Novos"
     """The column that leads are taken from."""
     moved_to: Text = "Contatados"
-    """The column that a lead moves to when its message was sent."""
+    """The column that a lead moves to after its message was sent."""
     tags: list[Text] = []
-    """Only leads with one of these tags; without any, all of the column."""
+    """Only leads with one of these tags. Default: all leads of the column."""
 
     @model_validator(mode="after")
     def _moves(self) -> "LeadSource":
         if self.column == self.moved_to:
-            raise ValueError(f"moves leads from {self.column!r} to the same column; name another in moved_to")
+            raise ValueError(f"moves leads from {self.column!r} to the same column; write another one in moved_to")
         return self
 
 
 class Window(_Part):
-    """When a campaign may send."""
+    """The sending window of a campaign."""
 
     opens: time = Field(default=time(9), alias="from", examples=["09:00"])
     """Local time at which it opens."""
     closes: time = Field(default=time(18), alias="until", examples=["18:00"])
-    """Local time at which it closes; over midnight where it is the earlier."""
+    """Local time at which it closes. If it is earlier than `from`, the window lasts over midnight."""
     timezone: Zone = DEFAULT_ZONE
     weekdays: Annotated[list[Weekday], Field(min_length=1)] = ["mon", "tue", "wed", "thu", "fri"]
     """Days on which it opens."""
@@ -191,43 +191,43 @@ class Review(_Part):
 
 
 class Template(_Part):
-    """The approved template of the Cloud API for leads who did not write within a day."""
+    """The Cloud API's approved template, for leads who have not written within 24 hours."""
 
     name: Text
     language: Text = "pt_BR"
     variables: list[Text] = []
-    """What {{1}}, {{2}}, … are for; the model writes them."""
+    """The purposes of {{1}}, {{2}}, …; the model writes their values."""
     body: LongText | None = None
-    """Its text with {{1}}, {{2}}, …, for the model and for the chat."""
+    """The template's text with {{1}}, {{2}}, …, for the model and the chat."""
 
 
 class Campaign(_Part):
-    """What is written, to whom, through which inbox and when."""
+    """A campaign: what is written, to whom, through which inbox and when."""
 
     name: Text
     inbox: Text
-    """The name of an inbox above."""
+    """The name of an inbox of this file."""
     instructions: LongText
-    """What the model shall write: the offer, the tone, what to ask for."""
+    """The prompt's instructions: the offer, the tone, the question to ask."""
     leads: LeadSource = LeadSource()
     window: Window = Window()
     interval_seconds: int = Field(default=120, ge=0, le=86_400)
-    """Between two messages of this campaign, at least."""
+    """Least seconds between two messages of this campaign."""
     daily_limit: int = Field(default=50, ge=1, le=1_000_000)
-    """Messages of this campaign a day."""
+    """Most messages of this campaign per day."""
     max_cost_usd_per_run: Dollars | None = None
-    """US dollars that the texts of one day's run may cost; without it there is no limit."""
+    """Most US dollars per run for texts. Default: no limit."""
     split: bool = False
-    """Whether a text goes out as several bubbles."""
+    """Whether a text is sent in several parts."""
     max_parts: int = Field(default=3, ge=1, le=10)
-    """How many bubbles at most."""
+    """Most parts of a text."""
     review: Literal["none", "all"] | Review = Field(default="none", examples=["none", "all", {"first_n": 10}])
-    """Which texts a person approves before they are sent: none, all, or the first ones of each run."""
+    """The texts that a person approves before they are sent: none, all, or the first ones of each run."""
     fallback_inboxes: list[Text] = []
-    """Inboxes that stand in, in this order, while its own is down; without any, messages wait."""
+    """Inboxes to use, in this order, while its own is down. Default: messages wait."""
     template: Template | None = None
     active: bool = True
-    """Whether it may send at all."""
+    """Whether the campaign is switched on."""
 
 
 class CampaignFile(_Part):
@@ -239,6 +239,6 @@ class CampaignFile(_Part):
 
 
 def json_schema() -> dict[str, Any]:
-    """The JSON Schema of the file, for editors."""
+    """Return the file's JSON Schema, for editors."""
     schema = CampaignFile.model_json_schema()
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}

@@ -1,7 +1,7 @@
-"""Make the run of a campaign's day: pick leads, find each a time, write the messages, in one transaction.
+"""Plan a campaign's day: select leads, give each a time, and insert the messages, in one transaction.
 
-A campaign has one run a day, whoever plans and how often: planning again adds the leads that may be written to by now
-and still fit. A run that another planner made for the day is left to that planner.
+A campaign has one run per day. Planning again adds the leads that can be contacted by now and still fit. A run that
+another planner made for the day is not changed.
 """
 
 from collections.abc import Mapping
@@ -22,39 +22,39 @@ from campaign_pipeline.core.window import DEFAULT_ZONE, SendingWindow
 from campaign_pipeline.sql import statement
 
 MOST_MESSAGES = 100_000
-"""Of one campaign a day, where it has no limit of its own."""
+"""Most messages per campaign and day, if it has no limit of its own."""
 
 REFUSED = {
     "no_address": "no number or address that can be used",
-    "suppressed": "not to be written to",
+    "suppressed": "suppressed",
     "same_number": "another lead has the same number",
-    "contacted_by_another": "another campaign writes to the lead, or just has",
+    "contacted_by_another": "another campaign is contacting the lead, or just has",
 }
-"""Why leads are not picked, for people."""
+"""Why leads are not selected, in words."""
 
 
 class CannotPlan(RuntimeError):
-    """The campaign's day cannot be planned; the text is one sentence that says why and what to do."""
+    """The campaign's day cannot be planned; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
 class Planned:
-    """What was planned."""
+    """The result of planning."""
 
     campaign: str
     day: date
     zone: str
-    run_id: UUID | None = None  # None: nobody could be written to
+    run_id: UUID | None = None  # None: no lead could be contacted
     run: str | None = None  # its name
-    planned: int = 0  # messages that were added
+    planned: int = 0  # added messages
     first_due: datetime | None = None
     last_due: datetime | None = None
     left_out: dict[str, int] = field(default_factory=dict)  # leads that wait for another day, by reason
-    refused: dict[str, int] = field(default_factory=dict)  # leads that are not written to, by reason
-    review: str = "none"  # which of its texts a person approves first
+    refused: dict[str, int] = field(default_factory=dict)  # leads that are not contacted, by reason
+    review: str = "none"  # which texts a person approves first
 
     def sentences(self) -> list[str]:
-        """What a person should read of it."""
+        """Describe the result to the operator."""
         return [
             self._what(),
             *(
@@ -62,7 +62,7 @@ class Planned:
                 for reason, count in self.left_out.items()
             ),
             *(
-                f"{counted(count, 'lead was', 'leads were')} not picked: {REFUSED[reason]}."
+                f"{counted(count, 'lead was', 'leads were')} not selected: {REFUSED[reason]}."
                 for reason, count in self.refused.items()
             ),
             *([f'Nothing goes out before a review: campaign-pipeline review "{self.run}".'] if self._waits else []),
@@ -83,21 +83,21 @@ class Planned:
 
 
 def counted(count: int, one: str, more: str) -> str:
-    """A count with the words that go with it: `1 lead was`, `2 leads were`."""
+    """Format a count with its noun and verb: `1 lead was`, `2 leads were`."""
     return f"{count:,} {one if count == 1 else more}"
 
 
 def plan_campaign(url: str, name: str, day: date | None = None, *, dry_run: bool = False) -> Planned:
-    """Plan a day of one campaign, by its name or id; without a day, today in its own time zone.
+    """Plan a day of one campaign, given by name or id; the default is today in the campaign's time zone.
 
-    A dry run does the same and takes it back. Raises finding.NotFound, CannotPlan, window.InvalidWindow, psycopg.Error.
+    A dry run does the same and rolls back. Raises finding.NotFound, CannotPlan, window.InvalidWindow, psycopg.Error.
     """
     with connect_rows(url) as connection, connection.transaction(force_rollback=dry_run):
         return _plan(connection, find_campaign(connection, name), day)
 
 
 def campaigns_to_plan(url: str) -> list[tuple[UUID, str]]:
-    """Id and name of each active campaign that a campaign file declared."""
+    """Return id and name of each active campaign from a campaign file."""
     with connect_rows(url) as connection:
         rows = connection.execute(statement("list_campaigns_to_plan")).fetchall()
     return [(row["id"], row["name"]) for row in rows]
@@ -113,7 +113,7 @@ def crm_plans(url: str) -> bool:
 def _plan(connection: psycopg.Connection[DictRow], campaign: Mapping[str, Any], day: date | None) -> Planned:
     name = campaign["name"] or str(campaign["id"])
     if not campaign["active"]:
-        raise CannotPlan(f"The campaign {name} is not active; set active: true in its file and apply it.")
+        raise CannotPlan(f"The campaign {name} is not active. Set active: true in its file and apply it.")
     window = SendingWindow.parse(
         *(campaign["opens"], campaign["closes"], campaign["timezone"], campaign["frequency"]),
         *(campaign["weekdays"], campaign["holidays"]),
@@ -131,9 +131,9 @@ def _plan(connection: psycopg.Connection[DictRow], campaign: Mapping[str, Any], 
     rows("lock_planned_inbox")
     run = next(iter(rows("find_run_of_day", run_id=known)), None)
     if run is not None and not run["ours"]:
-        raise CannotPlan(f"The campaign {name} has a run for {day} that another planner made: {run['name']}.")
+        raise CannotPlan(f"Another planner made the run of the campaign {name} for {day}: {run['name']}.")
     if run is not None and run["status"] not in {"running", "completed"}:
-        raise CannotPlan(f"The run {run['name']} of {name} is {run['status']}; resume it, or wait for the next day.")
+        raise CannotPlan(f"The run {run['name']} of {name} is {run['status']}. Resume it, or wait for the next day.")
 
     looked = rows("look_at_campaign_day", since=since, until=until)[0]
     limit = campaign["daily_limit"]
@@ -169,7 +169,7 @@ def _plan(connection: psycopg.Connection[DictRow], campaign: Mapping[str, Any], 
 
 
 def _inbox_day(row: Mapping[str, Any]) -> InboxDay:
-    """How the inbox may go; without a pace, as fast as it can."""
+    """Return the inbox's rate limit; without one there is no limit."""
     limit, gap = row["inbox_limit"], row["min_gap_seconds"] or 0.0
     quiet = None
     if row["quiet_from"] is not None:

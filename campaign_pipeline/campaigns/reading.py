@@ -1,4 +1,4 @@
-"""Read `campaign.yaml`: every fault is one sentence with its line, its field, its value, and what would be right."""
+"""Read `campaign.yaml`. Each fault is one sentence with the line, the field, its value, and what would be right."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,23 +15,23 @@ from campaign_pipeline.campaigns.model import CampaignFile
 FieldPath = tuple[str | int, ...]
 
 LONGEST_SHOWN = 60
-"""Characters of a value that a sentence quotes."""
+"""Most characters of a value that a sentence quotes."""
 
 
 class CampaignFileError(ValueError):
-    """The file cannot be used; the text has one sentence a line."""
+    """The file cannot be used; the message has one sentence per line."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing to mend."""
+    """One fault of the file."""
 
     line: int
     sentence: str
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as of its version 1.2: `18:00` is a text and no number of seconds, `no` is a text and no truth value."""
+    """YAML 1.2: `18:00` is a string, not a number of seconds, and `no` is a string, not a boolean."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 (PyYAML's own way of saying it)
 
@@ -43,25 +43,25 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+\
 
 
 def read_campaign_file(path: Path) -> CampaignFile:
-    """Read a file. Raises CampaignFileError, which names every fault at once."""
+    """Read a file. Raises CampaignFileError with all faults."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise CampaignFileError(f"There is no file {path}.") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise CampaignFileError(f"{path} cannot be read: {error}; save it as UTF-8.") from None
+        raise CampaignFileError(f"{path} cannot be read: {error}. Save it as UTF-8.") from None
     return parse_campaign_file(text, path.name)
 
 
 def parse_campaign_file(text: str, name: str = "campaign.yaml") -> CampaignFile:
-    """The same of a text. Raises CampaignFileError."""
+    """Read a text. Raises CampaignFileError."""
     try:
         root = yaml.compose(text, _Loader)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise CampaignFileError(f"{name}, line {line}: this is no YAML: {error.problem}.") from None
+        raise CampaignFileError(f"{name}, line {line}: this is not YAML: {error.problem}.") from None
     except yaml.YAMLError as error:
-        raise CampaignFileError(f"{name}: this is no YAML: {str(error).splitlines()[0]}.") from None
+        raise CampaignFileError(f"{name}: this is not YAML: {str(error).splitlines()[0]}.") from None
     if not isinstance(root, yaml.MappingNode):
         raise CampaignFileError(f"{name}: it must have workspace, inboxes and campaigns at its left margin.")
     lines: dict[FieldPath, int] = {}
@@ -75,14 +75,14 @@ def parse_campaign_file(text: str, name: str = "campaign.yaml") -> CampaignFile:
 
 
 def _doubles(node: yaml.Node, path: FieldPath, lines: dict[FieldPath, int]) -> Iterator[Fault]:
-    """Note the line of everything; yield keys that are given twice, of which YAML would silently take the last."""
+    """Note the line of every node; yield duplicate keys, of which YAML silently takes the last."""
     lines.setdefault(path, node.start_mark.line + 1)
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             here = (*path, str(key.value))
             line = key.start_mark.line + 1
             if here in lines:
-                yield Fault(line, f"{shown_path(here)} is given a second time (first in line {lines[here]}); keep one.")
+                yield Fault(line, f"{shown_path(here)} is given twice (first in line {lines[here]}); keep one.")
                 continue
             lines[here] = line
             yield from _doubles(value, here, lines)
@@ -100,7 +100,7 @@ def _faults(data: Any, lines: Mapping[FieldPath, int]) -> list[Fault]:
 
 
 def _plain_errors(error: ValidationError) -> list[dict[str, Any]]:
-    """The faults without those of the ways that a value of several shapes was not meant in."""
+    """Return the errors, without those of the other variants of a union type."""
     found: list[dict[str, Any]] = [dict(each) for each in error.errors(include_url=False)]
     kept: dict[FieldPath, dict[str, Any]] = {}
     for each in found:
@@ -111,7 +111,7 @@ def _plain_errors(error: ValidationError) -> list[dict[str, Any]]:
 
 
 _UNION_PARTS = frozenset({"literal['none','all']", "Review"})
-"""What pydantic adds to a path where a value may have one of several shapes."""
+"""The names that pydantic adds to a path for each variant of a union type."""
 
 
 def _fault(error: Mapping[str, Any], lines: Mapping[FieldPath, int]) -> Fault:
@@ -122,8 +122,8 @@ def _fault(error: Mapping[str, Any], lines: Mapping[FieldPath, int]) -> Fault:
     if kind == "extra_forbidden":
         known = _fields(path[:-1])
         near = get_close_matches(str(path[-1]), known, n=1)
-        right = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}."
-        return Fault(line, f"{name} is no setting; {right}")
+        right = f"did you mean {near[0]}?" if near else f"the settings here are {', '.join(known)}."
+        return Fault(line, f"{name} is not a setting; {right}")
     if kind == "value_error":
         reason = str(context["error"])
         said = f"{name} {reason}" if isinstance(value, Mapping) else f"{name} is {_shown(value)}, {reason}"
@@ -167,14 +167,14 @@ def _wanted(kind: str, context: Mapping[str, Any]) -> str:
 
 
 def _line(path: FieldPath, lines: Mapping[FieldPath, int]) -> int:
-    """The line of a field, or of what it is missing in."""
+    """Return the line of a field, or of the object in which it is missing."""
     while path not in lines:
         path = path[:-1]
     return lines[path]
 
 
 def shown_path(path: FieldPath) -> str:
-    """A field as a person finds it: campaigns[2].window.from, counted from 1."""
+    """Format a field's path, such as campaigns[2].window.from, counted from 1."""
     text = ""
     for part in path:
         text += f"[{part + 1}]" if isinstance(part, int) else f".{part}" if text else part
@@ -220,7 +220,7 @@ def _example(path: FieldPath) -> str:
 
 
 def _cross_faults(file: CampaignFile) -> Iterator[tuple[FieldPath, str]]:
-    """What only the whole file can say: names that are given twice, and inboxes that are not there."""
+    """Find faults that need the whole file: duplicate names, and inboxes that do not exist."""
     yield from _repeated("inboxes", [inbox.name for inbox in file.inboxes])
     yield from _repeated("campaigns", [campaign.name for campaign in file.campaigns])
     providers = {inbox.name: inbox.provider for inbox in file.inboxes}
@@ -229,12 +229,12 @@ def _cross_faults(file: CampaignFile) -> Iterator[tuple[FieldPath, str]]:
         for place, name in [("inbox", campaign.inbox), *(("fallback_inboxes", n) for n in campaign.fallback_inboxes)]:
             path = ("campaigns", number, place)
             if name not in providers:
-                yield path, f"{shown_path(path)} names {name!r}, which is no inbox of this file; there are {known}."
+                yield path, f"{shown_path(path)} is {name!r}, which is not an inbox of this file: {known}."
             elif (providers[name] == "smtp") != (providers.get(campaign.inbox, providers[name]) == "smtp"):
-                yield path, f"{shown_path(path)} names {name!r}, but a mailbox and a WhatsApp number cannot stand in."
+                yield path, f"{shown_path(path)} is {name!r}, but e-mail and WhatsApp cannot replace each other."
         if campaign.inbox in campaign.fallback_inboxes:
             path = ("campaigns", number, "fallback_inboxes")
-            yield path, f"{shown_path(path)} names {campaign.inbox!r}, which is the campaign's own inbox; name another."
+            yield path, f"{shown_path(path)} is {campaign.inbox!r}, the campaign's own inbox; write another one."
         if campaign.template is not None and providers.get(campaign.inbox) != "cloud_api":
             path = ("campaigns", number, "template")
             yield (
@@ -247,4 +247,4 @@ def _repeated(section: str, names: Sequence[str]) -> Iterator[tuple[FieldPath, s
     for number, name in enumerate(names):
         if name in names[:number]:
             path = (section, number, "name")
-            yield path, f"{shown_path(path)} is {name!r}, as that of another; give each a name of its own."
+            yield path, f"{shown_path(path)} is {name!r}, which another one has too; give each its own name."

@@ -1,8 +1,8 @@
-"""`campaign-pipeline`: the operator's command line, one file a group of commands.
+"""`campaign-pipeline`: the operator's command line, one file per group of commands.
 
-Exit codes: 0 it worked (messages that failed are data, not a failure), 1 the pipeline could not work, 2 wrong usage or
-configuration, 130 interrupted. What only some commands need is imported by them: help and errors answer at once.
-CONTRIBUTING.md says how to add a command.
+Exit codes: 0 success (failed messages are data, not a failure), 1 the pipeline could not work, 2 wrong usage or
+configuration, 130 interrupted. Heavy imports are inside the commands that need them, so `--help` is fast.
+CONTRIBUTING.md describes how to add a command.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ SECTIONS: dict[str, Sequence[Any]] = {
     "Send": (process, webhook),
     "Look": (look, doctor),
     "Act": (act,),
-    "Decide before it goes out": (review,),
+    "Review before sending": (review,),
     "From a list to a campaign": (leads, campaigns),
     "People's data": (consent,),
     "Database": (db, crm),
 }
-"""The modules of commands under the headings of `--help`; each has its commands in `COMMANDS`."""
+"""The headings of `--help` and the modules under each; a module lists its commands in `COMMANDS`."""
 
 
 class _Cli(click.Group):
-    """Commands under headings; known trouble ends in one sentence, an interrupt with status 130."""
+    """Commands under headings. A known error ends in one sentence, an interrupt with exit code 130."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -74,15 +74,15 @@ class _Cli(click.Group):
 @click.group(
     cls=_Cli,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Exit codes: 0 it worked (messages that failed are data, see the tables), 1 the pipeline could not work, "
+    epilog="Exit codes: 0 success (failed messages are data, see the tables), 1 the pipeline could not work, "
     "2 wrong usage or configuration, 130 interrupted.",
 )
 @click.version_option(package_name="campaign_pipeline")
 def cli() -> None:
-    """Send the outbound campaigns of a CRM: nothing sent twice, nothing lost.
+    """Send the outbound campaigns of a CRM. A message is never sent twice.
 
-    The queue is the database that CAMPAIGN_DATABASE_URL names, else an embedded PostgreSQL under CAMPAIGN_HOME
-    (.campaign in the current folder).
+    The queue is the database in CAMPAIGN_DATABASE_URL. If it is not set, an embedded PostgreSQL under CAMPAIGN_HOME
+    (by default .campaign in the current folder) is used.
     """
 
 
@@ -93,9 +93,9 @@ for _modules in SECTIONS.values():
 
 
 def main() -> None:
-    """The console script."""
+    """Run the command line."""
     try:
         cli(prog_name="campaign-pipeline")
     finally:
-        # What is left to do is to stop the embedded server, which an impatient second Ctrl-C must not cut short.
+        # A second Ctrl-C must not interrupt the stop of the embedded server.
         signal.signal(signal.SIGINT, signal.SIG_IGN)

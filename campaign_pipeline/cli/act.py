@@ -1,4 +1,4 @@
-"""What a person does: pause, resume, cancel, send again, lift a pause. Each says what it changed and how to undo it."""
+"""Commands that change something: pause, resume, cancel, retry, lift. Each prints the change and how to undo it."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 ERROR_CLASSES = ("transient", "exhausted", "throttled", "systemic", "permanent")
 
-_reason_option = click.option("--reason", metavar="TEXT", help="Why, for whoever asks later.")
+_reason_option = click.option("--reason", metavar="TEXT", help="The reason, kept in the log.")
 
 _scope_options = all_of(
     click.argument("run", required=False),
-    click.option("--inbox", metavar="INBOX", help="All that goes through this inbox: an id, its beginning, or a name."),
-    click.option("--workspace", metavar="WORKSPACE", help="All that this workspace sends."),
-    click.option("--all", "everything", is_flag=True, help="All sending, until `resume --all`."),
+    click.option("--inbox", metavar="INBOX", help="This inbox: an id, the beginning of one, or a name."),
+    click.option("--workspace", metavar="WORKSPACE", help="This workspace: an id, the beginning of one, or a name."),
+    click.option("--all", "everything", is_flag=True, help="All sending."),
 )
 
 
@@ -43,8 +43,8 @@ def pause(
 ) -> None:
     """Pause a run, an inbox, a workspace, or all sending.
 
-    It holds within seconds, also for what is at work: requests in flight end, nothing more begins. Nothing is lost.
-    RUN is an id, the beginning of one, or a name.
+    It takes effect within seconds. Requests in flight are finished, no further request is made, and the other messages
+    stay pending. RUN is an id, the beginning of one, or a name.
     """
     with operator() as desk:
         scope, target = _target(desk, run, inbox, workspace, everything=everything)
@@ -61,9 +61,9 @@ def pause(
 @by_option
 @json_option
 def resume(run: str | None, inbox: str | None, workspace: str | None, everything: bool, by: str, as_json: bool) -> None:
-    """Let what a person paused go on.
+    """End a pause that a person made.
 
-    What became overdue meanwhile is spread, not sent in a burst.
+    Messages that became overdue during the pause are spread over time, not sent in a burst.
     """
     with operator() as desk:
         scope, target = _target(desk, run, inbox, workspace, everything=everything)
@@ -78,11 +78,11 @@ def resume(run: str | None, inbox: str | None, workspace: str | None, everything
 def _target(
     desk: Operator, run: str | None, inbox: str | None, workspace: str | None, *, everything: bool
 ) -> tuple[str, Named | None]:
-    """What is meant: run, inbox, workspace or all, and which."""
+    """Return the scope (run, inbox, workspace or all) and its target."""
     given = {"run": run, "inbox": inbox, "workspace": workspace, "all": "all" if everything else None}
     named = [(scope, text) for scope, text in given.items() if text]
     if len(named) != 1:
-        raise click.UsageError("Name one of RUN, --inbox, --workspace and --all.")
+        raise click.UsageError("Give exactly one of RUN, --inbox, --workspace and --all.")
     ((scope, text),) = named
     return scope, None if scope == "all" else desk.find(scope, text)
 
@@ -94,34 +94,36 @@ def _target(
 @yes_option
 @json_option
 def cancel(run: str, reason: str | None, by: str, yes: bool, as_json: bool) -> None:
-    """Cancel a run for good: what waits is not sent any more.
+    """Cancel a run for good: its waiting messages are skipped.
 
-    What is in flight ends; a message of which it is not known whether it went out fails as unknown.
+    Requests in flight are finished. A message with an unknown outcome fails as unknown.
     """
     with operator() as desk:
         found = desk.find("run", run)
         if not yes:
             (row,) = desk.progress(found.id)
-            click.confirm(f"Cancel the run {found.name}, of which {row['pending']:,} messages wait?", abort=True)
+            click.confirm(f"Cancel the run {found.name}? {row['pending']:,} messages are waiting.", abort=True)
         done = desk.cancel_run(found, by, reason)
     _say(done, as_json=as_json)
 
 
 @click.command()
 @click.argument("message_ids", metavar="[ID]...", nargs=-1)
-@click.option("--day", type=click.DateTime(["%Y-%m-%d"]), metavar="YYYY-MM-DD", help="All that failed on this day.")
-@click.option("--run", metavar="RUN", help="With --day: only of this campaign run.")
+@click.option(
+    "--day", type=click.DateTime(["%Y-%m-%d"]), metavar="YYYY-MM-DD", help="All messages that failed that day."
+)
+@click.option("--run", metavar="RUN", help="With --day: only messages of this campaign run.")
 @click.option(
     "--class",
     "error_classes",
     type=click.Choice(ERROR_CLASSES),
     multiple=True,
-    help="With --day: only of these classes; transient and exhausted by default.",
+    help="With --day: only messages of these error classes. Default: transient and exhausted.",
 )
 @click.option(
     "--resend-unknown",
     is_flag=True,
-    help="Also what may have gone out: each is looked up once more, and sent again where it is not found. A person may "
+    help="Also messages with an unknown outcome: each is looked up again, and resent if it is not found. The lead may "
     "get it twice.",
 )
 @by_option
@@ -137,11 +139,11 @@ def retry(
 ) -> None:
     """Send failed messages again, by their ids or by day.
 
-    Parts that were sent are never sent again. The next batch sends what is due again. With --day it is what the job
-    retry_failed_messages puts back for a day, of CAMPAIGN_TIMEZONE.
+    Parts that were sent are never sent again. The messages become due, and the next batch sends them. --day selects the
+    same messages as the job retry_failed_messages; days are in CAMPAIGN_TIMEZONE.
     """
     if bool(message_ids) == bool(day) or (message_ids and (run or error_classes)):
-        raise click.UsageError("Name messages by their ids, or a day with --day (and --run, --class).")
+        raise click.UsageError("Give either message ids, or --day (with --run and --class).")
     with operator() as desk:
         if day is None:
             ids = [desk.find("message", each).id for each in message_ids]
@@ -175,9 +177,9 @@ def _retry_day(
 @by_option
 @json_option
 def lift(pause: str, by: str, as_json: bool) -> None:
-    """Lift a pause that the pipeline made: what waits for it goes on.
+    """End a pause that the pipeline made; the waiting messages continue.
 
-    PAUSE is what `campaign-pipeline pauses` shows, the beginning of it, or the name of an inbox, workspace or run.
+    PAUSE is an id from `campaign-pipeline pauses`, the beginning of one, or the name of an inbox, workspace or run.
     """
     with operator() as desk:
         done = desk.lift(pause, by)

@@ -15,20 +15,20 @@ from campaign_pipeline.cli.output import console, show, show_json
 from campaign_pipeline.cli.queue import queue_url
 
 LONGEST_CELL = 80
-"""Characters of a setting in the table of differences."""
+"""Most characters of a setting in the table of changes."""
 
 
 @click.command()
 @click.argument("campaign_file", type=click.Path(path_type=Path), metavar="FILE", required=False)
-@click.option("--check", is_flag=True, help="Only show what would change; exit code 1 where something would.")
-@click.option("--example", is_flag=True, help="Print a commented file to begin with, and leave.")
-@click.option("--schema", is_flag=True, help="Print the file's JSON Schema, for editors, and leave.")
+@click.option("--check", is_flag=True, help="Only show the changes; exit code 1 if there are any.")
+@click.option("--example", is_flag=True, help="Print a commented example file and exit.")
+@click.option("--schema", is_flag=True, help="Print the file's JSON Schema, for editors, and exit.")
 @json_option
 def apply(campaign_file: Path | None, check: bool, example: bool, schema: bool, as_json: bool) -> None:
-    """Make workspace, inboxes and campaigns what a YAML file says.
+    """Create or update workspace, inboxes and campaigns from a YAML file.
 
-    Shows each difference and writes them in one transaction; a second time there is none. What the file does not name
-    stays as it is. Nothing is sent by this.
+    Shows every change and writes them in one transaction. Applying the same file again changes nothing. Settings that
+    the file does not name stay as they are. Nothing is sent.
     """
     from importlib import resources
 
@@ -40,7 +40,7 @@ def apply(campaign_file: Path | None, check: bool, example: bool, schema: bool, 
         click.echo(resources.files("campaign_pipeline.campaigns").joinpath(name).read_text(encoding="utf-8"), nl=False)
         return
     if campaign_file is None:
-        raise click.UsageError("Name the file, such as campaign.yaml; --example prints one.")
+        raise click.UsageError("FILE is missing, such as campaign.yaml; --example prints one.")
     try:
         applied = apply_campaign_file(queue_url(), read_campaign_file(campaign_file), os.environ, check=check)
     except CampaignFileError as error:
@@ -51,9 +51,9 @@ def apply(campaign_file: Path | None, check: bool, example: bool, schema: bool, 
     else:
         short = [{**row, "before": _short(row["before"]), "after": _short(row["after"])} for row in rows]
         columns = {"what": "what", "field": "field", "before": "now" if check else "before", "after": "new"}
-        show(short, columns, as_json=False, empty="Nothing differs from the file.")
+        show(short, columns, as_json=False, empty="The database matches the file.")
         for name in applied.left_alone:
-            click.echo(f"Left alone, for the file does not name it: {name}.")
+            click.echo(f"Unchanged, because the file does not name it: {name}.")
         for sentence in applied.missing_variables:
             click.echo(sentence, err=True)
     if check and rows:
@@ -74,9 +74,9 @@ def _short(value: Any) -> Any:
 
 @click.command("import")
 @click.argument("leads_file", type=click.Path(path_type=Path), metavar="FILE")
-@click.option("--workspace", required=True, metavar="NAME", help="Whose leads they are, by name or id.")
+@click.option("--workspace", required=True, metavar="NAME", help="The leads' workspace, by name or id.")
 @click.option(
-    "--campaign", metavar="NAME", help="Which campaign they are for; needed where its column is not the only."
+    "--campaign", metavar="NAME", help="The leads' campaign; needed if the workspace's campaigns use several columns."
 )
 @map_option
 @json_option
@@ -89,10 +89,10 @@ def import_(
     as_json: bool,
     personal: bool,
 ) -> None:
-    """Write the leads of a CSV, XLSX, XLS or ODS file into a workspace.
+    """Import the leads of a CSV, XLSX, XLS or ODS file into a workspace.
 
-    Says of each row that is left out its line and why, and writes the others in one transaction. A number that the
-    workspace has already is not added again, so the same file may be imported twice. A file without phone numbers is
+    Lists every row that is left out, with its line and the reason, and writes the others in one transaction. A number
+    that the workspace already has is not added again, so a file may be imported twice. A file without phone numbers is
     read by its e-mail addresses.
     """
     from campaign_pipeline.campaigns.finding import NotFound
@@ -118,21 +118,21 @@ def import_(
     if imported.known:
         lines = ", ".join(map(str, imported.known[:20])) + (", …" if len(imported.known) > 20 else "")
         known = counted(len(imported.known), "number or address is", "numbers or addresses are")
-        click.echo(f"{known} in the workspace already; nothing was added for line {lines}.")
+        click.echo(f"{known} already in the workspace; nothing was added for line {lines}.")
     added = counted(imported.added, "lead was", "leads were")
     click.echo(f"{added} added to column {imported.column} of funnel {imported.funnel}.")
 
 
 @click.command()
 @click.argument("campaign", metavar="CAMPAIGN")
-@click.option("--dry-run", is_flag=True, help="Only say what would be planned.")
+@click.option("--dry-run", is_flag=True, help="Only show what would be planned.")
 @json_option
 def start(campaign: str, dry_run: bool, as_json: bool) -> None:
-    """Plan today's messages of a campaign now, named by its name or id.
+    """Plan today's messages of a campaign, given by name or id.
 
-    Picks leads of its column and tags to whom it has not written, and gives each a time within the window, by interval,
-    pace and limits. Says who does not fit, and why. A second time it adds the leads that are new. `process`, or its
-    schedule, sends what is due.
+    Selects the leads of the campaign's column and tags that it has not contacted yet. Each gets a time within the
+    window, according to interval, rate limits and daily limits; leads that do not fit are listed with the reason.
+    Running it again adds new leads. `process`, or its schedule, sends due messages.
     """
     from campaign_pipeline.campaigns.finding import NotFound
     from campaign_pipeline.campaigns.planning import CannotPlan, plan_campaign
@@ -154,7 +154,7 @@ def start(campaign: str, dry_run: bool, as_json: bool) -> None:
 
 
 def _without_value(problem: Any) -> str:
-    """What is wrong, without the cell that a person filled in."""
+    """Return the problem's text without the cell's value."""
     from campaign_pipeline.leads.values import shown
 
     text: str = problem.message

@@ -1,4 +1,4 @@
-"""`campaign-pipeline consent`: who may not be written to, and what is stored of a person."""
+"""`campaign-pipeline consent`: suppressions, and the data that is stored about a person."""
 
 from __future__ import annotations
 
@@ -24,22 +24,23 @@ T = TypeVar("T")
 
 @click.group()
 def consent() -> None:
-    """Who may not be written to, and what is stored of a person (LGPD).
+    """Manage suppressions, and export or erase a person's data (LGPD).
 
-    Opt-outs in replies (SAIR, PARAR, STOP, …) and refusals of providers suppress by themselves; this is by hand.
+    Opt-outs in replies (SAIR, PARAR, STOP, …) and permanent rejections by providers suppress automatically. These
+    commands do it by hand.
     """
 
 
 _whom_options = all_of(
-    click.option("--lead", "lead_id", type=click.UUID, metavar="ID", help="The lead, at whatever address."),
-    click.option("--address", metavar="TEXT", help="A phone number or an e-mail address, however it is written."),
+    click.option("--lead", "lead_id", type=click.UUID, metavar="ID", help="The lead, at any address."),
+    click.option("--address", metavar="TEXT", help="A phone number or an e-mail address, in any spelling."),
     click.option("--workspace", "workspace_id", type=click.UUID, metavar="ID", help="Only in this workspace."),
     click.option("--channel", type=click.Choice(["whatsapp", "email"]), help="Only in this channel."),
 )
 
 
 def _ask_consent(question: Callable[[Consent], Coroutine[Any, Any, T]]) -> T:
-    """Ask the queue's database; its refusal is one sentence."""
+    """Run a query on the queue's database; a refusal becomes one sentence."""
     import asyncio
 
     from campaign_pipeline.adapters.consent import Consent, ConsentRefused
@@ -53,22 +54,22 @@ def _ask_consent(question: Callable[[Consent], Coroutine[Any, Any, T]]) -> T:
 @consent.command()
 @_whom_options
 @click.option("--everywhere", is_flag=True, help="In all workspaces and channels.")
-@click.option("--reason", required=True, metavar="TEXT", help="Why, for whoever asks later.")
+@click.option("--reason", required=True, metavar="TEXT", help="The reason, kept with the suppression.")
 def suppress(everywhere: bool, reason: str, **whom: Any) -> None:
-    """Write to a lead or an address no more, from the next message on.
+    """Stop all further messages to a lead or an address.
 
-    A lead is suppressed in its workspace unless more or less is said; an address needs --workspace or --everywhere.
+    By default a lead is suppressed in its own workspace, in all channels. An address needs --workspace or --everywhere.
     """
     from campaign_pipeline.adapters.consent import Whom
 
     if whom["lead_id"] is None and whom["address"] is None:
         raise click.UsageError("Say who is meant, with --lead or --address.")
     if everywhere and (whom["workspace_id"] or whom["channel"]):
-        raise click.UsageError("--everywhere goes without --workspace and --channel.")
+        raise click.UsageError("--everywhere cannot be combined with --workspace or --channel.")
     if whom["lead_id"] is None and whom["workspace_id"] is None and not everywhere:
         raise click.UsageError("An address needs --workspace, or --everywhere.")
     number = _ask_consent(lambda consent: consent.suppress(Whom(**whom), reason, everywhere=everywhere))
-    click.echo(f"Suppression {number} holds. Messages that wait are skipped when their turn comes.")
+    click.echo(f"Suppression {number} is active. Waiting messages will be skipped when they become due.")
 
 
 @consent.command()
@@ -77,7 +78,7 @@ def suppress(everywhere: bool, reason: str, **whom: Any) -> None:
 def lift(by: str, **whom: Any) -> None:
     """Lift every suppression of a lead or an address, or those of one workspace or channel.
 
-    What was skipped meanwhile stays skipped.
+    Messages that were skipped in the meantime stay skipped.
     """
     from campaign_pipeline.adapters.consent import Whom
 
@@ -93,7 +94,7 @@ def lift(by: str, **whom: Any) -> None:
 @personal_data_option
 @json_option
 def list_(limit: int, personal: bool, as_json: bool, **whom: Any) -> None:
-    """Show the suppressions that hold, the newest first; addresses masked."""
+    """Show active suppressions, the newest first, with masked addresses."""
     from campaign_pipeline.adapters.consent import Whom
     from campaign_pipeline.core.address import masked
 
@@ -113,10 +114,10 @@ def list_(limit: int, personal: bool, as_json: bool, **whom: Any) -> None:
 @consent.command()
 @click.argument("lead_id", type=click.UUID)
 @click.option(
-    "--output", type=click.Path(path_type=Path, dir_okay=False), help="A new file only you can read; else the terminal."
+    "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write to this new file, readable by you only."
 )
 def export(lead_id: UUID, output: Path | None) -> None:
-    """Write all that is stored of a lead as one JSON document: fields, messages, conversations, suppressions, logs."""
+    """Export all data stored about a lead as one JSON document: fields, messages, conversations, suppressions, logs."""
     document, _ = _ask_consent(lambda consent: consent.export(lead_id))
     if document is None:
         raise Trouble(f"Nothing is stored of a lead {lead_id}.")
@@ -134,11 +135,11 @@ def export(lead_id: UUID, output: Path | None) -> None:
 @by_option
 @yes_option
 def erase(lead_id: UUID, by: str, yes: bool) -> None:
-    """Erase a person: names, numbers, texts, answers, log lines, and rows of step outputs. It cannot be undone.
+    """Erase a person: names, numbers, texts, answers, log lines, and rows in step outputs. It cannot be undone.
 
-    Ids, statuses, times and counts stay, so that totals stay true. Waiting messages end as skipped. Hashes of the
-    addresses stay, so that the person is not written to if imported again. Copies elsewhere (backups, the providers,
-    exports) are not reached.
+    Ids, statuses, times and counts stay, so totals stay correct. Waiting messages end as skipped. Hashes of the
+    addresses stay, so the person is not contacted after another import. Copies elsewhere (backups, providers, exports)
+    are not erased.
     """
     from campaign_pipeline.defs.io import PrivateFiles
 
@@ -149,11 +150,11 @@ def erase(lead_id: UUID, by: str, yes: bool) -> None:
         counts = _ask_consent(lambda consent: consent.erase(lead_id, by))
         told = ", ".join(f"{count:,} in {table}" for table, count in sorted(counts.items()) if count)
         click.echo(f"Lead {lead_id} is erased in the database: {told or 'no rows'}.")
-    # Of a lead that the CRM has deleted, step outputs may still know.
+    # Step outputs may still hold data of a lead that the CRM has deleted.
     files = PrivateFiles(Environment.read().outputs_path).forget_lead(str(lead_id))
     if document is None and not files:
         raise Trouble(f"Nothing is stored of a lead {lead_id}.")
-    click.echo(f"{files:,} output files were written anew or deleted.")
+    click.echo(f"{files:,} output files were rewritten or deleted.")
 
 
 COMMANDS = (consent,)

@@ -1,4 +1,4 @@
-"""`campaign-pipeline crm`: taking over a CRM's queue, and giving it back. See docs/crm.md."""
+"""`campaign-pipeline crm`: take over a CRM's queue, or give it back. See docs/crm.md."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def _crm_url() -> str:
 
     environment = Environment.read()
     if environment.database_url is None:
-        raise SettingError("CAMPAIGN_DATABASE_URL is not set: name the CRM's database, as a postgresql:// URL.")
+        raise SettingError("CAMPAIGN_DATABASE_URL is not set. Set it to the postgresql:// URL of the CRM's database.")
     return named_url(environment)
 
 
@@ -32,9 +32,9 @@ def crm() -> None:
 @crm.command()
 @json_option
 def check(as_json: bool) -> None:
-    """Say what is found in the CRM's database and what an attach would do. Changes nothing.
+    """Examine the CRM's database and show what attach would do. Changes nothing.
 
-    Exit code 1 where something stands in the way of an attach.
+    Exit code 1 if something blocks attach.
     """
     from campaign_pipeline.adapters import crm as adapter
 
@@ -46,10 +46,10 @@ def check(as_json: bool) -> None:
 
 @crm.command()
 def attach() -> None:
-    """Upgrade the database, and make sure that the CRM's own processor takes nothing any more.
+    """Upgrade the database, and stop the CRM's own processor from claiming messages.
 
-    What that one left half done is looked up in the chat and at the provider, never just sent again. Interrupted
-    anywhere, it is taken up again by the next call.
+    Messages that the processor left unfinished are looked up in the chat and at the provider, never resent blindly. If
+    the command is interrupted, run it again.
     """
     from campaign_pipeline.adapters.crm import attach as take_over
 
@@ -65,20 +65,20 @@ def attach() -> None:
     default=300,
     show_default=True,
     metavar="SECONDS",
-    help="How long to wait for messages that are being written or sent.",
+    help="Wait this long for messages that are being written or sent.",
 )
-@click.option("--drop", is_flag=True, help="Also remove the pipeline's schema with all that it knows, and its columns.")
+@click.option("--drop", is_flag=True, help="Also remove the pipeline's schema, with all its data, and its columns.")
 @yes_option
 def detach(wait_seconds: int, drop: bool, yes: bool) -> None:
-    """Give the queue back to the CRM's own processor; the CRM works as it did before.
+    """Give the queue back to the CRM's own processor; the CRM then works as before.
 
-    The pipeline's schema stays as an archive, and to attach again.
+    The pipeline's schema stays as an archive, and for a later attach.
     """
     from campaign_pipeline.adapters.crm import detach as give_back
 
     url = _crm_url()
     if drop and not yes:
-        click.confirm("Remove the ledger, suppressions and everything else that the pipeline knows?", abort=True)
+        click.confirm("Remove the ledger, the suppressions and all other data of the pipeline?", abort=True)
     for sentence in give_back(url, _say, wait_seconds, drop=drop):
         click.echo(sentence)
 

@@ -16,10 +16,10 @@ def db() -> None:
 
 @db.command()
 def upgrade() -> None:
-    """Bring the database up to date: the CRM's tables where they are missing, and what the pipeline adds to them.
+    """Upgrade the schema: create missing CRM tables, and apply the pipeline's migrations.
 
-    While others work on it: in short steps, none of which keeps a writer waiting. Interrupted anywhere, it is taken up
-    again by the next call; harmless when there is nothing to do.
+    Safe while the database is in use: it works in short steps that do not block writers. If it is interrupted, run it
+    again.
     """
     from campaign_pipeline.adapters import schema
 
@@ -29,17 +29,17 @@ def upgrade() -> None:
 
 
 @db.command()
-@click.option("--hold", is_flag=True, help="Keep the embedded server up until interrupted, for psql and the like.")
+@click.option("--hold", is_flag=True, help="Keep the embedded server running until Ctrl-C, for example for psql.")
 def url(hold: bool) -> None:
-    """Print the database's URL, password included.
+    """Print the database's URL, including the password.
 
-    The embedded server runs only while somebody uses it: `dev`, a run, or this command with --hold.
+    The embedded server runs only while something uses it: `dev`, a run, or this command with --hold.
     """
     from campaign_pipeline.launch import interrupted_by_signals
 
     click.echo(plain_url())
     if hold:
-        click.echo("Ctrl-C lets go of it.", err=True)
+        click.echo("Ctrl-C stops the server.", err=True)
         with interrupted_by_signals():
             signal.pause()
 

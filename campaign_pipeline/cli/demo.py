@@ -1,4 +1,4 @@
-"""`campaign-pipeline demo`: the real job on a made-up CRM."""
+"""`campaign-pipeline demo`: the real job on a sample CRM."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from campaign_pipeline.cli.output import console
     "leads_file",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="A CSV, XLSX, XLS or ODS file of leads instead of made-up ones. Columns are known by name (Nome, Telefone, "
-    "Empresa, …), others become custom fields; rows that cannot be used are named by line.",
+    help="Use the leads of this CSV, XLSX, XLS or ODS file. Columns are recognised by name (Nome, Telefone, "
+    "Empresa, …), others become custom fields; rows that cannot be used are listed by line.",
 )
 @map_option
 @click.option(
-    "--count", type=click.IntRange(1, 10_000), default=300, show_default=True, help="How many leads to make up."
+    "--count", type=click.IntRange(1, 10_000), default=300, show_default=True, help="Number of generated leads."
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the leads, latencies and faults.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the leads, latencies and faults.")
 def demo(leads_file: Path | None, mapping: tuple[str, ...], count: int, seed: int) -> None:
-    """Run the real job on a made-up CRM, and show what came of it.
+    """Run the real job on a sample CRM, and show the results.
 
-    Always on the embedded database and against sandbox providers on this machine: no real message is sent, whatever
-    the environment says.
+    It always uses the embedded database and sandbox providers on this machine. No real message is sent, whatever the
+    environment variables are.
     """
     from campaign_pipeline.demo.demo import run_demo
     from campaign_pipeline.launch import interrupted_by_signals

@@ -26,32 +26,34 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 DEV_LEADS = 60
-"""Messages that `dev` puts in an empty queue, so that a first launch from the UI has something to send."""
+"""Sample messages that `dev` puts in an empty queue."""
 
-_LOOK_EVERY = 0.2  # seconds, until the UI is up
-_WATCH_EVERY = 5.0  # seconds
+_LOOK_EVERY = 0.2  # seconds between checks until the UI is up
+_WATCH_EVERY = 5.0  # seconds between checks afterwards
 _CODE_SERVER_PATIENCE = 90.0
-"""Seconds for a code server to come back: Dagster starts one that ended again, which takes long on a busy machine."""
+"""Seconds for the code server to come back. Dagster restarts it, which is slow on a busy machine."""
 
-_STOP_PATIENCE = 60.0  # seconds for Dagster's processes, and the runs that they started, to end
+_STOP_PATIENCE = 60.0  # seconds for Dagster's processes and their runs to end
 
 
 @click.command()
-@click.option("--port", type=click.IntRange(1, 65535), default=3000, show_default=True, help="Of the UI, on 127.0.0.1.")
+@click.option(
+    "--port", type=click.IntRange(1, 65535), default=3000, show_default=True, help="Port of the UI on 127.0.0.1."
+)
 @click.option(
     "--sandbox/--no-sandbox",
     "sandboxed",
     default=None,
-    help="Whether providers are a sandbox. By default they are if OPENROUTER_API_KEY is not set and the embedded "
-    "database holds no waiting messages of your own.",
+    help="Use sandbox providers or real ones. Default: sandbox if OPENROUTER_API_KEY is not set and the embedded "
+    "database has no waiting messages of your own.",
 )
 def dev(port: int, sandboxed: bool | None) -> None:
     """Start Dagster's UI and daemon on this machine.
 
-    They listen on 127.0.0.1 and work on the same database as the other commands. Runs are kept in the database
-    `dagster` of the embedded server. Where that server holds nothing but demos and the providers are the sandbox,
-    made-up messages become due every minute and are sent by the schedule. Elsewhere nothing is sent until the
-    schedule process_campaign_queue_every_minute is switched on in the UI, or by CAMPAIGN_SCHEDULES=on.
+    They listen on 127.0.0.1 and use the same database as the other commands. Runs are stored in the database `dagster`
+    of the embedded server. If that server holds only sample data and the providers are the sandbox, sample messages
+    become due every minute and the schedule sends them. Otherwise nothing is sent until the schedule
+    process_campaign_queue_every_minute is switched on in the UI, or by CAMPAIGN_SCHEDULES=on.
     """
     from campaign_pipeline.adapters.dagster_home import write_dagster_home
     from campaign_pipeline.adapters.database import dagster_storage_url, queue_url
@@ -65,7 +67,7 @@ def dev(port: int, sandboxed: bool | None) -> None:
     DeliverySettings.from_environment()
     environment = Environment.read()
     _refuse_taken_port(port)
-    made_up = False  # whether all that is sent is, and may be sent by itself
+    made_up = False  # whether all messages are samples, which may be sent without asking
     with interrupted_by_signals(), contextlib.ExitStack() as stack:
         stack.enter_context(one_dev_alone(environment.home, port))
         with console.status("Starting PostgreSQL"), uninterrupted():
@@ -78,10 +80,10 @@ def dev(port: int, sandboxed: bool | None) -> None:
         variables = {**os.environ, "CAMPAIGN_HOME": str(environment.home)}
         if sandboxed:
             sandbox = stack.enter_context(SandboxProcess(sandbox_behaviour(seed=0)))
-            # Made-up messages wait until somebody launches the job, be it tomorrow.
+            # Sample messages never become too old.
             variables = {"CAMPAIGN_MAX_AGE_MINUTES": "100000"} | sandbox_variables(sandbox, variables)
             console.print(
-                f"Every provider is a sandbox at {sandbox.url}, and nothing else can be reached: "
+                f"All providers are the sandbox at {sandbox.url}. No other host can be reached: "
                 "no real message is sent.",
                 soft_wrap=True,
             )
@@ -90,9 +92,7 @@ def dev(port: int, sandboxed: bool | None) -> None:
                 _fill_empty_queue(console, url)
                 variables = {"CAMPAIGN_SCHEDULES": "on"} | variables | {"CAMPAIGN_DEMO_TRICKLE": "on"}
         if variables.get("CAMPAIGN_SCHEDULES", "").strip().lower() != "on":
-            console.print(
-                "Nothing is sent by itself: for that, switch on the schedule process_campaign_queue_every_minute."
-            )
+            console.print("Nothing is sent until you switch on the schedule process_campaign_queue_every_minute.")
         log_file = environment.home / "logs" / "dagster-dev.log"
         dagster = _Dagster(home, port, variables, log_file)
         try:
@@ -116,7 +116,7 @@ def dev(port: int, sandboxed: bool | None) -> None:
 
 @contextlib.contextmanager
 def one_dev_alone(home: Path, port: int) -> Iterator[None]:
-    """Let one `dev` work with a home: two would run each schedule twice. Raises WrongSetting for the second."""
+    """Lock the folder: two `dev` would run each schedule twice. Raises WrongSetting for the second."""
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     with (home / "dev.lock").open("a+") as lock:
         try:
@@ -124,9 +124,7 @@ def one_dev_alone(home: Path, port: int) -> Iterator[None]:
         except BlockingIOError:
             lock.seek(0)
             first = lock.read().strip() or "another process"
-            sentence = (
-                f"`dev` works with {home} already ({first}); stop that one, or set CAMPAIGN_HOME to another folder."
-            )
+            sentence = f"Another `dev` is using {home} ({first}). Stop it, or set CAMPAIGN_HOME to another folder."
             raise WrongSetting(sentence) from None
         lock.truncate(0)
         lock.write(f"process {os.getpid()}, http://127.0.0.1:{port}")
@@ -140,12 +138,12 @@ def _refuse_taken_port(port: int) -> None:
         try:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
-            sentence = f"Port {port} on 127.0.0.1 cannot be used ({error.strerror}); choose another with --port."
+            sentence = f"Port {port} on 127.0.0.1 cannot be used ({error.strerror}). Choose another with --port."
             raise WrongSetting(sentence) from None
 
 
 def _wants_sandbox(console: Console, environment: Environment, url: str, sandboxed: bool | None) -> bool:
-    """Never where somebody's own messages would be marked as sent without having been. Raises SettingError."""
+    """Decide whether to use the sandbox. It must never mark a person's own messages as sent. Raises SettingError."""
     from campaign_pipeline.demo.demo import refuse_foreign_messages
     from campaign_pipeline.demo.world import count_waiting
 
@@ -156,14 +154,13 @@ def _wants_sandbox(console: Console, environment: Environment, url: str, sandbox
     own = environment.database_url is not None or count_waiting(url)[1] > 0
     if own:
         console.print(
-            "OPENROUTER_API_KEY is not set, so only workspaces with a key of their own send; set it, or try with "
-            "--sandbox."
+            "OPENROUTER_API_KEY is not set, so only workspaces with their own key send. Set it, or use --sandbox."
         )
     return not own
 
 
 def _is_demo(environment: Environment, url: str) -> bool:
-    """Whether nobody but the demo ever made a workspace: a sandbox may send there by itself."""
+    """Return whether the database holds only sample workspaces, so that the sandbox may send without asking."""
     from campaign_pipeline.demo.world import holds_only_demos
 
     return environment.database_url is None and holds_only_demos(url)
@@ -175,7 +172,7 @@ def _fill_empty_queue(console: Console, url: str) -> None:
 
     if count_waiting(url) == (0, 0):
         make_world(url, make_leads(DEV_LEADS, seed=1), "Dev")
-        console.print(f"The queue was empty: {DEV_LEADS} made-up messages are due now.", highlight=False)
+        console.print(f"The queue was empty: {DEV_LEADS} sample messages are due now.", highlight=False)
     console.print(
         "More become due every minute, and the schedule process_campaign_queue_every_minute sends them.",
         highlight=False,
@@ -183,7 +180,7 @@ def _fill_empty_queue(console: Console, url: str) -> None:
 
 
 class _Ui:
-    """Dagster's web server, as dev looks at it."""
+    """Dagster's web server."""
 
     def __init__(self, port: int) -> None:
         self.url = f"http://127.0.0.1:{port}"
@@ -193,7 +190,7 @@ class _Ui:
         return self._ask("/server_info") is not None
 
     def code_server_is_away(self) -> bool:
-        """Whether it says that the code server cannot be reached; not so for code that cannot be loaded."""
+        """Whether it reports that the code server is unreachable. Code that cannot be loaded does not count."""
         query = "{workspaceOrError{...on Workspace{locationEntries{locationOrLoadError{...on PythonError{message}}}}}}"
         told = self._ask("/graphql", {"query": query})
         return told is not None and "UserCodeUnreachable" in told
@@ -209,7 +206,7 @@ class _Ui:
 
 
 class _Dagster:
-    """`dagster dev`, in a session of its own: Ctrl-C reaches us alone, and all that it started can be found again."""
+    """`dagster dev` in its own session: Ctrl-C reaches only this process, and all child processes can be found."""
 
     def __init__(self, home: Path, port: int, variables: dict[str, str], log_file: Path) -> None:
         command = [sys.executable, "-W", "ignore", "-m", "dagster", "dev", "-w", str(home / "workspace.yaml")]
@@ -227,12 +224,12 @@ class _Dagster:
         self._ui = _Ui(port)
 
     def wait_until_up(self) -> None:
-        """Come back when the UI answers. Raises Trouble where Dagster ends first."""
+        """Return when the UI answers. Raises Trouble if Dagster ends first."""
         while not self._ui.answers():
             self._wait(_LOOK_EVERY)
 
     def watch(self) -> None:
-        """Wait until interrupted. Raises Trouble where Dagster ends, or its code server does not come back."""
+        """Wait until interrupted. Raises Trouble if Dagster ends, or if its code server does not come back."""
         away_since: float | None = None
         while True:
             self._wait(_WATCH_EVERY)
@@ -242,8 +239,8 @@ class _Dagster:
             away_since = away_since or time.monotonic()
             if time.monotonic() - away_since > _CODE_SERVER_PATIENCE:
                 raise Trouble(
-                    f"Dagster's code server ended and did not come back within {_CODE_SERVER_PATIENCE:g} seconds, so "
-                    f"nothing can be launched any more; start `dev` again. Dagster's log: {self._log_file}"
+                    f"Dagster's code server ended and did not come back within {_CODE_SERVER_PATIENCE:g} seconds. "
+                    f"Nothing can be launched: start `dev` again. Dagster's log: {self._log_file}"
                 )
 
     def _wait(self, seconds: float) -> None:
@@ -251,15 +248,15 @@ class _Dagster:
             status = self._child.wait(seconds)
         except subprocess.TimeoutExpired:
             return
-        raise Trouble(f"Dagster ended by itself with status {status}; its log: {self._log_file}")
+        raise Trouble(f"Dagster ended with status {status}. Its log: {self._log_file}")
 
     def stop(self) -> None:
-        """Leave none of its processes behind."""
+        """End all its processes."""
         _end_group(self._child)
 
 
 def _end_group(leader: subprocess.Popen[bytes]) -> None:
-    """End a process and all that it started: runs finish what is in flight; what does not end in time is killed."""
+    """End a process and its children. Runs finish their requests in flight; a process that takes too long is killed."""
     try:
         _signal_group(leader, signal.SIGINT)
         leader.wait(_STOP_PATIENCE)
@@ -267,13 +264,13 @@ def _end_group(leader: subprocess.Popen[bytes]) -> None:
         while _signal_group(leader, 0) and time.monotonic() < deadline:
             time.sleep(0.1)
     except (subprocess.TimeoutExpired, KeyboardInterrupt):
-        pass  # no more patience: ours, or theirs who interrupt a second time
+        pass  # too slow, or interrupted a second time
     _signal_group(leader, signal.SIGKILL)
     leader.wait()
 
 
 def _signal_group(leader: subprocess.Popen[bytes], number: int) -> bool:
-    """Signal all that is left of a process's group; returns whether anything was."""
+    """Signal a process group; return whether it still had a process."""
     try:
         os.killpg(leader.pid, number)
     except ProcessLookupError:

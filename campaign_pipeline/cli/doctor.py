@@ -1,4 +1,4 @@
-"""`campaign-pipeline doctor`: whether everything is well."""
+"""`campaign-pipeline doctor`: check the installation."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from campaign_pipeline.cli.process import dagster_home
 @click.command()
 @json_option
 def doctor(as_json: bool) -> None:
-    """Say whether everything is well, in one sentence each.
+    """Check that everything works, one line per check.
 
-    Asked are the database, Dagster, the keys and inboxes (at their providers, without sending anything), the disk, and
-    what keeps messages. Exit code 1 where something keeps messages from going out.
+    Checks the database, Dagster, the keys and inboxes (at their providers, without sending anything), the disk, and why
+    messages wait. Exit code 1 if something stops messages from being sent.
     """
     from campaign_pipeline.adapters.database import named_url
     from campaign_pipeline.adapters.doctor import database_findings, disk_finding
@@ -33,9 +33,9 @@ def doctor(as_json: bool) -> None:
     max_age = DeliverySettings.from_environment().max_age
     overdue = timedelta(minutes=OperationsSettings.from_environment().overdue_minutes)
     rows: list[dict[str, Any]] = []
-    with output.console(stderr=True).status("Asking the database and the providers"):
+    with output.console(stderr=True).status("Checking the database and the providers"):
         try:
-            # The embedded one is nobody else's: it is brought up to date.
+            # The embedded database is upgraded: nothing else uses it.
             url = queue_url() if environment.database_url is None else named_url(environment)
             rows += [finding.to_dict() for finding in database_findings(url, max_age, overdue)]
         except (SettingError, DatabaseUnusable) as error:
@@ -47,11 +47,11 @@ def doctor(as_json: bool) -> None:
             rows.append({"what": "Dagster", "state": "stops", "found": str(error), "todo": ""})
         rows.append(disk_finding(environment.home).to_dict())
     columns = {"state": "", "what": "what", "found": "found", "todo": "to do"}
-    output.show(rows, columns, as_json=as_json, empty="Nothing was asked.")
+    output.show(rows, columns, as_json=as_json, empty="Nothing was checked.")
     stops = sum(row["state"] == "stops" for row in rows)
     if not as_json:
         look = sum(row["state"] == "look" for row in rows)
-        click.echo(f"Keep messages from going out: {stops}. Worth a look: {look}.")
+        click.echo(f"Stop messages from being sent: {stops}. Worth a look: {look}.")
     sys.exit(1 if stops else 0)
 
 

@@ -1,7 +1,7 @@
-"""How a command ends where something is wrong: in one sentence, with the exit code that fits.
+"""Errors of commands: one sentence, and the exit code.
 
-Raise `Trouble` where the pipeline could not work and `WrongSetting` where it was told what cannot be. Known errors of
-the rooms below become one of the two by themselves; what is left is a bug, whose traceback is wanted.
+Raise `Trouble` if the pipeline could not work, and `WrongSetting` for wrong usage or configuration. Known errors of the
+other packages are converted to one of the two. Any other exception is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ class Trouble(click.ClickException):
 
 
 class WrongSetting(Trouble):
-    """What it was told cannot be; one sentence says what would be right."""
+    """Wrong usage or configuration; one sentence says what would be right."""
 
     exit_code = 2
 
 
 def known_trouble(error: Exception) -> Trouble | None:
-    """The one sentence for what an operator can mend; None for a bug of ours, whose traceback is wanted."""
+    """Convert an error that an operator can fix; return None for a bug."""
     from psycopg import Error as DatabaseError
     from sqlalchemy.exc import SQLAlchemyError
 

@@ -1,4 +1,4 @@
-"""`campaign-pipeline leads`: how a file of leads is read."""
+"""`campaign-pipeline leads`: show how a lead file is read."""
 
 from __future__ import annotations
 
@@ -15,11 +15,9 @@ from campaign_pipeline.cli.output import console
 @click.argument("leads_file", type=click.Path(path_type=Path), metavar="FILE")
 @map_option
 def leads(leads_file: Path, mapping: tuple[str, ...]) -> None:
-    """Read a file of leads and show how.
+    """Read a lead file and show how it is understood. Nothing is written.
 
-    It shows the columns, every row that is left out and why. Nothing is written.
-
-    Exit code 1 where rows were left out.
+    Shows the columns, and every row that is left out with the reason. Exit code 1 if rows were left out.
     """
     from campaign_pipeline.leads.reading import read_leads
     from campaign_pipeline.leads.report import show_reading

@@ -1,4 +1,4 @@
-"""What there is to see: runs, messages, one message's story, inboxes, pauses, and the forecast."""
+"""Read-only commands: runs, messages, one message's history, inboxes, pauses and the forecast."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RUN_STATUSES = ("running", "paused", "completed", "failed", "cancelled")
 
 
 def operator() -> Operator:
-    """The queue's database, for one command."""
+    """Connect to the queue's database."""
     from campaign_pipeline.adapters.operator import Operator
 
     return Operator(queue_url())
@@ -29,14 +29,14 @@ def operator() -> Operator:
 
 @click.command()
 @click.argument("run", required=False)
-@click.option("--status", "statuses", type=click.Choice(RUN_STATUSES), multiple=True, help="Only of these statuses.")
+@click.option("--status", "statuses", type=click.Choice(RUN_STATUSES), multiple=True, help="Only these statuses.")
 @limit_option
 @json_option
 def runs(run: str | None, statuses: tuple[str, ...], limit: int, as_json: bool) -> None:
     """Show campaign runs: progress, pace, and why each waits.
 
-    RUN is an id, the beginning of one, or a name; without it, all runs are shown, those at work first. The time of the
-    end is a forecast by what is due, its windows and its paces.
+    RUN is an id, the beginning of one, or a name. Without it, all runs are shown, running ones first. `ends` is a
+    forecast from due messages, sending windows and rate limits.
     """
     max_age = DeliverySettings.from_environment().max_age
     with operator() as desk:
@@ -48,20 +48,20 @@ def runs(run: str | None, statuses: tuple[str, ...], limit: int, as_json: bool) 
     columns = {"run_id": "id", "name": "run", "status": "status", "inbox": "inbox", "total": "leads", "sent": "sent"}
     columns |= {"failed": "failed", "skipped": "skipped", "waiting": "waiting", "sent_last_hour": "last hour"}
     columns |= {"finished_at": "ends", "why": "why it waits"}
-    output.show(rows, columns, as_json=as_json, empty="There is no such campaign run.")
+    output.show(rows, columns, as_json=as_json, empty="No campaign run found.")
 
 
 @click.command()
-@click.option("--run", metavar="RUN", help="Of this campaign run: an id, the beginning of one, or a name.")
-@click.option("--status", "statuses", type=click.Choice(STATUSES), multiple=True, help="Of these statuses.")
-@click.option("--reason", metavar="CODE", help="With this code or class: not_on_whatsapp, exhausted, …")
-@click.option("--lead", metavar="LEAD", help="To this lead: an id, the beginning of one, or a part of the name.")
-@click.option("--phone", metavar="NUMBER", help="To this number, however it is written; its last digits are enough.")
+@click.option("--run", metavar="RUN", help="Only this campaign run: an id, the beginning of one, or a name.")
+@click.option("--status", "statuses", type=click.Choice(STATUSES), multiple=True, help="Only these statuses.")
+@click.option("--reason", metavar="CODE", help="Only this error code or class: not_on_whatsapp, exhausted, …")
+@click.option("--lead", metavar="LEAD", help="Only this lead: an id, the beginning of one, or a part of the name.")
+@click.option("--phone", metavar="NUMBER", help="Only this number, in any spelling; its last digits are enough.")
 @click.option(
     "--day",
     type=click.DateTime(["%Y-%m-%d"]),
     metavar="YYYY-MM-DD",
-    help="That ended, or are due, on this day of CAMPAIGN_TIMEZONE.",
+    help="Only messages that ended, or are due, on this day (in CAMPAIGN_TIMEZONE).",
 )
 @limit_option
 @personal_data_option
@@ -79,7 +79,7 @@ def messages(
 ) -> None:
     """Find messages by run, status, reason, lead, phone or day.
 
-    The newest come first. `campaign-pipeline message ID` tells the story of one.
+    The newest come first. `campaign-pipeline message ID` shows the history of one.
     """
     from campaign_pipeline.core.overview import mask
 
@@ -96,28 +96,28 @@ def messages(
         )
     rows = rows if personal else [mask(row) for row in rows]
     columns = {"message_id": "id", "lead": "lead", "address": "to", "run": "run", "status": "status"}
-    columns |= {"at": "ended, or due", "inbox": "inbox", "reason_code": "reason", "reason": "what it says"}
+    columns |= {"at": "ended, or due", "inbox": "inbox", "reason_code": "reason", "reason": "details"}
     for row in rows:
         row["at"] = row["finished_at"] or row["due_at"]
     output.show(rows, columns, as_json=as_json, empty=_no_messages(leads, personal=personal))
 
 
 def _no_messages(leads: list[dict[str, Any]] | None, *, personal: bool) -> str:
-    """Why nothing is shown: no such lead, or a lead without messages, and whether it is suppressed."""
+    """Say why nothing is shown: no such lead, or a lead without messages, and whether it is suppressed."""
     from campaign_pipeline.core.overview import mask
 
     if leads is None:
-        return "There is no such message."
+        return "No message found."
     if not leads:
-        return "There is no such lead."
+        return "No lead found."
     lines = []
     for lead in leads:
         shown = lead if personal else mask(lead)
         suppressed = f"; suppressed: {lead['suppressed_because']}" if lead["suppressed_because"] else ""
         had = (
-            f"{lead['messages']:,} campaign messages, none of them as asked for"
+            f"{lead['messages']:,} campaign messages, none of which matches"
             if lead["messages"]
-            else ("no campaign message: no run has it")
+            else "no campaign message, because it is in no run"
         )
         lines.append(f"{shown['lead'] or 'A lead without a name'} ({lead['lead_id']}): {had}{suppressed}.")
     return "\n".join(lines)
@@ -128,9 +128,9 @@ def _no_messages(leads: list[dict[str, Any]] | None, *, personal: bool) -> str:
 @personal_data_option
 @json_option
 def message(message_id: str, personal: bool, as_json: bool) -> None:
-    """Tell the story of one message: what happened, why, and what can be done.
+    """Show one message's history: what happened, why, and what to do.
 
-    ID may be the beginning of a message's id that no other has.
+    ID is a message's id, or a unique beginning of one.
     """
     with operator() as desk:
         story = desk.story(desk.find("message", message_id).id, DeliverySettings.from_environment().max_age)
@@ -156,7 +156,7 @@ def message(message_id: str, personal: bool, as_json: bool) -> None:
 
 
 def _show_table(title: str, rows: list[dict[str, Any]], columns: dict[str, str]) -> None:
-    """A table of what happened, if anything did; times to the second, for what came first is the question."""
+    """Print a table if it has rows. Times are to the second, so that their order shows."""
     if not rows:
         return
     click.echo()
@@ -165,12 +165,12 @@ def _show_table(title: str, rows: list[dict[str, Any]], columns: dict[str, str])
 
 
 def _show_fields(told: dict[str, Any]) -> None:
-    """What the message is, a line each; what is not known is left out."""
+    """Print the message's fields, one per line; empty fields are left out."""
     fields = {"message_id": "message", "lead": "lead", "lead_id": "lead id", "address": "to", "run": "run"}
     fields |= {"run_id": "run id", "workspace": "workspace", "inbox": "inbox", "status": "status"}
     fields |= {"error_class": "class", "error_code": "code", "reason": "reason", "waits_because": "its run waits"}
     fields |= {"due_at": "due", "queued_at": "claimed", "sent_at": "sent", "replied_at": "replied"}
-    fields |= {"finished_at": "ended", "requeued_at": "asked for again", "retry_count": "attempts counted"}
+    fields |= {"finished_at": "ended", "requeued_at": "put back", "retry_count": "attempts counted"}
     fields |= {"lease_owner": "last held by", "lease_expires_at": "lease ends", "worker_deaths": "workers died"}
     fields |= {"subject": "subject", "text": "text", "model": "model", "tokens": "tokens", "cost_usd": "US$"}
     widest = max(map(len, fields.values()))
@@ -183,9 +183,9 @@ def _show_fields(told: dict[str, Any]) -> None:
 @click.command()
 @json_option
 def inboxes(as_json: bool) -> None:
-    """Show inboxes: connection, pace, today's count against limits.
+    """Show inboxes: connection, pace, today's count and limits.
 
-    `today` is what was sent today of what the daily limit allows, warm-up included; `hour` the same of any 60 minutes.
+    `today` is the number sent today and the daily limit, warm-up included; `hour` is the same for the last 60 minutes.
     """
     with operator() as desk:
         rows = desk.inboxes()
@@ -205,7 +205,7 @@ def _of(count: int, limit: int | None) -> str:
 
 
 def _pace(row: dict[str, Any]) -> str:
-    """One message in so many seconds, and what makes it slower."""
+    """Describe the pace: the gap in seconds, rests and the slow-down."""
     if not row["gap_seconds"]:
         return "none"
     slower = f", {row['slow_factor']:g} times slower" if row["slow_factor"] > 1 else ""
@@ -218,8 +218,8 @@ def _pace(row: dict[str, Any]) -> str:
 def pauses(as_json: bool) -> None:
     """Show what is paused or slowed down, why, and by whom.
 
-    A circuit that the pipeline opened closes by itself once one message got through; `lift` closes it now. What a
-    person paused goes on with `resume`.
+    A pause that the pipeline made ends when a probe message succeeds; `lift` ends it now. `resume` ends a pause that a
+    person made.
     """
     with operator() as desk:
         rows = desk.pauses()
@@ -231,13 +231,15 @@ def pauses(as_json: bool) -> None:
 
 
 @click.command()
-@click.option("--days", type=click.IntRange(1, 14), default=2, show_default=True, help="Today and the days after it.")
+@click.option(
+    "--days", type=click.IntRange(1, 14), default=2, show_default=True, help="Number of days, beginning today."
+)
 @json_option
 def forecast(days: int, as_json: bool) -> None:
-    """Show what will be sent today and tomorrow, by inbox and hour.
+    """Show how many messages will be sent today and tomorrow, by inbox and hour.
 
-    It lays out what is due over the windows, paces and limits of today. Runs that wait for a person are left out;
-    `campaign-pipeline runs` names them.
+    The forecast assumes the current windows, rate limits and daily limits. It leaves out runs that wait for a person;
+    `campaign-pipeline runs` shows them.
     """
     with operator() as desk:
         names = {row["inbox_id"]: row["name"] for row in desk.inboxes()}
@@ -255,7 +257,7 @@ def forecast(days: int, as_json: bool) -> None:
         if slot.hour.astimezone().date() <= last and (slot.messages or slot.waiting)
     ]
     columns = {"hour": "hour", "inbox": "inbox", "messages": "messages", "waiting": "left waiting"}
-    output.show(rows, columns, as_json=as_json, empty="Nothing that may go out is due then.")
+    output.show(rows, columns, as_json=as_json, empty="No message that can be sent is due then.")
 
 
 COMMANDS = (runs, messages, message, inboxes, pauses, forecast)

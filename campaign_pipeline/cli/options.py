@@ -1,4 +1,4 @@
-"""Flags that more than one command has, each declared once."""
+"""Flags that several commands share."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def all_of(*options: Callable[[F], F]) -> Callable[[F], F]:
-    """One decorator for several arguments and flags, shown in the given order."""
+    """Combine several arguments and flags into one decorator; `--help` shows them in this order."""
 
     def decorate(command: F) -> F:
         for option in reversed(options):
@@ -30,29 +30,29 @@ map_option = click.option(
     "mapping",
     multiple=True,
     metavar='FIELD="COLUMN"',
-    help="Which column holds a field, by its heading or number: name, company, phone, email, value, priority, tags, "
-    "notes, cnpj. May be repeated: phones are tried in this order, names are joined.",
+    help="The column of a field, by its heading or number. Fields: name, company, phone, email, value, priority, "
+    "tags, notes, cnpj. May be repeated: phones are tried in this order, names are joined.",
 )
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of tables.")
 
 personal_data_option = click.option(
-    "--show-personal-data", "personal", is_flag=True, help="Show names, numbers, addresses and texts; else masked."
+    "--show-personal-data", "personal", is_flag=True, help="Do not mask names, numbers, addresses and texts."
 )
 
 by_option = click.option(
-    "--by", default=getpass.getuser, show_default="your login name", help="Who does it; it is kept."
+    "--by", default=getpass.getuser, show_default="your login name", help="Your name, for the log."
 )
 
 limit_option = click.option(
-    "--limit", type=click.IntRange(1, 10_000), default=50, show_default=True, help="How many at most."
+    "--limit", type=click.IntRange(1, 10_000), default=50, show_default=True, help="Show at most this many."
 )
 
-yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
+yes_option = click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 
 
 def beginning_of(day: datetime) -> datetime:
-    """When a day without a time zone begins, as reports and back-fills cut days. Raises SettingError."""
+    """Return the start of a day in CAMPAIGN_TIMEZONE, as reports and back-fills use it. Raises SettingError."""
     from zoneinfo import ZoneInfo
 
     from campaign_pipeline.adapters.environment import BusinessDays
@@ -61,7 +61,7 @@ def beginning_of(day: datetime) -> datetime:
 
 
 def mapping_of(given: tuple[str, ...]) -> dict[str, list[str]]:
-    """Field -> headings, of options like phone=Telefone 2."""
+    """Parse options like phone=Telefone 2 into field -> headings."""
     mapping: dict[str, list[str]] = {}
     for each in given:
         name, equals, heading = each.partition("=")

@@ -1,7 +1,7 @@
-"""How commands show what they found: tables for people, JSON with `--json`.
+"""Output of commands: tables, or JSON with `--json`.
 
-A command makes its rows once, as mappings of plain values, and hands them to `show`. The table has the columns that it
-names; the JSON has every field of every row.
+A command builds its rows once, as mappings of plain values, and passes them to `show`. The table has the columns that
+the command names; the JSON has every field of every row.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 PIPED_WIDTH = 1000
-"""Columns where the output is no terminal: a row of a table stays one line, for grep and for files."""
+"""Width if the output is not a terminal: each row stays on one line, for grep and for files."""
 
 SHORTEST = 8
-"""Characters that a column keeps on the narrowest terminal: an id's."""
+"""Least width of a column on a narrow terminal: that of a short id."""
 
 STYLES = {
     "ok": "green",
@@ -35,18 +35,18 @@ STYLES = {
     "stops": "red",
     "failed": "red",
 }
-"""Colours of single words, wherever they stand in a table."""
+"""Colours of single words in tables."""
 
 
 def console(*, stderr: bool = False) -> Console:
-    """The terminal; what is not the answer itself goes to stderr."""
+    """Return the console; progress and remarks go to stderr."""
     from rich.console import Console
 
     return Console(highlight=False, stderr=stderr)
 
 
 def print_tables(*tables: Any) -> None:
-    """Print tables; where the output is no terminal, their lines are long instead of wrapped."""
+    """Print tables; if the output is not a terminal, lines are not wrapped."""
     to = console()
     if not to.is_terminal and "COLUMNS" not in os.environ:
         to.width = PIPED_WIDTH
@@ -57,7 +57,7 @@ def print_tables(*tables: Any) -> None:
 def show(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], *, as_json: bool, empty: str) -> None:
     """Print rows as a table of `columns` (field -> heading), or all their fields as one JSON array.
 
-    `empty` is the sentence that stands for a table without rows.
+    `empty` is the sentence that is printed if there are no rows.
     """
     if as_json:
         show_json(list(rows))

@@ -1,4 +1,4 @@
-"""`campaign-pipeline process`: one batch of what is due."""
+"""`campaign-pipeline process`: send one batch of due messages."""
 
 from __future__ import annotations
 
@@ -29,35 +29,35 @@ _SHOWN_WAITS = 20
     type=click.IntRange(1, 10_000),
     default=1000,
     show_default=True,
-    help="How many due messages to claim at most.",
+    help="Claim at most this many due messages.",
 )
 @click.option(
     "--shard-size",
     type=click.IntRange(1, 10_000),
     default=250,
     show_default=True,
-    help="How many messages one step sends at most.",
+    help="Most messages per step.",
 )
 @click.option(
     "--concurrency",
     type=click.IntRange(1, 500),
     default=20,
     show_default=True,
-    help="How many messages of a step are in flight at once.",
+    help="Messages in flight at once, per step.",
 )
 @click.option(
-    "--in-process", is_flag=True, help="All steps in one process, one after another: quickest for few messages."
+    "--in-process", is_flag=True, help="Run all steps in one process, one after another: fastest for few messages."
 )
-@click.option("--dry-run", is_flag=True, help="Only say what would be claimed and what keeps the rest.")
+@click.option("--dry-run", is_flag=True, help="Only show what would be claimed, and why the rest waits.")
 @json_option
 def process(batch_size: int, shard_size: int, concurrency: int, in_process: bool, dry_run: bool, as_json: bool) -> None:
-    """Send one batch of what is due.
+    """Send one batch of due messages.
 
-    This is one run of the job process_campaign_queue. With DAGSTER_HOME set, the run is kept there; else
-    where `dev` shows it. With --dry-run nothing is claimed, written or sent.
+    This is one run of the job process_campaign_queue. It is stored in the Dagster instance of DAGSTER_HOME, or, if that
+    is not set, in the one that `dev` uses. With --dry-run nothing is claimed, written or sent.
     """
     if as_json and not dry_run:
-        raise click.UsageError("--json goes with --dry-run.")
+        raise click.UsageError("--json needs --dry-run.")
     if dry_run:
         _dry_run(batch_size, as_json=as_json)
         return
@@ -80,7 +80,7 @@ def process(batch_size: int, shard_size: int, concurrency: int, in_process: bool
 
 
 def _dry_run(batch_size: int, *, as_json: bool) -> None:
-    """Say what a batch would claim now, through which inboxes, what it would cost, and what keeps the rest."""
+    """Show what a batch would claim now, through which inboxes, at what cost, and why the rest waits."""
     import asyncio
 
     from campaign_pipeline.adapters.operator import Operator
@@ -109,8 +109,8 @@ def _dry_run(batch_size: int, *, as_json: bool) -> None:
             "run_id": run.id,
             "run": run.name,
             "messages": count - taken[run.id],
-            "why": wait.reason if (wait := waits.get(run.id)) else "more is due than the batch or the pace takes now",
-            "todo": step_of_wait(wait.code) if wait else "nothing: the next batches take it",
+            "why": wait.reason if (wait := waits.get(run.id)) else "batch size or rate limit reached",
+            "todo": step_of_wait(wait.code) if wait else "nothing: the next batches claim them",
         }
         for run, count in due
         if count > taken[run.id]
@@ -121,19 +121,19 @@ def _dry_run(batch_size: int, *, as_json: bool) -> None:
         output.show_json({"claimed": claimed, "kept": kept, "ended_or_put_off": skipped})
         return
     columns = {"run": "run", "inbox": "through", "messages": "messages", "to_write": "texts to write"}
-    columns |= {"usd": "US$, about"}
+    columns |= {"usd": "US$, estimated"}
     output.show(claimed, columns, as_json=False, empty="A batch would claim nothing now.")
     for code, count in skipped.items():
         if count:
-            click.echo(f"{count:,} messages would be ended or put off: {code}.")
+            click.echo(f"{count:,} messages would be ended or postponed: {code}.")
     if kept:
-        columns = {"run": "run", "messages": "kept", "why": "why", "todo": "what to do"}
-        output.print_tables("", output.table_of(kept, columns, "What keeps the rest"))
+        columns = {"run": "run", "messages": "waiting", "why": "why", "todo": "what to do"}
+        output.print_tables("", output.table_of(kept, columns, "Due, but not claimed"))
     click.echo("Nothing was changed.")
 
 
 def dagster_home(environment: Environment) -> Path:
-    """The person's own DAGSTER_HOME, else ours."""
+    """Return the folder in DAGSTER_HOME, or the one that `dev` uses."""
     from campaign_pipeline.adapters.dagster_home import write_dagster_home
     from campaign_pipeline.adapters.database import dagster_storage_url
     from campaign_pipeline.launch import uninterrupted
@@ -146,7 +146,7 @@ def dagster_home(environment: Environment) -> Path:
 
 
 def _show_result(console: Console, result: JobResult, url: str) -> None:
-    """Say what became of the batch, and which runs wait for what."""
+    """Print the result of the batch, and the runs that wait."""
     from rich.text import Text
 
     def whole(name: str) -> str:
@@ -162,7 +162,7 @@ def _show_result(console: Console, result: JobResult, url: str) -> None:
             soft_wrap=True,
         )
     elif result.succeeded:
-        console.print(f"Run {result.run_id}: nothing was due that may be sent now.", highlight=False, soft_wrap=True)
+        console.print(f"Run {result.run_id}: no message is due that can be sent now.", highlight=False, soft_wrap=True)
     waits = _waits(url)
     for name, reason in waits[:_SHOWN_WAITS]:
         console.print(Text(f"{name} waits: {reason}", style="yellow"))

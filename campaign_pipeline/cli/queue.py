@@ -1,4 +1,4 @@
-"""Which database a command works on."""
+"""The database that a command works on."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from campaign_pipeline.adapters.environment import Environment
 
 
 def queue_url() -> str:
-    """The queue's database with our schema; the embedded server is started and brought up to date.
+    """Return the URL of the queue's database; start and upgrade the embedded server if it is used.
 
     Raises SettingError or schema.DatabaseUnusable with one sentence.
     """
@@ -18,7 +18,7 @@ def queue_url() -> str:
 
 
 def plain_url() -> str:
-    """The database's URL, whatever its schema; the embedded server is started."""
+    """Return the database's URL without checking its schema; start the embedded server if it is used."""
     from campaign_pipeline.adapters.database import named_url
     from campaign_pipeline.adapters.embedded import embedded_server
     from campaign_pipeline.launch import uninterrupted

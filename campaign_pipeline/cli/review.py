@@ -1,4 +1,4 @@
-"""`campaign-pipeline preview`, `review` and `test-send`: decide before it goes out."""
+"""`campaign-pipeline preview`, `review` and `test-send`: check texts before they are sent."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ CHOICES = {"a": "approve", "e": "edit", "r": "reject", "s": "skip for now", "q":
 
 @click.command()
 @click.argument("run", metavar="RUN")
-@click.option("--count", type=click.IntRange(1, 100), default=5, show_default=True, help="Of how many messages.")
-@click.option("--keep", is_flag=True, help="Keep the texts: they are what is sent, and are not paid for again.")
+@click.option("--count", type=click.IntRange(1, 100), default=5, show_default=True, help="How many texts.")
+@click.option("--keep", is_flag=True, help="Store the texts; they are sent as they are, at no further cost.")
 @json_option
 @personal_data_option
 def preview(run: str, count: int, keep: bool, as_json: bool, personal: bool) -> None:
-    """Write the texts of a run's next messages; nothing is sent.
+    """Write the texts of a run's next messages, without sending them.
 
-    RUN is a run's name or id, or its campaign's. With the real prompt, model and checks: text, parts, cost, warnings.
+    Uses the real prompt, model and checks; shows text, parts, cost and warnings. RUN is the name or id of a run or of
+    its campaign.
     """
     from campaign_pipeline.campaigns.planning import counted
     from campaign_pipeline.defs.trial import TrialFailed
@@ -39,7 +40,7 @@ def preview(run: str, count: int, keep: bool, as_json: bool, personal: bool) -> 
         previews = write(queue_url(), run, count, keep=keep)
     except TrialFailed as error:
         raise WrongSetting(str(error)) from None
-    # The texts are what was asked for: only what is known of the lead is masked in them.
+    # The texts are shown; only the lead's data is masked in them.
     rows = [each.row(personal=personal) for each in previews]
     if as_json:
         show_json(rows)
@@ -49,7 +50,9 @@ def preview(run: str, count: int, keep: bool, as_json: bool, personal: bool) -> 
         for row in rows:
             _show(row)
         cost = sum(row["cost_usd"] for row in rows)
-        kept = "Kept: this is what is sent." if keep else "Nothing is kept (--keep)."
+        kept = (
+            "The texts are stored and will be sent as they are." if keep else "Not stored (use --keep to store them)."
+        )
         click.echo(f"{counted(len(rows), 'text', 'texts')}, US$ {cost:.4f}. {kept}")
 
 
@@ -69,13 +72,11 @@ def _show(row: dict[str, Any]) -> None:
 
 @click.command()
 @click.argument("run", metavar="RUN")
-@click.option(
-    "--write", "write", type=click.IntRange(0, 100), help="Have so many texts written first that are missing."
-)
-@click.option("--approve", "approved", multiple=True, metavar="ID", help="This message may go out; may be repeated.")
-@click.option("--approve-all", is_flag=True, help="Every text that waits may go out.")
-@click.option("--reject", "rejected", multiple=True, metavar="ID", help="This message is not sent; may be repeated.")
-@click.option("--edit", "edited", type=(str, str), multiple=True, metavar="ID TEXT", help="It goes out with this text.")
+@click.option("--write", "write", type=click.IntRange(0, 100), help="Write up to this many missing texts first.")
+@click.option("--approve", "approved", multiple=True, metavar="ID", help="Approve this message; may be repeated.")
+@click.option("--approve-all", is_flag=True, help="Approve every waiting text.")
+@click.option("--reject", "rejected", multiple=True, metavar="ID", help="Reject this message; may be repeated.")
+@click.option("--edit", "edited", type=(str, str), multiple=True, metavar="ID TEXT", help="Approve it with this text.")
 @by_option
 @json_option
 @personal_data_option
@@ -90,10 +91,10 @@ def review(
     as_json: bool,
     personal: bool,
 ) -> None:
-    """Look at the texts that wait for a person, and approve, edit or reject them.
+    """Approve, edit or reject the texts that wait for review.
 
-    Asks for each on a terminal; with flags, or --json, it asks nothing. Texts that are missing are written first: by
-    default, as many as the campaign's review asks for, at most 20. An edited text is checked as every other.
+    On a terminal it asks for each text; with flags or --json it does not ask. Missing texts are written first: by
+    default as many as the campaign's review requires, at most 20. Edited texts pass the same checks.
     """
     from campaign_pipeline.adapters.reviews import Decision
     from campaign_pipeline.defs.trial import TrialFailed, decide, texts_to_review
@@ -124,7 +125,7 @@ def review(
     else:
         click.echo(f"Decided: {len(done)} of {len(decisions)}.")
         for message_id in late:
-            click.echo(f"Too late for {message_id}: it does not wait any more, or has no text.", err=True)
+            click.echo(f"Not decided: {message_id} does not wait for review any more, or has no text.", err=True)
 
 
 def _list(rows: Sequence[dict[str, Any]], *, as_json: bool, personal: bool) -> None:
@@ -132,7 +133,7 @@ def _list(rows: Sequence[dict[str, Any]], *, as_json: bool, personal: bool) -> N
     if as_json:
         show_json(shown)
     elif not shown:
-        click.echo("No text of this run waits for a person.")
+        click.echo("No text of this run waits for review.")
     else:
         for row in shown:
             _show(row)
@@ -156,7 +157,7 @@ def _row(row: dict[str, Any], *, personal: bool) -> dict[str, Any]:
 
 
 def _ask(rows: Sequence[dict[str, Any]]) -> Sequence[Decision]:
-    """Ask a person for each text, as it is."""
+    """Ask for a decision on each text, shown unmasked."""
     from campaign_pipeline.adapters.reviews import Decision
 
     decisions: list[Decision] = []
@@ -177,15 +178,15 @@ def _ask(rows: Sequence[dict[str, Any]]) -> Sequence[Decision]:
 
 @click.command("test-send")
 @click.argument("campaign", metavar="CAMPAIGN")
-@click.option("--to", required=True, metavar="NUMBER", help="Your own number, or e-mail address for a mailbox.")
+@click.option("--to", required=True, metavar="NUMBER", help="Your own number, or your e-mail address for a mailbox.")
 @click.option(
-    "--lead", "lead_id", type=click.UUID, metavar="ID", help="Write it for this lead; else for a made-up one."
+    "--lead", "lead_id", type=click.UUID, metavar="ID", help="Write it for this lead. Default: a sample lead."
 )
 @json_option
 def test_send(campaign: str, to: str, lead_id: UUID | None, as_json: bool) -> None:
-    """Send one text of a campaign to yourself, through the real model and provider.
+    """Send one text of a campaign to yourself, with the real model and provider.
 
-    Outside queue, counters, pace and the CRM's chat: nobody but you gets anything, and no lead changes.
+    It does not touch the queue, counters, rate limits, leads or the CRM's chat. Nobody else receives anything.
     """
     from campaign_pipeline.adapters.queue_connection import connect_rows
     from campaign_pipeline.campaigns.finding import NotFound, find_campaign

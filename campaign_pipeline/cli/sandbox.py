@@ -1,4 +1,4 @@
-"""`campaign-pipeline sandbox`: stand-ins for the providers, whose room declares the flags."""
+"""`campaign-pipeline sandbox`: mock providers. Its flags are declared in `sandbox/command.py`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import click
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
 def sandbox(context: click.Context, arguments: tuple[str, ...]) -> None:
-    """Serve stand-ins for the providers, until interrupted."""
+    """Serve mock providers over HTTP until interrupted."""
     from campaign_pipeline.sandbox.command import sandbox as command
 
     with command.make_context(context.info_name, list(arguments), parent=context.parent) as inner:

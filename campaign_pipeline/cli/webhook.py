@@ -1,4 +1,4 @@
-"""`campaign-pipeline webhook`: receipts and replies, where no CRM takes them."""
+"""`campaign-pipeline webhook`: receive receipts and replies, if no CRM does."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ KEEP_ALIVE_SECONDS = 75
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; put a TLS proxy before it.")
 @click.option("--port", type=click.IntRange(1, 65535), default=8765, show_default=True, help="Port to listen on.")
 def webhook(host: str, port: int) -> None:
-    """Take receipts and replies of the providers, until interrupted.
+    """Receive the providers' receipts and replies until interrupted.
 
-    Receipts settle what was in doubt and show who read what; a reply stops what is planned for its lead, and an opt-out
-    holds at once. Not needed where the CRM takes the webhooks; an event that comes both ways counts once.
+    Receipts settle unknown outcomes and show who read a message. A reply stops further messages to the lead, and an
+    opt-out takes effect at once. This is not needed if the CRM receives the webhooks; an event that arrives twice
+    counts once.
     """
     import uvicorn
 
@@ -27,11 +28,11 @@ def webhook(host: str, port: int) -> None:
 
     secrets = WebhookSecrets.from_environment(os.environ)
     application = Webhook(WebhookStore(queue_url()), secrets)
-    click.echo(f"Listening on http://{host}:{port}; Ctrl-C stops it. The providers are to call:")
+    click.echo(f"Listening on http://{host}:{port}; Ctrl-C stops it. Paths to register at the providers:")
     for path in secrets.paths():
         click.echo(f"  {path}")
-    # Addresses hold tokens, so no access log is written.
-    # A provider's idle connection is kept for longer than its own pool keeps it, or a call may meet it being closed.
+    # No access log: paths contain tokens.
+    # Idle connections are kept longer than the providers' pools keep them, so that none is closed during a call.
     config = uvicorn.Config(
         application.app, host, port, log_level="warning", access_log=False, timeout_keep_alive=KEEP_ALIVE_SECONDS
     )

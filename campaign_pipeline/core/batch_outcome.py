@@ -1,8 +1,4 @@
-"""What became of a batch, and what its run says of it.
-
-Two questions are asked when a batch is closed: is all of it worked, and could it send at all? The asset checks of its
-run give the answers.
-"""
+"""The outcome of a batch: was every message worked on, and could the batch send? Asset checks of its run show it."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -13,19 +9,19 @@ from campaign_pipeline.core.next_steps import REMEDIES, next_step
 from campaign_pipeline.core.notices import messages
 
 SEND_THEM = (
-    "They are back in the queue and go out with the next batch: the schedule process_campaign_queue_every_minute "
-    "launches it within a minute; where that is off, launch process_campaign_queue."
+    "They are back in the queue, and the next batch sends them: the schedule process_campaign_queue_every_minute "
+    "launches it within a minute. If the schedule is off, launch process_campaign_queue."
 )
 
 SHOWN_CAUSES = 3
 
 WANTED = frozenset({"awaiting_review", "paused_by_person", "run_paused", "run_cancelled"})
-"""What keeps messages back because a person wants it so: no trouble."""
+"""Codes of waits that a person asked for; they are not faults."""
 
 
 @dataclass(frozen=True)
 class BatchCounts:
-    """How many messages of a batch are what, by the database."""
+    """The messages of a batch by state, counted in the database."""
 
     sent: int = 0
     failed: int = 0
@@ -36,13 +32,13 @@ class BatchCounts:
 
     @property
     def open(self) -> int:
-        """Those that are still to be sent."""
+        """Messages that are still to be sent."""
         return self.waiting + self.held
 
 
 @dataclass(frozen=True)
 class Cause:
-    """Why messages were returned that a person must mend."""
+    """A reason for returned messages that a person must fix."""
 
     code: str
     reason: str
@@ -50,13 +46,13 @@ class Cause:
 
     @property
     def step(self) -> str:
-        """What to do, as an imperative without the full stop."""
+        """What to do, as an imperative without a full stop."""
         return REMEDIES.get(self.code, "") or "do what the reason says"
 
 
 @dataclass(frozen=True)
 class BatchOutcome:
-    """What became of the messages that one batch claimed."""
+    """The outcome of the messages that one batch claimed."""
 
     claimed: int
     counts: BatchCounts
@@ -66,42 +62,42 @@ class BatchOutcome:
 
     @property
     def is_worked(self) -> bool:
-        """Whether each message was worked by a step, or went out by other means."""
+        """Whether a step worked on each message, or it was sent otherwise."""
         return not self.given_back and not (self.unworked and self.counts.open)
 
     @property
     def could_send(self) -> bool:
-        """Whether nothing that a person must mend kept messages from going out."""
+        """Whether no message waits for something that a person must fix."""
         return not self.causes
 
     def work_sentence(self) -> str:
-        """Whether all of the batch was worked, and what to do where it was not."""
+        """Say whether the whole batch was worked on, and what to do if not."""
         if self.is_worked:
-            return f"The batch of {messages(self.claimed)} was worked to its end."
+            return f"The batch of {messages(self.claimed)} was completed."
         why = (
-            f"the steps of {self.unworked} of them never ran, because Dagster leaves out of a re-execution what had "
-            "not started before"
+            f"the steps of {self.unworked} of them never ran, because a re-execution in Dagster leaves out steps that "
+            "had not started before"
             if self.unworked
             else f"{self.given_back} of them were held by steps that have ended"
         )
         return f"{self.counts.open} of {self.claimed} messages of this batch are not sent: {why}. {SEND_THEM}"
 
     def cause_sentence(self) -> str:
-        """What kept messages from going out, and what to do."""
+        """Say why messages wait, and what to do."""
         went = f"{self.counts.sent} of {self.claimed} sent"
         if not self.causes:
-            return f"{went}; nothing needs a person before the rest goes out."
+            return f"{went}; the rest needs no action."
         told = " ".join(
             f"Waiting ({cause.code}): {messages(cause.messages)}. {cause.reason} Next: {cause.step}."
             for cause in self.causes[:SHOWN_CAUSES]
         )
-        return f"{went}. {told} What waits goes on by itself then."
+        return f"{went}. {told} The waiting messages then continue automatically."
 
 
 def batch_outcome(
     claimed: int, counts: BatchCounts, given_back: int, reports: Iterable[Mapping[str, Any]]
 ) -> BatchOutcome:
-    """The outcome of a batch, from its rows and from the reports of its shards (`ShardReport.to_json`)."""
+    """Compute the outcome of a batch from its rows and its shards' reports (`ShardReport.to_json`)."""
     reports = list(reports)
     waiting: Counter[str] = Counter()
     reasons: dict[str, str] = {}
@@ -121,5 +117,5 @@ def batch_outcome(
 
 
 def needs_person(error_class: str, code: str) -> bool:
-    """Whether a message that was returned waits for something that a person must mend."""
+    """Return whether a returned message waits for something that a person must fix."""
     return code not in WANTED and not next_step("returned", error_class, code).startswith("nothing")

@@ -15,17 +15,17 @@ from uuid import UUID
 from zoneinfo import ZoneInfo
 
 CODES = frozenset({"paced", "resting", "hourly_limit", "daily_limit", "warming_up", "quiet_hours"})
-"""Why a message waits for its turn."""
+"""Codes of a rate-limit wait."""
 
 REASONS = {
-    "paced": "Its inbox or campaign sends at a set pace, and its turn has not come.",
+    "paced": "The rate limit of its inbox or campaign allows the next message later.",
     "resting": "Its inbox rests after a number of messages.",
-    "hourly_limit": "Its inbox has begun as many messages in the last 60 minutes as it may.",
-    "daily_limit": "Its inbox or campaign has begun as many messages today as it may.",
-    "warming_up": "Its inbox is new, and has begun as many messages today as its warm-up lets it.",
-    "quiet_hours": "Its inbox is quiet at this hour.",
+    "hourly_limit": "Its inbox has reached its limit for 60 minutes.",
+    "daily_limit": "Its inbox or campaign has reached its daily limit.",
+    "warming_up": "Its inbox is new and has reached today's warm-up limit.",
+    "quiet_hours": "Its inbox is in its quiet hours.",
 }
-"""What is said of a message that waits."""
+"""The sentence for a message that waits, by code."""
 
 Scope = tuple[str, UUID]
 """`inbox` or `campaign`, and which."""

@@ -70,7 +70,7 @@ def read_message(raw: str, max_chars: int, known: Known = NOTHING_KNOWN, markup:
     """
     text, changed = clean(raw, markup)
     if is_blank(text):
-        raise TextProblem("empty", "The model answered with no text.")
+        raise TextProblem("empty", "The model's answer has no text.")
     if len(text) < MIN_CHARS:
         raise TextProblem("too_short", f"The model's text has {len(text)} characters; at least {MIN_CHARS} are needed.")
     check(text, known)

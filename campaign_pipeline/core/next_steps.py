@@ -1,22 +1,22 @@
-"""What an operator may do about a message that was not sent, or a run that waits: one true sentence for every reason.
+"""The next step for a message that was not sent, or for a run that waits: one sentence per reason.
 
-A reason is a code (`error_code`, `wait_code`). What helps depends on the code, and on what became of the message: what
-is due again by itself only needs its cause mended, what failed has to be sent again as well. A test holds the table to
-every code that the pipeline can give.
+A reason is a code (`error_code`, `wait_code`). The step depends on the code and on the message: a message that is
+retried automatically only needs its cause fixed, a failed one must also be sent again. A test compares the table with
+all codes of the pipeline.
 """
 
 from collections.abc import Mapping
 
 PASSES = ""
-"""Remedy of what passes by itself, or cannot be helped at all."""
+"""The remedy of a cause that passes without action, or that cannot be fixed."""
 
 _LEAD_NUMBER = "correct the lead's phone number"
 _LEAD_EMAIL = "correct the lead's e-mail address"
 _INSTRUCTIONS = "look at the refused texts (campaign_model_calls) and correct the campaign's instructions or its model"
 _KEY = "set a key that the provider accepts, where the reason says"
-_MAILBOX = "do what the mail server's words ask for (campaign_message_parts.provider_response)"
+_MAILBOX = "follow the mail server's answer (campaign_message_parts.provider_response)"
 _ADDRESS = "correct the provider's address, in the instance or in the variable that the reason names"
-_REPORT = "report the message's id and the log: this is a fault of the pipeline or an answer that it does not know"
+_REPORT = "report the message's id and the log: this is a bug of the pipeline, or an answer that it does not know"
 _TEMPLATE = "give the campaign a template that Meta has approved (template_name, template_language)"
 _META = "do what the reason says, in Meta's WhatsApp Manager"
 
@@ -102,10 +102,10 @@ _GROUPS: Mapping[str, tuple[str, ...]] = {
     "correct the row that the check rows_stay_in_their_workspace names, and make a new message": ("foreign_workspace",),
     "lift the suppression if the person wants messages again, and make a new message": ("suppressed",),
     "keep the schedule on, or raise CAMPAIGN_MAX_AGE_MINUTES, and make a new message": ("too_old",),
-    "see what the log says of its workers before it is sent again": ("worker_died_twice",),
-    "look at the chat: part of it went out": ("incomplete",),
+    "read the log of its workers before you send it again": ("worker_died_twice",),
+    "look at the chat: a part of it was sent": ("incomplete",),
     "connect the inbox's instance": ("inbox_disconnected",),
-    "use the number as people do for some days, or send through another": ("new_chats_limited",),
+    "use the number normally for some days, or send through another": ("new_chats_limited",),
     "link an instance to the inbox (inbox_instances)": ("inbox_without_instance",),
     "give the campaign an inbox (campaign_configs.inbox_id)": ("no_inbox",),
     "give the run a campaign (campaign_runs.config_id), or cancel it": ("no_campaign",),
@@ -123,38 +123,38 @@ _GROUPS: Mapping[str, tuple[str, ...]] = {
 }
 
 REMEDIES: Mapping[str, str] = {code: remedy for remedy, codes in _GROUPS.items() for code in codes}
-"""What mends the cause of a code, as an imperative without its full stop; PASSES: nothing is to be mended."""
+"""The remedy of a code, as an imperative without a full stop; PASSES: no action is needed."""
 
 SEND_AGAIN = "launch retry_failed_messages for its day"
 SEND_AGAIN_PERMANENT = f'{SEND_AGAIN} with error_classes ["permanent"]'
 
 
 def next_step(what: str, error_class: str, code: str) -> str:
-    """What to do about a message that a shard did not send, without the full stop.
+    """Return what to do about a message that a shard did not send, without a full stop.
 
-    `what` is returned, failed, skipped or left; `error_class` is that of the message, or empty.
+    `what` is returned, failed, skipped or left; `error_class` is the message's, or empty.
     """
     remedy = REMEDIES.get(code, PASSES)
     if what == "left":
-        return "nothing: whoever holds it, or the next batch, goes on with it"
+        return "nothing: the worker that holds it, or the next batch, continues"
     if what == "failed":
         return _after_failure(error_class, remedy)
     if what == "skipped":
-        return remedy or "nothing: it is not sent any more"
+        return remedy or "nothing: it will not be sent"
     if error_class == "systemic" and code not in REMEDIES:
         remedy = "do what the reason says"
-    return f"{remedy}; it goes on by itself then" if remedy else "nothing: it is due again by itself"
+    return f"{remedy}; it then continues automatically" if remedy else "nothing: it is retried automatically"
 
 
 def _after_failure(error_class: str, remedy: str) -> str:
     if error_class == "unknown":
-        return "look at the chat; only a person may have it sent again"
+        return "look at the chat; only a person may resend it"
     if error_class == "permanent":
-        return f"{remedy}, then {SEND_AGAIN_PERMANENT}" if remedy else "nothing: it was refused for good"
+        return f"{remedy}, then {SEND_AGAIN_PERMANENT}" if remedy else "nothing: it was rejected for good"
     return f"{remedy}, then {SEND_AGAIN}" if remedy else SEND_AGAIN
 
 
 def step_of_wait(code: str) -> str:
-    """What to do about a run that waits for this reason, without the full stop."""
+    """Return what to do about a run that waits for this reason, without a full stop."""
     remedy = REMEDIES.get(code, PASSES)
-    return f"{remedy}; it goes on by itself then" if remedy else "nothing: it goes on by itself"
+    return f"{remedy}; it then continues automatically" if remedy else "nothing: it continues automatically"

@@ -1,4 +1,4 @@
-"""What a person is told, and when: once when it begins, again after hours, and when it is over."""
+"""Notices to the operator: one when a cause begins, a reminder after hours, and one when it is over."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -7,27 +7,27 @@ from enum import StrEnum
 from uuid import UUID
 
 REMIND_AFTER = timedelta(hours=4)
-"""How long after the last word a notice that still stands is told again."""
+"""Time after which an open notice is repeated."""
 
 SHOWN_NAMES = 3
 
 
 @dataclass(frozen=True)
 class Concern:
-    """Something that needs a person; the same one as long as its key is the same.
+    """Something that needs a person. The key identifies it.
 
-    The key is made of the cause and its scope, so that a cause that stops ten campaigns is one concern.
+    The key consists of the cause and its scope, so a cause that stops ten campaigns is one concern.
     """
 
     key: str
     what: str  # a sentence
-    step: str  # what to do, an imperative without its full stop; empty: `what` says it
+    step: str  # what to do, an imperative without a full stop; empty: `what` says it
     scope: str = ""  # inbox, workspace, campaign, run, model, provider, job; empty: the whole queue
     scope_id: str = ""
     since: datetime | None = None  # None: since it was noticed
-    messages: int = 0  # that wait for it
-    runs: Mapping[UUID, str] = field(default_factory=dict)  # the campaign runs that it concerns, and their names
-    size: int = 0  # a growing one of these is news; 0: its being there is all the news
+    messages: int = 0  # waiting messages
+    runs: Mapping[UUID, str] = field(default_factory=dict)  # the affected campaign runs, and their names
+    size: int = 0  # a larger size is news; 0: the concern has no size
 
     @property
     def names(self) -> list[str]:
@@ -37,7 +37,7 @@ class Concern:
 
 @dataclass(frozen=True)
 class Standing:
-    """What was told and is not over, as the table of notices has it."""
+    """An open notice; a row of the table of notices."""
 
     key: str
     title: str
@@ -57,7 +57,7 @@ class Kind(StrEnum):
 
 
 def to_tell(concerns: Iterable[Concern], standing: Mapping[str, Standing], now: datetime) -> list[tuple[Kind, Concern]]:
-    """Which concerns are to be told now, and why."""
+    """Return the concerns to report now, and why."""
     told = []
     for concern in concerns:
         before = standing.get(concern.key)
@@ -71,7 +71,7 @@ def to_tell(concerns: Iterable[Concern], standing: Mapping[str, Standing], now: 
 
 
 def title_of(concern: Concern, name: str) -> str:
-    """The headline. `name`: how people call the scope; empty: none."""
+    """Return the headline. `name` is the scope's name, or empty."""
     waiting = f"{messages(concern.messages)} waiting" if concern.messages else ""
     place = f"{concern.scope} {name}" if name and concern.scope != "all" else ""
     code = concern.key.partition(":")[0].replace("_", " ")
@@ -81,7 +81,7 @@ def title_of(concern: Concern, name: str) -> str:
 
 
 def lines_of(kind: Kind, concern: Concern, since: datetime, now: datetime) -> list[str]:
-    """What happened, to whom, since when, and what to do."""
+    """Return what happened, where, since when, and what to do."""
     lines = [concern.what]
     stands = f"Since {since:%Y-%m-%d %H:%M} UTC" + (f" ({span(now - since)})" if kind is Kind.REMINDER else "")
     if concern.messages:
@@ -94,24 +94,24 @@ def lines_of(kind: Kind, concern: Concern, since: datetime, now: datetime) -> li
 
 
 def over_line(notice: Standing, now: datetime, sent: int) -> str:
-    """How long what is over has lasted, and what went out since it began."""
-    went = f" Of the campaigns it held {messages(sent)} went out since it began." if notice.run_ids else ""
+    """Say how long a cause lasted, and how many messages its campaigns sent since it began."""
+    went = f" The affected campaigns have sent {messages(sent)} since it began." if notice.run_ids else ""
     return f"It lasted {span(now - notice.since)}, since {notice.since:%Y-%m-%d %H:%M} UTC.{went}"
 
 
 def messages(count: int) -> str:
-    """How many messages, in words."""
+    """Format a number of messages."""
     return "1 message" if count == 1 else f"{count} messages"
 
 
 def listed(names: Sequence[str]) -> str:
-    """A few names, and how many more."""
+    """List a few names, and how many more there are."""
     shown = ", ".join(names[:SHOWN_NAMES]) or "unnamed campaigns"
     return f"{shown} and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else shown
 
 
 def span(time: timedelta) -> str:
-    """A duration in words."""
+    """Format a duration in words."""
     seconds = max(0, round(time.total_seconds()))
     if seconds < 120:
         return f"{seconds} seconds"
@@ -122,7 +122,7 @@ def span(time: timedelta) -> str:
 
 @dataclass(frozen=True)
 class SlowRun:
-    """A campaign run that a spending limit or a pace holds."""
+    """A campaign run that a spending limit or a rate limit delays."""
 
     campaign: str
     code: str | None
@@ -132,7 +132,7 @@ class SlowRun:
     sent_in_hour: int
 
     def sentence(self, now: datetime, day_end: datetime) -> str | None:
-        """What of it does not go out today; None where all of it does."""
+        """Say what will not be sent today; None if all will."""
         if self.code == "spending_limit":
             waiting = messages(self.messages)
             return f"{self.campaign}: a spending limit is reached, and {waiting} must wait. {self.reason}"
@@ -141,8 +141,8 @@ class SlowRun:
         goes = int(self.sent_in_hour * hours)
         if self.messages <= goes:
             return None
-        why = self.reason or f"It sends {self.sent_in_hour} an hour."
-        return f"{self.campaign}: of {self.messages} messages due today about {goes} will go out. {why}"
+        why = self.reason or f"It sends {self.sent_in_hour} per hour."
+        return f"{self.campaign}: about {goes} of {self.messages} messages due today will be sent. {why}"
 
 
 def summary_lines(
@@ -152,7 +152,7 @@ def summary_lines(
     now: datetime,
     end: datetime,
 ) -> list[str]:
-    """What a day's summary says; nothing where all is well."""
+    """Return the lines of a daily summary; none if there is nothing to report."""
     lines = [f"{row['campaign']}: {row['messages']} failed for good ({row['code']})." for row in exhausted]
     if lines:
         lines.append("To send these again, launch retry_failed_messages for today.")

@@ -1,4 +1,4 @@
-"""What a person reads of runs, messages and inboxes: masked, and as a story in sentences."""
+"""Rows and messages for the operator: masked rows, and a message's history in sentences."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,11 +12,11 @@ from campaign_pipeline.core.states import LEASED
 
 _TEXTS = ("text", "subject", "answer_of_model")
 _RAW = ("provider_response",)
-"""What a provider said, word for word: shown only on request."""
+"""The provider's answer, verbatim; shown only on request."""
 
 
 def mask(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The same row without names, addresses and texts: initials, the ends of a number, how long a text is."""
+    """Mask a row: initials for names, the ends of numbers, the length of texts."""
     shown = dict(row)
     for name, value in row.items():
         if not value:
@@ -34,17 +34,17 @@ def mask(row: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Story:
-    """One message: what it is, what was done for it, why it is where it is, and who may do what about it."""
+    """One message: its fields, what was done, why it has its status, and what to do."""
 
     message: Mapping[str, Any]  # a row of story_of_message
     parts: Sequence[Mapping[str, Any]]  # of story_of_parts
     log: Sequence[Mapping[str, Any]]  # of story_of_log
     model_calls: Sequence[Mapping[str, Any]]  # of story_of_model_calls
-    wait: RunWait | None  # why its run is not worked now
+    wait: RunWait | None  # why its run waits
 
     @property
     def summary(self) -> str:
-        """What became of it, in one or two sentences."""
+        """What happened to it, in one or two sentences."""
         m = self.message
         match m["status"]:
             case "sent":
@@ -53,15 +53,15 @@ class Story:
             case "replied":
                 return f"Sent at {_at(m['sent_at'])}, and the lead replied at {_at(m['replied_at'])}."
             case "failed" if m["error_class"] == "unknown":
-                return f"Failed at {_at(m['finished_at'])}; a part of it may have gone out. {_sentence(m['reason'])}"
+                return f"Failed at {_at(m['finished_at'])}; it may have been sent. {_sentence(m['reason'])}"
             case "failed" | "skipped" as status:
                 out = sum(part["status"] == "sent" for part in self.parts)
-                begun = f" {out} of its {len(self.parts)} parts went out before." if out else ""
+                begun = f" {out} of its {len(self.parts)} parts had been sent before." if out else ""
                 return f"{status.capitalize()} at {_at(m['finished_at'])}. {_sentence(m['reason'])}{begun}"
             case status if status in LEASED:
                 return (
-                    f"At work ({status}): held by {m['lease_owner'] or 'nobody known'}, "
-                    f"whose lease ends at {_at(m['lease_expires_at'])} unless it is renewed."
+                    f"In progress ({status}): leased by {m['lease_owner'] or 'an unknown worker'} "
+                    f"until {_at(m['lease_expires_at'])}, unless the lease is renewed."
                 )
         return self._waiting()
 
@@ -74,16 +74,16 @@ class Story:
             until = f" (until {_at(self.wait.until)})" if coming else ""
             return f"Waits with its whole run: {_sentence(self.wait.reason)}{until}"
         if m["due_at"] is None:
-            return "Waits, and has no time at which it is due."
+            return "Waits without a due time."
         if m["due_at"] > m["now"]:
             why = f" {_sentence(m['reason'])}" if m["reason"] else ""
-            return f"Waits until {_at(m['due_at'])}, when it is due.{why}"
-        return f"Due since {_at(m['due_at'])}: the next batch takes it."
+            return f"Waits until it is due at {_at(m['due_at'])}.{why}"
+        return f"Due since {_at(m['due_at'])}: the next batch claims it."
 
     def _delivery(self) -> str:
         failed = next((part for part in self.parts if part["delivery_status"] == "failed"), None)
         if failed:
-            return f" The provider reported later that part {failed['part_no']} was not delivered."
+            return f" The provider later reported that part {failed['part_no']} was not delivered."
         stages = {part["delivery_status"] for part in self.parts}
         if stages == {"read"}:
             return " It was read."
@@ -91,17 +91,17 @@ class Story:
 
     @property
     def next_step(self) -> str:
-        """Who may do what about it."""
+        """What to do."""
         m = self.message
         command = f"campaign-pipeline retry {m['message_id']}"
         if m["suppressed"] and m["status"] not in {"sent", "replied"}:
-            return "Nobody: the lead or its address is suppressed. See `campaign-pipeline consent list`."
+            return "Nothing: the lead or its address is suppressed. See `campaign-pipeline consent list`."
         match m["status"]:
             case "sent" | "replied":
                 return "Nothing to do."
             case "failed" if m["error_class"] == "unknown":
                 return (
-                    "A person who looks at the chat: if nothing arrived, "
+                    "Look at the chat. If nothing arrived, "
                     f"`{command} --resend-unknown` sends it again; a part that did arrive would arrive twice."
                 )
             case "failed":
@@ -110,17 +110,17 @@ class Story:
             case "skipped":
                 return _sentence(next_step("skipped", m["error_class"] or "", m["error_code"] or ""))
         if m["run_status"] == "paused":
-            return f"`campaign-pipeline resume {m['run_id']}` lets its run go on."
+            return f"`campaign-pipeline resume {m['run_id']}` resumes its run."
         if self.wait is not None:
             return _sentence(step_of_wait(self.wait.code))
-        return "Nothing to do: it goes on by itself."
+        return "Nothing to do: it continues automatically."
 
     def attempts(self) -> list[dict[str, Any]]:
-        """Each attempt to send a part, and each look-up of one, in their order."""
+        """Return all attempts to send a part, and all look-ups, by time."""
         return sorted((attempt for part in self.parts for attempt in _attempts(part)), key=lambda each: each["at"])
 
     def to_dict(self, *, personal: bool) -> dict[str, Any]:
-        """All of it, for `--json` and for an output."""
+        """Return everything, for `--json` and for an output."""
 
         def shown(row: Mapping[str, Any]) -> dict[str, Any]:
             return dict(row) if personal else mask(row)
@@ -168,11 +168,11 @@ def _attempts(part: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 _OUTCOMES = {"planned": "not sent", "sent": "accepted", "failed": "refused"}
-"""What the states of a part mean as the outcome of an attempt."""
+"""The outcome of an attempt, by the part's state."""
 
 
 def _at(instant: datetime | None) -> str:
-    return f"{instant.astimezone():%Y-%m-%d %H:%M:%S}" if instant else "a time that is not known"
+    return f"{instant.astimezone():%Y-%m-%d %H:%M:%S}" if instant else "an unknown time"
 
 
 def _sentence(text: str | None) -> str:

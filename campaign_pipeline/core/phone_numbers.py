@@ -47,7 +47,7 @@ class NumberDirectory:
         answer = await self._channel.check_number(number)
         if isinstance(answer, NumberNotChecked):
             self._not_checked.add(number)
-            text = f"The number was not checked before it was used. {answer.reason}"
+            text = f"The number could not be checked before sending. {answer.reason}"
             self._log(message, "prepare", "warning", text)
             return None
         if isinstance(answer, NumberMissing):

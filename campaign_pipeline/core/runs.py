@@ -27,7 +27,7 @@ SHORT_THROTTLE = timedelta(minutes=10)
 
 NO_MODEL = "no_model"
 
-NO_MODEL_REASON = "The workspace has no active agent with a model; set one in ai_agents and the run goes on by itself."
+NO_MODEL_REASON = "The workspace has no active agent with a model. Set one in ai_agents; the run then continues."
 
 
 @dataclass(frozen=True)
@@ -287,20 +287,20 @@ def _configuration_waits(run: RunningRun) -> list[RunWait]:
     """What in the CRM keeps the run, the most basic first."""
     run_id = run.run_id
     if run.config_id is None:
-        return [RunWait(run_id, "no_campaign", "The run names no campaign config (config_id); it cannot be worked.")]
+        return [RunWait(run_id, "no_campaign", "The run has no campaign config (config_id).")]
     if not run.is_active:
         return [RunWait(run_id, "campaign_inactive", "The campaign is switched off (campaign_configs.is_active).")]
     if run.inbox_id is None:
         return [RunWait(run_id, "no_inbox", "The campaign has no inbox (campaign_configs.inbox_id).")]
     if run.instance_id is None:
-        text = f"The inbox {run.inbox_id} has no instance; link one in inbox_instances."
+        text = f"The inbox {run.inbox_id} has no instance. Link one in inbox_instances."
         return [RunWait(run_id, "inbox_without_instance", text)]
     if run.instance_status == "connecting":
         name = run.instance_name or run.instance_id
-        return [RunWait(run_id, CONNECTING, f"The instance {name} is connecting; the run goes on when it has.")]
+        return [RunWait(run_id, CONNECTING, f"The instance {name} is connecting; the run then continues.")]
     if run.instance_status != "connected":
         name, status = run.instance_name or run.instance_id, run.instance_status or "of no known status"
-        text = f"The instance {name} is {status}, not connected; connect it and the run goes on by itself."
+        text = f"The instance {name} is {status}, not connected. Connect it; the run then continues."
         return [RunWait(run_id, "inbox_disconnected", text)]
     if run.model is None:
         return [RunWait(run_id, NO_MODEL, NO_MODEL_REASON)]

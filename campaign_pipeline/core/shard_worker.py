@@ -163,7 +163,7 @@ class ShardWorker:
         """What each message takes, where nothing of ours slows it down."""
         stages = {"text": self.report.generation_ms, "part": self.report.send_ms}
         known = [f"{statistics.median(ms) / 1000:.1f} s a {stage}" for stage, ms in stages.items() if ms]
-        return f"Nothing slows it down: {', '.join(known)}." if known else "Nothing was answered yet."
+        return f"Nothing slows it down: {', '.join(known)}." if known else "No answer has arrived yet."
 
     async def _keep_up(self) -> None:
         """Show that this event loop is alive, and write what was logged."""

@@ -235,7 +235,7 @@ class TextWriter:
         template = self._settings.campaigns[message.config_id].template
         if template is None:
             reason = (
-                "The lead did not write within a day, so only an approved template may go out, and the campaign has "
+                "The lead has not written for a day, so only an approved template may be sent, and the campaign has "
                 "none: set its template_name."
             )
             raise NotWritten(Systemic("no_template", reason, Scope.RUN))

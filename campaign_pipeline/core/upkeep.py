@@ -100,7 +100,7 @@ def _idle_sentence(look: QueueLook, zone: ZoneInfo) -> str:
         wait = span(look.next_due - look.now)
         return f"The next message is due at {local:%Y-%m-%d %H:%M:%S} ({zone}), in {wait}."
     if look.has_leased:
-        return "Nothing else is due: what is left is being sent now."
+        return "Nothing else is due: the remaining messages are being sent now."
     if look.running_runs:
         return f"No message waits; {look.running_runs} runs are running."
     return "No message waits: no run is running."
@@ -137,7 +137,7 @@ def _held_sentence(held: Sequence[RunState], names: Mapping[UUID, str]) -> str:
         for reason, runs in list(by_reason.items())[:SHOWN_RUNS]
     ]
     more = f" … and {len(by_reason) - SHOWN_RUNS} other reasons." if len(by_reason) > SHOWN_RUNS else ""
-    return "What is due may not be sent now. " + " ".join(told) + more
+    return "The due messages must wait. " + " ".join(told) + more
 
 
 def _listed(runs: Sequence[str]) -> str:

@@ -31,8 +31,8 @@ message_batch = dg.AssetSpec(
     "message_batch",
     group_name=GROUP,
     kinds={"postgres", "parquet"},
-    description="The messages that the latest batch claimed: ids and times, one row a message. Written by each run of "
-    "process_campaign_queue to a private file.",
+    description="The messages of the latest batch: ids and times, one row per message. Each run of "
+    "process_campaign_queue writes them to a private file.",
 )
 
 lead_contexts = dg.AssetSpec(
@@ -40,8 +40,8 @@ lead_contexts = dg.AssetSpec(
     deps=[message_batch],
     group_name=GROUP,
     kinds={"postgres", "parquet"},
-    description="What the CRM knows of each lead of the latest batch, as the language model gets it. A private file "
-    "with personal data: only its size is shown here.",
+    description="The CRM's data about each lead of the latest batch, as in the prompt. It is a private file with "
+    "personal data: only its size is shown here.",
 )
 
 campaign_runs = dg.AssetSpec(
@@ -49,8 +49,8 @@ campaign_runs = dg.AssetSpec(
     deps=[message_batch, lead_contexts],
     group_name=GROUP,
     kinds={"postgres"},
-    description="The campaign runs after the latest batch: what each has sent, failed and skipped so far, which wait "
-    "and why, and which the batch closed.",
+    description="The campaign runs after the latest batch: sent, failed and skipped messages, waiting runs with the "
+    "reason, and runs that the batch closed.",
 )
 
 COUNTS = (
@@ -87,7 +87,7 @@ COLUMNS = ("campaign_id", "campaign", *COUNTS, *COSTS, *TIMES, "messages_per_min
     ),
 )
 def campaign_report(context: dg.AssetExecutionContext, database: QueueDatabase) -> dg.MaterializeResult[Any]:
-    """What became of a day's messages by campaign: counts, failures by class, tokens, cost, time per stage and pace."""
+    """The day's messages by campaign: counts, failures by class, tokens, cost, time per stage and pace."""
     import pandas as pd
 
     day, window = context.partition_key, context.partition_time_window
@@ -218,8 +218,8 @@ def next_step(day: str, total: Mapping[str, Any]) -> str:
     steps = []
     if total["failed_exhausted"]:
         steps.append(
-            f"{total['failed_exhausted']} failed for a passing reason: launch retry_failed_messages for {day} to send "
-            "them again."
+            f"{total['failed_exhausted']} failed for a temporary reason: launch retry_failed_messages for {day} to "
+            "send them again."
         )
     if total["failed_unknown"]:
         steps.append(
@@ -238,7 +238,7 @@ refresh_campaign_report = dg.define_asset_job(
     executor_def=dg.in_process_executor,
     tags={WORK: "report"},
     owners=OWNERS,
-    description="Make the report of a day anew, from the database, and check which days have messages to send again.",
+    description="Rebuild the report of a day from the database, and check which days have messages to send again.",
 )
 
 BACK_FILL = "retry_failed_messages"
@@ -252,7 +252,7 @@ SETTLED_WITHIN = timedelta(hours=2)
     owners=OWNERS,
     execution_timezone=str(days.timezone),
     default_status=dg.DefaultScheduleStatus.RUNNING,
-    description="Each hour: the reports of today, of yesterday, and of the days that a back-fill has just changed.",
+    description="Every hour: rebuilds the reports of today, yesterday, and days that a back-fill has just changed.",
 )
 def refresh_campaign_report_hourly(context: dg.ScheduleEvaluationContext) -> list[dg.RunRequest]:
     """Ask for one run a day."""

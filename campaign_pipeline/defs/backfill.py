@@ -15,19 +15,19 @@ ERROR_CLASSES = ("transient", "exhausted", "throttled", "systemic", "permanent",
 
 
 class RequeueFailedMessagesConfig(dg.Config):
-    """Which of the day's failed messages are wanted again."""
+    """Selects the day's failed messages to send again."""
 
     error_classes: list[str] = Field(
         default=["transient", "exhausted"],
         description="transient, exhausted, throttled, systemic; permanent (refused for good) and unknown (may have "
         "gone out: looked up once more, and sent again where it is not found) only where they are named.",
     )
-    run_ids: list[str] = Field(default=[], description="Only messages of these campaign runs; empty: of all.")
+    run_ids: list[str] = Field(default=[], description="Only messages of these campaign runs; empty: all runs.")
     campaign: str | None = Field(default=None, description="Only messages of this campaign (campaign_configs.id).")
     workspace: str | None = Field(default=None, description="Only messages of this workspace.")
     requeue_only: bool = Field(
         default=False,
-        description="Put them back in the queue and leave sending to the schedule, instead of sending in this run.",
+        description="Only put them back in the queue; the schedule sends them, not this run.",
     )
 
 

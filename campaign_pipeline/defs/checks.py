@@ -1,4 +1,4 @@
-"""What must always hold, asked of the database each hour: one statement a check. Each says what to do when it fails."""
+"""Hourly checks of the invariants, one statement per check. Each description says what to do on failure."""
 
 import warnings
 from collections import defaultdict
@@ -25,8 +25,8 @@ SENT_AGAIN = frozenset(RequeueFailedMessagesConfig().error_classes)
 
 @dg.asset_check(
     asset=campaign_runs.key,
-    description="The counters of each run equal a recount of its messages. On failure something changed the counters "
-    "past the pipeline: find out what, then set them by `UPDATE campaign_runs` to the recount shown.",
+    description="The counters of each run equal a recount of its messages. On failure, something outside the pipeline "
+    "changed the counters: find out what, then set them to the recount shown with `UPDATE campaign_runs`.",
 )
 def counters_equal_recount(database: QueueDatabase) -> dg.AssetCheckResult:
     """Recount the runs that are open, or ended within a month (I6)."""
@@ -51,12 +51,12 @@ def _counts(row: Mapping[str, Any], *columns: str) -> str:
 
 @dg.asset_check(
     asset=message_batch.key,
-    description="No message is held past its lease for more than one lease's length: any batch takes such back. "
-    "On failure no batch has run since: switch the schedule process_campaign_queue_every_minute on, or launch "
+    description="No lease expired longer ago than one lease period: every batch recovers expired leases. On failure, "
+    "no batch has run since: switch on the schedule process_campaign_queue_every_minute, or launch "
     "process_campaign_queue.",
 )
 def leases_are_taken_back(database: QueueDatabase) -> dg.AssetCheckResult:
-    """Look for messages that a dead process held and nobody took back."""
+    """Find messages whose lease expired and was not recovered."""
     with plain_failures():
         lease = DeliverySettings.from_environment().lease_seconds
         rows = run_async(Reports(database.url()).forgotten_leases(lease))
@@ -75,11 +75,11 @@ def leases_are_taken_back(database: QueueDatabase) -> dg.AssetCheckResult:
 
 @dg.asset_check(
     asset=campaign_runs.key,
-    description="No provider's id stands on two parts of one inbox. On failure one part may never have gone out: "
+    description="No two parts of an inbox have the same provider id. On failure, one part may never have been sent: "
     "compare the chats with the two messages, and report the provider's answers (campaign_message_parts).",
 )
 def provider_ids_are_unique(database: QueueDatabase) -> dg.AssetCheckResult:
-    """Look for one proof of sending that serves two parts."""
+    """Find provider ids that two parts share."""
     with plain_failures():
         rows = run_async(Reports(database.url()).doubled_provider_ids())
     # The id itself may hold a number (`…@s.whatsapp.net`): the messages are enough to look it up.
@@ -89,11 +89,11 @@ def provider_ids_are_unique(database: QueueDatabase) -> dg.AssetCheckResult:
 
 @dg.asset_check(
     asset=message_batch.key,
-    description="No campaign, inbox or waiting message is connected with a row of another workspace. Such messages are "
-    "skipped (foreign_workspace), never sent. On failure correct in the CRM what is shown, and make new messages.",
+    description="No campaign, inbox or waiting message refers to a row of another workspace. Such messages are skipped "
+    "(foreign_workspace), never sent. On failure, correct the rows shown in the CRM, and make new messages.",
 )
 def rows_stay_in_their_workspace(database: QueueDatabase) -> dg.AssetCheckResult:
-    """Look for what connects one tenant with another."""
+    """Find references between workspaces."""
     with plain_failures():
         rows = run_async(Reports(database.url()).foreign_rows())
     table = [{"what": row["kind"], "id": str(row["id"]), "why": row["sentence"]} for row in rows]
@@ -102,11 +102,11 @@ def rows_stay_in_their_workspace(database: QueueDatabase) -> dg.AssetCheckResult
 
 @dg.asset_check(
     asset=campaign_runs.key,
-    description="No message ended without anybody knowing whether it went out. On failure look at the chats of the "
-    'messages shown; to send some again, launch retry_failed_messages for their day, error_classes ["unknown"].',
+    description="No message has an unknown outcome. On failure, look at the chats of the messages shown; to resend "
+    'some, launch retry_failed_messages for their day with error_classes ["unknown"].',
 )
 def outcomes_are_known(database: QueueDatabase) -> dg.AssetCheckResult:
-    """Look for messages of class unknown, which only a person may send again (I5)."""
+    """Find messages of class unknown, which only a person may resend (I5)."""
     with plain_failures():
         rows = run_async(Reports(database.url()).unknown_outcomes())
     table = [
@@ -122,16 +122,16 @@ def outcomes_are_known(database: QueueDatabase) -> dg.AssetCheckResult:
 
 
 LARGEST_UNDELIVERED_SHARE = 0.2
-"""Of what an inbox's provider accepted. Some phones are off for days; a larger share says that the number is held."""
+"""Share of an inbox's accepted messages. Some phones are off for days; a larger share means a restricted number."""
 
 
 @dg.asset_check(
     asset=campaign_runs.key,
-    description="What providers accepted arrives: of the week until yesterday, as far as their receipts tell. "
-    "On failure WhatsApp holds the inbox's number back, or its leads have none: see the number's quality, send less.",
+    description="Accepted messages of the last week were delivered, according to the receipts. On failure, WhatsApp "
+    "restricts the inbox's number, or its leads have no account: check the number's quality, and send less.",
 )
 def accepted_messages_arrive(database: QueueDatabase) -> dg.AssetCheckResult:
-    """Compare what was accepted with what the receipts say was delivered."""
+    """Compare accepted messages with delivery receipts."""
     with plain_failures():
         rows = run_async(Reports(database.url()).undelivered())
     table = [
@@ -155,8 +155,8 @@ def accepted_messages_arrive(database: QueueDatabase) -> dg.AssetCheckResult:
 
 @dg.asset_check(
     asset=campaign_report,
-    description=f"No day of the last {RECENT_DAYS} has messages that failed for a passing reason. On failure launch "
-    "retry_failed_messages for the days shown: as a back-fill of its partitions, or each by itself.",
+    description=f"No day of the last {RECENT_DAYS} has messages that failed for a temporary reason. On failure, launch "
+    "retry_failed_messages for the days shown: as a back-fill of its partitions, or one by one.",
 )
 def no_day_to_back_fill(database: QueueDatabase) -> dg.AssetCheckResult:
     """List the days with failed messages, by class."""
@@ -177,7 +177,7 @@ def no_day_to_back_fill(database: QueueDatabase) -> dg.AssetCheckResult:
     ]
     count = sum(again.values())
     bad_days = sum(1 for messages in again.values() if messages)
-    what = f"messages of {bad_days} days failed for a passing reason: launch retry_failed_messages for those days."
+    what = f"messages of {bad_days} days failed for a temporary reason: launch retry_failed_messages for those days."
     return _result(table, count, WARN, what)
 
 
@@ -188,13 +188,13 @@ with warnings.catch_warnings():
     @dg.asset_check(
         asset=campaign_report,
         partitions_def=days,
-        description="No message of this day failed for a passing reason (class exhausted). On failure launch "
-        "retry_failed_messages for this day; what was sent is not sent again.",
+        description="No message of this day failed for a temporary reason (class exhausted). On failure, launch "
+        "retry_failed_messages for this day; parts that were sent are not sent again.",
     )
     def nothing_to_send_again(
         context: dg.AssetCheckExecutionContext, campaign_report: list[Any]
     ) -> dg.AssetCheckResult:
-        """Say of one day, from its report, what there is to send again."""
+        """Report the messages of one day that can be sent again."""
         failed = {name: sum(int(row[name]) for row in campaign_report) for name in COUNTS if name.startswith("failed")}
         return dg.AssetCheckResult(
             passed=not failed["failed_exhausted"],
@@ -206,11 +206,11 @@ with warnings.catch_warnings():
 
 @dg.asset_check(
     asset=message_batch.key,
-    description="While attached to a CRM, nobody but the pipeline takes or finishes messages. On failure find out who "
-    "does (`campaign-pipeline crm check`), and stop it: a message could go out twice.",
+    description="While attached to a CRM, only the pipeline claims and finishes messages. On failure, find the other "
+    "program (`campaign-pipeline crm check`) and stop it: it could send a message a second time.",
 )
 def nobody_else_sends(database: QueueDatabase) -> dg.AssetCheckResult:
-    """Look for messages that somebody else took or finished in the last days."""
+    """Find messages that another program claimed or finished in the last days."""
     with plain_failures():
         rows = run_async(Reports(database.url()).foreign_changes())
     table = [
@@ -270,7 +270,7 @@ check_campaign_queue = dg.define_asset_job(
     executor_def=dg.in_process_executor,
     tags={WORK: "checks"},
     owners=OWNERS,
-    description="Ask the database whether what must hold does: counters, leases, provider ids, known outcomes.",
+    description="Verify the invariants: counters, leases, provider ids, known outcomes.",
 )
 
 check_campaign_queue_hourly = dg.ScheduleDefinition(
@@ -280,5 +280,5 @@ check_campaign_queue_hourly = dg.ScheduleDefinition(
     owners=OWNERS,
     execution_timezone=str(days.timezone),
     default_status=dg.DefaultScheduleStatus.RUNNING,
-    description="Each hour, between two reports: what must always hold.",
+    description="Every hour, between two reports: verifies the invariants.",
 )

@@ -1,4 +1,4 @@
-"""Demo mode of `campaign-pipeline dev`: a few made-up messages become due every minute, for something to see.
+"""Demo mode of `campaign-pipeline dev`: a few sample messages become due every minute.
 
 Part of the code location only where CAMPAIGN_DEMO_TRICKLE is on, which `dev` sets where every provider is the sandbox.
 """
@@ -19,14 +19,14 @@ def add_demo_messages(context: dg.OpExecutionContext, database: QueueDatabase) -
     with plain_failures(), Operations(database.url()) as operations:
         added = operations.trickle(DEMO, LEADS_A_MINUTE)
     if added:
-        context.log.info(f"{added} made-up messages become due within the next minute.")
+        context.log.info(f"{added} sample messages become due within the next minute.")
     else:
-        context.log.warning("There is no demo workspace to add to: stop `dev`, run `make demo`, and start it again.")
+        context.log.warning("There is no demo workspace: stop `dev`, run `make demo`, and start `dev` again.")
 
 
 @dg.job(executor_def=dg.in_process_executor, tags={WORK: "demo"}, owners=OWNERS)
 def trickle_demo_campaign() -> None:
-    """Let a few made-up messages become due."""
+    """Make a few sample messages due."""
     add_demo_messages()
 
 
@@ -37,5 +37,5 @@ trickle_every_minute = dg.ScheduleDefinition(
     owners=OWNERS,
     execution_timezone="UTC",
     default_status=dg.DefaultScheduleStatus.RUNNING,
-    description="Demo mode: made-up messages become due every minute, for the sandbox.",
+    description="Demo mode: sample messages become due every minute, for the sandbox.",
 )

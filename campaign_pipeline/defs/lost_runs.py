@@ -69,14 +69,14 @@ def lost_runs(instance: DagsterInstance, database: QueueDatabase) -> Iterator[dg
     minimum_interval_seconds=30,
     owners=OWNERS,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Ends runs of the queue whose process is gone: no live lease, and no sign of life.",
+    description="Ends runs of the queue whose process is gone: no live lease, and no heartbeat.",
 )
 def lost_run_cleanup(context: dg.SensorEvaluationContext, database: QueueDatabase) -> dg.SkipReason:
     """End what a host that lost power left started."""
     try:
         lost = list(lost_runs(context.instance, database))
     except (DatabaseUnusable, SettingError, StoreUnavailable) as error:
-        return dg.SkipReason(f"Nobody can say which runs still hold messages: {error}")
+        return dg.SkipReason(f"It is unknown which runs still hold messages: {error}")
     for run in lost:
         context.instance.report_run_failed(
             run,

@@ -48,9 +48,7 @@ _FINISHED = [DagsterRunStatus.SUCCESS, DagsterRunStatus.FAILURE, DagsterRunStatu
 class KeepConfig(dg.Config):
     """How long to keep it."""
 
-    keep_days: int | None = Field(
-        default=None, description="Days to keep, at least 1; unset: as the environment says (CAMPAIGN_KEEP_…_DAYS)."
-    )
+    keep_days: int | None = Field(default=None, description="Days to keep, at least 1. Default: CAMPAIGN_KEEP_…_DAYS.")
 
 
 def _days(config: KeepConfig, default: int) -> int:

@@ -26,12 +26,12 @@ from campaign_pipeline.defs.tags import OWNERS, WORK
 
 FORECAST_HOURS = 48
 _TAGS = {WORK: "operator", "dagster/priority": "10"}
-"""A stop must not wait behind batches that are queued."""
+"""A pause must not wait behind queued batches."""
 
 
 @contextlib.contextmanager
 def _desk(database: QueueDatabase) -> Iterator[Operator]:
-    """The queue for one action; what cannot be done fails the step with its one sentence."""
+    """Open the queue for one action; an error fails the step with one sentence."""
     with plain_failures():
         try:
             with Operator(database.url()) as desk:
@@ -45,7 +45,7 @@ def _desk(database: QueueDatabase) -> Iterator[Operator]:
 
 @dg.asset(group_name="campaigns", kinds={"postgres"}, io_manager_key="tables")
 def inbox_health(context: dg.AssetExecutionContext, database: QueueDatabase) -> dg.MaterializeResult[Any]:
-    """Each inbox that campaigns use: connection, pace, what went out today against its limits, warm-up, pauses."""
+    """Each inbox of the campaigns: connection, pace, today's count and limits, warm-up, pauses."""
     with _desk(database) as desk:
         inboxes = desk.inboxes()
     broken = [row for row in inboxes if row["connection"] != "connected" or row["pauses"]]
@@ -83,7 +83,7 @@ def _inbox(row: Mapping[str, Any]) -> dict[str, Any]:
 
 @dg.asset(group_name="campaigns", kinds={"postgres"}, io_manager_key="tables")
 def forecast(context: dg.AssetExecutionContext, database: QueueDatabase) -> dg.MaterializeResult[Any]:
-    """What will go out in the next two days, by hour and inbox, as windows, paces and limits are now."""
+    """The messages of the next two days by hour and inbox, with the current windows and limits."""
     with _desk(database) as desk:
         names = {row["inbox_id"]: row["name"] for row in desk.inboxes()}
         laid_out = desk.forecast(DeliverySettings.from_environment().max_age, FORECAST_HOURS)
@@ -105,7 +105,7 @@ def forecast(context: dg.AssetExecutionContext, database: QueueDatabase) -> dg.M
     )
     late = sum(end is None for end in laid_out.finished_at.values())
     if late:
-        context.log.warning(f"{late} runs will not be finished in two days, or wait for a person: see campaign_runs.")
+        context.log.warning(f"{late} runs will not finish within two days, or wait for a person: see campaign_runs.")
     return dg.MaterializeResult(
         value=table,
         metadata={
@@ -123,7 +123,7 @@ refresh_overview = dg.define_asset_job(
     executor_def=dg.in_process_executor,
     tags={WORK: "report"},
     owners=OWNERS,
-    description="Look at the inboxes and lay out what will be sent when.",
+    description="Refresh the tables of the inboxes and of the forecast.",
 )
 
 refresh_overview_hourly = dg.ScheduleDefinition(
@@ -133,19 +133,19 @@ refresh_overview_hourly = dg.ScheduleDefinition(
     owners=OWNERS,
     execution_timezone=str(days.timezone),
     default_status=dg.DefaultScheduleStatus.RUNNING,
-    description="Each hour: the tables of the inboxes and of what will be sent when.",
+    description="Every hour: refreshes the tables of the inboxes and of the forecast.",
 )
 
 
 class ExplainMessageConfig(dg.Config):
-    """Which message."""
+    """The message to explain."""
 
-    message: str = Field(description="Its id, or the beginning of it that no other has.")
+    message: str = Field(description="Its id, or a unique beginning of it.")
 
 
 @dg.op(out={"story": dg.Out(io_manager_key="handles", description="The story, personal data masked.")})
 def tell_story(context: dg.OpExecutionContext, config: ExplainMessageConfig, database: QueueDatabase) -> dict[str, Any]:
-    """Say what happened to a message, why it is where it is, and who may do what about it."""
+    """Show what happened to a message, why it has its status, and what to do."""
     with _desk(database) as desk:
         story = desk.story(desk.find("message", config.message).id, DeliverySettings.from_environment().max_age)
     context.log.info(f"{story.summary} {story.next_step}")
@@ -182,7 +182,7 @@ def _markdown(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> dg.M
 
 @dg.job(executor_def=dg.in_process_executor, tags=_TAGS, owners=OWNERS)
 def explain_message() -> None:
-    """Tell the story of one message: text, parts, attempts and answers, why it waits or failed, and what to do."""
+    """Show one message's history: text, parts, attempts and answers, why it waits or failed, and what to do."""
     tell_story()
 
 
@@ -190,7 +190,7 @@ def explain_message() -> None:
 
 
 class PauseScope(StrEnum):
-    """What is paused or resumed."""
+    """The scope of a pause."""
 
     RUN = "run"
     INBOX = "inbox"
@@ -199,12 +199,12 @@ class PauseScope(StrEnum):
 
 
 class ScopeConfig(dg.Config):
-    """What is meant, and who does it."""
+    """The scope of a pause, and who makes it."""
 
     scope: PauseScope = Field(description="A campaign run, an inbox, a workspace, or all sending.")
     target: str = Field(default="", description="Its id, the beginning of one, or its name; empty for all.")
-    by: str = Field(description="Who does it; it is kept in campaign_logs.")
-    reason: str | None = Field(default=None, description="Why, for whoever asks later.")
+    by: str = Field(description="Your name, for campaign_logs.")
+    reason: str | None = Field(default=None, description="The reason, for campaign_logs.")
 
     def named(self, desk: Operator) -> Named | None:
         """What `target` names; None for all. Raises OperatorError."""
@@ -226,7 +226,7 @@ def _say(context: dg.OpExecutionContext, done: Done) -> bool:
 
 @dg.op(out=_ACTION)
 def pause(context: dg.OpExecutionContext, config: ScopeConfig, database: QueueDatabase) -> bool:
-    """Pause a run, an inbox, a workspace or all: requests in flight end, nothing more begins, nothing is lost."""
+    """Pause a run, an inbox, a workspace or all: requests in flight are finished, no further request is made."""
     with _desk(database) as desk:
         target = config.named(desk)
         if target is not None and config.scope is PauseScope.RUN:
@@ -238,7 +238,7 @@ def pause(context: dg.OpExecutionContext, config: ScopeConfig, database: QueueDa
 
 @dg.op(out=_ACTION)
 def resume(context: dg.OpExecutionContext, config: ScopeConfig, database: QueueDatabase) -> bool:
-    """Let what a person paused go on; what became overdue is spread."""
+    """End a pause that a person made; overdue messages are spread over time."""
     with _desk(database) as desk:
         target = config.named(desk)
         if target is not None and config.scope is PauseScope.RUN:
@@ -249,7 +249,7 @@ def resume(context: dg.OpExecutionContext, config: ScopeConfig, database: QueueD
 
 
 class CancelConfig(dg.Config):
-    """Which run, and who cancels it."""
+    """The run to cancel, and who cancels it."""
 
     run: str = Field(description="Its id, the beginning of one, or its name.")
     by: str = Field(description="Who does it; it is kept in campaign_logs.")
@@ -258,16 +258,16 @@ class CancelConfig(dg.Config):
 
 @dg.op(out=_ACTION)
 def cancel(context: dg.OpExecutionContext, config: CancelConfig, database: QueueDatabase) -> bool:
-    """Cancel a run for good: what waits is skipped."""
+    """Cancel a run for good: its waiting messages are skipped."""
     with _desk(database) as desk:
         done = desk.cancel_run(desk.find("run", config.run), config.by, config.reason)
     return _say(context, done)
 
 
 class ResendConfig(dg.Config):
-    """Which failed messages."""
+    """The failed messages to send again."""
 
-    messages: list[str] = Field(description="Their ids, or the beginning of each that no other has.")
+    messages: list[str] = Field(description="Their ids, or unique beginnings of them.")
     by: str = Field(description="Who does it; it is kept in campaign_logs.")
     resend_unknown: bool = Field(
         default=False,
@@ -286,7 +286,7 @@ def resend(context: dg.OpExecutionContext, config: ResendConfig, database: Queue
 
 
 class LiftConfig(dg.Config):
-    """Which pause."""
+    """The pause to end."""
 
     pause: str = Field(description="`scope:id` as `campaign-pipeline pauses` shows it, or the name of the scope.")
     by: str = Field(description="Who does it; it is kept in campaign_logs.")
@@ -294,7 +294,7 @@ class LiftConfig(dg.Config):
 
 @dg.op(out=_ACTION)
 def lift(context: dg.OpExecutionContext, config: LiftConfig, database: QueueDatabase) -> bool:
-    """Close the circuit of a pause that the pipeline opened."""
+    """End a pause that the pipeline made."""
     with _desk(database) as desk:
         done = desk.lift(config.pause, config.by)
     return _say(context, done)
@@ -302,31 +302,31 @@ def lift(context: dg.OpExecutionContext, config: LiftConfig, database: QueueData
 
 @dg.job(executor_def=dg.in_process_executor, tags=_TAGS, owners=OWNERS)
 def pause_sending() -> None:
-    """Pause a campaign run, an inbox, a workspace, or all sending, within seconds, also for what is at work."""
+    """Pause a campaign run, an inbox, a workspace, or all sending, within seconds."""
     pause()
 
 
 @dg.job(executor_def=dg.in_process_executor, tags=_TAGS, owners=OWNERS)
 def resume_sending() -> None:
-    """Let a campaign run, an inbox, a workspace, or all sending go on."""
+    """Resume a campaign run, an inbox, a workspace, or all sending."""
     resume()
 
 
 @dg.job(executor_def=dg.in_process_executor, tags=_TAGS, owners=OWNERS)
 def cancel_campaign_run() -> None:
-    """Cancel a campaign run for good: what waits is not sent any more."""
+    """Cancel a campaign run for good: its waiting messages are skipped."""
     cancel()
 
 
 @dg.job(executor_def=dg.in_process_executor, tags=_TAGS, owners=OWNERS)
 def resend_messages() -> None:
-    """Send failed messages again by their ids; a day of them: retry_failed_messages."""
+    """Send failed messages again, by id. For a whole day, launch retry_failed_messages."""
     resend()
 
 
 @dg.job(executor_def=dg.in_process_executor, tags=_TAGS, owners=OWNERS)
 def lift_pause() -> None:
-    """Lift a pause that the pipeline made, where its cause is gone."""
+    """End a pause that the pipeline made, if its cause is gone."""
     lift()
 
 

@@ -1,4 +1,4 @@
-"""The steps of a batch. Each does one thing to the queue through a resource; what must hold is held there, not here."""
+"""The steps of a batch. Each does one thing to the queue through a resource, which guards the invariants."""
 
 import contextlib
 from collections import Counter
@@ -51,7 +51,7 @@ Number = TypeVar("Number", int, float)
 
 @contextlib.contextmanager
 def plain_failures() -> Iterator[None]:
-    """Trouble of the pipeline itself fails the step with its one sentence, not with a traceback (I9)."""
+    """Let an error of the pipeline fail the step with one sentence instead of a traceback (I9)."""
     try:
         yield
     except (DatabaseUnusable, SettingError, StoreUnavailable) as error:
@@ -66,11 +66,11 @@ def _within(name: str, value: Number, lowest: int, highest: int) -> Number:
 
 
 class FetchMessageBatchConfig(dg.Config):
-    """How much to claim."""
+    """The size of a claim."""
 
     batch_size: int = Field(
         default=1000,
-        description="How many due messages to claim at most, 1 to 10,000; a claimed message waits for its turn.",
+        description="Most due messages to claim, 1 to 10,000; a claimed message waits for its turn.",
     )
     look_ahead_seconds: float = Field(
         default=0.0,
@@ -100,7 +100,7 @@ def fetch_message_batch(
     database: QueueDatabase,
     language_model: LanguageModelResource,
 ) -> Iterator[dg.Output[Any]]:
-    """Give back dead leases, skip what is too old, and claim the messages that are due, fairly between runs."""
+    """Recover expired leases, skip messages that are too old, and claim due messages, fairly between runs."""
     size = _within("batch_size", config.batch_size, 1, 10_000)
     ahead = _within("look_ahead_seconds", config.look_ahead_seconds, 0, 300)
     with plain_failures():
@@ -191,7 +191,7 @@ def _plain(value: Any) -> Any:
 def fetch_lead_contexts(
     context: dg.OpExecutionContext, database: QueueDatabase, message_batch: list[Any]
 ) -> tuple[Any, dict[str, Any]]:
-    """Fetch the context of every lead of the batch in one statement, and once each what its messages share."""
+    """Fetch the context of every lead of the batch in one statement, and the settings that its messages share."""
     with plain_failures():
         rows, settings = run_async(_read_contexts(database.queue(), message_batch))
     contexts = _table(rows, CONTEXT_COLUMNS)
@@ -216,11 +216,11 @@ async def _read_contexts(
 
 
 class SplitIntoShardsConfig(dg.Config):
-    """How the batch is cut."""
+    """The size of a shard."""
 
     shard_size: int = Field(
         default=250,
-        description="How many messages one mapped step sends at most, 1 to 10,000. 1 gives a step a message, at about "
+        description="Most messages per mapped step, 1 to 10,000. 1 gives one step per message, at about "
         "a third of a second each.",
     )
 
@@ -229,18 +229,18 @@ class SplitIntoShardsConfig(dg.Config):
 def split_into_shards(
     config: SplitIntoShardsConfig, message_batch: list[Any]
 ) -> Iterator[dg.DynamicOutput[dict[str, Any]]]:
-    """Group the batch by inbox, then by size: the unit of fan-out, of a re-run, and of a crash."""
+    """Split the batch into shards, by inbox and then by size."""
     messages = [ClaimedMessage.from_row(row) for row in message_batch]
     for shard in split_batch(messages, _within("shard_size", config.shard_size, 1, 10_000)):
         yield dg.DynamicOutput(shard.to_json(), mapping_key=shard.key)
 
 
 class SendShardConfig(dg.Config):
-    """How a shard is sent."""
+    """The concurrency of a shard."""
 
     concurrency: int = Field(
         default=20,
-        description="How many messages of the shard are in flight at once, 1 to 500; there is no barrier between them.",
+        description="Messages of the shard that are in flight at once, 1 to 500, in a sliding window.",
     )
 
 
@@ -254,7 +254,7 @@ def send_shard(
     lead_contexts: Rows,
     batch_settings: dict[str, Any],
 ) -> dict[str, Any]:
-    """Write and send the messages of one shard; those that cannot go now return to the queue with their reason."""
+    """Write and send the messages of one shard; those that must wait return to the queue with the reason."""
     concurrency = _within("concurrency", config.concurrency, 1, 500)
     owner = f"{lease_owner(context.run_id)} {shard['key']}"
     workers: list[ShardWorker] = []
@@ -280,21 +280,23 @@ def send_shard(
 
 
 def _take_back_from_ended_steps(context: dg.OpExecutionContext, url: str, shard: dict[str, Any], owner: str) -> None:
-    """A repeated step goes on at once with what the step before it held, instead of waiting for the leases to end."""
+    """Take over the messages of a repeated step's predecessor at once, instead of waiting for its leases to expire."""
     ended = [f"{before} {shard['key']}" for before in ended_runs_before(context)]
     if context.retry_number:
         ended.append(owner)  # this step's own attempt before
     if not ended:
         return
     for holder, count in run_async(Batches(url).end_leases(shard["message_ids"], ended)).items():
-        context.log.info(f"{count} messages were held by {holder}, whose step has ended; this step goes on with them.")
+        context.log.info(
+            f"{count} messages were held by {holder}, whose step has ended; this step continues with them."
+        )
 
 
 @dg.op(out={"closed_runs": dg.Out(io_manager_key="handles", description="The runs that this batch closed.")})
 def close_completed_runs(
     context: dg.OpExecutionContext, database: QueueDatabase, shard_reports: list[Any], message_batch: list[Any]
 ) -> Iterator[dg.AssetCheckEvaluation | dg.Output[list[dict[str, Any]]]]:
-    """Close, each exactly once, the runs of which no message can change any more, and say what became of the batch.
+    """Close each completed run exactly once, and report the outcome of the batch.
 
     What the batch claimed and no step works any more goes back to the queue first; then the step fails, for a run that
     did not work its batch is no success.
@@ -336,7 +338,7 @@ def send_batch(
     providers: ProvidersResource,
     whole_batch: list[Any],
 ) -> Iterator[dg.AssetCheckEvaluation]:
-    """Write and send a batch that looks ahead, all inboxes side by side, each message at its planned time.
+    """Write and send a batch that looks ahead: all inboxes at once, each message at its planned time.
 
     Then close the runs that are complete. One step of one process, for the batches of a minute are small: what they
     cost is starting processes, and what Dagster writes of each step. For the same reason it has no output: what became

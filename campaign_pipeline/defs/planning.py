@@ -24,7 +24,7 @@ _settings = OperationsSettings.from_environment()
 
 @dg.op(out={"plan": dg.Out(io_manager_key="handles", description="How many messages were planned, and were not.")})
 def plan_day_of_campaigns(context: dg.OpExecutionContext, database: QueueDatabase) -> dg.Output[dict[str, int]]:
-    """Make or extend the day's run of each campaign; what one of them cannot do keeps no other from being planned.
+    """Create or extend the day's run of each campaign; an error in one does not stop the others.
 
     Harmless to repeat: leads that are planned already are not planned again.
     """
@@ -63,7 +63,7 @@ def _why(plan: Planned) -> str:
 
 @dg.job(executor_def=dg.in_process_executor, partitions_def=days, tags={WORK: "plan"}, owners=OWNERS)
 def plan_campaign_runs() -> None:
-    """Pick the leads of each campaign's day, find each message a time, and put them in the queue."""
+    """Select the leads of each campaign's day, give each message a time, and put them in the queue."""
     plan_day_of_campaigns()
 
 
@@ -73,7 +73,7 @@ def plan_campaign_runs() -> None:
     owners=OWNERS,
     execution_timezone=BusinessDays.from_environment().timezone,
     default_status=dg.DefaultScheduleStatus.RUNNING if _settings.schedules_on else dg.DefaultScheduleStatus.STOPPED,
-    description="Plans the day of each campaign that a campaign file declared. Not where a CRM plans by itself, unless "
+    description="Plans the day of each campaign from a campaign file. If a CRM plans in this database, only with "
     "CAMPAIGN_PLANNING=on.",
 )
 def plan_campaign_runs_daily(
@@ -81,6 +81,6 @@ def plan_campaign_runs_daily(
 ) -> dg.RunRequest | dg.SkipReason:
     """Launch the plan of the day that has begun."""
     if not OperationsSettings.from_environment().planning and crm_plans(database.url()):
-        return dg.SkipReason("The CRM plans the runs of this database; set CAMPAIGN_PLANNING=on to plan here, too.")
+        return dg.SkipReason("The CRM plans the runs of this database. To plan here too, set CAMPAIGN_PLANNING=on.")
     day = (context.scheduled_execution_time + timedelta(minutes=1)).strftime(DAY_FORMAT)
     return dg.RunRequest(run_key=day, partition_key=day)

@@ -30,7 +30,7 @@ def day_picture(day: str, total: Mapping[str, Any]) -> str:
         from matplotlib.figure import Figure
         from PIL import Image
     except ModuleNotFoundError as missing:
-        return f"There is no picture, for {missing.name} is not installed: install `campaign_pipeline[plots]`."
+        return f"No picture: {missing.name} is not installed. For pictures, install `campaign_pipeline[plots]`."
 
     figure = Figure(figsize=(9, 3.1), dpi=100, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
@@ -58,7 +58,7 @@ def _draw_hours(axes: "Axes", day: str, by_hour: Mapping[str, Sequence[int]]) ->
     axes.set(xlim=(-0.6, 23.6), xlabel="hour of the day", ylabel="messages")
     axes.set_xticks(range(0, 24, 3), [f"{hour:02d}:00" for hour in range(0, 24, 3)])
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_title(f"What became of the messages of {day}", loc="left", fontsize=10, color=_INK)
+    axes.set_title(f"Messages of {day} by outcome", loc="left", fontsize=10, color=_INK)
     if any(heights):
         axes.legend(frameon=False, fontsize=8, ncols=3, loc="upper left", labelcolor=_INK)
         axes.set_ylim(0, max(heights) * 1.25)  # room for the legend above the highest bar
@@ -69,7 +69,7 @@ def _draw_hours(axes: "Axes", day: str, by_hour: Mapping[str, Sequence[int]]) ->
 
 def _draw_stages(axes: "Axes", total: Mapping[str, Any]) -> None:
     _plain_axes(axes)
-    axes.set_title("How long: median (dot) to 95th percentile", loc="left", fontsize=10, color=_INK)
+    axes.set_title("Duration: median (dot) to 95th percentile", loc="left", fontsize=10, color=_INK)
     times = [
         (name, total[f"median_{stage}_s"], total[f"p95_{stage}_s"])
         for stage, name in reversed(STAGES.items())

@@ -45,11 +45,11 @@ def describe_batch(
     if batch.rows:
         rest = " The batch is full: more may be due." if len(batch.rows) == batch_size else ""
         context.log.info(
-            f"Claimed {len(batch.rows)} due messages of {len(runs)} runs for {len(inboxes)} inboxes; next they are "
+            f"Claimed {len(batch.rows)} due messages of {len(runs)} runs for {len(inboxes)} inboxes. They are now "
             f"written and sent, in shards by inbox.{rest}"
         )
     else:
-        context.log.info(f"Claimed nothing: no message is due{' but in runs that wait' if batch.waits else ''}.")
+        context.log.info(f"Claimed nothing: no message is due{', except in waiting runs' if batch.waits else ''}.")
     for count, text in (
         (batch.recovered, "messages taken back from processes that stopped renewing their lease; they are due again."),
         (batch.expired, "messages skipped: due for longer than the maximum age (CAMPAIGN_MAX_AGE_MINUTES)."),
@@ -73,7 +73,7 @@ def describe_batch(
         context.log.warning(f"Run {run_id} sends through its fallback inbox {inbox_id}: its own is down.")
     for wait in batch.waits[:SHOWN_RUNS]:
         context.log.warning(
-            f"Run {wait.run_id} has messages due but waits ({wait.code}): {wait.reason} {_until(wait)}".rstrip()
+            f"Run {wait.run_id} has due messages but waits ({wait.code}): {wait.reason} {_until(wait)}".rstrip()
         )
     if len(batch.waits) > SHOWN_RUNS:
         context.log.warning(f"{len(batch.waits) - SHOWN_RUNS} more runs wait; see campaign_runs.wait_reason.")
@@ -109,7 +109,7 @@ def _until(wait: RunWait) -> str:
     """When a wait ends, where that is known. Its messages stay pending meanwhile (I8)."""
     if wait.until is None:
         return ""
-    return f"Looked at again from {wait.until.astimezone(UTC):%Y-%m-%d %H:%M} UTC."
+    return f"It is checked again from {wait.until.astimezone(UTC):%Y-%m-%d %H:%M} UTC."
 
 
 def describe_shard(context: dg.OpExecutionContext, report: ShardReport) -> None:
@@ -135,7 +135,7 @@ def describe_shard(context: dg.OpExecutionContext, report: ShardReport) -> None:
     }
     if kinds:
         metadata["not_sent"] = _table(kinds)
-        metadata["one_message"] = "Launch the job explain_message with an id of the table: it tells the whole story."
+        metadata["one_message"] = "To see a message's history, launch the job explain_message with an id of the table."
     context.add_output_metadata(metadata, output_name="shard_report")
 
 

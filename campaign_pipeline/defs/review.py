@@ -17,9 +17,9 @@ class PreviewConfig(dg.Config):
     """Which texts to write."""
 
     run: str = Field(description="A campaign run by its name or id, or its campaign's.")
-    count: int = Field(default=5, ge=1, le=100, description="Of how many messages.")
-    keep: bool = Field(default=False, description="Keep the texts: they are what is sent later.")
-    show_personal_data: bool = Field(default=False, description="Names and whole texts; else masked.")
+    count: int = Field(default=5, ge=1, le=100, description="How many texts.")
+    keep: bool = Field(default=False, description="Store the texts; they are sent later as they are.")
+    show_personal_data: bool = Field(default=False, description="Do not mask names and texts.")
 
 
 @dg.op(out={"preview": dg.Out(io_manager_key="handles", description="How many texts, and what they cost.")})
@@ -64,17 +64,17 @@ class ApproveConfig(dg.Config):
     """Which texts, and what is said of them."""
 
     run: str = Field(description="A campaign run by its name or id, or its campaign's.")
-    by: str = Field(min_length=1, description="Who decides; it is kept.")
-    message_ids: list[str] = Field(default=[], description="Which messages; empty: every text of the run that waits.")
+    by: str = Field(min_length=1, description="Your name, for the log.")
+    message_ids: list[str] = Field(default=[], description="The messages; empty: every waiting text of the run.")
     decision: Literal["approved", "rejected"] = Field(
-        default="approved", description="approved: they go out; rejected: they never do."
+        default="approved", description="approved: they are sent; rejected: they are not."
     )
     texts: dict[str, str] = Field(default={}, description="Another text for some of them, by message id.")
 
 
 @dg.op(out={"decided": dg.Out(io_manager_key="handles", description="How many texts were decided.")})
 def decide_texts(context: dg.OpExecutionContext, config: ApproveConfig, database: QueueDatabase) -> dict[str, int]:
-    """Write down what a person says of texts that wait; another text is checked first."""
+    """Record a person's decisions on waiting texts; changed texts are checked first."""
     with plain_failures():
         url = database.url()
         try:

@@ -66,8 +66,8 @@ def _latest(context: dg.AssetCheckExecutionContext) -> BatchOutcome:
 @dg.asset_check(
     asset=CAMPAIGN_RUNS,
     name=WORKED,
-    description="Every message that the latest batch claimed was worked by one of its steps. On failure the rest is "
-    "back in the queue: launch process_campaign_queue where no schedule does.",
+    description="A step worked on every message of the latest batch. On failure, the other messages are back in the "
+    "queue: launch process_campaign_queue if no schedule does.",
 )
 def batch_was_worked(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
     """Say again what the latest batch said."""
@@ -77,8 +77,8 @@ def batch_was_worked(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckRes
 @dg.asset_check(
     asset=CAMPAIGN_RUNS,
     name=COULD_SEND,
-    description="Nothing that a person must mend kept messages of the latest batch back: a key, an inbox, a setting. "
-    "On failure do what the sentence says; the messages wait and go on by themselves then.",
+    description="No message of the latest batch waits for something that a person must fix: a key, an inbox, a "
+    "setting. On failure, follow the sentence; the messages wait and then continue automatically.",
 )
 def batch_could_send(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
     """Say again what the latest batch said."""

@@ -107,7 +107,7 @@ def _missing_key(look: QueueLook, language_model: LanguageModelResource) -> str 
     owners=OWNERS,
     execution_timezone="UTC",
     default_status=dg.DefaultScheduleStatus.RUNNING if _settings.schedules_on else dg.DefaultScheduleStatus.STOPPED,
-    description="Every minute: launches a run where something is due or to be put in order, else says what is awaited.",
+    description="Every minute: launches a run if there is work; otherwise records what it waits for.",
 )
 def process_campaign_queue_every_minute(
     context: dg.ScheduleEvaluationContext, database: QueueDatabase, language_model: LanguageModelResource
@@ -137,7 +137,7 @@ def process_campaign_queue_every_minute(
     request_job=process_campaign_queue,
     minimum_interval_seconds=60,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="While full batches are due: launches the next run when one has ended, instead of at the next minute.",
+    description="While full batches are due: launches the next run as soon as one has ended.",
 )
 def next_batch_after_run(context: dg.RunStatusSensorContext, database: QueueDatabase) -> dg.RunRequest | dg.SkipReason:
     """Launch the next run where the one that ended left something behind."""
@@ -149,7 +149,7 @@ def next_batch_after_run(context: dg.RunStatusSensorContext, database: QueueData
     job=process_campaign_queue,
     minimum_interval_seconds=30,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="While full batches are due: launches the next run as soon as one has claimed its batch, beside it.",
+    description="While full batches are due: launches the next run as soon as the last one has claimed its batch.",
 )
 def next_batch_after_claim(
     context: dg.SensorEvaluationContext, asset_event: dg.EventLogEntry, database: QueueDatabase
@@ -175,7 +175,7 @@ def _follow(
     since = datetime.fromisoformat(run.tags[DRAINING_SINCE]) if DRAINING_SINCE in run.tags else look.now
     minutes = OperationsSettings.from_environment().drain_minutes
     if look.now - since >= timedelta(minutes=minutes):
-        return dg.SkipReason(f"CAMPAIGN_DRAIN_MINUTES ({minutes:g}) are over: the schedule's next tick goes on.")
+        return dg.SkipReason(f"CAMPAIGN_DRAIN_MINUTES ({minutes:g}) are over: the schedule's next tick continues.")
     if not verdict.work:
         return dg.SkipReason(verdict.why)
     if not look.is_due:
@@ -233,7 +233,7 @@ def _claimed_all_it_might(instance: DagsterInstance, run_id: str) -> bool:
     owners=OWNERS,
     execution_timezone=BusinessDays.from_environment().timezone,
     default_status=dg.DefaultScheduleStatus.RUNNING,
-    description="Every night: deletes what is kept for a while only. See CAMPAIGN_KEEP_…_DAYS.",
+    description="Every night: deletes data past its retention. See CAMPAIGN_KEEP_…_DAYS.",
 )
 def clean_up_every_night(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
     """Launch the clean-up."""

@@ -43,7 +43,7 @@ SUMMARIZED = "summarized"
     name="run_failure_notifications",
     minimum_interval_seconds=30,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Tells of a run that failed, once as long as its job fails of the same, and when it works again.",
+    description="Reports a failed run: once per job and cause, and again when the job succeeds.",
 )
 def run_failure_notifications(context: dg.RunFailureSensorContext, database: QueueDatabase) -> dg.SkipReason:
     """Tell of a run that failed, with the sentence of the step that did."""
@@ -80,9 +80,8 @@ def _tell_without_database(desk: Desk, instance: DagsterInstance, run: dg.Dagste
     minimum_interval_seconds=60,
     owners=OWNERS,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Tells once of each cause that needs a person: overdue messages, inboxes, keys or settings that keep "
-    "messages waiting, outcomes that nobody knows, a full disk; again after hours, and when it is over. At 18 h a "
-    "summary of the day.",
+    description="Reports each cause that needs a person: overdue messages; inboxes, keys and settings that keep "
+    "messages waiting; unknown outcomes; a full disk. Repeats it after hours, and reports its end. At 18:00 a summary.",
 )
 def backlog_notifications(
     context: dg.SensorEvaluationContext, database: QueueDatabase, language_model: LanguageModelResource

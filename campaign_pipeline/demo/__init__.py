@@ -1,1 +1,1 @@
-"""A small world to try the pipeline in: realistic leads, a few campaigns, and a table of what happened."""
+"""The demo: generated leads, a few campaigns, and a table of the results."""

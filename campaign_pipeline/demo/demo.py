@@ -1,4 +1,4 @@
-"""The demo: a made-up CRM, the real job on a real PostgreSQL, and providers that exist only on this machine."""
+"""The demo: a sample CRM, the real job on a real PostgreSQL, and mock providers on this machine."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -21,14 +21,14 @@ from campaign_pipeline.leads.report import show_reading
 from campaign_pipeline.sandbox import Behaviour, Fault, Kind, Latency, SandboxProcess
 
 MOST_LEADS = 10_000
-"""A batch of the job takes no more, and the demo is one batch."""
+"""The demo is one batch, and a batch holds no more."""
 
 _OUTSIDE = ("OPENROUTER_", *PROVIDER_PREFIXES, "CAMPAIGN_NOTIFY_", "CAMPAIGN_SMTP_", *HOST_VARIABLES)
 _KEY = "only-for-the-sandbox"
 
 
 def sandbox_behaviour(seed: int) -> Behaviour:
-    """Providers at a lively pace, to which a few numbers are unknown."""
+    """Return the behaviour of fast providers that do not know a few numbers."""
     return Behaviour(
         seed=seed,
         latencies={Kind.GENERATION: Latency(0.7, 0.4), Kind.SEND: Latency(0.2, 0.4)},
@@ -37,10 +37,10 @@ def sandbox_behaviour(seed: int) -> Behaviour:
 
 
 def sandbox_variables(sandbox: SandboxProcess, variables: Mapping[str, str]) -> dict[str, str]:
-    """An environment in which every provider is the sandbox, and no key or address of a real one is left.
+    """Return an environment in which every provider is the sandbox, without real keys and addresses.
 
-    And in which nothing else can be reached, whatever names it: a row, a redirect, a file `.env` that Dagster reads.
-    Nobody is told of the troubles of made-up people either. All of it is inherited by Dagster's processes.
+    No other host can be reached, whatever a row, a redirect or a `.env` file says, and no notices are sent. Dagster's
+    processes inherit these variables.
     """
     kept = {name: value for name, value in variables.items() if not name.startswith(_OUTSIDE)}
     return kept | {
@@ -59,9 +59,9 @@ def sandbox_variables(sandbox: SandboxProcess, variables: Mapping[str, str]) -> 
 
 
 def refuse_foreign_messages(url: str, what: str) -> None:
-    """Refuse to work where real messages wait: a sandbox would mark them as sent.
+    """Refuse to start if real messages wait: a sandbox would mark them as sent.
 
-    Raises SettingError with what to do.
+    Raises SettingError, which says what to do.
     """
     _, foreign = count_waiting(url)
     if foreign:
@@ -74,7 +74,7 @@ def refuse_foreign_messages(url: str, what: str) -> None:
 def gather_leads(
     console: Console, leads_file: Path | None, count: int, seed: int, mapping: Mapping[str, Sequence[str]] | None = None
 ) -> list[Lead]:
-    """Read the leads of a file, and show which columns were read and which rows were left out; or make some up.
+    """Read the leads of a file and show how it was read, or generate leads.
 
     `mapping`: field -> headings, where a person says which column is what. Raises LeadsFileError where a file has
     nothing to send to, or too much.
@@ -84,9 +84,9 @@ def gather_leads(
     read = read_leads(leads_file, mapping)
     show_reading(console, leads_file.name, read)
     if not read.leads:
-        raise LeadsFileError(f"{leads_file} has no row that can be used: correct the rows named above.")
+        raise LeadsFileError(f"{leads_file} has no row that can be used: correct the rows listed above.")
     if len(read.leads) > MOST_LEADS:
-        raise LeadsFileError(f"{leads_file} has {len(read.leads):,} leads, but the demo takes at most {MOST_LEADS:,}.")
+        raise LeadsFileError(f"{leads_file} has {len(read.leads):,} leads, but the demo allows at most {MOST_LEADS:,}.")
     console.print(f"{leads_file}: {len(read.leads):,} leads.", markup=False, highlight=False)
     return read.leads
 
@@ -94,7 +94,7 @@ def gather_leads(
 def run_demo(
     console: Console, leads_file: Path | None, count: int, seed: int, mapping: Mapping[str, Sequence[str]] | None = None
 ) -> bool:
-    """Make a world, run the job on it against a sandbox, and show the result. Returns whether the job worked.
+    """Create a sample CRM, run the job against a sandbox, and show the results. Return whether the job succeeded.
 
     It works on the embedded database and on its own sandbox, whatever the environment says. Stopped by
     KeyboardInterrupt, it leaves no process behind, and what was not sent waits as pending.
@@ -104,7 +104,7 @@ def run_demo(
     leads = gather_leads(console, leads_file, count, seed, mapping)
     variables = {name: value for name, value in os.environ.items() if name != "CAMPAIGN_DATABASE_URL"}
     if "CAMPAIGN_DATABASE_URL" in os.environ:
-        console.print("CAMPAIGN_DATABASE_URL is left alone: the demo works on the embedded database.")
+        console.print("CAMPAIGN_DATABASE_URL is ignored: the demo uses the embedded database.")
     environment = Environment.read(variables)
     with console.status("Starting PostgreSQL"), uninterrupted():
         url = queue_url(environment)
@@ -118,7 +118,7 @@ def run_demo(
     )
     with SandboxProcess(sandbox_behaviour(seed)) as sandbox:
         console.print(
-            f"Every provider is a sandbox at {sandbox.url}, and nothing else can be reached."
+            f"All providers are the sandbox at {sandbox.url}. No other host can be reached."
             " No real message leaves this machine."
         )
         job_variables = sandbox_variables(sandbox, variables) | {"CAMPAIGN_HOME": str(environment.home)}
@@ -150,5 +150,5 @@ def _show(console: Console, url: str, world: World, result: JobResult) -> None:
 
 
 def dev_command() -> str:
-    """How this person starts the UI: by make in a checkout, else by the console script."""
+    """Return the command that starts the UI: make in a checkout, otherwise the console script."""
     return "make dev" if Path("Makefile").is_file() and Path("workspace.yaml").is_file() else "campaign-pipeline dev"

@@ -1,4 +1,4 @@
-"""Made-up leads to try the pipeline with: realistic people and firms of Brazil.
+"""Generated leads: realistic people and companies of Brazil.
 
 They are fictitious and their domains end in `.example`, which never resolves (RFC 2606). Their telephone and CNPJ
 numbers are well formed and may by chance exist: they are for the sandbox, not for a real provider.
@@ -15,10 +15,10 @@ from campaign_pipeline.leads import BUSINESS_FIELDS, PRIORITIES, Lead
 from campaign_pipeline.leads.values import cnpj_check_digits, format_cnpj
 
 TROUBLE_EVERY = 20
-"""Each full block of this many made-up leads has exactly one troublesome lead (5 %), at a random place."""
+"""Each full block of this many leads has exactly one difficult lead (5 %), at a random position."""
 
 LONG_NOTE_CHARS = 8_000
-"""A troublesome note is at least this long."""
+"""Least length of a difficult lead's note."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class _City:
     name: str
     state: str  # UF
     area_code: str  # DDD
-    weight: int = 1  # how often it is drawn
+    weight: int = 1  # relative frequency
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class _Trade:
     cnae: str
     company_prefixes: tuple[str, ...]
     median_deal: int  # reais
-    site_share: float  # how many of these firms have a site
+    site_share: float  # share of these companies with a website
 
 
 _CITIES = (
@@ -267,7 +267,7 @@ _PAYMENTS = ("Pix", "boleto 28 dias", "cartão em 3x", "à vista com desconto")
 _HOURS = ("seg–sex 8h–18h", "seg–sáb 9h–19h", "todos os dias, 6h–22h", "seg–sex 9h–12h e 14h–18h")
 _EMOJI = ("🚀", "🦷✨", "🐶", "💪🏽", "👩‍⚕️", "🇧🇷", "🙏🏾")
 
-# Size by law, its share among firms, and the share capital that goes with it (reais, lowest and highest).
+# Legal size, its share among companies, and its share capital (reais, lowest and highest).
 _SIZES = (
     ("Microempresa (ME)", 60, 5_000, 100_000),
     ("Empresa de Pequeno Porte (EPP)", 30, 50_000, 500_000),
@@ -277,7 +277,7 @@ _DEAL_SIGMA = 0.8  # of the logarithm: about two thirds of the deals lie between
 
 
 def make_leads(count: int, seed: int) -> list[Lead]:
-    """Make realistic Brazilian leads, always the same for a seed; a longer batch begins with the shorter one.
+    """Generate realistic Brazilian leads. A seed always gives the same leads; a longer batch begins with a shorter one.
 
     No two leads of a batch share a telephone number or a CNPJ. One lead of each full block of `TROUBLE_EVERY` is
     troublesome, as in life, in turn: without a phone, letters in the phone, emoji in the name, a very long note.
@@ -292,7 +292,7 @@ def make_leads(count: int, seed: int) -> list[Lead]:
 
 
 class _LeadMaker:
-    """Draws the leads of one batch, one after the other, from one source of randomness."""
+    """Draws the leads of one batch from one random generator."""
 
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
@@ -335,7 +335,7 @@ class _LeadMaker:
         return f"{self._rng.choice(trade.company_prefixes)} {own}"
 
     def _unused(self, prefix: str, low: int, high: int) -> str:
-        """Draw digits from `low` to `high` that this batch does not have yet behind this prefix."""
+        """Draw digits from `low` to `high` that this batch has not used with this prefix."""
         while True:
             digits = str(self._rng.randint(low, high)).zfill(len(str(high)))
             if prefix + digits not in self._used:
@@ -361,11 +361,11 @@ class _LeadMaker:
         return format_cnpj(base + cnpj_check_digits(base))
 
     def _deal_value(self, trade: _Trade) -> Decimal | None:
-        """Draw a value that is log-normal around the trade's median; every tenth lead has none yet."""
+        """Draw a log-normal value around the trade's median; every tenth lead has none."""
         factor = self._rng.lognormvariate(0, _DEAL_SIGMA)
         if self._happens(0.1):
             return None
-        # People quote in tens of reais, seldom with cents.
+        # Most quotes are multiples of ten reais.
         cents = "0.90" if self._happens(0.1) else "0.00"
         return Decimal(max(10, round(trade.median_deal * factor / 10) * 10)) + Decimal(cents)
 
@@ -379,7 +379,7 @@ class _LeadMaker:
         street = f"{rng.choice(_STREETS)} {rng.randint(1, 2_500)} - {rng.choice(_DISTRICTS)}"
         opened = f"{rng.randint(1, 28):02}/{rng.randint(1, 12):02}/{rng.randint(1985, 2024)}"
         has_site = self._happens(trade.site_share)
-        # Enrichment never finds everything: value, and the share of leads that have it.
+        # Each value, and the share of leads that have it: enrichment tools never find everything.
         found = (
             (trade.category, 1.0),
             (trade.cnae, 0.95),
@@ -400,7 +400,7 @@ class _LeadMaker:
         }
 
     def _odd_fields(self, company: str) -> dict[str, str]:
-        """Draw what else sales teams keep: short texts, and the JSON that an enrichment tool left behind."""
+        """Draw other custom fields: short texts, and JSON of an enrichment tool."""
         rng = self._rng
         odd = (
             ("Instagram", f"@{_slug(company).replace('-', '')}.exemplo", 0.4),
@@ -413,7 +413,7 @@ class _LeadMaker:
         return {name: value for name, value, share in odd if self._happens(share)}
 
     def _troubled(self, lead: Lead, block: int) -> Lead:
-        """Give a lead the trouble whose turn it is."""
+        """Give a lead the next kind of difficulty."""
         kind = block % 4
         if kind == 0:
             return replace(lead, phone=None)
@@ -424,7 +424,7 @@ class _LeadMaker:
         return replace(lead, notes=self._long_note())
 
     def _phone_with_letters(self, phone: str) -> str:
-        """Spoil a number the way people and exports do: a typed letter, a masked number, words instead of a number."""
+        """Spoil a number as people and exports do: a typed letter, a masked number, words instead of a number."""
         return self._rng.choice((f"{phone[:-1]}O", f"{phone[:-4]}XXXX", "ver com o sócio"))
 
     def _long_note(self) -> str:
@@ -435,6 +435,6 @@ class _LeadMaker:
 
 
 def _slug(text: str) -> str:
-    """Write a name as a host name does."""
+    """Convert a name to a host name label."""
     decomposed = unicodedata.normalize("NFKD", text.lower()).encode("ascii", "ignore").decode()
     return re.sub(r"[^a-z0-9]+", "-", decomposed).strip("-")

@@ -1,4 +1,4 @@
-"""What came of campaign runs, read from the database and laid out for a terminal."""
+"""Results of campaign runs, read from the database and formatted for a terminal."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +16,7 @@ from rich.text import Text
 from campaign_pipeline.adapters.queue_connection import connect_rows
 
 STAGES = {"writing_ms": "writing", "sending_ms": "sending"}
-"""Of a message's time: with the language model, and with the message provider, typing delays included."""
+"""The stages of a message: the language model, and the message provider with typing delays."""
 
 _RUNS = """
     SELECT r.id, r.name, r.leads_total AS total,
@@ -60,7 +60,7 @@ _SAMPLES = """
 
 @dataclass(frozen=True)
 class RunReport:
-    """What came of one run of a campaign."""
+    """The result of one campaign run."""
 
     name: str
     total: int
@@ -70,17 +70,17 @@ class RunReport:
     waiting: int  # not finished: pending or leased
     tokens: int
     cost_usd: Decimal
-    seconds: float | None  # from the first claim to the last end; None where nothing was finished
-    stages: Mapping[str, float]  # stage -> median milliseconds a message that was sent
+    seconds: float | None  # from the first claim to the last end; None: nothing was finished
+    stages: Mapping[str, float]  # stage -> median milliseconds per sent message
 
     @property
     def per_second(self) -> float | None:
-        """Messages sent a second."""
+        """Messages sent per second."""
         return self.sent / self.seconds if self.seconds else None
 
     @property
     def slowest_stage(self) -> tuple[str, float] | None:
-        """Where a usual message spends most of its time, in milliseconds; None where nothing was sent."""
+        """The stage with the largest median, and its milliseconds; None if nothing was sent."""
         return max(self.stages.items(), key=lambda stage: stage[1], default=None)
 
 
@@ -95,7 +95,7 @@ class Sample:
 
 
 def read_report(url: str, run_ids: Sequence[UUID]) -> list[RunReport]:
-    """Recount these runs from their messages, in this order."""
+    """Count the messages of these runs, in this order."""
     with connect_rows(url) as connection:
         runs = connection.execute(_RUNS, [list(run_ids), list(run_ids)]).fetchall()
         reasons = connection.execute(_REASONS, [list(run_ids)]).fetchall()
@@ -118,27 +118,27 @@ def _to_report(run: Mapping[str, Any], reasons: Sequence[Mapping[str, Any]]) -> 
 
 
 def read_samples(url: str, run_ids: Sequence[UUID]) -> list[Sample]:
-    """One message that was sent of each run, those in several parts first."""
+    """Return one sent message of each run, preferring those in several parts."""
     with connect_rows(url) as connection:
         rows = connection.execute(_SAMPLES, [list(run_ids), list(run_ids)]).fetchall()
     return [Sample(row["campaign"], row["lead"], row["company"], tuple(row["parts"])) for row in rows]
 
 
 def report_table(reports: Sequence[RunReport]) -> Table:
-    """A column a campaign, and one for all of them; narrow enough for a small terminal."""
+    """Build a table with one column per campaign and one for the total."""
     columns = [*reports, _sum(reports)] if len(reports) > 1 else [*reports]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("")
     for report in columns:
-        # Names and codes come from the database: never to be read as markup.
+        # Names and codes come from the database: they must not be read as markup.
         table.add_column(Text(report.name))
     rows: list[tuple[str, Callable[[RunReport], str]]] = [
         ("Sent", lambda report: f"{report.sent:,} of {report.total:,}"),
-        ("Failed, and why", lambda report: _reasons(report.failed)),
-        ("Skipped, and why", lambda report: _reasons(report.skipped)),
+        ("Failed, by reason", lambda report: _reasons(report.failed)),
+        ("Skipped, by reason", lambda report: _reasons(report.skipped)),
         ("Tokens", lambda report: f"{report.tokens:,}"),
         ("Cost", lambda report: f"US$ {report.cost_usd:.4f}"),
-        ("Sent a second", lambda report: _figure(report.per_second)),
+        ("Sent per second", lambda report: _figure(report.per_second)),
         ("Slowest stage", _stage),
     ]
     if any(report.waiting for report in reports):
@@ -149,7 +149,7 @@ def report_table(reports: Sequence[RunReport]) -> Table:
 
 
 def _sum(reports: Sequence[RunReport]) -> RunReport:
-    """All of them together; they ran at the same time, so it took as long as the longest."""
+    """Sum the reports; the runs overlapped, so the duration is the longest one."""
     failed, skipped = Counter[str](), Counter[str]()
     for report in reports:
         failed.update(report.failed)
@@ -169,7 +169,7 @@ def _sum(reports: Sequence[RunReport]) -> RunReport:
 
 
 def sample_panels(samples: Sequence[Sample]) -> RenderableType:
-    """The messages as their recipients see them: a paragraph a part."""
+    """Show messages as their recipients see them, one paragraph per part."""
     panels = []
     for sample in samples:
         to = sample.lead + (f", {sample.company}" if sample.company else "")

@@ -1,4 +1,4 @@
-"""A small CRM to try the pipeline in: one workspace, two inboxes, three campaigns, and their leads and due messages."""
+"""A sample CRM: one workspace, two inboxes, three campaigns, their leads and due messages."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ MODEL = "openai/gpt-4o-mini"
 
 @dataclass(frozen=True)
 class Campaign:
-    """What a campaign of the demo says, and through which inbox."""
+    """A campaign of the demo: its instructions and its inbox."""
 
     name: str
     inbox: str
@@ -53,7 +53,7 @@ CAMPAIGNS = (
 
 @dataclass(frozen=True)
 class World:
-    """What was made: the run of each campaign, by the campaign's name."""
+    """The sample CRM: the run of each campaign, by the campaign's name."""
 
     workspace_id: UUID
     runs: dict[str, UUID]
@@ -61,7 +61,7 @@ class World:
 
 
 def make_world(url: str, leads: Sequence[Lead], name: str) -> World:
-    """Make a workspace with every lead in one of the campaigns, in turn; all or nothing. Every message is due now."""
+    """Create a workspace, and distribute the leads over the campaigns, in one transaction. Every message is due now."""
     with connect(url) as connection, connection.transaction(), connection.cursor() as cursor:
         return _Maker(cursor, uuid4()).make(leads, name)
 
@@ -147,7 +147,7 @@ class _Maker:
         return ids
 
     def _make_custom_values(self, leads: Sequence[Lead], lead_ids: Sequence[UUID]) -> None:
-        # The fields of the firm first, in the CRM's order; then whatever else the leads bring, as it comes.
+        # The company's fields first, in the CRM's order; then the leads' other fields.
         names = dict.fromkeys((*BUSINESS_FIELDS, *(name for lead in leads for name in lead.custom_fields)))
         fields = {name: uuid4() for name in names}
         self._cursor.executemany(
@@ -175,7 +175,7 @@ class _Maker:
 
 
 def count_waiting(url: str) -> tuple[int, int]:
-    """How many messages running runs have to send: those of demo workspaces, and all others."""
+    """Count the waiting messages of running runs: those of demo workspaces, and all others."""
     with connect(url) as connection:
         row = connection.execute(
             """
@@ -195,7 +195,7 @@ def count_waiting(url: str) -> tuple[int, int]:
 
 
 def holds_only_demos(url: str) -> bool:
-    """Whether every workspace in this database was made by the demo."""
+    """Return whether the demo created every workspace of this database."""
     with connect(url) as connection:
         row = connection.execute(
             "SELECT NOT EXISTS (SELECT FROM public.workspaces WHERE settings ->> 'made_by' IS DISTINCT FROM %s)",

@@ -1,4 +1,4 @@
-"""Leads from files: read by the meaning of their columns, with every refused row named."""
+"""The reader of lead files: it recognises columns by their meaning and reports every row that it leaves out."""
 
 from campaign_pipeline.leads.columns import FIELDS
 from campaign_pipeline.leads.model import BUSINESS_FIELDS, PRIORITIES, Lead, LeadsFileError, Problem

@@ -1,4 +1,4 @@
-"""Which column holds which field of a lead: by what a person says, by its heading, else by its content."""
+"""Maps columns to fields of a lead: by the user's choice, by the heading, or by the content."""
 
 import re
 import unicodedata
@@ -34,30 +34,30 @@ FIELDS: Final = {
     "notes": "notes",
     "cnpj": "cnpj",
 }
-"""The fields that a person may map, by the names that they are shown and given under."""
+"""The fields that `--map` accepts, by name."""
 
-_MOSTLY: Final = 0.7  # of the filled cells of a column: what it holds
+_MOSTLY: Final = 0.7  # share of a column's filled cells that decides its content
 _EMAIL: Final = re.compile(r"[^@\s]+@[^@\s]+\.[a-zA-Z]{2,}")
 _LETTERS: Final = re.compile(r"[^\W\d_]{2,}")
 
 
 @dataclass(frozen=True)
 class PhoneColumn:
-    """A column that may hold a number, and the one before it that holds its area code, if there is one."""
+    """A column with phone numbers, and the column with their area codes if there is one."""
 
     index: int
-    rank: int  # lower is preferred; 0: it is for WhatsApp
+    rank: int  # lower is preferred; 0: a WhatsApp column
     area_code: int | None = None
 
 
 @dataclass
 class Columns:
-    """Where each field of a lead is."""
+    """The columns of each field."""
 
     headings: list[str]
     tool: Tool | None = None
-    fields: dict[str, list[int]] = field(default_factory=dict)  # by field of a lead: columns, the preferred one first
-    phones: list[PhoneColumn] = field(default_factory=list)  # in the order of preference
+    fields: dict[str, list[int]] = field(default_factory=dict)  # field -> columns, the preferred one first
+    phones: list[PhoneColumn] = field(default_factory=list)  # by preference
     joined_names: list[int] = field(default_factory=list)  # first, middle and last name
     cnpj_parts: list[int] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -65,15 +65,15 @@ class Columns:
     def __post_init__(self) -> None:
         named = (self.heading(index) for index in range(len(self.headings)))
         self.custom_names = [_BUSINESS_BY_HEADING.get(fold(heading), heading) for heading in named]
-        # Kept as the CRM's own field, too, where it stands in for the name of the firm.
+        # These columns stay custom fields even if they also provide the company's name.
         self.legal_names = {index for index, name in enumerate(self.custom_names) if name == "Razão Social"}
 
     def of(self, name: str) -> Sequence[int]:
-        """The columns that may hold a field, the preferred one first."""
+        """Return the columns of a field, the preferred one first."""
         return self.fields.get(name, ())
 
     def shown(self, sample: Sequence[Sequence[str]]) -> list[tuple[str, str, str]]:
-        """What a person should see before anything is written: field, columns, and the first filled value."""
+        """Return field, columns and first filled value of each mapping, for display."""
         rows: list[tuple[str, str, str]] = []
         for name, lead_field in FIELDS.items():
             indexes = [column.index for column in self.phones] if lead_field == "phone" else list(self.of(lead_field))
@@ -89,7 +89,7 @@ class Columns:
         return rows
 
     def heading(self, index: int) -> str:
-        """The heading of a column; `column 7` for one without."""
+        """Return the heading of a column, or `column 7` if it has none."""
         return (self.headings[index] if index < len(self.headings) else "") or f"column {index + 1}"
 
 
@@ -99,7 +99,7 @@ def _first(sample: Sequence[Sequence[str]], indexes: Sequence[int]) -> str:
 
 
 def known_headings(cells: Sequence[str]) -> int:
-    """How many cells of a row are headings that are known; 0 where one of them is a lead's own data."""
+    """Count the known headings in a row; 0 if a cell is a lead's data."""
     known = {index for index, cell in enumerate(cells) if _known(cell)}
     data = any(_EMAIL.fullmatch(cell.strip()) or _is_number(cell) for cell in cells if cell)
     return 0 if data else len(known)
@@ -112,10 +112,9 @@ def choose_columns(
     *,
     emails: bool = False,
 ) -> Columns:
-    """Decide which column holds what. `chosen` is what a person says: field -> headings, or numbers of columns from 1.
+    """Map columns to fields. `chosen` is the user's choice: field -> headings, or column numbers from 1.
 
-    Raises LeadsFileError where no column holds a name or a phone; with `emails`, an e-mail address stands in for the
-    phone.
+    Raises LeadsFileError if no column holds a name or a phone; with `emails`, an e-mail address replaces the phone.
     """
     width = max((len(row) for row in sample), default=0)
     if headings is None and _is_rfb(sample):
@@ -153,7 +152,7 @@ def _is_number(cell: str) -> bool:
 
 
 def _is_rfb(sample: Sequence[Sequence[str]]) -> bool:
-    """Whether rows without a header have the layout of the Receita Federal's list of establishments."""
+    """Return whether rows without a header have the layout of the Receita Federal's list of companies."""
     patterns = (r"\d{8}", r"\d{4}", r"\d{2}", r"[12]")
     rows = [row for row in sample if len(row) == len(RFB_COLUMNS)]
     return bool(rows) and all(
@@ -168,7 +167,7 @@ def _tool_of(headings: Sequence[str]) -> Tool | None:
 
 
 def _by_heading(columns: Columns, lead_field: str) -> list[int]:
-    """The columns with a heading of a field: the tool's own first, then those in general use."""
+    """Return the columns with a heading of this field: the tool's own headings first, then general ones."""
     own = columns.tool.columns if columns.tool else {}
     elsewhere = {fold(heading) for name, known in own.items() if name != lead_field for heading in known}
     general = [] if lead_field in own else [*GENERAL.get(lead_field, BUSINESS.get(lead_field, ()))]
@@ -189,7 +188,7 @@ def _words(heading: str) -> list[str]:
 
 
 def _phone_rank(heading: str) -> int | None:
-    """How much a column is preferred for the phone, by the words of its heading; None if it holds none."""
+    """Rank a column as the phone, by the words of its heading; None if it is not a phone."""
     words = set(_words(heading))
     if (not words & PHONE_WORDS and not {"whats", "app"} <= words) or words & NO_PHONE_WORDS:
         return None
@@ -211,7 +210,7 @@ def _phones_by_heading(columns: Columns) -> list[PhoneColumn]:
 
 
 def _by_content(columns: Columns, sample: Sequence[Sequence[str]]) -> None:
-    """Correct by content what headings leave open: a `Contato` that holds numbers, a file without headings."""
+    """Decide by content if headings do not: a `Contato` that holds numbers, or a file without headings."""
     for index in list(columns.of("client_name")):
         if _share(sample, index, _is_number) >= _MOSTLY:
             columns.fields["client_name"].remove(index)
@@ -221,7 +220,7 @@ def _by_content(columns: Columns, sample: Sequence[Sequence[str]]) -> None:
     columns.phones = [column for column in columns.phones if column.index not in area_codes]
     taken = {index for indexes in columns.fields.values() for index in indexes} | {p.index for p in columns.phones}
     free = [index for index in range(len(columns.headings)) if index not in taken]
-    # A column that is called a phone and has none, beside one that has: the content decides.
+    # If a column is called phone but has no numbers, and another one has, the content decides.
     if not any(_share(sample, column.index, _is_number) > 0 for column in columns.phones):
         found = [
             index for index in free if _share(sample, index, _is_number) >= _MOSTLY and _may_be_phone(columns, index)
@@ -242,7 +241,7 @@ def _by_content(columns: Columns, sample: Sequence[Sequence[str]]) -> None:
 
 
 def _may_be_phone(columns: Columns, index: int) -> bool:
-    """Whether a column may hold phones though its heading does not say so: not if it says something else."""
+    """Return whether a column without a phone heading may hold phones: not if its heading means something else."""
     words = set(_words(columns.headings[index]))
     return not words & {
         "cpf",
@@ -269,13 +268,13 @@ def _share(sample: Sequence[Sequence[str]], index: int, fits: Callable[[str], bo
     return sum(map(fits, cells)) / len(cells) if cells else 0.0
 
 
-# By what a person says ------------------------------------------------------------------------------------------------
+# By the user's choice -------------------------------------------------------------------------------------------------
 
 
 def _apply(columns: Columns, chosen: Mapping[str, Sequence[str]]) -> None:
     for name, wanted in chosen.items():
         if name not in FIELDS:
-            raise LeadsFileError(f"There is no field {name!r} to map: name one of {', '.join(FIELDS)}.")
+            raise LeadsFileError(f"--map has no field {name!r}. The fields are {', '.join(FIELDS)}.")
         indexes = [_index_of(columns, heading) for heading in wanted]
         for others in columns.fields.values():
             others[:] = [index for index in others if index not in indexes]
@@ -295,11 +294,11 @@ def _index_of(columns: Columns, heading: str) -> int:
     if number and 1 <= int(number[1]) <= len(columns.headings):
         return int(number[1]) - 1
     found = ", ".join(filter(None, columns.headings)) or f"{len(columns.headings)} columns without a heading"
-    raise LeadsFileError(f"There is no column {heading!r}: name one of the file's (found: {shown(found, 200)}).")
+    raise LeadsFileError(f"The file has no column {heading!r} (found: {shown(found, 200)}).")
 
 
 def _compose_names(columns: Columns, *, mapped: bool) -> None:
-    """Find the columns whose texts make a name together."""
+    """Find the columns that together form a name."""
     if mapped:
         named = list(columns.of("client_name"))
         if len(named) > 1:
@@ -309,7 +308,7 @@ def _compose_names(columns: Columns, *, mapped: bool) -> None:
     first, last = columns.of("first_name"), columns.of("last_name")
     if not last and not first:
         return
-    # `Nome` beside `Sobrenome` is the first name; beside `Full name` it would not be needed.
+    # `Nome` beside `Sobrenome` is the first name, unless there is a `Full name`.
     names = columns.fields["client_name"]
     if last and not first and names and fold(columns.headings[names[0]]) in {"nome", "name"}:
         first = [names.pop(0)]
@@ -328,10 +327,10 @@ def _require(columns: Columns, has_header: bool, *, emails: bool) -> None:
         return
     what, examples = missing[0]
     beginning = "has" if has_header else "has no header and"
-    mails = ", and e-mail addresses alone are no leads for WhatsApp" if what == "phone" and columns.of("email") else ""
+    mails = " (e-mail addresses alone are not enough)" if what == "phone" and columns.of("email") else ""
     found = ", ".join(filter(None, columns.headings)) or "no header"
     raise LeadsFileError(
-        f"{beginning} no column for the {what}{mails}: head one with {examples}, or name it with "
+        f"{beginning} no column for the {what}{mails}: use the heading {examples}, or choose a column with "
         f'--map {what}="Heading" (found: {shown(found, 200)}).'
     )
 

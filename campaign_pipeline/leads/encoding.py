@@ -1,4 +1,4 @@
-"""How the bytes of a text file are read: by its byte order mark, else as UTF-8, else by what fits the whole file."""
+"""Decodes text files: by the byte order mark, else as UTF-8, else in the encoding that fits the whole file."""
 
 import io
 import re
@@ -19,8 +19,8 @@ _MARKS: Final = (
     (b"\xfe\xff", "utf-16", "UTF-16"),
 )
 _SINGLE_BYTE: Final = {"cp1252": "Windows-1252", "cp850": "CP850 (MS-DOS)", "mac_roman": "Mac Roman"}
-_EVIDENCE: Final = 256 * 1024  # bytes of lines that tell encodings apart: all of them in most files
-# How much a character beyond ASCII speaks for an encoding: what Portuguese writes, what typographers and it borrow.
+_EVIDENCE: Final = 256 * 1024  # most bytes that are examined; most files have fewer
+# Weight of a non-ASCII character as evidence: letters of Portuguese, then typographic and foreign characters.
 _WEIGHTS: Final = (
     dict.fromkeys("ñüèìòùäëïöÿåæøßÑÜÈÌÒÙÄËÏÖÅÆØ£¥¡¿«»", 0.4)
     | dict.fromkeys("ªº°–—“”‘’…•€§´·®©™½¼\u00a0", 0.8)
@@ -28,18 +28,18 @@ _WEIGHTS: Final = (
 )
 _ESCAPED: Final = re.compile("[\udc80-\udcff]")  # a byte that could not be decoded
 _BEYOND_ASCII: Final = re.compile("[^\x00-\x7f]")
-_TWICE: Final = ("Ã", "Â", "â€")  # how the first byte of an accent looks after one decoding too few
+_TWICE: Final = ("Ã", "Â", "â€")  # the first byte of an accent in a text that was encoded twice
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """A text, how it was encoded, and what is wrong with it."""
+    """A decoded text, its encoding and its faults."""
 
     text: str
-    encoding: str  # for people
+    encoding: str  # in words
     notes: list[str] = field(default_factory=list)
     undecodable: dict[int, int] = field(default_factory=dict)  # line, from 1 -> its first byte that is not UTF-8
-    twice: frozenset[int] = frozenset()  # lines, from 1, that were encoded twice, where others were not
+    twice: frozenset[int] = frozenset()  # lines, from 1, that were encoded twice while others were not
 
 
 def decode(raw: bytes) -> Decoded:
@@ -62,12 +62,12 @@ def decode(raw: bytes) -> Decoded:
 
 
 def physical_lines(text: str) -> Iterator[str]:
-    """The lines of a text with their line breaks, as editors count them: not broken at U+2028 or form feeds."""
+    """Split a text into lines with their line breaks, as editors do: not at U+2028 or form feeds."""
     return io.StringIO(text, newline="")
 
 
 def _unmarked_utf16(raw: bytes) -> Decoded:
-    """Decode UTF-16 without a mark: in Latin text every other byte is zero, which side tells the byte order."""
+    """Decode UTF-16 without a mark. In Latin text every other byte is zero; its position shows the byte order."""
     even, odd = raw[0::2].count(0), raw[1::2].count(0)
     codec = "utf-16-le" if odd > even else "utf-16-be"
     if max(even, odd) < len(raw) // 4:
@@ -83,7 +83,7 @@ def _unmarked_utf16(raw: bytes) -> Decoded:
 
 
 def _mostly_utf8(raw: bytes) -> Decoded | None:
-    """Decode UTF-8 with a few bytes that are not; None where hardly any accent is UTF-8."""
+    """Decode UTF-8 with a few invalid bytes; return None if most accents are not UTF-8."""
     text = raw.decode("utf-8", "surrogateescape")
     bad = len(_ESCAPED.findall(text))
     good = len(_BEYOND_ASCII.findall(text)) - bad
@@ -97,14 +97,14 @@ def _mostly_utf8(raw: bytes) -> Decoded | None:
 
 
 def _single_byte(raw: bytes) -> Decoded:
-    """Decode one of the encodings with a byte a letter that spreadsheets write.
+    """Decode one of the single-byte encodings that spreadsheets write.
 
     charset-normalizer says which of them make a readable text. Where it finds several, as in short files or ones in
     capitals, the one counts whose letters beyond ASCII Portuguese writes most.
     """
     evidence = _telling_lines(raw)
     matches = [match.encoding for match in from_bytes(evidence, cp_isolation=list(_SINGLE_BYTE))]
-    # It leaves Windows-1252 out where one byte of the file is undefined there.
+    # Windows-1252 is left out if a byte of the file is undefined in it.
     found = dict.fromkeys([encoding for encoding in matches if encoding in _SINGLE_BYTE] + ["cp1252"])
     codec = max(found, key=lambda encoding: _likeness(evidence.decode(encoding, "replace")))
     name = _SINGLE_BYTE[codec]
@@ -122,7 +122,7 @@ def _single_byte(raw: bytes) -> Decoded:
 
 
 def _telling_lines(raw: bytes) -> bytes:
-    """The lines with bytes beyond ASCII, each once, up to a size."""
+    """Return the distinct lines with non-ASCII bytes, up to a size."""
     lines: dict[bytes, None] = {}
     size = 0
     for line in raw.splitlines(keepends=True):
@@ -135,7 +135,7 @@ def _telling_lines(raw: bytes) -> bytes:
 
 
 def _likeness(text: str) -> float:
-    """How much of what is beyond ASCII a Portuguese text would have, from 0 to 1."""
+    """Rate how Portuguese the non-ASCII characters are, from 0 to 1."""
     foreign = Counter(_BEYOND_ASCII.findall(text))
     return sum(_WEIGHTS.get(char, 0.0) * count for char, count in foreign.items()) / max(1, foreign.total())
 
@@ -152,14 +152,14 @@ _FROM_WINDOWS: Final = {char: byte for byte, char in _WINDOWS.items()}
 
 
 def _checked(text: str, encoding: str) -> Decoded:
-    """Take one layer off a text that was encoded twice as a whole; name the lines where only some were."""
+    """Decode a text again if all of it was encoded twice; if only some lines were, list them."""
     if "\0" in text:
         raise LeadsFileError("is not a text file: save the leads as CSV in UTF-8.")
     if not any(sign in text for sign in _TWICE):
         return Decoded(text, encoding)
     whole = _once_less(text)
     if whole is not None:
-        note = "The file was encoded in UTF-8 twice (João became JoÃ£o); it was read with one layer taken off."
+        note = "The file was encoded in UTF-8 twice (João became JoÃ£o); this was undone."
         return Decoded(whole, f"{encoding}, twice", [note])
     twice = frozenset(
         number for number, line in enumerate(physical_lines(text), start=1) if _once_less(line) is not None
@@ -168,7 +168,7 @@ def _checked(text: str, encoding: str) -> Decoded:
 
 
 def _once_less(text: str) -> str | None:
-    """The text before it was encoded a second time; None where it was not."""
+    """Undo a second encoding; return None if there was none."""
     try:
         once = text.translate(_FROM_WINDOWS).encode("latin-1").decode("utf-8")
     except UnicodeError:

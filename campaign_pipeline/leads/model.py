@@ -1,4 +1,4 @@
-"""A lead as a file has it, and what is wrong with rows and files."""
+"""A lead of a file, and the faults of rows and files."""
 
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -18,18 +18,18 @@ BUSINESS_FIELDS = (
     "Capital Social",
     "Data Abertura",
 )
-"""The custom fields about a lead's firm, named as the CRM names them, in the order in which a context shows them."""
+"""The CRM's custom fields about a lead's company, in the order in which a context shows them."""
 
 PRIORITIES = ("low", "medium", "high")
 
 
 @dataclass(frozen=True)
 class Lead:
-    """A person at a firm, as the CRM's `leads` row and its custom values hold it."""
+    """A person at a company: the fields of the CRM's `leads` row and its custom values."""
 
     client_name: str
     company: str | None = None
-    phone: str | None = None  # as a person wrote it: neither normalised nor surely a number
+    phone: str | None = None  # as it was written: not normalised, perhaps not a number
     deal_value: Decimal | None = None  # Brazilian reais
     priority: str = "medium"  # one of PRIORITIES
     tags: tuple[str, ...] = ()
@@ -40,13 +40,13 @@ class Lead:
 
 @dataclass(frozen=True)
 class Problem:
-    """Why a row of a CSV was left out. Holds what the cell holds, personal data too: to be shown, not logged."""
+    """Why a row was left out. It contains the cell's value, which may be personal data: show it, never log it."""
 
-    line: int  # where the row begins in the file, from 1
-    column: str  # the heading as the file has it; `column 7` for a cell without one; empty if the whole row is meant
+    line: int  # the first line of the row, from 1
+    column: str  # the file's heading; `column 7` if it has none; empty for the whole row
     value: str  # the whole cell
     message: str  # one sentence: the field, the value, and what would be right
 
 
 class LeadsFileError(ValueError):
-    """The file as a whole cannot be used; the text says why, in one sentence."""
+    """The file cannot be used; the message says why in one sentence."""

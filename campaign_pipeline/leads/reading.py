@@ -1,4 +1,4 @@
-"""Leads from a file as spreadsheets, CRMs and lead tools write it, and what is wrong with the rows left out."""
+"""Reads leads from files of spreadsheets, CRMs and lead tools, and reports the rows that it leaves out."""
 
 import html
 import re
@@ -36,15 +36,15 @@ from campaign_pipeline.leads.vocabulary import REFUSALS
 
 @dataclass(frozen=True)
 class LeadsFile:
-    """What was read from a file, and how."""
+    """The leads of a file, and how it was read."""
 
     leads: list[Lead]
     problems: list[Problem]
     how: str  # encoding and separator, or the sheet
-    tool: str | None  # the tool whose export it seems to be
+    tool: str | None  # the tool that probably exported it
     mapping: list[tuple[str, str, str]]  # field, its columns, and the first filled value
-    notes: list[str] = field(default_factory=list)  # sentences about the file that a person should read
-    lines: list[int] = field(default_factory=list)  # of each lead, where its row begins in the file
+    notes: list[str] = field(default_factory=list)  # remarks about the file, for the user
+    lines: list[int] = field(default_factory=list)  # the first line of each lead's row
 
 
 def read_leads(
@@ -52,18 +52,17 @@ def read_leads(
 ) -> LeadsFile:
     """Read leads from a CSV, TSV, XLSX, XLS or ODS file.
 
-    Columns are known by their heading, by a table of the tools that export leads, whatever their order, case, accents
-    and spaces; where headings do not tell, by content; and first of all by `chosen`: field (`columns.FIELDS`) ->
-    headings. A column that is not known becomes a custom field under its own heading. A row needs a name (a person's,
-    else the firm's) and a phone, which is given as international digits.
+    Columns are recognised by `chosen` (field of `columns.FIELDS` -> headings), then by their heading, regardless of
+    order, case, accents and spaces, and otherwise by content. Other columns become custom fields under their heading. A
+    row needs a name (the person's, else the company's) and a phone, which is returned as international digits.
 
-    With `emails`, a file without any phone is read by its e-mail addresses: its leads have no phone.
+    With `emails`, a file without phone numbers is read by its e-mail addresses: its leads have no phone.
 
-    A row with a problem is left out, with a `Problem` for each thing to correct, and the others are read. Of rows with
-    the same phone, however written, the first stands.
+    A row with faults is left out, with one `Problem` per fault; the others are read. If several rows have the same
+    phone, in any spelling, the first one is used.
 
     Raises:
-        LeadsFileError: the file is missing, unreadable, no table or without rows, or no column is a name or a phone.
+        LeadsFileError: the file is missing, unreadable, not a table or empty, or it has no column for name or phone.
     """
     file, chosen = Path(path), chosen or {}
     table = read_table(file, known_headings, mapped=bool(chosen))
@@ -115,13 +114,13 @@ def _refusing_columns(columns: Columns) -> list[tuple[str, int, tuple[str, ...]]
 def _told(refusals: Counter[str]) -> Iterable[str]:
     for heading, count in refusals.items():
         yield (
-            f"The column {heading!r} says of {count} of these leads that they want no such messages. They are read all "
-            "the same: take them out, or suppress them with `campaign-pipeline consent suppress`."
+            f"The column {heading!r} says that {count} of these leads do not want messages. They are included: remove "
+            "them from the file, or suppress them with `campaign-pipeline consent suppress`."
         )
 
 
 def _rows_like(columns: Columns) -> Callable[[Sequence[str]], bool]:
-    """Whether the cells of a line look like a row of this table: as many as there are headings, and a phone."""
+    """Return a test for lines that look like a row of this table: enough cells, and a phone."""
 
     def looks_like_a_row(cells: Sequence[str]) -> bool:
         if len(cells) < max(2, len(columns.headings)):
@@ -139,7 +138,7 @@ def _phone_of(column: PhoneColumn, cells: Sequence[str]) -> Phone | None:
 
 
 def _phone_text(column: PhoneColumn, cells: Sequence[str]) -> str:
-    """The text of a phone, with its area code before it where that has a column of its own."""
+    """Return the text of a phone, preceded by its area code if that has its own column."""
     text = cells[column.index] if column.index < len(cells) else ""
     if column.area_code is not None and re.fullmatch(r"[0-9-]{8,10}", text):
         area_code = cells[column.area_code].lstrip("0").removesuffix(".0")
@@ -148,7 +147,7 @@ def _phone_text(column: PhoneColumn, cells: Sequence[str]) -> str:
 
 
 class _Row:
-    """One row on its way to a lead: takes each field from its cell, and notes what is wrong."""
+    """Converts one row to a lead and notes its faults."""
 
     def __init__(self, columns: Columns, line: int, cells: Sequence[str], delimiter: str | None) -> None:
         self.problems: list[Problem] = []
@@ -160,7 +159,7 @@ class _Row:
         self._taken: set[int] = set()
 
     def read(self, phone_lines: dict[str, int]) -> Lead:
-        """Read the lead, which holds only if there are no problems; notes the line of its phone or e-mail address."""
+        """Read the lead, which is valid only if there are no problems; note the line of its phone or address."""
         name, company = self._name()
         phone, others = self._phone(phone_lines) if self._columns.phones else self._email(phone_lines)
         return Lead(
@@ -176,11 +175,11 @@ class _Row:
         )
 
     def says(self, index: int, words: Sequence[str]) -> bool:
-        """Whether a cell says one of these words."""
+        """Return whether a cell is one of these words."""
         return fold(self._cells[index]) in words
 
     def _take(self, name: str) -> tuple[str, str]:
-        """Take a field from its first cell with anything: the heading and the cell."""
+        """Take a field from its first filled cell; return the heading and the cell."""
         candidates = self._columns.of(name)
         index = next((index for index in candidates if self._cells[index]), None)
         if index is None:
@@ -193,7 +192,7 @@ class _Row:
         self.problems.append(Problem(self._line, column, value, f"{subject} {fault}"))
 
     def _name(self) -> tuple[str, str | None]:
-        """The person's name, and the firm's; each stands in for the other where a tool lists firms."""
+        """Return the person's name and the company's; if a tool lists companies, each can replace the other."""
         column, name = self._take("client_name")
         joined_column, joined = self._joined_name()
         column, name = (column, name) if name else (joined_column or column, joined)
@@ -218,7 +217,7 @@ class _Row:
         return heading, " ".join(dict.fromkeys(text for _, text in parts))
 
     def _phone(self, phone_lines: dict[str, int]) -> tuple[str, tuple[str, ...]]:
-        """The number to write to, and further ones of the same cell."""
+        """Return the number to contact, and other numbers of the same cell."""
         column = self._phone_column()
         heading, value = self._columns.heading(column.index), self._cells[column.index]
         if not value:
@@ -234,27 +233,27 @@ class _Row:
             return "", ()
         key = canonical_number(phone.digits)
         if (first := phone_lines.setdefault(key, self._line)) != self._line:
-            self._complain(heading, value, f"is the number of line {first} already: keep each number on one line only.")
+            self._complain(heading, value, f"is also the number of line {first}: keep each number on one line only.")
         return phone.digits, phone.others
 
     def _email(self, lines: dict[str, int]) -> tuple[None, tuple[str, ...]]:
-        """See to it that there is an address to write to, where the file has no phone."""
+        """Require an e-mail address, because the file has no phone numbers."""
         heading, value = self._take("email")
         try:
             address = normalize_email(value)
         except InvalidAddress:
-            fault = "is no e-mail address" if value else "is empty"
+            fault = "is not an e-mail address" if value else "is empty"
             self._complain(heading, value, f"{fault}: write one like maria@exemplo.com.br.")
             return None, ()
         if (first := lines.setdefault(address.lower(), self._line)) != self._line:
-            fault = f"is the address of line {first} already: keep each address on one line only."
+            fault = f"is also the address of line {first}: keep each address on one line only."
             self._complain(heading, value, fault)
         return None, ()
 
     def _phone_column(self) -> PhoneColumn:
-        """The column of the number: one for WhatsApp, else the first mobile number, else the first number at all.
+        """Return the column of the number: one for WhatsApp, else the first mobile number, else the first number.
 
-        Where none holds a number, the first that is not empty, whose value is then complained of.
+        If no column holds a number, return the first filled one, which is then reported as a fault.
         """
         written = [column for column in self._columns.phones if self._cells[column.index]]
         if len(written) == 1:
@@ -268,7 +267,7 @@ class _Row:
     def _deal_value(self) -> Decimal | None:
         column, value = self._take("deal_value")
         text = re.sub(r"^(R\$|BRL)\s*", "", clean(value), flags=re.IGNORECASE) if value else ""
-        if text in {"", "-"}:  # a dash is how a spreadsheet's currency format shows nothing
+        if text in {"", "-"}:  # a spreadsheet's currency format shows zero as a dash
             return None
         found = amount(text)
         if found is None:
@@ -290,11 +289,11 @@ class _Row:
             column, value = self._take("cnpj")
         if not value:
             return None
-        # Spreadsheets drop the zeros at the front of what looks like a number, and may add ".0" at its end.
+        # Spreadsheets drop leading zeros of numbers and may append ".0".
         digits = re.sub(r"[\s./-]", "", re.sub(r"\.0$", "", clean(value))).upper().zfill(14)
         if re.fullmatch(r"000[0-9]{11}", digits) and "cpf" in fold(column):  # a person's number
             return None
-        # From July 2026 on, the first twelve may be letters too.
+        # Since July 2026 the first twelve characters may also be letters.
         if not re.fullmatch(r"[0-9A-Z]{12}[0-9]{2}", digits) or len(set(digits)) == 1:
             self._complain(column, value, "is not a CNPJ: write its 14 characters, such as 11.222.333/0001-81.")
         elif cnpj_check_digits(digits[:12]) != digits[12:]:
@@ -306,7 +305,7 @@ class _Row:
         return format_cnpj(digits)
 
     def _custom_fields(self, other_phones: Sequence[str]) -> dict[str, str]:
-        """Collect the cells that no field took, under their headings; a heading that comes again is numbered."""
+        """Collect the remaining cells under their headings; repeated headings are numbered."""
         names = self._columns.custom_names
         custom: dict[str, str] = {}
         _column, email = self._take("email")
@@ -318,7 +317,7 @@ class _Row:
             if index >= len(names):
                 named = sum(map(bool, self._columns.headings))
                 quote = f", or quote the cell that contains {self._delimiter!r}" if self._delimiter else ""
-                fault = f"has no heading: the header names {named} columns, so head this one too{quote}."
+                fault = f"has no heading: the header has {named} columns. Add a heading{quote}."
                 self._complain(f"column {index + 1}", value, fault)
                 continue
             _add(custom, names[index], value)
@@ -336,7 +335,7 @@ def _add(custom: dict[str, str], name: str, value: str) -> None:
 
 
 def _without_markup(note: str) -> str:
-    """A note as text, where the tool keeps it as HTML."""
+    """Convert a note to plain text if the tool exports HTML."""
     if not re.match(r"<(p|div|br|span|b|ul)\b", note):
         return note
     return " ".join(html.unescape(re.sub(r"<[^<>]{1,200}>", " ", note)).split())

@@ -1,4 +1,4 @@
-"""What was read from a file of leads, for a person to look at before anything is written."""
+"""Shows how a lead file was read, before anything is written."""
 
 from rich.console import Console
 from rich.table import Table
@@ -10,7 +10,7 @@ SHOWN_PROBLEMS = 20
 
 
 def show_reading(console: Console, file_name: str, read: LeadsFile, most_problems: int | None = SHOWN_PROBLEMS) -> None:
-    """Print how a file was read, which column became which field, and each row left out, with its line and why."""
+    """Print how a file was read, the field of each column, and each row that was left out with line and reason."""
     tool = f" It looks like an export of {read.tool}." if read.tool else ""
     console.print(Text(f"{file_name} was read as {read.how}.{tool}"))
     table = Table("Field", "Column", "First value", title="Columns", title_justify="left", show_edge=False)

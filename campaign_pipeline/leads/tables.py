@@ -1,4 +1,4 @@
-"""Rows of cells from a file: text separated by comma, semicolon, tab or bar, or a workbook of Excel or LibreOffice."""
+"""Reads rows of cells: text separated by comma, semicolon, tab or bar, or a workbook of Excel or LibreOffice."""
 
 import csv
 import datetime
@@ -15,11 +15,11 @@ from campaign_pipeline.leads.model import LeadsFileError
 from campaign_pipeline.leads.values import shown
 
 SAMPLE: Final = 200
-"""Rows after the header by whose content columns are known."""
+"""Number of rows after the header that are used to recognise columns by content."""
 
-_HEADER_WITHIN: Final = 20  # rows: a title, a date and empty lines may stand before the header
-_LARGEST_FILE: Final = 500 * 1024 * 1024  # bytes; a list of a million leads has less
-_LONGEST_ROW: Final = 1000  # physical lines: what a quote that was never closed may swallow before it is noticed
+_HEADER_WITHIN: Final = 20  # rows; a title, a date and empty lines may come before the header
+_LARGEST_FILE: Final = 500 * 1024 * 1024  # bytes; a list of a million leads is smaller
+_LONGEST_ROW: Final = 1000  # physical lines; a longer row has an unclosed quote
 _DELIMITERS: Final = (";", ",", "\t", "|")
 _DELIMITER_NAMES: Final = {";": "semicolons", ",": "commas", "\t": "tabs", "|": "bars"}
 _WORKBOOKS: Final = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")  # XLSX, XLSB and ODS; XLS
@@ -40,7 +40,7 @@ Cells: TypeAlias = list[str]
 
 
 class BrokenRow(Exception):
-    """A row that cannot be read; the text is one sentence without the row's place."""
+    """A row that cannot be read; the message is one sentence without the line number."""
 
     def __init__(self, value: str, sentence: str) -> None:
         super().__init__(sentence)
@@ -48,24 +48,24 @@ class BrokenRow(Exception):
 
 
 Record: TypeAlias = tuple[int, Cells | BrokenRow]
-"""The line where a row begins, from 1, and its cells, or what is wrong with it."""
+"""The first line of a row, from 1, and its cells or its fault."""
 
 
 @dataclass
 class Table:
-    """A table on its way: its header, and its rows, which can be read once."""
+    """A table: its header, and its rows, which can be read once."""
 
     headings: Cells | None  # None: the file has no header
     sample: list[Cells]  # the first rows below the header
     records: Iterator[Record]  # all rows below the header
-    how: str  # how the file was read, for people
+    how: str  # how the file was read, in words
     delimiter: str | None = None
     notes: list[str] = field(default_factory=list)
-    swallows: "Callable[[Cells], bool] | None" = None  # whether cells look like a row of this table; set by the reader
+    swallows: "Callable[[Cells], bool] | None" = None  # whether cells look like a row; set by the reader
 
 
 def read_table(path: Path, knows: Callable[[Cells], int], mapped: bool = False) -> Table:
-    """Read a file. `knows` says how many of a row's cells are headings; `mapped`: a person says which column is what.
+    """Read a file. `knows` counts the headings in a row; `mapped`: the user has chosen columns.
 
     Raises LeadsFileError.
     """
@@ -83,7 +83,7 @@ def read_table(path: Path, knows: Callable[[Cells], int], mapped: bool = False) 
 def _bytes_of(path: Path) -> bytes:
     try:
         if path.stat().st_size > _LARGEST_FILE:
-            raise LeadsFileError(f"{path} has more than {_LARGEST_FILE // 1024**2} MB: split it.")
+            raise LeadsFileError(f"{path} is larger than {_LARGEST_FILE // 1024**2} MB: split it.")
         return path.read_bytes()
     except FileNotFoundError:
         raise LeadsFileError(f"{path} does not exist: give the path of a CSV or XLSX file.") from None
@@ -120,7 +120,7 @@ def _text(decoded: Decoded, knows: Callable[[Cells], int], mapped: bool) -> Tabl
         assert not isinstance(header, BrokenRow)  # it was read when it was found
         table.headings, first = header, _line_after(lines, header_at, delimiter)
         if header_at > start:
-            table.notes.append(f"The header is on line {header_at + 1}; what stands before it was left out.")
+            table.notes.append(f"The header is on line {header_at + 1}; the lines before it were ignored.")
     head = list(islice(_parse(lines, first, delimiter, table), SAMPLE))
     table.sample = [cells for _, cells in head if not isinstance(cells, BrokenRow)]
     table.records = _flagged(_parse(lines, first, delimiter, table), lines, decoded)
@@ -128,16 +128,16 @@ def _text(decoded: Decoded, knows: Callable[[Cells], int], mapped: bool) -> Tabl
 
 
 def _quoted_header(lines: Sequence[str], start: int) -> bool:
-    """Whether the first row is one that no separator makes well-formed."""
+    """Return whether the first row is malformed with every separator."""
     blank = Table(None, [], iter(()), "")
     firsts = (next(_parse(lines, start, delimiter, blank), (0, [])) for delimiter in _DELIMITERS)
     return all(isinstance(cells, BrokenRow) for _, cells in firsts)
 
 
 def _sniff(lines: Sequence[str], start: int, knows: Callable[[Cells], int]) -> tuple[str, int | None]:
-    """Find the separator, and the index of the header's line: where most cells are headings that are known.
+    """Find the separator, and the header: the line with the most known headings.
 
-    `csv.Sniffer` guesses from letter counts, and a comma in a note or a bar in the tags leads it astray.
+    `csv.Sniffer` counts characters; a comma in a note or a bar in the tags misleads it.
     """
     best: tuple[int, int, str, int | None] = (0, 0, ";", None)
     blank = Table(None, [], iter(()), "")
@@ -154,24 +154,24 @@ def _sniff(lines: Sequence[str], start: int, knows: Callable[[Cells], int]) -> t
 
 
 def _width(lines: Sequence[str], start: int, delimiter: str) -> int:
-    """How many cells at least every one of the first rows has."""
+    """Return the least number of cells in the first rows."""
     blank = Table(None, [], iter(()), "")
     rows = (cells for _, cells in islice(_parse(lines, start, delimiter, blank), _HEADER_WITHIN))
     return min((0 if isinstance(cells, BrokenRow) else len(cells) for cells in rows), default=0)
 
 
 def _line_after(lines: Sequence[str], index: int, delimiter: str) -> int:
-    """The index of the line after the record that begins at a line."""
+    """Return the index of the line after a record."""
     reader = csv.reader(iter(lines[index:]), delimiter=delimiter, strict=True, skipinitialspace=True)
     next(reader)
     return index + reader.line_num
 
 
 def _parse(lines: Sequence[str], start: int, delimiter: str, table: Table) -> Iterator[Record]:
-    """Give each record from line index `start` on.
+    """Yield each record from line index `start` on.
 
-    A record that is not well-formed comes as a BrokenRow, and reading goes on at the very next line: a quote that is
-    never closed costs its own row, not the rest of the file.
+    A malformed record is yielded as a BrokenRow, and reading continues at the next line: an unclosed quote costs only
+    its own row.
     """
     index = start
     while index < len(lines):
@@ -185,7 +185,7 @@ def _parse(lines: Sequence[str], start: int, delimiter: str, table: Table) -> It
                 if after - index > 1 and (swallowed := _swallowed(lines, index, after, delimiter, table)):
                     value = lines[index].rstrip("\n")
                     sentence = (
-                        f"The row {shown(value)} has a quote that swallowed line {swallowed + 1}: "
+                        f"The row {shown(value)} has an unclosed quote, which extends over line {swallowed + 1}: "
                         'close every quote, and write a quote within a quoted cell twice ("").'
                     )
                     yield index + 1, BrokenRow(value, sentence)
@@ -200,7 +200,7 @@ def _parse(lines: Sequence[str], start: int, delimiter: str, table: Table) -> It
 
 
 class _Feed:
-    """Lines for the parser, not too many for one record."""
+    """Feeds lines to the parser, up to a limit per record."""
 
     def __init__(self, lines: Sequence[str], base: int) -> None:
         self._lines = lines
@@ -221,7 +221,7 @@ class _Feed:
 
 
 def _swallowed(lines: Sequence[str], index: int, after: int, delimiter: str, table: Table) -> int | None:
-    """The index of a line within a record of several lines that is a row itself, by what the reader knows of rows."""
+    """Find a line inside a multi-line record that looks like a row itself; return its index."""
     if table.swallows is None:
         return None
     for number in range(index + 1, after):
@@ -244,7 +244,7 @@ def _not_well_formed(value: str, error: csv.Error) -> BrokenRow:
 
 
 def _flagged(records: Iterator[Record], lines: Sequence[str], decoded: Decoded) -> Iterator[Record]:
-    """Replace the rows on lines that could not be decoded by what is wrong with them."""
+    """Replace rows that could not be decoded by their faults."""
     if not decoded.undecodable and not decoded.twice:
         yield from records
         return
@@ -269,15 +269,15 @@ def _why_undecodable(line: int, value: str, decoded: Decoded) -> str:
             f"Line {line} {shown(value)} has the byte 0x{byte:02X}, which is not UTF-8 as the rest of the file is: "
             "type its accents anew, or save the whole file as UTF-8."
         )
-    return f"Line {line} {shown(value)} was encoded in UTF-8 twice (João became JoÃ£o): type its accents anew."
+    return f"Line {line} {shown(value)} was encoded in UTF-8 twice (João became JoÃ£o): type its accents again."
 
 
 # Workbooks ------------------------------------------------------------------------------------------------------------
 
 
 def _workbook(raw: bytes, knows: Callable[[Cells], int]) -> Table:
-    """Read the first sheet of a workbook that has a header with known columns."""
-    from python_calamine import CalamineError, CalamineWorkbook  # 5 MB that only a workbook needs
+    """Read the first sheet that has a header with known columns."""
+    from python_calamine import CalamineError, CalamineWorkbook  # 5 MB, needed for workbooks only
 
     try:
         book = CalamineWorkbook.from_filelike(io.BytesIO(raw))
@@ -299,7 +299,7 @@ def _workbook(raw: bytes, knows: Callable[[Cells], int]) -> Table:
         records = (record for record in records if record[0] > header_at)
         table.headings = [_cell(value) for value in rows[header_at - 1]]
         if any(any(map(_cell, row)) for row in rows[: header_at - 1]):
-            table.notes.append(f"The header is on row {header_at}; what stands before it was left out.")
+            table.notes.append(f"The header is on row {header_at}; the rows before it were ignored.")
     head = list(islice(records, SAMPLE))
     table.sample = [cells for _, cells in head]
     table.records = chain(head, records)
@@ -307,14 +307,14 @@ def _workbook(raw: bytes, knows: Callable[[Cells], int]) -> Table:
 
 
 def _header_row(rows: Sequence[Sequence[object]], knows: Callable[[Cells], int]) -> int | None:
-    """The row of a sheet, from 1, of which most cells are known headings."""
+    """Return the row, from 1, with the most known headings."""
     scores = [(knows([_cell(value) for value in row]), -number) for number, row in enumerate(rows[:_HEADER_WITHIN], 1)]
     known, place = max(scores)
     return -place if known else None
 
 
 def _cell(value: object) -> str:
-    """The text of a cell. A whole number has no `.0`: that is how workbooks store every number."""
+    """Return the text of a cell. Workbooks store every number as a float, so `.0` is removed."""
     if isinstance(value, float):
         return str(int(value)) if value.is_integer() and abs(value) < 1e15 else repr(value)
     if isinstance(value, bool):

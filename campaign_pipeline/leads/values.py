@@ -1,4 +1,4 @@
-"""What a cell holds: amounts, registry numbers, priorities, tags; and how a cell is shown in a sentence."""
+"""Parses cells (amounts, registry numbers, priorities, tags) and quotes them in sentences."""
 
 import json
 import re
@@ -9,12 +9,12 @@ from typing import Final
 
 from campaign_pipeline.core.phone_reading import plain
 
-_SHOWN_CHARS: Final = 40  # of a value in a message
+_SHOWN_CHARS: Final = 40  # most characters of a quoted value
 
 _NOTHING: Final = frozenset(
     ("null", "nan", "none", "nil", "n/a", "#n/a", "n/d", "#n/d", "na", "<na>", "nat", "undefined", "-", "--", "—", "–")
 )
-"""What programs and people write into a cell that has nothing."""
+"""Texts that mean an empty cell."""
 
 _PRIORITY_WORDS: Final = {
     **dict.fromkeys(("low", "baixa", "baixo"), "low"),
@@ -24,7 +24,7 @@ _PRIORITY_WORDS: Final = {
 
 
 def filled(cell: str) -> str:
-    """The text of a cell without spaces around it; empty where it only says that there is nothing."""
+    """Return the stripped text of a cell; empty if the text means an empty cell."""
     text = cell.strip()
     if len(text) <= 9 and (text.lower() in _NOTHING or text in {"{}", "[]"}):
         return ""
@@ -32,12 +32,12 @@ def filled(cell: str) -> str:
 
 
 def clean(text: str) -> str:
-    """A number without invisible marks, wide characters, and the quotes by which spreadsheets keep it as text."""
+    """Return a number without invisible marks, wide characters, and the quotes that spreadsheets add."""
     return plain(unicodedata.normalize("NFKC", text))
 
 
 _AMOUNTS: Final = (
-    # Pattern, the marks that group thousands, the decimal mark. The first that fits counts: 1.234 is over a thousand.
+    # Pattern, thousands separators, decimal mark. The first match counts: 1.234 is more than a thousand.
     (re.compile(r"[0-9]{1,3}(?:[. ][0-9]{3})+(?:,[0-9]{1,2})?"), ". ", ","),
     (re.compile(r"[0-9]+(?:,[0-9]{1,2})?"), "", ","),
     (re.compile(r"[0-9]+\.[0-9]{1,2}"), "", "."),
@@ -47,21 +47,21 @@ _AMOUNTS: Final = (
 
 
 def amount(text: str) -> Decimal | None:
-    """Read an amount that is not negative; None where it is none or its marks may be read in two ways (`1,234`)."""
+    """Read a non-negative amount; None if it is not a number or ambiguous (`1,234`)."""
     for pattern, grouping, decimal_mark in _AMOUNTS:
-        # 0.125 is three decimals, not the thousands that 1.234 would be.
+        # 0.125 has three decimals, while 1.234 has thousands.
         if pattern.fullmatch(text) and not (grouping and text.startswith("0")):
             return Decimal(text.translate(str.maketrans("", "", grouping)).replace(decimal_mark, "."))
     return None
 
 
 def priority(word: str) -> str | None:
-    """low, medium or high, from a word in Portuguese or English; None for any other."""
+    """Read low, medium or high from a word in Portuguese or English; None for any other word."""
     return _PRIORITY_WORDS.get(fold(word))
 
 
 def tags(cell: str) -> tuple[str, ...]:
-    """The tags of a cell, each once: a JSON list, or separated by comma, semicolon or bar."""
+    """Read the distinct tags of a cell: a JSON list, or separated by comma, semicolon or bar."""
     listed: list[str] = []
     if cell.startswith("["):
         try:
@@ -78,14 +78,14 @@ def cnpj_check_digits(base: str) -> str:
     """Compute the two check digits of a CNPJ's first twelve characters (digits, or capital letters since 2026)."""
     digits = ""
     for _ in range(2):
-        # Weights 2 to 9 from the right, over and over; a letter counts as its distance from "0" in ASCII.
+        # Weights 2 to 9 from the right, repeated; a letter counts as its distance from "0" in ASCII.
         total = sum((ord(char) - 48) * (2 + place % 8) for place, char in enumerate(reversed(base + digits)))
         digits += str((11 - total % 11) % 11 % 10)
     return digits
 
 
 def format_cnpj(digits: str) -> str:
-    """A CNPJ as people write it: 11.222.333/0001-81."""
+    """Format a CNPJ: 11.222.333/0001-81."""
     return f"{digits[:2]}.{digits[2:5]}.{digits[5:8]}/{digits[8:12]}-{digits[12:]}"
 
 

@@ -1,6 +1,6 @@
-"""What columns are called: by the tools that leads are exported from, and by people, in Portuguese and English.
+"""Known column headings, of lead tools and of people, in Portuguese and English.
 
-Headings stand as the tools' own documents and exports have them. They are compared without case, accents, spaces and
+Headings are spelled as in the tools' documents and exports. They are compared without case, accents, spaces and
 punctuation. Within a field the first heading is preferred.
 """
 

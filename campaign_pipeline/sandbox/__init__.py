@@ -1,4 +1,4 @@
-"""Stand-ins for the providers, served over real HTTP with chosen latencies and faults.
+"""Mock providers over real HTTP, with configurable latencies and faults.
 
 It is an outside system: it knows nothing of the pipeline, as OpenRouter or WhatsApp know nothing of it.
 """

@@ -1,4 +1,4 @@
-"""The vocabulary in which the sandbox is told how to behave: latencies, faults, states of instances.
+"""The sandbox's behaviour: latencies, faults, states of instances.
 
 A `Behaviour` is a value: built in Python, parsed from flags, or sent as JSON. A `Conduct` is a behaviour at work: it
 counts, and it draws. Every draw is a hash of the seed, the rule, what is asked for and how often that was asked before,
@@ -21,11 +21,11 @@ from campaign_pipeline.sandbox.phone import canonical_number
 
 
 class BehaviourError(ValueError):
-    """A behaviour that makes no sense; its text is one sentence for its author."""
+    """An invalid behaviour; the message says what is wrong."""
 
 
 class Kind(StrEnum):
-    """What an endpoint is for, whichever provider it belongs to."""
+    """The purpose of an endpoint, of any provider."""
 
     GENERATION = "generation"
     SEND = "send"
@@ -110,22 +110,22 @@ FAULTS: Mapping[Kind, Mapping[str, str]] = {
     Kind.STATUS: _ANYWHERE,
     Kind.NUMBER_CHECK: {"not_on_whatsapp": "the number has no account", **_ANYWHERE},
 }
-"""Every fault by the kind of endpoint that can have it, each with what it does."""
+"""Every fault and its effect, by kind of endpoint."""
 
 ACCEPTING_FAULTS = frozenset({"cut_after", "hang_after", "late", "malformed_json"})
-"""Faults of a send after which the message is on its way all the same, unless the rule says otherwise."""
+"""Faults of a send after which the message is sent nevertheless, unless the rule says otherwise."""
 
 
 @dataclass(frozen=True)
 class Latency:
-    """How long an endpoint takes: always `mean` seconds, or log-normal around it when `sigma` is above 0.
+    """The latency of an endpoint: `mean` seconds, or log-normal with this mean if `sigma` is above 0.
 
     Raises:
         BehaviourError: a value is negative or not finite.
     """
 
     mean: float = 0.0  # seconds; the mean of the distribution, not its median
-    sigma: float = 0.0  # standard deviation of the logarithm; 0.5 is a usual web service
+    sigma: float = 0.0  # standard deviation of the logarithm; 0.5 is typical of a web service
 
     def __post_init__(self) -> None:
         for name, value in (("mean", self.mean), ("sigma", self.sigma)):
@@ -133,7 +133,7 @@ class Latency:
                 raise BehaviourError(f"A latency's {name} must be a number of 0 or more, not {value!r}.")
 
     def at(self, share: float) -> float:
-        """Seconds below which the given share (between 0 and 1) of all requests stay."""
+        """Return the quantile: the seconds that this share (between 0 and 1) of requests do not exceed."""
         if self.mean == 0 or self.sigma == 0:
             return self.mean
         return self.mean * math.exp(self.sigma * _NORMAL.inv_cdf(share) - self.sigma**2 / 2)
@@ -144,7 +144,7 @@ _NORMAL = NormalDist()
 
 @dataclass(frozen=True)
 class Fault:
-    """A rule: requests that match it get the fault it names. The first rule that matches and draws true is applied.
+    """A rule: matching requests get its fault. The first rule that matches and draws true is applied.
 
     Raises:
         BehaviourError: the name is no fault of this kind of endpoint, or a value is out of its range.
@@ -153,22 +153,22 @@ class Fault:
     kind: Kind
     name: str  # one of FAULTS[kind]
     provider: str | None = None  # only this one: `evolution`
-    rate: float = 1.0  # share of the matching requests, 0 to 1; each retry draws anew
+    rate: float = 1.0  # share of the matching requests, 0 to 1; each retry is drawn again
     phone: str | None = None  # only this number, with or without its ninth digit
-    text: str | None = None  # only where the text (of a generation: the prompt) contains this
+    text: str | None = None  # only if the text (of a generation: the prompt) contains this
     instance: str | None = None  # only this instance (UAZAPI: this token)
-    times: int | None = None  # at most so often in all
-    times_each: int | None = None  # at most so often for the same message, prompt, number or instance
+    times: int | None = None  # at most this often in total
+    times_each: int | None = None  # at most this often per message, prompt, number or instance
     seconds: float | None = None  # of Retry-After, `late` and `hang_after`
-    accepts: bool | None = None  # whether a send is accepted in spite of the fault; None: as FAULTS says
-    saves: bool = True  # whether a send that is accepted can be looked up; as a server whose database fails
+    accepts: bool | None = None  # whether a send is accepted in spite of the fault; None: the default of the fault
+    saves: bool = True  # whether an accepted send can be looked up; False: like a server whose database fails
     status: int | None = None  # of a `scripted` answer
     body: Any = None  # of a `scripted` answer: JSON
 
     def __post_init__(self) -> None:
         if self.name not in FAULTS[self.kind]:
             known = ", ".join(FAULTS[self.kind])
-            raise BehaviourError(f"{self.name!r} is no fault of {self.kind.value}; there are: {known}.")
+            raise BehaviourError(f"{self.name!r} is not a fault of {self.kind.value}; choose one of: {known}.")
         if not 0 <= self.rate <= 1:
             raise BehaviourError(f"The rate of {self.name} must lie between 0 and 1, not {self.rate!r}.")
         for name, count in (("times", self.times), ("times_each", self.times_each)):
@@ -177,22 +177,22 @@ class Fault:
         if self.seconds is not None and not (math.isfinite(self.seconds) and self.seconds >= 0):
             raise BehaviourError(f"seconds of {self.name} must be a number of 0 or more, not {self.seconds!r}.")
         if self.kind is Kind.GENERATION and (self.phone is not None or self.instance is not None):
-            raise BehaviourError("A generation knows neither phone nor instance: match its prompt by text.")
+            raise BehaviourError("A generation has neither phone nor instance: match its prompt by text.")
         if (self.accepts is not None or not self.saves) and self.kind is not Kind.SEND:
-            raise BehaviourError("Only the fault of a send can say whether it accepts and saves.")
+            raise BehaviourError("Only the fault of a send can have accepts and saves.")
         if self.name != "scripted" and (self.status is not None or self.body is not None):
-            raise BehaviourError(f"Only a scripted answer can say its status and body, not {self.name}.")
+            raise BehaviourError(f"Only a scripted answer can have status and body, not {self.name}.")
         if self.status is not None and not 200 <= self.status <= 599:
             raise BehaviourError(f"The status of a scripted answer must lie between 200 and 599, not {self.status!r}.")
 
     @property
     def accepts_message(self) -> bool:
-        """Whether a message that meets this fault is on its way all the same."""
+        """Whether a message with this fault is sent nevertheless."""
         return self.name in ACCEPTING_FAULTS if self.accepts is None else self.accepts
 
     @classmethod
     def parse(cls, words: str) -> "Fault":
-        """Read a rule as flags write it: `[provider/]kind:name[:key=value]...`.
+        """Parse a rule of a flag: `[provider/]kind:name[:key=value]...`.
 
         Example: `evolution/send:cut_after:rate=0.02:times_each=1`.
 
@@ -226,7 +226,7 @@ class Fault:
         kind = rule["kind"]
         if not isinstance(kind, str) or kind.replace("-", "_") not in {each.value for each in Kind}:
             raise BehaviourError(
-                f"{kind!r} is no kind of endpoint; there are: {', '.join(each.value for each in Kind)}."
+                f"{kind!r} is not a kind of endpoint; choose one of: {', '.join(each.value for each in Kind)}."
             )
         return cls(
             kind=_kind(rule["kind"]),
@@ -246,7 +246,7 @@ class Fault:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Write the rule as JSON has it, without what is not set."""
+        """Convert the rule to JSON, without unset keys."""
         values = {
             each.name: getattr(self, each.name) for each in fields(self) if each.name != "saves" or not self.saves
         }
@@ -255,7 +255,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Behaviour:
-    """All that can be chosen. The default answers at once, without faults, with every instance connected."""
+    """The whole behaviour. The default answers at once, without faults, and every instance is connected."""
 
     seed: int = 0
     latencies: Mapping[Kind, Latency] = field(default_factory=dict)  # a kind that is absent takes no time
@@ -278,7 +278,7 @@ class Behaviour:
         return cls().updated(raw)
 
     def updated(self, raw: object) -> "Behaviour":
-        """Replace what is named at the top level of `raw`, wholly; the rest stays.
+        """Replace the top-level keys of `raw`; the others stay.
 
         Raises:
             BehaviourError: something in it makes no sense.
@@ -315,7 +315,7 @@ class Behaviour:
             raise BehaviourError(f"The behaviour is not JSON: {error}.") from error
 
     def to_dict(self) -> dict[str, Any]:
-        """Write the behaviour as JSON has it; `from_dict` reads it back."""
+        """Convert the behaviour to JSON; `from_dict` reads it."""
         return {
             "seed": self.seed,
             "latencies": {
@@ -330,7 +330,7 @@ class Behaviour:
 
 @dataclass(frozen=True)
 class Subject:
-    """What a request is about, as far as rules can match it."""
+    """The properties of a request that rules can match."""
 
     key: str  # the same for each repetition of the same message, prompt or question
     instance: str = ""
@@ -339,7 +339,7 @@ class Subject:
 
 
 class Conduct:
-    """A behaviour at work: knows what was asked before."""
+    """A behaviour in use, with the counts of earlier requests."""
 
     def __init__(self, behaviour: Behaviour) -> None:
         self.behaviour = behaviour
@@ -347,7 +347,7 @@ class Conduct:
         self.change(behaviour)
 
     def change(self, behaviour: Behaviour, *, recount: bool = True) -> None:
-        """Behave so from now on; `recount` starts the counts of every rule anew."""
+        """Set the behaviour; `recount` resets the counts of every rule."""
         self.behaviour = behaviour
         self._rules = {
             kind: tuple((no, rule) for no, rule in enumerate(behaviour.faults) if rule.kind is kind) for kind in Kind
@@ -356,29 +356,29 @@ class Conduct:
             self.recount()
 
     def recount(self) -> None:
-        """Forget what was asked before."""
+        """Reset the counts of earlier requests."""
         self._asked: defaultdict[tuple[object, str], int] = defaultdict(int)  # (rule or kind, key): requests
         self._applied: defaultdict[int, int] = defaultdict(int)  # rule: times
         self._applied_each: defaultdict[tuple[int, str], int] = defaultdict(int)  # rule, key: times
 
     def state_of(self, instance: str) -> InstanceState:
-        """Say whether an instance can send."""
+        """Return the state of an instance."""
         return self.behaviour.instances.get(instance, InstanceState.OPEN)
 
     def saved_from(self, accepted_at: float, fault: Fault | None = None) -> float | None:
-        """Say from when (seconds since the epoch) a message can be looked up; None: never."""
+        """Return the time (seconds since the epoch) from which a message can be looked up; None: never."""
         saves = self.behaviour.saves_messages and (fault is None or fault.saves)
         return accepted_at + self.behaviour.saved_after if saves else None
 
     def latency(self, kind: Kind, key: str) -> float:
-        """Draw how many seconds this request takes."""
+        """Draw the latency of this request, in seconds."""
         latency = self.behaviour.latencies.get(kind)
         if latency is None or latency.sigma == 0:
             return 0.0 if latency is None else latency.mean
         return latency.at(self._draw(kind.value, key))
 
     def fault(self, provider: str, kind: Kind, subject: Subject) -> Fault | None:
-        """Find the fault that this request gets, and count it as applied."""
+        """Return the fault of this request, and count it."""
         for no, rule in self._rules[kind]:
             if not _matches(rule, provider, subject):
                 continue
@@ -412,7 +412,7 @@ def _matches(rule: Fault, provider: str, subject: Subject) -> bool:
 
 
 def _from_flag(words: str, key: str, value: str) -> object:
-    """Give a flag's text the type that JSON would have given it."""
+    """Convert a flag's text to the type that it has in JSON."""
     try:
         if key in {"rate", "seconds"}:
             return float(value)
@@ -433,7 +433,7 @@ _YES_NO: Mapping[str, bool] = MappingProxyType({"true": True, "false": False})
 def _kind(name: object) -> Kind:
     known = {kind.value: kind for kind in Kind}
     if not isinstance(name, str) or name.replace("-", "_") not in known:
-        raise BehaviourError(f"{name!r} is no kind of endpoint; there are: {', '.join(known)}.")
+        raise BehaviourError(f"{name!r} is not a kind of endpoint; choose one of: {', '.join(known)}.")
     return known[name.replace("-", "_")]
 
 
@@ -442,7 +442,7 @@ def _latencies(raw: object) -> dict[Kind, Latency]:
     for name, value in _mapping(raw, "latencies").items():
         if name.replace("-", "_") not in {kind.value for kind in Kind}:
             raise BehaviourError(
-                f"{name!r} is no kind of endpoint; there are: {', '.join(kind.value for kind in Kind)}."
+                f"{name!r} is not a kind of endpoint; choose one of: {', '.join(kind.value for kind in Kind)}."
             )
         parts = _mapping(value if isinstance(value, Mapping) else {"mean": value}, "A latency")
         _refuse_unknown(parts, {"mean", "sigma"}, "A latency")

@@ -1,4 +1,4 @@
-"""A stand-in for Meta's WhatsApp Cloud API: free text and templates, and the state of a number."""
+"""Mock of Meta's WhatsApp Cloud API: free text, templates, and the state of a number."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -64,13 +64,13 @@ class CloudApi(MessageProvider):
         return _refuse(status, number, text, subcode=33 if fault == "instance_404" else None)
 
     def sent(self, message: Message, entry: Entry) -> web.Response:
-        """Answer as the real one does: 200, and accepted."""
+        """Answer like the real API: 200, accepted."""
         contact = {"input": message.address, "wa_id": canonical_number(message.address)}
         accepted = {"id": entry["provider_message_id"], "message_status": "accepted"}
         return answer(200, {"messaging_product": "whatsapp", "contacts": [contact], "messages": [accepted]})
 
     async def send_message(self, exchange: Exchange) -> web.Response:
-        """Send a free text or a template; at once, for there is no typing here."""
+        """Send a free text or a template, without typing delay."""
         refusal = self._guard(exchange)
         if refusal is not None:
             return refusal
@@ -87,7 +87,7 @@ class CloudApi(MessageProvider):
         return await self.send(exchange, message)
 
     async def phone_number(self, exchange: Exchange) -> web.Response:
-        """Tell the state of a number."""
+        """Return the state of a number."""
         refusal = self._guard(exchange)
         if refusal is not None:
             return refusal
@@ -125,7 +125,7 @@ _USER_ID = re.compile(r"[A-Z]{2}(\.ENT)?\.[A-Za-z0-9]+")  # a business-scoped id
 
 
 def _read(body: Mapping[str, Any]) -> tuple[web.Response | None, str]:
-    """What a lead will read, or why the request is refused."""
+    """Return the text that a lead will read, or why the request is refused."""
     to, user, key = body.get("to"), body.get("recipient"), body.get("biz_opaque_callback_data")
     reachable = (isinstance(to, str) and bool(digits_of(to)) and not _USER_ID.fullmatch(to)) or (
         isinstance(user, str) and _USER_ID.fullmatch(user) is not None

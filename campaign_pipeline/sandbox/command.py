@@ -13,20 +13,18 @@ from campaign_pipeline.sandbox.server import Sandbox, SandboxOptions, serve
 
 
 class _Refused(click.ClickException):
-    """Flags that make no sense, or an address that cannot be served at."""
+    """Invalid flags, or an address that cannot be used."""
 
     exit_code = 2
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option(
-    "--port", type=click.IntRange(0, 65535), default=0, help="Port to listen on; any that is free by default."
-)
-@click.option("--seed", type=int, help="Of latencies and faults.")
-@click.option("--generation-latency", type=float, metavar="SECONDS", help=f"Mean; {USUAL_GENERATION.mean} by default.")
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port to listen on. Default: any free one.")
+@click.option("--seed", type=int, help="Seed of latencies and faults.")
+@click.option("--generation-latency", type=float, metavar="SECONDS", help=f"Mean. Default: {USUAL_GENERATION.mean}.")
 @click.option("--generation-sigma", type=float, metavar="SIGMA", help="Spread; above 0 it is log-normal.")
-@click.option("--send-latency", type=float, metavar="SECONDS", help=f"Mean; {USUAL_SEND.mean} by default.")
+@click.option("--send-latency", type=float, metavar="SECONDS", help=f"Mean. Default: {USUAL_SEND.mean}.")
 @click.option("--send-sigma", type=float, metavar="SIGMA", help="Spread; above 0 it is log-normal.")
 @click.option(
     "--fault",
@@ -36,16 +34,16 @@ class _Refused(click.ClickException):
     help="[provider/]kind:name[:key=value]..., with the keys rate, phone, text, instance, times, times_each, seconds, "
     "accepts; may be repeated, the first that applies wins. Example: send:not_on_whatsapp:rate=0.02",
 )
-@click.option("--behaviour-file", type=click.Path(path_type=Path), help="A whole behaviour as JSON; flags win over it.")
-@click.option("--record-file", type=click.Path(path_type=Path), help="Keep what is accepted here, a line each.")
-@click.option("--ready-file", type=click.Path(path_type=Path), help="Write address and URLs here when serving.")
-@click.option("--list-faults", is_flag=True, help="Print every fault and what it does, and leave.")
+@click.option("--behaviour-file", type=click.Path(path_type=Path), help="A behaviour as JSON; flags override it.")
+@click.option("--record-file", type=click.Path(path_type=Path), help="Write accepted requests to this file.")
+@click.option("--ready-file", type=click.Path(path_type=Path), help="Write the addresses to this file when ready.")
+@click.option("--list-faults", is_flag=True, help="List all faults with their effects and exit.")
 def sandbox(
     host: str, port: int, record_file: Path | None, ready_file: Path | None, list_faults: bool, **flags: Any
 ) -> None:
-    """Serve stand-ins for OpenRouter, Evolution and UAZAPI over HTTP, until interrupted.
+    """Serve mock providers over HTTP until interrupted.
 
-    What they received is told at /_sandbox/record and counted at /_sandbox/summary.
+    /_sandbox/record lists the requests, /_sandbox/summary counts them.
     """
     if list_faults:
         for kind, faults in FAULTS.items():
@@ -71,5 +69,5 @@ def _announce(sandbox: Sandbox) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Serve until told to stop; flags that make no sense end it with status 2 and one sentence."""
+    """Serve until stopped. Invalid flags end it with exit code 2 and one sentence."""
     sandbox(arguments, prog_name="python -m campaign_pipeline.sandbox")

@@ -1,4 +1,4 @@
-"""A stand-in for Evolution API v2: sends, connection state, number checks and the search of messages."""
+"""Mock of Evolution API v2: sends, connection state, number checks and the search for messages."""
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -52,13 +52,13 @@ class Evolution(MessageProvider):
         ]
 
     def spoiled(self, fault: str, subject: Subject) -> web.Response:
-        """Answer with an error: nearly every one is a 400, and only its message tells which."""
+        """Answer with an error. Nearly all have status 400 and differ only in the message."""
         if fault == "not_on_whatsapp":
             nobody = {"jid": jid_of(subject.number), "exists": False, "number": subject.number}
             return _refuse(400, [nobody])
         if fault == "instance_404":
             return _refuse(404, [f'The "{subject.instance}" instance does not exist'])
-        if fault == "no_id":  # its WhatsApp Business integration hands Meta's error on as if it were a success
+        if fault == "no_id":  # the WhatsApp Business integration forwards Meta's error with a success status
             error = {"message": "(#131030) Recipient phone number not in allowed list", "code": 131030}
             return answer(201, {"error": error | {"type": "OAuthException", "fbtrace_id": "AbCdEfGh"}})
         if fault == "malformed_json":
@@ -66,11 +66,11 @@ class Evolution(MessageProvider):
         return _refuse(*_REFUSALS[fault])
 
     def sent(self, message: Message, entry: Entry) -> web.Response:
-        """Answer as the real one does: 201, and pending."""
+        """Answer like the real API: 201, pending."""
         return answer(201, _as_sent(entry))
 
     async def send_text(self, exchange: Exchange) -> web.Response:
-        """Send, after the typing time that the request asks for."""
+        """Send, after the request's typing delay."""
         refusal = self._guard(exchange)
         if refusal is not None:
             return refusal
@@ -87,7 +87,7 @@ class Evolution(MessageProvider):
         return await self.send(exchange, message)
 
     async def connection_state(self, exchange: Exchange) -> web.Response:
-        """Tell whether the instance is connected."""
+        """Return whether the instance is connected."""
         refusal = self._guard(exchange)
         if refusal is not None:
             return refusal
@@ -100,7 +100,7 @@ class Evolution(MessageProvider):
         return answer(200, {"instance": {"instanceName": instance, "state": state.value}})
 
     async def check_numbers(self, exchange: Exchange) -> web.Response:
-        """Tell which numbers have an account."""
+        """Return which numbers have an account."""
         refusal = self._guard(exchange)
         if refusal is not None:
             return refusal
@@ -121,7 +121,7 @@ class Evolution(MessageProvider):
         return answer(200, found)
 
     async def find_messages(self, exchange: Exchange) -> web.Response:
-        """Search what this instance sent, newest first."""
+        """Search this instance's sent messages, newest first."""
         refusal = self._guard(exchange)
         if refusal is not None:
             return refusal
@@ -151,7 +151,7 @@ class Evolution(MessageProvider):
         )
 
     def _guard(self, exchange: Exchange) -> web.Response | None:
-        """Refuse unknown instances first and missing keys second, in the order of the real one."""
+        """Refuse unknown instances first and missing keys second, like the real API."""
         instance = exchange.request.match_info["instance"]
         exchange.entry["instance"] = instance
         if self.stage.conduct.state_of(instance) is InstanceState.MISSING:

@@ -1,4 +1,4 @@
-"""A behaviour as command lines write it, for every command line that has these flags."""
+"""Builds a behaviour from flags, for every command that has them."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,7 +21,7 @@ def behaviour_from_flags(
     faults: Sequence[str] = (),
     behaviour_file: Path | None = None,
 ) -> Behaviour:
-    """Make a behaviour of flags; what they name wins over the file, their faults come before the file's.
+    """Build a behaviour from flags. They override the file, and their faults come before the file's.
 
     Without a file, a generation takes 0.7 s and a send 0.2 s unless the flags say otherwise.
 

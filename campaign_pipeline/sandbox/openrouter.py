@@ -1,4 +1,4 @@
-"""A stand-in for OpenRouter: chat completions and the state of a key."""
+"""Mock of OpenRouter: chat completions and the state of a key."""
 
 import re
 import time
@@ -69,7 +69,7 @@ _TEXT_SPOILERS: Mapping[str, str] = {
     "empty_content": "",
     "content_filter": "",
 }
-"""What becomes of a text that was written well."""
+"""How a fault changes a good text."""
 
 _FINISH_REASONS = {"length": "length", "content_filter": "content_filter"}
 _FREE = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0, "cost": 0.0, "is_byok": False}
@@ -77,7 +77,7 @@ _UNCHARGED = {"empty_content", "empty_choices", "content_filter"}  # an empty an
 _UNGENERATED = {"hang", "cut_before", "html_200", "proxy_html_502", "error_in_200", "choice_error_in_200"}
 
 _FALLS_BACK = {"model_404", "model_not_found_400", "rate_limit_429", "bad_gateway_502", "unavailable_503"}
-"""Errors after which the next of `models` is asked."""
+"""Errors after which the next of `models` is tried."""
 
 _ASKS_FOR_EMAIL = re.compile(r"\bjson\b.*\bsubject\b.*\bbody\b", re.IGNORECASE | re.DOTALL)
 _ASKS_FOR_JSON = re.compile(r"\bjson\b.*\bparts\b|\bparts\b.*\bjson\b", re.IGNORECASE | re.DOTALL)
@@ -90,7 +90,7 @@ _NOT_LOOKED_UP = PromptUse(1)
 
 @dataclass(frozen=True)
 class _Prompt:
-    """A request as far as the stand-in reads it."""
+    """The parts of a request that the mock uses."""
 
     model: str
     all_text: str
@@ -98,12 +98,12 @@ class _Prompt:
     digest: bytes
     most_parts: int | None  # None: a plain text is wanted
     is_email: bool = False  # JSON with subject and body is wanted
-    fallbacks: tuple[str, ...] = ()  # models that answer where this one cannot
+    fallbacks: tuple[str, ...] = ()  # models that answer if this one cannot
     keys: tuple[str, ...] = ()  # JSON with a short text for each of these is wanted
     use: PromptUse = _NOT_LOOKED_UP
 
     def write(self) -> str:
-        """Write what was asked for: a first contact, or JSON with the parts of a text."""
+        """Write the requested text: a first contact, or JSON with the parts of a text."""
         name = first_name_in(self.last_user_text) or first_name_in(self.all_text)
         if self.is_email:
             subject = f"{name}, uma ideia rápida" if name else "Uma ideia rápida"
@@ -123,7 +123,7 @@ class _Prompt:
 
 
 class OpenRouter(Provider):
-    """`POST /chat/completions` and `GET /key`, under the same path as the real one."""
+    """`POST /chat/completions` and `GET /key`, under OpenRouter's path."""
 
     name = "openrouter"
     prefix = "/openrouter/api/v1"
@@ -148,7 +148,7 @@ class OpenRouter(Provider):
         return _refuse(fault)
 
     async def complete(self, exchange: Exchange) -> web.Response:
-        """Write a text, or do what its fault says."""
+        """Write a text, or apply the fault."""
         if not _is_authorized(exchange):
             return _refuse("no_auth_401")
         body = exchange.json()
@@ -173,7 +173,7 @@ class OpenRouter(Provider):
         return self._answer_generated(exchange, fault.name if fault is not None else "", prompt)
 
     async def describe_key(self, exchange: Exchange) -> web.Response:
-        """Say what the key may still spend: all keys share one account."""
+        """Return the key's remaining credit; all keys share one account."""
         if not _is_authorized(exchange):
             return _refuse("no_auth_401")
         subject = Subject("key")
@@ -211,7 +211,7 @@ class OpenRouter(Provider):
         return await self.spoil(exchange, fault, subject)
 
     def _answer_generated(self, exchange: Exchange, fault: str, prompt: _Prompt) -> web.Response:
-        """Write the text, spoil it if its fault says so, and charge for it."""
+        """Write the text, apply the fault, and charge for it."""
         text = prompt.write()
         if fault == "length":
             text = text[: max(1, len(text) // 2)]
@@ -246,7 +246,7 @@ def _is_authorized(exchange: Exchange) -> bool:
 
 
 def _cache_key(exchange: Exchange) -> tuple[str, bytes] | None:
-    """What an answer is kept under: the key and the raw body; None where caching is not asked for."""
+    """Return the cache key of a request: API key and raw body; None if caching was not requested."""
     headers = exchange.request.headers
     asked = headers.get("X-OpenRouter-Cache", "").lower() == "true"
     return (headers["Authorization"], exchange.body) if asked else None
@@ -261,13 +261,13 @@ def _tokens(text: str) -> int:
 
 
 def _key_of(body: Mapping[str, Any]) -> str:
-    """Name a request: the same for a repetition, different for two leads whose prompts happen to be equal."""
+    """Identify a request: the same for a retry, different for two leads with equal prompts."""
     key = orjson.dumps([body.get("messages"), body.get("user"), body.get("metadata")])
     return blake2b(key, digest_size=16).hexdigest()
 
 
 def _read(body: Mapping[str, Any]) -> _Prompt | str:
-    """Read a request; a sentence where something in it is not as it must be."""
+    """Parse a request; return a sentence if it is invalid."""
     models = body.get("models")
     model = body.get("model") or (models[0] if isinstance(models, list) and models else None)
     if not isinstance(model, str):
@@ -295,7 +295,7 @@ def _content(content: object) -> str:
 
 
 def _wanted_keys(response_format: object) -> tuple[str, ...]:
-    """The keys of the object that is asked for, where all of them are to have texts."""
+    """Return the keys of the requested object, if all of them are strings."""
     try:
         properties = response_format["json_schema"]["schema"]["properties"]  # type: ignore[index]
         return tuple(properties) if all(each.get("type") == "string" for each in properties.values()) else ()
@@ -304,7 +304,7 @@ def _wanted_keys(response_format: object) -> tuple[str, ...]:
 
 
 def _most_parts(response_format: object, text: str) -> int | None:
-    """Say into how many parts a text may be split; None where no JSON is asked for."""
+    """Return the most parts of a text; None if no JSON was requested."""
     asked = _AT_MOST.search(text)
     most = max(1, int(asked[1])) if asked is not None else _USUAL_PARTS
     if isinstance(response_format, dict) and response_format.get("type") in {"json_schema", "json_object"}:

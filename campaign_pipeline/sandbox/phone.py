@@ -1,4 +1,4 @@
-"""How WhatsApp itself writes a number."""
+"""Phone numbers in WhatsApp's own spelling."""
 
 import re
 
@@ -12,7 +12,7 @@ def digits_of(address: str) -> str:
 
 
 def canonical_number(address: str) -> str:
-    """Write a number the way the account is registered.
+    """Spell a number like its registered account.
 
     Brazilian mobiles of area codes from 31 on are registered without their ninth digit when the old number began with
     7, 8 or 9; everything else stays as it is.
@@ -25,5 +25,5 @@ def canonical_number(address: str) -> str:
 
 
 def jid_of(address: str) -> str:
-    """Make the address that WhatsApp uses; one that is a jid already stays as it is."""
+    """Return WhatsApp's address (jid) of a number; a jid stays as it is."""
     return address if "@" in address else f"{canonical_number(address)}@s.whatsapp.net"

@@ -1,4 +1,4 @@
-"""A sandbox in a process of its own: for whole jobs, and for tests that kill a provider."""
+"""A sandbox in a separate process, for whole jobs and for tests that kill a provider."""
 
 import http.client
 import subprocess
@@ -22,7 +22,7 @@ _ASK_TIMEOUT = 60.0  # seconds; a record of many messages is long
 
 
 class SandboxFailed(ChildProcessError):
-    """The sandbox did not start, or refused a question."""
+    """The sandbox did not start, or refused a request."""
 
 
 class SandboxProcess(Addresses):
@@ -60,17 +60,17 @@ class SandboxProcess(Addresses):
 
     @property
     def record_file(self) -> Path:
-        """Where accepted messages are kept."""
+        """The file of accepted messages."""
         return self._given_record_file or self._private("record.jsonl")
 
     def start(self) -> None:
-        """Start the child and wait until it takes requests.
+        """Start the child and wait until it accepts requests.
 
         Raises:
             SandboxFailed: it ended, or took too long.
         """
         if self._child is not None:
-            raise SandboxFailed("The sandbox runs already.")
+            raise SandboxFailed("The sandbox is already running.")
         ready_file = self._private("ready.json")
         ready_file.unlink(missing_ok=True)
         behaviour_file = self._private("behaviour.json")
@@ -85,7 +85,7 @@ class SandboxProcess(Addresses):
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=errors,
-                # Ctrl-C in a terminal must not take the provider away from those who are still being answered.
+                # Ctrl-C in a terminal must not end the provider while requests are in flight.
                 start_new_session=True,
             )
         deadline = time.monotonic() + _START_TIMEOUT
@@ -98,7 +98,7 @@ class SandboxProcess(Addresses):
         self.port = orjson.loads(ready_file.read_bytes())["port"]
 
     def stop(self) -> int | None:
-        """End the child in good order and give its exit status; None where none ran, or it had to be killed."""
+        """End the child and return its exit code; None if none ran, or if it had to be killed."""
         if self._child is None:
             return None
         self._child.terminate()
@@ -111,35 +111,35 @@ class SandboxProcess(Addresses):
         return status
 
     def kill(self) -> None:
-        """Kill the child in the middle of whatever it does, as a crash would."""
+        """Kill the child at once, like a crash."""
         if self._child is not None:
             self._child.kill()
             self._child.wait()
             self._child = None
 
     def restart(self) -> None:
-        """Start again on the same port, with the same behaviour; a child that still runs is killed first."""
+        """Restart on the same port with the same behaviour; a running child is killed first."""
         self.kill()
         self.start()
 
     def record(self, **filters: str | bool) -> list[dict[str, Any]]:
-        """Ask for the record: by provider, kind, instance, number, accepted."""
+        """Return the record, filtered by provider, kind, instance, number, accepted."""
         query = {name: str(value).lower() if isinstance(value, bool) else value for name, value in filters.items()}
         entries: list[dict[str, Any]] = self._ask("GET", f"/_sandbox/record?{urlencode(query)}")
         return entries
 
     def summary(self) -> dict[str, Any]:
-        """Ask for the counts, and for what happened twice."""
+        """Return the counts, and messages and prompts that occurred twice."""
         summary: dict[str, Any] = self._ask("GET", "/_sandbox/summary")
         return summary
 
     def set_behaviour(self, behaviour: Behaviour) -> None:
-        """Behave so from the next request on, and after a restart."""
+        """Set the behaviour, from the next request on and after a restart."""
         self._ask("POST", "/_sandbox/behaviour", orjson.dumps(behaviour.to_dict()))
         self._behaviour = behaviour
 
     def reset(self) -> None:
-        """Forget every request and every count; the behaviour stays."""
+        """Clear all requests and counts; the behaviour stays."""
         self._ask("POST", "/_sandbox/reset")
 
     def _ask(self, method: str, path: str, body: bytes | None = None) -> Any:

@@ -1,4 +1,4 @@
-"""Prompt caching as behind OpenRouter: which models cache the beginning of a prompt, for how long, and at what price.
+"""Prompt caching like OpenRouter's: which models cache the beginning of a prompt, for how long, at what price.
 
 A model runs on several endpoints, each with a cache of its own. Requests of one `session_id` stay on one endpoint;
 others go where the hash of their opening messages says, as OpenRouter's guide on prompt caching describes it.
@@ -11,18 +11,18 @@ from hashlib import blake2b
 from typing import Any
 
 ENDPOINTS = 3
-"""On which the sandbox runs each model."""
+"""The endpoints on which the sandbox runs each model."""
 
 KEPT_SECONDS = 300.0
-"""From the last use on."""
+"""Lifetime of an entry since its last use."""
 
 CHARS_PER_TOKEN = 4
-_SHORTEST, _BLOCK = 1024, 128  # tokens: nothing shorter is cached, and by itself only in whole blocks
+_SHORTEST, _BLOCK = 1024, 128  # tokens: least length, and block size without marks
 
 
 @dataclass(frozen=True)
 class Caching:
-    """How a family of models caches; prices as shares of an input token's price."""
+    """The caching of a model family; prices are shares of an input token's price."""
 
     read: float
     write: float = 1.0
@@ -39,18 +39,18 @@ FAMILIES: Mapping[str, Caching] = {
     "openai/": Caching(0.5),
     "x-ai/": Caching(0.25),
 }
-"""By the beginning of the model's name, the first that fits; all others cache nothing."""
+"""By the beginning of the model's name; the first match counts, other models do not cache."""
 
 
 @dataclass(frozen=True)
 class PromptUse:
-    """How the tokens of one prompt are billed."""
+    """The bill of one prompt, in tokens."""
 
     tokens: int
     cached: int = 0
     written: int = 0
     billed: float = 0.0  # in tokens at the full input price
-    kept: tuple[bytes, ...] = ()  # names of the beginnings that can be read once it is answered
+    kept: tuple[bytes, ...] = ()  # keys of the prefixes that are cached after the answer
 
 
 class PromptCache:
@@ -61,7 +61,7 @@ class PromptCache:
         self._until: dict[bytes, float] = {}
 
     def look(self, account: str, model: str, body: Mapping[str, Any]) -> PromptUse:
-        """Read what is cached of a prompt that arrives now."""
+        """Look up the cached prefix of a prompt that arrives now."""
         blocks = list(_blocks(body["messages"]))
         text = "\n".join(words for _, words, _ in blocks)
         tokens = max(1, -(-len(text) // CHARS_PER_TOKEN))
@@ -77,13 +77,13 @@ class PromptCache:
         return PromptUse(tokens, cached, written, plain + caching.read * cached + caching.write * written, tuple(names))
 
     def keep(self, use: PromptUse) -> None:
-        """Keep a prompt's beginnings, once it is answered."""
+        """Cache a prompt's prefixes after its answer."""
         until = self._clock() + KEPT_SECONDS
         self._until.update(dict.fromkeys(use.kept, until))
 
 
 def _blocks(messages: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str, bool]]:
-    """Role, text, and whether it is marked, of each block."""
+    """Return role, text and mark of each block."""
     for message in messages:
         role, content = str(message.get("role")), message.get("content")
         for block in content if isinstance(content, list) else [{"text": content}]:
@@ -92,13 +92,13 @@ def _blocks(messages: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str, b
 
 
 def _marked_chars(blocks: Sequence[tuple[str, str, bool]]) -> int:
-    """Characters up to the end of the last marked block."""
+    """Count the characters up to the end of the last marked block."""
     marked = max((place for place, (_, _, mark) in enumerate(blocks) if mark), default=-1)
     return len("\n".join(words for _, words, _ in blocks[: marked + 1]))
 
 
 def _beginnings(place: bytes, text: str, marked: int | None) -> Iterator[tuple[bytes, int]]:
-    """Name and tokens of each beginning of a prompt that may be cached: all whole blocks, or the marked one."""
+    """Return key and tokens of each prefix that may be cached: all whole blocks, or the marked one."""
     last = (len(text) if marked is None else marked) // CHARS_PER_TOKEN
     ends = range(_SHORTEST, last + 1, _BLOCK) if marked is None else (last,)
     digest, done = blake2b(place, digest_size=16), 0

@@ -1,4 +1,4 @@
-"""What all stand-ins have in common: how a request is noted, delayed, spoiled and answered.
+"""The base of all mock providers: requests are recorded, delayed, given faults and answered.
 
 A further provider is one more module with a subclass of `Provider` (of `MessageProvider`, if it sends messages) and one
 line in `server.PROVIDERS`.
@@ -29,12 +29,12 @@ _LATE = 5.0  # seconds
 _LOOK_FOR_CLIENT_EVERY = 0.05  # seconds; aiohttp does not tell a handler that its client left
 
 
-class ConnectionCut(Exception):  # it is an event that was asked for, not an error
+class ConnectionCut(Exception):  # a requested event, not an error
     """Close the connection without an answer."""
 
 
 class Stage:
-    """What all providers of one server share."""
+    """The shared state of all providers of one server."""
 
     def __init__(self, conduct: Conduct, record: Record) -> None:
         self.conduct = conduct
@@ -43,7 +43,7 @@ class Stage:
         self._later: set[asyncio.Task[None]] = set()
 
     def do_later(self, seconds: float, act: Callable[[], None]) -> None:
-        """Do something after a while, unless the sandbox is reset or stops before."""
+        """Run a callback later, unless the sandbox is reset or stops first."""
 
         async def wait_and_act() -> None:
             await asyncio.sleep(seconds)
@@ -54,7 +54,7 @@ class Stage:
         task.add_done_callback(self._later.discard)
 
     def forget_later(self) -> None:
-        """Drop what was to be done later."""
+        """Cancel all callbacks."""
         for task in self._later:
             task.cancel()
 
@@ -64,7 +64,7 @@ class Stage:
         self.forget_later()
 
     async def hang(self, request: web.Request, seconds: float) -> None:
-        """Wait until the time is over, the client has left or the sandbox stops."""
+        """Wait until the time is over, the client has disconnected, or the sandbox stops."""
         loop = asyncio.get_running_loop()
         end = loop.time() + seconds
         while not self._closing.is_set() and _is_connected(request) and (left := end - loop.time()) > 0:
@@ -81,7 +81,7 @@ class Exchange:
     body: bytes = b""
 
     def json(self) -> Mapping[str, Any] | None:
-        """Read the body; None where it is not a JSON object."""
+        """Read the body; None if it is not a JSON object."""
         try:
             content = orjson.loads(self.body)
         except orjson.JSONDecodeError:
@@ -93,11 +93,11 @@ Work: TypeAlias = Callable[[Exchange], Awaitable[web.Response]]
 
 
 class Provider(ABC):
-    """A stand-in for one provider's API."""
+    """A mock of one provider's API."""
 
     name: ClassVar[str]
     prefix: ClassVar[str]  # the path under which the server serves it; clients append the provider's own paths
-    kinds: ClassVar[frozenset[Kind]]  # what its endpoints are for
+    kinds: ClassVar[frozenset[Kind]]  # the kinds of its endpoints
 
     def __init__(self, stage: Stage) -> None:
         self.stage = stage
@@ -108,10 +108,10 @@ class Provider(ABC):
 
     @abstractmethod
     def spoiled(self, fault: str, subject: Subject) -> web.Response:
-        """Answer in the provider's own shape with a fault that is an answer, by its name."""
+        """Return the provider's answer for a fault that is an answer."""
 
     def route(self, method: str, path: str, kind: Kind, work: Work) -> web.RouteDef:
-        """Serve an endpoint: each request is noted when it arrives, and so is what it was answered."""
+        """Serve an endpoint; record each request and its answer."""
         endpoint = f"{method} {path}"
         record = self.stage.record
 
@@ -123,7 +123,7 @@ class Provider(ABC):
             except ConnectionCut:
                 if request.transport is not None:
                     request.transport.close()
-                return web.Response()  # goes nowhere: its connection is closed
+                return web.Response()  # not delivered: the connection is closed
             if _is_connected(request):
                 exchange.entry["answered"] = response.status
             return response
@@ -131,7 +131,7 @@ class Provider(ABC):
         return web.route(method, self.prefix + path, handle)
 
     async def meet(self, exchange: Exchange, kind: Kind, subject: Subject) -> Fault | None:
-        """Let the latency of this kind of endpoint pass, and give the fault that the request gets."""
+        """Wait for the latency of this endpoint, and return the request's fault."""
         fault = self.stage.conduct.fault(self.name, kind, subject)
         if fault is not None:
             exchange.entry["fault"] = fault.name
@@ -158,12 +158,12 @@ class Provider(ABC):
 
 @dataclass(slots=True)
 class Message:
-    """A message that a client asked to send."""
+    """A message that a client sends."""
 
     instance: str
     address: str  # a number, or a jid
     text: str  # as the lead will read it
-    delay: float  # seconds of "typing" before it goes out
+    delay: float  # typing delay in seconds
     number: str = field(init=False)  # digits
     message_id: str = field(init=False)
 
@@ -173,19 +173,19 @@ class Message:
 
     @property
     def subject(self) -> Subject:
-        """What rules can match."""
+        """The properties that rules can match."""
         return Subject(f"{self.instance}\x1f{self.number}\x1f{self.text}", self.instance, self.number, self.text)
 
 
 class MessageProvider(Provider):
-    """A provider that sends messages: its subclasses know the shapes of its answers, this class what happens."""
+    """A provider that sends messages. Subclasses define the answers, this class the behaviour."""
 
     @abstractmethod
     def sent(self, message: Message, entry: Entry) -> web.Response:
         """Answer that the message was accepted."""
 
     async def send(self, exchange: Exchange, message: Message) -> web.Response:
-        """Accept a message, or do what its fault says.
+        """Accept a message, or apply its fault.
 
         A client that leaves in the meantime changes nothing: the message goes out all the same, as it does in reality.
 
@@ -236,14 +236,14 @@ def answer(status: int, content: object, headers: Mapping[str, str] | None = Non
 
 
 def broken_off(response: web.Response) -> web.Response:
-    """Answer with the first two thirds of a body: JSON that breaks off, under a Content-Length that is right."""
+    """Answer with the first two thirds of a JSON body, and a matching Content-Length."""
     body = response.body
     whole = body if isinstance(body, bytes) else b"{}"
     return web.Response(status=response.status, body=whole[: max(1, len(whole) * 2 // 3)], headers=_JSON)
 
 
 def spoiled_by_proxy(fault: str) -> web.Response | None:
-    """Answer as a proxy in front of any provider would; None where the fault is the provider's own."""
+    """Return a proxy's answer; None if the fault is the provider's own."""
     if fault == "proxy_html_502":
         return web.Response(status=502, body=PROXY_PAGE % (b"502 Bad Gateway", b"502 Bad Gateway"), headers=_HTML)
     if fault == "gateway_timeout_504":

@@ -1,4 +1,4 @@
-"""What the sandbox received and what it did with it: the truth that tests compare the pipeline with."""
+"""The record of all requests and their results, with which tests compare the pipeline."""
 
 import os
 import time
@@ -13,33 +13,33 @@ from campaign_pipeline.sandbox.behaviour import Kind
 
 
 class RecordError(ValueError):
-    """A record file that is none."""
+    """A file that is not a record."""
 
 
 class Entry(TypedDict):
-    """One request. Appended when it arrives; what was done with it is filled in as it is done."""
+    """One request, appended when it arrives and completed later."""
 
-    seq: int  # from 1, growing, never used twice
+    seq: int  # from 1, increasing, unique
     provider: str
     kind: str
     endpoint: str  # `POST /message/sendText/{instance}`
     instance: str | None  # of UAZAPI: the token
     number: str | None  # digits, as the client gave them
     jid: str | None  # the address that was used
-    text: str | None  # as delivered, or as generated
+    text: str | None  # the delivered or generated text
     track_source: str | None
     track_id: str | None
     prompt: str | None  # digest of a generation's messages and user
-    accepted: bool  # a send: on its way to the lead; a generation: done and charged
+    accepted: bool  # of a send: sent to the lead; of a generation: done and charged
     accepted_at: float | None  # seconds since the epoch
-    saved_from: float | None  # from when it can be looked up; None: never
+    saved_from: float | None  # the time from which it can be looked up; None: never
     provider_message_id: str | None
     cost: float | None  # of a generation, in US dollars
     prompt_tokens: int | None  # of a generation
-    billed_prompt_tokens: float | None  # the same at the full input price: less where a beginning was cached
+    billed_prompt_tokens: float | None  # the same at the full input price; fewer if a prefix was cached
     fault: str | None  # the fault that was applied
     received_at: float  # seconds since the epoch
-    answered: int | None  # the HTTP status; None: not answered yet, or the client had left
+    answered: int | None  # the HTTP status; None: not answered yet, or the client disconnected
 
 
 class Record:
@@ -55,13 +55,13 @@ class Record:
 
     def __init__(self, file: Path | None = None) -> None:
         self.entries: list[Entry] = []
-        self._first_seq = 1  # entries before it were reset away; their requests may still be under way
+        self._first_seq = 1  # earlier entries were cleared; their requests may still be in flight
         self._next_seq = 1
         self._found_by: defaultdict[tuple[str, ...], list[Entry]] = defaultdict(list)
         self._file = None if file is None else self._reload(file)
 
     def open(self, provider: str, kind: Kind, endpoint: str) -> Entry:
-        """Note that a request arrived."""
+        """Record the arrival of a request."""
         entry = Entry(
             seq=self._next_seq,
             provider=provider,
@@ -90,7 +90,7 @@ class Record:
         return entry
 
     def accept(self, entry: Entry, provider_message_id: str, accepted_at: float, saved_from: float | None) -> None:
-        """Note that a message is on its way, or a text was generated. From here on no crash forgets it."""
+        """Record that a message was sent or a text generated. A crash does not lose this."""
         entry["accepted"] = True
         entry["accepted_at"] = accepted_at
         entry["saved_from"] = saved_from
@@ -110,7 +110,7 @@ class Record:
         number: str | None = None,
         accepted: bool | None = None,
     ) -> list[Entry]:
-        """Give the entries that agree with all that is named, oldest first."""
+        """Return the entries that match all filters, oldest first."""
         return [
             entry
             for entry in self.entries
@@ -122,7 +122,7 @@ class Record:
         ]
 
     def sent(self) -> list[Entry]:
-        """Give the messages that are on their way to leads, oldest request first."""
+        """Return the sent messages, oldest request first."""
         return self.where(kind=Kind.SEND.value, accepted=True)
 
     def saved(
@@ -134,7 +134,7 @@ class Record:
         jid: str | None = None,
         track_id: str | None = None,
     ) -> list[Entry]:
-        """Give the sent messages of an instance that can be looked up by now, newest first."""
+        """Return an instance's sent messages that can be looked up now, newest first."""
         if message_id is not None:
             place: tuple[str, ...] = ("id", provider, instance, message_id)
         elif track_id is not None:
@@ -152,7 +152,7 @@ class Record:
         return saved[::-1]
 
     def summary(self) -> dict[str, Any]:
-        """Count, and name what happened twice: the same text to the same number, the same prompt paid again."""
+        """Return counts and duplicates: the same text to the same number, the same prompt paid twice."""
         received: Counter[str] = Counter()
         accepted: Counter[str] = Counter()
         faults: Counter[str] = Counter()
@@ -175,7 +175,7 @@ class Record:
         }
 
     def reset(self) -> None:
-        """Forget everything, the file's content too; requests under way leave no trace any more."""
+        """Clear everything, including the file; requests in flight are not recorded any more."""
         self.entries = []
         self._found_by.clear()
         self._first_seq = self._next_seq
@@ -199,7 +199,7 @@ class Record:
             self._found_by[("track", *inbox, entry["track_id"])].append(entry)
 
     def _reload(self, file: Path) -> int:
-        """Read what an earlier sandbox accepted and open the file for more."""
+        """Read the accepted requests of an earlier sandbox, and open the file for appending."""
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
         try:
             content = file.read_bytes()
@@ -209,7 +209,7 @@ class Record:
                 self._index(entry)
                 self._next_seq = max(self._next_seq, entry["seq"] + 1)
             self.entries.sort(key=lambda entry: entry["seq"])  # the file is in the order of acceptance
-            # A sandbox that was killed while it wrote leaves half a line: it never answered that request.
+            # A sandbox that was killed while writing leaves half a line; it never answered that request.
             os.ftruncate(descriptor, whole)
         except BaseException:
             os.close(descriptor)

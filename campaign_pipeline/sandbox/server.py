@@ -1,4 +1,4 @@
-"""The sandbox itself: one server that speaks for all providers, and what it answers about itself under `/_sandbox`."""
+"""The sandbox: one server for all mock providers, and its own endpoints under `/_sandbox`."""
 
 import asyncio
 import os
@@ -27,11 +27,11 @@ try:
     import uvloop
 
     _run = uvloop.run
-except ImportError:  # it is faster where there is one, and nothing else
+except ImportError:  # uvloop is only faster
     _run = asyncio.run
 
 PROVIDERS: tuple[type[Provider], ...] = (OpenRouter, Evolution, Uazapi, CloudApi, Supabase)
-"""Every provider that the sandbox can be; a new one needs a line here, and one in `Addresses`."""
+"""All mock providers; a new one needs a line here and one in `Addresses`."""
 
 _LARGEST_BODY = 16 * 2**20  # bytes
 _SHUTDOWN = 0.01  # seconds; aiohttp takes 0 for "wait for ever"
@@ -39,7 +39,7 @@ _FILTERS = ("provider", "kind", "instance", "number")
 
 
 class Addresses:
-    """Where a sandbox serves each provider."""
+    """The addresses of a sandbox's providers."""
 
     host: str
     port: int
@@ -119,7 +119,7 @@ class Sandbox(Addresses):
         await self.stop()
 
     async def start(self) -> None:
-        """Serve; returns when requests are taken."""
+        """Serve; return when requests are accepted."""
         self._record = Record(self._record_file)
         self._stage = Stage(self._conduct, self._record)
         app = web.Application(client_max_size=_LARGEST_BODY)
@@ -144,7 +144,7 @@ class Sandbox(Addresses):
         self.port = self._runner.addresses[0][1]
 
     async def stop(self) -> None:
-        """Stop at once: requests under way get no answer; what was accepted stays in the record."""
+        """Stop at once: requests in flight get no answer; accepted ones stay in the record."""
         if self._stage is not None:
             self._stage.close()
         if self._runner is not None:
@@ -155,18 +155,18 @@ class Sandbox(Addresses):
 
     @property
     def record(self) -> Record:
-        """What was received and done; readable after the sandbox stopped, too."""
+        """The record, which is also readable after the sandbox has stopped."""
         if self._record is None:
             raise RuntimeError("The sandbox was not started.")
         return self._record
 
     @property
     def behaviour(self) -> Behaviour:
-        """How it behaves now."""
+        """The current behaviour."""
         return self._conduct.behaviour
 
     def set_behaviour(self, behaviour: Behaviour) -> None:
-        """Behave so from the next request on; every rule counts anew.
+        """Set the behaviour, from the next request on; the counts of all rules are reset.
 
         Raises:
             BehaviourError: it names a provider that there is not, or a fault that it cannot have.
@@ -175,7 +175,7 @@ class Sandbox(Addresses):
         self._conduct.change(behaviour)
 
     def reset(self) -> None:
-        """Forget every request and every count; the behaviour stays."""
+        """Clear all requests and counts; the behaviour stays."""
         if self._stage is not None:
             self._stage.forget_later()
         self.record.reset()
@@ -213,7 +213,7 @@ class Sandbox(Addresses):
 
 
 def check_providers(behaviour: Behaviour) -> None:
-    """Make sure that every rule can ever apply.
+    """Check that every rule can apply.
 
     Raises:
         BehaviourError: a rule names a provider that there is not, or that has no endpoint of this kind.
@@ -221,31 +221,31 @@ def check_providers(behaviour: Behaviour) -> None:
     kinds = {provider.name: provider.kinds for provider in PROVIDERS}
     for fault in behaviour.faults:
         if fault.provider is not None and fault.provider not in kinds:
-            raise BehaviourError(f"There is no provider {fault.provider!r}; there are: {', '.join(kinds)}.")
+            raise BehaviourError(f"There is no provider {fault.provider!r}; choose one of: {', '.join(kinds)}.")
         if fault.provider is not None and fault.kind not in kinds[fault.provider]:
             raise BehaviourError(f"{fault.provider} has no {fault.kind.value} endpoint.")
 
 
 @dataclass(frozen=True)
 class SandboxOptions:
-    """What `serve` needs to know."""
+    """The settings of `serve`."""
 
     host: str = "127.0.0.1"
     port: int = 0  # 0: any that is free
     behaviour: Behaviour = field(default_factory=Behaviour)
-    record_file: Path | None = None  # where accepted messages are kept, to survive a kill
-    ready_file: Path | None = None  # written when requests are taken: JSON with pid, host, port and the URLs
+    record_file: Path | None = None  # accepted messages, which survive a kill
+    ready_file: Path | None = None  # written when requests are accepted: JSON with pid, host, port and the URLs
 
 
 def serve(options: SandboxOptions, announce: Callable[[Sandbox], None] | None = None) -> None:
-    """Run a sandbox in this process until SIGTERM or SIGINT; call `announce` once it takes requests.
+    """Run a sandbox in this process until SIGTERM or SIGINT; call `announce` once it accepts requests.
 
     Raises:
         BehaviourError: the behaviour names a provider that there is not, or a fault that it cannot have.
         RecordError: the record file is none.
         OSError: the port is taken, or a file cannot be written.
     """
-    with suppress(KeyboardInterrupt):  # where the loop cannot handle signals (Windows), SIGINT arrives like this
+    with suppress(KeyboardInterrupt):  # SIGINT, if the loop cannot handle signals (Windows)
         _run(_serve_until_told(options, announce))
 
 
@@ -265,7 +265,7 @@ async def _serve_until_told(options: SandboxOptions, announce: Callable[[Sandbox
 
 
 def _write_ready_file(file: Path, sandbox: Sandbox) -> None:
-    """Write where the sandbox serves; the file appears whole or not at all."""
+    """Write the sandbox's addresses; the file is created atomically."""
     content: dict[str, Any] = {"pid": os.getpid(), "host": sandbox.host, "port": sandbox.port, "url": sandbox.url}
     content |= {f"{provider.name}_url": sandbox.url + provider.prefix for provider in PROVIDERS}
     draft = file.with_name(f"{file.name}.{os.getpid()}")

@@ -1,4 +1,4 @@
-"""A stand-in for the CRM's edge function `internal-send-ai-message`, as Supabase serves it."""
+"""Mock of the CRM's edge function `internal-send-ai-message` on Supabase."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from campaign_pipeline.sandbox.provider import Exchange, Message, MessageProvide
 from campaign_pipeline.sandbox.record import Entry
 
 INSTANCE = "crm"
-"""What rules and the behaviour call the only instance there is; its conversations are its numbers."""
+"""The name of the only instance in rules and behaviours; its conversations are its numbers."""
 
 _REFUSALS: Mapping[str, tuple[int, dict[str, Any]]] = {
     "not_on_whatsapp": (
@@ -54,7 +54,7 @@ class Supabase(MessageProvider):
         return answer(*_REFUSALS[fault])
 
     def sent(self, message: Message, entry: Entry) -> web.Response:
-        """Answer as the real one does: 200, with the row that it wrote and what its provider said."""
+        """Answer like the real function: 200, with the row that it wrote and the provider's answer."""
         row = {"conversation_id": entry["number"], "provider_message_id": entry["provider_message_id"]}
         raw = {"key": {"id": entry["provider_message_id"], "fromMe": True}, "status": "PENDING"}
         return answer(200, {"success": True, "message": row, "provider_response": raw})
@@ -64,7 +64,7 @@ class Supabase(MessageProvider):
         entry = exchange.entry
         entry["instance"] = INSTANCE
         key = exchange.request.headers.get("X-Service-Role-Key")
-        # The gateway wants a bearer token, and the function its own header.
+        # The gateway needs a bearer token, the function its own header.
         if not key or exchange.request.headers.get("Authorization") != f"Bearer {key}":
             return self.spoiled("unauthorized_401", Subject(""))
         body = exchange.json() or {}

@@ -1,4 +1,4 @@
-"""A stand-in for UAZAPI v2: sends, the exact look-up by tracking id, the state of an instance and number checks."""
+"""Mock of UAZAPI v2: sends, look-up by tracking id, the state of an instance and number checks."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -39,7 +39,7 @@ _REFUSALS: Mapping[str, tuple[int, str]] = {
 class Uazapi(MessageProvider):
     """The header `token` is the instance: each one exists and is connected, unless the behaviour says otherwise.
 
-    Tokens stand in the record as names of instances, so give the sandbox invented ones.
+    The record contains the tokens as names of instances, so never use real ones.
     """
 
     name = "uazapi"
@@ -65,12 +65,12 @@ class Uazapi(MessageProvider):
         return _refuse(status, text.format(number=subject.number))
 
     def sent(self, message: Message, entry: Entry) -> web.Response:
-        """Answer as the real one does: 200, with the message and what was done with it."""
+        """Answer like the real API: 200, with the message and its status."""
         done = {"status": "success", "message": "Message sent successfully"}
         return answer(200, {**_as_message(entry), "status": "Pending", "response": done})
 
     async def send_text(self, exchange: Exchange) -> web.Response:
-        """Send, after the typing time that the request asks for; `{{...}}` in the text is a placeholder and goes."""
+        """Send, after the request's typing delay. `{{...}}` in the text is a placeholder and is removed."""
         refusal = self._guard(exchange)
         if refusal is not None:
             return refusal
@@ -119,7 +119,7 @@ class Uazapi(MessageProvider):
         return answer(200, _page(found, _count(body.get("limit"), _USUAL_PAGE), _count(body.get("offset"), 0)))
 
     async def instance_status(self, exchange: Exchange) -> web.Response:
-        """Tell whether the instance is connected."""
+        """Return whether the instance is connected."""
         refusal = self._guard(exchange)
         if refusal is not None:
             return refusal
@@ -145,7 +145,7 @@ class Uazapi(MessageProvider):
         )
 
     async def check_numbers(self, exchange: Exchange) -> web.Response:
-        """Tell which numbers have an account."""
+        """Return which numbers have an account."""
         refusal = self._guard(exchange)
         if refusal is not None:
             return refusal

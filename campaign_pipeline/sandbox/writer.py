@@ -1,4 +1,4 @@
-"""What the stand-in for a language model writes: first-contact sales messages, always the same for a prompt."""
+"""Texts of the mock language model: first-contact sales messages, always the same for a prompt."""
 
 import re
 from functools import partial
@@ -40,7 +40,7 @@ _QUESTIONS = (
 
 
 def first_name_in(prompt: str) -> str | None:
-    """Find a lead's first name in a line such as `Nome: Ana Souza`; None where there is none."""
+    """Find a lead's first name in a line such as `Nome: Ana Souza`; None if there is none."""
     line = _NAME_LINE.search(prompt)
     word = _FIRST_NAME.search(line["name"]) if line is not None else None
     if word is None or len(word[0]) > _LONGEST_NAME:
@@ -49,7 +49,7 @@ def first_name_in(prompt: str) -> str | None:
 
 
 def write_message(name: str | None, digest: bytes) -> str:
-    """Write a first contact of 80 to 400 characters; `digest` (6 bytes or more) chooses its words and its layout."""
+    """Write a first contact of 80 to 400 characters; `digest` (at least 6 bytes) selects words and layout."""
     greeting = _pick(_GREETINGS, digest[0]).format(f", {name}" if name else "")
     introduction = _pick(_INTRODUCTIONS, digest[1])
     question = _pick(_QUESTIONS, digest[2])
@@ -77,7 +77,7 @@ _COMFORTABLE_PART = 120  # characters
 
 
 def text_to_split(request: str) -> str | None:
-    """Find the text that a request to split puts between tags, triple quotes or fences; None where it does not."""
+    """Find the text of a split request between tags, triple quotes or fences; None if there is none."""
     quoted = _QUOTED_TEXT.search(request)
     if quoted is None:
         return None
@@ -85,7 +85,7 @@ def text_to_split(request: str) -> str | None:
 
 
 def split_text(text: str, most: int) -> list[str]:
-    """Split at paragraphs and sentences into at most `most` parts of similar length; nothing but blanks is lost."""
+    """Split at paragraphs and sentences into at most `most` parts of similar length; only whitespace is lost."""
     text = text.strip()
     if not text:
         return []

@@ -69,7 +69,7 @@ def test_a_story_tells_each_attempt_and_who_may_act(world: World) -> None:
         (1, "accepted", None),
         (2, "unknown", "no_answer"),
     ]
-    assert "a part of it may have gone out. The connection broke." in story.summary
+    assert "it may have been sent. The connection broke." in story.summary
     assert "--resend-unknown" in story.next_step
     assert "Um" in str(story.to_dict(personal=True))
     assert "'Um'" not in str(story.to_dict(personal=False))
@@ -82,7 +82,7 @@ def test_a_waiting_message_tells_why_its_run_waits(world: World) -> None:
     with Operator(world.url) as desk:
         story = desk.story(due, HOUR)
     assert story.summary.startswith("Waits with its whole run: The instance vendas_1 is disconnected")
-    assert story.next_step == "Connect the inbox's instance; it goes on by itself then."
+    assert story.next_step == "Connect the inbox's instance; it then continues automatically."
 
 
 def test_a_run_is_paused_resumed_and_cancelled_and_the_log_says_by_whom(world: World) -> None:

@@ -35,7 +35,7 @@ def test_a_list_and_a_file_become_messages_that_are_due(
     assert "campaign Primeiro contato" in call("apply", str(file), "--check", status=1).output
     assert world.all("SELECT 1 FROM campaign_configs") == []
     call("apply", str(file))
-    assert "Nothing differs from the file." in call("apply", str(file), "--check").output
+    assert "The database matches the file." in call("apply", str(file), "--check").output
     imported = json.loads(call("import", str(leads), "--workspace", "Aurora", "--json").output)
     assert (imported["added"], imported["left_out"][0]["line"]) == (1, 3)
     assert "none" not in imported["left_out"][0]["why"]

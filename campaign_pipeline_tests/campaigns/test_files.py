@@ -46,7 +46,7 @@ def test_the_schema_in_the_repository_is_that_of_the_model() -> None:
         (
             "  - name: Primeiro contato\n",
             "  - nome: Primeiro contato\n",
-            "campaign.yaml, line 7: campaigns[1].nome is no setting; did you mean name?",
+            "campaign.yaml, line 7: campaigns[1].nome is not a setting; did you mean name?",
         ),
         (
             "model: openai/gpt-4o-mini",
@@ -54,17 +54,17 @@ def test_the_schema_in_the_repository_is_that_of_the_model() -> None:
             "campaign.yaml, line 2: workspace.timezone is 'America/Sao_Paolo', which is not a known time zone; "
             "did you mean 'America/Sao_Paulo'?",
         ),
-        ("", "a: [", "campaign.yaml, line 13: this is no YAML: "),
+        ("", "a: [", "campaign.yaml, line 13: this is not YAML: "),
         (
             "    inbox: Vendas\n",
             "    inbox: Venda\n",
-            "campaign.yaml, line 8: campaigns[1].inbox names 'Venda', which is no inbox of this file; there are "
+            "campaign.yaml, line 8: campaigns[1].inbox is 'Venda', which is not an inbox of this file: "
             "Vendas, Reserva.",
         ),
         (
             "    inbox: Vendas\n",
             "    inbox: Vendas\n    inbox: Reserva\n",
-            "campaign.yaml, line 9: campaigns[1].inbox is given a second time (first in line 8); keep one.",
+            "campaign.yaml, line 9: campaigns[1].inbox is given twice (first in line 8); keep one.",
         ),
         (
             "    instructions: Apresente-se.\n",

@@ -65,7 +65,7 @@ def test_of_several_columns_one_has_to_be_named(world: World, tmp_path: Path) ->
     workspace = world.workspace()
     for title in ("Novos", "Antigos"):
         campaign_of(world, workspace, title)
-    with pytest.raises(NotFound, match="name one with --campaign: Novos, Antigos"):
+    with pytest.raises(NotFound, match="Choose a campaign with --campaign: Novos, Antigos"):
         imported(world, tmp_path)
     assert imported(world, tmp_path, campaign="antigos").column == "Antigos"
 

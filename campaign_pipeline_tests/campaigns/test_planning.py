@@ -80,7 +80,7 @@ def test_two_planners_at_once_make_one_run(world: World) -> None:
 def test_a_run_of_another_planner_is_left_to_it(world: World) -> None:
     config = campaign(world)
     world.run(config, name="Do CRM", run_date=world.value("SELECT (campaign_now() AT TIME ZONE 'UTC')::date"))
-    with pytest.raises(CannotPlan, match="that another planner made: Do CRM"):
+    with pytest.raises(CannotPlan, match=r"Another planner made the run .*: Do CRM"):
         plan_campaign(world.url, "Hoje")
 
 

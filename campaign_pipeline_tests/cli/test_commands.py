@@ -85,7 +85,7 @@ def test_help_explains_every_command_and_each_of_its_options(command: list[str])
 
 def test_help_tells_what_exit_codes_mean() -> None:
     text = " ".join(call("--help").output.split())
-    for code in ("0 it worked", "1 the pipeline could not work", "2 wrong usage", "130 interrupted"):
+    for code in ("0 success", "1 the pipeline could not work", "2 wrong usage", "130 interrupted"):
         assert code in text
 
 
@@ -233,7 +233,7 @@ def test_process_with_nothing_due_works_and_says_why_runs_wait(
         point_to(environment, sandbox)
         result = call("process", "--in-process")
     assert result.exit_code == 0, result.output
-    assert "nothing was due that may be sent now" in result.stdout
+    assert "no message is due that can be sent now" in result.stdout
     assert "Sem sinal waits: " in result.stdout
     assert "not connected" in " ".join(result.stdout.split())
 
@@ -299,7 +299,7 @@ def test_sandbox_serves_until_interrupted_and_says_how_to_point_at_it(tmp_path: 
 def test_a_fault_that_there_is_not_is_one_sentence() -> None:
     result = call("sandbox", "--fault", "send:explode")
     assert result.exit_code == 2
-    assert "'explode' is no fault of send" in sentence(result)
+    assert "'explode' is not a fault of send" in sentence(result)
 
 
 def test_sandbox_lists_its_faults() -> None:
@@ -335,7 +335,7 @@ def test_dev_refuses_a_port_that_is_taken(environment: pytest.MonkeyPatch, tmp_p
     with socket.create_server(("127.0.0.1", 0)) as taken:
         result = call("dev", "--port", str(taken.getsockname()[1]))
     assert result.exit_code == 2
-    assert sentence(result).endswith("choose another with --port.")
+    assert sentence(result).endswith("Choose another with --port.")
 
 
 def test_dev_keeps_a_sandbox_away_from_waiting_messages_of_ones_own(
@@ -353,7 +353,7 @@ def test_a_second_dev_on_one_home_is_refused_and_names_the_first(
     with one_dev_alone(tmp_path / "home", 3456):
         result = call("dev", "--port", str(free_port()))
     assert result.exit_code == 2
-    assert f"(process {os.getpid()}, http://127.0.0.1:3456); stop that one" in sentence(result)
+    assert f"(process {os.getpid()}, http://127.0.0.1:3456). Stop it" in sentence(result)
 
 
 def test_dev_serves_the_job_with_something_to_send_and_leaves_nothing_running() -> None:
@@ -388,7 +388,7 @@ def test_dev_serves_the_job_with_something_to_send_and_leaves_nothing_running() 
         dev.send_signal(signal.SIGINT)
         said, _ = dev.communicate(timeout=120)
     assert dev.returncode == 0, said
-    assert "60 made-up messages are due now" in " ".join(said.split())
+    assert "60 sample messages are due now" in " ".join(said.split())
     # A sensor's tick that Ctrl-C cuts short is told by Dagster itself, after that.
     assert "Traceback" not in said.partition("Stopping Dagster")[0]
     wait_until(lambda: processes_of(home) == [])
@@ -414,7 +414,7 @@ def test_dev_keeps_messages_of_a_named_database_out_of_a_sandbox(world: World) -
     first = dev.stdout.readline()
     os.kill(dev.pid, signal.SIGINT)
     dev.communicate(timeout=120)
-    assert "OPENROUTER_API_KEY is not set, so only workspaces with a key of their own send" in first
+    assert "OPENROUTER_API_KEY is not set, so only workspaces with their own key send" in first
     assert dev.returncode in {0, 130}
     assert world.value("SELECT count(*) FROM campaign_messages") == 1
     shutil.rmtree(home)

@@ -40,7 +40,7 @@ def lead(world: World) -> UUID:
 def test_a_lead_is_suppressed_in_its_workspace_at_its_number_too(world: World, lead: UUID) -> None:
     result = call("suppress", "--lead", lead, "--reason", "asked by phone")
     assert (result.exit_code, suppressions(world)) == (0, [("workspace", None, PHONE, True)])
-    assert "holds" in result.output
+    assert "is active" in result.output
 
 
 def test_an_address_is_suppressed_in_one_channel_of_one_workspace(world: World) -> None:

@@ -35,8 +35,8 @@ def test_why_did_maria_get_nothing(world: World) -> None:
     assert "Waits with its whole run: The instance vendas_1 is disconnected" in told
     assert "What to do: Connect the inbox's instance" in told
     world.lead(workspace, client_name="Joana Reis")
-    assert "no campaign message: no run has it" in call("messages", "--lead", "Joana").stdout
-    assert call("messages", "--lead", "Nobody").stdout == "There is no such lead.\n"
+    assert "no campaign message, because it is in no run" in call("messages", "--lead", "Joana").stdout
+    assert call("messages", "--lead", "Nobody").stdout == "No lead found.\n"
 
 
 def test_personal_data_is_masked_unless_it_is_asked_for(world: World) -> None:
@@ -65,7 +65,7 @@ def test_a_dry_run_says_what_a_batch_would_do_and_changes_nothing(world: World) 
     assert [(row["run"], row["inbox"], row["messages"], row["to_write"]) for row in told["claimed"]] == [
         ("Hoje", "Vendas", 2, 2)
     ]
-    assert [(row["messages"], row["todo"]) for row in told["kept"]] == [(1, "nothing: the next batches take it")]
+    assert [(row["messages"], row["todo"]) for row in told["kept"]] == [(1, "nothing: the next batches claim them")]
     assert world.messages() == before
     assert world.value("SELECT count(*) FROM campaign_logs") == 0
 
@@ -73,10 +73,10 @@ def test_a_dry_run_says_what_a_batch_would_do_and_changes_nothing(world: World) 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["pause"], "Name one of RUN, --inbox, --workspace and --all."),
-        (["pause", "Hoje", "--all"], "Name one of RUN, --inbox, --workspace and --all."),
-        (["retry"], "Name messages by their ids, or a day"),
-        (["process", "--json"], "--json goes with --dry-run."),
+        (["pause"], "Give exactly one of RUN, --inbox, --workspace and --all."),
+        (["pause", "Hoje", "--all"], "Give exactly one of RUN, --inbox, --workspace and --all."),
+        (["retry"], "Give either message ids, or --day"),
+        (["process", "--json"], "--json needs --dry-run."),
     ],
     ids=str,
 )

@@ -117,7 +117,7 @@ def test_a_text_over_the_limit_is_refused_with_both_lengths() -> None:
 
 def test_a_problem_survives_the_way_to_another_process() -> None:
     found = pickle.loads(pickle.dumps(problem("")))  # noqa: S301 - our own bytes
-    assert (type(found), found.code, str(found)) == (TextProblem, "empty", "The model answered with no text.")
+    assert (type(found), found.code, str(found)) == (TextProblem, "empty", "The model's answer has no text.")
 
 
 # --- fields that were not filled in -----------------------------------------------------------------------------------

@@ -127,7 +127,7 @@ def test_where_it_could_not_be_asked_the_message_is_sent_and_nothing_is_remember
     channel, queue = answering({FIRST: NumberNotChecked("The provider did not answer.")}), Queue.of(1)
     report, _ = work(queue, channel)
     assert (report.sent, len(channel.asked), queue.notes) == (1, 1, [])
-    assert any("was not checked" in line["message"] for line in queue.log)
+    assert any("could not be checked" in line["message"] for line in queue.log)
 
 
 def test_what_could_not_be_asked_is_asked_once_a_shard() -> None:

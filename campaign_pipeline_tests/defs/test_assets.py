@@ -253,7 +253,7 @@ def test_a_day_with_messages_to_send_again_shows_as_such_until_they_are_put_back
 
     assert evaluate() == (False, False)
     checks = check_results(make_report(instance, key))
-    assert f"3 failed for a passing reason: launch retry_failed_messages for {key}" in str(
+    assert f"3 failed for a temporary reason: launch retry_failed_messages for {key}" in str(
         checks["nothing_to_send_again"].description
     )
     (row,) = plain(checks["no_day_to_back_fill"].metadata)["found"]
@@ -410,7 +410,7 @@ def test_a_shard_shows_what_did_not_go_out_and_why_without_a_person(
     assert 0 < figures["generation_ms_median"] <= figures["generation_ms_p95"]
     (row,) = figures["not_sent"]
     assert (row["what"], row["class"], row["messages"]) == ("failed", "permanent", 7)
-    assert row["what next"] == "nothing: it was refused for good"
+    assert row["what next"] == "nothing: it was rejected for good"
     ids = re.findall(r"[0-9a-f-]{36}", row["message ids"])
     assert len(ids) == 5
     assert set(ids) < {str(message) for message in messages}
@@ -465,8 +465,8 @@ def test_the_runs_are_shown_as_the_batch_left_them(
     waits = output_metadata(result, "fetch_message_batch")["waits"]
     assert [row["run"] for row in waits] == [str(waiting)]
     log = log_of(instance, result)
-    assert "Claimed 3 due messages of 1 runs for 1 inboxes; next they are written and sent" in log
-    assert f"Run {waiting} has messages due but waits (inbox_disconnected): " in log
+    assert "Claimed 3 due messages of 1 runs for 1 inboxes. They are now written and sent" in log
+    assert f"Run {waiting} has due messages but waits (inbox_disconnected): " in log
     assert "3 messages; 3 sent, 0 failed, 0 skipped, 0 returned" in log
     assert f"Run {closing} (Café) is completed: 3 sent, 0 failed, 0 skipped." in log
 
@@ -479,8 +479,8 @@ def test_a_window_that_is_closed_says_until_when(
     world.due_message(world.run(world.campaign(start_time=opens, end_time=closes, timezone=str(ZONE))))
     result = run_job(instance, IN_PROCESS)
     log = log_of(instance, result)
-    assert "Claimed nothing: no message is due but in runs that wait." in log
-    assert re.search(r"waits \(window_closed\): .* Looked at again from \d{4}-\d\d-\d\d \d\d:\d\d UTC\.", log)
+    assert "Claimed nothing: no message is due, except in waiting runs." in log
+    assert re.search(r"waits \(window_closed\): .* It is checked again from \d{4}-\d\d-\d\d \d\d:\d\d UTC\.", log)
 
 
 def test_an_empty_batch_leaves_the_runs_as_they_are_shown(

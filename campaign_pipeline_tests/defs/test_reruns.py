@@ -190,4 +190,4 @@ def test_a_run_that_could_send_nothing_for_a_cause_that_a_person_must_mend_fails
     assert "Next: set a key" in check.description
     told = [entry for entry in instance.all_logs(result.run_id) if "3 returned (authentication)" in entry.user_message]
     assert [entry.level for entry in told] == [logging.ERROR]
-    assert "due again by itself" not in log_of(instance, result.run_id)
+    assert "retried automatically" not in log_of(instance, result.run_id)

@@ -109,8 +109,7 @@ def test_a_day_of_ticks_launches_when_something_can_be_done_and_says_what_it_wai
     assert [at.hour for at in launched] == [3, 9, 10, 12, 17, 20]
     assert said[DAY].startswith("The next message is due at 2027-03-01 00:00:00 (America/Sao_Paulo), in 3 hours")
     assert said[DAY + timedelta(hours=8, minutes=30)] == (
-        "What is due may not be sent now. Office waits: "
-        "The sending window is closed; it opens at 2027-03-01 09:00 (UTC)."
+        "The due messages must wait. Office waits: The sending window is closed; it opens at 2027-03-01 09:00 (UTC)."
     )
     assert said[DAY + timedelta(hours=23)] == "No message waits: no run is running."
 
@@ -266,7 +265,7 @@ def test_no_run_is_ended_while_nobody_can_say_what_it_holds(
     run = a_run(instance, DagsterRunStatus.STARTED)
     world.move_clock(6 * MINUTE)
     environment.setenv("CAMPAIGN_DATABASE_URL", "postgresql://127.0.0.1:1/none")
-    assert end_lost(instance).startswith("Nobody can say which runs still hold messages")
+    assert end_lost(instance).startswith("It is unknown which runs still hold messages")
     assert [left.run_id for left in instance.get_runs(dg.RunsFilter(statuses=[DagsterRunStatus.STARTED]))] == [
         run.run_id
     ]
@@ -288,8 +287,8 @@ def test_a_wait_that_begins_or_ends_is_written_down_by_one_run_each(world: World
     assert isinstance(tick(instance), dg.RunRequest)
     assert claim(world) == []
     assert tick(instance) == (
-        "What is due may not be sent now. Hoje waits: "
-        "The instance vendas is close, not connected; connect it and the run goes on by itself."
+        "The due messages must wait. Hoje waits: "
+        "The instance vendas is close, not connected. Connect it; the run then continues."
     )
     world.do("UPDATE instances SET status = 'connected'")
     assert isinstance(tick(instance), dg.RunRequest)
@@ -349,7 +348,7 @@ def test_what_is_to_be_put_in_order_launches_a_run_although_nothing_is_due(
 def test_what_is_being_sent_is_no_reason_for_another_run(world: World, instance: DagsterInstance) -> None:
     world.due_messages(world.run(), 2)
     claim(world)
-    assert tick(instance) == "Nothing else is due: what is left is being sent now."
+    assert tick(instance) == "Nothing else is due: the remaining messages are being sent now."
     world.do("UPDATE campaign_runs SET status = 'cancelled'")
     assert isinstance(tick(instance), str)
 

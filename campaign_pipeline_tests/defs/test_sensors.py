@@ -114,7 +114,7 @@ def test_overdue_messages_are_told_once_and_once_that_they_are_over(
     assert watch.tick() == "Told: 0 new, 1 over, 0 in all."
     assert webhook.told[2]["title"] == "Over: Overdue, 2 messages waiting"
     assert "It lasted 4 hours" in webhook.told[2]["lines"][0]
-    assert "Of the campaigns it held 2 messages went out since it began." in webhook.told[2]["lines"][0]
+    assert "The affected campaigns have sent 2 messages since it began." in webhook.told[2]["lines"][0]
     assert watch.tick() == "All is well."
     assert len(webhook.told) == 3
 
@@ -154,7 +154,7 @@ def test_one_inbox_that_is_down_is_one_notice_that_names_it_and_all_the_campaign
     assert told["title"] == "Inbox Vendas (numero 2): inbox disconnected, 4 messages waiting"
     assert told["lines"][0].startswith("The instance numero 2 is close, not connected")
     assert "4 messages of Natal, Páscoa." in told["lines"][1] or "4 messages of Páscoa, Natal." in told["lines"][1]
-    assert told["lines"][2] == "What to do: connect the inbox's instance; it goes on by itself then."
+    assert told["lines"][2] == "What to do: connect the inbox's instance; it then continues automatically."
     assert told["links"] == {"Runs": "https://dagster.example.com/assets/campaign_runs"}
     assert watch.tick() == "1 concerns, all told before."
 
@@ -197,7 +197,7 @@ def test_the_summary_of_a_day_says_what_is_left_for_a_person(world: World, webho
     assert told["lines"][:-1] == [
         "Natal: 2 failed for good (timeout).",
         "To send these again, launch retry_failed_messages for today.",
-        "Natal: of 3 messages due today about 0 will go out. It has begun as many today as it may.",
+        "Natal: about 0 of 3 messages due today will be sent. It has begun as many today as it may.",
     ]
     assert told["lines"][-1].startswith("Check clock: the pipeline's clock is moved by ")
     watch.tick()

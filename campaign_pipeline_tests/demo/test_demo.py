@@ -77,7 +77,15 @@ def test_it_sends_on_the_embedded_database_though_another_is_named(
 
 
 def test_it_shows_a_table_three_messages_and_how_to_see_the_run(first_demo: "subprocess.CompletedProcess[str]") -> None:
-    for wanted in ("Failed, and why", "no phone", "Tokens", "US$", "Sent a second", "Slowest stage", "dev, then open"):
+    for wanted in (
+        "Failed, by reason",
+        "no phone",
+        "Tokens",
+        "US$",
+        "Sent per second",
+        "Slowest stage",
+        "dev, then open",
+    ):
         assert wanted in first_demo.stdout
     for campaign in ("Primeiro contato", "Reativação de orçamentos", "Diagnóstico gratuito"):
         assert f"{campaign} → " in first_demo.stdout

@@ -68,13 +68,13 @@ RIGHT = {
         first={"tags": ("padaria", "evento")},
         custom={"Telefone": "(14) 3333-4401", "Bio": 'Gosta de "pão"\ne de café'},
         tool="RD Station Marketing",
-        note="want no such messages",
+        note="do not want messages",
     ),
     "07-hubspot.csv": Right(
         [(MARIA, None, MARIA_PHONE)],
         custom={"Email": "maria@exemplo.example"},
         tool="HubSpot",
-        note="'Unsubscribed from all email' says of 1",
+        note="'Unsubscribed from all email' says that 1 of",
     ),
     "09-kommo.csv": Right(
         [(MARIA, PADARIA, MARIA_PHONE)],
@@ -132,7 +132,7 @@ RIGHT = {
 }
 
 REFUSED = {
-    "29-emails-only.csv": "no column for the phone, and e-mail addresses alone are no leads for WhatsApp",
+    "29-emails-only.csv": "no column for the phone (e-mail addresses alone are not enough)",
     "32-xlsx-renamed.csv": "is a workbook or an archive that cannot be opened",
     "34-json.csv": "is JSON, not a table",
     "35-vcard.vcf": "is a vCard file, not a table",

@@ -93,7 +93,7 @@ def test_a_quote_that_swallows_a_row_and_is_closed_later_is_named_and_costs_its_
     )
     assert names(found) == ["Bia", "Dio"]
     assert [problem.line for problem in found.problems] == [2, 4]
-    assert "has a quote that swallowed line 3" in found.problems[0].message
+    assert "has an unclosed quote, which extends over line 3" in found.problems[0].message
 
 
 def test_a_note_of_many_lines_is_a_note(tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_of_several_sheets_the_first_with_leads_is_read_and_the_others_are_named
     assert names(found) == ["João"]
     assert [problem.line for problem in found.problems] == [5]
     assert "Only the sheet 'Clientes' was read, not 'Capa', 'Outros'." in found.notes
-    assert "The header is on row 3; what stands before it was left out." in found.notes
+    assert "The header is on row 3; the rows before it were ignored." in found.notes
 
 
 def test_a_workbook_with_a_number_that_lost_digits_leaves_the_row_out(tmp_path: Path) -> None:
@@ -191,9 +191,9 @@ def test_columns_may_be_given_by_number_and_names_joined(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("chosen", "said"),
     [
-        ({"telephone": ["Telefone"]}, "There is no field 'telephone' to map: name one of name, company, phone"),
-        ({"phone": ["Celular"]}, r"There is no column 'Celular': name one of the file's \(found: 'Quem, Nome"),
-        ({"phone": ["9"]}, "There is no column '9'"),
+        ({"telephone": ["Telefone"]}, "--map has no field 'telephone'. The fields are name, company, phone"),
+        ({"phone": ["Celular"]}, r"The file has no column 'Celular' \(found: 'Quem, Nome"),
+        ({"phone": ["9"]}, "The file has no column '9'"),
     ],
 )
 def test_a_mapping_that_cannot_be_is_refused(chosen: dict[str, list[str]], said: str, tmp_path: Path) -> None:

@@ -301,7 +301,7 @@ def test_what_is_not_one_number_with_area_code_is_reported(write_csv: WriteCsv, 
 def test_a_phone_that_comes_again_is_reported_with_its_first_line(write_csv: WriteCsv, again: str) -> None:
     leads, problems = read_leads_csv(write_csv(f"nome;telefone\nAna;(11) 98765-4321\nBia;{again}\n"))
     assert [lead.client_name for lead in leads] == ["Ana"]
-    message = f"telefone '{again}' is the number of line 2 already: keep each number on one line only."
+    message = f"telefone '{again}' is also the number of line 2: keep each number on one line only."
     assert problems == [Problem(3, "telefone", again, message)]
 
 
@@ -403,8 +403,7 @@ def test_a_row_with_more_cells_than_headings_is_reported(write_csv: WriteCsv) ->
     leads, problems = read_leads_csv(write_csv("nome,telefone\nAna,11987654321,,,Rua A\nBia,21987654321,,,\n"))
     assert [lead.client_name for lead in leads] == ["Bia"]  # empty cells at the end are no harm
     message = (
-        "column 5 'Rua A' has no heading: the header names 2 columns, "
-        "so head this one too, or quote the cell that contains ','."
+        "column 5 'Rua A' has no heading: the header has 2 columns. Add a heading, or quote the cell that contains ','."
     )
     assert problems == [Problem(2, "column 5", "Rua A", message)]
 
@@ -467,9 +466,9 @@ def test_a_path_may_be_a_plain_string(write_csv: WriteCsv) -> None:
         (b"\xff\xfen\x00o", "is not a text file"),
         (b'\n"nome;telefone\nAna;11987654321', "line 2: the header is not well-formed CSV"),
         (b"sep=;", "no column for the name"),
-        (b"telefone;cidade\n11987654321;Santos", "has no column for the name: head one with Nome"),
-        (b"11987654321\n11987654322", "has no header and no column for the name: head one with Nome"),
-        (b"nome;cidade\nAna;Santos", "has no column for the phone: head one with Telefone"),
+        (b"telefone;cidade\n11987654321;Santos", "has no column for the name: use the heading Nome"),
+        (b"11987654321\n11987654322", "has no header and no column for the name: use the heading Nome"),
+        (b"nome;cidade\nAna;Santos", "has no column for the phone: use the heading Telefone"),
         (b"Ana;Santos;11987654321", "has no header and no column for the name"),
     ],
 )

@@ -88,9 +88,9 @@ def test_a_flag_names_provider_kind_fault_and_options() -> None:
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        ("send:burns", "'burns' is no fault of send"),
-        ("sends:cut_after", "'sends' is no kind of endpoint"),
-        ("send", "'' is no fault of send"),
+        ("send:burns", "'burns' is not a fault of send"),
+        ("sends:cut_after", "'sends' is not a kind of endpoint"),
+        ("send", "'' is not a fault of send"),
         ("send:cut_after:rate", "expected key=value once for each key, found 'rate'"),
         ("send:cut_after:rate=1:rate=0", "expected key=value once for each key, found 'rate=0'"),
         ("send:cut_after:kind=status", "expected key=value once for each key, found 'kind=status'"),
@@ -101,7 +101,7 @@ def test_a_flag_names_provider_kind_fault_and_options() -> None:
         ("send:cut_after:times=0", "times of cut_after must be 1 or more"),
         ("send:cut_after:accepts=perhaps", "accepts must be true or false"),
         ("send:cut_after:colour=red", "A fault has no colour"),
-        ("generation:hang:phone=5511", "A generation knows neither phone nor instance"),
+        ("generation:hang:phone=5511", "A generation has neither phone nor instance"),
         ("status:hang:accepts=true", "Only the fault of a send"),
     ],
 )

@@ -119,7 +119,7 @@ def test_a_taken_port_is_one_clear_sentence(capsys: pytest.CaptureFixture[str]) 
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["--fault", "send:burns"], "'burns' is no fault of send"),
+        (["--fault", "send:burns"], "'burns' is not a fault of send"),
         (["--fault", "telegram/send:late"], "There is no provider 'telegram'"),
         (["--send-latency", "-1"], "A latency's mean must be a number of 0 or more"),
         (["--behaviour-file", "/nowhere/behaviour.json"], "No such file"),

@@ -1,4 +1,4 @@
-# Each target makes what it needs, from nothing but Python 3.11 to 3.13. `make` alone says what there is.
+# Each target installs what it needs; only Python 3.11 to 3.13 must be there. `make` alone lists the targets.
 .DEFAULT_GOAL := help
 .PHONY: help install demo dev test test-waiting test-rest test-newest test-fast crash-test distributed-test bench lint format clean chromium pgbouncer redis iproute2
 
@@ -15,12 +15,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-help: ## Say what there is
+help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(READY) ## Only set up .venv
 
-demo: $(READY) ## Send a made-up campaign through the real job, against sandbox providers (DEMO="--count 50")
+demo: $(READY) ## Send a sample campaign through the real job, against mock providers (DEMO="--count 50")
 	@$(BIN)/campaign-pipeline demo $(DEMO)
 
 dev: $(READY) ## Dagster's UI on http://127.0.0.1:3000 (PORT=3001 for another port)
@@ -53,17 +53,17 @@ redis: ## The broker of the tests on several hosts, from Debian's packages where
 iproute2: ## What makes their hosts (network namespaces), likewise
 	@.ci/debian-package iproute2 "$$(command -v ip || echo /usr/sbin/ip)" "the tests on several hosts" PATH
 
-crash-test: $(READY) ## Kill and suspend everything at random, and recount; leave it running (CRASH="--messages 20000 --kills 200 --seed 7")
+crash-test: $(READY) ## Kill and suspend processes at random, and verify all invariants (CRASH="--messages 20000 --kills 200 --seed 7")
 	$(BIN)/python -m campaign_pipeline_tests.crash.campaign $(CRASH)
 
-distributed-test: $(READY) redis iproute2 ## The same on several hosts: cables, workers, broker, store (DISTRIBUTED="--messages 5000 --deaths 60 --seed 7")
+distributed-test: $(READY) redis iproute2 ## The same on several hosts: network, workers, broker, store (DISTRIBUTED="--messages 5000 --deaths 60 --seed 7")
 	$(BIN)/python -m campaign_pipeline_tests.distributed.campaign $(DISTRIBUTED)
 
-bench: $(READY) ## Race against other ways of doing the same work; writes benchmarks/RESULTS.md (about half an hour)
+bench: $(READY) ## Compare with Celery, procrastinate and others; writes RESULTS.md and README's figures (about an hour)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,bench]' -c constraints.txt
 	$(BIN)/python -m benchmarks $(BENCH)
 
-lint: $(READY) ## Style, types, import contracts, declared dependencies, and whether Dagster can load the code location
+lint: $(READY) ## Check style, types, import contracts, declared dependencies, and that Dagster loads the code location
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -72,11 +72,11 @@ lint: $(READY) ## Style, types, import contracts, declared dependencies, and whe
 	$(BIN)/deptry campaign_pipeline --optional-dependencies-dev-groups dev,bench  # none of them by the product
 	DAGSTER_DISABLE_TELEMETRY=1 $(BIN)/dagster definitions validate -w workspace.yaml
 
-format: $(READY) ## Mend what can be mended without thinking
+format: $(READY) ## Fix style automatically
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean: ## Remove what was installed and cached; the data under .campaign stays
+clean: ## Remove the virtual environments and caches; the data under .campaign stays
 	rm -rf $(VENV) .venv-3.* build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -31,5 +31,5 @@ def test_the_crms_workspace_gets_its_one_campaign_and_leads(crm: Crm) -> None:
 
 
 def test_what_the_crm_cannot_hold_is_a_sentence(crm: Crm) -> None:
-    with pytest.raises(CampaignFileError, match="in this CRM each needs an owner"):
+    with pytest.raises(CampaignFileError, match="In this CRM each needs an owner"):
         apply_campaign_file(crm.url, parse_campaign_file(TEXT.format(name="Nobody's")), {}, check=False)

@@ -68,7 +68,7 @@ def test_it_sends_on_the_embedded_database_though_another_is_named(
     first_demo: "subprocess.CompletedProcess[str]", home: Path
 ) -> None:
     assert first_demo.returncode == 0, first_demo.stdout + first_demo.stderr
-    assert "CAMPAIGN_DATABASE_URL is left alone" in first_demo.stdout
+    assert "CAMPAIGN_DATABASE_URL is ignored" in first_demo.stdout
     with server_of(home) as server, World(server.url()) as world:
         assert world.value("SELECT count(*) FROM campaign_messages WHERE status IN ('sent', 'failed', 'skipped')") == 40
         assert world.value("SELECT count(*) FROM campaign_messages WHERE status = 'sent'") >= 30

@@ -64,6 +64,7 @@ MESSAGE: tuple[Transition, ...] = (
     *_each((_M.PENDING, _M.SKIPPED), _M.FAILED, "campaign_leave_to_crm", "pipeline detached, begun"),
     *_each((_M.PENDING, _M.QUEUED), _M.SKIPPED, "the CRM", "run paused by the CRM"),
     Transition(_M.SKIPPED, _M.PENDING, "the CRM", "run resumed by the CRM"),
+    Transition(_M.SKIPPED, _M.PENDING, "set_run_status", "run resumed after the CRM's pause"),
     *_each((_M.PENDING, _M.QUEUED, _M.GENERATING), _M.SKIPPED, "the CRM", "run cancelled by the CRM"),
     Transition(_M.SENT, _M.REPLIED, "the CRM", "lead replied"),
     Transition(_M.SENT, _M.REPLIED, "campaign_take_incoming", "lead replied"),

@@ -79,3 +79,8 @@ defs = dg.Definitions(
         "handles": private_handles,
     },
 )
+
+
+def main_job() -> dg.JobDefinition:
+    """The main job with its resources, for whoever executes it in processes of his own."""
+    return defs.resolve_job_def(process_campaign_queue.name)

@@ -131,7 +131,7 @@ class EmbeddedServer:
                 "work as that user, or name another folder in CAMPAIGN_HOME."
             )
         self._folder.chmod(0o700)
-        with contextlib.ExitStack() as stack, self._alone():
+        with contextlib.ExitStack() as stack, self._exclusive_lock():
             users = stack.enter_context(self._lock("users.lock"))
             self._owner = _Owner.of(self.data)
             if not (self.data / "PG_VERSION").exists():
@@ -147,7 +147,7 @@ class EmbeddedServer:
         Finalize(None, self.leave, exitpriority=1)
 
     @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
+    def _exclusive_lock(self) -> Iterator[None]:
         """Keep others from starting and stopping while we do."""
         with self._lock("start.lock") as gate:
             fcntl.flock(gate, fcntl.LOCK_EX)
@@ -331,7 +331,7 @@ class EmbeddedServer:
         users, self._users = self._users, None
         _servers.pop(self._folder, None)
         atexit.unregister(self.leave)
-        with self._alone(), users:
+        with self._exclusive_lock(), users:
             try:
                 fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:  # somebody else still uses it

@@ -88,7 +88,7 @@ class Operations:
         self._connection: psycopg.Connection[DictRow] | None = None
 
     def __enter__(self) -> Self:
-        with _plainly():
+        with _translate_database_errors():
             self._connection = connect_rows(self._url, autocommit=True)  # no patience: the next tick comes in a minute
         return self
 
@@ -99,7 +99,7 @@ class Operations:
     def _run(self, name: str, **parameters: Any) -> "psycopg.Cursor[DictRow]":
         assert self._connection is not None
         # In one round trip, and for this transaction alone: a pooler would hand a session's setting to anybody.
-        with _plainly(), self._connection.pipeline(), self._connection.transaction():
+        with _translate_database_errors(), self._connection.pipeline(), self._connection.transaction():
             self._connection.execute("SET LOCAL statement_timeout = '50s'")  # a tick's own time-out is a minute
             return self._connection.execute(statement(name), parameters or None)
 
@@ -201,7 +201,7 @@ def _in_batches(delete: Callable[[], "psycopg.Cursor[DictRow]"]) -> int:
 
 
 @contextlib.contextmanager
-def _plainly() -> Iterator[None]:
+def _translate_database_errors() -> Iterator[None]:
     try:
         yield
     except (psycopg.OperationalError, psycopg.InterfaceError) as error:

@@ -134,7 +134,7 @@ class Batch:
     contacted: int = 0  # messages whose number got another message not long ago: skipped, or put off
     spread: int = 0  # overdue messages of resumed runs
     waits: list[RunWait] = field(default_factory=list)  # running runs that wait, and why
-    detours: dict[UUID, UUID] = field(default_factory=dict)  # runs that go through a fallback inbox, and which
+    fallback_inboxes: dict[UUID, UUID] = field(default_factory=dict)  # runs that go through a fallback inbox, and which
 
 
 _GIVE_WAY = "SET LOCAL lock_timeout = '800ms'"
@@ -336,12 +336,14 @@ class _ClaimBatch:
         return [state.waiting(waits[state.run_id]) if state.run_id in waits else state for state in states]
 
     async def _claim(self, states: list[RunState], pauses: list[OpenPause]) -> None:
-        self._batch.detours = {s.run_id: s.active_inbox_id for s in states if s.wait is None and s.active_inbox_id}
+        self._batch.fallback_inboxes = {
+            s.run_id: s.active_inbox_id for s in states if s.wait is None and s.active_inbox_id
+        }
         token = uuid4()
         await self._claim_probes(states, pauses, token)
         moved = [state for state in states if state.active_inbox_id != state.noted_inbox_id or state.own_inbox_pauses]
         if moved:
-            await self._go_through({state.run_id: state.active_inbox_id for state in moved})
+            await self._set_active_inboxes({state.run_id: state.active_inbox_id for state in moved})
         left = self._options.batch_size - len(self._batch.rows)
         while left > 0 and (quotas := self._budget.quotas(left, random.random)):
             rows = await self._claim_rows(quotas, left, token)
@@ -351,7 +353,7 @@ class _ClaimBatch:
         if self._paced:
             await self._connection.execute(statement("note_pace_holds"), {"run_ids": self._paced})
 
-    async def _go_through(self, inboxes: Mapping[UUID, UUID | None]) -> None:
+    async def _set_active_inboxes(self, inboxes: Mapping[UUID, UUID | None]) -> None:
         """Note the fallback inbox of some runs (None: their own), for what is claimed from here on."""
         await self._connection.execute(
             statement("note_active_inboxes"), {"run_ids": list(inboxes), "inbox_ids": list(inboxes.values())}
@@ -374,7 +376,7 @@ class _ClaimBatch:
         if not probes:
             return
         if back:
-            await self._go_through(back)
+            await self._set_active_inboxes(back)
         tried = [message for pause in pauses if pause.probe_due for message in pause.tried_message_ids]
         rows = await self._claim_rows(dict.fromkeys(probes, 1), self._options.batch_size, token, tried)
         for row in rows:

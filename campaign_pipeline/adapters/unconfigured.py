@@ -40,5 +40,5 @@ class Unconfigured:
         return LookUpFailed(self._refusal.reason)
 
     async def check_number(self, number: str) -> NumberCheck:
-        """Not now."""
+        """Not through an inbox that cannot be used: the number stays unknown."""
         return NumberNotChecked(self._refusal.reason)

@@ -364,7 +364,7 @@ class Clock(Protocol):
         ...
 
     async def sleep(self, seconds: float) -> None:
-        """Wait."""
+        """Come back after so many seconds."""
         ...
 
 

@@ -436,7 +436,7 @@ class TextWriter:
         self._refusals[model] += 1
         if self._refusals[model] < FIRST_REFUSALS and not await self._admission.model_is_paused(model, MODEL_REFUSES):
             return refusal
-        reason = f"{refusal.reason} The model {model} refused the first requests one and all; check ai_agents."
+        reason = f"{refusal.reason} The model {model} has refused every request so far; check ai_agents."
         return Systemic(MODEL_REFUSES, reason, Scope.MODEL)
 
     async def _complete(self, message: LeasedMessage, prompt: Prompt, access: ModelAccess) -> Completion | Failure:

@@ -69,7 +69,7 @@ def describe_batch(
     ):
         if count:
             context.log.info(f"{count} {text}")
-    for run_id, inbox_id in list(batch.detours.items())[:SHOWN_RUNS]:
+    for run_id, inbox_id in list(batch.fallback_inboxes.items())[:SHOWN_RUNS]:
         context.log.warning(f"Run {run_id} sends through its fallback inbox {inbox_id}: its own is down.")
     for wait in batch.waits[:SHOWN_RUNS]:
         context.log.warning(

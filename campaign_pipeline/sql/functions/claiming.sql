@@ -78,7 +78,7 @@ BEGIN
         RETURNING m.id, m.run_id, m.inbox_id, m.lead_id,
                   campaign_pipeline.campaign_due_at(m), m.retry_count;
         remaining := remaining - cardinality(picked);
-        -- A run whose quota is used up gets no further helping.
+        -- A run whose quota is used up drops out of the next round.
         SELECT array_agg(u.id), array_agg(u.quota - share) INTO runs, quotas
         FROM unnest(before, quotas) AS u (id, quota) WHERE u.id = ANY (runs) AND u.quota > share;
     END LOOP;

@@ -44,9 +44,13 @@ by_option = click.option(
     "--by", default=getpass.getuser, show_default="your login name", help="Your name, for the log."
 )
 
-limit_option = click.option(
-    "--limit", type=click.IntRange(1, 10_000), default=50, show_default=True, help="Show at most this many."
-)
+
+def number_option(flag: str, usual: int, most: int, what: str) -> Callable[[F], F]:
+    """A flag that is a number from 1 to `most`."""
+    return click.option(flag, type=click.IntRange(1, most), default=usual, show_default=True, help=what)
+
+
+limit_option = number_option("--limit", 50, 10_000, "Show at most this many.")
 
 yes_option = click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 

@@ -12,7 +12,7 @@ import click
 from campaign_pipeline.adapters.environment import DeliverySettings, Environment, SettingError
 from campaign_pipeline.cli import output
 from campaign_pipeline.cli.errors import Trouble
-from campaign_pipeline.cli.options import json_option
+from campaign_pipeline.cli.options import json_option, number_option
 from campaign_pipeline.cli.queue import queue_url
 
 if TYPE_CHECKING:
@@ -24,27 +24,9 @@ _SHOWN_WAITS = 20
 
 
 @click.command()
-@click.option(
-    "--batch-size",
-    type=click.IntRange(1, 10_000),
-    default=1000,
-    show_default=True,
-    help="Claim at most this many due messages.",
-)
-@click.option(
-    "--shard-size",
-    type=click.IntRange(1, 10_000),
-    default=250,
-    show_default=True,
-    help="Most messages per step.",
-)
-@click.option(
-    "--concurrency",
-    type=click.IntRange(1, 500),
-    default=20,
-    show_default=True,
-    help="Messages in flight at once, per step.",
-)
+@number_option("--batch-size", 1000, 10_000, "Claim at most this many due messages.")
+@number_option("--shard-size", 250, 10_000, "Most messages per step.")
+@number_option("--concurrency", 20, 500, "Messages in flight at once, per step.")
 @click.option(
     "--in-process", is_flag=True, help="Run all steps in one process, one after another: fastest for few messages."
 )

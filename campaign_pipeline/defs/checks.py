@@ -11,7 +11,7 @@ from campaign_pipeline.adapters.environment import DeliverySettings
 from campaign_pipeline.adapters.reports import RECENT_DAYS, Reports
 from campaign_pipeline.defs.assets import COUNTS, campaign_report, campaign_runs, message_batch, next_step
 from campaign_pipeline.defs.backfill import RequeueFailedMessagesConfig
-from campaign_pipeline.defs.days import days
+from campaign_pipeline.defs.days import days, hourly
 from campaign_pipeline.defs.ops import plain_failures
 from campaign_pipeline.defs.resources import QueueDatabase
 from campaign_pipeline.defs.run_checks import RUN_CHECKS
@@ -118,7 +118,7 @@ def outcomes_are_known(database: QueueDatabase) -> dg.AssetCheckResult:
         }
         for row in rows
     ]
-    return _result(table, _of_all(rows), WARN, "messages may have gone out and nobody knows.")
+    return _result(table, _of_all(rows), WARN, "messages have an unknown delivery status.")
 
 
 LARGEST_UNDELIVERED_SHARE = 0.2
@@ -273,12 +273,6 @@ check_campaign_queue = dg.define_asset_job(
     description="Verify the invariants: counters, leases, provider ids, known outcomes.",
 )
 
-check_campaign_queue_hourly = dg.ScheduleDefinition(
-    name="check_campaign_queue_hourly",
-    job=check_campaign_queue,
-    cron_schedule="35 * * * *",
-    owners=OWNERS,
-    execution_timezone=str(days.timezone),
-    default_status=dg.DefaultScheduleStatus.RUNNING,
-    description="Every hour, between two reports: verifies the invariants.",
+check_campaign_queue_hourly = hourly(
+    check_campaign_queue.name, 35, "Every hour, between two reports: verifies the invariants."
 )

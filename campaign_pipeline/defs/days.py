@@ -1,8 +1,9 @@
-"""The days that reports and back-fills are cut in: those of the business, not of UTC."""
+"""The days that reports and back-fills are cut in, and what is launched each hour: by the business's clock, not UTC."""
 
 import dagster as dg
 
 from campaign_pipeline.adapters.environment import BusinessDays
+from campaign_pipeline.defs.tags import OWNERS
 
 _business = BusinessDays.from_environment()
 
@@ -16,3 +17,16 @@ days = dg.DailyPartitionsDefinition(
     end_offset=1,  # today too: what failed this morning is sent again this afternoon
 )
 """One partition a day, midnight to midnight in CAMPAIGN_TIMEZONE; 23 or 25 hours where the clocks change."""
+
+
+def hourly(job_name: str, minute: int, description: str) -> dg.ScheduleDefinition:
+    """A schedule that launches a job each hour, on from the start: for jobs that only read the queue."""
+    return dg.ScheduleDefinition(
+        name=f"{job_name}_hourly",
+        job_name=job_name,
+        cron_schedule=f"{minute} * * * *",
+        owners=OWNERS,
+        execution_timezone=_business.timezone,
+        default_status=dg.DefaultScheduleStatus.RUNNING,
+        description=description,
+    )

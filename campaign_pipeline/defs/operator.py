@@ -18,7 +18,7 @@ from pydantic import Field
 from campaign_pipeline.adapters.environment import DeliverySettings
 from campaign_pipeline.adapters.operator import Done, Named, Operator, OperatorError
 from campaign_pipeline.core.overview import Story
-from campaign_pipeline.defs.days import days
+from campaign_pipeline.defs.days import days, hourly
 from campaign_pipeline.defs.io import markdown_table
 from campaign_pipeline.defs.ops import plain_failures
 from campaign_pipeline.defs.resources import QueueDatabase
@@ -126,14 +126,8 @@ refresh_overview = dg.define_asset_job(
     description="Refresh the tables of the inboxes and of the forecast.",
 )
 
-refresh_overview_hourly = dg.ScheduleDefinition(
-    name="refresh_overview_hourly",
-    job=refresh_overview,
-    cron_schedule="10 * * * *",
-    owners=OWNERS,
-    execution_timezone=str(days.timezone),
-    default_status=dg.DefaultScheduleStatus.RUNNING,
-    description="Every hour: refreshes the tables of the inboxes and of the forecast.",
+refresh_overview_hourly = hourly(
+    refresh_overview.name, 10, "Every hour: refreshes the tables of the inboxes and of the forecast."
 )
 
 

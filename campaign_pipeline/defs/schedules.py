@@ -208,7 +208,10 @@ def _why_not_to_follow(run: dg.DagsterRun, instance: DagsterInstance) -> str | N
 
 
 def _schedule_is_on(instance: DagsterInstance) -> bool:
-    """Whether the schedule runs: as somebody last switched it, else as it is declared."""
+    """Whether the schedule runs: as somebody last switched it, else as it is declared.
+
+    Dagster documents no way to ask for a switch; `all_instigator_state` is what its own UI asks. Only this asks it.
+    """
     for state in instance.all_instigator_state():
         named = state.instigator_name == process_campaign_queue_every_minute.name
         if named and state.status.value in {"RUNNING", "STOPPED"}:

@@ -377,7 +377,7 @@ def test_each_check_finds_what_it_is_for(world: World, outputs: Path, instance: 
     severities = {name: evaluation.severity.value for name, evaluation in checks.items()}
     assert severities["outcomes_are_known"] == "WARN"
     assert severities["counters_equal_recount"] == "ERROR"
-    assert checks["outcomes_are_known"].description == "1 messages may have gone out and nobody knows."
+    assert checks["outcomes_are_known"].description == "1 messages have an unknown delivery status."
 
 
 # A batch --------------------------------------------------------------------------------------------------------------

@@ -201,6 +201,13 @@ def test_a_paused_scope_stops_the_requests_that_need_it(
     assert message(world, due)["generated_message"] == "Olá, Ana!"
 
 
+def test_a_paused_account_of_all_stops_no_workspace_with_a_key_of_its_own(world: World, run: UUID, due: UUID) -> None:
+    world.do("UPDATE ai_agents SET openrouter_api_key = 'sk-or-own-1234567'")
+    holder = holding(world, due)
+    pause(world, "provider", scope_ids(world, run)["provider"])
+    assert holder.start_generating(due) == "go"
+
+
 @pytest.mark.parametrize(("scope", "verdict"), [("inbox", "scope_paused"), ("run", "go"), ("provider", "go")])
 def test_with_a_part_out_only_a_closed_inbox_stops_a_message(
     world: World, run: UUID, due: UUID, scope: str, verdict: str

@@ -1,6 +1,6 @@
 """What a person is told of, once each: runs that failed, and a queue that does not move."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -14,8 +14,9 @@ from campaign_pipeline.adapters.environment import Environment, OperationsSettin
 from campaign_pipeline.adapters.first_day import keep_first_day
 from campaign_pipeline.adapters.notices import Notices
 from campaign_pipeline.adapters.schema import DatabaseUnusable
-from campaign_pipeline.core.notices import Concern
+from campaign_pipeline.core.notices import Concern, Standing
 from campaign_pipeline.core.ports import StoreUnavailable
+from campaign_pipeline.core.upkeep import OVERDUE
 from campaign_pipeline.defs.days import days
 from campaign_pipeline.defs.notices import (
     Desk,
@@ -37,6 +38,9 @@ UNREADABLE = "unreadable"
 
 SUMMARIZED = "summarized"
 """In the cursor: the day whose summary was told."""
+
+HELD = "held"
+"""In the cursor: the runs that some cause held, and when that was last seen, in seconds since 1970."""
 
 
 @dg.run_failure_sensor(
@@ -88,7 +92,7 @@ def backlog_notifications(
 ) -> dg.SensorResult:
     """Tell what is new since the last tick; what could not be told is told at the next."""
     state: dict[str, Any] = orjson.loads(context.cursor) if context.cursor else {}
-    state = {key: state[key] for key in (UNREADABLE, SUMMARIZED) if key in state}
+    state = {key: state[key] for key in (UNREADABLE, SUMMARIZED, HELD) if key in state}
     desk = Desk(context.log)
     try:
         with Notices(database.url()) as notices:
@@ -97,6 +101,7 @@ def backlog_notifications(
             _tell_readable(desk, state)
             findings = [*notices.surroundings(), disk_finding(Environment.read().home)]
             concerns = {concern.key: concern for concern in _concerns(notices, language_model, findings)}
+            _leave_time_to_catch_up(concerns, state, now, notices.standing())
             begun, ended = tell_concerns(desk, notices, context.instance, concerns, now)
             day = day_to_summarize(now, state.get(SUMMARIZED))
             if day and tell_summary(desk, notices, context.instance, day, now, findings):
@@ -109,6 +114,19 @@ def backlog_notifications(
         context.log.error(text)
     cursor = orjson.dumps(state, option=orjson.OPT_SORT_KEYS).decode()
     return dg.SensorResult(skip_reason=text, cursor=cursor)
+
+
+def _leave_time_to_catch_up(
+    concerns: dict[str, Concern], state: dict[str, Any], now: datetime, standing: Mapping[str, Standing]
+) -> None:
+    """Take what is late for a cause that was told, and ended not long ago, out of the concerns."""
+    oldest = now.timestamp() - OperationsSettings.from_environment().overdue_minutes * 60
+    held = {run: at for run, at in state.get(HELD, {}).items() if at >= oldest}
+    held |= {str(run): now.timestamp() for key, each in concerns.items() if key != OVERDUE for run in each.runs}
+    state[HELD] = held
+    late = concerns.get(OVERDUE)
+    if late is not None and OVERDUE not in standing and {str(run) for run in late.runs} <= held.keys():
+        del concerns[OVERDUE]
 
 
 def _standing(concerns: dict[str, Concern]) -> str:

@@ -1,13 +1,18 @@
 """Texts before they go out: previews, reviews, test sends."""
 
 from asyncio import to_thread
+from pathlib import Path
 from uuid import UUID
 
+import dagster as dg
 import pytest
+from click.testing import CliRunner
 
 from campaign_pipeline.adapters.queue_connection import connect_rows
 from campaign_pipeline.adapters.reviews import Decision
 from campaign_pipeline.campaigns.finding import find_campaign
+from campaign_pipeline.cli import cli
+from campaign_pipeline.definitions import defs
 from campaign_pipeline.defs.trial import TrialFailed, decide, preview, send_test, texts_to_review
 from campaign_pipeline_tests.defs.test_shard import Play, Rig, inbox_of, play
 from campaign_pipeline_tests.factories import World
@@ -105,6 +110,56 @@ def test_an_edited_text_is_what_goes_out_and_is_checked_as_every_other(world: Wo
         assert rig.message(message)["status"] == "sent"
         assert rig.arrived() == [text]
         assert rig.generations() == 1
+
+    play(scenario)
+
+
+def test_a_review_on_a_terminal_asks_for_each_text(
+    world: World, play: Play, environment: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    editor = tmp_path / "editor"
+    editor.write_text("#!/bin/sh\nprintf 'Podemos conversar na terça?' > \"$1\"\n", encoding="utf-8")
+    editor.chmod(0o700)
+    environment.setenv("EDITOR", str(editor))
+    environment.delenv("VISUAL", raising=False)
+    environment.setattr("click.testing._NamedTextIOWrapper.isatty", lambda _: True, raising=False)
+
+    async def scenario(rig: Rig) -> None:
+        run, messages = reviewed(world, "all", count=5)
+        typed = ["review", str(run), "--by", "ana"]
+        first = await to_thread(CliRunner().invoke, cli, typed, input="x\na\ne\nr\ns\nq\n")
+        assert first.exit_code == 0, first.output
+        assert "a approve, e edit, r reject, s skip for now, q quit" in first.output
+        assert "Decided: 3 of 3." in first.output
+        await rig.batch()
+        statuses = [rig.message(message)["status"] for message in messages]
+        assert statuses == ["sent", "sent", "skipped", "pending", "pending"]
+        assert rig.message(messages[1])["generated_message"] == "Podemos conversar na terça?"
+        assert {row["decided_by"] for row in world.all("SELECT decided_by FROM campaign_reviews")} == {"ana"}
+
+    play(scenario)
+
+
+def test_texts_are_looked_at_and_approved_by_jobs(world: World, play: Play, tmp_path: Path) -> None:
+    def work(job: str, op: str, **config: object) -> dg.ExecuteInProcessResult:
+        with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+            run_config = {"ops": {op: {"config": config}}}
+            return defs.resolve_job_def(job).execute_in_process(run_config=run_config, instance=instance)
+
+    async def scenario(rig: Rig) -> None:
+        run, messages = reviewed(world, "all", count=2)
+        shown = await to_thread(work, "preview_messages", "write_previews", run=str(run), keep=True)
+        (output,) = [event for event in shown.all_events if event.is_successful_output]
+        table = output.step_output_data.metadata["texts"]
+        assert isinstance(table, dg.TableMetadataValue)
+        assert [record.data["kept"] for record in table.records] == [True, True]
+        edited = {str(messages[0]): "Podemos conversar na terça?"}
+        await to_thread(work, "approve_messages", "decide_texts", run=str(run), by="ana", texts=edited)
+        await to_thread(work, "approve_messages", "decide_texts", run=str(run), by="ana", decision="rejected")
+        await rig.batch()
+        assert [rig.message(message)["status"] for message in messages] == ["sent", "skipped"]
+        assert rig.arrived() == ["Podemos conversar na terça?"]
+        assert rig.generations() == 2
 
     play(scenario)
 

@@ -44,7 +44,10 @@ LEFT JOIN public.inboxes b ON b.id = COALESCE(m.inbox_id, c.inbox_id)
 LEFT JOIN public.leads l ON l.id = m.lead_id
     AND NOT campaign_pipeline.campaign_is_foreign(l.workspace_id, c.workspace_id)
 CROSS JOIN LATERAL (SELECT campaign_pipeline.campaign_due_at(m) AS due) at
-WHERE (%(run_id)s::uuid IS NULL OR m.run_id = %(run_id)s::uuid)
+-- Of one run: every status there is, each in the words of the index that has it.
+WHERE (%(run_id)s::uuid IS NULL OR (m.run_id = %(run_id)s::uuid AND m.status = 'pending')
+       OR (m.run_id = %(run_id)s::uuid AND m.status IN ('sent', 'replied', 'failed', 'skipped'))
+       OR (m.run_id = %(run_id)s::uuid AND campaign_pipeline.campaign_is_leased_indexed(m.status)))
   AND (%(statuses)s::text[] IS NULL OR m.status = ANY (%(statuses)s::text[]))
   AND (%(reason)s::text IS NULL OR m.error_code = %(reason)s::text OR m.error_class = %(reason)s::text)
   AND (%(lead_ids)s::uuid[] IS NULL OR m.lead_id = ANY (%(lead_ids)s::uuid[]))

@@ -246,6 +246,8 @@ BEGIN
                     JOIN campaign_pipeline.campaign_pace_state x ON x.scope = s.scope AND x.scope_id = s.id
                     CROSS JOIN LATERAL campaign_pipeline.campaign_pace(s.scope, s.id) p LOOP
             IF pace.gap_seconds > 0 THEN
+                -- A request that leaves late comes too near to the next: a quarter of the gap is what nobody notices.
+                -- At least the time of a commit on a busy database, at most a slow but living connection's.
                 grace := least(grace, least(5, greatest(0.25, pace.gap_seconds / 4)));
             END IF;
             CONTINUE WHEN again;

@@ -111,6 +111,8 @@ SET kind = EXCLUDED.kind, code = EXCLUDED.code, reason = EXCLUDED.reason,
     failures = CASE WHEN p.kind <> EXCLUDED.kind THEN 1
                     WHEN p.probe_message_id IS NOT NULL OR p.until <= campaign_pipeline.campaign_now()
                         THEN p.failures + 1 ELSE p.failures END,
+    -- Doubled each time: what is broken is tried after a minute at first and each quarter of an hour at last, what is
+    -- only slow after 5 seconds at first and each minute at last.
     until = CASE
         WHEN p.kind = EXCLUDED.kind AND (p.probe_message_id IS NOT NULL OR p.until <= campaign_pipeline.campaign_now())
             THEN campaign_pipeline.campaign_now()

@@ -9,6 +9,12 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
+from dagster._core.run_coordinator import QueuedRunCoordinator
+from dagster._serdes import ConfigurableClassData
+from dagster_k8s.container_context import K8sContainerContext
+from dagster_k8s.job import DagsterK8sJobConfig, construct_dagster_k8s_job
+from dagster_k8s.launcher import K8sRunLauncher
+from kubernetes.client import ApiClient
 
 from campaign_pipeline.adapters.deployment import Deployment
 
@@ -88,8 +94,48 @@ def test_dagsters_settings_for_several_hosts_differ_in_the_compute_logs_alone() 
     one, several = load(DEPLOY / "dagster.yaml"), load(DEPLOY / "compose" / "dagster.yaml")
     assert one.pop("compute_logs") != several.pop("compute_logs")
     assert one == several
-    limits = VALUES["dagsterDaemon"]["runCoordinator"]["config"]["queuedRunCoordinator"]["tagConcurrencyLimits"]
-    assert limits == one["concurrency"]["runs"]["tag_concurrency_limits"]
+
+
+def test_the_charts_queue_of_runs_is_dagsters_own_with_the_limits_and_retries_of_one_host() -> None:
+    queue = VALUES["dagsterDaemon"]["runCoordinator"]["config"]["customRunCoordinator"]
+    one = load(DEPLOY / "dagster.yaml")
+    assert queue["config"] == one["concurrency"]["runs"] | one["run_queue"]
+    coordinator = ConfigurableClassData(queue["module"], queue["class"], yaml.safe_dump(queue["config"]))
+    assert coordinator.rehydrate(as_type=QueuedRunCoordinator).inst_data == coordinator
+
+
+def test_a_runs_pod_is_one_that_kubernetes_takes_and_has_the_memory_of_four_shards_and_time_to_stop() -> None:
+    (code,) = VALUES["dagster-user-deployments"]["deployments"]
+    assert not code["includeConfigInLaunchedRuns"]["enabled"]  # merged into the launcher's, its limits would win
+    given = VALUES["runLauncher"]["config"]["k8sRunLauncher"]
+    values = {re.sub("K8s|[A-Z]", lambda word: f"_{word[0].lower()}", key): value for key, value in given.items()}
+    assert set(values) <= set(K8sRunLauncher.config_type())  # as the chart hands them on
+    context = {key: value for key, value in values.items() if key not in {"load_incluster_config", "run_k8s_config"}}
+    context["env_config_maps"], context["env_secrets"] = (
+        [each["name"] for each in values[key]] for key in ("env_config_maps", "env_secrets")
+    )
+    pod = values["run_k8s_config"]
+    context["run_k8s_config"] = {
+        "pod_template_spec_metadata": pod["podTemplateSpecMetadata"],
+        "pod_spec_config": pod["podSpecConfig"],
+        "job_spec_config": pod["jobSpecConfig"],
+    }
+    made = K8sContainerContext.create_from_config({"k8s": context})
+    job = construct_dagster_k8s_job(
+        DagsterK8sJobConfig(job_image="image", dagster_home="/opt/dagster/dagster_home"),
+        args=["dagster", "api", "execute_run"],
+        job_name="dagster-run-1",
+        user_defined_k8s_config=made.run_k8s_config,
+    )
+    manifest = ApiClient().sanitize_for_serialization(job)
+    kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
+    spec = manifest["spec"]["template"]["spec"]
+    assert spec["terminationGracePeriodSeconds"] == 90
+    assert spec["securityContext"]["runAsNonRoot"]
+    (container,) = spec["containers"]
+    assert container["resources"]["limits"]["memory"] == "2Gi"
+    assert container["securityContext"]["readOnlyRootFilesystem"]
+    assert [each["secretRef"]["name"] for each in container["envFrom"] if "secretRef" in each] == ["campaign-secrets"]
 
 
 def test_every_service_of_ours_runs_from_one_image_without_root_rights_on_a_read_only_file_system() -> None:

@@ -1,6 +1,6 @@
 # Each target installs what it needs; only Python 3.11 to 3.13 must be there. `make` alone lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help install demo dev test test-waiting test-rest test-newest test-fast crash-test distributed-test bench lint format clean chromium pgbouncer redis iproute2
+.PHONY: help install demo dev test test-waiting test-rest test-newest test-fast crash-test distributed-test bench lint format clean chromium pgbouncer redis iproute2 faketime
 
 PYTHON ?= python3
 PORT ?= 3000
@@ -53,10 +53,13 @@ redis: ## The broker of the tests on several hosts, from Debian's packages where
 iproute2: ## What makes their hosts (network namespaces), likewise
 	@.ci/debian-package iproute2 "$$(command -v ip || echo /usr/sbin/ip)" "the tests on several hosts" PATH
 
+faketime: ## What makes a host's clock wrong, likewise
+	@.ci/debian-package faketime /usr/bin/faketime "the hosts with a wrong clock"
+
 crash-test: $(READY) ## Kill and suspend processes at random, and verify all invariants (CRASH="--messages 20000 --kills 200 --seed 7")
 	$(BIN)/python -m campaign_pipeline_tests.crash.campaign $(CRASH)
 
-distributed-test: $(READY) redis iproute2 ## The same on several hosts: network, workers, broker, store (DISTRIBUTED="--messages 5000 --deaths 60 --seed 7")
+distributed-test: $(READY) redis iproute2 faketime ## The same on several hosts: network, workers, clocks, broker, store (DISTRIBUTED="--messages 5000 --deaths 60 --seed 7")
 	$(BIN)/python -m campaign_pipeline_tests.distributed.campaign $(DISTRIBUTED)
 
 bench: $(READY) ## Compare with Celery, procrastinate and others; writes RESULTS.md and README's figures (about an hour)

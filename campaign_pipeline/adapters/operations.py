@@ -61,7 +61,7 @@ class Requeued:
 class Holders:
     """Who holds messages under a live lease, and what time it is by the database's clock."""
 
-    owners: Sequence[str]  # as `lease_owner` has them: `run 1a2b3c4d`, `run 1a2b3c4d inbox_…`
+    owners: Sequence[str]  # as `lease_owner` has them: `run 1a2b3c4d`, `run 1a2b3c4d inbox_… host:pid`
     now: datetime
     seen: Mapping[str, datetime] = field(default_factory=dict)  # Dagster run -> when its process last showed itself
     up_since: datetime | None = None  # since when the database can be told anything at all
@@ -72,7 +72,7 @@ class Holders:
 
     def has_shard(self, run_id: str, key: str) -> bool:
         """Whether a worker of this shard of a Dagster run does."""
-        return f"run {run_id[:8]} {key}" in self.owners
+        return any(owner.split()[:3] == ["run", run_id[:8], key] for owner in self.owners)
 
     def silent(self, run_id: str) -> timedelta | None:
         """For how long the run's process has not shown itself while it could; None: it never has."""
@@ -124,6 +124,10 @@ class Operations:
         row = self._all("list_holders")[0]
         seen = {run_id: datetime.fromisoformat(at) for run_id, at in row["seen"].items()}
         return Holders(row["owners"], row["now"], seen, row["up_since"])
+
+    def end_leases(self, owner: str) -> int:
+        """Give back all that an owner holds whose process has ended; see campaign_end_leases. Returns how much."""
+        return len(self._all("end_leases_of", owner=owner))
 
     def note_presence(self, run_id: str, host: str) -> None:
         """The process of a Dagster run shows itself."""

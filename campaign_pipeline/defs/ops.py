@@ -34,7 +34,7 @@ from campaign_pipeline.defs.report import (
     tell_of_shard,
     told_when_stopped,
 )
-from campaign_pipeline.defs.reruns import ended_runs_before, lease_owner
+from campaign_pipeline.defs.reruns import ended_runs_before, lease_owner, step_owner
 from campaign_pipeline.defs.resources import LanguageModelResource, ProvidersResource, QueueDatabase
 from campaign_pipeline.defs.run_checks import evaluations
 from campaign_pipeline.defs.shard import deliver, deliver_side_by_side, run_async
@@ -256,10 +256,10 @@ def send_shard(
 ) -> dict[str, Any]:
     """Write and send the messages of one shard; those that must wait return to the queue with the reason."""
     concurrency = _within("concurrency", config.concurrency, 1, 500)
-    owner = f"{lease_owner(context.run_id)} {shard['key']}"
+    owner = step_owner(context.run_id, shard["key"])
     workers: list[ShardWorker] = []
     with plain_failures(), told_when_stopped(context, workers):
-        _take_back_from_ended_steps(context, database.url(), shard, owner)
+        _take_back_from_ended_steps(context, database.url(), shard)
         report = run_async(
             deliver(
                 database.url(),
@@ -279,11 +279,12 @@ def send_shard(
     return report.to_json()
 
 
-def _take_back_from_ended_steps(context: dg.OpExecutionContext, url: str, shard: dict[str, Any], owner: str) -> None:
+def _take_back_from_ended_steps(context: dg.OpExecutionContext, url: str, shard: dict[str, Any]) -> None:
     """Take over the messages of a repeated step's predecessor at once, instead of waiting for its leases to expire."""
-    ended = [f"{before} {shard['key']}" for before in ended_runs_before(context)]
+    ended = ended_runs_before(context)
     if context.retry_number:
-        ended.append(owner)  # this step's own attempt before
+        ended.append(lease_owner(context.run_id))  # this step's own attempt before
+    ended = [f"{run} {shard['key']}" for run in ended]
     if not ended:
         return
     for holder, count in run_async(Batches(url).end_leases(shard["message_ids"], ended)).items():

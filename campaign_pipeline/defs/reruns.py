@@ -4,12 +4,20 @@ Dagster says when a step or run has ended. It may be wrong: a process may live o
 leases does no harm then (see campaign_end_leases), so Dagster's word is enough.
 """
 
+import os
+import socket
+
 import dagster as dg
 
 
 def lease_owner(run_id: str) -> str:
-    """How `lease_owner` names a Dagster run; the name of a step's follows the shard's key."""
+    """How `lease_owner` names a Dagster run; the shard's key and the process follow, see `step_owner`."""
     return f"run {run_id[:8]}"
+
+
+def step_owner(run_id: str, shard_key: str, pid: int | None = None) -> str:
+    """How `lease_owner` names the process of a shard's step: this process, or another one of this host."""
+    return f"{lease_owner(run_id)} {shard_key} {socket.gethostname()}:{os.getpid() if pid is None else pid}"
 
 
 def ended_runs_before(context: dg.OpExecutionContext) -> list[str]:

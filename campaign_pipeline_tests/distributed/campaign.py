@@ -1,13 +1,16 @@
-"""A random campaign of deaths on several hosts: workers, cables, runs, the broker, the database's port and the store.
+"""A random campaign of deaths on several hosts: workers, cables, clocks, runs, the broker, the database and the store.
 
     python -m campaign_pipeline_tests.distributed.campaign --messages 2000 --deaths 20 --seed 7  (make distributed-test)
 
-The seed fixes victims and moments (as far as a machine repeats itself). At the end all that died is started again,
-and runs that are left alone bring the queue to rest; then every invariant is recounted from the provider's record.
-Exit code 1 if one does not hold.
+The seed fixes victims and moments (as far as a machine repeats itself). Messages come in as many portions as there are
+deaths, and a death waits until messages are in somebody's hand: it says how many. At the end all that died is started
+again, and runs that are left alone bring the queue to rest; then every invariant is recounted from the provider's
+record. Exit code 1 if one does not hold.
 """
 
 import argparse
+import contextlib
+import os
 import random
 import signal
 import subprocess
@@ -18,33 +21,50 @@ from pathlib import Path
 
 from rich.console import Console
 
+from campaign_pipeline.adapters.embedded import EmbeddedServer
 from campaign_pipeline.sandbox import Behaviour, Kind, Latency
-from campaign_pipeline_tests.adapters.restarts import own_database, own_server
+from campaign_pipeline_tests.adapters.restarts import crash, own_database, own_server, start
 from campaign_pipeline_tests.crash.harness import STEP, many_messages, open_messages, violations
 from campaign_pipeline_tests.distributed.hosts import kill
-from campaign_pipeline_tests.distributed.site import Site, ended, site, wait_until
+from campaign_pipeline_tests.distributed.site import LEASE_SECONDS, Site, ended, site
 from campaign_pipeline_tests.factories import World
 
 WORKERS = ("one", "two", "three")
 LATENCIES = {Kind.GENERATION: Latency(0.05, 0.5), Kind.SEND: Latency(0.15, 0.5)}
-DEATHS = ("worker", "worker", "shutdown", "cable", "cable", "run", "broker", "database", "store")
+DEATHS = (
+    *("worker", "process", "shutdown", "cable", "long cable", "clock"),
+    *("dagster run", "broker", "port", "database", "store"),
+)
+ON_A_HOST = DEATHS[:6]
+HOUR = 3600
 ROUNDS = 12
 
 
 class Campaign:
     """Keeps workers and a run at work, and strikes."""
 
-    def __init__(self, site: Site, seed: int) -> None:
-        self._site, self._chance = site, random.Random(seed)
+    def __init__(self, site: Site, server: EmbeddedServer, world: World, seed: int) -> None:
+        self._site, self._server, self._world, self._chance = site, server, world, random.Random(seed)
         self._workers = {name: site.start_worker(name) for name in WORKERS}
         self._run = self._start_run()
+        self._left = list(DEATHS)
 
     def _start_run(self) -> "subprocess.Popen[bytes]":
         return self._site.start_run(shard_size=self._chance.choice([10, 25, 60]), concurrency=4, batch_size=400)
 
-    def pause(self) -> float:
-        """Seconds until the next death."""
-        return self._chance.uniform(2, 8)
+    def wait_for_work(self) -> int:
+        """Restore what is dead, wait until messages are in hand and some time has passed; returns how many are."""
+        deadline = time.monotonic() + 180
+        time.sleep(self._chance.uniform(0, 4))  # not a test's wait: the moment is what is drawn
+        while not (held := self._held()):
+            assert time.monotonic() < deadline, f"for 180 s nobody has taken a message\n{self._site.logs()}"
+            self.restore()
+            time.sleep(0.2)
+        return held
+
+    def _held(self) -> int:
+        query = "SELECT count(*) FROM campaign_messages WHERE status IN ('generating', 'sending')"
+        return int(self._world.value(query))
 
     def restore(self) -> None:
         """Start again what is dead."""
@@ -55,40 +75,76 @@ class Campaign:
             self._run = self._start_run()
 
     def strike(self) -> str:
-        """Let one thing die; returns which."""
-        what, host = self._chance.choice(DEATHS), self._chance.choice(WORKERS)
-        match what:
-            case "worker":
-                kill(self._workers[host])
-            case "shutdown":
-                self._workers[host].send_signal(signal.SIGTERM)
-            case "cable":
-                self._site.hosts.cut_off(host)
-                time.sleep(self._chance.uniform(1, 20))  # not a test's wait: how long it is cut off is what is drawn
-                self._site.hosts.heal(host)
-            case "run":
-                kill(self._run)
-            case "broker":
-                kill(self._site.broker)
-                self._site.start_broker()
-            case "database":
-                kill(self._site.relay)
-                time.sleep(self._chance.uniform(0, 5))
-                self._site.start_relay()
-            case "store":
-                self._site.restart_store()
-        return f"{what} ({host})" if what in {"worker", "shutdown", "cable"} else what
+        """Let one thing die; returns which. Each kind has its turn before one comes again."""
+        what, host = self._left.pop(self._chance.randrange(len(self._left))), self._chance.choice(WORKERS)
+        self._left = self._left or list(DEATHS)
+        getattr(self, f"_{what.replace(' ', '_')}")(host)
+        return f"{what} ({host})" if what in ON_A_HOST else what
 
-    def come_to_rest(self, world: World) -> None:
+    def _worker(self, host: str) -> None:
+        kill(self._workers[host])
+
+    def _process(self, host: str) -> None:
+        """A process with a shard in hand, whose worker lives on."""
+        query = "SELECT max(lease_owner) FROM campaign_messages WHERE status IN ('generating', 'sending')"
+        pid = (self._world.value(query) or "").partition(":")[2]
+        if pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
+
+    def _shutdown(self, host: str) -> None:
+        self._workers[host].send_signal(signal.SIGTERM)
+
+    def _cable(self, host: str) -> None:
+        self._cut_off(host, self._chance.uniform(1, 20))
+
+    def _long_cable(self, host: str) -> None:
+        """Five leases: as ten minutes are to a lease of two."""
+        self._cut_off(host, 5 * LEASE_SECONDS)
+
+    def _cut_off(self, host: str, seconds: float) -> None:
+        self._site.hosts.cut_off(host)
+        time.sleep(seconds)  # not a test's wait: how long it is cut off is what is drawn
+        self._site.hosts.heal(host)
+
+    def _clock(self, host: str) -> None:
+        """The host comes back with a clock that is an hour wrong."""
+        kill(self._workers[host])
+        self._workers[host] = self._site.start_worker(host, clock_off=self._chance.choice([-HOUR, HOUR]))
+
+    def _dagster_run(self, _: str) -> None:
+        kill(self._run)
+
+    def _broker(self, _: str) -> None:
+        kill(self._site.broker)
+        self._site.start_broker()
+
+    def _port(self, _: str) -> None:
+        """The way to the database."""
+        kill(self._site.relay)
+        time.sleep(self._chance.uniform(0, 5))
+        self._site.start_relay()
+
+    def _database(self, _: str) -> None:
+        """The database's host dies and comes back."""
+        crash(self._server)
+        time.sleep(self._chance.uniform(0, 10))
+        start(self._server)
+        self._world.reconnect()
+
+    def _store(self, _: str) -> None:
+        self._site.restart_store(self._chance.uniform(0, 10))
+
+    def come_to_rest(self) -> None:
         """Let clean runs work until nothing can change, moving the clock past leases and retries between them."""
         moved = STEP
         for _ in range(ROUNDS):
             self.restore()
             ended(self._run, 600)
-            if not open_messages(world):
+            if not open_messages(self._world):
                 return
             moved += STEP
-            world.move_clock(moved)
+            self._world.move_clock(moved)
 
 
 def main() -> int:
@@ -96,24 +152,28 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Let hosts and services die at random, recover, and recount.")
     parser.add_argument("--messages", type=int, default=2000)
     parser.add_argument("--deaths", type=int, default=20)
+    parser.add_argument("--broker", choices=("redis", "rabbitmq"), default="redis")
     parser.add_argument("--seed", type=int, default=random.randrange(10_000))
     options = parser.parse_args()
     console = Console()
-    console.print(f"{options.messages} messages, {options.deaths} deaths, seed {options.seed} (it repeats them)")
+    console.print(
+        f"{options.messages} messages, {options.deaths} deaths, {options.broker}, seed {options.seed} (it repeats them)"
+    )
     with (
         own_server(Path(tempfile.mkdtemp(prefix="campaign_distributed_"))) as server,
         own_database(server) as url,
         World(url) as world,
-        site(server, world, Behaviour(seed=options.seed, latencies=LATENCIES), WORKERS) as made,
+        site(server, world, Behaviour(seed=options.seed, latencies=LATENCIES), WORKERS, options.broker) as made,
     ):
-        many_messages(world, options.messages, runs=8, inboxes=4)
-        campaign = Campaign(made, options.seed)
-        wait_until(lambda: made.sent() > 0, "something is sent")
+        portion = -(-options.messages // options.deaths)
+        many_messages(world, portion, runs=4, inboxes=4)
+        campaign = Campaign(made, server, world, options.seed)
         for _ in range(options.deaths):
-            time.sleep(campaign.pause())
+            held, sent = campaign.wait_for_work(), made.sent()
+            console.print(f"{sent:>6} sent, {held:>3} in hand; dies: {campaign.strike()}")
             campaign.restore()
-            console.print(f"{made.sent():>6} sent; dies: {campaign.strike()}")
-        campaign.come_to_rest(world)
+            many_messages(world, portion, runs=4, inboxes=4)
+        campaign.come_to_rest()
         wrong = violations(world, made.record())
         if open_messages(world):
             wrong.append(f"{open_messages(world)} messages did not come to rest")

@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 from uuid import uuid4
 
+import dagster as dg
 import orjson
 import psycopg
 
@@ -25,8 +26,11 @@ from campaign_pipeline_tests.distributed.hosts import HUB, Hosts, kill
 from campaign_pipeline_tests.factories import World
 
 CHECKOUT = Path(__file__).parents[2]
+RABBITMQ = "/usr/sbin/rabbitmq-server"
+FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
 REDIS = os.environ.get("REDIS", "/usr/bin/redis-server")
 BUCKET = "outputs"
+QUIET = {"telemetry": {"enabled": False}}
 LEASE_SECONDS, VISIBILITY_SECONDS = 6, 8
 
 _DAGSTER_YAML = """\
@@ -52,24 +56,9 @@ with dg.DagsterInstance.get() as instance, dg.build_schedule_context(
     print("launches a run" if data.run_requests else data.skip_message)
 """
 
-_RUNS = """
-import dagster as dg
-with dg.DagsterInstance.get() as instance:
-    for run in instance.get_runs():
-        print(run.run_id, run.status.value)
-"""
-
-_CANCEL = """
-import sys, dagster as dg
-with dg.DagsterInstance.get() as instance:
-    (run,) = instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED]))
-    instance.report_run_canceling(run)
-    print(run.run_id)
-"""
-
 _BUCKET = """
-import boto3
-boto3.client("s3").create_bucket(Bucket="outputs")
+import sys, urllib.request
+urllib.request.urlopen(urllib.request.Request(sys.argv[1], method="PUT"), timeout=30)
 """
 
 
@@ -83,17 +72,18 @@ class Provider(Addresses):
 class Site:
     """See the module. Made by `site`."""
 
-    def __init__(self, hosts: Hosts, folder: Path, world: World, storage: str, socket: str) -> None:
+    def __init__(self, hosts: Hosts, folder: Path, world: World, storage: str, socket: str, broker: str) -> None:
         self.hosts, self.folder, self.world = hosts, folder, world
         hub = hosts.addresses[HUB]
         self.provider = Provider(hub, 8090)
-        self._socket = socket
+        self._kind = broker
+        self._socket, self._storage = socket, f"postgresql+psycopg2://postgres@/{storage}?host={socket}"
         self._record = folder / "record.jsonl"
         self._base = variables(
             f"postgresql://postgres@{hub}:5432/{urlsplit(world.url).path.lstrip('/')}",
             self.provider,
             CAMPAIGN_EXECUTOR="celery",
-            CAMPAIGN_CELERY_BROKER=f"redis://{hub}:6379/0",
+            CAMPAIGN_CELERY_BROKER=f"redis://{hub}:6379/0" if broker == "redis" else f"amqp://guest:guest@{hub}:6379//",
             CAMPAIGN_CELERY_QUEUE="campaigns",
             CAMPAIGN_CELERY_VISIBILITY_SECONDS=str(VISIBILITY_SECONDS),
             CAMPAIGN_LEASE_SECONDS=str(LEASE_SECONDS),
@@ -168,18 +158,23 @@ for port in {ports!r}:
             [sys.executable, "-m", "moto.server", "-H", self.hosts.addresses[HUB], "-p", "5000"], "store"
         )
 
-    def restart_store(self) -> None:
-        """Let the store lose all that it held."""
+    def restart_store(self, away: float = 0) -> None:
+        """Let the store lose all that it held, and be away for some seconds."""
         kill(self.store)
+        time.sleep(away)  # not a test's wait: how long it is away is what is drawn
         self.start_store()
         self._on_each_port(5000)
         self._make_bucket()
 
     def _make_bucket(self) -> None:
-        self.hosts.run(HUB, [sys.executable, "-c", _BUCKET], self.environment(HUB))
+        url = f"{self._base['AWS_ENDPOINT_URL']}/{BUCKET}"
+        self.hosts.run(HUB, [sys.executable, "-S", "-c", _BUCKET, url], self.environment(HUB))
 
     def start_broker(self) -> None:
-        """Start Redis; it keeps nothing on disk."""
+        """Start Redis, which keeps nothing on disk, or RabbitMQ, which does."""
+        if self._kind == "rabbitmq":
+            self._start_rabbitmq()
+            return
         if not Path(REDIS).exists():
             raise FileNotFoundError(f"{REDIS} is missing; install Debian's package redis-server, or set REDIS to it.")
         self.broker = self._on_hub(
@@ -187,13 +182,43 @@ for port in {ports!r}:
             "broker",
         )
 
+    def _start_rabbitmq(self) -> None:
+        """Its files, names and ports are this site's own; the port is Redis', for nothing else differs."""
+        if not Path(RABBITMQ).exists():
+            raise FileNotFoundError(f"{RABBITMQ} is missing; install Debian's package rabbitmq-server.")
+        home = self.folder / "rabbitmq"
+        home.mkdir(exist_ok=True)
+        (home / "rabbitmq.conf").write_text(
+            f"listeners.tcp.1 = {self.hosts.addresses[HUB]}:6379\nloopback_users = none\n"
+        )
+        shutil.chown(home, "rabbitmq")
+        self.folder.chmod(0o755)
+        variables = {
+            "RABBITMQ_CONFIG_FILE": str(home / "rabbitmq"),
+            "RABBITMQ_MNESIA_BASE": str(home),
+            "RABBITMQ_LOG_BASE": str(home),
+            "RABBITMQ_NODENAME": f"site{os.getpid()}@localhost",
+            "RABBITMQ_PID_FILE": str(home / "pid"),
+        }
+        pairs = [f"{name}={value}" for name, value in variables.items()]
+        self.broker = self._on_hub(["env", *pairs, RABBITMQ], "broker")
+
     # Workers and runs --------------------------------------------------------------------------------------------
 
-    def start_worker(self, host: str, concurrency: int = 2) -> "subprocess.Popen[bytes]":
-        """A Celery worker on a host."""
+    def start_worker(self, host: str, concurrency: int = 2, *, clock_off: int = 0) -> "subprocess.Popen[bytes]":
+        """A Celery worker on a host, whose clock may be some seconds wrong."""
+        variables = self.environment(host)
+        if clock_off:
+            if FAKETIME is None:
+                raise FileNotFoundError("libfaketime.so.1 is missing; install Debian's package faketime.")
+            variables |= {
+                "LD_PRELOAD": str(FAKETIME),
+                "FAKETIME": f"{clock_off:+d}s",
+                "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+            }
         command = [sys.executable, "-m", "celery", "-A", "campaign_pipeline.defs.celery_worker", "worker"]
         command += ["--concurrency", str(concurrency), "-n", f"{host}@{host}", "--loglevel", "INFO"]
-        return self.hosts.start(host, command, self.environment(host), self.folder / f"worker-{host}.log")
+        return self.hosts.start(host, command, variables, self.folder / f"worker-{host}.log")
 
     def wait_for_workers(self, *hosts: str) -> None:
         """Wait until the workers of these hosts take steps."""
@@ -218,18 +243,24 @@ for port in {ports!r}:
 
     def tick(self) -> str:
         """What the schedule would do now."""
-        return self._ask(_TICK)
+        return self.hosts.run(HUB, [sys.executable, "-c", _TICK], self.environment(HUB), timeout=120).strip()
 
     def runs(self) -> dict[str, str]:
         """Run -> status, the newest first."""
-        return dict(line.split() for line in self._ask(_RUNS).splitlines())
+        with self._instance() as instance:
+            return {run.run_id: run.status.value for run in instance.get_runs()}
 
     def cancel_run(self) -> str:
         """Have the one run at work terminated, as far as Dagster goes; its process is told by whoever launched it."""
-        return self._ask(_CANCEL)
+        with self._instance() as instance:
+            (run,) = instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED]))
+            instance.report_run_canceling(run)
+            return run.run_id
 
-    def _ask(self, code: str) -> str:
-        return self.hosts.run(HUB, [sys.executable, "-c", code], self.environment(HUB), timeout=120).strip()
+    def _instance(self) -> dg.DagsterInstance:
+        """Dagster as its webserver would see it, in this process: its imports are done."""
+        storage = {"postgres": {"postgres_url": self._storage}}
+        return dg.DagsterInstance.local_temp(str(self.folder), overrides={"storage": storage, **QUIET})
 
     # What came of it ---------------------------------------------------------------------------------------------
 
@@ -264,21 +295,28 @@ def ended(process: "subprocess.Popen[bytes]", seconds: float = 150) -> int:
 
 
 @contextmanager
-def site(server: EmbeddedServer, world: World, behaviour: Behaviour, workers: tuple[str, ...]) -> Iterator[Site]:
+def site(
+    server: EmbeddedServer, world: World, behaviour: Behaviour, workers: tuple[str, ...], broker: str = "redis"
+) -> Iterator[Site]:
     """A site with its services up, no worker started yet. Raises CannotMakeHosts."""
     storage = f"dagster_{uuid4().hex[:12]}"
     folder = Path(tempfile.mkdtemp(prefix="campaign_hosts_"))
     socket = parse_qs(urlsplit(server.url("postgres")).query)["host"][0]
+    _administer(server, f"CREATE DATABASE {storage}")
+    try:
+        with Hosts(workers) as hosts:
+            made = Site(hosts, folder, world, storage, socket, broker)
+            try:
+                made.start_services(behaviour)
+                yield made
+            except (AssertionError, subprocess.TimeoutExpired) as error:
+                raise AssertionError(f"{error}\n{made.logs()}") from None
+    finally:
+        _administer(server, f"DROP DATABASE IF EXISTS {storage} WITH (FORCE)")
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _administer(server: EmbeddedServer, command: str) -> None:
+    """A connection for one command: the server may have been restarted since the last."""
     with psycopg.connect(server.url("postgres"), autocommit=True) as admin:
-        admin.execute(f"CREATE DATABASE {storage}")
-        try:
-            with Hosts(workers) as hosts:
-                made = Site(hosts, folder, world, storage, socket)
-                try:
-                    made.start_services(behaviour)
-                    yield made
-                except (AssertionError, subprocess.TimeoutExpired) as error:
-                    raise AssertionError(f"{error}\n{made.logs()}") from None
-        finally:
-            admin.execute(f"DROP DATABASE IF EXISTS {storage} WITH (FORCE)")
-            shutil.rmtree(folder, ignore_errors=True)
+        admin.execute(command)

@@ -1,5 +1,6 @@
 """One queue on several hosts: a whole job, a host that is cut off and dies, a run and a worker that are stopped."""
 
+import os
 import signal
 
 import pytest
@@ -54,8 +55,15 @@ def test_hosts_share_a_queue_and_the_death_of_one_or_of_a_run_neither_loses_nor_
         before = hosts.sent()
         run = hosts.start_run(shard_size=40, concurrency=2)
 
-        # A worker is shut down: it waits for no shard to be done, and what is left of its shards goes back.
+        # A worker's process dies: what it held is free at once, not when its leases are over, and the run goes on.
         wait_until(lambda: hosts.sent() >= before + 10, "some of the third job is sent")
+        owner = world.value("SELECT max(lease_owner) FROM campaign_messages WHERE status = 'sending'")
+        os.kill(int(owner.partition(":")[2]), signal.SIGKILL)
+        until = world.value("SELECT max(lease_expires_at) FROM campaign_messages WHERE lease_owner = %s", owner)
+        wait_until(lambda: holds(world, owner) == 0, "nothing is held by a process that died")
+        assert world.value("SELECT campaign_pipeline.campaign_now()") < until
+
+        # A worker is shut down: it waits for no shard to be done, and what is left of its shards goes back.
         workers["one"].send_signal(signal.SIGTERM)
         assert ended(workers["one"], 60) == 0
         ended(run)
@@ -69,4 +77,11 @@ def leased(world: World) -> int:
     count: int = world.value(
         "SELECT count(*) FROM campaign_messages WHERE status IN ('queued', 'generating', 'sending')"
     )
+    return count
+
+
+def holds(world: World, owner: str) -> int:
+    """How many messages a process holds."""
+    query = "SELECT count(*) FROM campaign_messages WHERE lease_owner = %s AND lease_token IS NOT NULL"
+    count: int = world.value(query, owner)
     return count

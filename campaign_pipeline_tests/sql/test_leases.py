@@ -61,6 +61,15 @@ def test_the_leases_of_a_run_are_those_of_all_its_steps_and_of_no_other(world: W
     assert message(world, due)["status"] == ("pending" if taken else "queued")
 
 
+def test_the_leases_of_a_process_that_died_are_its_own_and_not_those_of_a_twin(world: World) -> None:
+    dead, living = world.due_messages(world.run(), 2)
+    holding(world, dead, living)
+    world.do("UPDATE campaign_messages SET lease_owner = 'run 1234 inbox_1 one:7' WHERE id = %s", dead)
+    world.do("UPDATE campaign_messages SET lease_owner = 'run 1234 inbox_1 one:77' WHERE id = %s", living)
+    assert [row["message_id"] for row in rows(world, "end_leases_of", owner="run 1234 inbox_1 one:7")] == [dead]
+    assert (message(world, dead)["status"], message(world, living)["status"]) == ("pending", "queued")
+
+
 # Expiry ---------------------------------------------------------------------------------------------------------------
 
 

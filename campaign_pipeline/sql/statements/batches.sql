@@ -4,6 +4,14 @@
 -- Give back what steps hold that have ended; see campaign_end_leases.
 SELECT message_id, run_id, was, owner FROM campaign_pipeline.campaign_end_leases(%(ids)s, %(owners)s);
 
+-- name: end_leases_of
+-- Give back all that one owner holds whose process has ended.
+SELECT message_id, run_id, was, owner
+FROM campaign_pipeline.campaign_end_leases(
+    ARRAY(SELECT m.id FROM public.campaign_messages m
+          WHERE campaign_pipeline.campaign_is_leased(m.status) AND m.lease_owner = %(owner)s),
+    ARRAY[%(owner)s]);
+
 -- name: count_batch
 -- What became of the messages of a batch, as they are now.
 SELECT count(*) FILTER (WHERE m.status IN ('sent', 'replied')) AS sent,

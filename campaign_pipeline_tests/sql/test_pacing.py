@@ -338,6 +338,16 @@ def test_what_surely_did_not_go_out_is_taken_off_the_limits_but_keeps_its_gap(in
     assert limited.verdicts(second) == ["go"]
 
 
+def test_a_later_part_that_does_not_go_out_leaves_its_message_on_the_limits(inbox: Make) -> None:
+    limited = inbox(daily_limit=2)
+    (due,) = limited.held(1)
+    assert limited.verdicts(due, text="Um Dois", parts=["Um", "Dois"]) == ["go"]
+    limited.settle(due)
+    assert limited.holder.begin(due, part_no=2, inbox_id=limited.id) == "go"
+    limited.settle(due, "failed", part_no=2)
+    assert limited.state()["day_count"] == 1
+
+
 def test_what_may_have_gone_out_stays_on_the_limits_until_it_surely_did_not(inbox: Make) -> None:
     limited = inbox(daily_limit=5, hourly_limit=5)
     (due,) = limited.held(1)

@@ -13,6 +13,7 @@ from campaign_pipeline.defs.assets import (
 )
 from campaign_pipeline.defs.checks import CHECKS, check_campaign_queue, check_campaign_queue_hourly
 from campaign_pipeline.defs.demo import trickle_demo_campaign, trickle_every_minute
+from campaign_pipeline.defs.due import next_batch_when_due
 from campaign_pipeline.defs.io import private_handles, private_tables
 from campaign_pipeline.defs.jobs import clean_up_old_data, process_campaign_queue, retry_failed_messages
 from campaign_pipeline.defs.lost_runs import lost_run_cleanup
@@ -23,7 +24,6 @@ from campaign_pipeline.defs.resources import LanguageModelResource, ProvidersRes
 from campaign_pipeline.defs.review import approve_messages, preview_messages
 from campaign_pipeline.defs.schedules import (
     clean_up_every_night,
-    next_batch_after_claim,
     next_batch_after_run,
     process_campaign_queue_every_minute,
 )
@@ -65,7 +65,7 @@ defs = dg.Definitions(
         *([trickle_every_minute] if _demo else []),
     ],
     sensors=[
-        next_batch_after_claim,
+        next_batch_when_due,
         next_batch_after_run,
         lost_run_cleanup,
         run_failure_notifications,

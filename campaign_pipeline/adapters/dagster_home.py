@@ -23,6 +23,7 @@ concurrency:
         value: back_fill
         limit: 1
 run_queue:
+  dequeue_interval_seconds: 1
   max_user_code_failure_retries: 40
   user_code_failure_retry_delay: 15
 run_monitoring:
@@ -43,7 +44,7 @@ schedules:
   num_workers: 2
 sensors:
   use_threads: true
-  num_workers: 2
+  num_workers: 3
 telemetry:
   enabled: false
 nux:

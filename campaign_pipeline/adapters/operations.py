@@ -119,6 +119,13 @@ class Operations:
         runs = tuple(map(RunningRun.from_row, self._all("list_running_runs")))
         return replace(look, runs=runs, pauses=tuple(map(OpenPause.from_row, self._all("look_at_pauses"))))
 
+    def is_due_within(self, seconds: float) -> bool:
+        """Whether anything may be worked so soon, as far as one cheap statement can tell; `look` says for sure."""
+        assert self._connection is not None
+        with _translate_database_errors():  # one round trip; no more: it is asked every second
+            row = self._connection.execute(statement("is_due_soon"), {"seconds": seconds}).fetchone()
+        return bool(row and row["yes"])
+
     def holders(self) -> Holders:
         """Who holds messages under a live lease."""
         row = self._all("list_holders")[0]

@@ -59,7 +59,7 @@ from campaign_pipeline.core.results import (
 from campaign_pipeline.core.shard_context import ShardContext
 from campaign_pipeline.core.slots import Slots
 from campaign_pipeline.core.text_writer import NotWritten
-from campaign_pipeline.core.window import InvalidWindow
+from campaign_pipeline.core.window import InvalidWindow, SendingWindow
 
 OutcomeT = TypeVar("OutcomeT", bound=Outcome)
 
@@ -96,6 +96,7 @@ class MessageDelivery:
         self._conversation_id: str | None = None
         self._send_deadline = 0.0  # on the shard's clock: a later request must not be made
         self._model_answer: Mapping[str, Any] = {}  # what the model's provider said when it gave no text
+        self._is_early = True  # its planned time, or its window's opening, may still be to come
         self._ended = False
 
     # Its life -------------------------------------------------------------------------------------------------------
@@ -172,7 +173,7 @@ class MessageDelivery:
         window = shared.hours.of(message.config_id)
         if isinstance(window, InvalidWindow):
             return GiveBack("invalid_window", str(window))
-        if not window.is_open(shared.time.now()):
+        if not window.is_open(shared.time.now()) and not (self._is_early and self._seconds_until_opening()):
             return GiveBack("window_closed", "The campaign's sending window closed before its turn came.")
         if state := shared.admission.not_ready:
             return GiveBack(state.code, state.reason)
@@ -222,11 +223,27 @@ class MessageDelivery:
         return hours is None or (last is not None and self._shared.time.now().timestamp() - last < 3600 * hours)
 
     async def _wait_until_due(self) -> None:
-        """Wait for its planned time, where it was claimed ahead; nothing of it has begun then."""
-        seconds = self.message.due_at - self._shared.time.now().timestamp()
-        if seconds > 0 and not self._begun:
+        """Wait for its planned time and for its window to open, where it was claimed ahead of them."""
+        while (seconds := self._seconds_until_due()) > 0:
             await self._sleep_without_slot(seconds)
             self._check_preconditions()
+        if self._is_early:
+            self._is_early = False
+            self._check_preconditions()
+
+    def _seconds_until_due(self) -> float:
+        """Zero or less where it may go now. Of what has begun, the planned time is past."""
+        planned = 0.0 if self._begun else self.message.due_at - self._shared.time.now().timestamp()
+        return max(planned, self._seconds_until_opening())
+
+    def _seconds_until_opening(self) -> float:
+        """Zero where its window is open, or opens later than a message waits in place."""
+        config_id, now = self.message.config_id, self._shared.time.now()
+        window = self._shared.hours.of(config_id) if config_id in self._shared.settings.campaigns else None
+        if not isinstance(window, SendingWindow):
+            return 0.0
+        seconds = (window.next_opening(now) - now).total_seconds()
+        return seconds if seconds <= LONGEST_SLEEP_SECONDS else 0.0
 
     async def _sleep_without_slot(self, seconds: float) -> None:
         """Keep the text, and sleep. Raises Ended where the shard stops, the lease is lost, or the time is too long."""

@@ -180,7 +180,7 @@ def judge_run(
 ) -> RunState:
     """Judge a running run against the open pauses.
 
-    A message that is planned within `ahead` counts as due.
+    A message that is planned within `ahead` counts as due, and a window that opens within it as open.
     """
     now: datetime = run.now
     own, run = run, _route(run, pauses)
@@ -199,17 +199,18 @@ def judge_run(
     waits += [wait for wait in pause_waits if wait.code != SLOWED_DOWN]
     held = any(wait.code != CONNECTING for wait in waits)
     waits += [wait for wait in pause_waits if wait.code == SLOWED_DOWN]
-    if window is not None and not window.is_open(now):
-        opening = window.next_opening(now)
+    was_paced = run.wait_code in claim_budget.CODES and held_since is not None
+    was_held = run.wait_code not in {None, WINDOW_CLOSED, SLOWED_DOWN, CONNECTING} and not was_paced
+    to_be_spread = run.resumed_at is not None and run.resumed_at <= now
+    opening = window.next_opening(now) if window else now
+    # What waits for the opening alone is claimed ahead of it, as of any planned time; what is to be spread is not yet.
+    if window and opening > now + (timedelta(0) if was_held or to_be_spread else ahead):
         local = opening.astimezone(window.zone)
         text = f"The sending window is closed; it opens at {local:%Y-%m-%d %H:%M} ({window.zone})."
         waits.append(RunWait(run.run_id, WINDOW_CLOSED, text, opening))
     wait = waits[0] if waits else None
-    was_paced = run.wait_code in claim_budget.CODES and held_since is not None
-    was_held = run.wait_code not in {None, WINDOW_CLOSED, SLOWED_DOWN, CONNECTING} and not was_paced
     # What our own pace keeps back does not grow older by it.
     aging_until = now if held_since is None else min(now, held_since)
-    to_be_spread = run.resumed_at is not None and run.resumed_at <= now
     return RunState(
         run_id=run.run_id,
         wait=wait,

@@ -1,1 +1,7 @@
 """Orchestration: the only rooms, with `definitions`, that import dagster."""
+
+import gc
+
+# What was loaded up to here, Dagster above all, stays until the process ends. Looking through it for garbage again
+# while our own modules are loaded took a tenth of that time and more.
+gc.freeze()

@@ -35,7 +35,7 @@ def describe_batch(
 ) -> None:
     """Say what was claimed, what was put in order on the way, and which runs wait for what.
 
-    The materialization of `message_batch` says whether the batch was full: `next_batch_after_claim` reads it. `shape`:
+    The materialization of `message_batch` says whether the batch was full: `next_batch_after_run` reads it. `shape`:
     its rows and columns, under Dagster's names.
     """
     size = {"messages": len(batch.rows), "batch_size": batch_size}

@@ -4,24 +4,27 @@
 is waited for. Leases of dead processes, cancelled runs and complete ones are something to do as well: their
 run claims nothing, and its log says what it put in order, which a change made by the tick itself would leave unsaid.
 
-Two sensors make a queue that is longer than a batch go on without waiting for the minute. One run stays one batch: one
+The schedule claims ahead what is planned for the next minute and a half. What nobody could plan for, the sensor
+`next_batch_when_due` launches within seconds (`defs.due`); it obeys the schedule's switch. One run stays one batch: one
 materialized table of what was claimed, one place to re-run from, fairness between campaigns and new settings at every
 batch; a loop inside `send_shard` would give all of that up to save the time that a run takes to start. That time is
-hidden instead: `next_batch_after_claim` launches the next run as soon as a batch was claimed in full, beside the one
-that sends it; where CAMPAIGN_RUNS_AT_ONCE did not let it, `next_batch_after_run` does when a run has ended. They follow
-only runs that were launched by themselves and claimed all that they might, and only until CAMPAIGN_DRAIN_MINUTES after
-the tick that began, or until the schedule is switched off.
+hidden instead: while full batches are due, the next run is launched as soon as one was claimed, beside the one that
+sends it. `next_batch_after_run` goes on with a back-fill, which no schedule's switch stops, and with full batches where
+CAMPAIGN_RUNS_AT_ONCE did not let a run begin. It follows only runs that were launched by themselves and claimed all
+that they might, and only until CAMPAIGN_DRAIN_MINUTES after the tick that began.
 
 Overlapping runs are safe, for each message has one lease. Still no more than CAMPAIGN_RUNS_AT_ONCE are launched, and
-none while one waits to start: it would find what that one is about to take.
+none while one has not claimed yet: it would find what that one is about to take.
 """
 
+import time
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
 import dagster as dg
-from dagster import DagsterInstance, DagsterRunStatus, RunsFilter
+from dagster import DagsterInstance, DagsterRunStatus, RunRecord, RunsFilter
 
 from campaign_pipeline.adapters.environment import BusinessDays, DeliverySettings, OperationsSettings
 from campaign_pipeline.adapters.operations import Operations
@@ -49,6 +52,9 @@ SMALL_BATCH: dict[str, Any] = {
 }
 """Run config of a batch of a minute: one process, which waits for each message's planned time."""
 
+TO_CLAIM = timedelta(seconds=20)
+"""For how long a run that has started is believed to be about to claim its batch."""
+
 _settings = OperationsSettings.from_environment()
 
 
@@ -58,7 +64,7 @@ MOST_TO_LOOK_AHEAD = 100
 """Messages that are due already, above which a batch is cut into shards and looks for nothing that is still to come."""
 
 
-def _look(database: QueueDatabase) -> tuple[QueueLook, Verdict, dict[str, Any]]:
+def look_and_judge(database: QueueDatabase) -> tuple[QueueLook, Verdict, dict[str, Any]]:
     """What is in the queue, whether a run is to work it, and the config of that run."""
     zone = ZoneInfo(BusinessDays.from_environment().timezone)
     with Operations(database.url()) as operations:
@@ -74,28 +80,50 @@ def _large_batch(due: int) -> dict[str, Any]:
     return {"ops": {"fetch_message_batch": {"config": {"batch_size": min(LARGEST_BATCH, max(USUAL_BATCH, due))}}}}
 
 
-def _occupied(instance: DagsterInstance, database: QueueDatabase) -> str | None:
-    """One sentence if enough runs are at it already; those whose process is gone do not count (see `lost_runs`)."""
+def why_occupied(instance: DagsterInstance, database: QueueDatabase) -> str | None:
+    """One sentence if enough runs are at it already."""
+    return runs_at_work(instance, database).obstacle
+
+
+@dataclass(frozen=True)
+class RunsAtWork:
+    """How many more runs of the queue may be launched, and why none may now, if so."""
+
+    room: int
+    obstacle: str | None = None
+
+
+def runs_at_work(instance: DagsterInstance, database: QueueDatabase) -> RunsAtWork:
+    """Count them; those whose process is gone do not count (see `lost_runs`)."""
     statuses = [DagsterRunStatus.QUEUED, *AT_WORK]
     records = instance.get_run_records(RunsFilter(job_name=process_campaign_queue.name, statuses=statuses))
+    limit = OperationsSettings.from_environment().runs_at_once
     if not records:
-        return None
+        return RunsAtWork(limit)
     held = holders(database)
     working = []
     for record in records:
         run = record.dagster_run
         if run.status != DagsterRunStatus.QUEUED and is_lost(instance, record, held):
             continue
-        if run.status != DagsterRunStatus.STARTED:
-            return f"Run {run.run_id[:8]} is about to start and takes what is due."
+        if run.status != DagsterRunStatus.STARTED or _is_about_to_claim(instance, record):
+            return RunsAtWork(0, f"Run {run.run_id[:8]} is about to start and takes what is due.")
         working.append(run.run_id[:8])
-    limit = OperationsSettings.from_environment().runs_at_once
     if len(working) < limit:
-        return None
-    return f"{len(working)} runs are at work ({', '.join(working)}), and CAMPAIGN_RUNS_AT_ONCE allows {limit}."
+        return RunsAtWork(limit - len(working))
+    text = f"{len(working)} runs are at work ({', '.join(working)}), and CAMPAIGN_RUNS_AT_ONCE allows {limit}."
+    return RunsAtWork(0, text)
 
 
-def _missing_key(look: QueueLook, language_model: LanguageModelResource) -> str | None:
+def _is_about_to_claim(instance: DagsterInstance, record: RunRecord) -> bool:
+    """Whether a run that has just started has not claimed its batch yet."""
+    if record.start_time is None or time.time() - record.start_time > TO_CLAIM.total_seconds():
+        return False
+    run_id = record.dagster_run.run_id
+    return not instance.get_records_for_run(run_id, of_type=dg.DagsterEventType.STEP_OUTPUT, limit=1).records
+
+
+def why_no_model(look: QueueLook, language_model: LanguageModelResource) -> str | None:
     """Without it every run would fail, one a minute; backlog_notifications tells a person."""
     missing = look.blocked_by(language_model.missing_setting())
     return f"{missing} No run is launched before that." if missing else None
@@ -114,12 +142,12 @@ def process_campaign_queue_every_minute(
 ) -> dg.RunRequest | dg.SkipReason:
     """Launch a run if it would find something to do."""
     try:
-        look, verdict, run_config = _look(database)
+        look, verdict, run_config = look_and_judge(database)
     except Detached as error:
         return dg.SkipReason(str(error))
     if not verdict.work:
         return dg.SkipReason(verdict.why)
-    obstacle = _missing_key(look, language_model) or _occupied(context.instance, database)
+    obstacle = why_no_model(look, language_model) or why_occupied(context.instance, database)
     if obstacle:
         return dg.SkipReason(f"There is work ({verdict.why}), but: {obstacle}")
     return dg.RunRequest(
@@ -141,35 +169,16 @@ def process_campaign_queue_every_minute(
 )
 def next_batch_after_run(context: dg.RunStatusSensorContext, database: QueueDatabase) -> dg.RunRequest | dg.SkipReason:
     """Launch the next run where the one that ended left something behind."""
-    return _follow(context.dagster_run, context.instance, database, "after")
+    return _follow(context.dagster_run, context.instance, database)
 
 
-@dg.asset_sensor(
-    asset_key=message_batch.key,
-    job=process_campaign_queue,
-    minimum_interval_seconds=30,
-    default_status=dg.DefaultSensorStatus.RUNNING,
-    description="While full batches are due: launches the next run as soon as the last one has claimed its batch.",
-)
-def next_batch_after_claim(
-    context: dg.SensorEvaluationContext, asset_event: dg.EventLogEntry, database: QueueDatabase
-) -> dg.RunRequest | dg.SkipReason:
-    """Launch the next run where the one that has just claimed left something behind."""
-    run = context.instance.get_run_by_id(asset_event.run_id)
-    if run is None:
-        return dg.SkipReason(f"Run {asset_event.run_id[:8]} was deleted.")
-    return _follow(run, context.instance, database, "beside")
-
-
-def _follow(
-    run: dg.DagsterRun, instance: DagsterInstance, database: QueueDatabase, how: str
-) -> dg.RunRequest | dg.SkipReason:
-    """The next run, where a run left something behind that may be gone on with; at most one `how`."""
+def _follow(run: dg.DagsterRun, instance: DagsterInstance, database: QueueDatabase) -> dg.RunRequest | dg.SkipReason:
+    """The next run, where a run left something behind that may be gone on with; at most one."""
     obstacle = _why_not_to_follow(run, instance)
     if obstacle:
         return dg.SkipReason(obstacle)
     try:
-        look, verdict, run_config = _look(database)
+        look, verdict, run_config = look_and_judge(database)
     except Detached as error:
         return dg.SkipReason(str(error))
     since = datetime.fromisoformat(run.tags[DRAINING_SINCE]) if DRAINING_SINCE in run.tags else look.now
@@ -180,12 +189,12 @@ def _follow(
         return dg.SkipReason(verdict.why)
     if not look.is_due:
         return dg.SkipReason(f"No message is due; the rest ({verdict.why}) is for the schedule's next tick.")
-    occupied = _occupied(instance, database)
+    occupied = why_occupied(instance, database)
     if occupied:
         return dg.SkipReason(f"There is work ({verdict.why}), but: {occupied}")
     back_fill = run.run_id if _is_back_fill(run) else run.tags.get(BACK_FILL)
     return dg.RunRequest(
-        run_key=f"{how} {run.run_id}",
+        run_key=f"after {run.run_id}",
         run_config=run_config,
         tags={WHY: verdict.why, DRAINING_SINCE: since.isoformat(), **({BACK_FILL: back_fill} if back_fill else {})},
     )
@@ -200,14 +209,14 @@ def _why_not_to_follow(run: dg.DagsterRun, instance: DagsterInstance) -> str | N
     name = run.run_id[:8]
     if not _is_back_fill(run) and DRAINING_SINCE not in run.tags:
         return f"Run {name} was launched by a person, who asked for one batch."
-    if not _is_back_fill(run) and BACK_FILL not in run.tags and not _schedule_is_on(instance):
+    if not _is_back_fill(run) and BACK_FILL not in run.tags and not schedule_is_on(instance):
         return f"The schedule {process_campaign_queue_every_minute.name} is switched off."
     if not _claimed_all_it_might(instance, run.run_id):
         return f"Run {name} found less than a full batch: what becomes due is for the schedule's next tick."
     return None
 
 
-def _schedule_is_on(instance: DagsterInstance) -> bool:
+def schedule_is_on(instance: DagsterInstance) -> bool:
     """Whether the schedule runs: as somebody last switched it, else as it is declared.
 
     Dagster documents no way to ask for a switch; `all_instigator_state` is what its own UI asks. Only this asks it.

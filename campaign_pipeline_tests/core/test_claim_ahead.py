@@ -10,6 +10,7 @@ from campaign_pipeline_tests.core.stand_ins import (
     Queue,
     Store,
     StoredMessage,
+    StoredPart,
     in_no_time,
     settings,
     shard_of,
@@ -90,3 +91,17 @@ def test_the_window_is_asked_for_again_at_the_planned_time(anew: bool) -> None:
     assert channel.asked == []
     assert report.reasons == {"returned: window_closed": 1}
     assert queue.messages["m0000"].parts, "the text that was paid for is kept"
+
+
+def test_what_waits_for_its_window_goes_out_when_that_opens_and_nothing_before() -> None:
+    # It is noon: two are overdue since the night, one of them with its first part sent; one is planned.
+    queue, channel = planned(-3600.0, -3600.0, 75.0), Channel()
+    queue.messages["m0001"].parts = [StoredPart("a", "sent"), StoredPart("b")]
+    opens = settings(start_time="12:01", end_time="18:00")
+
+    async def run() -> ShardReport:
+        return await shard_of(Store(queue), Model(), channel, batch_settings=opens).run(5)
+
+    report = in_no_time(run())
+    assert [when for when, _ in channel.asked] == [60.0, 60.0, 75.0]
+    assert report.sent == 3

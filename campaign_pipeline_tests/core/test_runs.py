@@ -106,6 +106,18 @@ def test_of_several_reasons_the_most_basic_is_told(changes: dict[str, Any], expe
     assert state.note_changed
 
 
+def test_a_window_that_opens_within_the_horizon_keeps_only_what_is_to_be_spread_behind_it() -> None:
+    run = {"start_time": "12:01:00", "timezone": "UTC", "now": NOON.replace(hour=12, minute=0)}
+
+    def ahead(seconds: float, **changes: Any) -> str | None:
+        return code(judge_run(RunningRun.from_row(row(**run, **changes)), [], MAX_AGE, timedelta(seconds=seconds)))
+
+    assert (ahead(0), ahead(59), ahead(60)) == ("window_closed", "window_closed", None)
+    assert ahead(90, wait_code="window_closed") is None
+    assert ahead(90, wait_code="inbox_disconnected") == "window_closed"
+    assert ahead(90, resumed_at=run["now"]) == "window_closed"
+
+
 def test_a_closed_window_says_when_it_opens_on_the_campaigns_own_clock() -> None:
     wait = judge(now=NOON + 12 * HOUR).wait
     assert wait is not None

@@ -25,7 +25,6 @@ from campaign_pipeline.defs.schedules import (
     BACK_FILL,
     DRAINING_SINCE,
     WHY,
-    next_batch_after_claim,
     next_batch_after_run,
     process_campaign_queue_every_minute,
 )
@@ -395,19 +394,9 @@ def follow(instance: DagsterInstance, run: dg.DagsterRun) -> dg.RunRequest | str
     return outcome
 
 
-def go_beside(instance: DagsterInstance) -> dg.RunRequest | str:
-    """What the sensor after a claim does about the newest batch."""
-    with dg.build_sensor_context(instance=instance, resources={"database": QueueDatabase()}) as context:
-        data = next_batch_after_claim.evaluate_tick(context)
-    if data.run_requests:
-        (request,) = data.run_requests
-        return request
-    return data.skip_message or ""
-
-
 @pytest.fixture
 def schedule_on() -> Iterator[None]:
-    with patch("campaign_pipeline.defs.schedules._schedule_is_on", return_value=True):
+    with patch("campaign_pipeline.defs.schedules.schedule_is_on", return_value=True):
         yield
 
 
@@ -442,31 +431,13 @@ def test_nothing_follows_a_batch_that_was_not_full_or_asked_for_by_a_person_or_a
     assert "launched by a person" in str(follow(instance, ended(instance, 100)))
 
 
-def test_the_next_run_is_launched_beside_the_one_that_has_claimed_a_full_batch(
-    world: World, instance: DagsterInstance, schedule_on: None, environment: pytest.MonkeyPatch
-) -> None:
-    world.due_message(world.run())
-    tags = {DRAINING_SINCE: since(world)}
-    working = claimed(instance, DagsterRunStatus.STARTED, 100, tags=tags)
-    outcome = go_beside(instance)
-    assert isinstance(outcome, dg.RunRequest)
-    assert (outcome.run_key, outcome.tags[DRAINING_SINCE]) == (f"beside {working.run_id}", tags[DRAINING_SINCE])
-    environment.setenv("CAMPAIGN_RUNS_AT_ONCE", "1")
-    assert "CAMPAIGN_RUNS_AT_ONCE allows 1." in str(go_beside(instance))
-    claimed(instance, DagsterRunStatus.STARTED, 99, tags=tags)
-    assert "less than a full batch" in str(go_beside(instance))
-    world.do("UPDATE campaign_messages SET status = 'sent'")
-    claimed(instance, DagsterRunStatus.STARTED, 100, tags=tags)
-    assert "No message is due" in str(go_beside(instance)), "it closes what is complete itself"
-
-
 def test_draining_ends_with_its_budget_and_with_the_schedule(
     world: World, instance: DagsterInstance, environment: pytest.MonkeyPatch
 ) -> None:
     world.due_message(world.run())
     run = ended(instance, 100, tags={DRAINING_SINCE: since(world)})
     assert "is switched off" in str(follow(instance, run))
-    with patch("campaign_pipeline.defs.schedules._schedule_is_on", return_value=True):
+    with patch("campaign_pipeline.defs.schedules.schedule_is_on", return_value=True):
         environment.setenv("CAMPAIGN_DRAIN_MINUTES", "0")
         assert "CAMPAIGN_DRAIN_MINUTES (0) are over" in str(follow(instance, run))
 
@@ -489,7 +460,7 @@ def test_definitions_hold_schedules_and_sensors_that_say_how_they_start() -> Non
     expected = Counter({
         "process_campaign_queue_every_minute": "STOPPED",
         "clean_up_every_night": "RUNNING",
-        "next_batch_after_claim": "RUNNING",
+        "next_batch_when_due": "RUNNING",
         "next_batch_after_run": "RUNNING",
         "run_failure_notifications": "RUNNING",
         "backlog_notifications": "RUNNING",

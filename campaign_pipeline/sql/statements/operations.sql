@@ -43,6 +43,22 @@ FROM (
         ORDER BY campaign_pipeline.campaign_due_at(m) LIMIT 1) first ON true
     WHERE r.status = 'running') due;
 
+-- name: is_due_soon
+-- Whether anything is due, or is planned for so soon, of a run that nothing was found to keep; by the index of due
+-- messages. Asked every second: what keeps a run is judged by the minute's tick, and its end noted there.
+SELECT EXISTS (
+    SELECT FROM public.campaign_runs r
+    CROSS JOIN LATERAL (
+        SELECT FROM public.campaign_messages m
+        WHERE m.run_id = r.id AND m.status = 'pending'
+          AND campaign_pipeline.campaign_due_at(m)
+              <= campaign_pipeline.campaign_now() + make_interval(secs => %(seconds)s)
+          -- What is to be tried again is not claimed ahead.
+          AND (m.next_attempt_at IS NULL
+               OR campaign_pipeline.campaign_due_at(m) <= campaign_pipeline.campaign_now())
+        ORDER BY campaign_pipeline.campaign_due_at(m) LIMIT 1) first
+    WHERE r.status = 'running' AND (r.wait_code IS NULL OR r.wait_until <= campaign_pipeline.campaign_now())) AS yes;
+
 -- name: list_holders
 -- Who holds messages under a live lease, by the index of leased messages; which runs' processes showed themselves when;
 -- since when the server is up; and what time it is.

@@ -1,0 +1,154 @@
+"""What becomes due that no batch claimed ahead: launched within seconds, without waiting for the minute.
+
+The sensor `next_batch_when_due` waits in the code server, and asks the database every second whether something is due.
+That is one short statement; a tick of Dagster's that would ask as often costs a hundred times more, and a row each.
+Dagster allows a sensor a minute, and lets one that is under way end before a code server stops; so each evaluation ends
+after a quarter of that, and the next begins within five seconds.
+
+It waits in a thread of the daemon's, so that no other sensor waits with it. Where dagster.yaml takes those threads away
+(`sensors: {use_threads: false}`), it only looks once each time.
+"""
+
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import dagster as dg
+from dagster import DagsterInstance, RunsFilter
+
+from campaign_pipeline.adapters.environment import SettingError
+from campaign_pipeline.adapters.operations import Operations
+from campaign_pipeline.adapters.schema import DatabaseUnusable
+from campaign_pipeline.core.ports import StoreUnavailable
+from campaign_pipeline.defs.executor import IN_PROCESS
+from campaign_pipeline.defs.jobs import process_campaign_queue
+from campaign_pipeline.defs.resources import LanguageModelResource, QueueDatabase
+from campaign_pipeline.defs.schedules import (
+    DRAINING_SINCE,
+    SMALL_BATCH,
+    WHY,
+    look_and_judge,
+    process_campaign_queue_every_minute,
+    runs_at_work,
+    schedule_is_on,
+    why_no_model,
+)
+from campaign_pipeline.defs.tags import MESSAGES, OWNERS
+
+NAME = "next_batch_when_due"
+
+WAIT = 15.0
+"""Seconds that one evaluation waits, and that a code server may take to stop: half of what Kubernetes gives a pod."""
+
+ASK_EVERY = 1.0  # seconds
+
+AFTER_A_NO = 5.0
+"""Seconds until the next question where something is due that may not be worked now: what that needs takes longer."""
+
+SOON = 8.0
+"""Seconds before its planned time from which a message that no batch claimed is worth a run: as long as that takes to
+be launched, to start, and to have its text."""
+
+APART = timedelta(seconds=10)
+"""Between two runs that this sensor launches: what becomes due message by message shares runs."""
+
+FRUITLESS = timedelta(seconds=60)
+"""How long the sensor leaves it to the schedule after a run of its own that had nothing to claim."""
+
+
+@dg.sensor(
+    name=NAME,
+    job=process_campaign_queue,
+    minimum_interval_seconds=10,
+    owners=OWNERS,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Launches a run within seconds of something becoming due that no batch claimed ahead, while "
+    "process_campaign_queue_every_minute is on, whose switch is meant for both.",
+)
+def next_batch_when_due(
+    context: dg.SensorEvaluationContext, database: QueueDatabase, language_model: LanguageModelResource
+) -> dg.RunRequest | dg.SkipReason:
+    """Wait until something is due, and launch a run for it."""
+    until = time.monotonic() + (WAIT if _has_threads(context.instance) else 0.0)
+    if not schedule_is_on(context.instance):
+        time.sleep(max(0.0, until - time.monotonic()))
+        return dg.SkipReason(f"The schedule {process_campaign_queue_every_minute.name} is switched off.")
+    said = "Nothing became due that was not claimed ahead."
+    for _ in _until(until, AFTER_A_NO):
+        try:
+            answer = _wait_and_ask(context.instance, database, language_model, until)
+        except (DatabaseUnusable, SettingError, StoreUnavailable) as error:
+            answer = str(error)
+        if isinstance(answer, dg.RunRequest):
+            return answer
+        said = answer or said
+    return dg.SkipReason(said)
+
+
+def _until(end: float, pause: float) -> Iterator[None]:
+    """Once, and again after each pause that ends in time."""
+    yield
+    while time.monotonic() + pause < end:
+        time.sleep(pause)
+        yield
+
+
+def _wait_and_ask(
+    instance: DagsterInstance, database: QueueDatabase, language_model: LanguageModelResource, until: float
+) -> dg.RunRequest | str | None:
+    """A run as soon as something is due, or why there is none; None where nothing became due in time."""
+    with Operations(database.url()) as operations:
+        if not any(operations.is_due_within(SOON) for _ in _until(until, ASK_EVERY)):
+            return None
+    return _request(instance, database, language_model)
+
+
+def _request(
+    instance: DagsterInstance, database: QueueDatabase, language_model: LanguageModelResource
+) -> dg.RunRequest | str:
+    """A run for what is due, or why none is launched."""
+    if not schedule_is_on(instance):
+        return f"The schedule {process_campaign_queue_every_minute.name} is switched off."
+    look, verdict, run_config = look_and_judge(database)
+    if not verdict.work:
+        return verdict.why
+    at_work = runs_at_work(instance, database)
+    obstacle = why_no_model(look, language_model) or at_work.obstacle or _why_too_soon(instance)
+    if obstacle:
+        return f"There is work ({verdict.why}), but: {obstacle}"
+    if run_config is SMALL_BATCH:
+        run_config = _small_batch(look.now, at_work.room)
+    return dg.RunRequest(run_config=run_config, tags={WHY: verdict.why, DRAINING_SINCE: look.now.isoformat()})
+
+
+def _small_batch(now: datetime, room: int) -> dict[str, Any]:
+    """Run config of one process that claims ahead until the schedule's next batch does.
+
+    Not so of the last run that CAMPAIGN_RUNS_AT_ONCE allows: while it waited for a planned time, nothing could be
+    launched for what becomes due meanwhile.
+    """
+    ahead = 60.0 - now.second + 2 * SOON if room > 1 else SOON
+    return {"execution": IN_PROCESS, "ops": {"fetch_message_batch": {"config": {"look_ahead_seconds": ahead}}}}
+
+
+def _why_too_soon(instance: DagsterInstance) -> str | None:
+    """One sentence if a run that this sensor launched lately is enough."""
+    now = datetime.now(UTC)
+    wanted = RunsFilter(
+        job_name=process_campaign_queue.name,
+        tags={"dagster/sensor_name": NAME},
+        created_after=now - FRUITLESS,
+    )
+    for record in instance.get_run_records(wanted):
+        run, age = record.dagster_run, now - record.create_timestamp.astimezone(UTC)
+        if age < APART:
+            return f"Run {run.run_id[:8]} was launched {age.total_seconds():.0f} s ago."
+        if run.is_finished and MESSAGES not in run.tags:
+            return f"Run {run.run_id[:8]} had nothing to claim; the schedule's next tick looks again."
+    return None
+
+
+def _has_threads(instance: DagsterInstance) -> bool:
+    """Whether the daemon evaluates sensors in threads, so that this one may wait."""
+    return bool(instance.get_sensor_settings().get("use_threads"))

@@ -349,7 +349,7 @@ WAITS: dict[str, tuple[Arrange, str, str]] = {
     "inactive": (campaign_with(is_active=False), "campaign_inactive", "switched off"),
     "disconnected": (inbox_in_state("disconnected"), "inbox_disconnected", "is disconnected, not connected"),
     "of_no_status": (inbox_in_state(""), "inbox_disconnected", "of no known status"),
-    "without_instance": (inbox_in_state(None), "inbox_without_instance", "link one in inbox_instances"),
+    "without_instance": (inbox_in_state(None), "inbox_without_instance", "Link one in inbox_instances"),
     "without_inbox": (without_inbox, "no_inbox", "campaign_configs.inbox_id"),
     "unknown_zone": (
         campaign_with(timezone="America/Sao_Paolo"),

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
+from campaign_pipeline.core.reasoning_cuts import GREETING
 from campaign_pipeline.core.text_rules import TextProblem, fold
 
 _LOOKS_LIKE_JSON: Final = re.compile(r"\s*(?:\{\s*\\?[\"'“‘]|\[\s*(?:\\?[\"“{]|'[^'\n]{0,200}'\s*[,\]]))")
@@ -172,7 +173,13 @@ def _of_pieces(keyed: Mapping[str, Any]) -> str | None:
     texts = {key: text for key, each in keyed.items() if (text := _joined(each))}
     if not _PIECE_KEYS & texts.keys():
         return None
-    return "\n\n".join(text for key, text in texts.items() if key in _PIECE_KEYS or key in _BODY_KEYS)
+    texts = {key: text for key, text in texts.items() if key in _PIECE_KEYS or key in _BODY_KEYS}
+    greeting = next((key for key in _BODY_KEYS if key in texts and GREETING.match(fold(texts[key]))), None)
+    if greeting is not None:  # what stands before a body that greets by itself tells how it was made
+        keys = list(texts)
+        texts = {key: texts[key] for key in keys[keys.index(greeting) :]}
+    pieces = list(dict.fromkeys(text.strip() for text in texts.values()))
+    return "\n\n".join(piece for piece in pieces if not any(piece in other for other in pieces if other != piece))
 
 
 def _joined(value: Any) -> str | None:

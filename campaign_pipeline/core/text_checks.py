@@ -122,8 +122,8 @@ _BLANKS: Final = (  # each with what has to be there before it is looked for
     ("___", re.compile(r"(?<!_)_{3,}(?!_)")),  # a blank to be written on
     ("......", re.compile(r"(?<![.\w])\.{6,}(?![.\w])")),
     ("....", re.compile(r"(?<=\w )\.{4,5}(?= \w)")),
-    ("dd/mm", re.compile(r"(?<!\w)DD/MM(?:/AA(?:AA)?)?(?!\w)", re.IGNORECASE)),
-    ("hh", re.compile(r"(?<!\w)HH[:hH]MM(?!\w)")),
+    ("dd/mm", re.compile(r"(?<!\w)(?<!formato )DD/MM(?:/AA(?:AA)?)?(?!\w)", re.IGNORECASE)),
+    ("hh", re.compile(r"(?<!\w)(?<!formato )HH[:hH]MM(?!\w)")),
     ("xx", re.compile(r"(?<![A-Za-z])X{3,}(?![A-Za-z])|(?<![A-Za-z])x{4,}(?![A-Za-z])")),
     ("xx", re.compile(r"(?<![A-Za-z])[Xx]{2,}(?:[-./:, ][Xx]{2,})+(?![A-Za-z])")),
     ("xx", re.compile(r"(?<![A-Za-z])[Xx]{2,}\s?(?:%|h\b|reais\b)|\d[Xx]{3,}|\(\s?[Xx]{2}\s?\)")),

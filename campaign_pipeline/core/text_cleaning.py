@@ -22,7 +22,12 @@ _UNSENDABLE: Final = re.compile(
     "|[\u202a-\u202e\u2066-\u2069]"  # turn the direction of what follows around
     "|(?<![\U0001f3f4\U000e0020-\U000e007f])[\U000e0000-\U000e007f]+"  # hidden letters, but for regional flags
 )
-_BROKEN: Final = re.compile("\ufffd|Ã[\xa0-\xbf\u0192\u201a-\u2030\u0160\u0152\u017d]|â€[\u0098-\u2122]")
+# What may stand behind a true "Ã", as in "AMANHÃ…", counts only where no capital letter is before it, or one follows.
+_BROKEN: Final = re.compile(
+    "\ufffd|Ã[\xa1-\xaa\xac-\xba\xbc-\xbf\u0192\u2020\u2021\u2030\u0160\u0152\u017d]"
+    "|(?<![A-ZÀ-Þ])Ã[\xa0\xab\xbb\u201a-\u201f\u2022-\u2026]|Ã[\u201a-\u201f\u2022-\u2026](?=[A-ZÀ-Þ])"
+    "|â€[\u0098-\u2122]"
+)
 _BROKEN_HAS: Final = ("\ufffd", "Ã", "â€")
 _MANY_BREAKS: Final = re.compile(r"\n{3,}")
 _MOST_ROUNDS: Final = 8
@@ -118,7 +123,7 @@ def unwrapped(text: str) -> str:
 def _letters(written: "re.Match[str]") -> str:
     """Letters that are written as JSON escapes them, outside of JSON."""
     units = bytes.fromhex(written[0].replace("\\u", ""))
-    return units.decode("utf-16-be", errors="ignore")
+    return plain_characters(units.decode("utf-16-be", errors="ignore"))
 
 
 def _is_quoted(text: str) -> bool:
@@ -437,8 +442,10 @@ _HELLO: Final = re.compile(
 _ABOUT_THE_TASK: Final = re.compile(
     r"\b(?:o lead|do lead|este lead|the lead|lead data|(?:lead|para|destinatari[oa]|canal|to):|"
     r"usuario|the user|dados do lead|prompt|escrever|redigir|"
-    r"elaborar|vou criar|mensagem|message|messaggio|nachricht|mensaje|whatsapp|raciocinio|reasoning|thinking|pensando|"
+    r"elaborar|vou criar|raciocinio|reasoning|thinking|pensando|"
     r"(?:passo|step|etapa) \d)(?!\w)"
+    # Without a colon it may be how the sender heads his message: "Clínica Vida | WhatsApp".
+    r"|\b(?:mensagem|message|messaggio|nachricht|mensaje|whatsapp)\b[^\n]{0,80}:[*_ \t]{0,4}\Z"
 )
 _TO_THE_READER: Final = re.compile(r"\b(?:voces?|te|seus?|suas?|you|your|tu|su|usted)\b")
 _FOREIGN_LETTERS: Final = re.compile("[\u0400-\u06ff\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7af]")
@@ -453,7 +460,7 @@ def _head_end(folded: str) -> int:
         label = _LIKELY_LABEL.match(folded, start)
         begin = _skip_blank(folded, label.end()) if label else start
         if _HELLO.match(folded, begin):
-            head = folded[:at]
+            head = folded[:at].rstrip()
             if _FOREIGN_LETTERS.search(head) or (_ABOUT_THE_TASK.search(head) and not _TO_THE_READER.search(head)):
                 return start
             return 0
@@ -670,7 +677,13 @@ _MD_UNDERSCORES: Final = re.compile(r"(?<![\w/])__(?=[^\s_])(?P<inner>[^_\n]{1,2
 _MD_STRIKE: Final = re.compile(r"~~(?=[^\s~])(?P<inner>[^~\n]{1,1000})(?<=\S)~~")
 _MD_STRAY: Final = re.compile(r"(?<!\*)\*{2,}(?=\w)|(?<=\w)\*{2,}(?!\w)|(?<=[.!?…:,])\*{2,}|\s\*{2,}\Z")
 _MD_SOURCE: Final = re.compile(r"(?<=[\w.!?,;:)\"”])[ ]?(?:\[\^?\d{1,2}\]){1,6}(?!\()")
-_MD_SOURCE_LIST: Final = re.compile(r"^[ ]{0,3}\[\^?\d{1,2}\]:?[ ][^\n]{1,300}$", re.MULTILINE)
+_MD_SOURCE_LIST: Final = re.compile(
+    r"^[ ]{0,3}(?:\[\^\d{1,2}\]:?|\[\d{1,2}\]:|\[\d{1,2}\](?=[^\n]{0,250}(?:https?://|www\.)))[ ][^\n]{1,300}$",
+    re.MULTILINE,
+)
+_NUMBERED_CHOICE: Final = re.compile(r"(?:^|[ \t(])\[\d{1,2}\][ \t]?[^\W\d_]", re.MULTILINE)
+"""A number that belongs to the words behind it: "[1] para sim", "o item [3] do contrato"."""
+
 _BBCODE: Final = re.compile(r"\[(?P<tag>[bius])\](?P<inner>[^\[\]]{1,2000})\[/(?P=tag)\]", re.IGNORECASE)
 _MD_ESCAPE: Final = re.compile(r"\\([*_~#\[\]().!>+|{}-])(?![/\\])")
 _MD_RULE_LINE: Final = re.compile(r"^[ \t]*(?:(?:-[ \t]?){3,60}|(?:\*[ \t]?){3,60}|[═─━—=]{3,60})[ \t]*$", re.MULTILINE)
@@ -699,7 +712,9 @@ def _without_blocks(text: str, markup: Markup) -> str:
         text = _without_tables(text)
     if "[" in text:
         text = _MD_LINK.sub(lambda link: _link(link["label"].strip(), link["target"]), text)
-        text = _MD_SOURCE.sub("", _MD_SOURCE_LIST.sub("", _MD_REFERENCE.sub("", text)))
+        text = _MD_SOURCE_LIST.sub("", _MD_REFERENCE.sub("", text))
+        if not _NUMBERED_CHOICE.search(text):
+            text = _MD_SOURCE.sub("", text)
         text = _BBCODE.sub(lambda found: _wrapped(found["inner"], _BBCODE_MARKS[found["tag"].lower()], markup), text)
     if text.startswith(">") and _MD_QUOTED.fullmatch(text):
         text = _MD_QUOTE_MARK.sub("", text)

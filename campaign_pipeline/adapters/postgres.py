@@ -86,6 +86,17 @@ async def _patiently(call: Callable[[], Awaitable[T]], patience_seconds: float) 
     raise AssertionError("unreachable: the loop above returns or raises")
 
 
+@contextlib.asynccontextmanager
+async def borrowed(pool: ConnectionPool) -> AsyncIterator[Connection]:
+    """A connection of the pool; dropped where it leads to a server that takes no writes any more."""
+    async with pool.connection() as connection:
+        try:
+            yield connection
+        except psycopg.errors.ReadOnlySqlTransaction:
+            await connection.close()
+            raise
+
+
 def _json(items: Iterable[Mapping[str, Any]]) -> Jsonb:
     """Items for a set-based statement. What PostgreSQL cannot store of a text is dropped, not the text."""
     rows = [{key: value for key, value in item.items() if value is not None} for item in items]
@@ -534,20 +545,10 @@ class ShardStore:
 
     async def _all(self, name: str, **parameters: Any) -> list[dict[str, Any]]:
         async def call() -> list[dict[str, Any]]:
-            async with self._borrowed() as connection:
+            async with borrowed(self._pool) as connection:
                 return await (await connection.execute(statement(name), parameters)).fetchall()
 
         return await _patiently(call, self._patience)
-
-    @contextlib.asynccontextmanager
-    async def _borrowed(self) -> AsyncIterator[Connection]:
-        """A connection of the pool; dropped where it leads to a server that takes no writes any more."""
-        async with self._pool.connection() as connection:
-            try:
-                yield connection
-            except psycopg.errors.ReadOnlySqlTransaction:
-                await connection.close()
-                raise
 
     async def take_over(self) -> tuple[list[LeasedMessage], dict[str, str], datetime | None]:
         """Put the shard's messages under a token of our own.
@@ -775,7 +776,7 @@ class ShardStore:
 
     async def _do(self, name: str, parameters: Mapping[str, Any]) -> None:
         async def call() -> None:
-            async with self._borrowed() as connection:
+            async with borrowed(self._pool) as connection:
                 await connection.execute(statement(name), parameters)
 
         await _patiently(call, self._patience)

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from psycopg.types.json import Jsonb
 
 from campaign_pipeline.adapters.group_commit import GroupCommit
-from campaign_pipeline.adapters.postgres import Connection, ConnectionPool, ShardStore, Statements
+from campaign_pipeline.adapters.postgres import Connection, ConnectionPool, ShardStore, Statements, borrowed
 from campaign_pipeline.adapters.webhook_events import WebhookEvent
 
 EVENTS_A_ROUND = 200
@@ -36,7 +36,7 @@ class WebhookStore(Statements):
 
     @contextlib.asynccontextmanager
     async def _connection(self) -> AsyncIterator[Connection]:
-        kept = super()._connection() if self._pool is None else self._pool.connection()
+        kept = super()._connection() if self._pool is None else borrowed(self._pool)
         async with kept as connection:
             yield connection
 

@@ -15,6 +15,7 @@ from campaign_pipeline.adapters.environment import SettingError
 from campaign_pipeline.adapters.webhook import Webhook, WebhookSecrets
 from campaign_pipeline.adapters.webhook_events import WebhookEvent
 from campaign_pipeline.adapters.webhook_store import WebhookStore
+from campaign_pipeline.core.ports import StoreUnavailable
 from campaign_pipeline_tests.factories import World
 from campaign_pipeline_tests.sql.holder import holding
 
@@ -146,6 +147,8 @@ def test_a_reply_is_shown_once_and_stops_what_is_planned_for_its_lead(world: Wor
     message, lead = sent_message(world, inbox)
     other = world.run(world.campaign(inbox=inbox))
     planned, elsewhere = world.due_message(other, lead), world.due_message(other)
+    paused = world.due_message(world.run(world.campaign(inbox=inbox), status="paused"), lead)
+    world.do("UPDATE campaign_messages SET status = 'skipped', error_message = 'Pausado' WHERE id = %s", paused)
     assert post(world, f"/evolution/{TOKEN}", reply("Quero saber mais"), reply("Quero saber mais")) == [200, 200]
     assert post(world, f"/evolution/{TOKEN}", reply("Quero saber mais")) == [200]
     assert [row["text_content"] for row in world.all("SELECT * FROM messages")] == ["Quero saber mais"]
@@ -153,8 +156,10 @@ def test_a_reply_is_shown_once_and_stops_what_is_planned_for_its_lead(world: Wor
     assert statuses == {
         message: ("replied", None),
         planned: ("skipped", "lead_replied"),
+        paused: ("skipped", "lead_replied"),
         elsewhere: ("pending", None),
     }
+    assert world.value("SELECT count(*) FROM campaign_messages WHERE strpos(error_message, 'ausad') > 0") == 0
     assert world.value("SELECT unread_count FROM conversations") == 1
     assert world.value("SELECT body FROM campaign_webhook_events") == {}
     assert world.wrong_counters() == []
@@ -255,3 +260,21 @@ def test_connections_are_kept_through_a_burst_and_one_that_is_cut_loses_nothing(
 
     asyncio.run(run())
     assert world.value("SELECT count(*) FROM campaign_webhook_events") == 21
+
+
+def test_a_connection_to_a_server_that_takes_no_writes_any_more_is_not_kept(world: World) -> None:
+    """As after a fail-over, when the server that was the primary answers on."""
+    change = f"ALTER DATABASE {world.value('SELECT quote_ident(current_database())')}"
+    events = [WebhookEvent("evolution", "3EB0", "loja", "status", {})]
+
+    async def run() -> None:
+        store = WebhookStore(world.url, patience_seconds=0.5)
+        world.do(f"{change} SET default_transaction_read_only = on")
+        async with store.kept_open():
+            with pytest.raises(StoreUnavailable, match="read-only"):
+                await store.store(events)
+            world.do(f"{change} RESET default_transaction_read_only")
+            await store.store(events)
+
+    asyncio.run(run())
+    assert world.value("SELECT count(*) FROM campaign_webhook_events") == 1

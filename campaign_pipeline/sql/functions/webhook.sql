@@ -147,6 +147,7 @@ END $$;
 -- A lead that has replied gets nothing more that was planned before: a person goes on with it. What a worker holds is
 -- taken from it, unless a part is out or under way. campaign_begin_parts locks the message and asks for its lease
 -- before it writes the intent, so nothing of it leaves any more, and the send path pays nothing for this.
+-- What the CRM's pause skipped counts as planned: a resume, which knows it by its words, would put it back.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_stop_after_reply(p_leads uuid[]) RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -158,7 +159,8 @@ BEGIN
     planned := ARRAY(
         SELECT m.id FROM public.campaign_runs r JOIN public.campaign_messages m ON m.run_id = r.id
         WHERE r.status IN ('running', 'paused') AND m.lead_id = ANY (p_leads)
-          AND (m.status = 'pending' OR campaign_pipeline.campaign_is_leased(m.status)));
+          AND (m.status = 'pending' OR campaign_pipeline.campaign_is_leased(m.status)
+               OR (r.status = 'paused' AND m.status = 'skipped' AND m.error_message LIKE '%ausad%')));
     -- Runs before messages, as everywhere: their counters are raised.
     PERFORM 1 FROM public.campaign_runs r
     WHERE r.id IN (SELECT m.run_id FROM public.campaign_messages m WHERE m.id = ANY (planned))
@@ -169,7 +171,9 @@ BEGIN
     SET status = 'skipped', error_class = NULL, error_code = 'lead_replied',
         error_message = 'The lead replied before this message was sent.',
         lease_token = NULL, lease_expires_at = NULL, finished_at = campaign_pipeline.campaign_now()
-    WHERE m.id = ANY (planned) AND (m.status = 'pending' OR campaign_pipeline.campaign_is_leased(m.status))
+    WHERE m.id = ANY (planned)
+      AND (m.status = 'pending' OR campaign_pipeline.campaign_is_leased(m.status)
+           OR (m.status = 'skipped' AND m.error_message LIKE '%ausad%'))
       AND NOT EXISTS (SELECT 1 FROM campaign_pipeline.campaign_message_parts p
                       WHERE p.message_id = m.id AND p.status <> 'planned');
 END $$;

@@ -23,6 +23,9 @@ NEAR_SECONDS = 0.01
 """A statement of a near database has been this quick at least once. One 20 ms away never is; one on the same two busy
 cores is, with its first small groups."""
 
+LONGEST_WAIT_SECONDS = 0.25
+"""For a turn: an end that is not committed is an unknown outcome, should its process die."""
+
 
 class Turns:
     """One statement at a time for several kinds of groups.
@@ -39,11 +42,24 @@ class Turns:
     @contextlib.asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
         """For one statement."""
-        async with self._lock if self._quickest < NEAR_SECONDS else contextlib.nullcontext():
+        is_mine = self._quickest < NEAR_SECONDS and await self._comes()
+        try:
             loop = asyncio.get_running_loop()
             started = loop.time()
             yield
             self._quickest = min(self._quickest, loop.time() - started)
+        finally:
+            if is_mine:
+                self._lock.release()
+
+    async def _comes(self) -> bool:
+        """Wait for the turn; False where the statement before is stuck, be it on a row that another program locked."""
+        try:
+            async with asyncio.timeout(LONGEST_WAIT_SECONDS):
+                await self._lock.acquire()
+        except TimeoutError:
+            return False
+        return True
 
 
 class GroupCommit(Generic[Item, Result]):

@@ -190,3 +190,20 @@ def test_two_kinds_of_groups_take_turns_unless_the_database_is_far_away(seconds:
         assert server.groups[2:] == ([[2, 3]] if at_once == 1 else [[2], [3]])
 
     run(main)
+
+
+def test_a_statement_that_is_stuck_does_not_keep_the_other_kind_waiting() -> None:
+    async def main() -> None:
+        server, quick, turns = Server(), Server(), Turns()
+        stuck, other = GroupCommit(server.execute, turns=turns), GroupCommit(quick.execute, turns=turns)
+        await stuck.submit(0)
+        server.open.clear()
+        first = submit(stuck, 1)
+        await asyncio.sleep(0.01)
+        assert await asyncio.wait_for(other.submit(2), 5) == "stored 2"
+        assert not first[0].done()
+        server.open.set()
+        assert await first[0] == "stored 1"
+        assert await asyncio.gather(*submit(stuck, 3), *submit(other, 4)) == ["stored 3", "stored 4"]
+
+    run(main)

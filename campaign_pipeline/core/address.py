@@ -1,4 +1,4 @@
-"""Where a part goes: phone numbers and e-mail addresses as the channels want them, and as logs may show them."""
+"""Phone numbers and e-mail addresses: normalised for the channels, masked for logs."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -29,12 +29,12 @@ _LONGEST_SHOWN: Final = 17  # digits of a refused number that a log may show, ma
 _LOCAL_PART: Final = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(?:\.[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*")
 _DOMAIN: Final = re.compile(r"(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)+(?!\d+\Z)[a-z0-9][a-z0-9-]{0,61}[a-z0-9]")
 _EMAIL_FIELD: Final = re.compile(r"e-?mail( principal| comercial)?", re.IGNORECASE)
-_LONGEST_LOCAL_PART: Final = 64  # characters, as servers take them
+_LONGEST_LOCAL_PART: Final = 64  # characters; the limit of servers
 _LONGEST_EMAIL: Final = 254
 
 
 class InvalidAddress(ValueError):
-    """A lead cannot be reached at what the CRM has of it; the text is one sentence that does not repeat it."""
+    """A lead's contact data is unusable. The message is one sentence that does not repeat the data."""
 
     def __init__(self, code: AddressCode, reason: str) -> None:
         super().__init__(reason)
@@ -45,9 +45,9 @@ class InvalidAddress(ValueError):
 
 
 def normalize_phone(raw: str | None) -> str:
-    """Give a number as international digits without plus: `5511987654321`. See `phone_reading.read_phone`.
+    """Normalise a number to international digits without plus: `5511987654321`. See `phone_reading.read_phone`.
 
-    Raises InvalidAddress, whose text does not repeat the number.
+    Raises InvalidAddress, whose message does not repeat the number.
     """
     try:
         return read_phone(raw).digits
@@ -60,7 +60,7 @@ def normalize_phone(raw: str | None) -> str:
 
 
 def business_scoped_id(raw: str | None) -> str | None:
-    """The id that Meta gives a person for one business (`BR.13491208655302741918`); None for anything else.
+    """Return Meta's id of a person for one business (`BR.13491208655302741918`), or None for any other address.
 
     Such a person may have no number; only the WhatsApp Cloud API can write to it.
     """
@@ -69,10 +69,10 @@ def business_scoped_id(raw: str | None) -> str | None:
 
 
 def normalize_email(raw: str | None) -> str:
-    """Give an e-mail address as servers take it: `ana@example.com`, an international domain in its ASCII form.
+    """Normalise an e-mail address for servers: `ana@example.com`, an international domain in its ASCII form.
 
-    Syntax only: whether the mailbox exists, its server tells. Quoted names, several addresses in one field, and names
-    that need SMTPUTF8 are refused: hardly one of a thousand is meant. Raises InvalidAddress.
+    Checks the syntax only; whether the mailbox exists, its server tells. Refuses quoted names, several addresses in one
+    field, and names that need SMTPUTF8: fewer than one in a thousand is valid. Raises InvalidAddress.
     """
     text = plain(raw).removeprefix("mailto:") if isinstance(raw, str) else ""
     if not text:
@@ -80,7 +80,7 @@ def normalize_email(raw: str | None) -> str:
     local, _, domain = text.rpartition("@")
     try:
         domain = domain.encode("idna").decode().lower() if len(domain) < _LONGEST_EMAIL else ""
-    except UnicodeError:  # an empty label, or one that no domain can have
+    except UnicodeError:  # an empty label, or one that is invalid in every domain
         domain = ""
     if (
         len(local) > _LONGEST_LOCAL_PART
@@ -93,7 +93,7 @@ def normalize_email(raw: str | None) -> str:
 
 
 def email_among(custom_fields: Iterable[Mapping[str, Any]]) -> str | None:
-    """The e-mail address that the CRM keeps in a custom field, as it stands there; None where there is none."""
+    """Return the e-mail address in the CRM's custom fields, unchanged; None if there is none."""
     for each in custom_fields:
         value = each.get("value")
         if _EMAIL_FIELD.fullmatch(str(each.get("name") or "").strip()) and isinstance(value, str) and value.strip():
@@ -102,10 +102,10 @@ def email_among(custom_fields: Iterable[Mapping[str, Any]]) -> str | None:
 
 
 def address_kind(address: str) -> AddressKind:
-    """What an address is, as the column `address_kind` has it.
+    """Return the kind of an address, as in the column `address_kind`.
 
-    phone: international digits; jid: WhatsApp's own name of an account or group; lid: its name that hides the number;
-    bsuid: an id that Meta gives a person for one business (`BR.1A2B`), who may have no number at all; email.
+    phone: international digits; jid: WhatsApp's name of an account or group; lid: its name that hides the number;
+    bsuid: Meta's id of a person for one business (`BR.1A2B`), who may have no number; email.
     """
     if "@" in address:
         if address.endswith("@lid"):

@@ -1,7 +1,7 @@
 """Admission: whether a message may ask the model, or send, now.
 
-What a shard finds broken or too fast opens a circuit here at once, and for everybody through the store; circuits that
-others opened are taken over. Short throttles and turns of the pace are waited out in place, longer ones in the queue.
+A shard that finds a scope broken or throttled opens a circuit locally at once, and for all workers through the store;
+it adopts circuits that others opened. Short throttles and turns are waited out inline, longer ones in the queue.
 """
 
 import asyncio
@@ -52,12 +52,12 @@ UNRECOGNISED_PAUSE_SECONDS = 3600.0
 
 @dataclass(frozen=True)
 class WaitingPolicy:
-    """How long a message waits in place before it goes back to the queue."""
+    """How long a message waits inline before it returns to the queue."""
 
-    max_inline_wait_seconds: float = 60.0  # throttles up to this long are waited out in place
+    max_inline_wait_seconds: float = 60.0  # longer throttles return the message to the queue
     max_inline_waits: int = 3  # per message
-    turn_slice_seconds: float = 1.0  # after which a message that waits for its turn asks again
-    most_unrecognised_answers: int = 5  # in a row, after which an inbox or a model is paused
+    turn_slice_seconds: float = 1.0  # interval at which a message that waits for its turn asks again
+    most_unrecognised_answers: int = 5  # in a row; then the inbox or the model is paused
 
 
 @dataclass(frozen=True)
@@ -67,14 +67,14 @@ class Admitted:
 
 @dataclass(frozen=True)
 class Deferred:
-    """The message ends for now, without having been refused: what it needs is paused, or the wait would be too long."""
+    """The message ends for now, without a refusal: a scope that it needs is paused, or the wait would be too long."""
 
     result: Result
 
 
 @dataclass(frozen=True)
 class Refused:
-    """The store's answer is one that no waiting changes."""
+    """The store refused, and waiting would not change its answer."""
 
     verdict: Verdict
 
@@ -84,25 +84,25 @@ class Applicant(Protocol):
 
     @property
     def message(self) -> LeasedMessage:
-        """As it was leased."""
+        """The message as it was leased."""
         ...
 
     @property
     def needs_model(self) -> bool:
-        """Whether its text is still to be written."""
+        """Return whether its text is still to be written."""
         ...
 
     def stop_if_not_started(self) -> Result | None:
-        """What it ends as, if the shard stops or nothing can come of it, and nothing of it was sent."""
+        """Return how it ends if the shard stops, or nothing can come of it, before any part was sent."""
         ...
 
     def stop_if_waiting(self) -> Result | None:
-        """What it ends as, if the shard stops or its lease is lost while it waits for its turn."""
+        """Return how it ends if the shard stops or its lease is lost while it waits for its turn."""
         ...
 
 
 class StopSignal:
-    """Tells everything in a shard to start nothing new, and why."""
+    """Tells the tasks of a shard to start nothing new, and why."""
 
     def __init__(self, clock: Clock) -> None:
         self.reason: str | None = None
@@ -110,12 +110,12 @@ class StopSignal:
         self._event = asyncio.Event()
 
     def set(self, reason: str) -> None:
-        """Stop; the first reason stays."""
+        """Stop. Only the first reason is kept."""
         self.reason = self.reason or reason
         self._event.set()
 
     async def sleep(self, seconds: float) -> None:
-        """Wait, but no longer than until the stop."""
+        """Sleep until the time is over or the shard stops."""
         waits = [asyncio.ensure_future(self._clock.sleep(seconds)), asyncio.ensure_future(self._event.wait())]
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
@@ -125,7 +125,7 @@ class StopSignal:
 
 
 class _Throttle(NamedTuple):
-    """Why a scope goes no further until an instant of the shard's clock. The one that ends last is the greatest."""
+    """Why a scope is throttled, and until when on the shard's clock. The one that ends last compares as greatest."""
 
     until: float
     code: str
@@ -152,19 +152,19 @@ class Admission:
         self._chance = chance
         self._stop = stop
         self._log = log
-        self._doubted_models: set[str] = set()  # of which an answer was not understood
-        self.not_ready: NotReady | None = None  # the inbox is still connecting: this shard gives its messages back
+        self._doubted_models: set[str] = set()  # models with a recent unrecognised answer
+        self.not_ready: NotReady | None = None  # the inbox is still connecting: the shard returns its messages
         self._prefetch = _VerdictPrefetch(store.start_generating, clock)
         self._next: LeasedMessage | None = None
-        self._open: dict[ScopeKey, Systemic] = {}  # circuits that are open: no further request
+        self._open: dict[ScopeKey, Systemic] = {}  # open circuits: no further request
         self._throttles: dict[ScopeKey, _Throttle] = {}
-        self._slow_factor = 1.0  # of the inbox, as the store last said
-        self._turn_locks: dict[str, asyncio.Lock] = {}  # by campaign: only the holder asks for its turn
+        self._slow_factor = 1.0  # of the inbox, from the store's last answer
+        self._turn_locks: dict[str, asyncio.Lock] = {}  # by campaign: only the holder asks for a turn
         self._turn_held: dict[str, asyncio.Lock] = {}  # by message: the lock that it holds
-        self._turn_reason: str | None = None  # why a message waits for its turn right now
+        self._turn_reason: str | None = None  # why a message waits for its turn now
 
     async def acquire(self, applicant: Applicant, ask: Ask) -> Admitted | Deferred | Refused:
-        """Ask the store until it says GO, or a no that no waiting changes; wait in place where the wait is short."""
+        """Ask the store until it answers GO or a final refusal; wait inline if the wait is short."""
         waits = 0
         while waits < self._policy.max_inline_waits:
             if deferred := await self._wait_for_throttle(applicant):
@@ -188,7 +188,7 @@ class Admission:
 
     @property
     def slowed_by(self) -> str | None:
-        """Why messages wait here right now, in a sentence; None where none does."""
+        """Say in a sentence why messages wait here now; None if none does."""
         if throttle := self._throttle(list(self._throttles)):
             return throttle.reason
         if self._turn_reason is not None:
@@ -198,59 +198,59 @@ class Admission:
         return None
 
     def release_turn(self, message_id: str) -> None:
-        """Let the next message of the campaign ask for its turn, if this one was the one that asks."""
+        """Let the next message of the campaign ask for a turn, if this message was the one that asks."""
         if lock := self._turn_held.pop(message_id, None):
             lock.release()
 
     # The model's verdicts -------------------------------------------------------------------------------------------
 
     async def ask_for_model(self, message_id: str) -> Verdict:
-        """The store's answer whether the model may be called for a message, prefetched or not."""
+        """Return the store's verdict on whether the model may be called for a message, prefetched or not."""
         verdict = await self._prefetch.verdict(message_id)
         if verdict == Verdict.GO and self._next is not None:
-            # Together with the end of the message before, in one round trip.
+            # Sent together with the result of the previous message, in one round trip.
             self._prefetch.ask(self._next.id)
         return verdict
 
     def announce(self, message: LeasedMessage | None) -> None:
-        """Name the message whose turn comes next, if it surely needs the model: its turn then begins with its request.
+        """Prefetch the verdict on the next message if it surely needs the model, so its turn begins with its request.
 
-        Of a limit on spending only what is in flight may go beyond, which this message is not yet: it asks itself.
+        Only messages in flight may exceed a spending limit. This one is not in flight yet, so it asks for itself.
         """
         limited = message is not None and message.config_id in self._settings.limited
         self._next = None if limited else message
 
     async def cancel_prefetch(self) -> None:
-        """Wait for no answer any more."""
+        """Cancel the prefetched verdicts."""
         await self._prefetch.cancel()
 
     # Circuits -------------------------------------------------------------------------------------------------------
 
     def open_circuit_for(self, message: LeasedMessage, *, needs_model: bool) -> Systemic | None:
-        """What is known to be wrong with a scope that the message needs."""
+        """Return the known failure of a scope that the message needs, or None."""
         return None if not self._open else self._first_open(self._needed(message, needs_model=needs_model))
 
     def model_is_available(self, message: LeasedMessage, model: str) -> bool:
-        """Whether nothing is known that keeps this model from being asked at once."""
+        """Return whether no known failure or throttle keeps this model from being called at once."""
         scopes = [(Scope.WORKSPACE, message.workspace_id), (Scope.MODEL, model)]
         if message.workspace_id not in self._settings.own_accounts:
             scopes.append((Scope.PROVIDER, LANGUAGE_MODEL_ACCOUNT))
         return not self._throttle(scopes) and not self._first_open(scopes)
 
     async def model_is_paused(self, model: str, code: str) -> bool:
-        """Whether the store has this model paused for a reason of this code."""
+        """Return whether the store has paused this model with this code."""
         return any(pause.code == code and pause.scope_id == model for pause in await self._store.pauses())
 
     async def open_circuit(
         self, message: LeasedMessage, failure: Systemic | Throttled, model: str | None = None
     ) -> float:
-        """Pause or slow down a scope, here at once and for everybody through the store. Returns seconds.
+        """Pause or slow down a scope, here at once and for all workers through the store. Returns seconds.
 
-        `model` is the one that was asked, where it is not the workspace's own.
+        `model` is the model that was called, if it is not the workspace's own.
         """
         scope = (failure.scope, self._scope_id(message, failure.scope, model))
         if failure.retry_after is not None:
-            # "Come back at once" would make a loop as fast as the network.
+            # A retry after zero seconds would loop as fast as the network.
             failure = replace(failure, retry_after=max(1.0, failure.retry_after))
         if isinstance(failure, Systemic):
             first = scope not in self._open
@@ -271,9 +271,10 @@ class Admission:
         failure: Systemic,
         check_connection: Callable[[], Awaitable[Failure | NotReady | None]],
     ) -> Failure:
-        """A failure that was read from words alone: the inbox's, if its state or a second recipient says so.
+        """Confirm a failure that was inferred from an error text alone.
 
-        Otherwise this message alone is tried again later: one recipient's trouble must not stop an inbox.
+        It is the inbox's if the inbox's state or a second recipient confirms it. Otherwise only this message is retried
+        later: trouble with one recipient must not stop an inbox.
         """
         if await self._is_confirmed(message, failure):
             return failure
@@ -284,7 +285,7 @@ class Admission:
         return Transient(failure.code, reason, answer=failure.answer)
 
     async def _is_confirmed(self, message: LeasedMessage, failure: Systemic) -> bool:
-        """Whether words alone are enough to call a scope broken: it is paused for it, or a second recipient met it."""
+        """Return whether an error text is enough to call a scope broken: it is paused, or a second recipient met it."""
         scope = (failure.scope, self._scope_id(message, failure.scope))
         if scope in self._open or failure.scope is not Scope.INBOX:
             return True
@@ -295,7 +296,7 @@ class Admission:
         return streak.recipients > 1
 
     async def note_unrecognised(self, message: LeasedMessage, model: str | None = None) -> Systemic | None:
-        """Count an answer that no row knows: the inbox's, or a model's. Returns why to pause it, after too many."""
+        """Count an unrecognised answer of the inbox or a model. Returns the reason to pause it after too many."""
         scope = Scope.INBOX if model is None else Scope.MODEL
         if model is not None:
             self._doubted_models.add(model)
@@ -313,14 +314,14 @@ class Admission:
         return Systemic(UNRECOGNISED_IN_A_ROW, reason, scope, UNRECOGNISED_PAUSE_SECONDS)
 
     async def model_worked(self, message: LeasedMessage) -> None:
-        """A text was written: what was counted against its model is over."""
+        """A text was written: reset the failure count of its model."""
         model = self._scope_id(message, Scope.MODEL)
         if model in self._doubted_models:
             self._doubted_models.discard(model)
             await self._store.forget_failures(Scope.MODEL, model)
 
     async def _slow_inbox(self, message: LeasedMessage, failure: Throttled) -> None:
-        """Not only wait: go slower from then on, whoever sends through this inbox."""
+        """Slow the inbox down for all its senders, beyond this one wait."""
         factor = await self._store.slow_down(message.inbox_id)
         if factor != self._slow_factor:
             self._slow_factor = factor
@@ -328,7 +329,7 @@ class Admission:
             self._log(message, "pause", "warning", text, scope="inbox", code=failure.code, factor=factor)
 
     def _needed(self, message: LeasedMessage, *, needs_model: bool) -> list[ScopeKey]:
-        """The scopes whose circuits must be closed for the message to go on."""
+        """Return the scopes whose circuits must be closed for this message."""
         needed = [Scope.INBOX, Scope.RUN]
         if needs_model:
             needed += [Scope.WORKSPACE, Scope.MODEL]
@@ -355,14 +356,14 @@ class Admission:
             self._throttles[scope] = _Throttle(until, code, reason)
 
     def _throttle(self, scopes: Sequence[ScopeKey]) -> _Throttle | None:
-        """The longest throttle of some scopes that still holds."""
+        """Return the longest throttle in force among some scopes."""
         longest = max((self._throttles[scope] for scope in scopes if scope in self._throttles), default=None)
         return longest if longest and longest.until > self._clock.monotonic() else None
 
     # Waiting --------------------------------------------------------------------------------------------------------
 
     async def _wait_for_throttle(self, applicant: Applicant) -> Deferred | None:
-        """Wait until no throttle of the message's scopes holds any more."""
+        """Wait until no throttle of the message's scopes is in force."""
         while self._throttles and not self._stop.reason:
             throttle = self._throttle(self._needed(applicant.message, needs_model=applicant.needs_model))
             if throttle is None:
@@ -370,12 +371,12 @@ class Admission:
             left = throttle.until - self._clock.monotonic()
             if left > self._policy.max_inline_wait_seconds:
                 return Deferred(GiveBack(throttle.code, throttle.reason, ErrorClass.THROTTLED))
-            # Not all at the same instant, or they would be throttled together again.
+            # Spread out, or all would be throttled together again.
             await self._stop.sleep(left * (1 + 0.1 * self._chance()))
         return None
 
     async def _take_over_pauses(self, applicant: Applicant) -> Deferred | None:
-        """Somebody paused one of our scopes: take it over, so that the next message need not ask."""
+        """Adopt a pause that another worker opened for our scopes, so that the next message need not ask."""
         scopes = self._needed(applicant.message, needs_model=applicant.needs_model)
         for pause in await self._store.pauses():
             scope = (pause.scope, pause.scope_id)
@@ -390,10 +391,10 @@ class Admission:
         return None
 
     async def _wait_for_turn(self, applicant: Applicant) -> Deferred | None:
-        """Wait until the pace of the inbox and the campaign lets a message go.
+        """Wait until the paces of the inbox and the campaign admit a message.
 
-        Only one message of a campaign asks: the others would ask for the same turn. It asks every second, because
-        settings may change, the clock be moved, and the turn go to a worker elsewhere.
+        Only one message per campaign asks: the others would ask for the same turn. It asks every second, because
+        settings may change, the clock may be moved, and another worker may take the turn.
         """
         message = applicant.message
         if message.id not in self._turn_held:

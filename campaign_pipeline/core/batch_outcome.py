@@ -26,8 +26,8 @@ class BatchCounts:
     sent: int = 0
     failed: int = 0
     skipped: int = 0
-    waiting: int = 0  # pending: to be tried again, or given back
-    held: int = 0  # under the lease of another run
+    waiting: int = 0  # pending: retried later, or returned to the queue
+    held: int = 0  # leased by another run
     deleted: int = 0
 
     @property
@@ -57,17 +57,17 @@ class BatchOutcome:
     claimed: int
     counts: BatchCounts
     unworked: int  # messages whose steps never ran
-    given_back: int  # messages that ended steps still held: given back when the batch was closed
+    given_back: int  # messages that ended steps still held: returned when the batch was closed
     causes: tuple[Cause, ...] = ()  # the most frequent first
 
     @property
     def is_worked(self) -> bool:
-        """Whether a step worked on each message, or it was sent otherwise."""
+        """Return whether every message was worked on by a step, or sent otherwise."""
         return not self.given_back and not (self.unworked and self.counts.open)
 
     @property
     def could_send(self) -> bool:
-        """Whether no message waits for something that a person must fix."""
+        """Return whether no message waits for something that a person must fix."""
         return not self.causes
 
     def work_sentence(self) -> str:

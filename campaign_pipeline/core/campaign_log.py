@@ -1,4 +1,4 @@
-"""The campaign's log: one line for what happened to a message in one of its steps."""
+"""The campaign log: one line per event of a message."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ STEPS = ("prepare", "split", "send", "look_up", "lease", "pause")
 
 @dataclass(frozen=True)
 class CampaignLog:
-    """Writes lines about messages; the store keeps them."""
+    """Writes log lines about messages; the store saves them."""
 
     write: Callable[[LogLine], None]
 
     def __call__(self, message: LeasedMessage, step: str, level: str, text: str, **details: object) -> None:
-        """Log what happened to a message in a step, which is one of STEPS."""
+        """Log an event of a message in a step, one of STEPS."""
         self.write(
             {
                 "run_id": message.run_id,

@@ -1,8 +1,8 @@
-"""How many messages each rate limit allows the next claim to take, and what an operator is told while it allows none.
+"""How many messages each rate limit allows the next claim to take, and what an operator reads while it allows none.
 
-Whether *this* message may go *now* is decided in the database, in the transaction that commits the intent to send it
-(sql/functions/pacing.sql): warm-up, limits, quiet hours and gaps are applied there, once, for every process. This
-module answers how many messages are worth claiming from where an inbox or campaign stands, and how runs share them.
+Whether *this* message may go *now* is decided in the database, in the transaction that commits its intent
+(sql/functions/pacing.sql): it applies warm-up, limits, quiet hours and gaps once, for all processes. This module
+computes how many messages are worth claiming, given the state of an inbox or campaign, and shares them among runs.
 """
 
 import math
@@ -33,25 +33,25 @@ Scope = tuple[str, UUID]
 
 @dataclass(frozen=True)
 class Pace:
-    """Where one inbox or campaign stands; a row of `list_paces`."""
+    """The pacing state of one inbox or campaign; a row of `list_paces`."""
 
     scope: Scope
     now: datetime
     free_at: datetime  # when the next message may begin; `now` if at once
     code: str  # why not before
-    gap_seconds: float  # between two messages, at least; slow-down included; 0: none
-    jitter: float  # a gap is stretched by up to this share
-    slow_factor: float  # above 1: it was throttled
+    gap_seconds: float  # minimum between two messages, slow-down included; 0: no gap
+    jitter: float  # a gap is extended at random by up to this share
+    slow_factor: float  # above 1: the inbox was throttled
     hourly_limit: int | None
-    hour_count: int  # of it, begun
-    daily_limit: int | None  # of today, warm-up included
+    hour_count: int  # messages begun within its hour
+    daily_limit: int | None  # today's, warm-up included
     day_count: int
-    leased: int  # claimed and not begun: they will take the next slots
+    leased: int  # claimed and not begun: they take the next slots
     zone: str
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> "Pace":
-        """Build from the statement `list_paces`."""
+        """Build from a row of `list_paces`."""
         return cls(
             scope=(row["scope"], row["scope_id"]),
             now=row["now"],
@@ -70,13 +70,13 @@ class Pace:
 
     @property
     def wait_seconds(self) -> float:
-        """Until the next message may begin."""
+        """Return the seconds until the next message may begin."""
         return max(0.0, (self.free_at - self.now).total_seconds())
 
     def slots_within(self, horizon_seconds: float, patience_seconds: float, most: int) -> int:
-        """How many messages may begin within some time, at most `most`, none waited for longer than the patience.
+        """Return how many messages may begin within a horizon, at most `most`, each with a wait within the patience.
 
-        0: the first of them would have to be waited for too long.
+        Returns 0 if even the first would wait too long.
         """
         wait, gap = self.wait_seconds, self.gap_seconds * (1 + self.jitter / 2)
         if wait > min(horizon_seconds, patience_seconds):
@@ -94,7 +94,7 @@ class Pace:
         return max(0, min(most, by_gap, *limits))
 
     def explain(self) -> str:
-        """Why nothing begins before `free_at`, as a sentence for the operator."""
+        """Say why nothing begins before `free_at`, in a sentence for the operator."""
         who = f"The {self.scope[0]}"
         until = self._local(self.free_at)
         slowed = (
@@ -115,13 +115,13 @@ class Pace:
     def _local(self, instant: datetime) -> str:
         try:
             zone: Any = ZoneInfo(self.zone)
-        except (KeyError, ValueError, OSError):  # the database knows more names than Python
+        except (KeyError, ValueError, OSError):  # PostgreSQL knows more time zone names than Python
             zone = UTC
         return f"{instant.astimezone(zone):%Y-%m-%d %H:%M:%S} ({zone})"
 
 
 def share_out(slots: int, runs: Sequence[UUID], chance: Callable[[], float]) -> dict[UUID, int]:
-    """Share slots among runs as evenly as can be; who gets the odd ones is left to chance, so that none is starved."""
+    """Share slots among runs evenly; the odd ones go to random runs, so that no run starves."""
     if not runs:
         return {}
     each, odd = divmod(max(0, slots), len(runs))
@@ -131,11 +131,11 @@ def share_out(slots: int, runs: Sequence[UUID], chance: Callable[[], float]) -> 
 
 @dataclass
 class Budget:
-    """What may be claimed of some runs, by the paces that they go by."""
+    """The messages that may be claimed of some runs, by their paces."""
 
-    runs: Mapping[UUID, Sequence[Scope]]  # which paces each goes by; none: it has no pace
-    slots: dict[Scope, int]  # left
-    spent: set[UUID] = field(default_factory=set)  # runs that have nothing more that is due
+    runs: Mapping[UUID, Sequence[Scope]]  # the paces of each run; none: it is unpaced
+    slots: dict[Scope, int]  # remaining slots
+    spent: set[UUID] = field(default_factory=set)  # runs with nothing else due
 
     @classmethod
     def of(
@@ -146,7 +146,7 @@ class Budget:
         patience_seconds: float,
         most: int,
     ) -> "Budget":
-        """What the paces let go within the horizon, without what is claimed for it already."""
+        """Return what the paces allow within the horizon, minus what is already claimed."""
         slots = {
             pace.scope: max(0, pace.slots_within(horizon_seconds, patience_seconds, most) - pace.leased)
             for pace in paces
@@ -155,11 +155,11 @@ class Budget:
 
     @property
     def paced(self) -> list[UUID]:
-        """The runs that go by a pace."""
+        """Return the runs that have a pace."""
         return [run for run, scopes in self.runs.items() if scopes]
 
     def quotas(self, most: int, chance: Callable[[], float]) -> dict[UUID, int]:
-        """How many messages each run may claim now; runs that may claim none are left out."""
+        """Return how many messages each run may claim now; leaves out runs that may claim none."""
         waiting = [run for run in self.runs if run not in self.spent]
         members = defaultdict(list)
         for run in waiting:
@@ -174,7 +174,7 @@ class Budget:
         return {run: quota for run, quota in quotas.items() if quota > 0}
 
     def take(self, quotas: Mapping[UUID, int], claimed: Mapping[UUID, int]) -> None:
-        """Note what was claimed of it.
+        """Subtract what was claimed.
 
         A run that used less than its quota has nothing else due; an unpaced run is claimed once.
         """

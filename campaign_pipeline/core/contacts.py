@@ -1,8 +1,8 @@
-"""Links, phone numbers, e-mail addresses and payment keys in a text: which of them a model made up.
+"""Finds links, phone numbers, e-mail addresses and payment keys in a text that the model invented.
 
-A contact is known where it stands in what the model was given, in whatever spelling. What only looks like one (prices,
-years, dates, quantities, post codes, versions) is left alone: each pattern asks for the shape of a contact. All
-patterns are linear, or look at a bounded number of characters from each place.
+A contact is known if the model's input contains it, in any spelling. Lookalikes (prices, years, dates, quantities,
+postal codes, versions) are ignored: each pattern requires the shape of a contact. All patterns are linear, or look at a
+bounded number of characters from each position.
 """
 
 import re
@@ -29,7 +29,7 @@ _LINK: Final = re.compile(
     re.IGNORECASE,
 )
 _LINK_END: Final = ".,;:!?)]}'\"*_~>…"
-# Names of firms and products that are written like a domain.
+# Names of companies and products that look like a domain.
 _NO_LINKS: Final = frozenset(
     [
         "booking.com",
@@ -53,7 +53,7 @@ _PROFILES: Final = frozenset({"instagram.com", "facebook.com", "tiktok.com", "yo
 _UUID: Final = re.compile(r"(?<![\w-])[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}(?![\w-])")
 _PIX_CODE: Final = re.compile(r"(?<!\w)0002\d{2}\d{2}26\d{2}\S{8,400}", re.ASCII)
 _CPF: Final = re.compile(r"(?<![\w.])\d{3}\.\d{3}\.\d{3}[-/]\d{2}(?!\d)", re.ASCII)
-_CNPJ: Final = re.compile(  # with letters, as new ones have them, only where it is written with its dots
+_CNPJ: Final = re.compile(  # newer ones contain letters and count only if written with dots
     r"(?<![\w.])(?:\d{8}/\d{4}-?\d{2}|[0-9A-Z]{2}\.[0-9A-Z]{3}\.[0-9A-Z]{3}/[0-9A-Z]{4}-?\d{2})(?!\d)", re.ASCII
 )
 _ACCOUNT: Final = re.compile(
@@ -62,7 +62,7 @@ _ACCOUNT: Final = re.compile(
 _IBAN: Final = re.compile(r"(?<!\w)[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){3,7}(?: ?[A-Z0-9]{1,3})?(?!\w)", re.ASCII)
 _WALLET: Final = re.compile(r"(?<!\w)(?:0x[0-9a-fA-F]{40}|bc1[0-9a-z]{20,60})(?!\w)", re.ASCII)
 
-# A number that could be dialled, or is as long as one. What stands before and after decides with it.
+# A number that could be dialled, or is as long as one. The text around it decides too.
 _NUMBER: Final = re.compile(
     r"(?<![\w.,/:-])(?:"
     r"\+\d{1,3}[\s().-]{0,3}(?:\d[\s().-]{0,2}){6,13}\d"  # +55 11 98765-4321
@@ -96,25 +96,25 @@ _MANY_DIGITS: Final = re.compile(r"\d(?:[^\d\n]{0,4}\d){4}")
 
 @dataclass
 class KnownContacts:
-    """The contacts that stand in some texts."""
+    """The contacts that some texts contain."""
 
-    links: set[str] = field(default_factory=set)  # without scheme, www. and what ends a sentence
+    links: set[str] = field(default_factory=set)  # without scheme, www. and the punctuation that ends a sentence
     hosts: set[str] = field(default_factory=set)
     emails: set[str] = field(default_factory=set)
-    digits: set[str] = field(default_factory=set)  # of everything that is as long as a number
+    digits: set[str] = field(default_factory=set)  # of everything as long as a phone number
     keys: set[str] = field(default_factory=set)  # payment keys without separators
-    words: str = ""  # the folded texts themselves
+    words: str = ""  # the folded texts
 
     @classmethod
     def of(cls, texts: Iterable[str]) -> "KnownContacts":
-        """Everything that stands in these texts."""
+        """Return every contact in these texts."""
         known = cls()
         for text in texts:
             known._add(text)
         return known
 
     def joined_with(self, other: "KnownContacts") -> "KnownContacts":
-        """What is known of either."""
+        """Return the union of both."""
         return KnownContacts(
             self.links | other.links,
             self.hosts | other.hosts,
@@ -136,7 +136,7 @@ class KnownContacts:
         for run in _LONG_DIGITS.finditer(text):
             digits = _digits(run[0])
             self.digits.add(digits)
-            # Several numbers side by side are one run: each piece between wide separators counts too.
+            # Numbers side by side match as one: each piece between wide separators counts too.
             self.digits.update(_digits(piece) for piece in re.split(r"[,;|\n]| {2,}", run[0]))
         for pattern in _KEYS:
             self.keys.update(_bare(found[0]) for found in pattern.finditer(text))
@@ -149,17 +149,17 @@ _LONG_DIGITS: Final = re.compile(r"\d(?:[\s().,/+-]{0,3}\d){6,40}", re.ASCII)
 
 @lru_cache(maxsize=256)
 def known_in(text: str) -> KnownContacts:
-    """The contacts of one text; kept, because the instructions of a campaign are the same for all its leads."""
+    """Return the contacts of one text; cached, because all leads of a campaign share its instructions."""
     return KnownContacts.of([text])
 
 
 def unknown_contact(text: str, known: KnownContacts) -> ContactRule | None:
-    """The rule that a text breaks by its first contact that is not known; None where it has none."""
+    """Return the rule that the first unknown contact breaks; None if the text has none."""
     return next(_unknown(text, known), None)
 
 
 def may_have_contact(text: str) -> bool:
-    """Whether a text is worth a closer look: most have nothing that a contact needs."""
+    """Return whether a text needs a closer look: most lack the characters that every contact has."""
     return "@" in text or _may_have_link(text) or _MANY_DIGITS.search(text) is not None or text.count("-") > 3
 
 
@@ -168,7 +168,7 @@ def _may_have_link(text: str) -> bool:
 
 
 def _unknown(text: str, known: KnownContacts) -> Iterator[ContactRule]:
-    """The rules that a text breaks. What was looked at is blanked, so that no digits are judged twice."""
+    """Yield the rules that a text breaks. Each match is blanked afterwards, so that no digits are judged twice."""
     text = "".join(str(unicodedata.decimal(char)) if _is_foreign_digit(char) else char for char in text)
     if "@" in text:
         yield from _unknown_emails(text, known)
@@ -193,7 +193,7 @@ def _unknown_emails(text: str, known: KnownContacts) -> Iterator[ContactRule]:
     if any(email[0].casefold() not in known.emails for email in _EMAIL.finditer(text)):
         yield "unknown_email"
     if any(fold(handle["name"]) not in known.words for handle in _HANDLE.finditer(_EMAIL.sub(" ", text))):
-        yield "unknown_link"  # a profile that was not given
+        yield "unknown_link"  # a profile that is not in the input
 
 
 def _unknown_numbers(text: str, known: KnownContacts) -> Iterator[ContactRule]:
@@ -211,7 +211,7 @@ def _is_known_key(key: str, known: KnownContacts) -> bool:
 
 
 def _is_contact(text: str, number: re.Match[str]) -> bool:
-    """Tell a number that could be dialled or paid to from a price, a range of years, a quantity or a post code."""
+    """Tell a number that could be dialled or paid to from a price, a range of years, a quantity or a postal code."""
     found = number[0]
     before = fold(text[max(0, number.start() - 40) : number.start()])
     after = fold(text[number.end() : number.end() + 20])
@@ -224,7 +224,7 @@ def _is_contact(text: str, number: re.Match[str]) -> bool:
 
 
 def _is_known_number(digits: str, known: KnownContacts) -> bool:
-    """Whether a number is known, with or without country code, trunk prefix, area code and ninth digit."""
+    """Return whether a number is known, with or without country code, trunk prefix, area code and ninth digit."""
     if digits in known.digits:
         return True
     asked = _national(digits)
@@ -237,7 +237,7 @@ def _national(digits: str) -> str:
 
 
 def _same_number(one: str, other: str) -> bool:
-    """Whether `one` is `other`, without its area code perhaps, and with or without the ninth digit."""
+    """Return whether `one` is `other`, with or without its area code and ninth digit."""
     if not (8 <= len(one) <= 11 and 8 <= len(other) <= 11) or one[-8:] != other[-8:]:
         return False
     return len(one) < 10 or one[:2] == other[:2]
@@ -252,7 +252,7 @@ def _is_known_link(link: str, known: KnownContacts) -> bool:
         return True
     if not path and "?" not in host and _host(plain) in known.hosts:
         return True
-    if host == "wa.me" or host.endswith("whatsapp.com"):  # a link that writes to a number is known where the number is
+    if host == "wa.me" or host.endswith("whatsapp.com"):  # a link to a number is known if the number is
         digits = _digits(path.partition("?")[0])
         return bool(digits) and _is_known_number(digits, known)
     return False

@@ -1,7 +1,7 @@
-"""What the model may know about a lead, as data that cannot be anything else.
+"""The lead's data that the model may read, sanitised so that it cannot act as instructions.
 
-People outside fill in these fields: the lead itself on a form, a scraper, an import. So each value is bounded, on one
-line, without characters that hide or reorder text, and without the brackets that delimit data in a prompt.
+Outsiders fill in these fields: the lead on a form, a scraper, an import. So each value is bounded, on one line, and
+free of characters that hide or reorder text and of the brackets that delimit data in a prompt.
 """
 
 import json
@@ -23,20 +23,20 @@ NAME_CHARS: Final = 60  # of a custom field
 TAG_CHARS: Final = 50
 MOST_TAGS: Final = 20
 MOST_OTHERS: Final = 10  # custom fields beyond the business ones
-MOST_FIELDS: Final = 500  # custom fields looked at, however many there are
+MOST_FIELDS: Final = 500  # custom fields that are read, however many there are
 
 _LARGEST_VALUE: Final = Decimal(10) ** 15
 _CENT: Final = Decimal("0.01")
-_LOOKED_AT: Final = 8  # times the limit: the characters of a huge value that are read at all
+_LOOKED_AT: Final = 8  # times the limit: how many characters of a huge value are read at all
 
 # Format characters that hide, reorder or smuggle text: directions, zero widths, tags, supplementary selectors. The
-# joiners U+200C and U+200D stay, emoji and several scripts need them.
+# joiners U+200C and U+200D stay: emoji and several scripts need them.
 _HIDDEN: Final = re.compile(
     "[\u00ad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
     "\ud800-\udfff\U000e0000-\U000e0fff]"
 )
 _CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f]")
-# Square brackets and braces too: a model that repeats "Loja [Matriz]" would seem to have left a field to fill in.
+# Square brackets and braces too: a model that repeats "Loja [Matriz]" would seem to have left a placeholder.
 _NEUTRAL: Final = str.maketrans("<>＜＞﹤﹥[]{}［］｛｝`", "‹›‹›‹›()()()()'")
 _NOTHING: Final = frozenset(
     {
@@ -73,7 +73,7 @@ _LIKE_JSON: Final = re.compile(r"\s*[\[{]\s*(?:[\[{\"}\]]|\Z)")
 
 @dataclass(frozen=True)
 class LeadContext:
-    """A lead's fields, tidy and bounded; empty where the CRM has nothing. Build it with `from_row`."""
+    """A lead's fields, sanitised and bounded; empty if the CRM has no value. Build it with `from_row`."""
 
     client_name: str = ""
     company: str = ""
@@ -87,7 +87,7 @@ class LeadContext:
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> "LeadContext":
-        """Build it from a JSON-like row; what is missing or of a wrong type is left empty. Never raises."""
+        """Build from a JSON-like row; missing values and wrong types become empty. Never raises."""
         return cls(
             client_name=_text(row.get("client_name")),
             company=_text(row.get("company")),
@@ -101,13 +101,13 @@ class LeadContext:
         )
 
     def values(self) -> tuple[str, ...]:
-        """Every value that the model reads, without its label; empty ones left out."""
+        """Return every non-empty value that the model reads, without its label."""
         money = "" if self.deal_value is None else _reais(self.deal_value)
         own = (self.client_name, self.company, self.whatsapp_name, *self.tags, self.funnel, self.column, money)
         return tuple(filter(None, (*own, *(value for _, value in self.custom_fields))))
 
     def render(self) -> str:
-        """Write the fields as labelled Portuguese lines; none holds `<`, `>` or a line break in its value."""
+        """Render the fields as labelled Portuguese lines; no value contains `<`, `>` or a line break."""
         lines = [
             (texts.LABEL_NAME, self.client_name),
             (texts.LABEL_COMPANY, self.company),
@@ -119,15 +119,15 @@ class LeadContext:
             (texts.LABEL_COLUMN, self.column),
         ]
         shown = [(label, _tidy(value, VALUE_CHARS)) for label, value in lines]
-        # Tidied once more, so that a context that was not built by `from_row` cannot break out either.
+        # Sanitised again, so that a context that was not built by `from_row` is safe too.
         shown += [(_tidy(name, NAME_CHARS), _tidy(value, BUSINESS_CHARS)) for name, value in self.custom_fields]
         return "\n".join(f"{label}: {value}".translate(_NEUTRAL) for label, value in shown if value)
 
 
 def in_order(custom_fields: object) -> list[dict[str, Any]]:
-    """Custom fields as the statement get_lead_contexts has them (`<position> <name>` -> value), as `name` and `value`.
+    """Return custom fields of get_lead_contexts (`<position> <name>` -> value) as `name` and `value`.
 
-    In the order in which the CRM shows them: by position, those without one last, then by name.
+    In the CRM's display order: by position, those without one last, then by name.
     """
     if not isinstance(custom_fields, Mapping):
         return []
@@ -137,7 +137,7 @@ def in_order(custom_fields: object) -> list[dict[str, Any]]:
 
 
 def _text(value: object, limit: int = VALUE_CHARS) -> str:
-    """Read a text or a number; anything else is empty, and so is what programs write in place of nothing."""
+    """Read a text or a number; other types, and what programs write for an empty value, become empty."""
     if isinstance(value, str):
         text = _tidy(value, limit)
         unsaid = len(text) <= _LONGEST_UNSAID and text.lower() in _UNSAID
@@ -153,7 +153,7 @@ def _text(value: object, limit: int = VALUE_CHARS) -> str:
 
 
 def _tidy(text: str, limit: int) -> str:
-    """Put a text on one line without hidden characters, cut to `limit` characters between what a reader sees."""
+    """Put a text on one line without hidden characters, cut to `limit` characters at a grapheme boundary."""
     head = text[: limit * _LOOKED_AT]
     line = " ".join(_CONTROL.sub(" ", _HIDDEN.sub("", head)).split())
     if len(line) <= limit and len(head) == len(text):
@@ -168,7 +168,7 @@ def _tidy(text: str, limit: int) -> str:
 def _money(value: object) -> Decimal | None:
     if isinstance(value, bool) or not isinstance(value, int | float | Decimal | str):
         return None
-    if isinstance(value, int) and abs(value) >= _LARGEST_VALUE:  # before a conversion that grows with the digits
+    if isinstance(value, int) and abs(value) >= _LARGEST_VALUE:  # before a conversion whose time grows with the digits
         return None
     try:
         amount = Decimal(value.strip()[:40] if isinstance(value, str) else str(value))
@@ -184,7 +184,7 @@ def _reais(amount: Decimal) -> str:
 
 
 def _tags(value: object) -> Iterator[str]:
-    """Read the tags, each once."""
+    """Yield the tags, each once."""
     listed = [value] if isinstance(value, str) else value
     if isinstance(listed, list | tuple):
         tags = (_tidy(tag, TAG_CHARS) for tag in islice(listed, MOST_FIELDS) if isinstance(tag, str))
@@ -192,7 +192,7 @@ def _tags(value: object) -> Iterator[str]:
 
 
 def _custom_fields(value: object) -> Iterator[tuple[str, str]]:
-    """Read the business fields in their order, then others that are short and not JSON; each name once."""
+    """Yield the business fields in their order, then others that are short and not JSON; each name once."""
     business: dict[str, str] = {}
     others: dict[str, tuple[str, str]] = {}
     for name, raw in _named_values(value):
@@ -221,14 +221,14 @@ def _name(value: object) -> str:
 
 @lru_cache(maxsize=1024)
 def _tidy_name(name: str) -> str:
-    """The names of a CRM's fields are the same for every lead; reading them anew took a third of reading a lead."""
+    """Sanitise a field's name. Cached: names repeat for every lead, and took a third of the time to read a lead."""
     return _tidy(name, NAME_CHARS)
 
 
 def _is_short(value: object) -> bool:
-    """Tell whether a value is worth a line: neither long nor a structure that some tool left there."""
+    """Return whether a value fits on a line: neither long nor a structure that some tool stored."""
     if not isinstance(value, str):
-        return True  # numbers are short, structures have no text
+        return True  # numbers are short; structures become empty
     text = value.strip()
     return len(text) <= VALUE_CHARS and not _LIKE_JSON.match(text) and not _is_json(text)
 
@@ -245,7 +245,7 @@ def _is_json(text: str) -> bool:
 
 @lru_cache(maxsize=1024)
 def _key(name: str) -> str:
-    """Compare names without case and accents: operators type them by hand."""
+    """Fold case and accents of a name: operators type names by hand."""
     plain = unicodedata.normalize("NFKD", name.casefold())
     return "".join(char for char in plain if not unicodedata.combining(char))
 

@@ -1,7 +1,7 @@
-"""What will be sent when: due messages laid out hour by hour over windows, paces and limits.
+"""A forecast of what will be sent when: due messages laid out by hour over windows, paces and limits.
 
-A forecast, not a promise: it knows what is planned and what limits it, not who will reply or which number fails. The
-database decides about each message (sql/functions/pacing.sql).
+It uses what is planned and what limits it; it cannot know who will reply or which number fails. The database decides
+about each message (sql/functions/pacing.sql).
 """
 
 import math
@@ -22,21 +22,21 @@ _HOUR = timedelta(hours=1)
 
 @dataclass(frozen=True)
 class Limits:
-    """How fast an inbox or a campaign may send; without any, as fast as messages become due."""
+    """How fast an inbox or a campaign may send; without limits, as fast as messages become due."""
 
     zone: ZoneInfo
-    gap_seconds: float = 0.0  # between two messages on the average, rests included
+    gap_seconds: float = 0.0  # average between two messages, rests included
     hourly_limit: int | None = None
-    day_limits: Sequence[int | None] = ()  # of today and the days after it; the last holds on
-    day_count: int = 0  # of today's, used
+    day_limits: Sequence[int | None] = ()  # for today and the days after it; the last one holds on
+    day_count: int = 0  # how much of today's limit is used
     quiet_from: time | None = None
     quiet_until: time | None = None
-    free_at: datetime | None = None  # nothing before this
+    free_at: datetime | None = None  # nothing is sent before this
 
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What a running run has to send."""
+    """The messages that a running run has to send."""
 
     run_id: UUID
     inbox_id: UUID
@@ -58,14 +58,14 @@ class Slot:
 
 @dataclass
 class Forecast:
-    """Slots in the order of their hours; when each run has sent its last message (None: not within the horizon)."""
+    """Slots by hour; per run, when its last message is sent (None: not within the horizon)."""
 
     slots: list[Slot] = field(default_factory=list)
     finished_at: dict[UUID, datetime | None] = field(default_factory=dict)
 
 
 class _Budget:
-    """What one inbox or campaign may still send."""
+    """How many messages one inbox or campaign may still send."""
 
     def __init__(self, limits: Limits, now: datetime) -> None:
         self._limits = limits
@@ -81,7 +81,7 @@ class _Budget:
         return (hour.astimezone(self._limits.zone).date() - self._today).days
 
     def left(self, start: datetime, end: datetime) -> float:
-        """Messages that may begin in this hour, or in what is left of it."""
+        """Return how many messages may begin in this hour, or in the rest of it."""
         limits = self._limits
         start = max(start, limits.free_at) if limits.free_at else start
         seconds = (self._open.open_time_between(start, end) if self._open else end - start).total_seconds()
@@ -98,7 +98,7 @@ class _Budget:
         return most
 
     def take(self, hour: datetime, messages: int) -> None:
-        """So many begin in this hour."""
+        """Count messages that begin in this hour."""
         self._used[self._day(hour)] += messages
 
 
@@ -109,7 +109,7 @@ def forecast(
     campaigns: Mapping[UUID, Limits],
     hours: int = HORIZON_HOURS,
 ) -> Forecast:
-    """Lay out what is due over so many hours from now; runs of one inbox share its pace evenly."""
+    """Lay out due messages over the next hours; the runs of an inbox share its pace evenly."""
     result = Forecast()
     going = [run for run in runs if not run.held]
     backlog = {run.run_id: 0 for run in going}
@@ -146,7 +146,7 @@ def _share(
     inbox: _Budget | None,
     campaigns: Mapping[UUID, _Budget],
 ) -> dict[UUID, int]:
-    """How many messages each run sends in an hour through one inbox; what one leaves of its share goes to the rest."""
+    """Return how many messages each run sends in an hour through one inbox; an unused share goes to the other runs."""
     budget = inbox.left(start, end) if inbox else math.inf
     sent: dict[UUID, int] = {}
     ordered = sorted(runs, key=lambda run: backlog[run.run_id])

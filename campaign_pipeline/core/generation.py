@@ -1,4 +1,4 @@
-"""What the model is asked, and what of its answers is sent."""
+"""Prompts for the model, and the readers of its answers."""
 
 import re
 import unicodedata
@@ -29,7 +29,7 @@ _SUBJECT_LINE: Final = re.compile(
 )
 _TURNING: Final = frozenset(
     "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff"
-)  # turn the reading direction
+)  # change the reading direction
 _SUBJECT_KEY: Final = re.compile(r"[\"'“](?:subject|assunto|asunto|body|corpo|cuerpo)\\?[\"'”]\s{0,5}:", re.IGNORECASE)
 _SUBJECT_PREFIX: Final = re.compile(r"\A(?:assunto|subject|asunto)\s{0,3}:\s{0,3}", re.IGNORECASE)
 _MARKED_EMAIL: Final = re.compile(
@@ -58,15 +58,15 @@ class Message:
     """A text that may be sent."""
 
     text: str
-    subject: str | None = None  # where the channel has one
+    subject: str | None = None  # if the channel has one
     changed: tuple[ChangeRule, ...] = ()  # the rules that changed the model's answer
 
 
 def read_message(raw: str, max_chars: int, known: Known = NOTHING_KNOWN, markup: Markup = Markup.WHATSAPP) -> Message:
-    """Take the message out of a model's answer, in the markup of its channel.
+    """Read the message from a model's answer, in the markup of its channel.
 
-    `max_chars` is how many characters all parts together may have. Raises TextProblem with the rule that the answer
-    breaks; see `text_rules`.
+    `max_chars` is the limit for all parts together. Raises TextProblem with the rule that the answer breaks; see
+    `text_rules`.
     """
     text, changed = clean(raw, markup)
     if is_blank(text):
@@ -81,16 +81,16 @@ def read_message(raw: str, max_chars: int, known: Known = NOTHING_KNOWN, markup:
 
 @dataclass(frozen=True)
 class Author:
-    """In whose name the texts of a workspace are written."""
+    """The sender on whose behalf a workspace's texts are written."""
 
     agent_prompt: str = ""  # the agent's own system prompt (ai_agents.system_prompt)
     workspace: str = ""  # the workspace's name
 
 
 def _system(instructions: str, author: Author, *rules: str) -> str:
-    """The system prompt. It is the same for all leads of a campaign, so that providers can cache it.
+    """Return the system prompt. All leads of a campaign share it, so that providers can cache it.
 
-    Rules come last: what is said last about data and form holds.
+    Rules come last, because models follow the last instruction on data and form.
     """
     task = _prompt_text(instructions)
     in_name_of = texts.IN_NAME_OF.format(workspace=_prompt_text(author.workspace)) if author.workspace.strip() else ""
@@ -109,7 +109,7 @@ def first_contact_prompt(
 ) -> tuple[str, str]:
     """Write the system and the user prompt for a first message to a lead.
 
-    Where a campaign has no instructions, it is written as a seller would.
+    Without instructions of the campaign, the model writes as a seller would.
     """
     return _system(instructions, author, texts.SYSTEM_RULES), _with_data(texts.FIRST_CONTACT_REQUEST, context)
 
@@ -119,23 +119,23 @@ def email_prompt(
     context: LeadContext,
     author: Author = Author(),
 ) -> tuple[str, str]:
-    """Write the system and the user prompt for a first e-mail to a lead, asked for as JSON `{"subject", "body"}`."""
+    """Write the system and the user prompt for a first e-mail, whose answer is JSON `{"subject", "body"}`."""
     return _system(instructions, author, texts.EMAIL_RULES), _with_data(texts.EMAIL_REQUEST, context)
 
 
 def read_email(raw: str, max_chars: int, known: Known = NOTHING_KNOWN) -> Message:
-    """Take subject and body of an e-mail out of a model's answer, as plain text. Raises TextProblem."""
+    """Read subject and body of an e-mail, as plain text, from a model's answer. Raises TextProblem."""
     subject, body = parse_email(raw)
     message = read_message(body, max_chars, known, Markup.PLAIN)
     return Message(message.text, check_subject(subject, message.text, known), message.changed)
 
 
 def parse_email(raw: str) -> tuple[str | None, str]:
-    """Take subject and body out of a model's answer; no subject where it gave none.
+    """Split a model's answer into subject and body; the subject is None if the answer has none.
 
-    A model that ignores the schema may answer with other keys or quotes, with fences around the JSON, with prose before
-    it, with a line `Assunto: …` over the text, or with the text alone. Raises TextProblem (`malformed`) for JSON that
-    cannot be read or has no body: it must never reach a lead as it is.
+    A model that ignores the schema may use other keys or quotes, put fences around the JSON or prose before it, write a
+    line `Assunto: …` above the text, or answer with the text alone. Raises TextProblem (`malformed`) for JSON that
+    cannot be read or has no body: raw JSON must never reach a lead.
     """
     text = unwrapped(without_reasoning(plain_characters(raw)).strip())
     if looks_like_json(text) or _SUBJECT_KEY.search(text):
@@ -151,7 +151,7 @@ def parse_email(raw: str) -> tuple[str | None, str]:
 
 
 def check_subject(raw: str | None, body: str, known: Known = NOTHING_KNOWN) -> str:
-    """One line that may stand as a subject: the model's, else the first sentence of the text.
+    """Return a one-line subject: the model's, else the first sentence of the text.
 
     Raises TextProblem, as `read_message` does.
     """
@@ -164,7 +164,7 @@ def check_subject(raw: str | None, body: str, known: Known = NOTHING_KNOWN) -> s
 
 
 def _line(raw: str) -> str:
-    """A text as one line without markup."""
+    """Return a text as one line without markup."""
     line = " ".join(_one_line(raw).split())
     cleaned, _ = clean(line, Markup.PLAIN)
     return " ".join(_SUBJECT_PREFIX.sub("", cleaned).split())
@@ -177,7 +177,7 @@ def template_prompt(
     body: str | None,
     author: Author = Author(),
 ) -> tuple[str, str]:
-    """Write the system and the user prompt for the variables of a template; `variables` says what each is for."""
+    """Write the system and the user prompt for a template's variables; `variables` gives the purpose of each."""
     keys = [texts.VARIABLE_KEY.format(number=number) for number in range(1, len(variables) + 1)]
     rules = texts.TEMPLATE_RULES.format(keys=", ".join(f'"{key}"' for key in keys))
     purposes = [
@@ -190,7 +190,7 @@ def template_prompt(
 
 
 def template_schema(variables: Sequence[str]) -> Mapping[str, Any]:
-    """What a model is asked to answer when it writes the variables of a template: one key each, so none can lack."""
+    """Return the JSON schema for a template's variables: one key each, so that none can be missing."""
     keys = [texts.VARIABLE_KEY.format(number=number) for number in range(1, len(variables) + 1)]
     return {
         "name": "template_variables",
@@ -207,9 +207,9 @@ def template_schema(variables: Sequence[str]) -> Mapping[str, Any]:
 
 
 def parse_variables(raw: str, count: int, known: Known = NOTHING_KNOWN) -> tuple[str, ...]:
-    """Take the variables of a template out of a model's answer, each as Meta takes it: one line, 1,024 characters.
+    """Read a template's variables from a model's answer, within Meta's limits: one line, 1,024 characters each.
 
-    Raises TextProblem: `malformed` where one lacks, `empty` where one has no text, or the rule that one breaks.
+    Raises TextProblem: `malformed` if one is missing, `empty` if one has no text, or the rule that one breaks.
     """
     answer = read_json(unwrapped(without_reasoning(plain_characters(raw)).strip()))
     keys = [texts.VARIABLE_KEY.format(number=number) for number in range(1, count + 1)]
@@ -236,7 +236,7 @@ def split_prompt(text: str, max_parts: int) -> tuple[str, str]:
     mark = texts.SPLIT_MARK
     number = 1
     squeezed = "".join(text.casefold().split())
-    while f"{mark}>" in squeezed:  # the text must reach the model unchanged, so the mark gives way
+    while f"{mark}>" in squeezed:  # the text must reach the model unchanged, so the delimiter changes
         number += 1
         mark = f"{texts.SPLIT_MARK}_{number}"
     request = texts.SPLIT_REQUEST.format(max_parts=max_parts)
@@ -244,7 +244,7 @@ def split_prompt(text: str, max_parts: int) -> tuple[str, str]:
 
 
 def _one_line(text: str) -> str:
-    """Without anything that ends a line, steers a terminal or turns the reading direction."""
+    """Remove line ends, terminal controls and characters that change the reading direction."""
     return "".join(
         " " if unicodedata.category(char) in {"Cc", "Zl", "Zp"} else char
         for char in text
@@ -253,7 +253,7 @@ def _one_line(text: str) -> str:
 
 
 def _shortened(line: str) -> str:
-    """At most LONGEST_SUBJECT characters, cut between words."""
+    """Cut to LONGEST_SUBJECT characters, between words."""
     if len(line) <= LONGEST_SUBJECT:
         return line
     return f"{line[: LONGEST_SUBJECT - 1].rsplit(' ', 1)[0].rstrip(' ,;:-')}…"

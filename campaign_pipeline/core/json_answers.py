@@ -1,4 +1,4 @@
-"""Reads JSON out of a model's answer, however it is quoted or escaped, and finds the text that is meant."""
+"""Reads JSON from a model's answer, however it is quoted or escaped, and finds the message in it."""
 
 import ast
 import json
@@ -13,7 +13,7 @@ _LOOKS_LIKE_JSON: Final = re.compile(r"\s*(?:\{\s*\\?[\"'“‘]|\[\s*(?:\\?[\"�
 _OBJECT_INSIDE: Final = re.compile(r"\{\s{0,20}\\?[\"'“][\w -]{1,40}\\?[\"'”]\s{0,5}:")
 _TRAILING_COMMA: Final = re.compile(r",(\s{0,50}[}\]])")
 _NOT_A_LETTER: Final = re.compile(r"[^a-z0-9]+")
-_DEEPEST: Final = 40  # brackets in one another: more than any answer has, and far less than what breaks a parser
+_DEEPEST: Final = 40  # levels of nesting: more than any answer has, far fewer than break a parser
 _LONGEST_LITERAL: Final = 20_000
 
 _BODY_KEYS: Final = (
@@ -49,15 +49,14 @@ _WRAPPERS: Final = ("email", "data", "dados", "resultado", "result", "response",
 
 
 def looks_like_json(text: str) -> bool:
-    """Tell whether a text is JSON, or was meant to be: it must not reach a reader as it is."""
+    """Return whether a text is JSON, or was meant to be: it must not reach a reader as it is."""
     return _LOOKS_LIKE_JSON.match(text) is not None
 
 
 def message_in_json(text: str) -> str:
-    """The message of an answer that is JSON; any other answer as it is.
+    """Return the message in a JSON answer; return any other answer unchanged.
 
-    Raises TextProblem `malformed` for JSON that cannot be read or in which no message is found, and `options` where
-    several are.
+    Raises TextProblem `malformed` for JSON that cannot be read or has no message, and `options` if it has several.
     """
     if not looks_like_json(text):
         inside = _OBJECT_INSIDE.search(text) if "{" in text else None
@@ -71,9 +70,9 @@ def message_in_json(text: str) -> str:
 
 
 def read_json(text: str) -> Any:
-    """The first JSON object or list in a text; None where none can be read.
+    """Return the first JSON object or list in a text; None if none can be read.
 
-    Single quotes, typographic quotes, commas too many, line breaks in strings and a second escaping are understood.
+    Accepts single quotes, typographic quotes, extra commas, line breaks in strings and double escaping.
     """
     start = min((at for at in (text.find("{"), text.find("[")) if at >= 0), default=-1)
     if start < 0 or _depth(text) > _DEEPEST:
@@ -83,7 +82,7 @@ def read_json(text: str) -> Any:
     for attempt in (piece, _TRAILING_COMMA.sub(r"\1", piece), piece.translate(_TYPOGRAPHIC), _unescaped(piece)):
         if attempt and (value := _loaded(attempt)) is not None:
             return value
-    # A list or an object with prose behind it that has brackets of its own.
+    # A list or an object followed by prose that has brackets too.
     try:
         value, _ = json.JSONDecoder(strict=False).raw_decode(text, start)
         if isinstance(value, dict | list):
@@ -116,7 +115,7 @@ def _loaded(text: str) -> Any:
 
 
 def _unescaped(text: str) -> str:
-    """A text that was escaped once more than needed."""
+    """Undo one level of escaping."""
     if '\\"' not in text:
         return ""
     try:
@@ -127,7 +126,7 @@ def _unescaped(text: str) -> str:
 
 
 def _literal(text: str) -> Any:
-    """An object with single quotes, as Python writes it."""
+    """Parse an object in Python's notation, with single quotes."""
     if len(text) > _LONGEST_LITERAL or "'" not in text:
         return None
     try:
@@ -138,12 +137,12 @@ def _literal(text: str) -> Any:
 
 
 def key_of(name: object) -> str:
-    """A key without case, accents and what separates its words."""
+    """Fold case and accents of a key, and drop its word separators."""
     return _NOT_A_LETTER.sub("", fold(str(name)))
 
 
 def subject_and_body(value: Any, depth: int = 3) -> tuple[str | None, str | None]:
-    """Subject and body in an object with any of the usual keys; None for what it has not."""
+    """Return subject and body of an object under any of the usual keys; None for what is missing."""
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
     if not isinstance(value, Mapping) or not depth:
@@ -169,7 +168,7 @@ def subject_and_body(value: Any, depth: int = 3) -> tuple[str | None, str | None
 
 
 def _of_pieces(keyed: Mapping[str, Any]) -> str | None:
-    """A message whose greeting, body and end stand under keys of their own, as one text in their order."""
+    """Join a message whose greeting, body and closing have keys of their own, in their order."""
     texts = {key: text for key, each in keyed.items() if (text := _joined(each))}
     if not _PIECE_KEYS & texts.keys():
         return None
@@ -183,7 +182,7 @@ def _of_pieces(keyed: Mapping[str, Any]) -> str | None:
 
 
 def _joined(value: Any) -> str | None:
-    """A text, or the paragraphs of a list as one."""
+    """Return a text, or a list of paragraphs joined to one."""
     if isinstance(value, str):
         return value
     if isinstance(value, list) and value and all(isinstance(each, str) for each in value):

@@ -1,4 +1,4 @@
-"""The leases of one shard: renewed by a heartbeat, and asked for before every request."""
+"""The leases of one shard: renewed by a heartbeat, checked before every request."""
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable
@@ -20,19 +20,19 @@ Beat: TypeAlias = Callable[[LeaseStore], Coroutine[Any, Any, None]]
 
 
 class Heartbeat(Protocol):
-    """Where the leases of a shard are renewed: beside its event loop, which one message may block."""
+    """Renews the leases of a shard outside its event loop, which one message may block."""
 
     def start(self, beat: Beat) -> None:
-        """Run `beat` with a store of its own until it is stopped."""
+        """Run `beat` with its own store until it is stopped."""
         ...
 
     async def stop(self) -> None:
-        """End it, and wait for its end."""
+        """Stop it, and wait until it has ended."""
         ...
 
 
 class LoopHeartbeat:
-    """A heartbeat in the event loop of whoever starts it."""
+    """A heartbeat in the event loop of its caller."""
 
     def __init__(self, store: LeaseStore) -> None:
         self._store = store
@@ -48,9 +48,9 @@ class LoopHeartbeat:
 
 
 class LeaseKeeper:
-    """Knows which messages this shard holds, and until when that is sure.
+    """Knows which messages this shard holds, and until when that is certain.
 
-    `beat` may run in another thread: what it shares with the others is replaced or removed in one step each.
+    `beat` may run in another thread: shared values are replaced or removed in one step each.
     """
 
     def __init__(
@@ -70,32 +70,32 @@ class LeaseKeeper:
 
     @property
     def usable_seconds(self) -> float:
-        """For how long after a renewal requests may be made."""
+        """Return how long after a renewal requests may be made."""
         return self._lease_seconds * (1 - MARGIN)
 
     @property
     def beat_seconds(self) -> float:
-        """Between two renewals: one may fail, and the lease still holds."""
+        """Return the seconds between two renewals. One renewal may fail without the lease expiring."""
         return self._lease_seconds / 3
 
     def has(self, message_id: str) -> bool:
-        """Whether the message is held, as far as the last heartbeat knew."""
+        """Return whether the message was held at the last heartbeat."""
         return message_id in self._held
 
     def holds(self, message_id: str) -> bool:
-        """Whether the lease is surely good now and for its margin: asked anew by a process that may have slept."""
+        """Return whether the lease is surely valid now and for its margin. A process that may have slept asks again."""
         return message_id in self._held and self._clock.monotonic() < self._good_until
 
     def drop(self, message_id: str) -> None:
-        """Renew this message no more: it ended, or it is lost."""
+        """Stop renewing this message: it ended, or its lease is lost."""
         self._held.pop(message_id, None)
 
     def note_alive(self) -> None:
-        """The event loop that works the messages shows a sign of life."""
+        """Record that the event loop of the messages is alive."""
         self._alive_at = self._clock.monotonic()
 
     async def beat(self, store: LeaseStore) -> None:
-        """Renew the leases three times in their life, until cancelled."""
+        """Renew the leases three times per lease duration, until cancelled."""
         while True:
             await self._clock.sleep(self.beat_seconds)
             if self._clock.monotonic() - self._alive_at < STALLED_LEASES * self._lease_seconds:
@@ -106,12 +106,12 @@ class LeaseKeeper:
         try:
             renewed = await store.renew(asked_for)
         except StoreUnavailable:
-            return  # the leases run on; `holds` stops every message before they end
+            return  # the leases run on; `holds` stops every message before they expire
         except Exception as error:  # noqa: BLE001 (if the heartbeat ends, every lease of the shard expires)
             if message := next(iter(self._held.values()), None):
                 self._log(message, "lease", "error", f"{type(error).__name__} while leases were renewed.")
             return
-        # A message that ended in the meantime is not held any more either; dropping it twice does no harm.
+        # A message that ended meanwhile is not held either; dropping it twice is harmless.
         for message_id in asked_for:
             if message_id not in renewed:
                 self.drop(message_id)

@@ -1,7 +1,7 @@
-"""Delivers one message: its life is `MessageDelivery._result`, stage by stage.
+"""Delivers one message; `MessageDelivery._result` is its life, stage by stage.
 
-Every request to a provider has its intent committed before it and its outcome after it (I2); every step asks the store,
-which answers GO only to the holder of the lease (I1).
+Every request to a provider is preceded by a commit of its intent and followed by a commit of its outcome (I2). Every
+step asks the store, which answers GO only to the holder of the lease (I1).
 """
 
 from collections import deque
@@ -77,10 +77,10 @@ NEXT_BATCH_SECONDS = 5.0
 
 
 class MessageDelivery:
-    """One message at work. `deliver` is its life; `release` gives it back when its shard ends before it does."""
+    """One message at work. `deliver` delivers it; `release` gives it back if its shard ends first."""
 
     def __init__(self, message: LeasedMessage, shared: ShardContext, slots: Slots) -> None:
-        """Take the slot that its shard took for it."""
+        """Adopt the slot that the shard acquired for the message."""
         self.message = message
         self.id = message.id
         self.lead = shared.lead_of(message)
@@ -90,28 +90,28 @@ class MessageDelivery:
         self._slots = slots
         self._holds_slot = True
         self._address = ""
-        self._other_numbers: deque[str] = deque()  # to be tried where the address has no account
+        self._other_numbers: deque[str] = deque()  # to be tried if the address has no account
         self._subject: str | None = message.subject
-        self._template: Template | None = message.template  # that it goes out as
+        self._template: Template | None = message.template  # that it is sent as
         self._conversation_id: str | None = None
-        self._send_deadline = 0.0  # on the shard's clock: a later request must not be made
-        self._model_answer: Mapping[str, Any] = {}  # what the model's provider said when it gave no text
-        self._is_early = True  # its planned time, or its window's opening, may still be to come
+        self._send_deadline = 0.0  # on the shard's clock: no request may be made later
+        self._model_answer: Mapping[str, Any] = {}  # the model provider's answer when it gave no text
+        self._is_early = True  # its planned time, or its window's opening, may be in the future
         self._ended = False
 
     # Its life -------------------------------------------------------------------------------------------------------
 
     async def deliver(self) -> None:
-        """Work the message to its end here. Raises StoreUnavailable; a bug ends this message alone."""
+        """Deliver the message and commit its result. Raises StoreUnavailable; a bug ends this message alone."""
         try:
             await self._finish(await self._result())
         except StoreUnavailable:
             raise
-        except Exception as error:  # noqa: BLE001 (whatever one message does, its neighbours go on)
+        except Exception as error:  # noqa: BLE001 (whatever fails here, the other messages go on)
             await self._finish_after_bug(error)
 
     async def _result(self) -> Result:
-        """The life of a message: its stages in their order. A stage that ends it raises Ended."""
+        """Run the stages of the message in order. A stage that ends the message raises Ended."""
         try:
             for part in self._parts_in_doubt():
                 await self._resolve_unknown_outcome(part, WORKER_DIED)
@@ -128,7 +128,7 @@ class MessageDelivery:
             return end.result
 
     async def release(self, reason: str) -> None:
-        """Give the message back, unless it has ended: its shard ends."""
+        """Give the message back, unless it has ended, because its shard ends."""
         await self._ledger.wait_for_commit()
         if not self._ended:
             held = self._shared.leases.has(self.id)
@@ -150,16 +150,16 @@ class MessageDelivery:
 
     @property
     def _begun(self) -> bool:
-        """Whether a part was sent already: then the message is finished, whatever is paused meanwhile."""
+        """Return whether a part was sent already: then the message is finished despite later pauses."""
         return any(part.status is PartStatus.SENT for part in self.parts)
 
     @property
     def needs_model(self) -> bool:
-        """Whether its text is still to be written."""
+        """Return whether its text is still to be written."""
         return self.message.text is None and not self.parts and not self._ledger.text
 
     def _check_preconditions(self) -> None:
-        """Skip or give back a message that cannot be sent, before anything is spent on it. Raises Ended."""
+        """Skip or give back a message that cannot be sent, before it costs anything. Raises Ended."""
         if not self._begun and (result := self._precondition_failure()):
             raise Ended(result)
 
@@ -182,7 +182,7 @@ class MessageDelivery:
         return None
 
     async def _find_address(self) -> str:
-        """Where to: as a part before, else the message's own number, else the lead's; by e-mail, the lead's address."""
+        """Return the address: that of a sent part, else the message's own number, else the lead's number or address."""
         for part in self.parts:
             if part.address and part.status is PartStatus.SENT:
                 return part.address
@@ -197,16 +197,16 @@ class MessageDelivery:
         return await self._first_possible(number) if self._shared.checks_numbers else number
 
     def _business_scoped_id(self) -> str | None:
-        """The id by which a lead without a number can be written to; None where it has a number."""
+        """Return the id by which a lead without a number can be reached; None if it has a number."""
         return business_scoped_id(self.message.phone_number or (self.lead.phone if self.lead else None))
 
     async def _write_text(self) -> None:
-        """Fix the message's text and parts. Both are kept with its first attempt, or when it ends before that."""
+        """Determine text and parts. Both are stored with the first attempt, or when the message ends before that."""
         writer, message = self._shared.writer, self.message
         try:
             draft = await writer.write(message, self.lead, self, free_text=self._in_service_window())
             self._ledger.text = draft.columns()
-            # A template goes out as it was approved: in one piece.
+            # A template is sent as it was approved: in one piece.
             texts = (draft.text,) if draft.template else await writer.split(message, draft.text, self)
         except NotWritten as problem:
             self._model_answer = self._without_personal_data(problem.failure).answer
@@ -218,12 +218,12 @@ class MessageDelivery:
         self.parts = [Part(number, text) for number, text in enumerate(texts, start=1)]
 
     def _in_service_window(self) -> bool:
-        """Whether the lead wrote to this inbox so lately that free text may go to it."""
+        """Return whether the lead wrote to this inbox recently enough for free text."""
         hours, last = self._shared.channel.traits.free_text_hours, self.message.last_inbound_at
         return hours is None or (last is not None and self._shared.time.now().timestamp() - last < 3600 * hours)
 
     async def _wait_until_due(self) -> None:
-        """Wait for its planned time and for its window to open, where it was claimed ahead of them."""
+        """Wait for its planned time and its window's opening, if it was claimed ahead of them."""
         while (seconds := self._seconds_until_due()) > 0:
             await self._sleep_without_slot(seconds)
             self._check_preconditions()
@@ -232,12 +232,12 @@ class MessageDelivery:
             self._check_preconditions()
 
     def _seconds_until_due(self) -> float:
-        """Zero or less where it may go now. Of what has begun, the planned time is past."""
+        """Return zero or less if it may go now. The planned time of a begun message has passed."""
         planned = 0.0 if self._begun else self.message.due_at - self._shared.time.now().timestamp()
         return max(planned, self._seconds_until_opening())
 
     def _seconds_until_opening(self) -> float:
-        """Zero where its window is open, or opens later than a message waits in place."""
+        """Return zero if its window is open, or opens later than a message waits inline."""
         config_id, now = self.message.config_id, self._shared.time.now()
         window = self._shared.hours.of(config_id) if config_id in self._shared.settings.campaigns else None
         if not isinstance(window, SendingWindow):
@@ -246,7 +246,7 @@ class MessageDelivery:
         return seconds if seconds <= LONGEST_SLEEP_SECONDS else 0.0
 
     async def _sleep_without_slot(self, seconds: float) -> None:
-        """Keep the text, and sleep. Raises Ended where the shard stops, the lease is lost, or the time is too long."""
+        """Store the text, and sleep. Raises Ended if the shard stops, the lease is lost, or the wait is too long."""
         if seconds > LONGEST_SLEEP_SECONDS:
             raise Ended(GiveBack(Verdict.NOT_DUE, "It was planned anew for a later time; it waits in the queue."))
         await self._ledger.store_text(self._address)
@@ -265,7 +265,7 @@ class MessageDelivery:
             await self._shared.stop.sleep(self._shared.channel.traits.part_gap_seconds)
 
     async def _send(self, part: Part) -> None:
-        """Send one part: intent committed, request, outcome committed. Comes back once the part was sent."""
+        """Send one part: intent committed, request, outcome committed. Returns once the part was sent."""
         for tries_left in reversed(range(self._shared.policy.max_inline_waits)):
             await self._begin_attempt(part)
             outcome = await self._request(part)
@@ -289,7 +289,7 @@ class MessageDelivery:
     # One attempt ----------------------------------------------------------------------------------------------------
 
     async def _begin_attempt(self, part: Part) -> None:
-        """Commit the intent; comes back only while the turn that was taken with it is good."""
+        """Commit the intent; return only while the turn that it took is valid."""
         for tries_left in reversed(range(self._shared.policy.max_inline_waits)):
             await self._begin_reachable(part)
             if not self._is_late():
@@ -300,9 +300,9 @@ class MessageDelivery:
                 raise Ended(GiveBack("late", text, delay_seconds=NEXT_BATCH_SECONDS))
 
     def _is_late(self) -> bool:
-        """Whether the turn that was taken with the intent is over, or the lease that it was committed under.
+        """Return whether the turn, or the lease, that the intent was committed under is over.
 
-        Sent now, the part might come too close to the next one: whoever takes that turn counts from ours.
+        A part sent now might come too close to the next one, whose turn is counted from ours.
         """
         return self._shared.clock.monotonic() > self._send_deadline
 
@@ -310,15 +310,15 @@ class MessageDelivery:
         return not self._is_late() and self._shared.leases.holds(self.id)
 
     def _seconds_to_send(self, begun: Begun) -> float:
-        """For how long after it was asked for an intent is good: as the lease, and no longer than its turn."""
+        """Return how long an intent is valid after it was requested: as long as the lease and its turn."""
         usable = self._shared.leases.usable_seconds
         return usable if begun.grace_seconds is None else min(usable, begun.grace_seconds)
 
     async def _begin_reachable(self, part: Part) -> None:
-        """Commit the intent, and verify that the number has an account; the next number is tried where it has none.
+        """Commit the intent, and verify that the number has an account; if it has none, try the next number.
 
-        The provider is asked after the intent: only then has the message its turn, and numbers are asked for no faster
-        than messages leave. Nothing of the message has left then, whatever the answer.
+        The provider is asked after the intent: only then has the message its turn, so numbers are checked no faster
+        than messages are sent. Whatever the answer, no part of the message has left yet.
         """
         while True:
             await self._commit_intent(part)
@@ -332,7 +332,7 @@ class MessageDelivery:
             await self._try_next_number(part, missing)
 
     async def _commit_intent(self, part: Part) -> None:
-        """Commit text and intent; comes back only if the request may leave."""
+        """Commit text and intent; return only if the request may leave."""
         part.attempts += 1
         part.address, part.inbox_id = self._address, self._shared.inbox_id
         begin = BeginPart(
@@ -351,7 +351,7 @@ class MessageDelivery:
                 begun = await self._ledger.begin(part, begin)
                 if begun.verdict != Verdict.NOT_DUE:
                     break
-                # The database's clock has the last word: it was planned anew, or our clocks run apart.
+                # The database's clock decides: the message was replanned, or our clocks differ.
                 self._shared.admission.release_turn(self.id)
                 await self._sleep_without_slot(begun.turn.seconds if begun.turn else 0.0)
                 self._check_preconditions()
@@ -365,13 +365,13 @@ class MessageDelivery:
         finally:
             self._shared.admission.release_turn(self.id)
         part.status = PartStatus.ATTEMPTING
-        # Whatever was known of an earlier attempt does not hold for this one.
+        # The facts about an earlier attempt do not apply to this one.
         part.interrupted = part.resend_approved = False
         part.unknown_code = None
         part.attempted_at = part.may_have_left_until = self._shared.time.now().timestamp()
 
     async def _request(self, part: Part) -> Outcome:
-        """Make the request, and note for the ledger what came of it."""
+        """Make the request, and note its outcome for the ledger."""
         shared, departure = self._shared, Departure(self._may_leave)
         envelope = Envelope(
             self.id,
@@ -402,34 +402,34 @@ class MessageDelivery:
         return outcome
 
     def _without_personal_data(self, outcome: OutcomeT) -> OutcomeT:
-        """What a provider said of a failure, without what it repeats of the lead and the text."""
+        """Return the provider's description of a failure without the lead's data and the text that it repeats."""
         if isinstance(outcome, Accepted) or not outcome.answer:
             return outcome
         texts = (self.message.text, self._subject, self._address, *(part.text for part in self.parts))
         return replace(outcome, answer=without_values(outcome.answer, personal_values(self.message, self.lead, texts)))
 
     async def _accepted(self, part: Part) -> None:
-        """A part was accepted: record it, with the end of the message if no other part is left."""
+        """Record an accepted part, together with the end of the message if no part is left."""
         if all(other.status is PartStatus.SENT for other in self.parts if other is not part):
             raise Ended(ALL_PARTS_SENT)
         await self._ledger.record(part, PartStatus.SENT)
-        # Whether the lease is lost is asked before the next part.
+        # The lease is checked before the next part.
 
     async def _wait_for_slower_pace(self, part: Part, failure: Throttled, tries_left: int) -> None:
-        """Slow the scope down; comes back to try again where the wait is short. Raises Ended."""
+        """Slow the scope down; return to try again if the wait is short. Raises Ended."""
         seconds = await self._shared.admission.open_circuit(self.message, failure)
         if not tries_left or seconds > self._shared.policy.max_inline_wait_seconds:
             raise await self._failed(failure)
         await self._ledger.record(part, PartStatus.PLANNED, failure.code, failure.reason)
 
     async def _resolve_unknown_outcome(self, part: Part, unknown: Unknown) -> None:
-        """Find out about a part that may have gone out (I5).
+        """Resolve a part that may have been sent (I5).
 
-        Comes back if it was sent, or if it surely was not and may be tried again at once: `part.status` tells which.
+        Returns if it was sent, or if it surely was not and may be tried again at once; `part.status` says which.
         """
         shared, look_up = self._shared, self._shared.channel.traits.look_up
         if part.status is PartStatus.ATTEMPTING:
-            # Recorded before asking: if this process dies meanwhile, the next one knows that there is something to ask.
+            # Committed before asking: if this process dies meanwhile, the next one knows that it has to ask.
             await self._ledger.record(part, PartStatus.UNKNOWN, unknown.code, unknown.reason)
             part.unknown_code = unknown.code if unknown.code in MAY_HAVE_NO_RECORD else None
         looks_up = look_up is not LookUp.NONE
@@ -447,20 +447,20 @@ class MessageDelivery:
                 self._ledger.note_outcome(sent)
                 await self._accepted(part)
             case Transient(code, reason) if part.interrupted or part.resend_approved:
-                # Not the message's fault, so none of its attempts is spent; and nothing to wait for.
+                # Not the message's fault: no attempt is spent, and there is nothing to wait for.
                 await self._ledger.record(part, PartStatus.PLANNED, code, reason)
             case Transient() as failure:
                 self._ledger.note_not_sent()
                 raise await self._failed(failure)
             case Result() as result:
-                # The code of such an answer stays with the part: whoever looks it up next must know it.
+                # The code of such an answer stays with the part: the next look-up must know it.
                 code = part.unknown_code or result.code
                 raise Ended(replace(result, code=code, reason=f"{unknown.reason} {result.reason}"))
 
     async def _look_up(self, part: Part) -> LookUpAnswer:
         inbox_id = self._shared.inbox_id
         if part.inbox_id not in {None, inbox_id}:
-            # This inbox's search finds nothing of another's, and that would prove nothing.
+            # A search of this inbox finds no message of another inbox, which would prove nothing.
             return Absent(proven=False, reason="It was sent through another inbox than the campaign has now.")
         attempt = Attempt(Envelope(self.id, part.no, part.text, part.address or self._address), part.attempted_at)
         return await self._shared.channel.find_accepted(await self._shared.store.known_sends(inbox_id, attempt))
@@ -469,11 +469,11 @@ class MessageDelivery:
 
     @property
     def _is_first_contact(self) -> bool:
-        """Whether the number is still to be chosen: nothing was sent to it, and numbers are checked."""
+        """Return whether the number is still to be chosen: nothing was sent to it, and the provider checks numbers."""
         return self._shared.checks_numbers and not self._begun
 
     async def _first_possible(self, number: str) -> str:
-        """The first of the lead's numbers that is not known to have no account; the rest is kept for later."""
+        """Return the lead's first number that is not known to have no account; keep the others for later."""
         possible = self._shared.numbers.possible(number, self.lead)
         if not possible:
             reason = "The provider said of every number of the lead, not long ago, that it has no account."
@@ -482,7 +482,7 @@ class MessageDelivery:
         return possible[0]
 
     async def _try_next_number(self, part: Part, reason: str) -> None:
-        """Remember that a number has no account; comes back if another is left to be tried."""
+        """Record that a number has no account; return if another number is left to try."""
         self._shared.numbers.note_missing(self.message, self._address, last=not self._other_numbers)
         if not self._other_numbers:
             raise await self._failed(Permanent(NOT_ON_WHATSAPP, reason))
@@ -507,7 +507,7 @@ class MessageDelivery:
         return verdict == Verdict.GO and self._shared.leases.holds(self.id)  # else the part's intent finds out why
 
     async def _admit(self, ask: Ask) -> None:
-        """Come back when the message may make its request. Raises Ended."""
+        """Return when the message may make its request. Raises Ended."""
         match await self._shared.admission.acquire(self, ask):
             case Deferred(result):
                 raise Ended(result)
@@ -515,7 +515,7 @@ class MessageDelivery:
                 raise Ended(refused(verdict, begun=self._begun, seconds_of_day_left=self._seconds_of_day_left))
             case Admitted():
                 if not self._shared.leases.holds(self.id):
-                    # The database said GO; a process that was asleep since then may not act on it.
+                    # The database said GO; a process that has slept since then must not act on it.
                     raise Ended(OVERSLEPT)
 
     def _seconds_of_day_left(self) -> float:
@@ -538,7 +538,7 @@ class MessageDelivery:
     # Its end --------------------------------------------------------------------------------------------------------
 
     async def _failed(self, failure: Failure, model: str | None = None) -> Ended:
-        """The end that the retry policy gives a failure. A systemic one opens the circuit for everybody."""
+        """Return the end that the retry policy chooses. A systemic failure opens the circuit for everybody."""
         shared = self._shared
         if isinstance(failure, Systemic) and failure.by_words:
             failure = await shared.admission.confirmed(self.message, failure, shared.channel.check_connection)
@@ -551,7 +551,7 @@ class MessageDelivery:
         return Ended(retry.decide(failure, self.message.retry_count, shared.chance))
 
     async def _finish(self, result: Result) -> None:
-        """Commit what becomes of the message, count it and log it; nothing else does."""
+        """Commit, count and log the result of the message; no other method does."""
         self.release_slot()
         await self._ledger.keep_text(self._address, result)
         await self._ledger.durably(self._commit_result(result))
@@ -573,13 +573,13 @@ class MessageDelivery:
             self._shared.log(self.message, step, result.level, result.reason, **details)
 
     async def _finish_after_bug(self, error: Exception) -> None:
-        """Our own mistake. Tried again like a transient failure, unless a request may be out: then it is unknown."""
+        """Handle a bug: retry like a transient failure, unless a request may have left; then the outcome is unknown."""
         reason = f"{type(error).__name__} while it was worked; this is a bug of the pipeline."
         try:
             await self._finish(await self._result_of_bug(reason))
         except StoreUnavailable:
             raise
-        except Exception:  # noqa: BLE001 (not even that could be written down: the lease expires, the ledger is safe)
+        except Exception:  # noqa: BLE001 (not even that could be committed: the lease expires, the ledger is safe)
             self._ended = True
             self._shared.leases.drop(self.id)
             count_result(self._shared.report, Lost("internal_error", reason), self.id)
@@ -594,5 +594,5 @@ class MessageDelivery:
             decision = retry.decide_unknown(self._shared.channel.traits.look_up, LookUpFailed(reason), age)
             if isinstance(decision, Result):
                 return decision
-        # Not by the campaign's own settings, which may be what is wrong.
+        # Not with the campaign's own settings, which may be the cause.
         return retry.decide(Transient("internal_error", reason), self.message.retry_count, self._shared.chance)

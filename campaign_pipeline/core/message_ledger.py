@@ -1,6 +1,6 @@
-"""What one message commits: its text, its attempts, its end. `MessageDelivery` decides; this writes.
+"""Commits what one message did: its text, its attempts, its end. `MessageDelivery` decides; this class writes.
 
-A commit that is under way is finished though the message's task be cancelled meanwhile.
+A commit under way is finished even if the message's task is cancelled meanwhile.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 class MessageLedger:
-    """Keeps what the database has still to be told of one message, and tells it."""
+    """Holds what the database does not know yet of one message, and commits it."""
 
     def __init__(self, message: LeasedMessage, shared: ShardContext) -> None:
         self._message = message
@@ -36,11 +36,11 @@ class MessageLedger:
         self._shared = shared
         self._commit: asyncio.Task[Any] | None = None
         self.text: dict[str, Any] = {}  # of BeginPart: to be committed with the first attempt, or with the end
-        # What would have to be told of the attempt under way if nothing more came of it.
+        # The settlement of the attempt under way if nothing more happened to it.
         self.attempt: Settlement | None = None
 
     async def durably(self, commit: Coroutine[Any, Any, T]) -> T:
-        """Await a commit that goes on though this message's task be cancelled meanwhile."""
+        """Await a commit that continues even if this message's task is cancelled."""
         self._commit = task = asyncio.ensure_future(commit)
         try:
             return await asyncio.shield(task)
@@ -49,7 +49,7 @@ class MessageLedger:
                 self._commit = None
 
     async def wait_for_commit(self) -> None:
-        """Wait until no commit is under way: that of a task that was cancelled still is."""
+        """Wait until no commit is under way; a cancelled task may have left one."""
         if self._commit is not None:
             await asyncio.wait([self._commit])
 
@@ -62,37 +62,37 @@ class MessageLedger:
     async def _begin(self, part: Part, begin: BeginPart) -> Begun:
         begun = await self._shared.store.begin_part(replace(begin, **self.text))
         if begun.verdict in {Verdict.GO, Verdict.PACED, Verdict.NOT_DUE}:
-            self.text = {}  # it is kept: whoever waits for a turn asks without it
+            self.text = {}  # it is stored: a message that waits for a turn asks without it
         if begun.verdict == Verdict.GO:
             self.note_unrequested(part)
         return begun
 
     def note_unrequested(self, part: Part) -> None:
-        """Only the intent is committed: no request was made."""
+        """Note that only the intent is committed: no request was made."""
         planned = PartStatus.PLANNED.value
         self.attempt = Settlement(self._id, part.no, part.attempts, outcome=planned, unrequested=True)
 
     def note_request(self, part: Part) -> None:
-        """A request is made now: until its answer is here, nobody knows what came of it."""
+        """Note that a request is made now: until it is answered, its outcome is unknown."""
         self.attempt = Settlement(self._id, part.no, part.attempts, PartStatus.UNKNOWN.value)
 
     def note_look_up(self, part: Part, *, asked: bool) -> None:
-        """The provider was asked for an earlier attempt, where it can be asked."""
+        """Note that the provider was asked about an earlier attempt, if it can be asked."""
         unknown = PartStatus.UNKNOWN.value
         self.attempt = Settlement(self._id, part.no, part.attempts, outcome=unknown, looked_up=asked)
 
     def note_outcome(self, outcome: Outcome, milliseconds: int | None = None) -> None:
-        """The provider answered."""
+        """Note the provider's answer."""
         assert self.attempt is not None
         self.attempt = recorded(self.attempt, outcome, milliseconds)
 
     def note_not_sent(self) -> None:
-        """The attempt surely did not go out."""
+        """Note that the attempt surely was not sent."""
         assert self.attempt is not None
         self.attempt = replace(self.attempt, outcome=PartStatus.PLANNED.value)
 
     def drop_answer(self) -> bool:
-        """Forget the provider's answer, which may be what cannot be stored; returns whether the request left."""
+        """Drop the provider's answer, in case it is what cannot be stored; return whether the request left."""
         attempt = self.attempt
         assert attempt is not None
         left = attempt.outcome in {PartStatus.UNKNOWN, PartStatus.SENT}
@@ -103,7 +103,7 @@ class MessageLedger:
         return left
 
     async def record(self, part: Part, status: PartStatus, code: str | None = None, reason: str | None = None) -> None:
-        """Commit what became of the attempt under way; the message goes on."""
+        """Commit the outcome of the attempt under way; the message goes on."""
         assert self.attempt is not None
         attempt = replace(self.attempt, outcome=status.value, code=code, reason=reason)
         await self.durably(self._settle(attempt))
@@ -122,7 +122,7 @@ class MessageLedger:
     # Its end --------------------------------------------------------------------------------------------------------
 
     async def end(self, result: Result) -> Result:
-        """Commit a result; returns it, or what became of the lease where the store could not commit it."""
+        """Commit a result; return it, or what happened to the lease if the store could not commit it."""
         settled = await self._settle(self._settlement(result))
         done = (
             settled.final in {MessageStatus.SENT, MessageStatus.REPLIED} if isinstance(result, Sent) else settled.moved
@@ -132,7 +132,7 @@ class MessageLedger:
         return MESSAGE_GONE if settled.final is None else LEASE_LOST
 
     def _settlement(self, result: Result) -> Settlement:
-        """The result, committed together with what is known of the attempt under way."""
+        """Combine the result with what is known of the attempt under way."""
         attempt = self.attempt or Settlement(self._id)
         if isinstance(result, Sent):
             return attempt  # the message is sent by its last part
@@ -149,7 +149,7 @@ class MessageLedger:
         )
 
     def given_back(self, result: Result) -> Result:
-        """As it is given back where its request may have gone out: looked up when a late record must be there."""
+        """Return the give-back of a message whose request may have left: looked up once a late record must be there."""
         if self.attempt is None or self.attempt.outcome != PartStatus.UNKNOWN:
             return result
         delay = self._shared.policy.retry.look_up_patience_seconds
@@ -158,16 +158,16 @@ class MessageLedger:
     # Its text -------------------------------------------------------------------------------------------------------
 
     async def store_text(self, address: str) -> None:
-        """Keep the text, where it is not kept yet."""
+        """Store the text, if it is not stored yet."""
         if self.text:
             await self.durably(self._store(address, self.text))
             self.text = {}
 
     async def keep_text(self, address: str, result: Result) -> None:
-        """Keep a text that was paid for, though its first part may not leave now (I3).
+        """Store a text that was paid for, though its first part may not leave now (I3).
 
-        What was asked for is booked, whatever ended the message: a limit on spending must know of it. Where the lease
-        is lost, only that: the message's new holder writes its own text.
+        The cost of its requests is booked however the message ended, because spending limits count it. If the lease is
+        lost, only the cost is booked: the message's new holder writes its own text.
         """
         text, self.text = self.text | self._shared.writer.pop_bill(self._message), {}
         if isinstance(result, Lost):

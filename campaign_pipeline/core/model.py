@@ -1,4 +1,4 @@
-"""The records that travel: a batch's settings, a shard, its messages, and what came of them."""
+"""Records of a batch: its settings, its shards, their messages, and their results."""
 
 import re
 import sys
@@ -18,7 +18,7 @@ from campaign_pipeline.core.window import InvalidWindow, SendingWindow
 
 
 class MessageStatus(StrEnum):
-    """Where a message is; the CRM's words."""
+    """Status of a message, in the CRM's words."""
 
     PENDING = "pending"
     QUEUED = "queued"
@@ -31,7 +31,7 @@ class MessageStatus(StrEnum):
 
 
 class ErrorClass(StrEnum):
-    """What ended or delays a message."""
+    """Class of the error that ended or delays a message."""
 
     PERMANENT = "permanent"
     TRANSIENT = "transient"
@@ -42,7 +42,7 @@ class ErrorClass(StrEnum):
 
 
 class PartStatus(StrEnum):
-    """Where a part is; the ledger's words."""
+    """Status of a part, in the ledger's words."""
 
     PLANNED = "planned"
     ATTEMPTING = "attempting"
@@ -53,18 +53,18 @@ class PartStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class PartRecord:
-    """One row of the ledger, as read when the message was taken over."""
+    """One row of the ledger, as read at the take-over of its message."""
 
     part_no: int
     text: str
     status: PartStatus
     attempts: int
     attempted_at: float | None = None  # seconds since the epoch, by the database's clock
-    lease_ended_at: float | None = None  # the same, where the last attempt's worker died: it may have left until then
-    address: str | None = None  # where the last attempt went
-    inbox_id: str | None = None  # through which it was made
+    lease_ended_at: float | None = None  # the same, if the last attempt's worker died: it may have left until then
+    address: str | None = None  # of the last attempt
+    inbox_id: str | None = None  # through which the last attempt was made
     error_code: str | None = None  # of the last attempt
-    resend_approved: bool = False  # a person said: send it again, though nobody knows whether it went out
+    resend_approved: bool = False  # a person approved sending it again, despite its unknown outcome
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> "PartRecord":
@@ -86,7 +86,7 @@ class PartRecord:
 
 @dataclass(frozen=True, slots=True)
 class LeasedMessage:
-    """A message that this shard may work, with its stored text and ledger."""
+    """A message that this shard holds, with its stored text and ledger."""
 
     id: str
     run_id: str
@@ -95,22 +95,22 @@ class LeasedMessage:
     inbox_id: str
     lead_id: str | None
     phone_number: str | None
-    text: str | None  # fixed once and for all, or not yet written
+    text: str | None  # immutable once set; None: not yet written
     retry_count: int
     parts: tuple[PartRecord, ...]
     subject: str | None = None  # of an e-mail, fixed together with its text
-    template: Template | None = None  # that it goes out as, fixed together with its text
-    worker_deaths: int = 0  # workers that died while they were at work on it
-    refused_rules: frozenset[str] = frozenset()  # rules that refused a text for it before
-    last_inbound_at: float | None = None  # when its lead last wrote to the inbox, where the channel needs to know
-    due_at: float = 0.0  # seconds since the epoch: nothing of it is sent before
+    template: Template | None = None  # that it is sent as, fixed together with its text
+    worker_deaths: int = 0  # workers that died while they delivered it
+    refused_rules: frozenset[str] = frozenset()  # rules that refused an earlier text for it
+    last_inbound_at: float | None = None  # when its lead last wrote to the inbox, if the channel needs it
+    due_at: float = 0.0  # seconds since the epoch: no part is sent before
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> "LeasedMessage":
         """Build from the statement `read_leased_messages`."""
         return cls(
             id=str(row["id"]),
-            # One text for all the messages that share it, of which a shard may hold ten thousand.
+            # One string for all messages that share it; a shard may hold ten thousand.
             run_id=sys.intern(str(row["run_id"])),
             config_id=sys.intern(str(row["config_id"])),
             workspace_id=sys.intern(str(row["workspace_id"])),
@@ -129,19 +129,19 @@ class LeasedMessage:
 
     @property
     def begun(self) -> bool:
-        """Whether any part went out, or may have."""
+        """Return whether any part was sent, or may have been."""
         return any(part.status is not PartStatus.PLANNED for part in self.parts)
 
 
 @dataclass(frozen=True)
 class Lead:
-    """A lead of the batch: where it can be reached and what the model may know of it."""
+    """A lead of the batch: its addresses, and the data that the model may read."""
 
     id: str
     phone: str | None
     context: LeadContext
     email: str | None = None
-    other_phones: tuple[str, ...] = ()  # tried in this order where the first has no account
+    other_phones: tuple[str, ...] = ()  # tried in this order if the first has no account
 
 
 _VARIABLE = re.compile(r"\{\{\s*(\d{1,2})\s*\}\}")
@@ -153,18 +153,18 @@ class TemplateSettings:
 
     name: str
     language: str
-    variables: tuple[str, ...] = ()  # what each is for
+    variables: tuple[str, ...] = ()  # the purpose of each
     body: str | None = None  # with {{1}}, {{2}}, …
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any] | None) -> "TemplateSettings | None":
-        """Build from the settings of a batch; None where a campaign has none."""
+        """Build from the settings of a batch; None if the campaign has no template."""
         if not row or not row.get("name"):
             return None
         return cls(row["name"], row.get("language") or "pt_BR", tuple(row.get("variables") or ()), row.get("body"))
 
     def fill(self, values: Sequence[str]) -> str:
-        """What the lead will read; without a body to fill, what is known of it."""
+        """Return what the lead will read; without a body, the known values."""
         if self.body is None:
             return "\n".join([f"[{self.name}]", *values])
 
@@ -177,7 +177,7 @@ class TemplateSettings:
 
 @dataclass(frozen=True)
 class CampaignSettings:
-    """What the messages of one campaign share."""
+    """Settings that the messages of one campaign share."""
 
     instructions: str
     split_messages: bool
@@ -186,13 +186,13 @@ class CampaignSettings:
     end_time: str | None
     timezone: str | None
     frequency: str | None
-    retry_delays_minutes: tuple[float, ...] | None = None  # None: as for all campaigns
-    template: TemplateSettings | None = None  # for leads to whom free text may not go
-    weekdays: Sequence[int] | None = None  # on which it may send; None: as the frequency says
-    holidays: Sequence[str] | None = None  # on which it may not
+    retry_delays_minutes: tuple[float, ...] | None = None  # None: the default of all campaigns
+    template: TemplateSettings | None = None  # for leads to whom free text is not allowed
+    weekdays: Sequence[int] | None = None  # on which it may send; None: by the frequency
+    holidays: Sequence[str] | None = None  # on which it may not send
 
     def window(self) -> SendingWindow:
-        """When it may send. Raises InvalidWindow."""
+        """Return its sending window. Raises InvalidWindow."""
         return SendingWindow.parse(
             self.start_time, self.end_time, self.timezone, self.frequency, self.weekdays, self.holidays
         )
@@ -202,7 +202,7 @@ class CampaignSettings:
 class SplitterSettings:
     """How texts are split into parts."""
 
-    strategy: str = "local"  # or `model`: the model proposes, we check
+    strategy: str = "local"  # or `model`: the model proposes, the pipeline checks
     min_chars: int = 150
     delay_ms: int = 500
     max_tokens: int = 1000
@@ -212,18 +212,18 @@ class SplitterSettings:
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any] | None) -> "SplitterSettings":
-        """Build from the settings of a batch; what is unset keeps its default."""
+        """Build from the settings of a batch; unset values keep their defaults."""
         return cls(**{key: value for key, value in (row or {}).items() if value is not None})
 
 
 def _known_numbers(values: Sequence[float | None] | None) -> tuple[float, ...] | None:
-    """The numbers of an array of SQL, which may hold NULLs; None where there is none."""
+    """Return the numbers of an SQL array, without NULLs; None if there is none."""
     return tuple(value for value in values or () if value is not None) or None
 
 
 @dataclass(frozen=True)
 class AgentProfile:
-    """In whose name the texts of a workspace are written, and what its agent sets for them."""
+    """The sender of a workspace's texts, and its agent's settings for them."""
 
     author: Author = field(default_factory=Author)
     settings: AgentSettings = field(default_factory=AgentSettings)
@@ -237,25 +237,25 @@ class AgentProfile:
 
 @dataclass(frozen=True)
 class TextRecord:
-    """What is known of the last answers of a model, or of the last texts of a run."""
+    """Statistics of the last answers of a model, or of the last texts of a run."""
 
-    refused_in_a_row: int = 0  # answers that no text could be taken from, since the last good one
-    reasons: bool = False  # an answer was cut off while it reasoned
+    refused_in_a_row: int = 0  # answers without a usable text, since the last good one
+    reasons: bool = False  # an answer was cut off during reasoning
 
 
 @dataclass(frozen=True)
 class BatchSettings:
-    """Everything that is read once for a whole batch."""
+    """Everything that is read once per batch."""
 
     campaigns: Mapping[str, CampaignSettings]
     models: Mapping[str, str]  # workspace -> language model
     inbox_names: Mapping[str, str]
     splitter: SplitterSettings
-    one_a_day: frozenset[str] = frozenset()  # workspaces whose leads get one message a day, of all campaigns together
-    limited: frozenset[str] = frozenset()  # campaigns that may spend only so much, by themselves or by their workspace
+    one_a_day: frozenset[str] = frozenset()  # workspaces whose leads get one message a day, over all campaigns
+    limited: frozenset[str] = frozenset()  # campaigns with a spending limit of their own or of their workspace
     fallback_models: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # workspace -> tried in this order
-    own_accounts: frozenset[str] = frozenset()  # workspaces that pay the language model by themselves
-    agents: Mapping[str, AgentProfile] = field(default_factory=dict)  # workspace -> who writes
+    own_accounts: frozenset[str] = frozenset()  # workspaces with their own account for the language model
+    agents: Mapping[str, AgentProfile] = field(default_factory=dict)  # workspace -> sender
     text_records: Mapping[str, TextRecord] = field(default_factory=dict)  # by model, and by run
 
     @classmethod
@@ -301,12 +301,12 @@ class ClaimedMessage:
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Self:
-        """Build from the statement, or from the output, in which ids are texts."""
+        """Build from the statement, or from the output, in which ids are strings."""
         ids = {name: _uuid(row[name]) for name in cls.__slots__[:7]}
         return cls(**ids, due_at=row["due_at"], retry_count=int(row["retry_count"]))
 
     def to_row(self) -> dict[str, Any]:
-        """For the output."""
+        """Return the row for the output."""
         values = ((name, getattr(self, name)) for name in self.__slots__)
         return {name: str(value) if isinstance(value, UUID) else value for name, value in values}
 
@@ -317,7 +317,7 @@ def _uuid(value: UUID | str | None) -> Any:
 
 @dataclass(frozen=True)
 class Shard:
-    """The messages of one inbox that one mapped step works: a handle, no content."""
+    """The messages of one inbox that one mapped step delivers: a handle without content."""
 
     key: str  # also Dagster's mapping key
     inbox_id: str
@@ -325,12 +325,12 @@ class Shard:
     message_ids: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """For the step's output."""
+        """Return the step's output."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> "Shard":
-        """From the step's input."""
+        """Build from the step's input."""
         return cls(row["key"], row["inbox_id"], row["batch_token"], tuple(row["message_ids"]))
 
 
@@ -340,25 +340,25 @@ KEPT_EXAMPLES = 5
 
 @dataclass
 class ShardReport:
-    """What came of a shard: counts and times, never content."""
+    """The results of a shard: counts and times, never content."""
 
     key: str
     inbox_id: str
-    inbox_name: str = ""  # as people call it; empty: not known
-    claimed: int = 0  # messages of the shard; every one of them is in one of the counts below
+    inbox_name: str = ""  # its display name; empty: unknown
+    claimed: int = 0  # messages of the shard; each is in one of the counts below
     sent: int = 0
     failed: int = 0
     skipped: int = 0
-    returned: int = 0  # went back to the queue, for a reason that `reasons` counts
-    left: dict[str, int] = field(default_factory=dict)  # held by others, or gone: by why
+    returned: int = 0  # to the queue, for a reason in `reasons`
+    left: dict[str, int] = field(default_factory=dict)  # held by others, or gone: by reason
     reasons: Counter[str] = field(default_factory=Counter)  # `failed: not_on_whatsapp` -> how many
     examples: dict[str, list[str]] = field(default_factory=dict)  # the same key -> a few message ids
-    sentences: dict[str, str] = field(default_factory=dict)  # the same key -> why, as of the first of them
-    classes: dict[str, str] = field(default_factory=dict)  # the same key -> its error class, where it has one
-    unrecognised_answers: Counter[str] = field(default_factory=Counter)  # what came, by its shape -> how often
+    sentences: dict[str, str] = field(default_factory=dict)  # the same key -> the first message's reason
+    classes: dict[str, str] = field(default_factory=dict)  # the same key -> its error class, if it has one
+    unrecognised_answers: Counter[str] = field(default_factory=Counter)  # unrecognised answers by shape -> how often
     parts_sent: int = 0
     unknown_outcomes: int = 0
-    recovered_sends: int = 0  # found at the provider after their answer was lost
+    recovered_sends: int = 0  # found at the provider after the answer was lost
     tokens: int = 0
     cost_usd: float = 0.0
     generation_ms: list[int] = field(default_factory=list)
@@ -368,21 +368,21 @@ class ShardReport:
 
     @property
     def inbox(self) -> str:
-        """The inbox in words."""
+        """Return the inbox's display name."""
         return f"Inbox {self.inbox_name or self.inbox_id}"
 
     def count(self, status: str, code: str, message_id: str, reason: str, error_class: str | None = None) -> None:
-        """Count one message that ended other than sent, and keep a few of its kind to look up."""
+        """Count one message that was not sent, and keep a few ids of its kind for the operator."""
         key = f"{status}: {code}"
         self.reasons[key] += 1
         self.sentences.setdefault(key, reason)
         if error_class:
-            self.classes.setdefault(key, str(error_class))  # the value alone: an enum cannot be kept as metadata
+            self.classes.setdefault(key, str(error_class))  # a plain string: metadata cannot hold an enum
         if len(kept := self.examples.setdefault(key, [])) < KEPT_EXAMPLES:
             kept.append(message_id)
 
     def to_json(self) -> dict[str, Any]:
-        """For the step's output: times as figures, not as lists of thousands."""
+        """Return the step's output: times as statistics, not as lists of thousands."""
         row = asdict(self)
         row["reasons"] = dict(self.reasons)
         row["unrecognised_answers"] = dict(self.unrecognised_answers)
@@ -392,7 +392,7 @@ class ShardReport:
 
 
 def summarize(values: Sequence[int]) -> dict[str, int]:
-    """Count, sum, median and 95th percentile (nearest rank) of some milliseconds."""
+    """Return count, sum, median and 95th percentile (nearest rank) of some milliseconds."""
     if not values:
         return {"count": 0, "sum": 0, "median": 0, "p95": 0}
     ordered = sorted(values)
@@ -427,7 +427,7 @@ def split_batch(messages: Sequence[ClaimedMessage], shard_size: int) -> list[Sha
 
 
 def _short_names(ids: Sequence[str]) -> dict[str, str]:
-    """The first eight characters of each id, as a Gantt chart has room for; more where that is not yet unique."""
+    """Return the first eight characters of each id, to fit a Gantt chart; more if those are not unique."""
     plain = {each: each.replace("-", "") for each in ids}
     longest = max(map(len, plain.values()), default=0)
     length = next((n for n in range(8, longest) if len({each[:n] for each in plain.values()}) == len(ids)), longest)

@@ -22,7 +22,7 @@ _META = "do what the reason says, in Meta's WhatsApp Manager"
 
 _GROUPS: Mapping[str, tuple[str, ...]] = {
     PASSES: (
-        # Ours: waits that end, and ends of a shard.
+        # Ours: waits that end by themselves, and ends of a shard.
         *("paced", "resting", "hourly_limit", "daily_limit", "warming_up", "quiet_hours", "window_closed"),
         *(
             "slowed_down",
@@ -37,7 +37,7 @@ _GROUPS: Mapping[str, tuple[str, ...]] = {
         ),
         *("lease_lost", "message_gone", "worker_died", "look_up_pending", "look_up_failed", "not_accepted"),
         *("resend_approved", "already_sent", "too_late", "old_processor"),
-        # A provider that is slow, busy or away for a moment.
+        # A provider that is slow, busy or unavailable for a moment.
         *("rate_limited", "pair_rate_limited", "rate_limit_exceeded", "capacity_exhausted", "flow_throttled"),
         *("upgrading", "connecting", "marketing_cap", "template_not_ready", "timeout", "no_answer", "no_choice"),
         *("provider_timeout", "meta_unavailable", "server", "unmapped", "provider_unavailable", "provider_overloaded"),
@@ -54,7 +54,7 @@ _GROUPS: Mapping[str, tuple[str, ...]] = {
         # The lead's own state.
         *("in_experiment", "opted_out", "mailbox_full", "hard_bounce", "no_keys", "country_restricted"),
         *("not_on_whatsapp", "undeliverable", "lead_replied"),
-        # Refused for good, for what the text or the lead is.
+        # Refused permanently, because of the text or the lead.
         *("lead_deleted", "lead_erased", "run_cancelled"),
     ),
     _LEAD_NUMBER: ("no_phone", "invalid_phone", "sender_is_recipient"),

@@ -1,8 +1,7 @@
-"""Which of a lead's numbers to write to: what providers said of them, and which is tried next.
+"""Which of a lead's numbers to use: what providers answered about them, and which is tried next.
 
-A provider is asked for one number at a time, when its message is about to leave, and its answer is believed for days.
-"Could not be asked" is neither yes nor no: the message is sent to the number as it is, whose answer tells, and nothing
-is remembered.
+A provider is asked about one number at a time, right before its message leaves; its answer is cached for days. If it
+cannot be asked, the message is sent to the number as it is, whose answer tells, and nothing is cached.
 """
 
 import re
@@ -24,11 +23,11 @@ _PHONE_FIELD: Final = re.compile(r"\b(telefones?|fones?|celular(es)?|whatsapp|wh
 
 @dataclass(frozen=True)
 class KnownNumber:
-    """What a provider said of a number."""
+    """A provider's answer about a number."""
 
     number: str  # international digits, as asked for
     exists: bool
-    account: str | None = None  # the account's own digits, without the ninth where it was registered so
+    account: str | None = None  # the account's own digits, without the ninth if it was registered without
     jid: str | None = None
     lid: str | None = None
 

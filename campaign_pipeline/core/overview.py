@@ -34,7 +34,7 @@ def mask(row: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Story:
-    """One message: its fields, what was done, why it has its status, and what to do."""
+    """One message: its fields, its history, the reason for its status, and the next step."""
 
     message: Mapping[str, Any]  # a row of story_of_message
     parts: Sequence[Mapping[str, Any]]  # of story_of_parts
@@ -44,7 +44,7 @@ class Story:
 
     @property
     def summary(self) -> str:
-        """What happened to it, in one or two sentences."""
+        """Say what happened to it, in one or two sentences."""
         m = self.message
         match m["status"]:
             case "sent":
@@ -91,7 +91,7 @@ class Story:
 
     @property
     def next_step(self) -> str:
-        """What to do."""
+        """Say what to do."""
         m = self.message
         command = f"campaign-pipeline retry {m['message_id']}"
         if m["suppressed"] and m["status"] not in {"sent", "replied"}:

@@ -1,4 +1,4 @@
-"""A part of a message at work, and what the ledger is told of its attempts."""
+"""A part of a message at work, and the ledger's record of its attempts."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,23 +14,23 @@ OWN_INTERRUPTIONS = frozenset({"worker_died", "given_back"})
 
 @dataclass
 class Part:
-    """A part as it goes through its life."""
+    """A part during its delivery."""
 
     no: int
     text: str
     status: PartStatus = PartStatus.PLANNED
     attempts: int = 0
     attempted_at: float = 0.0  # seconds since the epoch, by the database's clock
-    may_have_left_until: float = 0.0  # the same: until then its request may have left
-    address: str | None = None  # where the last attempt went
-    inbox_id: str | None = None  # through which it was made
-    interrupted: bool = False  # the last attempt was cut short by our own process, not by its provider
-    resend_approved: bool = False  # by a person, though nobody knows whether the last attempt went out
-    unknown_code: str | None = None  # of the last attempt, where its answer decides what a look-up can prove
+    may_have_left_until: float = 0.0  # the same: its request may have left until then
+    address: str | None = None  # of the last attempt
+    inbox_id: str | None = None  # through which the last attempt was made
+    interrupted: bool = False  # our own process, not its provider, cut the last attempt short
+    resend_approved: bool = False  # by a person, despite the unknown outcome of the last attempt
+    unknown_code: str | None = None  # of the last attempt, if its answer decides what a look-up can prove
 
     @classmethod
     def from_record(cls, record: PartRecord) -> Self:
-        """A part as the ledger has it. An attempt without an outcome may have gone out."""
+        """Build from the ledger. An attempt without an outcome may have been sent."""
         in_doubt = record.status in {PartStatus.ATTEMPTING, PartStatus.UNKNOWN}
         return cls(
             record.part_no,
@@ -48,7 +48,7 @@ class Part:
 
 
 class Departure:
-    """Whether a request may leave; remembers that it was refused."""
+    """Checks whether a request may leave, and remembers a refusal."""
 
     def __init__(self, may_leave: Callable[[], bool]) -> None:
         self._may_leave = may_leave
@@ -61,10 +61,10 @@ class Departure:
 
 
 def recorded(attempt: Settlement, outcome: Outcome, milliseconds: int | None) -> Settlement:
-    """What the ledger is told of an answered attempt."""
+    """Return the ledger's record of an answered attempt."""
     if isinstance(outcome, Accepted):
-        # The address of the ledger stays the one that was asked for: it is what the part is searched by, and what tells
-        # which ids belong to other parts. The provider's own name for it goes with its answer.
+        # The ledger keeps the requested address: the part is searched by it, and it tells which ids belong to other
+        # parts. The provider's own name for it is stored with its answer.
         address = {"address": outcome.address} if outcome.address else {}
         return replace(
             attempt,

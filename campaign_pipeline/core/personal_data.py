@@ -1,7 +1,7 @@
-"""What is known of a person, taken out of texts that somebody else wrote.
+"""Removes a person's data from texts of third parties.
 
-A provider that refuses a request may repeat it: a name, an e-mail address, a document's number, the text itself. What
-is kept of its answer has none of them.
+A provider that refuses a request may repeat parts of it: a name, an e-mail address, a document number, the text itself.
+Its stored answer contains none of them.
 """
 
 import re
@@ -28,36 +28,36 @@ _SENTENCE: Final = re.compile(r"[^.!?\n]+")
 
 
 def personal_values(message: LeasedMessage, lead: Lead | None, texts: Iterable[str | None] = ()) -> list[str]:
-    """Every value that an answer about this message may repeat: the lead's fields and numbers, and the texts to it."""
+    """Return every value that an answer about this message may repeat: the lead's fields and numbers, and the texts."""
     values: list[str | None] = [message.phone_number, *_pieces_of(texts)]
     if lead is not None:
         context = lead.context
         names = (context.client_name, context.whatsapp_name, context.company)
         values += [lead.phone, lead.email, *lead.other_phones, *names, *context.tags]
         values += [value for _, value in context.custom_fields]
-        values += [word for name in names for word in _WORD.findall(name)]  # "Olá, Ana" has one word of the name
+        values += [word for name in names for word in _WORD.findall(name)]  # "Olá, Ana" contains one word of the name
     return [value for value in values if value]
 
 
 def _pieces_of(texts: Iterable[str | None]) -> Iterable[str]:
-    """Each text as its sentences: a provider may quote one of them."""
+    """Split each text into sentences: a provider may quote one of them."""
     for text in texts:
         if text:
             yield from (piece.strip() for piece in _SENTENCE.findall(text))
 
 
 def without_values(answer: Mapping[str, Any], values: Iterable[str]) -> dict[str, Any]:
-    """The answer without these values, in whatever case and punctuation; its own field names stay."""
+    """Remove these values from an answer, in any case and punctuation; its field names stay."""
     forms = {form for value in values if (form := _form(value))}
     if not forms:
         return dict(answer)
-    # The longest first: a name that stands in another must not leave the rest of it.
+    # Longest first: removing a name inside a longer one would leave the rest of it.
     pattern = re.compile("|".join(sorted(forms, key=len, reverse=True)[:MOST_VALUES]), re.IGNORECASE)
     return {name: _hidden(value, pattern) for name, value in answer.items()}
 
 
 def _form(value: str) -> str | None:
-    """The pattern by which a value is found; None where it is too short to be looked for."""
+    """Return the pattern that finds a value; None if the value is too short to search for."""
     value = value.strip()[:LONGEST_VALUE]
     digits = re.sub(r"\D", "", value)
     if len(digits) >= SHORTEST_NUMBER and not re.search(r"[^\W\d_]", value):

@@ -1,4 +1,4 @@
-"""The directory of phone numbers of one shard: which have an account, as the provider said before or says now."""
+"""The shard's directory of phone numbers: which have an account, by the provider's cached or current answers."""
 
 from collections.abc import Iterable
 from contextlib import suppress
@@ -17,31 +17,31 @@ class NumberDirectory:
         self._store = store
         self._channel = channel
         self._log = log
-        self._known: dict[str, KnownNumber] = {}  # answers of the provider that are young enough to be believed
-        self._not_checked: set[str] = set()  # numbers for which the provider could not be asked
+        self._known: dict[str, KnownNumber] = {}  # cached answers that are still valid
+        self._not_checked: set[str] = set()  # numbers that the provider could not check
 
     async def load(
         self, messages: Iterable[tuple[LeasedMessage, Lead | None]], days: float, missing_days: float
     ) -> None:
         """Read in one statement what is known of all numbers of the shard.
 
-        "Has an account" is believed for `days`, "has none" for `missing_days`.
+        "Has an account" is cached for `days`, "has none" for `missing_days`.
         """
         wanted: set[str] = set()
         for message, lead in messages:
-            with suppress(InvalidAddress):  # that ends this message when its turn comes; the others are looked up
+            with suppress(InvalidAddress):  # it ends this message when its turn comes; the others are looked up
                 wanted.update(self._candidates(own_number(message, lead), lead))
         known = await self._store.known_numbers(self._channel.traits.name, sorted(wanted), days, missing_days)
         self._known = {one.number: one for one in known}
 
     def possible(self, number: str, lead: Lead | None) -> list[str]:
-        """A lead's numbers that are not known to have no account, in the order in which they are tried."""
+        """Return a lead's numbers that are not known to have no account, in the order in which they are tried."""
         return [one for one in self._candidates(number, lead) if one not in self._known or self._known[one].exists]
 
     async def why_missing(self, message: LeasedMessage, number: str) -> str | None:
-        """Ask the provider why the number surely has no account; None if it has one, or nobody knows."""
-        # Numbers cached as missing were filtered out by possible(). A number that could not be checked is not checked
-        # twice: a provider that takes long to say nothing would let no message go in its time.
+        """Return the provider's reason why the number surely has no account; None if it has one, or nobody knows."""
+        # possible() filtered out the numbers cached as missing. A number that could not be checked is not asked again:
+        # a provider that takes long to give no answer would let no message leave in time.
         if number in self._known or number in self._not_checked or not self._channel.traits.number_check:
             return None
         answer = await self._channel.check_number(number)
@@ -56,7 +56,7 @@ class NumberDirectory:
         return None
 
     def note_missing(self, message: LeasedMessage, number: str, *, last: bool) -> None:
-        """Remember that a number has no account, and with the last one that its lead cannot be reached."""
+        """Record that a number has no account and, if it is the last one, that its lead cannot be reached."""
         self._note(message, KnownNumber(number, False), reachable=False if last else None)
 
     def _note(self, message: LeasedMessage, known: KnownNumber, *, reachable: bool | None) -> None:
@@ -69,5 +69,5 @@ class NumberDirectory:
 
 
 def own_number(message: LeasedMessage, lead: Lead | None) -> str:
-    """The number that a message is for: its own, else its lead's. Raises InvalidAddress."""
+    """Return the number of a message: its own, else its lead's. Raises InvalidAddress."""
     return normalize_phone(message.phone_number or (lead.phone if lead else None))

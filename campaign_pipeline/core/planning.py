@@ -1,9 +1,9 @@
-"""The plan of a campaign's day: when each of its messages is due, and how many are too many for the day.
+"""The plan of a campaign's day: when each message is due, and how many do not fit into the day.
 
-Nothing is planned that could not go out: a message is due as late after the one before it as the campaign's interval
-and the inbox's pace will let it go, so that a plan does not fall behind by itself, and the last one ends within the
-window. A text that fails, or a provider that is slow, may still make a day too short; such messages are skipped for
-being too old, and their leads planned again another day.
+Only messages that could be sent are planned: each is due as long after the previous one as the campaign's interval and
+the inbox's pace require, so a plan does not fall behind by itself, and the last one ends within the window. A failing
+text or a slow provider may still make a day too short; such messages are skipped as too old, and their leads are
+planned again another day.
 """
 
 from bisect import bisect_left, bisect_right
@@ -20,14 +20,14 @@ SEND_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class QuietHours:
-    """Local times between which an inbox begins nothing; over midnight where the end is the earlier."""
+    """Local times between which an inbox begins no message; over midnight if the end is earlier than the start."""
 
     start: time
     end: time
     zone: ZoneInfo
 
     def over_at(self, instant: datetime) -> datetime:
-        """The same instant, or the end of the quiet hours that it falls into."""
+        """Return the instant, or the end of the quiet hours that contain it."""
         local = instant.astimezone(self.zone)
         clock = local.time()
         over_midnight = self.start > self.end
@@ -40,19 +40,19 @@ class QuietHours:
 
 @dataclass(frozen=True)
 class InboxDay:
-    """How an inbox may go on a day, and what it has to do already."""
+    """The pace of an inbox on a day, and the messages it already has."""
 
-    gap_seconds: float = 0.0  # between any two of its messages, its jitter included
+    gap_seconds: float = 0.0  # between any two messages, jitter included
     hourly_limit: int | None = None
-    left: int | None = None  # of its daily limit, or its warm-up's; None: no limit
+    left: int | None = None  # of its daily or warm-up limit; None: no limit
     pause_after: int | None = None  # messages, after which it rests …
-    pause_seconds: float = 0.0  # … so long
+    pause_seconds: float = 0.0  # … for this long
     quiet: QuietHours | None = None
     taken: Sequence[datetime] = ()  # when its other messages of the day are due, in order
 
     @property
     def spacing(self) -> timedelta:
-        """Between two messages, by gap and hourly limit."""
+        """Return the time between two messages, by gap and hourly limit."""
         by_hour = 3600 / self.hourly_limit if self.hourly_limit else 0.0
         apart = max(self.gap_seconds, by_hour)
         return timedelta(seconds=apart + SEND_SECONDS if apart else 0)
@@ -60,19 +60,19 @@ class InboxDay:
 
 @dataclass(frozen=True)
 class CampaignDay:
-    """What a campaign wants of a day."""
+    """The settings of a campaign for a day."""
 
     window: SendingWindow
     day: date  # in the zone of the window
     now: datetime
     interval_seconds: float = 0.0
     left: int | None = None  # of its daily limit; None: no limit
-    last_due: datetime | None = None  # its last message that is planned for the day already
+    last_due: datetime | None = None  # its last message that is already planned for the day
 
 
 @dataclass(frozen=True)
 class DayPlan:
-    """When messages are due, and how many of the leads have to wait for another day, by reason."""
+    """When messages are due, and how many leads wait for another day, by reason."""
 
     times: tuple[datetime, ...] = ()
     left_out: dict[str, int] = field(default_factory=dict)
@@ -93,7 +93,7 @@ REASONS = {
 
 
 def plan_day(campaign: CampaignDay, inbox: InboxDay, wanted: int) -> DayPlan:
-    """Find a time for as many of `wanted` messages as the day has room for, the earliest first."""
+    """Find a time for as many of `wanted` messages as fit into the day, the earliest first."""
     opening = campaign.window.opening(campaign.day)
     if wanted <= 0:
         return DayPlan()
@@ -133,7 +133,7 @@ def _times(campaign: CampaignDay, inbox: InboxDay, start: datetime, closes: date
 
 
 def _free(instant: datetime, inbox: InboxDay) -> datetime:
-    """The first instant from this one on that is neither quiet nor too near to another message of the inbox."""
+    """Return the first instant from this one on that is not quiet, nor too near to another message of the inbox."""
     spacing = inbox.spacing
     while True:
         found = inbox.quiet.over_at(instant) if inbox.quiet else instant

@@ -1,7 +1,7 @@
-"""Cuts out of a model's answer what was never meant for the reader: its reasoning, and the tokens that steer it.
+"""Removes reasoning and control tokens from a model's answer.
 
-What can be cut surely is cut. Where it is not sure which part is the message, the answer is refused and written anew.
-Every pattern here is linear in the text, or looks at a bounded number of characters from each place.
+Only what is certainly not the message is removed. If it is uncertain which part is the message, the answer is refused
+and generated again. Every pattern is linear in the text, or looks at a bounded number of characters per position.
 """
 
 import re
@@ -52,7 +52,7 @@ _TOKEN: Final = re.compile(
     r"|<\|?(?P<turn>turn)\|?>",
     re.IGNORECASE,
 )
-_LONGEST_STRIKE: Final = 300  # characters of a passage that is crossed out
+_LONGEST_STRIKE: Final = 300  # characters of a struck-out passage
 _ENDS: Final = frozenset(
     [
         "im_end",
@@ -84,11 +84,11 @@ _ROLE: Final = re.compile(
     re.IGNORECASE,
 )
 _OUR_ROLES: Final = frozenset({"assistant", "model", "ai", "bot", "chatbot", "assistente"})
-# The beginning of a token that the end of the answer cut off: "<|im_e", "</thi", "<|end|".
+# The beginning of a token at which the answer was cut off: "<|im_e", "</thi", "<|end|".
 _BROKEN_TOKEN: Final = re.compile(r"<(?:[|｜][^<>\n]{0,60}|/?(?P<word>[a-z_]{1,14})|/)\Z", re.IGNORECASE)
 _TOKEN_WORDS: Final = ("thinking", "thought", "reasoning", "s", "eos", "bos", "pad", "end_of_turn", "endoftext")
 
-# A turn that the model wrote for another speaker, as training sets mark it.
+# A turn that the model wrote for another speaker, as in training data.
 _IMAGINED_TURN_HAS: Final = ("\n##", "human:", "user:", "assistant:")
 _IMAGINED_TURN: Final = re.compile(
     r"(?<=\S)\s{0,4}\n(?:#{2,4} (?:instruction|instrucao|input|response|resposta|user|human|assistant)\b|(?:human|"
@@ -105,7 +105,7 @@ _MESSAGE_TOKEN: Final = re.compile(
 )
 _GLUED_FINAL: Final = re.compile(r"assistant\s?final(?:\s?message)?[: \n]?")
 
-# Reasoning that is only announced in words; matched on folded text ---------------------------------------------------
+# Reasoning announced only in words; matched on folded text -----------------------------------------------------------
 
 GREETING: Final = re.compile(
     r"[^\w\n]{0,6}(?:ola|oi+|oie|opa|ei|bom dia|boa tarde|boa noite|prezad[oa]s?|car[oa]s?|estimad[oa]s?|hola|hello|hi|"
@@ -152,10 +152,10 @@ _BLANK_LINE: Final = re.compile(r"\n[ \t]*\n\s*")
 
 
 def without_reasoning(text: str) -> str:
-    """Cut reasoning and control tokens out of an answer.
+    """Remove reasoning and control tokens from an answer.
 
-    Raises TextProblem: `reasoning` where it is not sure what of the answer is the message, `control_tokens` where
-    nothing but tokens, or a call of a tool, is there.
+    Raises TextProblem: `reasoning` if it is uncertain what of the answer is the message, `control_tokens` if it has
+    nothing but tokens or a tool call.
     """
     if text.startswith("```"):
         text = _without_fenced_reasoning(text)
@@ -175,7 +175,7 @@ _REASONING_FENCE: Final = re.compile(rf"```(?:{_NAMES})[ \t]*\n(?P<inner>.*?)```
 
 
 def _without_fenced_reasoning(text: str) -> str:
-    """Without a block of code in front that is headed as reasoning."""
+    """Remove a leading code block whose heading says that it is reasoning."""
     if text.startswith(_TOOL_FENCE):
         raise TextProblem("control_tokens", "The model answered with a call of a tool instead of a text.")
     found = _REASONING_FENCE.match(text)
@@ -187,7 +187,7 @@ def _unsure(what: str) -> TextProblem:
 
 
 def _final_channel(text: str) -> str:
-    """The content of the last `final` channel, where the answer has channels."""
+    """Return the content of the last `final` channel, if the answer has channels."""
     channels = list(_CHANNEL.finditer(text))
     if not channels:
         return _after_glued_channel(text)
@@ -201,7 +201,7 @@ def _final_channel(text: str) -> str:
 
 
 def _after_glued_channel(text: str) -> str:
-    """What stands behind "assistantfinal", where a server stripped the tokens of an answer with channels."""
+    """Return the text after "assistantfinal", left over if a server strips the tokens of an answer with channels."""
     folded = fold(text)
     if folded.startswith("analysis") and (finals := list(_GLUED_FINAL.finditer(folded))):
         return text[finals[-1].end() :]
@@ -209,7 +209,7 @@ def _after_glued_channel(text: str) -> str:
 
 
 def _without_marked(text: str) -> str:
-    """Without what stands between marks such as <think> and </think>, or before a closing mark alone."""
+    """Remove what is between marks such as <think> and </think>, or before a lone closing mark."""
     kept: list[str] = []
     opened, position = False, 0
     for mark in _REASONING_MARK.finditer(text):
@@ -218,7 +218,7 @@ def _without_marked(text: str) -> str:
             kept.append(text[position : mark.start()])
             opened = True
         elif closes:
-            if not opened:  # the opening mark is lost, as where a chat template writes it
+            if not opened:  # the opening mark is missing, as when a chat template writes it
                 kept.clear()
             opened, position = False, mark.end()
     if opened:
@@ -228,7 +228,7 @@ def _without_marked(text: str) -> str:
 
 
 def _without_details(text: str) -> str:
-    """Without <details> blocks in which front ends fold reasoning."""
+    """Remove <details> blocks in which front ends fold reasoning."""
     if "<details" not in text.lower():
         return text
     kept: list[str] = []
@@ -249,7 +249,7 @@ def _without_details(text: str) -> str:
 
 
 def _inside_answer_marks(text: str) -> str:
-    """What stands between <answer> and </answer>, where the answer marks its message like this."""
+    """Return what is between <answer> and </answer>, if the answer marks its message so."""
     marks = list(_ANSWER_MARK.finditer(text))
     if not marks:
         return text
@@ -263,7 +263,7 @@ def _inside_answer_marks(text: str) -> str:
 
 
 def _without_tokens(text: str) -> str:
-    """Without control tokens, roles, and turns that the model wrote for another speaker."""
+    """Remove control tokens, roles, and turns that the model wrote for another speaker."""
     tokens = _tokens(text)
     if tokens:
         text = _own_turn(text, tokens)
@@ -285,7 +285,7 @@ def _without_imagined_turn(text: str) -> str:
 
 
 def _tokens(text: str) -> list[re.Match[str]]:
-    """The control tokens of an answer. <s>…</s> inside a text is HTML for crossed out, not its begin and end."""
+    """Find the control tokens of an answer. <s>…</s> inside a text is HTML strike-through, not a sequence boundary."""
     tokens: list[re.Match[str]] = []
     crossing_out = False
     for token in _TOKEN.finditer(text):
@@ -309,7 +309,7 @@ def _own_turn(text: str, tokens: list[re.Match[str]]) -> str:
         following = tokens[number + 1].start() if number + 1 < len(tokens) else len(text)
         piece = text[token.end() : following]
         if name in _ENDS and "".join(kept).strip():
-            break  # whatever follows is a conversation that the model imagines
+            break  # the rest is a conversation that the model imagines
         if name in _OUR_ROLES or name in {"user", "system", "human"}:
             ours = name in _OUR_ROLES
         elif name in _STARTS and (role := _ROLE.match(piece)):
@@ -321,7 +321,7 @@ def _own_turn(text: str, tokens: list[re.Match[str]]) -> str:
 
 
 def _without_announced(text: str) -> str:
-    """Without a block that is headed "Reasoning:" or begins like one who thinks aloud."""
+    """Remove a block with the heading "Reasoning:", or one that begins as thinking aloud does."""
     folded = fold(text)
     if not (_REASONING_HEADING.match(folded) or _REASONING_OPENING.match(folded)):
         return text

@@ -1,6 +1,6 @@
-"""What becomes of a message when its worker is done with it, and the retry policy that decides it after a failure.
+"""The results of a message, and the retry policy that chooses one after a failure.
 
-A result is a value. `MessageDelivery._finish` commits, counts and logs it; nothing else does.
+A result is a value; `MessageDelivery._finish` alone commits, counts and logs it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -34,16 +34,16 @@ short enough to be waited out in place."""
 class Result:
     """What a message becomes, and why."""
 
-    code: str  # stable, machine readable
+    code: str  # stable, machine-readable
     reason: str  # one sentence for the operator
     error_class: ErrorClass | None = None
-    delay_seconds: float | None = None  # until it is due again; None: due as before
+    delay_seconds: float | None = None  # until it is due again; None: unchanged
     status: ClassVar[MessageStatus | None] = None
     level: ClassVar[str | None] = "info"  # of the line in the campaign's log; None: no line
 
     @property
     def count_attempt(self) -> bool:
-        """Whether it takes one of the message's attempts."""
+        """Return whether it uses one of the message's attempts."""
         return False
 
 
@@ -55,18 +55,18 @@ class Sent(Result):
 
 
 class Retry(Result):
-    """Back to the queue after a failure of the message itself: one of its attempts is spent."""
+    """Back to the queue after a failure of the message itself; uses one of its attempts."""
 
     status = MessageStatus.PENDING
 
     @property
     def count_attempt(self) -> bool:
-        """Always."""
+        """Return True."""
         return True
 
 
 class GiveBack(Result):
-    """Back to the queue as it was: what is in the way is not the message's fault."""
+    """Back to the queue unchanged: the obstacle is not the message's fault."""
 
     status = MessageStatus.PENDING
 
@@ -74,18 +74,18 @@ class GiveBack(Result):
 class Released(GiveBack):
     """Back to the queue because the shard ended before the message did."""
 
-    level = None  # the run says that it was stopped; a line for each of ten thousand messages would say no more
+    level = None  # the run says that it was stopped; ten thousand lines would add nothing
 
 
 class Fail(Result):
-    """Not sent; only a back-fill or a person tries again."""
+    """Not sent; only a back-fill or a person retries it."""
 
     status = MessageStatus.FAILED
     level = "error"
 
     @property
     def count_attempt(self) -> bool:
-        """Where the last attempt was spent."""
+        """Return whether the last attempt was used."""
         return self.error_class is ErrorClass.EXHAUSTED
 
 
@@ -97,13 +97,13 @@ class Skip(Result):
 
 
 class Lost(Result):
-    """Another worker holds the lease, or may take it at any moment: nothing more is changed here."""
+    """Another worker holds the lease, or may take it at any moment: nothing more is changed."""
 
     level = "warning"
 
 
 class Ended(Exception):
-    """Raised by a stage of a message's life that ends it."""
+    """Raised by a stage that ends the message."""
 
     def __init__(self, result: Result) -> None:
         super().__init__(result.reason)
@@ -131,7 +131,7 @@ REVIEW_DELAY = 7 * 24 * 3600.0
 
 
 def refused(verdict: Verdict, *, begun: bool, seconds_of_day_left: Callable[[], float]) -> Result:
-    """What the store's refusal makes of a message. `begun`: a part of it was sent before."""
+    """Map a refusal of the store to a result. `begun`: a part of the message was sent before."""
     match verdict:
         case Verdict.LOST:
             return LEASE_LOST
@@ -139,11 +139,11 @@ def refused(verdict: Verdict, *, begun: bool, seconds_of_day_left: Callable[[], 
             reason = "The lead gets one message a day and has today's; this one waits for the next day."
             return GiveBack(verdict, reason, delay_seconds=seconds_of_day_left())
         case Verdict.NUMBER_CONTACTED:
-            # The next claim skips it, or puts it off until the number has rested.
+            # The next claim skips it, or postpones it until the number has rested.
             reason = "Another message goes to the lead's number, or went to it not long ago; this one waits."
             return GiveBack(verdict, reason, delay_seconds=NUMBER_CONTACTED_DELAY)
         case Verdict.SUPPRESSED | Verdict.FOREIGN_WORKSPACE if begun:
-            # Something was sent, so `skipped` would be wrong; the rest never goes.
+            # A part was sent, so `skipped` would be wrong; the rest is never sent.
             reason = f"{_NEVER[verdict]}, as was found after a part had gone out; the rest is not sent."
             return Fail(verdict, reason, ErrorClass.PERMANENT)
         case Verdict.SUPPRESSED | Verdict.FOREIGN_WORKSPACE:
@@ -159,14 +159,14 @@ def refused(verdict: Verdict, *, begun: bool, seconds_of_day_left: Callable[[], 
 
 
 def finished_as(row: Mapping[str, Any]) -> Result:
-    """The result that a finished message's row tells (statement `read_finished_messages`)."""
+    """Return the result of a finished message from its row (statement `read_finished_messages`)."""
     kinds: dict[str, type[Result]] = {"failed": Fail, "skipped": Skip}
     error_class = ErrorClass(row["error_class"]) if row["error_class"] else None
     return kinds.get(row["status"], Sent)(row["code"], row["reason"], error_class)
 
 
 def count_result(report: ShardReport, result: Result, message_id: str) -> None:
-    """Count one message in the report of its shard."""
+    """Count one message in its shard's report."""
     match result:
         case Sent():
             report.sent += 1
@@ -187,21 +187,21 @@ def count_result(report: ShardReport, result: Result, message_id: str) -> None:
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """How often and when a message is tried again."""
+    """How often and when a message is retried."""
 
     delays_seconds: tuple[float, ...] = (300.0, 900.0, 1800.0)  # before the 2nd, 3rd, … attempt; the last repeats
     max_attempts: int = 3
-    jitter: float = 0.2  # a delay is stretched by up to this share, so that failures of one moment do not return as one
+    jitter: float = 0.2  # a delay is extended at random by up to this share, to spread simultaneous failures
     look_up_patience_seconds: float = 90.0  # how long a provider may take to show a message that it accepted
     give_up_look_up_seconds: float = 24 * 3600.0
-    wait_for_proof_seconds: float = 2 * 3600.0  # how long a look-up may stay without the means to prove an absence
+    wait_for_proof_seconds: float = 2 * 3600.0  # how long look-ups may lack the means to prove an absence
 
     def with_delays(self, minutes: Sequence[float] | None) -> Self:
-        """The same policy with a campaign's own delays, where it has any."""
+        """Return the policy with a campaign's own delays, if it has any."""
         return replace(self, delays_seconds=tuple(60 * each for each in minutes)) if minutes else self
 
     def decide(self, failure: Failure, attempts_before: int, chance: Callable[[], float]) -> Result:
-        """Decide for a failure that is not about an unknown outcome. `chance` gives numbers in [0, 1)."""
+        """Decide for a failure of known outcome. `chance` returns numbers in [0, 1)."""
         match failure:
             case Permanent(code, reason):
                 return Fail(code, reason, ErrorClass.PERMANENT)
@@ -216,7 +216,7 @@ class RetryPolicy:
                 delay = (THROTTLE_SECONDS if retry_after is None else retry_after) * (1 + self.jitter * chance())
                 return GiveBack(code, reason, ErrorClass.THROTTLED, delay)
             case Throttled(code, reason):
-                # Its scope waits, not the message: due as before, it keeps its place among the others.
+                # Its scope waits, not the message: its due time stays, so it keeps its place among the others.
                 return GiveBack(code, reason, ErrorClass.THROTTLED)
             case Systemic(code, reason):
                 return GiveBack(code, reason, ErrorClass.SYSTEMIC)
@@ -232,13 +232,13 @@ class RetryPolicy:
         code: str = "",
         approved: bool = False,
     ) -> Found | Transient | GiveBack | Fail:
-        """Decide for a part that may have gone out, given what the provider says of it (I5).
+        """Decide for a part that may have been sent, given the provider's answer about it (I5).
 
-        Found: it was sent. Transient: it surely was not, and may be tried again. GiveBack: it is looked up again later.
-        Fail: nobody can tell. `age_seconds`: for how long the request of the attempt cannot have left any more, which
-        is since it was made, or since the lease of a worker that died ended, for that may have slept until then.
-        `code`: that of its unknown outcome.
-        `approved`: a person said that it may be sent again, though nobody knows.
+        Found: it was sent. Transient: it certainly was not, and may be retried. GiveBack: it is looked up again later.
+        Fail: the outcome stays unknown. `age_seconds`: for how long the attempt's request can no longer have left,
+        counted from when it was made, or from the end of a dead worker's lease: that worker may have slept until then.
+        `code`: the code of its unknown outcome.
+        `approved`: a person approved sending it again despite its unknown outcome.
         """
         if isinstance(answer, Absent) and code in MAY_HAVE_NO_RECORD:
             reason = f"{answer.reason} But after such an answer the provider may have no record of what it sent."

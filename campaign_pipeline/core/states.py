@@ -1,4 +1,4 @@
-"""The states of a message and of a part, and who writes them: one table for documents and tests."""
+"""The states of messages and parts, and what writes them: the tables behind the documents and the tests."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from campaign_pipeline.core.model import MessageStatus, PartStatus
 
 @dataclass(frozen=True)
 class Transition:
-    """One kind of change of a status."""
+    """One allowed change of a status."""
 
     before: str
     after: str
@@ -22,24 +22,24 @@ def _each(befores: Sequence[str], after: str, writer: str, when: str) -> tuple[T
 
 _M, _P = MessageStatus, PartStatus
 LEASED: tuple[MessageStatus, ...] = (_M.QUEUED, _M.GENERATING, _M.SENDING)
-"""The statuses of a message that somebody holds."""
+"""The statuses of a message that has a lease."""
 
 MESSAGE: tuple[Transition, ...] = (
     Transition(_M.PENDING, _M.QUEUED, "campaign_claim_messages", "claimed by a batch"),
     Transition(_M.PENDING, _M.QUEUED, "campaign_take_over", "taken over by a shard"),
-    Transition(_M.QUEUED, _M.GENERATING, "campaign_start_generating", "model may be asked"),
+    Transition(_M.QUEUED, _M.GENERATING, "campaign_start_generating", "model request admitted"),
     *_each((_M.QUEUED, _M.GENERATING), _M.SENDING, "campaign_begin_parts", "attempt committed"),
     Transition(_M.GENERATING, _M.QUEUED, "campaign_begin_parts", "text kept, waits for its planned time"),
     Transition(_M.SENDING, _M.SENT, "campaign_settle", "last part accepted"),
     *_each(LEASED, _M.PENDING, "campaign_settle", "given back, or retried later"),
-    *_each(LEASED, _M.FAILED, "campaign_settle", "refused, exhausted or unknown"),
+    *_each(LEASED, _M.FAILED, "campaign_settle", "refused, retries exhausted, or outcome unknown"),
     *_each(LEASED, _M.SKIPPED, "campaign_settle", "not to be sent"),
     *_each(LEASED, _M.PENDING, "campaign_recover_leases", "lease expired"),
     *_each((_M.GENERATING, _M.SENDING), _M.FAILED, "campaign_recover_leases", "its workers died"),
     Transition(_M.QUEUED, _M.SKIPPED, "skip_refused_messages", "lead suppressed, or of another workspace"),
     Transition(_M.PENDING, _M.SKIPPED, "expire_old_messages", "too old"),
     Transition(_M.PENDING, _M.SKIPPED, "settle_cancelled_runs", "run cancelled"),
-    Transition(_M.PENDING, _M.FAILED, "settle_cancelled_runs", "run cancelled, begun"),
+    Transition(_M.PENDING, _M.FAILED, "settle_cancelled_runs", "run cancelled, a part begun"),
     Transition(_M.PENDING, _M.QUEUED, "campaign_keep_texts", "text written ahead"),
     Transition(_M.QUEUED, _M.PENDING, "campaign_keep_texts", "text written ahead"),
     Transition(_M.PENDING, _M.SKIPPED, "campaign_decide_reviews", "text rejected"),
@@ -48,20 +48,20 @@ MESSAGE: tuple[Transition, ...] = (
         (_M.PENDING, _M.QUEUED, _M.GENERATING, _M.FAILED, _M.SKIPPED),
         _M.SENT,
         "campaign_settle",
-        "late answer says sent",
+        "late answer: sent",
     ),
-    Transition(_M.SKIPPED, _M.FAILED, "campaign_settle", "late answer, incomplete"),
+    Transition(_M.SKIPPED, _M.FAILED, "campaign_settle", "late answer: sent in part"),
     *_each((_M.PENDING, *LEASED), _M.SKIPPED, "campaign_stop_after_reply", "lead replied"),
-    Transition(_M.PENDING, _M.FAILED, "campaign_apply_status_events", "refused, says a receipt"),
-    Transition(_M.QUEUED, _M.PENDING, "campaign_hold_contacted", "its number waits its rest"),
-    Transition(_M.QUEUED, _M.SKIPPED, "campaign_hold_contacted", "its run wrote to the number before"),
+    Transition(_M.PENDING, _M.FAILED, "campaign_apply_status_events", "receipt reports a refusal"),
+    Transition(_M.QUEUED, _M.PENDING, "campaign_hold_contacted", "number was contacted lately"),
+    Transition(_M.QUEUED, _M.SKIPPED, "campaign_hold_contacted", "run already wrote to the number"),
     *_each((_M.PENDING, *LEASED), _M.SKIPPED, "campaign_erase_lead", "lead erased"),
-    *_each((_M.PENDING, *LEASED), _M.FAILED, "campaign_erase_lead", "lead erased, begun"),
+    *_each((_M.PENDING, *LEASED), _M.FAILED, "campaign_erase_lead", "lead erased, a part begun"),
     *_each(LEASED, _M.SENT, "campaign_settle_old_processor", "sent by the CRM's processor"),
     *_each(LEASED, _M.PENDING, "campaign_settle_old_processor", "left by the CRM's processor"),
-    *_each(LEASED, _M.FAILED, "campaign_settle_old_processor", "left by the CRM's processor, unknown"),
+    *_each(LEASED, _M.FAILED, "campaign_settle_old_processor", "left by the CRM's processor, outcome unknown"),
     *_each((_M.QUEUED, _M.GENERATING), _M.PENDING, "give_back_unbegun", "pipeline detached"),
-    *_each((_M.PENDING, _M.SKIPPED), _M.FAILED, "campaign_leave_to_crm", "pipeline detached, begun"),
+    *_each((_M.PENDING, _M.SKIPPED), _M.FAILED, "campaign_leave_to_crm", "pipeline detached, a part begun"),
     *_each((_M.PENDING, _M.QUEUED), _M.SKIPPED, "the CRM", "run paused by the CRM"),
     Transition(_M.SKIPPED, _M.PENDING, "the CRM", "run resumed by the CRM"),
     Transition(_M.SKIPPED, _M.PENDING, "set_run_status", "run resumed after the CRM's pause"),
@@ -74,24 +74,24 @@ MESSAGE: tuple[Transition, ...] = (
 PART: tuple[Transition, ...] = (
     Transition(_P.PLANNED, _P.ATTEMPTING, "campaign_begin_parts", "attempt committed"),
     Transition(_P.ATTEMPTING, _P.SENT, "campaign_settle", "accepted"),
-    Transition(_P.ATTEMPTING, _P.PLANNED, "campaign_settle", "surely not sent"),
-    Transition(_P.ATTEMPTING, _P.FAILED, "campaign_settle", "refused for good"),
+    Transition(_P.ATTEMPTING, _P.PLANNED, "campaign_settle", "certainly not sent"),
+    Transition(_P.ATTEMPTING, _P.FAILED, "campaign_settle", "refused permanently"),
     Transition(_P.ATTEMPTING, _P.UNKNOWN, "campaign_settle", "no answer"),
     Transition(_P.ATTEMPTING, _P.UNKNOWN, "campaign_recover_leases", "worker died"),
     Transition(_P.ATTEMPTING, _P.UNKNOWN, "campaign_end_leases", "worker died"),
     Transition(_P.ATTEMPTING, _P.UNKNOWN, "campaign_settle_deleted", "message deleted"),
     Transition(_P.ATTEMPTING, _P.UNKNOWN, "campaign_erase_lead", "lead erased"),
     Transition(_P.UNKNOWN, _P.SENT, "campaign_settle", "found by look-up"),
-    Transition(_P.UNKNOWN, _P.FAILED, "campaign_apply_status_events", "refused, says a receipt"),
+    Transition(_P.UNKNOWN, _P.FAILED, "campaign_apply_status_events", "receipt reports a refusal"),
     Transition(_P.UNKNOWN, _P.PLANNED, "campaign_settle", "absence proven, or resend approved"),
     Transition(_P.FAILED, _P.PLANNED, "campaign_requeue_failed", "back-fill"),
-    *_each((_P.PLANNED, _P.FAILED), _P.SENT, "campaign_settle", "late answer says sent"),
+    *_each((_P.PLANNED, _P.FAILED), _P.SENT, "campaign_settle", "late answer: sent"),
 )
 """Every change of campaign_message_parts.status."""
 
 
 def diagram(transitions: Sequence[Transition]) -> str:
-    """A Mermaid state diagram: one arrow for each pair of states, labelled with all that leads there."""
+    """A Mermaid state diagram: one arrow for each pair of states, labelled with all its causes."""
     first, ends = transitions[0].before, {t.after for t in transitions} - {t.before for t in transitions}
     labels: dict[tuple[str, str], list[str]] = {}
     for transition in transitions:
@@ -105,7 +105,14 @@ def diagram(transitions: Sequence[Transition]) -> str:
 
 
 def writers(transitions: Sequence[Transition]) -> str:
-    """A Markdown table: who writes which status, and when."""
-    rows = dict.fromkeys((t.writer, str(t.after), t.when) for t in transitions)
-    lines = [f"| `{writer}` | {after} | {when} |" for writer, after, when in rows]
-    return "\n".join(["| Writer | Status | When |", "|---|---|---|", *lines])
+    """A Markdown table: each writer with the statuses that it writes, and when."""
+    whens: dict[str, dict[str, list[str]]] = {}
+    for transition in transitions:
+        known = whens.setdefault(transition.writer, {}).setdefault(str(transition.after), [])
+        if transition.when not in known:
+            known.append(transition.when)
+    lines = []
+    for writer, statuses in whens.items():
+        written = "; ".join(f"**{after}**: {' / '.join(reasons)}" for after, reasons in statuses.items())
+        lines.append(f"| `{writer}` | {written} |")
+    return "\n".join(["| Writer | Writes |", "|---|---|", *lines])

@@ -195,6 +195,8 @@ STEPS: dict[str, Callable[[Crowded], object]] = {
     "look_up": look_up,
     "hear": hear,
     "status_events": status_events,
+    "reply": lambda world: world.do("SELECT campaign_stop_after_reply(%s)", [uuid4()]),
+    "end_leases": lambda world: rows(world, "end_leases_of", owner="run 1a2b3c4d inbox_1 host:7"),
     "close": lambda world: rows(world, "close_runs"),
     "pauses": lambda world: run_statement(world, "drop_spent_throttles"),
 }

@@ -156,11 +156,15 @@ BEGIN
     IF p_leads = '{}' THEN
         RETURN;
     END IF;
+    -- Each status in the words of the index that has it.
     planned := ARRAY(
         SELECT m.id FROM public.campaign_runs r JOIN public.campaign_messages m ON m.run_id = r.id
+            AND (m.status = 'pending' OR campaign_pipeline.campaign_is_leased_indexed(m.status))
         WHERE r.status IN ('running', 'paused') AND m.lead_id = ANY (p_leads)
-          AND (m.status = 'pending' OR campaign_pipeline.campaign_is_leased(m.status)
-               OR (r.status = 'paused' AND m.status = 'skipped' AND m.error_message LIKE '%ausad%')));
+        UNION ALL
+        SELECT m.id FROM public.campaign_runs r JOIN public.campaign_messages m ON m.run_id = r.id
+            AND m.status = 'skipped' AND m.error_message LIKE '%ausad%'
+        WHERE r.status = 'paused' AND m.lead_id = ANY (p_leads));
     -- Runs before messages, as everywhere: their counters are raised.
     PERFORM 1 FROM public.campaign_runs r
     WHERE r.id IN (SELECT m.run_id FROM public.campaign_messages m WHERE m.id = ANY (planned))

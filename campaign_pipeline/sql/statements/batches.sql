@@ -9,7 +9,7 @@ SELECT message_id, run_id, was, owner FROM campaign_pipeline.campaign_end_leases
 SELECT message_id, run_id, was, owner
 FROM campaign_pipeline.campaign_end_leases(
     ARRAY(SELECT m.id FROM public.campaign_messages m
-          WHERE campaign_pipeline.campaign_is_leased(m.status) AND m.lease_owner = %(owner)s),
+          WHERE campaign_pipeline.campaign_is_leased_indexed(m.status) AND m.lease_owner = %(owner)s),
     ARRAY[%(owner)s]);
 
 -- name: count_batch

@@ -34,7 +34,7 @@ _CODE_SERVER_PATIENCE = 90.0
 """Seconds for the code server to come back. Dagster restarts it, which is slow on a busy machine."""
 
 _QUICK_TO_STOP = {"DAGSTER_GRPC_SHUTDOWN_GRACE_PERIOD": "2"}
-"""Seconds that a stopping code server gives the sensor `next_batch_when_due`, which may wait for 15."""
+"""Seconds that a stopping code server gives the sensor `next_batch_when_due`, which may wait for 25."""
 
 _STOP_PATIENCE = 60.0  # seconds for Dagster's processes and their runs to end
 

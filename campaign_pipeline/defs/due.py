@@ -1,12 +1,11 @@
-"""What becomes due that no batch claimed ahead: launched within seconds, without waiting for the minute.
+"""The sensor `next_batch_when_due`: it launches a run within seconds of something becoming due unplanned.
 
-The sensor `next_batch_when_due` waits in the code server, and asks the database every second whether something is due.
-That is one short statement; a tick of Dagster's that would ask as often costs a hundred times more, and a row each.
-Dagster allows a sensor a minute, and lets one that is under way end before a code server stops; so each evaluation ends
-after a quarter of that, and the next begins within five seconds.
+An evaluation waits in the code server, and asks the database every second whether something is due. One question is one
+short statement; one tick of Dagster's costs a hundred times more, and a row. Dagster allows an evaluation a minute, and
+a code server that stops waits for it; so each ends after less than half a minute, and the next begins within seconds.
 
-It waits in a thread of the daemon's, so that no other sensor waits with it. Where dagster.yaml takes those threads away
-(`sensors: {use_threads: false}`), it only looks once each time.
+The daemon evaluates sensors in threads, so no other sensor waits for this one. Where dagster.yaml switches the threads
+off (`sensors: {use_threads: false}`), the sensor only looks once each time.
 """
 
 import time
@@ -38,8 +37,8 @@ from campaign_pipeline.defs.tags import MESSAGES, OWNERS
 
 NAME = "next_batch_when_due"
 
-WAIT = 15.0
-"""Seconds that one evaluation waits, and that a code server may take to stop: half of what Kubernetes gives a pod."""
+WAIT = 25.0
+"""Seconds that one evaluation waits, and that a code server may take to stop: Kubernetes gives a pod 30."""
 
 ASK_EVERY = 1.0  # seconds
 
@@ -87,7 +86,7 @@ def next_batch_when_due(
 
 
 def _until(end: float, pause: float) -> Iterator[None]:
-    """Once, and again after each pause that ends in time."""
+    """Yield at once, then after each pause that is over before the end."""
     yield
     while time.monotonic() + pause < end:
         time.sleep(pause)

@@ -6,11 +6,11 @@ with a sentence, by Dagster's own means. Should its process live after all, no h
 sent, not a run's status, and the process stops when it learns of it.
 """
 
-from collections.abc import Iterator
+import json
 from datetime import timedelta
 
 import dagster as dg
-from dagster import DagsterInstance, DagsterRunStatus, RunRecord, RunsFilter
+from dagster import DagsterInstance, DagsterRunStatus, RunsFilter
 
 from campaign_pipeline.adapters.environment import DeliverySettings, SettingError
 from campaign_pipeline.adapters.operations import Holders, Operations
@@ -24,7 +24,7 @@ ABSENT = timedelta(seconds=75)
 """For how long a run's process may not show itself (`defs.presence`): five beats. Its leases last longer, as a rule."""
 
 QUIET = timedelta(minutes=4)
-"""How long a run with nothing in hand may be silent whose process has never shown itself: it did not start."""
+"""How long a run whose process has never shown itself may add no event while it holds no message: it did not start."""
 
 TO_START = [DagsterRunStatus.NOT_STARTED, DagsterRunStatus.STARTING]
 AT_WORK = [*TO_START, DagsterRunStatus.STARTED]
@@ -36,32 +36,49 @@ def holders(database: QueueDatabase) -> Holders:
         return operations.holders()
 
 
-def is_lost(instance: DagsterInstance, record: RunRecord, held: Holders) -> bool:
-    """Whether nobody works on a run any more that Dagster believes to be starting or started."""
-    run_id = record.dagster_run.run_id
-    if held.has(run_id):
-        return False
+def is_lost(run_id: str, held: Holders) -> bool:
+    """Whether the process of a run that Dagster believes to be at work has shown itself, and does so no more."""
     silent = held.silent(run_id)
-    if silent is not None:
-        return silent > ABSENT
-    # Waiting for a lease to expire is a way of being at work, too: twice its length, if that is longer.
-    quiet = max(QUIET, timedelta(seconds=2 * DeliverySettings.from_environment().lease_seconds))
-    newest = instance.get_records_for_run(run_id, limit=1, ascending=False).records
-    last = newest[0].event_log_entry.timestamp if newest else record.create_timestamp.timestamp()
-    return held.now.timestamp() - last > quiet.total_seconds()
+    return silent is not None and silent > ABSENT and not held.has(run_id)
 
 
-def lost_runs(instance: DagsterInstance, database: QueueDatabase) -> Iterator[dg.DagsterRun]:
-    """The runs of the queue that are lost. Raises as `Operations` does where the database cannot be asked."""
-    records = [
-        record
+class SilentRuns:
+    """Runs at work whose process has never shown itself: their newest event, and since when it has been the newest.
+
+    That time is the database's, noted when the sensor first saw the event. An event's own time comes from the host that
+    wrote it, whose clock may be wrong.
+    """
+
+    def __init__(self, cursor: str | None) -> None:
+        """Read them from the sensor's cursor."""
+        self._noted: dict[str, tuple[int, float]] = json.loads(cursor) if cursor else {}
+        self._now: dict[str, tuple[int, float]] = {}
+
+    def is_lost(self, instance: DagsterInstance, run_id: str, held: Holders) -> bool:
+        """Whether the run has added no event for so long that it cannot have started."""
+        if held.has(run_id) or held.silent(run_id) is not None:
+            return False
+        records = instance.get_records_for_run(run_id, limit=1, ascending=False).records
+        newest = records[0].storage_id if records else 0
+        event, since = self._noted.get(run_id, (None, 0.0))
+        if event != newest:
+            since = held.now.timestamp()
+        self._now[run_id] = (newest, since)
+        # A run may wait for a lease to expire, and adds no event meanwhile: allow two leases, if that is longer.
+        quiet = max(QUIET, timedelta(seconds=2 * DeliverySettings.from_environment().lease_seconds))
+        return held.now.timestamp() - since > quiet.total_seconds()
+
+    def cursor(self) -> str:
+        """Those that were asked about this time."""
+        return json.dumps(self._now)
+
+
+def _runs_at_work(instance: DagsterInstance) -> list[dg.DagsterRun]:
+    return [
+        record.dagster_run
         for job in (process_campaign_queue, retry_failed_messages)
         for record in instance.get_run_records(RunsFilter(job_name=job.name, statuses=AT_WORK))
     ]
-    if not records:
-        return
-    held = holders(database)
-    yield from (record.dagster_run for record in records if is_lost(instance, record, held))
 
 
 @dg.sensor(
@@ -73,10 +90,16 @@ def lost_runs(instance: DagsterInstance, database: QueueDatabase) -> Iterator[dg
 )
 def lost_run_cleanup(context: dg.SensorEvaluationContext, database: QueueDatabase) -> dg.SkipReason:
     """End what a host that lost power left started."""
+    at_work = _runs_at_work(context.instance)
+    if not at_work:
+        return dg.SkipReason("No run is at work.")
     try:
-        lost = list(lost_runs(context.instance, database))
+        held = holders(database)
     except (DatabaseUnusable, SettingError, StoreUnavailable) as error:
         return dg.SkipReason(f"It is unknown which runs still hold messages: {error}")
+    silent = SilentRuns(context.cursor)
+    lost = [run for run in at_work if is_lost(run.run_id, held) or silent.is_lost(context.instance, run.run_id, held)]
+    context.update_cursor(silent.cursor())
     for run in lost:
         context.instance.report_run_failed(
             run,

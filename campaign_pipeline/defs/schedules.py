@@ -104,7 +104,7 @@ def runs_at_work(instance: DagsterInstance, database: QueueDatabase) -> RunsAtWo
     working = []
     for record in records:
         run = record.dagster_run
-        if run.status != DagsterRunStatus.QUEUED and is_lost(instance, record, held):
+        if run.status != DagsterRunStatus.QUEUED and is_lost(run.run_id, held):
             continue
         if run.status != DagsterRunStatus.STARTED or _is_about_to_claim(instance, record):
             return RunsAtWork(0, f"Run {run.run_id[:8]} is about to start and takes what is due.")

@@ -45,7 +45,7 @@ HELD = "held"
 
 @dg.run_failure_sensor(
     name="run_failure_notifications",
-    minimum_interval_seconds=30,
+    minimum_interval_seconds=60,  # each evaluation costs the code server about 50 ms
     default_status=dg.DefaultSensorStatus.RUNNING,
     description="Reports a failed run: once per job and cause, and again when the job succeeds.",
 )

@@ -1,6 +1,5 @@
 """When the queue is worked by itself: ticks decide by the database's clock, which these tests move."""
 
-import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -190,10 +189,20 @@ def of_a_dead_host(instance: DagsterInstance) -> list[dg.DagsterRun]:
     return [a_run(instance, status, job=job) for status, job in kinds]
 
 
-def end_lost(instance: DagsterInstance) -> str:
-    """What one tick of that sensor says."""
-    with dg.build_sensor_context(instance=instance, resources={"database": QueueDatabase()}) as context:
-        return lost_run_cleanup.evaluate_tick(context).skip_message or ""
+class CleanUp:
+    """The sensor that ends lost runs, with its cursor."""
+
+    def __init__(self, instance: DagsterInstance) -> None:
+        self._instance = instance
+        self._cursor: str | None = None
+
+    def tick(self) -> str:
+        """What one tick says."""
+        resources = {"database": QueueDatabase()}
+        with dg.build_sensor_context(self._instance, cursor=self._cursor, resources=resources) as context:
+            told = lost_run_cleanup.evaluate_tick(context)
+        self._cursor = told.cursor or self._cursor
+        return told.skip_message or ""
 
 
 def hold(world: World, message: Any, run: dg.DagsterRun) -> None:
@@ -206,54 +215,74 @@ def hold(world: World, message: Any, run: dg.DagsterRun) -> None:
     )
 
 
-def test_what_a_host_that_lost_power_left_started_stops_no_schedule_and_is_ended_with_a_sentence(
+def test_what_a_host_that_lost_power_left_started_is_ended_with_a_sentence_and_stops_no_schedule(
     world: World, instance: DagsterInstance
 ) -> None:
     world.due_message(world.run())
+    clean_up = CleanUp(instance)
     lost = of_a_dead_host(instance)
     assert "is about to start" in str(tick(instance))
-    assert end_lost(instance) == "No run is lost."
+    assert clean_up.tick() == "No run is lost."
     world.move_clock(6 * MINUTE)
+    assert clean_up.tick().startswith("Ended 4 lost runs: ")
     assert isinstance(tick(instance), dg.RunRequest)
-    assert end_lost(instance).startswith("Ended 4 lost runs: ")
     for run in lost:
         ended_run = instance.get_run_by_id(run.run_id)
         assert ended_run is not None
         assert ended_run.status == DagsterRunStatus.FAILURE
     (told,) = instance.all_logs(lost[0].run_id, of_type=dg.DagsterEventType.RUN_FAILURE)
     assert "Nothing is lost" in str(told.dagster_event and told.dagster_event.message)
-    assert end_lost(instance) == "No run is lost."
+    assert clean_up.tick() == "No run is at work."
 
 
 def test_a_run_that_holds_messages_or_has_just_said_something_is_at_work(
     world: World, instance: DagsterInstance, environment: pytest.MonkeyPatch
 ) -> None:
     environment.setenv("CAMPAIGN_RUNS_AT_ONCE", "2")
+    clean_up = CleanUp(instance)
     held, _ = world.due_messages(world.run(), 2)
     holder, talker = (a_run(instance, DagsterRunStatus.STARTED) for _ in range(2))
+    assert clean_up.tick() == "No run is lost."
     world.move_clock(6 * MINUTE)
     hold(world, held, holder)
-    with patch("time.time", return_value=time.time() + 360):
-        instance.report_engine_event("a step has started", talker)
+    instance.report_engine_event("a step has started", talker)
     assert "2 runs are at work" in str(tick(instance))
-    assert end_lost(instance) == "No run is lost."
+    assert clean_up.tick() == "No run is lost."
     world.move_clock(12 * MINUTE)
-    assert isinstance(tick(instance), dg.RunRequest)
-    assert end_lost(instance).startswith("Ended 2 lost runs: ")
+    assert clean_up.tick() == f"Ended 1 lost runs: {talker.run_id[:8]}."
+    world.move_clock(18 * MINUTE)
+    assert clean_up.tick() == f"Ended 1 lost runs: {holder.run_id[:8]}."
+
+
+@pytest.mark.parametrize("hours", [-1, 1])
+def test_a_run_that_starts_on_a_host_whose_clock_is_wrong_is_not_taken_for_lost(
+    world: World, instance: DagsterInstance, hours: int
+) -> None:
+    clean_up = CleanUp(instance)
+    world.move_clock(hours * 60 * MINUTE)  # the database's time; Dagster's events bear the host's
+    a_run(instance, DagsterRunStatus.STARTING)
+    assert clean_up.tick() == "No run is lost."
+    world.move_clock((hours * 60 + 3) * MINUTE)
+    assert clean_up.tick() == "No run is lost."
+    world.move_clock((hours * 60 + 6) * MINUTE)
+    assert clean_up.tick().startswith("Ended 1 lost runs: ")
 
 
 def test_a_run_is_at_work_while_its_process_shows_itself_though_it_waits_for_workers(
     world: World, instance: DagsterInstance
 ) -> None:
     run = a_run(instance, DagsterRunStatus.STARTED)
+    clean_up = CleanUp(instance)
     world.move_clock(30 * MINUTE)  # far longer than its leases, and no event in all that time
     with Operations(world.url) as operations:
         operations.note_presence(run.run_id, "host-a")
-    assert end_lost(instance) == "No run is lost."
+    assert clean_up.tick() == "No run is lost."
     world.move_clock(31 * MINUTE)
-    assert end_lost(instance) == "No run is lost."
+    assert clean_up.tick() == "No run is lost."
     world.move_clock(32 * MINUTE)
-    assert end_lost(instance).startswith("Ended 1 lost runs: ")
+    world.due_message(world.run())
+    assert isinstance(tick(instance), dg.RunRequest), "no schedule waits for the clean-up"
+    assert clean_up.tick().startswith("Ended 1 lost runs: ")
     with Operations(world.url) as operations:
         assert operations.holders().silent(run.run_id) is None  # nor is it looked at again
 
@@ -262,9 +291,11 @@ def test_no_run_is_ended_while_nobody_can_say_what_it_holds(
     world: World, instance: DagsterInstance, environment: pytest.MonkeyPatch
 ) -> None:
     run = a_run(instance, DagsterRunStatus.STARTED)
+    clean_up = CleanUp(instance)
+    clean_up.tick()
     world.move_clock(6 * MINUTE)
     environment.setenv("CAMPAIGN_DATABASE_URL", "postgresql://127.0.0.1:1/none")
-    assert end_lost(instance).startswith("It is unknown which runs still hold messages")
+    assert clean_up.tick().startswith("It is unknown which runs still hold messages")
     assert [left.run_id for left in instance.get_runs(dg.RunsFilter(statuses=[DagsterRunStatus.STARTED]))] == [
         run.run_id
     ]

@@ -62,6 +62,21 @@ def test_planning_again_adds_only_leads_that_are_new(world: World) -> None:
     assert world.value("SELECT leads_total FROM campaign_runs") == len(world.messages()) == 4
 
 
+def test_days_in_a_row_contact_each_lead_once_until_none_is_left(world: World) -> None:
+    campaign(world, leads=5, daily_limit=2)
+    midday = world.value("SELECT campaign_now()")
+    planned = []
+    for day in range(4):
+        world.do("UPDATE campaign_messages SET status = 'sent', sent_at = scheduled_at")
+        passed: timedelta = midday + timedelta(days=day) - world.value("SELECT now()")
+        world.move_clock(passed)
+        planned.append(plan_campaign(world.url, "Hoje"))
+    assert [plan.planned for plan in planned] == [2, 2, 1, 0]
+    assert len({plan.day for plan in planned}) == 4
+    contacted = [row["lead_id"] for row in world.messages()]
+    assert len(contacted) == len(set(contacted)) == 5
+
+
 def test_a_dry_run_leaves_no_trace(world: World) -> None:
     campaign(world)
     assert plan_campaign(world.url, "Hoje", dry_run=True).planned == 3

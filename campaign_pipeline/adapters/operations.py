@@ -121,10 +121,7 @@ class Operations:
 
     def is_due_within(self, seconds: float) -> bool:
         """Whether anything may be worked so soon, as far as one cheap statement can tell; `look` says for sure."""
-        assert self._connection is not None
-        with _translate_database_errors():  # one round trip; no more: it is asked every second
-            row = self._connection.execute(statement("is_due_soon"), {"seconds": seconds}).fetchone()
-        return bool(row and row["yes"])
+        return bool(self._all("is_due_soon", seconds=seconds)[0]["yes"])
 
     def holders(self) -> Holders:
         """Who holds messages under a live lease."""

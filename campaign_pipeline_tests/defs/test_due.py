@@ -157,3 +157,11 @@ def test_the_last_run_that_is_allowed_keeps_no_planned_message(
     assert look_ahead(evaluate(instance)) < 10
     a_run(instance, DagsterRunStatus.STARTED)
     assert "CAMPAIGN_RUNS_AT_ONCE allows 2." in str(evaluate(instance))
+
+
+def test_a_question_that_the_database_does_not_answer_ends_by_itself(world: World) -> None:
+    """Each tick that Dagster gave up would leave a thread and a connection that wait for a locked table."""
+    asked = "SELECT current_setting('statement_timeout') = '50s' AND %(seconds)s > 0 AS yes"
+    answer = patch("campaign_pipeline.adapters.operations.statement", return_value=asked)
+    with answer, Operations(world.url) as operations:
+        assert operations.is_due_within(8.0)

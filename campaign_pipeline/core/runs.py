@@ -1,4 +1,4 @@
-"""May a run be worked now, and if not, why. A run's `status` is what people want; its wait is what we find."""
+"""Decides whether a run may be sent now, and if not, why. People set a run's `status`; its wait is computed."""
 
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
@@ -32,7 +32,7 @@ NO_MODEL_REASON = "The workspace has no active agent with a model. Set one in ai
 
 @dataclass(frozen=True)
 class RunWait:
-    """Why a running run is not worked."""
+    """Why a running run is not sent."""
 
     run_id: UUID
     code: str
@@ -42,64 +42,64 @@ class RunWait:
 
 @dataclass(frozen=True)
 class RunState:
-    """A running run, judged."""
+    """A running run with the decision about it."""
 
     run_id: UUID
     wait: RunWait | None
-    has_due: bool  # or planned as soon as was asked for
-    resumed: bool  # what became overdue while it was held is to be spread
+    has_due: bool  # due now, or planned within the requested time
+    resumed: bool  # messages that became overdue during the hold are to be spread
     interval_seconds: float
-    spread_within_seconds: float | None  # all of what is to be spread; None: as long as the interval makes it
+    spread_within_seconds: float | None  # over which overdue messages are spread; None: by the interval
     too_old_before: datetime  # messages due before this are skipped
     resumed_at: datetime  # when the pause ended
-    closes_at: datetime | None  # when its window closes; None: never, or it is not open
-    noted: tuple[str | None, str | None, datetime | None]  # the wait that its row tells: code, reason, until
-    pauses: tuple[tuple[str, str], ...] = ()  # paused scopes that cover it
-    only_paused: bool = False  # nothing but pauses keeps it
+    closes_at: datetime | None  # when its window closes; None: never, or it is closed
+    noted: tuple[str | None, str | None, datetime | None]  # the wait in its row: code, reason, until
+    pauses: tuple[tuple[str, str], ...] = ()  # paused scopes that apply to it
+    only_paused: bool = False  # only pauses hold it
     config_id: UUID | None = None
-    inbox_id: UUID | None = None  # through which it goes now
+    inbox_id: UUID | None = None  # through which it sends now
     own_inbox_id: UUID | None = None
-    noted_inbox_id: UUID | None = None  # the fallback inbox that its row tells
-    own_inbox_pauses: tuple[tuple[str, str], ...] = ()  # why it goes through another, where a probe could find out more
-    pace_held: bool = False  # more was due lately than its pace lets go
+    noted_inbox_id: UUID | None = None  # the fallback inbox in its row
+    own_inbox_pauses: tuple[tuple[str, str], ...] = ()  # why it uses another inbox, if a probe could find out more
+    pace_held: bool = False  # more became due lately than its pace admits
 
     @property
     def note_changed(self) -> bool:
-        """Whether its wait is not what its row says."""
+        """Return whether its wait differs from the one in its row."""
         wait = self.wait
         return self.noted != ((wait.code, wait.reason, wait.until) if wait else (None, None, None))
 
     @property
     def active_inbox_id(self) -> UUID | None:
-        """The fallback inbox that it goes through; None: its own."""
+        """Return the fallback inbox that it uses; None: its own inbox."""
         return None if self.inbox_id == self.own_inbox_id else self.inbox_id
 
     def waiting(self, wait: RunWait) -> "RunState":
-        """The same run, held by something that was found out later."""
+        """Return the same run with a wait that was found later."""
         return replace(self, wait=wait)
 
     def with_noted_pace_wait(self, until: datetime) -> "RunState":
-        """The run as the last claim noted it, where its pace holds it beyond some time: only a claim asks how long."""
+        """Return the run with the wait that the last claim noted, if its pace holds it longer. Only a claim knows."""
         code, reason, noted_until = self.noted
         if self.wait is None and code in claim_budget.CODES and noted_until is not None and noted_until > until:
             return self.waiting(RunWait(self.run_id, code, reason or "", noted_until))
         return self
 
     def may_probe_own_inbox(self, probe_due: Set[tuple[str, str]]) -> bool:
-        """Whether one message may try whether the inbox that the run had to leave is well again."""
+        """Return whether one message may probe the inbox that the run had to leave."""
         return self.wait is None and bool(self.own_inbox_pauses) and probe_due >= set(self.own_inbox_pauses)
 
     def may_probe(self, probe_due: Set[tuple[str, str]]) -> bool:
-        """Whether nothing but these scopes keeps it, each of which may be probed now.
+        """Return whether only these scopes hold it, each of which may be probed now.
 
-        All of them at once: were each to wait until the others are gone, two paused scopes would keep each other.
+        All scopes at once: if each waited until the others are resumed, two paused scopes would block each other.
         """
         return self.only_paused and probe_due >= set(self.pauses)
 
 
 @dataclass(frozen=True)
 class Fallback:
-    """An inbox that a run may go through while its own is down, with the instance that serves it."""
+    """An inbox that a run may use while its own is down, with the instance that serves it."""
 
     inbox_id: UUID
     instance_id: UUID
@@ -115,20 +115,20 @@ class Fallback:
 
 @dataclass(frozen=True)
 class RunningRun:
-    """A running run with what decides whether it may be worked: a row of `list_running_runs`."""
+    """A running run with the data that decides whether it may be sent: a row of `list_running_runs`."""
 
     run_id: UUID
     name: str | None
-    wait_code: str | None  # why it waited when that was last looked at; None: it did not
+    wait_code: str | None  # its wait at the last claim; None: it did not wait
     wait_reason: str | None
     wait_until: datetime | None
     resumed_at: datetime | None
     now: datetime
     config_id: UUID | None
     workspace_id: UUID | None
-    inbox_id: UUID | None  # of its campaign; in a detour the fallback
+    inbox_id: UUID | None  # of its campaign; while a fallback is used, the fallback
     is_active: bool | None
-    start_time: str | None  # as text: 24:00 is no time of day for Python
+    start_time: str | None  # as text: Python has no time of day 24:00
     end_time: str | None
     timezone: str | None
     frequency: str | None
@@ -136,14 +136,14 @@ class RunningRun:
     holidays: Sequence[date] | None
     min_interval_seconds: float | None
     pace_held_since: datetime | None
-    active_inbox_id: UUID | None  # the fallback that its row tells
-    fallbacks: tuple[Fallback, ...]  # in the order of preference
+    active_inbox_id: UUID | None  # the fallback in its row
+    fallbacks: tuple[Fallback, ...]  # by preference
     instance_id: UUID | None
     instance_status: str | None
     instance_name: str | None
     model: str | None
     has_due: bool
-    own_account: bool = False  # its workspace pays the language model with a key of its own
+    own_account: bool = False  # its workspace has its own account for the language model
     next_planned: datetime | None = None  # its first message that may be claimed ahead of its time
 
     @classmethod
@@ -154,7 +154,7 @@ class RunningRun:
 
 @dataclass(frozen=True)
 class OpenPause:
-    """A scope in which nothing may be requested now: a row of `list_pauses` or `look_at_pauses`."""
+    """A scope for which no request may be made now: a row of `list_pauses` or `look_at_pauses`."""
 
     scope: str
     scope_id: str
@@ -162,8 +162,8 @@ class OpenPause:
     code: str
     reason: str
     since: datetime
-    until: datetime | None  # None: nobody knows
-    probe_due: bool = False  # one message may try whether the cause is gone
+    until: datetime | None  # None: unknown
+    probe_due: bool = False  # one message may test whether the cause is gone
     tried_message_ids: tuple[UUID, ...] = ()  # that met the cause
 
     @classmethod
@@ -178,9 +178,9 @@ def judge_run(
     max_age: timedelta,
     ahead: timedelta = timedelta(0),
 ) -> RunState:
-    """Judge a running run against the open pauses.
+    """Decide about a running run, given the open pauses.
 
-    A message that is planned within `ahead` counts as due, and a window that opens within it as open.
+    A message planned within `ahead` counts as due, and a window that opens within it as open.
     """
     now: datetime = run.now
     own, run = run, _route(run, pauses)
@@ -203,13 +203,14 @@ def judge_run(
     was_held = run.wait_code not in {None, WINDOW_CLOSED, SLOWED_DOWN, CONNECTING} and not was_paced
     to_be_spread = run.resumed_at is not None and run.resumed_at <= now
     opening = window.next_opening(now) if window else now
-    # What waits for the opening alone is claimed ahead of it, as of any planned time; what is to be spread is not yet.
+    # Messages that wait only for the opening are claimed ahead of it, like planned ones. Overdue ones are not spread
+    # yet.
     if window and opening > now + (timedelta(0) if was_held or to_be_spread else ahead):
         local = opening.astimezone(window.zone)
         text = f"The sending window is closed; it opens at {local:%Y-%m-%d %H:%M} ({window.zone})."
         waits.append(RunWait(run.run_id, WINDOW_CLOSED, text, opening))
     wait = waits[0] if waits else None
-    # What our own pace keeps back does not grow older by it.
+    # Messages that our own pace delays do not become too old by it.
     aging_until = now if held_since is None else min(now, held_since)
     return RunState(
         run_id=run.run_id,
@@ -234,7 +235,7 @@ def judge_run(
 
 
 def _route(run: RunningRun, pauses: Sequence[OpenPause]) -> RunningRun:
-    """The run through its own inbox, or while that is down through the first healthy one of its fallbacks."""
+    """Return the run with its own inbox or, while that is down, with its first healthy fallback."""
     if _is_well(run, pauses):
         return run
     for fallback in run.fallbacks:
@@ -274,7 +275,7 @@ def _covers(pause: OpenPause, run: RunningRun) -> bool:
         "workspace": run.workspace_id,
         "all": pause.scope_id,
         "model": run.model,
-        "provider": None if run.own_account else pause.scope_id,  # the account that the others share
+        "provider": None if run.own_account else pause.scope_id,  # the shared account
     }
     return str(ids[pause.scope]) == str(pause.scope_id)
 
@@ -285,7 +286,7 @@ def _is_planned(run: RunningRun, ahead: timedelta) -> bool:
 
 
 def _configuration_waits(run: RunningRun) -> list[RunWait]:
-    """What in the CRM keeps the run, the most basic first."""
+    """Yield what in the CRM's settings holds the run, the most basic first."""
     run_id = run.run_id
     if run.config_id is None:
         return [RunWait(run_id, "no_campaign", "The run has no campaign config (config_id).")]

@@ -1,4 +1,4 @@
-"""What the messages of one shard share: its policy, its clock, its campaigns' windows, and whoever serves them."""
+"""The context that the messages of one shard share: policy, clock, sending windows, and services."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,17 +17,17 @@ from campaign_pipeline.core.window import InvalidWindow, SendingWindow
 
 @dataclass(frozen=True)
 class DeliveryPolicy(WritingPolicy):
-    """How a shard works."""
+    """The settings of a shard."""
 
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     lease_seconds: float = 120.0
-    number_check_days: float = 0.0  # how long "has an account" is believed; 0: no number is checked
-    number_recheck_days: float = 7.0  # how long "has none" is believed
+    number_check_days: float = 0.0  # how long "has an account" is cached; 0: numbers are not checked
+    number_recheck_days: float = 7.0  # how long "has none" is cached
     grace_seconds: float = 20.0  # for requests in flight when the shard is told to stop
 
 
 class ShardTime:
-    """The database's time: what it was when the messages were read, and what has passed since."""
+    """The database's time: its value when the messages were read, plus the time since."""
 
     def __init__(self, clock: Clock, started_at: datetime) -> None:
         self._clock = clock
@@ -35,23 +35,23 @@ class ShardTime:
         self._started_at = started_at
 
     def now(self) -> datetime:
-        """By the database's clock."""
+        """Return the time by the database's clock."""
         return self._started_at + timedelta(seconds=self.seconds())
 
     def seconds(self) -> float:
-        """Since the shard began."""
+        """Return the seconds since the shard began."""
         return self._clock.monotonic() - self._origin
 
 
 class SendingHours:
-    """The windows of a batch's campaigns, each read once."""
+    """The windows of a batch's campaigns, each parsed once."""
 
     def __init__(self, settings: BatchSettings) -> None:
         self._settings = settings
         self._windows: dict[str, SendingWindow | InvalidWindow] = {}
 
     def of(self, config_id: str) -> SendingWindow | InvalidWindow:
-        """When a campaign may send, or what is wrong with its settings."""
+        """Return when a campaign may send, or what is wrong with its settings."""
         if config_id not in self._windows:
             try:
                 self._windows[config_id] = self._settings.campaigns[config_id].window()
@@ -60,23 +60,23 @@ class SendingHours:
         return self._windows[config_id]
 
     def local_day(self, message: LeasedMessage, now: datetime) -> str | None:
-        """Today in the campaign's zone, where its leads get one message a day."""
+        """Return today in the campaign's zone, if its leads get one message a day."""
         window = self.of(message.config_id)
         if message.workspace_id not in self._settings.one_a_day or isinstance(window, InvalidWindow):
             return None
         return now.astimezone(window.zone).date().isoformat()
 
     def seconds_of_day_left(self, message: LeasedMessage, now: datetime) -> float:
-        """Until the next day begins in the campaign's zone."""
+        """Return the seconds until the next day begins in the campaign's zone."""
         window = self.of(message.config_id)
-        assert not isinstance(window, InvalidWindow)  # it had no local day, then
+        assert not isinstance(window, InvalidWindow)  # otherwise it would have no local day
         tomorrow = now.astimezone(window.zone).date() + timedelta(days=1)
         return (datetime.combine(tomorrow, datetime.min.time(), window.zone) - now).total_seconds() + 1.0
 
 
 @dataclass(frozen=True)
 class ShardContext:
-    """What the messages of one shard share."""
+    """The context of one shard's messages."""
 
     inbox_id: str
     settings: BatchSettings
@@ -99,9 +99,9 @@ class ShardContext:
 
     @property
     def checks_numbers(self) -> bool:
-        """Whether a number is checked before the first part goes to it."""
+        """Return whether a number is checked before its first part is sent."""
         return self.policy.number_check_days > 0 and self.channel_kind == "whatsapp"
 
     def lead_of(self, message: LeasedMessage) -> Lead | None:
-        """The lead that a message is for; None where it was deleted."""
+        """Return the lead of a message; None if it was deleted."""
         return self.leads.get(message.lead_id) if message.lead_id else None

@@ -1,4 +1,4 @@
-"""Works one shard: at most so many messages at once, their leases, and an orderly end."""
+"""Delivers one shard: concurrency, leases, orderly stop."""
 
 import asyncio
 import contextlib
@@ -38,11 +38,11 @@ MANY_SUSPECTS = 50
 
 @dataclass
 class ShardWorker:
-    """One shard at work.
+    """Delivers the messages of one shard.
 
     A message takes one of `concurrency` slots and frees it when its last response arrives, before its result is
     committed; the next message takes the slot at once. A message that was claimed ahead of its planned time gets its
-    text, frees its slot, and takes one again when its time has come.
+    text, frees its slot, and takes one again at that time.
     """
 
     shard: Shard
@@ -67,8 +67,8 @@ class ShardWorker:
         self.time = ShardTime(self.clock, self.started_at)
         self._stop = StopSignal(self.clock)
         self._shared = self._context()
-        # What a worker died of may be one of its messages: those go last, and one at a time. Where they are many, a
-        # worker was killed from outside, and one at a time would take hours.
+        # One of the messages may have killed a worker: suspects go last, one at a time. If there are many, the worker
+        # was killed from outside, and one at a time would take hours.
         self._waiting = deque(sorted(self.messages, key=lambda message: message.worker_deaths > 0))
         self._suspects_at_once = 1 + sum(message.worker_deaths > 0 for message in self.messages) // MANY_SUSPECTS
         self._at_work: dict[str, MessageDelivery] = {}
@@ -111,9 +111,9 @@ class ShardWorker:
         )
 
     async def run(self, concurrency: int) -> ShardReport:
-        """Work every message, at most `concurrency` at once; give back what is left, whatever ends it.
+        """Deliver every message, at most `concurrency` at once; give back the rest however this ends.
 
-        Raises StoreUnavailable when the database stays away: leases then expire by themselves.
+        Raises StoreUnavailable if the database stays unavailable: the leases then expire.
         """
         self.heartbeat.start(self._shared.leases.beat)
         upkeep = asyncio.create_task(self._keep_up())
@@ -145,12 +145,12 @@ class ShardWorker:
         return self.report
 
     def stop(self, reason: str) -> None:
-        """Start nothing new: requests in flight end and are recorded, the rest goes back to the queue."""
+        """Start nothing new: requests in flight finish and are recorded; the other messages return to the queue."""
         self._stop.set(reason)
         self.report.stopped_by = self._stop.reason
 
     def progress(self) -> str:
-        """One line about a shard at work: what it has done, what waits, its pace, and what makes it slow."""
+        """Summarise the running shard in one line: done, waiting, pace, and what slows it down."""
         report, minutes = self.report, self.time.seconds() / 60
         ended = {"sent": report.sent, "failed": report.failed, "skipped": report.skipped, "returned": report.returned}
         counts = ", ".join(f"{count} {what}" for what, count in ended.items() if count or what == "sent")
@@ -160,37 +160,37 @@ class ShardWorker:
         return f"{report.inbox}: {counts} of {report.claimed}; {left}; {pace}. {why}"
 
     def _durations(self) -> str:
-        """What each message takes, where nothing of ours slows it down."""
+        """Say how long each message takes, if nothing of ours slows it down."""
         stages = {"text": self.report.generation_ms, "part": self.report.send_ms}
         known = [f"{statistics.median(ms) / 1000:.1f} s a {stage}" for stage, ms in stages.items() if ms]
         return f"Nothing slows it down: {', '.join(known)}." if known else "No answer has arrived yet."
 
     async def _keep_up(self) -> None:
-        """Show that this event loop is alive, and write what was logged."""
+        """Record that this event loop is alive, and write the log."""
         while True:
             await self.clock.sleep(self._shared.leases.beat_seconds)
             self._shared.leases.note_alive()
-            with contextlib.suppress(StoreUnavailable):  # what could not be written is written the next time
+            with contextlib.suppress(StoreUnavailable):  # retried at the next beat
                 await self.store.flush()
 
     async def _check_connection(self) -> None:
-        """Ask once for the whole shard, before anything is generated for an inbox that cannot send."""
+        """Check the inbox once for the whole shard, before texts are generated for an inbox that cannot send."""
         if not self.messages:
             return
         try:
             refusal = await self._connection_state()
-        except Exception as error:  # noqa: BLE001 (a question that could not be asked: sending will tell)
+        except Exception as error:  # noqa: BLE001 (the check failed: sending will tell)
             text = f"{type(error).__name__} while the inbox was asked for its state; this is a bug of the pipeline."
             self._shared.log(self.messages[0], "prepare", "warning", text)
             return
         if isinstance(refusal, NotReady):
-            # It reconnects, which is nobody's fault: no circuit is opened and no pace changes.
+            # It reconnects: no circuit is opened, and no pace changes.
             self._shared.admission.not_ready = refusal
         elif isinstance(refusal, Systemic | Throttled):
             await self._shared.admission.open_circuit(self.messages[0], refusal)
 
     async def _connection_state(self) -> Failure | NotReady | None:
-        """What keeps the inbox from sending, once it had a short time to connect."""
+        """Return what keeps the inbox from sending, after it had a short time to connect."""
         until = self.clock.monotonic() + self.policy.max_inline_wait_seconds
         while isinstance(state := await self.channel.check_connection(), NotReady):
             if self._stop.reason or self.clock.monotonic() + state.retry_after > until:
@@ -207,8 +207,8 @@ class ShardWorker:
     async def _deliver_all(self, concurrency: int) -> None:
         """Deliver until no message waits. The first StoreUnavailable cancels the other deliveries."""
         self._slots = Slots(concurrency, self._start_waiting)
-        # What a provider accepted and nobody has recorded would have to be looked up if this process died, so no more
-        # messages than there are slots have their result still to be committed.
+        # If this process died, every accepted but unrecorded message would have to be looked up. So there are no more
+        # uncommitted results than slots.
         self._most_at_work = 2 * concurrency
         try:
             async with asyncio.TaskGroup() as self._group:
@@ -217,7 +217,7 @@ class ShardWorker:
             raise errors.exceptions[0] from None
 
     def _start_waiting(self) -> None:
-        """Start messages while there is a free slot."""
+        """Start messages while slots are free."""
         while self._waiting and self._slots.free and len(self._at_work) - self._slots.sleepers < self._most_at_work:
             if self._stop.reason or self._aborted:
                 return
@@ -233,7 +233,7 @@ class ShardWorker:
         return MessageDelivery(message, self._shared, self._slots)
 
     def _next_for_model(self) -> LeasedMessage | None:
-        """The message whose turn comes next, if it surely needs the model. A template may need none."""
+        """Return the next message, if it surely needs the model; a template may not."""
         message = self._waiting[0] if self._waiting else None
         if message is None or message.text is not None or message.parts or message.worker_deaths:
             return None
@@ -243,7 +243,7 @@ class ShardWorker:
 
     async def _deliver(self, delivery: MessageDelivery) -> None:
         try:
-            # Where the lease was lost while the message waited, there is nothing to deliver.
+            # If the lease was lost while the message waited, there is nothing to deliver.
             if self._shared.leases.has(delivery.id):
                 await delivery.deliver()
             else:
@@ -256,9 +256,9 @@ class ShardWorker:
         self._start_waiting()
 
     async def _release_rest(self) -> None:
-        """Give back what was not finished, in an orderly way."""
+        """Give back all unfinished messages."""
         rest = [*self._at_work.values(), *map(self._delivery_of, self._waiting)]
         self._waiting.clear()
         reason = self._stop.reason or "The shard ended before this message was finished."
-        # Where even this fails the database is away, and the leases will expire.
+        # If even this fails, the database is unavailable, and the leases will expire.
         await asyncio.gather(*(delivery.release(reason) for delivery in rest), return_exceptions=True)

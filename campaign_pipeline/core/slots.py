@@ -1,4 +1,4 @@
-"""The slots of a shard: how many of its messages may have requests under way at once."""
+"""The slots of a shard: how many of its messages may have requests in flight."""
 
 import asyncio
 import contextlib
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 
 class Slots:
-    """A message that waits for its planned time has no slot; once its time has come, it is served before new ones."""
+    """A message that waits for its planned time holds no slot; at that time it takes precedence over new messages."""
 
     def __init__(self, count: int, freed: Callable[[], None]) -> None:
         """`freed` is called whenever a new message may begin."""
@@ -17,11 +17,11 @@ class Slots:
         self._freed = freed
 
     def take(self) -> None:
-        """Take a slot of which `free` says that there is one."""
+        """Take a slot; `free` must have reported one."""
         self.free -= 1
 
     async def take_in_turn(self) -> None:
-        """Take a slot as soon as there is one."""
+        """Take a slot as soon as one is free."""
         if self.free:
             self.free -= 1
             return
@@ -35,7 +35,7 @@ class Slots:
             raise
 
     def give_back(self) -> None:
-        """Free a slot, for whoever has waited for its time or else for a new message."""
+        """Free a slot, for a message whose planned time has come, or else for a new message."""
         while self._due:
             turn = self._due.popleft()
             if not turn.done():
@@ -46,7 +46,7 @@ class Slots:
 
     @contextlib.contextmanager
     def asleep(self) -> Iterator[None]:
-        """Give the slot back while a message waits for its planned time."""
+        """Free the slot while a message waits for its planned time."""
         self.sleepers += 1
         try:
             self.give_back()

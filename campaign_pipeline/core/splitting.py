@@ -1,7 +1,7 @@
-"""How a text becomes parts: locally and without loss, or as a model proposed it when that is provably the same text.
+"""Splits a text into parts: locally and without loss, or as a model proposed if that is provably the same text.
 
-Lengths are counted in code points, as Python counts them. "The same text" means: equal once all white space is removed,
-because a cut swallows the white space around it and nothing else.
+Lengths are in code points, as in Python. Two texts are the same if they are equal without white space, because a cut
+removes the white space around it and nothing else.
 """
 
 import json
@@ -26,9 +26,9 @@ _CLOSERS: Final = "\"'”’»›)]*_~"
 _OPENERS: Final = "\"'“‘«‹([*_~"
 _TERMINATORS: Final = ".!?…"
 _LOOK_BEHIND: Final = 80  # characters: enough for any abbreviation, and it keeps long texts linear
-_SMALLEST_SHARE: Final = 0.3  # of the ideal length: below, a voluntary cut would only make a crumb
+_SMALLEST_SHARE: Final = 0.3  # of the ideal length: a shorter part is not cut off voluntarily
 _UNREACHABLE: Final = 1_000_000
-_MOST_STARTS: Final = 200  # places tried in a model's answer before it counts as prose
+_MOST_STARTS: Final = 200  # positions tried in a model's answer before it counts as prose
 
 
 class TextTooLong(ValueError):
@@ -43,12 +43,12 @@ class _Kind(IntEnum):
     SENTENCE = 2
     LIST_INTRO = 3  # between "Temos:" and its list
     SPACE = 4
-    GLUE = 5  # white space that holds together: no-break spaces, "R$ 10", "Sr. Silva"
+    GLUE = 5  # white space that must not be cut: no-break spaces, "R$ 10", "Sr. Silva"
     LONG_WORD = 6  # inside a word that is longer than a part
-    WORD = 7  # inside any word: only where the parts could not hold the text otherwise
+    WORD = 7  # inside any word: only if the parts could not hold the text otherwise
 
 
-# Distance from the balanced position is measured in ideal lengths (0 to about 1), so a step of 10 always wins over it.
+# The distance from the balanced position is in ideal lengths (0 to about 1), so a step of 10 always outweighs it.
 _PENALTY: Final = {
     _Kind.PARAGRAPH: 0.0,
     _Kind.LINE: 0.15,
@@ -62,13 +62,13 @@ _PENALTY: Final = {
 
 
 class _Cut(NamedTuple):
-    end: int  # where the part before ends
-    begin: int  # where the part after begins
+    end: int  # where the part before it ends
+    begin: int  # where the part after it begins
     kind: _Kind
 
 
 def effective_max_parts(value: int | None) -> tuple[int, str | None]:
-    """Give the number of parts to use, and a warning for the operator when it is not the configured one."""
+    """Return the number of parts to use, and a warning for the operator if it differs from the setting."""
     if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_PARTS:
         return value, None
     found = "not set" if value is None else repr(value)[:40]
@@ -79,13 +79,13 @@ def effective_max_parts(value: int | None) -> tuple[int, str | None]:
 
 
 def split_text(text: str, max_parts: int, max_chars: int, min_chars: int = 150) -> tuple[str, ...]:
-    """Cut a text into at most `max_parts` parts of at most `max_chars` characters, losing nothing but white space.
+    """Split a text into at most `max_parts` parts of at most `max_chars` characters; only white space is lost.
 
     A text shorter than `min_chars` stays whole if it fits; a blank one has no parts. Cuts fall on paragraphs, lines and
-    list items, or sentences; on other white space only when a part would be too long; inside a word only when it is
-    longer than a part or the parts could not hold the text otherwise; never inside what a reader sees as one character.
-    Raises TextTooLong when the text is longer than all parts together, or cannot be held by them without breaking a
-    character. Raises ValueError for limits below 1.
+    list items, or sentences; on other white space only if a part would be too long; inside a word only if it is longer
+    than a part or the parts could not hold the text otherwise; never inside a grapheme.
+    Raises TextTooLong if the text is longer than all parts together, or does not fit without breaking a grapheme.
+    Raises ValueError for limits below 1.
     """
     if max_parts < 1 or max_chars < 1:
         raise ValueError(f"max_parts is {max_parts} and max_chars is {max_chars}, but both must be at least 1.")
@@ -108,10 +108,10 @@ def split_text(text: str, max_parts: int, max_chars: int, min_chars: int = 150) 
 
 
 def accept_proposal(text: str, proposal: Sequence[str], max_parts: int, max_chars: int) -> tuple[str, ...] | None:
-    """Take a model's parts if they are the same text within the limits; None otherwise.
+    """Return a model's parts if they are the same text within the limits; otherwise None.
 
-    Only the places of the cuts are taken from the model, and each must be white space in the text: the parts themselves
-    are cut from the original, so that a line break which the model lost or a space it added does not reach the lead.
+    Only the positions of the cuts are taken from the model, and each must be white space in the text. The parts are cut
+    from the original, so a line break that the model lost or a space that it added does not reach the lead.
     """
     if isinstance(proposal, str) or not all(isinstance(part, str) for part in proposal):
         return None
@@ -133,7 +133,7 @@ def accept_proposal(text: str, proposal: Sequence[str], max_parts: int, max_char
 
 
 def parse_proposal(answer: str) -> list[str] | None:
-    """Find `{"parts": [...]}` or a bare list of texts in a model's answer, whatever stands around it."""
+    """Find `{"parts": [...]}` or a bare list of texts in a model's answer, ignoring the text around it."""
     decoder = json.JSONDecoder(strict=False)  # models put real line breaks into strings
     for number, start in enumerate(re.finditer(r"[\[{]", answer)):
         if number == _MOST_STARTS:
@@ -151,7 +151,7 @@ def parse_proposal(answer: str) -> list[str] | None:
 
 
 def cluster_starts(text: str) -> bytearray:
-    """Mark with 1 each index at which a reader sees a new character: the only places where a text may be cut.
+    """Mark with 1 each index where a grapheme begins: the only positions where a text may be cut.
 
     Emoji sequences, flags, accents, Hangul syllables, surrogate pairs and CR LF stay whole.
     """
@@ -170,7 +170,7 @@ def cluster_starts(text: str) -> bytearray:
 
 
 def _joins(previous: str, char: str) -> bool:
-    """Tell whether a code point belongs to the same visible character as the one before."""
+    """Return whether a code point belongs to the same grapheme as the one before."""
     if char < "\u0300":
         return (char == "\n" and previous == "\r") or previous == _ZWJ
     return (
@@ -185,7 +185,7 @@ def _joins(previous: str, char: str) -> bool:
 
 
 class _Plan:
-    """A text with the cuts that are allowed in it, in order."""
+    """A text with its allowed cuts, in order."""
 
     def __init__(self, text: str, cuts: list[_Cut], max_chars: int) -> None:
         self.text = text
@@ -195,7 +195,7 @@ class _Plan:
         self.begins = [cut.begin for cut in cuts]
 
     def fewest_parts(self, start: int) -> int:
-        """Count the parts that the rest needs at least: each takes as much as it can hold."""
+        """Return how many parts the rest needs at least: each takes as much as it can hold."""
         parts = 1
         while len(self.text) - start > self.max_chars:
             furthest = bisect_right(self.ends, start + self.max_chars) - 1
@@ -206,7 +206,7 @@ class _Plan:
         return parts
 
     def parts(self, number: int) -> tuple[str, ...]:
-        """Cut into `number` parts; fewer where the text has no good place for more."""
+        """Split into `number` parts; fewer if the text has no good place for more."""
         parts: list[str] = []
         start = 0
         for remaining in range(number, 1, -1):
@@ -218,7 +218,7 @@ class _Plan:
         return (*parts, self.text[start:])
 
     def _best_cut(self, start: int, remaining: int) -> _Cut | None:
-        """Choose the next cut so that the rest still fits in the remaining parts; None to go on without one."""
+        """Choose the next cut so that the rest still fits in the remaining parts; None to continue without one."""
         length = len(self.text) - start
         ideal = length / remaining
         first, last = bisect_right(self.begins, start), bisect_right(self.ends, start + self.max_chars)
@@ -235,9 +235,9 @@ class _Plan:
 
 
 def _wanted_parts(text: str, cuts: list[_Cut], min_chars: int) -> int:
-    """Choose how many bubbles a person would send: one a paragraph, none of them tiny."""
+    """Choose how many bubbles a person would send: one per paragraph, none of them tiny."""
     paragraphs = 1 + sum(cut.kind is _Kind.PARAGRAPH for cut in cuts)
-    if paragraphs > 1:  # whoever wrote them meant them to stand alone, so they may be half as short
+    if paragraphs > 1:  # the author meant them to stand alone, so they may be half as short
         return min(paragraphs, 1 + 2 * len(text) // max(1, min_chars))
     return 1 + len(text) // max(1, min_chars)
 
@@ -261,7 +261,7 @@ def _word_cuts(text: str, max_chars: int) -> Iterator[_Cut]:
 
 
 def _kind_of(text: str, start: int, end: int) -> _Kind:
-    """Say what the white space from `start` to `end` separates."""
+    """Return what the white space from `start` to `end` separates."""
     breaks = len(_BREAKS.findall(text, start, end))
     if breaks:
         if text[start - 1] == ":" and _LIST_ITEM.match(text, end):
@@ -276,7 +276,7 @@ def _kind_of(text: str, start: int, end: int) -> _Kind:
 
 
 def _kind_after(behind: str, following: str) -> _Kind:
-    """Say whether a sentence ends before a space."""
+    """Return whether a sentence ends before a space."""
     if _is_emoji(following):  # "Oi! 👋 Tudo bem?": the emoji belongs to what it follows
         return _Kind.SPACE
     sentence = behind
@@ -294,7 +294,7 @@ def _kind_after(behind: str, following: str) -> _Kind:
 
 
 def _is_abbreviation(stem: str) -> bool:
-    """Tell whether a full stop after this text belongs to its last word: Sr., S.A., J., 1."""
+    """Return whether a full stop after this text belongs to its last word: Sr., S.A., J., 1."""
     words = stem.split()
     word = words[-1].lstrip(_OPENERS).casefold() if words else ""
     is_marker = len(word) <= 2 and word.isdigit()  # "1. Primeiro"
@@ -312,7 +312,7 @@ def _is_emoji(char: str) -> bool:
 
 
 def _bare(text: str) -> str:
-    """Remove all white space: what must stay the same."""
+    """Remove all white space: the remainder must stay the same."""
     return "".join(text.split())
 
 

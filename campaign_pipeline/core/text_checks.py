@@ -1,9 +1,9 @@
-"""Tells which texts must not be sent.
+"""Finds texts that must not be sent.
 
-Refusals, several versions in one, fields to fill in, values that are missing, and contacts that the model made up.
+Refusals, several versions in one, unfilled placeholders, missing values, and contacts that the model invented.
 
-What may stand in a text is what the model was told of: `Known`. Every pattern is linear in the text, or looks at a
-bounded number of characters from each place.
+A text may contain what the model was told: `Known`. Every pattern is linear in the text, or looks at a bounded number
+of characters per position.
 """
 
 import re
@@ -25,22 +25,22 @@ class Known:
     values: tuple[
         str, ...
     ] = ()  # the lead's data: names, companies, tags, custom fields, its own numbers and addresses
-    instructions: tuple[str, ...] | None = None  # what the operator wrote; None: contacts are not judged
+    instructions: tuple[str, ...] | None = None  # the operator's texts; None: contacts are not checked
 
     @classmethod
     def of(cls, instructions: Iterable[str], values: Iterable[str]) -> "Known":
-        """From the texts that the operator wrote, and the values of the lead."""
+        """Build from the operator's texts and the lead's values."""
         return cls(tuple(filter(None, values)), tuple(filter(None, instructions)))
 
     def contacts(self) -> KnownContacts:
-        """The contacts that stand in either."""
+        """Return the contacts in either."""
         contacts = KnownContacts.of(self.values)
         for text in self.instructions or ():
             contacts = contacts.joined_with(known_in(text))
         return contacts
 
     def has(self, words: str) -> bool:
-        """Whether these words stand in the lead's data, as whole words, whatever their case and accents."""
+        """Return whether the lead's data contains these words, as whole words, ignoring case and accents."""
         wanted = fold(words).strip()
         values = fold("\n".join(self.values))
         at = values.find(wanted) if wanted else -1
@@ -83,7 +83,7 @@ def check(text: str, known: Known) -> None:
 
 
 def check_fields(text: str, known: Known = NOTHING_KNOWN) -> None:
-    """Raise TextProblem where a field was not filled in (`placeholder`) or filled with nothing (`empty_value`)."""
+    """Raise TextProblem if a field is unfilled (`placeholder`) or filled with nothing (`empty_value`)."""
     if has_placeholder(text, known):
         raise TextProblem("placeholder", "The model's text has a field that was not filled in.")
     if _has_empty_value(text, known):
@@ -92,7 +92,7 @@ def check_fields(text: str, known: Known = NOTHING_KNOWN) -> None:
         )
 
 
-# Fields to fill in ---------------------------------------------------------------------------------------------------
+# Unfilled fields -----------------------------------------------------------------------------------------------------
 
 _URL: Final = re.compile(
     r"(?:https?://|www\.)[^\s<>{}]+|(?<![\w.-])(?:[\w-]{1,63}\.){1,6}[\w-]{1,63}/[^\s<>{}]*", re.IGNORECASE
@@ -118,8 +118,8 @@ _BRACKETED: Final = (
     ("@{", re.compile(r"(?<![\w@])@\{[^{}\n]{1,40}\}")),
 )
 _BRACKETS_OPEN: Final = re.compile(r"\*\||[‹{\[<%【〔〖［「『⟦⟨｛#$@]")  # how each of these begins
-_BLANKS: Final = (  # each with what has to be there before it is looked for
-    ("___", re.compile(r"(?<!_)_{3,}(?!_)")),  # a blank to be written on
+_BLANKS: Final = (  # each with what a text must contain before its pattern is tried
+    ("___", re.compile(r"(?<!_)_{3,}(?!_)")),  # a blank to be filled in by hand
     ("......", re.compile(r"(?<![.\w])\.{6,}(?![.\w])")),
     ("....", re.compile(r"(?<=\w )\.{4,5}(?= \w)")),
     ("dd/mm", re.compile(r"(?<!\w)(?<!formato )DD/MM(?:/AA(?:AA)?)?(?!\w)", re.IGNORECASE)),
@@ -133,7 +133,7 @@ _BLANKS: Final = (  # each with what has to be there before it is looked for
     ("1234", re.compile(r"(?<![\d.,])(?:\(?\d{2}\)?[ ]?)?(?:1234-5678|12345-6789|91234-5678)(?!\d)")),
 )
 _BLANKS_HAVE: Final = tuple({needed: None for needed, _ in _BLANKS})
-# What stands in such brackets and is no field: editor's marks, kinds of attachment.
+# Bracketed words that are no field: editor's marks, kinds of attachment.
 _HARMLESS: Final = frozenset(
     {"sic", "ok", "pdf", "video", "audio", "foto", "imagem", "gif", "spoiler", "novo", "novidade", "gratis"}
 )
@@ -193,7 +193,7 @@ _ALONE_HAS: Final = ("seu ", "sua ", "your ", "tu ", "nome d", "fulan", "beltran
 
 
 def has_placeholder(text: str, known: Known = NOTHING_KNOWN) -> bool:
-    """Whether a field was not filled in. Links are looked at only for double brackets."""
+    """Return whether a field is unfilled. In links, only double brackets count."""
     bracketed = _BRACKETS_OPEN.search(text) is not None
     if bracketed and any(not known.has(found[0][2:-2]) for found in _DOUBLE.finditer(text)):
         return True
@@ -227,7 +227,7 @@ def has_placeholder(text: str, known: Known = NOTHING_KNOWN) -> bool:
 
 
 def _has_field_in_words(folded: str, known: Known) -> bool:
-    """Whether a greeting or a signature has the name of a field in place of a name."""
+    """Return whether a greeting or a signature contains the name of a field instead of a name."""
     if has_any(folded, _GREETED_FIELD_HAS) and any(
         not known.has(found["field"] or found[0]) for found in _GREETED_FIELD.finditer(folded)
     ):
@@ -240,13 +240,13 @@ def _has_field_in_words(folded: str, known: Known) -> bool:
 
 
 def _is_field(bracketed: str, known: Known) -> bool:
-    """Whether a word in brackets that stand for a field is none of the lead's own words."""
+    """Return whether a word in the brackets of a field is none of the lead's own words."""
     inner = fold(bracketed).strip(_BRACKETS)
     return inner not in _HARMLESS and (not known.has(inner) or _TO_FILL.match(inner) is not None)
 
 
 def _is_named_field(found: "re.Match[str]", known: Known) -> bool:
-    """Whether words in brackets that stand for anything name a field: "(seu nome)", ":nome:"."""
+    """Return whether words in other brackets name a field: "(seu nome)", ":nome:"."""
     return _TO_FILL.match(found[1].replace("_", " ")) is not None and not known.has(found[1])
 
 
@@ -257,7 +257,7 @@ _EMPTY_VALUE: Final = re.compile(
     r"\(vazio\)|\(null\)|\(none\))(?![\w@/'\"”]|[.-]\w)"
 )
 _EMPTY_VALUE_HAS: Final = ("none", "null", "undefined", "nan", "n/a", "#ref!", "[object", "(vazio)")
-_ODD_COMMA: Final = re.compile(r"[,\s]\s{0,2}[!?;.,…]")  # what stands where a name is missing
+_ODD_COMMA: Final = re.compile(r"[,\s]\s{0,2}[!?;.,…]")  # what remains if a name is missing
 _NOBODY: Final = re.compile(
     r"(?:^|[\n.!?] ?)(?:ola|oi|oie|bom dia|boa tarde|boa noite|prezad[oa]s?|car[oa]s?|hola|hello|"
     r"dear)(?:,\s{0,2}[!?;]|,\s{0,2}(?:\.{3}|…)\s?,|,\s{0,2}\.(?!\.)| ,|,,|, ,|\s+[!,;](?!\w))"
@@ -300,7 +300,7 @@ _OPTION_HAS: Final = (
 )
 _OR_LINE: Final = re.compile(r"\n[*_\-–( \t]{0,6}(?:ou|or|o bien|ou entao|ou ainda)[*_\-–):,. \t]{0,6}\n")
 _HELLO: Final = re.compile(r"[^\w\n]{0,6}(?:ola|oi|oie|prezad[oa]s?|car[oa]|hola|hello|hi|dear)\b[ ,!]")
-# A line that greets behind a number, a letter or a name of its own: "1) Olá", "B. Oi", "Versão curta: Olá".
+# A greeting after a number, a letter or a label: "1) Olá", "B. Oi", "Versão curta: Olá".
 _GREETED_LINE: Final = re.compile(
     r"^[*_#>\-–( \t]{0,8}(?:[\da-e]{1,2}[*_ \t]{0,3}[.)\]:–-]|[a-z][^\n:.!?]{2,40}:)[*_ \t\"“]{0,6}"
     r"(?:ola|oi|oie|prezad[oa]s?|car[oa]|hola|hello|hi|dear)\b[ ,!]",
@@ -313,7 +313,7 @@ def _has_options(folded: str) -> bool:
     labels = list(_OPTION.finditer(folded)) if has_any(folded, _OPTION_HAS) else []
     numbers = {label["number"] or label["ordinal"] for label in labels}
     if len(numbers) > 1:
-        # A list of plans inside a message has its greeting before it; versions of a message each have their own.
+        # A list of plans in a message follows its greeting; versions of a message each have their own greeting.
         greeted = sum(bool(GREETING.match(folded, _content_start(folded, label.end()))) for label in labels)
         if greeted > 1 or not folded[: labels[0].start()].strip():
             return True
@@ -397,7 +397,7 @@ _AN_ERROR: Final = re.compile(
 )
 _CANNOT_HAS: Final = ("nao ", "i can", "able to", "no puedo", "no me es", "no podre", "recuso-me", "nego-me")
 _NO_MODEL_CAN: Final = ("nao ", "cant", "cannot", "can't", "can’t", "don't have", "no puedo")
-_REFUSALS: Final = (  # each with words of which the pattern needs one: to look for those is quicker by far
+_REFUSALS: Final = (  # each with words of which the pattern needs one: searching for those is much faster
     (_CANNOT_HAS, _REFUSAL),
     (("modelo de l", "language model", "ai model", *_NO_MODEL_CAN), _AS_A_MODEL),
     (("je ne peux", "ich kann", "non posso"), _CANNOT_ABROAD),
@@ -408,7 +408,7 @@ _SHORT_ANSWER: Final = 200  # characters; a longer text that asks its reader for
 
 
 def _is_refusal(folded: str) -> bool:
-    """Whether a text says that it is no message: what it says of itself stands at its beginning."""
+    """Return whether a text is a refusal: a refusal says so at its beginning."""
     head = folded[:_READ_FOR_REFUSAL]
     if _AN_ERROR.match(head) or (len(folded) < _SHORT_ANSWER and _WAITS_FOR_DATA.search(head)):
         return True
@@ -423,5 +423,5 @@ _FILLERS: Final = "\u115f\u1160\u2800\u3164\uffa0"
 
 
 def is_blank(text: str) -> bool:
-    """Whether nothing of a text can be seen."""
+    """Return whether a text has no visible character."""
     return not any(unicodedata.category(char)[0] in "LNPS" and char not in _FILLERS for char in text)

@@ -1,8 +1,8 @@
-"""Makes a model's answer the message alone, in the markup of the channel that it goes out through.
+"""Reduces a model's answer to the message, in the markup of its channel.
 
-Wrapping, JSON, HTML, remarks to the operator, and Markdown are taken off or converted. Each step says by the name of a
-rule that it changed something. A text that comes out is not changed by going in again. Every pattern is linear in the
-text, or looks at a bounded number of characters from each place.
+Removes or converts wrapping, JSON, HTML, remarks to the operator, and Markdown. Each step that changes something
+reports the name of its rule. Cleaning a clean text changes nothing. Every pattern is linear in the text, or looks at a
+bounded number of characters per position.
 """
 
 import html
@@ -17,10 +17,10 @@ from campaign_pipeline.core.text_rules import LONGEST_ANSWER, ChangeRule, TextPr
 
 _LINE_ENDS: Final = re.compile("\r\n|[\r\u2028\u2029\x85]")
 _UNSENDABLE: Final = re.compile(
-    "\ue200[^\ue201\n]{0,200}\ue201"  # where ChatGPT's own window shows a source
+    "\ue200[^\ue201\n]{0,200}\ue201"  # a source reference in ChatGPT's own interface
     "|[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ue000-\uf8ff\ufeff]"
-    "|[\u202a-\u202e\u2066-\u2069]"  # turn the direction of what follows around
-    "|(?<![\U0001f3f4\U000e0020-\U000e007f])[\U000e0000-\U000e007f]+"  # hidden letters, but for regional flags
+    "|[\u202a-\u202e\u2066-\u2069]"  # change the reading direction
+    "|(?<![\U0001f3f4\U000e0020-\U000e007f])[\U000e0000-\U000e007f]+"  # hidden letters, except in regional flags
 )
 # What may stand behind a true "Ã", as in "AMANHÃ…", counts only where no capital letter is before it, or one follows.
 _BROKEN: Final = re.compile(
@@ -31,20 +31,20 @@ _BROKEN: Final = re.compile(
 _BROKEN_HAS: Final = ("\ufffd", "Ã", "â€")
 _MANY_BREAKS: Final = re.compile(r"\n{3,}")
 _MOST_ROUNDS: Final = 8
-_MOST_WRAPPINGS: Final = 10  # pairs of quotes and fences that are taken off in one round
+_MOST_WRAPPINGS: Final = 10  # pairs of quotes and fences that are removed in one round
 
 
 class Markup(StrEnum):
-    """What a channel shows of a text's markup."""
+    """The markup that a channel renders."""
 
-    WHATSAPP = "whatsapp"  # *bold*, _italic_, ~crossed out~, `code`, lists, quotations
-    PLAIN = "plain"  # nothing: e-mail as plain text, variables of a template
+    WHATSAPP = "whatsapp"  # *bold*, _italic_, ~strike-through~, `code`, lists, quotations
+    PLAIN = "plain"  # none: e-mail as plain text, variables of a template
 
 
 def clean(raw: str, markup: Markup) -> tuple[str, tuple[ChangeRule, ...]]:
-    """Take the message out of an answer. Returns it with the rules that changed it, each once.
+    """Extract the message from an answer. Returns it with the rules that changed it, each once.
 
-    Raises TextProblem where the message cannot be told from the rest.
+    Raises TextProblem if the message cannot be told from the rest.
     """
     if len(raw) > LONGEST_ANSWER:
         raise TextProblem("too_long", f"The model's answer has {len(raw)} characters; {LONGEST_ANSWER} are read.")
@@ -68,7 +68,7 @@ def clean(raw: str, markup: Markup) -> tuple[str, tuple[ChangeRule, ...]]:
                 changed[rule] = None
                 text = after
         if text == before:
-            _refuse_broken_letters(text)  # those between which something else stood
+            _refuse_broken_letters(text)  # letters that other characters separated before
             return text, tuple(changed)
     raise TextProblem("malformed", "The model's answer is wrapped so often that its message cannot be told.")
 
@@ -79,7 +79,7 @@ def _refuse_broken_letters(text: str) -> None:
 
 
 def plain_characters(text: str) -> str:
-    """With line ends as newlines, without control characters and what is no character at all."""
+    """Return the text with newlines as line ends, without control characters and invalid code points."""
     if text.replace("\n", "").isprintable():
         return text
     return _UNSENDABLE.sub("", _LINE_ENDS.sub("\n", text))
@@ -99,7 +99,7 @@ _FRONT_MATTER: Final = re.compile(r"---[ \t]*\n(?:[\w -]{1,40}:[^\n]{0,200}\n){1
 
 
 def unwrapped(text: str) -> str:
-    """Strip quotes and fences around the whole text, as many as anybody means."""
+    """Strip quotes and fences around the whole text, up to a plausible number."""
     text = text.strip()
     if text.startswith("---") and (found := _FRONT_MATTER.match(text)):
         text = text[found.end() :].strip()
@@ -112,7 +112,7 @@ def unwrapped(text: str) -> str:
             stripped = fenced["inner"].strip()
         elif _is_quoted(stripped):
             stripped = stripped[1:-1].strip()
-        if "\\n" in stripped and "\n" not in stripped and not looks_like_json(stripped):  # as they stand in JSON
+        if "\\n" in stripped and "\n" not in stripped and not looks_like_json(stripped):  # escaped, as in JSON
             stripped = _WRITTEN_BREAK.sub("\n", stripped).replace('\\"', '"').strip()
         if stripped == text:
             break
@@ -121,13 +121,13 @@ def unwrapped(text: str) -> str:
 
 
 def _letters(written: "re.Match[str]") -> str:
-    """Letters that are written as JSON escapes them, outside of JSON."""
+    """Decode letters that are escaped as in JSON, outside of JSON."""
     units = bytes.fromhex(written[0].replace("\\u", ""))
     return plain_characters(units.decode("utf-16-be", errors="ignore"))
 
 
 def _is_quoted(text: str) -> bool:
-    """Tell whether the first and the last character are one pair of quotes, not the ends of two quotations."""
+    """Return whether the first and the last character are one pair of quotes, not the ends of two quotations."""
     if len(text) < 2 or text[-1] not in _QUOTES.get(text[0], ""):
         return False
     opening, closing, inner = text[0], text[-1], text[1:-1]
@@ -143,7 +143,7 @@ def _is_quoted(text: str) -> bool:
         return True
     for index, char in enumerate(inner):
         if char == opening and not _is_apostrophe(inner, index):
-            # The first quote inside decides: it opens a quotation within, or closes one that began the text.
+            # The first quote inside decides: it opens an inner quotation, or closes one that began the text.
             return index == 0 or inner[index - 1].isspace() or inner[index - 1] in "(["
     return True
 
@@ -224,7 +224,7 @@ _ENTITY: Final = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z
 
 
 def _without_html(text: str, markup: Markup) -> str:
-    """Tags as the channel's own markup, entities as the characters that they name."""
+    """Convert tags to the channel's markup, and entities to their characters."""
     if "<" in text:
         text = _CDATA.sub(lambda found: found["inner"], _XML_PROLOG.sub("", text))
         text = _without_tags(text, markup)
@@ -243,7 +243,7 @@ def _without_tags(text: str, markup: Markup) -> str:
     position, hidden = 0, ""
     for tag in tags:
         name, closes = (tag["name"] or "").lower(), bool(tag["close"])
-        if hidden:  # the inside of <script> and its like is no text
+        if hidden:  # the content of <script> and similar tags is no text
             if closes and name == hidden:
                 hidden, position = "", tag.end()
             continue
@@ -264,7 +264,7 @@ def _without_tags(text: str, markup: Markup) -> str:
 
 
 def _close(name: str, pieces: list[str], opened: list[tuple[str, int, str]], markup: Markup) -> None:
-    """Mark up what stands since a tag was opened; tags that were opened since and never closed leave nothing."""
+    """Mark up the text since a tag was opened; inner tags that were never closed leave nothing."""
     if all(name != each for each, _, _ in opened):
         return
     while opened:
@@ -279,7 +279,7 @@ def _block_break(name: str) -> str:
 
 
 def _void(name: str, closes: bool) -> str:
-    """What a tag without markup of its own leaves behind."""
+    """Return what a tag without markup leaves behind."""
     if name in _BLOCKS:
         return "\n\n"
     if name in {"br", "tr"}:
@@ -298,7 +298,7 @@ def _marked_up(name: str, content: str, link: str, markup: Markup) -> str:
 
 
 def _wrapped(content: str, mark: str, markup: Markup) -> str:
-    """A passage in the channel's markup, with the spaces around it outside: "* bold *" would show its asterisks."""
+    """Mark up a passage, with its surrounding spaces outside: "* bold *" would show its asterisks."""
     bare = content.strip()
     if not bare or markup is Markup.PLAIN or "\n" in bare or bare.startswith(mark):
         return content
@@ -312,7 +312,7 @@ def _href(attributes: str) -> str:
 
 
 def _link(label: str, target: str) -> str:
-    """A link as a reader of plain text needs it: its label, then its address."""
+    """Return a link for plain text: its label, then its address."""
     shown = re.sub(r"\A(?:mailto|tel):", "", target, flags=re.IGNORECASE)
     bare = shown.split("?")[0] if shown != target else shown
     same = re.sub(r"\A(?:https?://)?(?:www\.)?|/\Z", "", fold(label)) == re.sub(
@@ -329,7 +329,7 @@ _MESSAGE: Final = (
     r"(?:mensagem|mensagens|mensaje|message|texto|text|rascunho|draft|answer|primeiro contato|primeira abordagem|"
     r"(?:sugestao|proposta|opcao|modelo) de (?:mensagem|texto)|(?:versao|resposta|version) final)"
 )
-_OBJECT: Final = (  # words for a message, and words that may mean something else
+_OBJECT: Final = (  # words for a message, and words with other meanings too
     rf"(?:{_MESSAGE}|sugestao|sugestoes|suggestion|versao|version|e-?mail|resposta|response|reply|opcao|opcoes|"
     r"abordagem|copy|script)"
 )
@@ -368,7 +368,7 @@ _LABEL_HEAD: Final = r"(?:(?:primeira|primeiro|nova|sua|texto d[ae]|conteudo d[a
 
 
 def _label(word: str) -> re.Pattern[str]:
-    """A label such as "**Mensagem para WhatsApp:**" or "### Mensagem"."""
+    """Match a label such as "**Mensagem para WhatsApp:**" or "### Mensagem"."""
     words = f"{_LABEL_HEAD}{word}{_LABEL_TAIL}"
     return re.compile(
         rf"[^\w\n]{{0,10}}{words}[*_ \t]{{0,4}}(?:\([^()\n]{{1,40}}\)[*_ \t]{{0,4}})?:"
@@ -397,7 +397,7 @@ _RULE: Final = re.compile(
 
 
 def _without_preamble(text: str) -> str:
-    """Without "Claro! Aqui está a mensagem:" and labels such as "Mensagem:" in front of the message."""
+    """Remove "Claro! Aqui está a mensagem:" and labels such as "Mensagem:" before the message."""
     for _ in range(_MOST_REMARKS):
         cut = _preamble_end(text)
         if not cut:
@@ -410,7 +410,7 @@ def _without_preamble(text: str) -> str:
 
 
 def _preamble_end(text: str) -> int:
-    """Where the first remark in front of the message ends; 0 where there is none."""
+    """Return where the first remark before the message ends; 0 if there is none."""
     folded = fold(text[:_MOST_HEAD])
     line, _, _ = folded.partition("\n")
     if _RULE.match(line):
@@ -418,7 +418,7 @@ def _preamble_end(text: str) -> int:
     if GREETING.match(folded):
         if len(line) > _LONGEST_REMARK or not line.rstrip(" *_").endswith(":"):
             return 0
-        # "Olá! Claro, aqui está a mensagem:" greets the operator; the message itself greets its reader.
+        # "Olá! Claro, aqui está a mensagem:" greets the operator; the message greets its reader.
         introduction = _introduction_end(folded, line)
         is_remark = introduction == len(line) and GREETING.match(folded, _skip_blank(folded, introduction))
         return introduction if is_remark else 0
@@ -426,7 +426,7 @@ def _preamble_end(text: str) -> int:
     for label in (_SURE_LABEL, _SURE_SPEAKER):
         if found := label.match(folded):
             return found.end()
-    for label in (_LIKELY_LABEL, _LIKELY_SPEAKER, _SUBJECT_LABEL):  # sure where a greeting follows
+    for label in (_LIKELY_LABEL, _LIKELY_SPEAKER, _SUBJECT_LABEL):  # certain if a greeting follows
         if (found := label.match(folded)) and GREETING.match(folded, _skip_blank(folded, found.end())):
             return found.end()
     if introduction:
@@ -444,7 +444,7 @@ _ABOUT_THE_TASK: Final = re.compile(
     r"usuario|the user|dados do lead|prompt|escrever|redigir|"
     r"elaborar|vou criar|raciocinio|reasoning|thinking|pensando|"
     r"(?:passo|step|etapa) \d)(?!\w)"
-    # Without a colon it may be how the sender heads his message: "Clínica Vida | WhatsApp".
+    # Without a colon it may be the sender's heading: "Clínica Vida | WhatsApp".
     r"|\b(?:mensagem|message|messaggio|nachricht|mensaje|whatsapp)\b[^\n]{0,80}:[*_ \t]{0,4}\Z"
 )
 _TO_THE_READER: Final = re.compile(r"\b(?:voces?|te|seus?|suas?|you|your|tu|su|usted)\b")
@@ -453,7 +453,7 @@ _MOST_HEAD: Final = 1_000
 
 
 def _head_end(folded: str) -> int:
-    """Where thoughts about the task, or words in another script, end before the line that greets; 0 without them."""
+    """Return where thoughts about the task, or words in another script, end before the greeting; 0 without them."""
     at = folded.find("\n")
     while 0 <= at < _MOST_HEAD:
         start = at + 1
@@ -469,7 +469,7 @@ def _head_end(folded: str) -> int:
 
 
 def _introduction_end(folded: str, line: str) -> int:
-    """Where "Aqui está a mensagem:" ends: at its colon, or at the end of its line where a greeting follows."""
+    """Return where "Aqui está a mensagem:" ends: at its colon, or at the end of its line if a greeting follows."""
     introduced = _INTRODUCED.search(line)
     if not introduced:
         return 0
@@ -589,7 +589,7 @@ _SENTENCE: Final = re.compile(r"[^.!?…\n]*[.!?…\n]*", re.DOTALL)
 
 
 def _without_closing(text: str) -> str:
-    """Without "Espero que ajude! Quer que eu ajuste o tom?" and notes on the text behind the message."""
+    """Remove "Espero que ajude! Quer que eu ajuste o tom?" and notes on the text after the message."""
     for _ in range(_MOST_REMARKS):
         head, gap, last = _last_paragraph(text)
         folded = fold(text)[len(text) - len(last) :]  # of the whole text, which the other steps fold too
@@ -604,7 +604,7 @@ def _without_closing(text: str) -> str:
 
 
 def _last_paragraph(text: str) -> tuple[str, str, str]:
-    """What stands before the last paragraph (or line after a rule), the gap, and the paragraph itself."""
+    """Return the text before the last paragraph (or line after a rule), the gap, and the paragraph."""
     at = text.rfind("\n\n")
     if at < 0:
         at = text.rfind("\n")
@@ -625,7 +625,7 @@ def _is_remark(paragraph: str) -> bool:
 
 
 def _are_remarks(paragraph: str) -> bool:
-    """Whether all sentences of a paragraph are addressed to the operator."""
+    """Return whether all sentences of a paragraph address the operator."""
     found = False
     for sentence in _SENTENCE.findall(paragraph):
         if _GOOD_WISH.fullmatch(sentence) or _is_offer(sentence):
@@ -636,7 +636,7 @@ def _are_remarks(paragraph: str) -> bool:
 
 
 def _is_comment(paragraph: str) -> bool:
-    """Whether a paragraph explains the message to the operator."""
+    """Return whether a paragraph explains the message to the operator."""
     if _NOTE.match(paragraph):
         return _ABOUT_THE_TEXT.search(paragraph) is not None
     return _THIS_MESSAGE.match(paragraph) is not None and _CRAFT.search(paragraph) is not None
@@ -647,7 +647,7 @@ def _is_offer(sentence: str) -> bool:
 
 
 def _offer_at_end(paragraph: str) -> int:
-    """Where the offers that end a paragraph begin; 0 where it ends with none, or is nothing else."""
+    """Return where the offers at the end of a paragraph begin; 0 if there are none, or nothing else."""
     if not has_any(paragraph, _OFFER_HAS):
         return 0
     spans = [found.span() for found in _SENTENCE.finditer(paragraph) if found[0].strip()]
@@ -701,13 +701,13 @@ _BBCODE_MARKS: Final = {"b": _BOLD, "i": _ITALIC, "s": _STRIKE, "u": _BOLD}
 
 
 def _without_markdown(text: str, markup: Markup) -> str:
-    """Markdown as the channel's own markup; what the channel has no markup for becomes plain text."""
+    """Convert Markdown to the channel's markup, or to plain text if it has no equivalent."""
     plainer = _without_spans(_without_blocks(text, markup), markup)
     return _MANY_BREAKS.sub("\n\n", plainer) if plainer != text else text
 
 
 def _without_blocks(text: str, markup: Markup) -> str:
-    """Tables, links, quotations, rules and headings."""
+    """Convert tables, links, quotations, rules and headings."""
     if "|" in text:
         text = _without_tables(text)
     if "[" in text:
@@ -727,7 +727,7 @@ def _without_blocks(text: str, markup: Markup) -> str:
 
 
 def _without_spans(text: str, markup: Markup) -> str:
-    """Bold, italics, what is crossed out, and escaped characters."""
+    """Convert bold, italics, strike-through, and escaped characters."""
 
     def marked(inner: str, mark: str = "*") -> str:
         return inner if markup is Markup.PLAIN else f"{mark}{inner}{mark}"
@@ -747,7 +747,7 @@ def _without_spans(text: str, markup: Markup) -> str:
 
 
 def _each_line(inner: str, bold: Callable[[str], str]) -> str:
-    """Bold of several lines: no channel carries it over a line end."""
+    """Mark each of several lines as bold: no channel carries bold over a line end."""
     return "\n".join(bold(line.strip()) if line.strip() else "" for line in inner.split("\n"))
 
 
@@ -757,7 +757,7 @@ def _heading(title: str, markup: Markup) -> str:
 
 
 def _without_tables(text: str) -> str:
-    """Rows of a table as lines, with a dash between their cells."""
+    """Convert the rows of a table to lines, with a dash between the cells."""
     if not _MD_TABLE_RULE.search(text):
         return text
     lines: list[str] = []

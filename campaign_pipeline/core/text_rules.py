@@ -1,4 +1,4 @@
-"""The rules that a model's text is held to, by name, and how a text that breaks one is refused."""
+"""The rules for a model's text, by name, and the refusal of a text that breaks one."""
 
 import re
 import unicodedata
@@ -43,7 +43,7 @@ LONGEST_ANSWER: Final = 100_000
 class TextProblem(ValueError):
     """A text must not be sent. `code` is the rule that it breaks; the message is one sentence for the operator.
 
-    The sentence does not quote the text, which may hold personal data: the text itself is kept in the database only.
+    The sentence does not quote the text, which may contain personal data: the text is stored in the database only.
     """
 
     def __init__(self, code: RefusalRule, reason: str) -> None:
@@ -56,20 +56,20 @@ class TextProblem(ValueError):
 
 @lru_cache(maxsize=32)
 def fold(text: str) -> str:
-    """Lower case without accents, of exactly the same length: patterns match it, cuts apply to the original.
+    """Lower-case a text and remove its accents, keeping its length: patterns match this, cuts apply to the original.
 
-    Kept for a few texts: one check folds the same text several times.
+    Cached for a few texts: one check folds the same text several times.
     """
     lower = text.lower()
     if lower.isascii():
         return lower
-    if len(lower) != len(text):  # the capital of a Turkish i becomes two characters
+    if len(lower) != len(text):  # İ, the Turkish dotted capital, becomes two characters
         lower = text.translate(_FOLD)
-    return _ACCENTED.sub(_without_accent, lower)  # a quarter of the time of a table for all characters
+    return _ACCENTED.sub(_without_accent, lower)  # four times as fast as a table for all characters
 
 
 def has_any(text: str, words: tuple[str, ...] | str) -> bool:
-    """Whether any of some words stands in a text: a check before a pattern that needs one of them, and costs more."""
+    """Return whether a text contains any of some words: a cheap check before a pattern that needs one of them."""
     return any(map(text.__contains__, words))
 
 

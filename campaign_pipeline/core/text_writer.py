@@ -1,7 +1,7 @@
-"""The text of a message: written once by the model, checked, and cut into the parts that are sent.
+"""The text of a message: written once by the model, checked, and split into parts.
 
-A shard's writer knows what to ask and which answers may be sent. Whether the model may be asked now is decided by
-`core.admission`; the message asks for it (`ModelAccess`).
+A shard's writer knows what to ask and which answers may be sent. `core.admission` decides whether the model may be
+called now; the message requests that (`ModelAccess`).
 """
 
 from collections import Counter
@@ -109,7 +109,7 @@ SPLIT_TIMEOUT_SECONDS = 20.0
 
 @dataclass(frozen=True)
 class WritingPolicy(WaitingPolicy):
-    """How texts are asked for."""
+    """How texts are requested."""
 
     generation_timeout_seconds: float = 30.0
     max_tokens: int = 500
@@ -118,17 +118,17 @@ class WritingPolicy(WaitingPolicy):
 
 @dataclass(frozen=True)
 class Draft:
-    """A text that passed its check; with what it took, where it was written now."""
+    """A text that passed its checks, with its cost if it was written now."""
 
     text: str
-    subject: str | None = None  # where the channel has one
-    template: Template | None = None  # that it goes out as; then `text` is only what the lead will read
-    completion: Completion | None = None  # None: it was stored before
+    subject: str | None = None  # if the channel has one
+    template: Template | None = None  # that it is sent as; then `text` is only what the lead will read
+    completion: Completion | None = None  # None: the text was stored before
     milliseconds: int | None = None
     asked_model: str | None = None
 
     def columns(self) -> dict[str, Any]:
-        """The fields of BeginPart that keep it; none where it is kept already."""
+        """Return the fields of BeginPart that store it; none if it is stored already."""
         if self.completion is None:
             return {}
         return {
@@ -143,7 +143,7 @@ class Draft:
 
 
 class NotWritten(Exception):
-    """There is no text that may be sent; `model` is the one that was asked, where that matters."""
+    """There is no text that may be sent; `model` is the requested model, if it matters."""
 
     def __init__(self, failure: Failure, model: str | None = None) -> None:
         super().__init__(failure.reason)
@@ -155,11 +155,11 @@ class ModelAccess(Protocol):
     """A message's access to the model. Either method may raise `results.Ended`."""
 
     async def acquire_model(self) -> None:
-        """Come back when the model may be asked for this message."""
+        """Return when the model may be called for this message."""
         ...
 
     async def try_acquire_model(self, model: str) -> bool:
-        """Whether this model may be asked at once, for something that can be done without it."""
+        """Return whether this model may be called at once, for an optional request."""
         ...
 
 
@@ -173,7 +173,7 @@ class TextWriter:
         traits: ChannelTraits,
         policy: WritingPolicy,
         clock: Clock,
-        report: ShardReport,  # what is paid is counted here
+        report: ShardReport,  # costs are counted here
         admission: Admission,
         log: CampaignLog,
     ) -> None:
@@ -185,11 +185,11 @@ class TextWriter:
         self._report = report
         self._admission = admission
         self._log = log
-        self._warned: set[str] = set()  # campaigns whose settings were complained of
+        self._warned: set[str] = set()  # campaigns with a logged warning about their settings
         self._refusals: Counter[str] = Counter()  # by model: invalid requests before any good one
         self._good_models: set[str] = set()
-        self._without_schema: set[str] = set()  # models that refuse to answer in a given shape
-        self._refused_in_a_row: Counter[str] = Counter(  # by model or run: answers since the last good one
+        self._without_schema: set[str] = set()  # models that reject structured output
+        self._refused_in_a_row: Counter[str] = Counter(  # by model or run: refused answers since the last good one
             {name: record.refused_in_a_row for name, record in settings.text_records.items()}
         )
         self._reasoning_models = {name for name, record in settings.text_records.items() if record.reasons}
@@ -197,18 +197,18 @@ class TextWriter:
         self._calls: dict[str, list[ModelCall]] = {}  # by message: since pop_bill
 
     def pop_bill(self, message: LeasedMessage) -> dict[str, Any]:
-        """The fields of BeginPart that book what was asked for a message since the last call of this method.
+        """Return the fields of BeginPart that book the requests for a message since the last call of this method.
 
-        The cost of its text and split, and the calls that are kept by themselves; none where nothing was asked, or
-        where the provider does not say what it charged.
+        They are the cost of its text and split, and the calls that are stored on their own; none if nothing was
+        requested, or if the provider does not report its charge.
         """
         cost, calls = self._costs.pop(message.id, None), self._calls.pop(message.id, None)
         return ({} if cost is None else {"ai_cost_usd": cost}) | ({"calls": tuple(calls)} if calls else {})
 
     async def write(self, message: LeasedMessage, lead: Lead | None, access: ModelAccess, *, free_text: bool) -> Draft:
-        """The message's text: the stored one, else one written now (and paid for once).
+        """Return the message's text: the stored one, else one written now (and paid for once).
 
-        `free_text`: whether the channel takes more than approved templates for this lead now. Raises NotWritten.
+        `free_text`: whether the channel accepts more than approved templates for this lead now. Raises NotWritten.
         """
         if message.text is not None:
             if message.template is not None:
@@ -219,7 +219,7 @@ class TextWriter:
             return Draft(template.fill(()), template=Template(template.name, template.language))
         model = self._settings.models.get(message.workspace_id)
         if model is None or lead is None:
-            # Only since the claim, which holds such a run: the message waits with it.
+            # Missing since the claim, which holds a run without a model: the message waits with it.
             raise Ended(GiveBack(NO_MODEL, NO_MODEL_REASON, ErrorClass.SYSTEMIC))
         completion, milliseconds = await self._generate(message, lead, template, model, access)
         self._report.generation_ms.append(milliseconds)
@@ -231,7 +231,7 @@ class TextWriter:
         return replace(draft, completion=completion, milliseconds=milliseconds, asked_model=model)
 
     def _template(self, message: LeasedMessage) -> TemplateSettings:
-        """The template that a message has to go out as. Raises NotWritten where the campaign has none."""
+        """Return the template that a message must use. Raises NotWritten if the campaign has none."""
         template = self._settings.campaigns[message.config_id].template
         if template is None:
             reason = (
@@ -242,7 +242,7 @@ class TextWriter:
         return template
 
     async def split(self, message: LeasedMessage, text: str, access: ModelAccess) -> tuple[str, ...]:
-        """The parts in which a text is sent. Raises NotWritten where they cannot hold it."""
+        """Return the parts in which a text is sent. Raises NotWritten if they cannot hold it."""
         if not self._splits(message):
             return (text,)
         splitter, max_parts, max_chars = self._settings.splitter, self._max_parts(message), self._traits.max_part_chars
@@ -258,7 +258,7 @@ class TextWriter:
     def _read(
         self, message: LeasedMessage, lead: Lead, template: TemplateSettings | None, completion: Completion
     ) -> tuple[Draft, tuple[str, ...]]:
-        """The text of a model's answer, and the rules that changed it. Raises TextProblem."""
+        """Read the text of a model's answer, and the rules that changed it. Raises TextProblem."""
         known = self._known(message, lead)
         if template is not None:
             values = parse_variables(completion.text, len(template.variables), known)
@@ -269,9 +269,9 @@ class TextWriter:
         return Draft(found.text, found.subject), found.changed
 
     def _stored(self, message: LeasedMessage, lead: Lead | None, text: str) -> Draft:
-        """A text that was written before, by us or by the system before us. Raises NotWritten.
+        """Use a text that was stored before, by us or by the previous system. Raises NotWritten.
 
-        Its contacts are not judged again: they were when it was written, and the lead's data may have changed since.
+        Its contacts are not checked again: the lead's data may have changed since.
         """
         known = replace(self._known(message, lead), instructions=None)
         markup = Markup.PLAIN if self._traits.has_subject else Markup.WHATSAPP
@@ -283,7 +283,7 @@ class TextWriter:
         return Draft(checked, subject)
 
     def _known(self, message: LeasedMessage, lead: Lead | None) -> Known:
-        """What the model was told of, and so may repeat in its text."""
+        """Return what the model was told, and so may repeat in its text."""
         campaign = self._settings.campaigns[message.config_id]
         own = (lead.phone, lead.email, *lead.other_phones, *lead.context.values()) if lead else ()
         body = campaign.template.body if campaign.template else None
@@ -292,17 +292,17 @@ class TextWriter:
         return Known.of(told, [each for each in (*own, message.phone_number) if each])
 
     def _agent(self, message: LeasedMessage) -> AgentProfile:
-        """Who writes for the message's workspace."""
+        """Return the sender of the message's workspace."""
         return self._settings.agents.get(message.workspace_id, NO_AGENT)
 
     def _longest_text(self, message: LeasedMessage) -> int:
-        """Characters that all parts of a message may have together."""
+        """Return how many characters all parts of a message may have together."""
         return self._traits.max_part_chars * (self._max_parts(message) if self._splits(message) else 1)
 
     def _question(
         self, message: LeasedMessage, lead: Lead, template: TemplateSettings | None
     ) -> tuple[str, str, Mapping[str, Any] | None]:
-        """System and user prompt, and the shape of the answer where it is not plain text."""
+        """Return system and user prompt, and the schema of the answer if it is not plain text."""
         instructions = self._settings.campaigns[message.config_id].instructions
         author = self._agent(message).author
         if template is not None:
@@ -320,7 +320,7 @@ class TextWriter:
         model: str,
         access: ModelAccess,
     ) -> tuple[Completion, int]:
-        """A model's whole answer, and the milliseconds that it took. Raises NotWritten."""
+        """Return a model's complete answer, and its duration in milliseconds. Raises NotWritten."""
         system, user, shape = self._question(message, lead, template)
         agent, policy = self._agent(message).settings, self._policy
         budget = first_budget(model, policy.max_tokens, agent, learned=model in self._reasoning_models)
@@ -340,13 +340,13 @@ class TextWriter:
         started = self._clock.monotonic()
         answer = await self._complete(message, prompt, access)
         if (prompt.json_schema is not None or prompt.reasoning is not None) and _refuses_parameters(answer):
-            # No endpoint of this model takes a schema, or it dislikes ours: the prompt asks for the same in words.
+            # No endpoint of this model accepts a schema, or it rejects ours: the prompt asks for the same in words.
             prompt = replace(prompt, json_schema=None, reasoning=None)
             answer = await self._complete(message, prompt, access)
             if isinstance(answer, Completion):
                 self._without_schema.add(model)
         if _is_truncated(answer) and agent.max_tokens is None:
-            # Once with more room: the same room would only be paid for again.
+            # Retry once with more room: the same room would only cost again.
             self._keep_call(message, model, answer, "truncated")
             if was_reasoning(answer):
                 self._reasoning_models.add(model)
@@ -358,12 +358,12 @@ class TextWriter:
         raise NotWritten(await self._failure(message, model, answer), model)
 
     def _timeout(self, budget: TokenBudget) -> float:
-        """Seconds for a request; twice as many where the model is given room to reason."""
+        """Return the timeout of a request in seconds; doubled if the model may reason."""
         seconds = self._policy.generation_timeout_seconds
         return 2 * seconds if budget.max_tokens > REASONING_ROOM else seconds
 
     async def _failure(self, message: LeasedMessage, model: str, answer: Completion | Failure) -> Failure:
-        """What it means for a message that there is no whole answer."""
+        """Return what a missing or incomplete answer means for a message."""
         if not isinstance(answer, Completion):
             if isinstance(answer, Permanent) and answer.code == "invalid_request":
                 return await self._judge_refusal(answer, model)
@@ -385,10 +385,10 @@ class TextWriter:
             return Systemic(MODEL_UNFIT, reason, Scope.MODEL)
         return self._judge_rule(message, model, failure.code, failure.reason, asked_twice=True)
 
-    # What answers cost, and what they say of their model -------------------------------------------------------------
+    # Costs of answers, and statistics of models ----------------------------------------------------------------------
 
     def _accept(self, message: LeasedMessage, model: str, completion: Completion, changed: tuple[str, ...]) -> None:
-        """Book a good answer; what its text costs is kept with the text."""
+        """Book a good answer; the cost of its text is stored with the text."""
         self._good_models.add(model)
         self._refused_in_a_row[model] = self._refused_in_a_row[message.run_id] = 0
         self._add_cost(message, completion)
@@ -396,14 +396,14 @@ class TextWriter:
             self._calls.setdefault(message.id, []).append(_call(completion, "text", model, changed=changed))
 
     def _refuse(self, message: LeasedMessage, model: str, completion: Completion, rule: str, reason: str) -> Failure:
-        """Book an answer that may not be sent, and judge what it means for its message."""
+        """Book an answer that may not be sent, and decide what it means for its message."""
         self._keep_call(message, model, completion, rule)
         return self._judge_rule(message, model, rule, reason, asked_twice=rule in message.refused_rules)
 
     def _judge_rule(
         self, message: LeasedMessage, model: str, rule: str, reason: str, *, asked_twice: bool
     ) -> Systemic | Permanent | Transient:
-        """A broken rule ends the message when it is broken again; many in a row pause their model or run instead."""
+        """Decide about a broken rule: a second break ends the message; many in a row pause their model or run."""
         about_model = rule in MODEL_RULES
         cause = model if about_model else message.run_id
         self._refused_in_a_row[cause] += 1
@@ -430,7 +430,7 @@ class TextWriter:
             self._costs[message.id] = self._costs.get(message.id, 0.0) + completion.cost
 
     async def _judge_refusal(self, refusal: Permanent, model: str) -> Permanent | Systemic:
-        """Systemic once a model rejected FIRST_REFUSALS requests with no success: then it is not the message."""
+        """Return Systemic once a model rejected FIRST_REFUSALS requests with no success: then it is not the message."""
         if model in self._good_models:
             return refusal
         self._refusals[model] += 1
@@ -440,7 +440,7 @@ class TextWriter:
         return Systemic(MODEL_REFUSES, reason, Scope.MODEL)
 
     async def _complete(self, message: LeasedMessage, prompt: Prompt, access: ModelAccess) -> Completion | Failure:
-        """Ask the model, with admission before each request; wait out its throttles where they are short."""
+        """Call the model, with admission before each request; wait out short throttles."""
         for _ in range(self._policy.max_inline_waits):
             await access.acquire_model()
             answer = await self._ask_model(prompt)
@@ -470,7 +470,7 @@ class TextWriter:
     async def _proposed_split(
         self, message: LeasedMessage, text: str, max_parts: int, max_chars: int, access: ModelAccess
     ) -> tuple[str, ...] | None:
-        """The model's proposal, if it changes nothing of the text; None sends us to the local splitter."""
+        """Return the model's proposal if it keeps the text unchanged; None means to split locally."""
         splitter = self._settings.splitter
         model = splitter.model or self._settings.models.get(message.workspace_id)
         if model is None:
@@ -504,7 +504,7 @@ class TextWriter:
     async def _ask_for_split(
         self, message: LeasedMessage, prompt: Prompt, access: ModelAccess
     ) -> Completion | Failure | None:
-        """Ask once and never wait: a text that is written can be split locally."""
+        """Ask once and never wait: a written text can be split locally."""
         if not await access.try_acquire_model(prompt.model):
             return None
         answer = await self._ask_model(prompt)
@@ -514,7 +514,7 @@ class TextWriter:
 
 
 def _refuses_parameters(answer: Completion | Failure) -> bool:
-    """Whether a request may have been refused for the shape, or the limit on reasoning, that it asked for."""
+    """Return whether a request may have been refused because of its schema or its limit on reasoning."""
     return isinstance(answer, Systemic | Permanent) and answer.code in {"model_unavailable", "invalid_request"}
 
 
@@ -527,14 +527,14 @@ LOST_TEXT = "lease_lost"
 
 
 def lost_call(model: str | None, cost_usd: float) -> ModelCall:
-    """What the text of a lost message cost, its split included."""
+    """Record what the text of a lost message cost, its split included."""
     return ModelCall(f"local-{uuid4()}", "text", model or "", 0, 0, 0, cost_usd, rule=LOST_TEXT)
 
 
 def _call(
     completion: Completion, purpose: str, model: str, rule: str | None = None, changed: tuple[str, ...] = ()
 ) -> ModelCall:
-    """The record of an answer. It is quoted only where it was refused, as far as the database can hold it."""
+    """Record an answer. It is quoted only if it was refused, as far as the database can hold it."""
     return ModelCall(
         completion.generation_id or f"local-{uuid4()}",
         purpose,

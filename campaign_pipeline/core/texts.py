@@ -63,7 +63,7 @@ VARIABLE_KEY: Final = "variavel_{number}"
 
 NO_DATA: Final = "(nenhum dado disponível)"
 
-# What an e-mail ends with. ----------------------------------------------------------------------------------------
+# The footer of an e-mail. -----------------------------------------------------------------------------------------
 
 UNSUBSCRIBE: Final = "Se não quiser mais receber nossos e-mails, descadastre-se aqui:"
 
@@ -81,7 +81,7 @@ LABEL_COLUMN: Final = "Etapa"
 YES: Final = "Sim"
 NO: Final = "Não"
 
-# The CRM keeps priorities as English words; the model should not mix languages in one message.
+# The CRM stores priorities as English words; the model should not mix languages in one message.
 PRIORITIES: Final = {"low": "baixa", "medium": "média", "high": "alta", "urgent": "urgente"}
 
 BUSINESS_FIELDS: Final = (  # custom fields that say most about a company, in the order in which the model reads them

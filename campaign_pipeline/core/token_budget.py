@@ -1,8 +1,8 @@
 """How many tokens a model may use for a text: more for models that reason before they answer.
 
-Reasoning counts as output. A model that reasons may spend a small budget on it alone and answer with nothing, so it
-gets room for both from the first request on, and is asked to reason little. Which models reason is known by their
-families, and is learned from answers that were cut off with nothing in them.
+Reasoning tokens count as output. A reasoning model may spend a small budget on reasoning alone and return no text, so
+it gets room for both from the first request on, and is asked to reason little. Reasoning models are recognised by
+their family, or by an answer that was cut off without text.
 """
 
 import re
@@ -20,13 +20,13 @@ REASONING_ROOM: Final = 2_000
 MOST_TOKENS: Final = 32_000
 """The largest budget that may be set: beyond it, one text costs as much as a campaign."""
 
-_THINKING_TOKENS: Final = 1_024  # the smallest budget that models with a budget for reasoning take
+_THINKING_TOKENS: Final = 1_024  # the smallest budget that models with a reasoning budget accept
 
 Control: TypeAlias = Literal["effort", "max_tokens", "none"]
 """How a family is told to reason little: by an effort, by a number of tokens, or not at all."""
 
 REASONING_FAMILIES: Final[tuple[tuple[str, Control], ...]] = (
-    # What a model's name has to contain -> how it is told to reason little. OpenRouter: guides, reasoning tokens.
+    # Part of a model's name -> how to limit its reasoning. See OpenRouter's guide on reasoning tokens.
     (r"^openai/(?:o[134]\b|o[134]-|gpt-5|gpt-oss|codex)", "effort"),
     (r"^x-ai/grok-(?:3-mini|[4-9])", "effort"),
     (r"^anthropic/.*:thinking$", "max_tokens"),
@@ -43,14 +43,14 @@ REASONING_FAMILIES: Final[tuple[tuple[str, Control], ...]] = (
 
 @dataclass(frozen=True)
 class AgentSettings:
-    """What an agent sets for its texts; None where it leaves that to us."""
+    """An agent's settings for its texts; None if it leaves the default."""
 
     max_tokens: int | None = None  # of a text, reasoning included
     reasoning_effort: Effort | None = None
 
     @classmethod
     def from_json(cls, config: object) -> "AgentSettings":
-        """Build from `ai_agents.behavior_config`; values that no request could have are left out."""
+        """Build from `ai_agents.behavior_config`; values that no request could use are dropped."""
         if not isinstance(config, Mapping):
             return cls()
         most, effort = config.get("max_tokens"), config.get("reasoning_effort")
@@ -60,18 +60,18 @@ class AgentSettings:
 
 @dataclass(frozen=True)
 class TokenBudget:
-    """What a request may use."""
+    """The token budget of a request."""
 
     max_tokens: int
-    reasoning: Reasoning | None = None  # None: the model is asked as any other
+    reasoning: Reasoning | None = None  # None: the request says nothing about reasoning
 
     def fields(self) -> dict[str, Any]:
-        """The fields of Prompt that it sets."""
+        """Return the fields of Prompt that it sets."""
         return {"max_tokens": self.max_tokens, "reasoning": self.reasoning}
 
 
 def first_budget(model: str, text_tokens: int, agent: AgentSettings, *, learned: bool) -> TokenBudget:
-    """The budget of the first request for a text. `learned`: an answer of this model was cut off while it reasoned."""
+    """Return the budget of the first request. `learned`: an answer of this model was cut off during reasoning."""
     control = _control(model)
     if control is None and learned:
         control = "none"
@@ -82,19 +82,19 @@ def first_budget(model: str, text_tokens: int, agent: AgentSettings, *, learned:
 
 
 def larger_budget(budget: TokenBudget, text_tokens: int, answer: Completion) -> TokenBudget:
-    """The budget of the second request, after the first answer was cut off: twice the text, or room to reason."""
+    """Return the budget after a first answer was cut off: twice the text, or room to reason."""
     if was_reasoning(answer):
         return replace(budget, max_tokens=max(2 * budget.max_tokens, text_tokens + 2 * REASONING_ROOM))
     return replace(budget, max_tokens=2 * budget.max_tokens)
 
 
 def was_reasoning(answer: Completion) -> bool:
-    """Whether an answer that was cut off went to reasoning rather than to a text."""
+    """Return whether a cut-off answer was spent on reasoning rather than on text."""
     return not answer.text.strip() or 2 * answer.reasoning_tokens > answer.completion_tokens
 
 
 def _control(model: str) -> Control | None:
-    """How a model's reasoning is controlled; None where it is not known to reason."""
+    """Return how a model's reasoning is controlled; None if it is not known to reason."""
     name = model.lower()
     return next((control for pattern, control in REASONING_FAMILIES if re.search(pattern, name)), None)
 

@@ -1,7 +1,7 @@
 """Deliveries that leave no trace in the queue: previews, which send nothing, and test sends.
 
-They go the way of every message: `ShardWorker` works them, against a store that only remembers what it was told. So
-what a preview shows is what the model and all checks make of a message now, cut as it would be sent.
+`ShardWorker` delivers them like any message, against a store that only records what it is told. So a preview shows what
+the model and all checks make of a message now, split as it would be sent.
 """
 
 from collections.abc import Mapping, Sequence
@@ -43,23 +43,23 @@ Row = TypeVar("Row", bound=Mapping[str, Any])
 
 @dataclass
 class TrialText:
-    """What became of one message of a trial."""
+    """The outcome of one message of a trial."""
 
     message_id: str
     parts: list[str] = field(default_factory=list)
     subject: str | None = None
-    begin: BeginPart | None = None  # with the text as it would be kept; None: it was kept before, or none was written
+    begin: BeginPart | None = None  # with the text to be stored; None: stored before, or none written
     cost_usd: float = 0.0
     tokens: int = 0
     model: str | None = None
-    sent: int = 0  # parts that were accepted
-    status: str | None = None  # what became of the message: sent, or why not
-    why: str | None = None  # the sentence of what kept it
+    sent: int = 0  # accepted parts
+    status: str | None = None  # sent, or why not
+    why: str | None = None  # the sentence that explains why it was not sent
     warnings: list[str] = field(default_factory=list)
 
 
 class TrialStore:
-    """See core.ports.DeliveryStore: says yes to everything, and keeps what it was told."""
+    """See core.ports.DeliveryStore: admits everything, and records what it is told."""
 
     def __init__(self, messages: Sequence[LeasedMessage], pauses: Sequence[Pause]) -> None:
         self.texts = {message.id: TrialText(message.id) for message in messages}
@@ -106,7 +106,7 @@ class TrialStore:
     async def open_pause(
         self, scope: Scope, scope_id: str, failure: Throttled | Systemic, message_id: str | None = None
     ) -> float:
-        """See DeliveryStore. A trial pauses nobody else."""
+        """See DeliveryStore. A trial pauses nothing else."""
         return failure.retry_after or 1.0
 
     async def note_failure(self, scope: Scope, scope_id: str, code: str, recipient: str) -> FailureStreak:
@@ -138,7 +138,7 @@ class TrialStore:
         """See DeliveryStore."""
 
     def log(self, line: LogLine) -> None:
-        """See DeliveryStore. Warnings are for whoever asked for the trial."""
+        """See DeliveryStore. Warnings are shown to the person who asked for the trial."""
         text = self.texts.get(str(line.get("message_id")))
         if text is not None and line.get("level") == "warning":
             text.warnings.append(str(line.get("message")))
@@ -155,7 +155,7 @@ class SilentChannel:
 
     @property
     def traits(self) -> ChannelTraits:
-        """Those of the channel that it stands in for, without its waits."""
+        """Return the traits of the channel that it replaces, without its waits."""
         return self._traits
 
     async def check_connection(self) -> Failure | NotReady | None:
@@ -163,7 +163,7 @@ class SilentChannel:
         return None
 
     async def send(self, envelope: Envelope) -> Outcome:
-        """Nothing leaves."""
+        """Send nothing."""
         return Sent(None)
 
     async def find_accepted(self, attempt: Attempt) -> LookUpAnswer:
@@ -171,7 +171,7 @@ class SilentChannel:
         return LookUpFailed("This is a preview.")
 
     async def check_number(self, number: str) -> NumberCheck:
-        """Nobody is asked."""
+        """Ask nobody."""
         return NumberNotChecked("This is a preview.")
 
 
@@ -186,7 +186,7 @@ class NoHeartbeat:
 
 
 def at_any_time(settings: BatchSettings) -> BatchSettings:
-    """The same settings with every window open: a trial is made when a person asks for it."""
+    """Return the same settings with every window open: a person asks for a trial at any time."""
     return replace(settings, campaigns={key: _always_open(each) for key, each in settings.campaigns.items()})
 
 

@@ -1,4 +1,4 @@
-"""What the queue needs now: a run, a person, or nothing. Decided from what a look at it found."""
+"""Decides what the queue needs now, given one look at it: a run, a person, or nothing."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,32 +34,32 @@ LEAD_TIME = timedelta(seconds=30)
 
 @dataclass(frozen=True)
 class QueueLook:
-    """What one look at the queue found; the runs are read only where something is due."""
+    """The result of one look at the queue; the runs are read only if something is due."""
 
     now: datetime
     next_due: datetime | None  # of running runs; in the past: now
     running_runs: int
-    has_leased: bool  # messages are being worked
+    has_leased: bool  # messages are being delivered
     has_dead_leases: bool
-    has_cancelled: bool  # cancelled runs wait to be settled
-    has_complete: bool  # runs of which no message can change any more wait to be closed
+    has_cancelled: bool  # cancelled runs must be settled
+    has_complete: bool  # runs whose messages are all final must be closed
     runs: Sequence[RunningRun] = ()
     pauses: Sequence[OpenPause] = ()
 
     @property
     def is_due(self) -> bool:
-        """Whether some message is due, be it in a run that waits."""
+        """Return whether a message is due, even in a run that waits."""
         return self.next_due is not None and self.next_due <= self.now
 
     @property
     def is_due_soon(self) -> bool:
-        """Whether some message is due, or will be as soon as a batch looks ahead."""
+        """Return whether a message is due, or will be within the time that a batch looks ahead."""
         return self.next_due is not None and self.next_due <= self.now + AHEAD
 
     def blocked_by(self, missing: str | None) -> str | None:
-        """What is missing of the account that all share, if nothing that is due can be written without it.
+        """Return what is missing for the shared model account, if no due message can be written without it.
 
-        Where a workspace pays with a key of its own there is work: the others wait, and their pause says for what.
+        If a workspace has its own key, there is work: the others wait, and their pause says for what.
         """
         return missing if self.is_due_soon and not any(run.own_account for run in self.runs) else None
 
@@ -70,16 +70,16 @@ class Verdict:
 
     work: bool
     why: str
-    unpaced: Sequence[UUID] = ()  # runs of which all that is due may be claimed at once
+    unpaced: Sequence[UUID] = ()  # runs whose due messages may all be claimed at once
 
 
 def judge_queue(look: QueueLook, max_age: timedelta, zone: ZoneInfo) -> Verdict:
-    """Say whether a run of process_campaign_queue has anything to do now.
+    """Decide whether a run of process_campaign_queue has anything to do now.
 
-    Not while what is due waits for a window or for a person; but once whenever such a wait begins or ends, for the run
-    writes it down, and what became overdue behind it is to be spread.
+    It has nothing to do while all due messages wait for a window or a person. One run is launched whenever such a wait
+    begins or ends: it records the wait, and spreads the messages that became overdue during it.
     """
-    # A run that is launched for a turn of its pace needs a while until it can take it.
+    # A run that is launched for a turn of its pace needs time until it can take the turn.
     soon = look.now + LEAD_TIME
     states = [judge_run(run, look.pauses, max_age, AHEAD).with_noted_pace_wait(soon) for run in look.runs]
     names = {run.run_id: run.name or str(run.run_id) for run in look.runs}
@@ -113,7 +113,7 @@ def _reasons(look: QueueLook, states: Sequence[RunState], written: Mapping[UUID,
     probe_due = {(pause.scope, pause.scope_id) for pause in look.pauses if pause.probe_due}
     if any(state.has_due and state.may_probe(probe_due) for state in states):
         yield "one message may try whether the cause of a pause is gone"
-    # Of a pause that goes on, only the time of the next probe changes: that is for the probe's own run to write.
+    # While a pause lasts, only the time of the next probe changes, which the probe's own run records.
     news = (state for state in states if state.note_changed and not (state.has_due and state.wait is None))
     codes = ((state.wait.code if state.wait else None, written[state.run_id]) for state in news)
     if any(code != before or code == WINDOW_CLOSED for code, before in codes):
@@ -154,7 +154,7 @@ class Backlog:
 
 
 def backlog_cutoffs(look: QueueLook, overdue: timedelta) -> dict[UUID, datetime]:
-    """Before when a message of each run must be due to be worth a word: open time counts, where it may be sent."""
+    """Return per run the due time before which a message counts as overdue. Only time in which it may send counts."""
     cutoffs: dict[UUID, datetime] = {}
     for run in look.runs:
         state = judge_run(run, look.pauses, overdue)
@@ -168,9 +168,9 @@ def backlog_cutoffs(look: QueueLook, overdue: timedelta) -> dict[UUID, datetime]
 def find_concerns(
     look: QueueLook, backlog: Mapping[UUID, Backlog], unknown: int, overdue: timedelta
 ) -> Iterator[Concern]:
-    """Give what needs a person: overdue messages, waits that only a person can end, outcomes that nobody knows.
+    """Return what needs a person: overdue messages, waits that only a person can end, unknown outcomes.
 
-    What has one cause is one concern, however many runs it holds.
+    One cause is one concern, however many runs it holds.
     """
     held: dict[str, list[_Held]] = {}
     for run in look.runs:
@@ -210,7 +210,7 @@ _SCOPES = {
 
 
 def _cause(run: RunningRun, state: RunState, pauses: Sequence[OpenPause]) -> tuple[str, str, datetime | None]:
-    """The scope of what holds a run, its id, and since when, where a pause says so."""
+    """Return the scope of what holds a run, its id, and since when, if a pause says so."""
     assert state.wait is not None
     for pause in pauses:
         if pause.code == state.wait.code and (pause.scope, pause.scope_id) in state.pauses:

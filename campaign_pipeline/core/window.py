@@ -1,12 +1,12 @@
-"""When a campaign may send: a daily window on the wall clock of the campaign's own time zone.
+"""When a campaign may send: a daily window in the campaign's own time zone.
 
-Instants are aware datetimes everywhere. A naive one is refused, because a wall clock that is taken for UTC closes
-São Paulo's windows three hours late.
+All instants are aware datetimes. A naive one is refused: a local time that is taken for UTC would close São Paulo's
+windows three hours late.
 
 A wall time means the first instant at which the local clock shows it *or has passed it*. So a wall time that the clocks
 skip is the first instant after the gap, and one that they show twice is its first occurrence, for opening and closing
 alike. During a repeated hour the window therefore stays as it was when the clocks went back: a window that opens and
-closes inside that hour is not opened a second time. This reading keeps the order of wall times, hence openings cannot
+closes inside that hour does not open a second time. This definition keeps wall times in order, so openings cannot
 overlap or run backwards. A window that lies wholly inside a gap does not open on that day.
 """
 
@@ -21,7 +21,7 @@ from typing import Final
 from zoneinfo import ZoneInfo, available_timezones
 
 DEFAULT_ZONE: Final = "America/Sao_Paulo"
-LOOK_BACK: Final = timedelta(days=60)  # no message is kept waiting longer than this, whatever its window
+LOOK_BACK: Final = timedelta(days=60)  # the longest time that a message waits, whatever its window
 
 _MIDNIGHT: Final = time(0)
 _DAY: Final = timedelta(days=1)
@@ -33,25 +33,25 @@ _CLOCK_TEXT: Final = re.compile(r"([01][0-9]|2[0-3]):([0-5][0-9])(?::([0-5][0-9]
 
 
 class InvalidWindow(ValueError):
-    """A campaign's window cannot be understood; the text is one sentence for the operator."""
+    """A campaign's window is invalid. The message is one sentence for the operator."""
 
 
 @dataclass(frozen=True)
 class SendingWindow:
-    """The half-open span `[start, end)` of each day on which a campaign may send.
+    """The half-open span `[start, end)` of each day in which a campaign may send.
 
-    * No start and no end, or both equal: open all day, from one local midnight to the next.
+    * Neither start nor end, or both equal: open all day, from one local midnight to the next.
     * Only one of them: the other is midnight.
-    * A start after the end: over midnight. Such an opening belongs to the local day on which it opened, so with
-      `weekdays_only` Friday's 22:00-06:00 runs into Saturday and Sunday's does not open. The same holds for
-      `weekdays`, which says more exactly which days open, and for `holidays`, which do not.
+    * Start after end: the window spans midnight. It belongs to the local day on which it opens, so with
+      `weekdays_only` Friday's 22:00-06:00 lasts into Saturday, and Sunday's does not open. The same holds for
+      `weekdays`, which lists the days that open, and for `holidays`, which do not.
     """
 
     start: time | None
     end: time | None
     zone: ZoneInfo
     weekdays_only: bool = False
-    weekdays: frozenset[int] | None = None  # ISO: 1 Monday to 7 Sunday; None: as weekdays_only says
+    weekdays: frozenset[int] | None = None  # ISO: 1 Monday to 7 Sunday; None: by weekdays_only
     holidays: frozenset[date] = frozenset()
 
     @classmethod
@@ -64,10 +64,10 @@ class SendingWindow:
         weekdays: Iterable[int] | None = None,
         holidays: Iterable[date | str] | None = None,
     ) -> "SendingWindow":
-        """Read the columns of a campaign; raises InvalidWindow rather than falling back on anything.
+        """Parse the columns of a campaign; raises InvalidWindow rather than using a default.
 
         Times are `datetime.time` or `HH:MM[:SS]` (`24:00` is accepted as an end). No time zone means
-        America/Sao_Paulo, the column's default; no frequency means daily. Weekdays go before the frequency.
+        America/Sao_Paulo, the column's default; no frequency means daily. Weekdays override the frequency.
         """
         if frequency not in (None, "daily", "weekdays"):
             raise InvalidWindow(f"frequency is {_shown(frequency)}, but must be 'daily' or 'weekdays'.")
@@ -82,12 +82,12 @@ class SendingWindow:
         )
 
     def is_open(self, now: datetime) -> bool:
-        """Tell whether sending is allowed at this instant."""
+        """Return whether sending is allowed at this instant."""
         instant = _utc(now)
         return self._always or self._next(instant)[0] <= instant
 
     def next_opening(self, now: datetime) -> datetime:
-        """Give `now` itself when open, otherwise the first open instant after it, in UTC."""
+        """Return `now` if open, otherwise the next open instant, in UTC."""
         instant = _utc(now)
         if self._always:
             return now
@@ -95,10 +95,10 @@ class SendingWindow:
         return now if opens <= instant else opens
 
     def closes_at(self, now: datetime) -> datetime | None:
-        """Give the end of the current opening in UTC.
+        """Return the end of the current opening in UTC.
 
-        None when it never closes; also None when it is not open, as there is no opening to end.
-        Openings that touch, such as the working days of a window open all day, are one opening.
+        None if it never closes, or if it is not open.
+        Adjoining openings, such as the working days of a window open all day, count as one.
         """
         instant = _utc(now)
         if self._always:
@@ -113,7 +113,7 @@ class SendingWindow:
         return closes
 
     def open_time_between(self, a: datetime, b: datetime) -> timedelta:
-        """Measure how much real time from `a` to `b` was open; zero when `b` is not after `a`."""
+        """Return how much of the real time from `a` to `b` was open; zero if `b` is not after `a`."""
         since, until = _utc(a), _utc(b)
         if until <= since:
             return _ZERO
@@ -127,10 +127,10 @@ class SendingWindow:
         return total
 
     def age_cutoff(self, now: datetime, max_age: timedelta) -> datetime:
-        """Find the latest instant from which `max_age` of open time has passed until `now`, in UTC.
+        """Return the latest instant from which `max_age` of open time has passed until `now`, in UTC.
 
-        What was due before it is too old: closed hours do not age a message. Looks back no further than LOOK_BACK and
-        gives that bound when it finds nothing. Raises ValueError for a negative age.
+        Messages due before it are too old; closed hours do not age a message. Looks back no further than LOOK_BACK, and
+        returns that bound if it finds nothing. Raises ValueError for a negative age.
         """
         if max_age < _ZERO:
             raise ValueError(f"max_age is {max_age}, but must not be negative.")
@@ -159,7 +159,7 @@ class SendingWindow:
         return self._never_closes_after(date.min)
 
     def _never_closes_after(self, day: date) -> bool:
-        """Tell whether every day from this one on is open from midnight to midnight."""
+        """Return whether every day from this one on is open from midnight to midnight."""
         every_day = not self.weekdays_only if self.weekdays is None else self.weekdays == _EVERY_DAY
         return self._all_day and every_day and all(holiday < day for holiday in self.holidays)
 
@@ -171,7 +171,7 @@ class SendingWindow:
         return not (self.weekdays_only and day.weekday() >= _SATURDAY)
 
     def opening(self, day: date) -> tuple[datetime, datetime] | None:
-        """Give the opening that belongs to a local day, from and until, in UTC; None when it has none."""
+        """Return start and end, in UTC, of the opening that belongs to a local day; None if it has none."""
         if not self._opens_on(day):
             return None
         if self._all_day:
@@ -180,43 +180,43 @@ class SendingWindow:
             start, end = self.start or _MIDNIGHT, self.end or _MIDNIGHT
         opens = _instant(self.zone, day, start)
         closes = _instant(self.zone, day if start < end else day + _DAY, end)
-        return (opens, closes) if opens < closes else None  # not so when the clocks skip the whole of it
+        return (opens, closes) if opens < closes else None  # false if the clocks skip the whole opening
 
     def _openings_from(self, instant: datetime) -> Iterator[tuple[datetime, datetime]]:
-        """Yield openings in order for ever, from the day before: its opening may run over midnight."""
+        """Yield openings in order without end, starting on the day before, whose opening may span midnight."""
         today = instant.astimezone(self.zone).date()
         for offset in count(-1):
             if opening := self.opening(today + offset * _DAY):
                 yield opening
 
     def _openings_back(self, instant: datetime) -> Iterator[tuple[datetime, datetime]]:
-        """Yield openings backwards for ever, from the day after: where clocks go back over midnight it has begun."""
+        """Yield openings backwards without end, starting on the day after: clocks that go back may have begun it."""
         today = instant.astimezone(self.zone).date()
         for offset in count(-1):
             if opening := self.opening(today - offset * _DAY):
                 yield opening
 
     def _next(self, instant: datetime) -> tuple[datetime, datetime]:
-        """Give the first opening that ends after an instant: the current one when open."""
+        """Return the first opening that ends after an instant: the current one if open."""
         return next(opening for opening in self._openings_from(instant) if opening[1] > instant)
 
 
 def _utc(instant: datetime) -> datetime:
-    """Move an instant to UTC, where subtracting and comparing mean real time. Raises ValueError for a naive one."""
+    """Convert an instant to UTC, so that differences are real time. Raises ValueError for a naive one."""
     if instant.utcoffset() is None:
         raise ValueError(f"{instant!r} has no time zone, so it is not an instant.")
     return instant.astimezone(UTC)
 
 
-@lru_cache(maxsize=32_768)  # two hundred campaigns of one installation share their zones and hours
+@lru_cache(maxsize=32_768)  # campaigns share zones and hours: two hundred in one installation
 def _instant(zone: ZoneInfo, day: date, wall: time) -> datetime:
-    """Give the first instant at which the local clock shows a wall time or has passed it, in UTC."""
+    """Return the first instant at which the local clock shows a wall time or has passed it, in UTC."""
     local = datetime.combine(day, wall, tzinfo=zone)
     before, after = _offset(local), _offset(local.replace(fold=1))
     naive = local.replace(tzinfo=UTC)
-    if before >= after:  # shown once; or twice, and then `before` belongs to the first time
+    if before >= after:  # shown once; or twice, and then `before` is the first time
         return naive - before
-    # The clocks skip it. The change lies between the two readings: search it, as zoneinfo does not tell it.
+    # The clocks skip it. The change lies between the two readings; zoneinfo does not expose it, so search for it.
     early, late = naive - after, (naive - before).replace(microsecond=0)
     early = early.replace(microsecond=0)
     while late - early > _SECOND:
@@ -230,7 +230,7 @@ def _instant(zone: ZoneInfo, day: date, wall: time) -> datetime:
 
 def _offset(moment: datetime) -> timedelta:
     offset = moment.utcoffset()
-    assert offset is not None  # ZoneInfo always knows it for a full datetime
+    assert offset is not None  # ZoneInfo always has an offset for a full datetime
     return offset
 
 
@@ -265,10 +265,10 @@ def _zone(name: str | None) -> ZoneInfo:
     if name is None:
         return ZoneInfo(DEFAULT_ZONE)
     try:
-        if name != "localtime":  # it would be whatever the machine is set to
+        if name != "localtime":  # it would be the machine's own zone
             return ZoneInfo(name)
     except (KeyError, ValueError, OSError, TypeError):
-        pass  # unknown; not a name at all; a folder of zones such as 'America'; not a text
+        pass  # unknown; not a name; a folder of zones such as 'America'; not a text
     near = get_close_matches(name, _zone_names(), n=1) if isinstance(name, str) else []
     raise InvalidWindow(
         f"timezone is {_shown(name)}, which is not a known time zone; "
@@ -278,7 +278,7 @@ def _zone(name: str | None) -> ZoneInfo:
 
 @lru_cache(maxsize=1)
 def _zone_names() -> tuple[str, ...]:
-    """List the zones once: reading them takes longer than a whole batch of windows."""
+    """List the zones once: reading them takes longer than all windows of a batch."""
     return tuple(sorted(available_timezones()))
 
 

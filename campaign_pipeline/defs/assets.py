@@ -1,7 +1,7 @@
-"""What the UI shows as assets: the tables of a batch, the runs that it worked, and a report of each day.
+"""The assets in the UI: the tables of a batch, the runs that it sent, and a daily report.
 
-The first three are written by `process_campaign_queue`, which says so on its way; Dagster never makes them by itself.
-The report is made here, from the database alone, so any day can be made again at any time.
+`process_campaign_queue` writes the first three and reports their materializations; Dagster never makes them itself. The
+report is made here, from the database alone, so any day can be materialized again at any time.
 """
 
 from collections.abc import Mapping, Sequence
@@ -81,13 +81,13 @@ COLUMNS = ("campaign_id", "campaign", *COUNTS, *COSTS, *TIMES, "messages_per_min
     group_name=GROUP,
     kinds={"postgres", "parquet"},
     io_manager_key="tables",
-    # Made at five past each hour; the UI says so when it was not.
+    # Materialized at five past each hour; the UI shows when it is late.
     freshness_policy=dg.FreshnessPolicy.cron(
         deadline_cron="20 * * * *", lower_bound_delta=timedelta(minutes=20), timezone=str(days.timezone)
     ),
 )
 def campaign_report(context: dg.AssetExecutionContext, database: QueueDatabase) -> dg.MaterializeResult[Any]:
-    """The day's messages by campaign: counts, failures by class, tokens, cost, time per stage and pace."""
+    """Report the day's messages by campaign: counts, failures by class, tokens, cost, time per stage and pace."""
     import pandas as pd
 
     day, window = context.partition_key, context.partition_time_window
@@ -104,9 +104,9 @@ def campaign_report(context: dg.AssetExecutionContext, database: QueueDatabase) 
     return dg.MaterializeResult(
         value=table,
         metadata={
-            # First what an operator looks for; the UI keeps this order.
+            # What an operator looks for comes first; the UI keeps this order.
             "next_step": next_step(day, total),
-            # Two tables: one of all columns is wider than the page, and cuts off every row above and below it.
+            # Two tables: one with all columns would be wider than the page, and cut off every row.
             "campaigns": dg.MetadataValue.md(markdown_table(_outcomes(campaigns))),
             **day_tables(details, str(days.timezone)),
             "costs_and_times": dg.MetadataValue.md(markdown_table(_costs_and_times(campaigns))),
@@ -118,7 +118,7 @@ def campaign_report(context: dg.AssetExecutionContext, database: QueueDatabase) 
 
 
 def _figures(total: Mapping[str, Any]) -> dict[str, int | float]:
-    """What the UI draws over the days; a time that nothing was measured for is left out, not drawn as zero."""
+    """Return the figures that the UI plots over the days; unmeasured times are left out, not plotted as zero."""
     counts: dict[str, int | float] = {name: int(total[name]) for name in COUNTS}
     counts |= {name: round(float(total[name]), 6) for name in COSTS}
     measured = {name: total[name] for name in (*TIMES, "messages_per_minute") if total[name] is not None}
@@ -126,7 +126,7 @@ def _figures(total: Mapping[str, Any]) -> dict[str, int | float]:
 
 
 def _outcomes(campaigns: Sequence[Mapping[str, Any]]) -> "pd.DataFrame":
-    """What became of each campaign's messages, as people read it; the file has every figure."""
+    """Tabulate the outcomes of each campaign's messages for people; the file has every figure."""
     import pandas as pd
 
     return pd.DataFrame(
@@ -135,7 +135,7 @@ def _outcomes(campaigns: Sequence[Mapping[str, Any]]) -> "pd.DataFrame":
                 "campaign": row["campaign"],
                 "due": row["due"],
                 "sent": row["sent"],
-                # Without any receipt nothing is known: not every provider sends them to us.
+                # Without receipts the columns are empty: not every provider sends them.
                 "delivered": f"{row['delivered']} ({row['read']} read)" if row["receipts"] else "not known",
                 "replied": row["replied"],
                 "failed": row["failed"],
@@ -150,7 +150,7 @@ def _outcomes(campaigns: Sequence[Mapping[str, Any]]) -> "pd.DataFrame":
 
 
 def _costs_and_times(campaigns: Sequence[Mapping[str, Any]]) -> "pd.DataFrame":
-    """What each campaign cost, and how long its messages took."""
+    """Tabulate the cost and the times of each campaign."""
     import pandas as pd
 
     return pd.DataFrame(
@@ -170,12 +170,12 @@ def _costs_and_times(campaigns: Sequence[Mapping[str, Any]]) -> "pd.DataFrame":
 
 
 def _with(figure: str, of_cache: float, form: str) -> str:
-    """A figure, with what the providers' prompt caches did where they did anything."""
+    """Append to a figure what the providers' prompt caches contributed, if anything."""
     return f"{figure} ({form.format(of_cache)})" if of_cache else figure
 
 
 def _text_rules(campaigns: Sequence[Mapping[str, Any]], rules: Sequence[Mapping[str, Any]]) -> "pd.DataFrame":
-    """How many texts of each campaign a rule changed or refused."""
+    """Tabulate how many texts of each campaign a rule changed or refused."""
     import pandas as pd
 
     names = {row["campaign_id"]: row["campaign"] for row in campaigns}
@@ -200,7 +200,7 @@ def _failed(row: Mapping[str, Any]) -> str:
 
 
 def _times(row: Mapping[str, Any], stage: str) -> str:
-    """Median and 95th percentile of a stage."""
+    """Format median and 95th percentile of a stage."""
     median, p95 = row[f"median_{stage}_s"], row[f"p95_{stage}_s"]
     return "" if median is None else f"{in_words(median)} ({in_words(p95)})"
 
@@ -214,7 +214,7 @@ def _in_a_sentence(day: str, total: Mapping[str, Any], campaigns: int) -> str:
 
 
 def next_step(day: str, total: Mapping[str, Any]) -> str:
-    """What to do about a day's failures, in words."""
+    """Say what to do about a day's failures."""
     steps = []
     if total["failed_exhausted"]:
         steps.append(
@@ -255,7 +255,7 @@ SETTLED_WITHIN = timedelta(hours=2)
     description="Every hour: rebuilds the reports of today, yesterday, and days that a back-fill has just changed.",
 )
 def refresh_campaign_report_hourly(context: dg.ScheduleEvaluationContext) -> list[dg.RunRequest]:
-    """Ask for one run a day."""
+    """Request one run per day."""
     now = context.scheduled_execution_time.astimezone(ZoneInfo(str(days.timezone)))
     wanted = {(now - timedelta(days=back)).strftime(DAY_FORMAT) for back in (0, 1)}
     back_fills = dg.RunsFilter(job_name=BACK_FILL, updated_after=now - SETTLED_WITHIN)

@@ -1,4 +1,4 @@
-"""Sending again what failed on a day: the first step of `retry_failed_messages`."""
+"""Requeues the messages that failed on a day: the first step of `retry_failed_messages`."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -40,10 +40,10 @@ class RequeueFailedMessagesConfig(dg.Config):
 def requeue_failed_messages(
     context: dg.OpExecutionContext, config: RequeueFailedMessagesConfig, database: QueueDatabase
 ) -> Iterator[dg.Output[Any]]:
-    """Put the messages that failed on the partition's day back in the queue; parts that were sent stay sent.
+    """Return the failed messages of the partition's day to the queue; sent parts stay sent.
 
-    Harmless to repeat: what is in the queue or was sent meanwhile is no failed message any more, and one that fails
-    again belongs to the day on which it did.
+    Idempotent: a message that was requeued or sent meanwhile is no longer failed, and one that fails again belongs to
+    the day of its new failure.
     """
     wanted = _wanted(context, config)
     with plain_failures(), Operations(database.url()) as operations:

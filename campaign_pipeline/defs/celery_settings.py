@@ -1,4 +1,4 @@
-"""How steps go through Celery: the same settings for the run's process and for the workers."""
+"""Celery settings for steps, shared by the run's process and the workers."""
 
 import contextlib
 from typing import Any
@@ -12,10 +12,10 @@ LONGEST_RUN_SECONDS = 7 * 86_400
 
 
 def executor_config(settings: CelerySettings) -> dict[str, Any]:
-    """What dagster-celery's executor and the workers' application are told."""
+    """Return the configuration of dagster-celery's executor and of the workers' application."""
     config = {
-        # A step is the broker's until it has ended. One whose worker died, or fell silent for the visibility time-out,
-        # goes to another worker; leases decide what of it may be sent.
+        # The broker keeps a step until it has ended. If its worker dies, or is silent for the visibility timeout, the
+        # step goes to another worker; leases decide what that worker may send.
         "task_acks_late": True,
         "task_reject_on_worker_lost": True,
         "worker_prefetch_multiplier": 1,  # no step waits behind a busy worker while another is idle
@@ -28,9 +28,9 @@ def executor_config(settings: CelerySettings) -> dict[str, Any]:
 
 
 class BrokerMemory:
-    """Notices that Redis restarted without what it held: the steps in its queue are gone, and nobody would say so.
+    """Detects a restart of Redis that lost its data: the queued steps are gone, without an error.
 
-    A key is left there by each run. Where it is missing, the queue is missing too. RabbitMQ keeps its queues.
+    Each run writes a key. If the key is missing, so is the queue. RabbitMQ keeps its queues.
     """
 
     def __init__(self, settings: CelerySettings) -> None:
@@ -39,7 +39,7 @@ class BrokerMemory:
         self._known = False
 
     def why_lost(self) -> str | None:
-        """One sentence if the broker forgot the steps that it was given. One that is away says nothing."""
+        """Return one sentence if the broker lost the steps it was given; None while it is unreachable."""
         if self._url is None:
             return None
         with contextlib.suppress(redis.RedisError), redis.Redis.from_url(self._url, socket_timeout=5) as broker:

@@ -1,7 +1,7 @@
-"""The Celery application of workers: `celery -A campaign_pipeline.defs.celery_worker worker` on each host.
+"""The Celery application of the workers: `celery -A campaign_pipeline.defs.celery_worker worker` on each host.
 
-A run's process hands each step to the broker, and a worker of any host takes it. The settings see to it that the step
-of a dead worker goes to another one, and the task below that it waits there until the dead one's leases are over.
+A run's process sends each step to the broker, and a worker on any host takes it. The settings send the step of a dead
+worker to another one; the task below waits there until the dead worker's leases have expired.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ from campaign_pipeline.defs.resources import QueueDatabase
 
 
 def worker_app(settings: CelerySettings) -> Celery:
-    """The application that a worker runs, with the one task that steps are."""
+    """Return the application of a worker, with the one task that executes steps."""
     executor = CeleryExecutor(RetryMode.DISABLED, **executor_config(settings))
     app = make_app(executor.app_args())
     app.conf.task_queues = [
@@ -50,10 +50,10 @@ PUT_OFF_SECONDS = 2.0
 
 
 class StepRequest(Request):  # type: ignore[misc]
-    """A step as the worker's main process sees it, which learns at once that the process of one has died."""
+    """A step in the worker's main process, which is notified at once if the process of a step dies."""
 
     def on_failure(self, exc_info: Any, **options: Any) -> Any:
-        """Free what a process held that died, so that whoever gets the step next goes on at once. See Request."""
+        """Release the leases of a dead process, so that the step's next worker can continue at once. See Request."""
         if isinstance(getattr(exc_info.exception, "exc", exc_info.exception), WorkerLostError | SystemExit):
             step = unpack_value(self.kwargs["execute_step_args_packed"], as_type=ExecuteStepArgs)
             end_leases_of_process(step, self.worker_pid)
@@ -61,7 +61,7 @@ class StepRequest(Request):  # type: ignore[misc]
 
 
 def end_leases_of_process(step: ExecuteStepArgs, pid: int) -> None:
-    """End the leases of a process of this host that is gone. Where the database is away they run out by themselves."""
+    """End the leases of a dead process of this host. If the database is unavailable, they expire by themselves."""
     shard = _shard_of(step)
     if shard is None:
         return
@@ -73,43 +73,43 @@ def end_leases_of_process(step: ExecuteStepArgs, pid: int) -> None:
 
 
 def _shard_of(step: ExecuteStepArgs) -> str | None:
-    """The key of the shard that a step sends; None for a step that holds nothing, and takes no longer than a second."""
+    """Return the key of the shard that a step sends; None for other steps: they hold no leases and end in a second."""
     (key,) = step.step_keys_to_execute or [""]
     return key.removesuffix("]").partition("[")[2] or None
 
 
 class StepTask(Task):  # type: ignore[misc]
-    """A step, executed where it is nobody else's."""
+    """Executes a step unless another worker holds it."""
 
     abstract = True
     Request = "campaign_pipeline.defs.celery_worker:StepRequest"
 
     def __call__(self, execute_step_args_packed: dict[str, Any], executable_dict: dict[str, Any]) -> Any:
-        """Execute the step, or put it off, or leave it: the broker may hand out a step whose worker still lives."""
+        """Execute the step, postpone it, or skip it: the broker may deliver a step whose worker is still alive."""
         step = unpack_value(execute_step_args_packed, as_type=ExecuteStepArgs)
         self._leave_what_is_over(step)
         if _is_held(step):
             queue = self.app.conf.task_default_queue
-            # Not as a task with a time: whoever gets it would wait for that by a clock that may be an hour wrong.
+            # Not a task with an ETA: its receiver would wait by its own clock, which may be an hour wrong.
             time.sleep(min(DeliverySettings.from_environment().lease_seconds / 8, PUT_OFF_SECONDS))
             raise self.retry(countdown=0, max_retries=None, queue=queue, routing_key=f"{queue}.execute_plan")
         return super().__call__(execute_step_args_packed, executable_dict)
 
     def _leave_what_is_over(self, step: ExecuteStepArgs) -> None:
-        """Raise Ignore for a step of a run that has ended or is being terminated."""
+        """Raise Ignore for a step whose run has ended or is being terminated."""
         assert step.instance_ref is not None
         with DagsterInstance.from_ref(step.instance_ref) as instance:
             run = instance.get_run_by_id(step.run_id)
         if run is None or run.is_finished:
             raise Ignore
         if run.status == DagsterRunStatus.CANCELING:
-            # Its process waits for this answer: a worker that was not there when the step was revoked gives it, too.
+            # The run's process waits for this answer, also from a worker that started after the step was revoked.
             self.backend.mark_as_revoked(self.request.id, "The run was terminated.", self.request)
             raise Ignore
 
 
 def _is_held(step: ExecuteStepArgs) -> bool:
-    """Whether a worker holds messages of this very step under a live lease."""
+    """Return whether a worker holds messages of this very step under a live lease."""
     shard = _shard_of(step)
     if shard is None:
         return False
@@ -119,7 +119,7 @@ def _is_held(step: ExecuteStepArgs) -> bool:
 
 @worker_init.connect  # type: ignore[untyped-decorator]
 def _import_once(**_: Any) -> None:
-    """Import what steps need before the worker forks: else each child does it by itself, in seconds and memory."""
+    """Import what steps need before the worker forks; otherwise each child spends seconds and memory on it."""
     import_module("campaign_pipeline.definitions")
 
 
@@ -129,7 +129,7 @@ _stopping = mmap.mmap(-1, 1)
 
 @worker_shutting_down.connect  # type: ignore[untyped-decorator]
 def _stop_shards(**_: Any) -> None:
-    """Let the shards at work end in an orderly way: Celery itself would wait until they are done, for hours maybe."""
+    """Stop the running shards in an orderly way. Celery itself would wait until they are done, possibly for hours."""
     _stopping[0] = 1
 
 

@@ -29,7 +29,7 @@ SENT_AGAIN = frozenset(RequeueFailedMessagesConfig().error_classes)
     "changed the counters: find out what, then set them to the recount shown with `UPDATE campaign_runs`.",
 )
 def counters_equal_recount(database: QueueDatabase) -> dg.AssetCheckResult:
-    """Recount the runs that are open, or ended within a month (I6)."""
+    """Recount the runs that are open or ended within the last month (I6)."""
     with plain_failures():
         rows = run_async(Reports(database.url()).wrong_counters())
     table = [
@@ -82,7 +82,7 @@ def provider_ids_are_unique(database: QueueDatabase) -> dg.AssetCheckResult:
     """Find provider ids that two parts share."""
     with plain_failures():
         rows = run_async(Reports(database.url()).doubled_provider_ids())
-    # The id itself may hold a number (`…@s.whatsapp.net`): the messages are enough to look it up.
+    # The id itself may contain a number (`…@s.whatsapp.net`); the message ids are enough to look it up.
     table = [{"inbox": str(row["inbox_id"]), "messages": _ids(row["message_ids"])} for row in rows]
     return _result(table, _of_all(rows), ERROR, "provider ids stand on more than one part of an inbox.")
 
@@ -182,7 +182,7 @@ def no_day_to_back_fill(database: QueueDatabase) -> dg.AssetCheckResult:
 
 
 with warnings.catch_warnings():
-    # Checks by partition are a preview in 1.13, to which pyproject.toml holds us. They are what marks a day in the UI.
+    # Checks by partition are a preview in 1.13, the version that pyproject.toml pins. They mark a day in the UI.
     warnings.simplefilter("ignore", dg.PreviewWarning)
 
     @dg.asset_check(
@@ -239,7 +239,7 @@ def _of_all(rows: Sequence[Mapping[str, Any]]) -> int:
 def _result(
     table: Sequence[Mapping[str, Any]], count: int, severity: dg.AssetCheckSeverity, what: str
 ) -> dg.AssetCheckResult:
-    """`what` completes the sentence that begins with the count."""
+    """Build the result. `what` completes the sentence that begins with the count."""
     records = [dg.TableRecord(dict(row)) for row in table]
     return dg.AssetCheckResult(
         passed=count == 0,
@@ -264,7 +264,7 @@ CHECKS = [
 
 check_campaign_queue = dg.define_asset_job(
     "check_campaign_queue",
-    # Those of the report are made with it, and those of a batch by its own run.
+    # The report's checks run with it, and those of a batch with its run.
     selection=dg.AssetSelection.checks_for_assets(message_batch.key, campaign_runs.key)
     - dg.AssetSelection.checks(*RUN_CHECKS),
     executor_def=dg.in_process_executor,

@@ -1,4 +1,4 @@
-"""The tables of a day's report that say why, through whom, at what cost, and what waits for what."""
+"""The detail tables of a daily report: reasons, inboxes and models, costs, and waits."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +14,7 @@ SHOWN_ROWS = 30
 
 
 def day_tables(details: DayDetails, timezone: str) -> dict[str, dg.MarkdownMetadataValue]:
-    """The tables that have rows, in the order in which an operator asks."""
+    """Return the tables that have rows, in the order of an operator's questions."""
     tables = {
         "not_sent": [_failure(row) for row in details.failures],
         "waits": [_wait(row) for row in details.waits],
@@ -25,7 +25,7 @@ def day_tables(details: DayDetails, timezone: str) -> dict[str, dg.MarkdownMetad
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:
-    import pandas as pd  # only a report needs it
+    import pandas as pd  # imported only for a report
 
     more = f"\n\n… and {len(rows) - SHOWN_ROWS} more." if len(rows) > SHOWN_ROWS else ""
     return markdown_table(pd.DataFrame(rows[:SHOWN_ROWS])) + more

@@ -1,4 +1,4 @@
-"""The days that reports and back-fills are cut in, and what is launched each hour: by the business's clock, not UTC."""
+"""The daily partitions of reports and back-fills, and hourly schedules, in the business's time zone, not UTC."""
 
 import dagster as dg
 
@@ -14,13 +14,13 @@ days = dg.DailyPartitionsDefinition(
     start_date=_business.first_day.strftime(DAY_FORMAT),
     timezone=_business.timezone,
     fmt=DAY_FORMAT,
-    end_offset=1,  # today too: what failed this morning is sent again this afternoon
+    end_offset=1,  # today too: messages that failed this morning can be retried this afternoon
 )
 """One partition a day, midnight to midnight in CAMPAIGN_TIMEZONE; 23 or 25 hours where the clocks change."""
 
 
 def hourly(job_name: str, minute: int, description: str) -> dg.ScheduleDefinition:
-    """A schedule that launches a job each hour, on from the start: for jobs that only read the queue."""
+    """Return a schedule that launches a job each hour, on by default: for jobs that only read the queue."""
     return dg.ScheduleDefinition(
         name=f"{job_name}_hourly",
         job_name=job_name,

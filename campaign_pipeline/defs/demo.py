@@ -1,6 +1,6 @@
 """Demo mode of `campaign-pipeline dev`: a few sample messages become due every minute.
 
-Part of the code location only where CAMPAIGN_DEMO_TRICKLE is on, which `dev` sets where every provider is the sandbox.
+In the code location only if CAMPAIGN_DEMO_TRICKLE is on; `dev` sets it if every provider is the sandbox.
 """
 
 import dagster as dg
@@ -15,7 +15,7 @@ LEADS_A_MINUTE = 12
 
 @dg.op
 def add_demo_messages(context: dg.OpExecutionContext, database: QueueDatabase) -> None:
-    """Let copies of a few made-up leads become due within the next minute, in a new run of one of the campaigns."""
+    """Create a new run of a campaign in which a few sample leads become due within the next minute."""
     with plain_failures(), Operations(database.url()) as operations:
         added = operations.trickle(DEMO, LEADS_A_MINUTE)
     if added:

@@ -1,7 +1,7 @@
-"""Is everything well? Questions about Dagster, the keys and the inboxes; `python -m campaign_pipeline.defs.doctor`.
+"""Health checks of Dagster, the keys and the inboxes; `python -m campaign_pipeline.defs.doctor`.
 
-A process of its own, for `campaign-pipeline doctor`: it loads Dagster, and prints its findings as one JSON array. The
-providers are asked whether key and connection are good; nothing is generated or sent.
+Runs in its own process for `campaign-pipeline doctor`: it loads Dagster, and prints its findings as one JSON array. It
+asks the providers whether keys and connections work; nothing is generated or sent.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ PATIENCE = 15.0
 
 
 def dagster_findings(instance: DagsterInstance) -> Iterator[Finding]:
-    """Storage, daemons, the schedule that sends, and the queue of runs."""
+    """Check storage, daemons, the sending schedule, and the queue of runs."""
     yield Finding("Dagster", State.FINE, f"{dg.__version__}, storage {type(instance.run_storage).__name__}")
     sends = _is_on(instance)
     by_schedule = f"{SCHEDULE} is {'on' if sends else 'off'}"
@@ -66,20 +66,20 @@ def dagster_findings(instance: DagsterInstance) -> Iterator[Finding]:
 
 
 def _is_on(instance: DagsterInstance) -> bool:
-    """Whether the schedule that sends is on: as the UI was told last, else as the environment says."""
+    """Return whether the sending schedule is on: by its switch in the UI, else by the environment."""
     states = [state for state in instance.all_instigator_state() if state.instigator_name == SCHEDULE]
     told = [state.is_running for state in states if state.status.value != "DECLARED_IN_CODE"]
     return told[-1] if told else OperationsSettings.from_environment().schedules_on
 
 
 async def provider_findings(environment: Environment) -> list[Finding]:
-    """Each key and each inbox, asked at the provider."""
+    """Check each key and each inbox at its provider."""
     try:
         url = queue_url(environment)
         with Operator(url) as desk:
             inboxes = desk.inboxes()
     except (DatabaseUnusable, StoreUnavailable):
-        inboxes = []  # what is wrong with the database is told by who asks it
+        inboxes = []  # other checks report what is wrong with the database
     else:
         queue = Queue(url)
     slots = asyncio.Semaphore(AT_ONCE)
@@ -100,7 +100,7 @@ async def provider_findings(environment: Environment) -> list[Finding]:
                     return Finding(f"inbox {row['name']}", State.STOPS, text, "See whether its server is up.")
             if failure is None:
                 return Finding(f"inbox {row['name']}", State.FINE, "can send")
-            # An inbox that connects will send shortly, and a made-up one is for the sandbox.
+            # A connecting inbox can send shortly; a sample inbox is for the sandbox.
             passing = isinstance(failure, NotReady) or failure.code == "made_up"
             return Finding(f"inbox {row['name']}", State.LOOK if passing else State.STOPS, failure.reason)
 
@@ -126,7 +126,7 @@ def main() -> None:
     try:
         with DagsterInstance.get() as instance:
             found = list(dagster_findings(instance))
-    except Exception as error:  # noqa: BLE001 - a storage of any kind may be away
+    except Exception as error:  # noqa: BLE001 - a storage of any kind may be unavailable
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         text = f"its instance cannot be used: {first}"
         found = [Finding("Dagster", State.STOPS, text, "See DAGSTER_HOME and its storage.")]

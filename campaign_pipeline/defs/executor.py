@@ -1,7 +1,7 @@
-"""How steps run: as CAMPAIGN_EXECUTOR says, by one of Dagster's own executors.
+"""The executor of steps: one of Dagster's own, selected by CAMPAIGN_EXECUTOR.
 
-`multiprocess` and `in_process` may be asked for by run config on any deployment, and mean the same everywhere. What a
-run config leaves out is the deployment's: its engine, the broker, the namespace.
+Run config may request `multiprocess` or `in_process` on any deployment, with the same meaning everywhere. Omitted
+fields come from the deployment: its engine, the broker, the namespace.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,9 +16,9 @@ from campaign_pipeline.adapters.environment import Environment
 from campaign_pipeline.defs.presence import PresentExecutor
 
 PRELOAD = [
-    # What a step's process imports beside our own code. Without it every step pays a second of imports again. Derived
-    # by looking (benchmarks.imports); a test notices when a step begins to import again. Names that a release drops
-    # are passed over by the fork server.
+    # Modules that a step's process imports besides our own code. Without them every step spends a second on imports.
+    # Found with benchmarks.imports; a test fails if a step imports more. The fork server ignores names that a Dagster
+    # release removed.
     "campaign_pipeline.definitions",
     "campaign_pipeline.adapters.smtp",
     "certifi",
@@ -69,7 +69,7 @@ _ENGINES = {
 }
 
 _DEPLOYED_ENGINES = {
-    # What only a deployment can offer: its broker or its cluster.
+    # Settings that only a deployment has: its broker or its cluster.
     "celery": dg.Field(dg.Shape({}), description="Steps on Celery workers, of any host; these say how many at once."),
     "k8s": dg.Field(
         dg.Shape({"max_concurrent": dg.Field(int, default_value=4, description="How many pods at once.")}),
@@ -84,7 +84,7 @@ _DEFAULT = "multiprocess" if DEPLOYMENT.engine == "processes" else DEPLOYMENT.en
 
 
 def _config(engine: str) -> dg.Field:
-    """The engines that a run may ask for where `engine` is deployed."""
+    """Return the engines that a run may request if `engine` is deployed."""
     deployed = {name: field for name, field in _DEPLOYED_ENGINES.items() if name == engine}
     description = f"Where nothing is said: as this deployment says ({DEPLOYMENT.describe()})."
     return dg.Field(dg.Selector(_ENGINES | deployed), default_value={engine: {}}, description=description)
@@ -96,10 +96,10 @@ def _requirements(config: Mapping[str, object]) -> Sequence[dg.ExecutorRequireme
 
 @dg.executor(name="shards", config_schema=_config(_DEFAULT), requirements=_requirements)
 def shard_executor(context: dg.InitExecutorContext) -> dg.Executor:
-    """The engine that the run asks for, else the deployment's.
+    """Return the engine that the run requests, else the deployment's.
 
-    The executors are Dagster's own. The embedded database is kept up until the run's process ends; without that, it
-    would stop and start between steps, each of which is a process that comes and goes.
+    The executors are Dagster's own. The embedded database runs until the run's process ends; otherwise it would stop
+    and start between steps, because each step is a process of its own.
     """
     hold(Environment.read())
     config: Mapping[str, Any] = context.executor_config
@@ -108,7 +108,7 @@ def shard_executor(context: dg.InitExecutorContext) -> dg.Executor:
 
 
 def _create(context: dg.InitExecutorContext, engine: str, options: Mapping[str, Any]) -> dg.Executor:
-    """One of Dagster's executors. Celery's and Kubernetes' are imported by whoever uses them."""
+    """Create one of Dagster's executors. Celery's and Kubernetes' are imported only if used."""
     if engine == "in_process":
         return _with(dg.in_process_executor, context, {})
     if engine == "celery":
@@ -131,12 +131,12 @@ def _create(context: dg.InitExecutorContext, engine: str, options: Mapping[str, 
 
 
 def _pods(settings: KubernetesSettings) -> dict[str, Any]:
-    """What Kubernetes' executor is told; it takes the rest from the run launcher."""
+    """Return the options of Kubernetes' executor; the others come from the run launcher."""
     amounts = {name: value for name, value in (("cpu", settings.cpu), ("memory", settings.memory)) if value}
     config = {
         "job_namespace": settings.namespace,
         "job_image": settings.image,
-        # No limit of processor time: it would slow a worker down exactly while its leases have to be renewed.
+        # No CPU limit: throttling would delay a worker exactly while it must renew its leases.
         "resources": {"requests": amounts, "limits": {k: v for k, v in amounts.items() if k == "memory"}}
         if amounts
         else None,
@@ -150,7 +150,7 @@ def _with(
     config: Mapping[str, Any],
     check: Callable[[], str | None] = lambda: None,
 ) -> dg.Executor:
-    """This executor with this config; `check` says what ends a run that its process cannot see by itself."""
+    """Return the executor with this config; `check` detects ends of a run that its process cannot see."""
     create = executor.executor_creation_fn
     assert create is not None
     return PresentExecutor(create(context._replace(executor_config={"retries": {"enabled": {}}, **config})), check)

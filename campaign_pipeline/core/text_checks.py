@@ -176,6 +176,7 @@ _COLONS: Final = re.compile(r"(?<![\w:]):([a-z][a-z_]{2,30}):(?![\w:])")
 _NAMED_AS_A_FIELD: Final = re.compile(
     r"\b(?:meu nome e|me chamo|sou(?: o| a)?|aqui e(?: o| a)?|my name is|i am|i'm|mi nombre es) "
     r"(?:seu nome|your name|tu nombre|nome do (?:vendedor|consultor)|fulan[oa](?: de tal)?|beltran[oa]|john doe)\b"
+    r"(?! (?:de|em|n[oa]|limpo)\b)"  # "sou o seu nome de confiança", "aqui é o Seu Nome Limpo"
 )
 _ALONE: Final = re.compile(
     rf"(?:fulan[oa]|beltran[oa]|sicran[oa])(?: de tal)?|(?:seu|sua|your|tu) {_FIELD}{_OF}|"
@@ -391,9 +392,9 @@ _CANNOT_ABROAD: Final = re.compile(
     r"|\bnon posso (?:aiutar\w*|soddisfare|scrivere|generare|fornire|creare)\b"
 )
 _AN_ERROR: Final = re.compile(
-    r"\W{0,5}(?:(?:internal )?(?:server )?error\b\s?[:!\d]|exception\b|traceback\b|rate limit (?:exceeded|"
-    r"reached)|(?:error )?[45]\d\d (?:bad gateway|internal server error|service|gateway|too many requests|forbidden|"
-    r"not found|unauthorized|request))"
+    r"\W{0,5}(?:(?:internal )?(?:server )?error\b\s?[:!\d]|exception\b(?:\s?[:!]| in\b)|traceback\b|"
+    r"rate limit (?:exceeded|reached)|(?:error )?[45]\d\d (?:bad gateway|internal server error|service|gateway|"
+    r"too many requests|forbidden|not found|unauthorized|request))"
 )
 _CANNOT_HAS: Final = ("nao ", "i can", "able to", "no puedo", "no me es", "no podre", "recuso-me", "nego-me")
 _NO_MODEL_CAN: Final = ("nao ", "cant", "cannot", "can't", "can’t", "don't have", "no puedo")

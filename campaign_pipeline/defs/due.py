@@ -10,7 +10,7 @@ off (`sensors: {use_threads: false}`), the sensor only looks once each time.
 
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import dagster as dg
@@ -113,7 +113,7 @@ def _request(
     if not verdict.work:
         return verdict.why
     at_work = runs_at_work(instance, database)
-    obstacle = why_no_model(look, language_model) or at_work.obstacle or _why_too_soon(instance)
+    obstacle = why_no_model(look, language_model) or at_work.obstacle or _why_too_soon(instance, look.now)
     if obstacle:
         return f"There is work ({verdict.why}), but: {obstacle}"
     if run_config is SMALL_BATCH:
@@ -131,19 +131,14 @@ def _small_batch(now: datetime, room: int) -> dict[str, Any]:
     return {"execution": IN_PROCESS, "ops": {"fetch_message_batch": {"config": {"look_ahead_seconds": ahead}}}}
 
 
-def _why_too_soon(instance: DagsterInstance) -> str | None:
-    """One sentence if a run that this sensor launched lately is enough."""
-    now = datetime.now(UTC)
-    wanted = RunsFilter(
-        job_name=process_campaign_queue.name,
-        tags={"dagster/sensor_name": NAME},
-        created_after=now - FRUITLESS,
-    )
-    for record in instance.get_run_records(wanted):
-        run, age = record.dagster_run, now - record.create_timestamp.astimezone(UTC)
+def _why_too_soon(instance: DagsterInstance, now: datetime) -> str | None:
+    """One sentence if the newest run that this sensor launched is enough. Both times are the database's."""
+    own = RunsFilter(job_name=process_campaign_queue.name, tags={"dagster/sensor_name": NAME})
+    for run in instance.get_runs(own, limit=1):
+        age = now - datetime.fromisoformat(run.tags[DRAINING_SINCE])
         if age < APART:
             return f"Run {run.run_id[:8]} was launched {age.total_seconds():.0f} s ago."
-        if run.is_finished and MESSAGES not in run.tags:
+        if age < FRUITLESS and run.is_finished and MESSAGES not in run.tags:
             return f"Run {run.run_id[:8]} had nothing to claim; the schedule's next tick looks again."
     return None
 

@@ -17,14 +17,13 @@ Overlapping runs are safe, for each message has one lease. Still no more than CA
 none while one has not claimed yet: it would find what that one is about to take.
 """
 
-import time
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
 import dagster as dg
-from dagster import DagsterInstance, DagsterRunStatus, RunRecord, RunsFilter
+from dagster import DagsterInstance, DagsterRunStatus, RunsFilter
 
 from campaign_pipeline.adapters.environment import BusinessDays, DeliverySettings, OperationsSettings
 from campaign_pipeline.adapters.operations import Operations
@@ -35,7 +34,7 @@ from campaign_pipeline.defs.executor import IN_PROCESS
 from campaign_pipeline.defs.jobs import clean_up_old_data, process_campaign_queue, retry_failed_messages
 from campaign_pipeline.defs.lost_runs import AT_WORK, holders, is_lost
 from campaign_pipeline.defs.resources import LanguageModelResource, QueueDatabase
-from campaign_pipeline.defs.tags import OWNERS
+from campaign_pipeline.defs.tags import MESSAGES, OWNERS
 
 WHY = "campaign/why"
 """Tag: what a run was launched for."""
@@ -51,9 +50,6 @@ SMALL_BATCH: dict[str, Any] = {
     "ops": {"fetch_message_batch": {"config": {"look_ahead_seconds": AHEAD.total_seconds()}}},
 }
 """Run config of a batch of a minute: one process, which waits for each message's planned time."""
-
-TO_CLAIM = timedelta(seconds=20)
-"""For how long a run that has started is believed to be about to claim its batch."""
 
 _settings = OperationsSettings.from_environment()
 
@@ -96,17 +92,16 @@ class RunsAtWork:
 def runs_at_work(instance: DagsterInstance, database: QueueDatabase) -> RunsAtWork:
     """Count them; those whose process is gone do not count (see `lost_runs`)."""
     statuses = [DagsterRunStatus.QUEUED, *AT_WORK]
-    records = instance.get_run_records(RunsFilter(job_name=process_campaign_queue.name, statuses=statuses))
+    runs = instance.get_runs(RunsFilter(job_name=process_campaign_queue.name, statuses=statuses))
     limit = OperationsSettings.from_environment().runs_at_once
-    if not records:
+    if not runs:
         return RunsAtWork(limit)
     held = holders(database)
     working = []
-    for record in records:
-        run = record.dagster_run
+    for run in runs:
         if run.status != DagsterRunStatus.QUEUED and is_lost(run.run_id, held):
             continue
-        if run.status != DagsterRunStatus.STARTED or _is_about_to_claim(instance, record):
+        if run.status != DagsterRunStatus.STARTED or _is_about_to_claim(run):
             return RunsAtWork(0, f"Run {run.run_id[:8]} is about to start and takes what is due.")
         working.append(run.run_id[:8])
     if len(working) < limit:
@@ -115,12 +110,9 @@ def runs_at_work(instance: DagsterInstance, database: QueueDatabase) -> RunsAtWo
     return RunsAtWork(0, text)
 
 
-def _is_about_to_claim(instance: DagsterInstance, record: RunRecord) -> bool:
-    """Whether a run that has just started has not claimed its batch yet."""
-    if record.start_time is None or time.time() - record.start_time > TO_CLAIM.total_seconds():
-        return False
-    run_id = record.dagster_run.run_id
-    return not instance.get_records_for_run(run_id, of_type=dg.DagsterEventType.STEP_OUTPUT, limit=1).records
+def _is_about_to_claim(run: dg.DagsterRun) -> bool:
+    """Whether a run that has started has not claimed its batch yet. A re-execution may never claim one."""
+    return MESSAGES not in run.tags and run.parent_run_id is None
 
 
 def why_no_model(look: QueueLook, language_model: LanguageModelResource) -> str | None:

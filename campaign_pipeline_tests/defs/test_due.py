@@ -16,12 +16,12 @@ from campaign_pipeline.definitions import defs
 from campaign_pipeline.defs.due import NAME, next_batch_when_due
 from campaign_pipeline.defs.jobs import process_campaign_queue
 from campaign_pipeline.defs.resources import LanguageModelResource, QueueDatabase
+from campaign_pipeline.defs.schedules import DRAINING_SINCE
 from campaign_pipeline.defs.shard import run_async
 from campaign_pipeline.defs.tags import MESSAGES
 from campaign_pipeline_tests.factories import World
 
 SWITCH = "campaign_pipeline.defs.due.schedule_is_on"
-BY_SENSOR = {"dagster/sensor_name": NAME}
 
 
 @pytest.fixture
@@ -64,6 +64,9 @@ def evaluate(instance: DagsterInstance, pauses: Pauses | None = None, *, on: boo
 
 
 def a_run(instance: DagsterInstance, status: DagsterRunStatus, **named: Any) -> dg.DagsterRun:
+    """A run; one that has started has claimed its batch."""
+    if status == DagsterRunStatus.STARTED:
+        named.setdefault("tags", {MESSAGES: "3"})
     return instance.create_run_for_job(defs.resolve_job_def(process_campaign_queue.name), status=status, **named)
 
 
@@ -140,12 +143,15 @@ def test_no_run_is_launched_beside_one_that_is_about_to_claim_or_was_launched_ju
     assert f"Run {starting.run_id[:8]} is about to start" in str(evaluate(instance))
     instance.report_run_failed(starting)
     assert isinstance(evaluate(instance), dg.RunRequest)
-    launched = a_run(instance, DagsterRunStatus.SUCCESS, tags={**BY_SENSOR, MESSAGES: "3"})
+    by_sensor = {"dagster/sensor_name": NAME, DRAINING_SINCE: str(world.value("SELECT campaign_now()"))}
+    launched = a_run(instance, DagsterRunStatus.SUCCESS, tags={**by_sensor, MESSAGES: "3"})
     assert f"Run {launched.run_id[:8]} was launched" in str(evaluate(instance))
-    with patch("campaign_pipeline.defs.due.APART", timedelta(0)):
-        assert isinstance(evaluate(instance), dg.RunRequest)
-        a_run(instance, DagsterRunStatus.SUCCESS, tags=BY_SENSOR)
-        assert "had nothing to claim" in str(evaluate(instance)), "or it would launch runs without end"
+    world.move_clock(timedelta(seconds=15))
+    assert isinstance(evaluate(instance), dg.RunRequest)
+    a_run(instance, DagsterRunStatus.SUCCESS, tags=by_sensor)
+    assert "had nothing to claim" in str(evaluate(instance)), "or it would launch runs without end"
+    world.move_clock(timedelta(seconds=65))
+    assert isinstance(evaluate(instance), dg.RunRequest)
 
 
 def test_the_last_run_that_is_allowed_keeps_no_planned_message(

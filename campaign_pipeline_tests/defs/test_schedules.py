@@ -28,6 +28,7 @@ from campaign_pipeline.defs.schedules import (
     process_campaign_queue_every_minute,
 )
 from campaign_pipeline.defs.shard import run_async
+from campaign_pipeline.defs.tags import MESSAGES
 from campaign_pipeline_tests.factories import World
 
 DAY = datetime(2027, 3, 1, tzinfo=UTC)  # a Monday
@@ -154,16 +155,19 @@ def test_a_tick_that_is_evaluated_twice_asks_for_the_same_run(world: World, inst
 
 
 def a_run(instance: DagsterInstance, status: DagsterRunStatus, **named: Any) -> dg.DagsterRun:
+    """A run; one that has started has claimed its batch, unless `tags` says otherwise."""
     job = defs.resolve_job_def(named.pop("job", process_campaign_queue.name))
+    if status == DagsterRunStatus.STARTED:
+        named.setdefault("tags", {MESSAGES: "3"})
     return instance.create_run_for_job(job, status=status, **named)
 
 
-@pytest.mark.parametrize("status", [DagsterRunStatus.NOT_STARTED, DagsterRunStatus.STARTING])
-def test_no_run_is_launched_while_one_is_about_to_start(
+@pytest.mark.parametrize("status", [DagsterRunStatus.NOT_STARTED, DagsterRunStatus.STARTING, DagsterRunStatus.STARTED])
+def test_no_run_is_launched_while_one_has_not_claimed_yet(
     world: World, instance: DagsterInstance, status: DagsterRunStatus
 ) -> None:
     world.due_message(world.run())
-    waiting = a_run(instance, status)
+    waiting = a_run(instance, status, tags={})
     assert f"Run {waiting.run_id[:8]} is about to start" in str(tick(instance))
 
 

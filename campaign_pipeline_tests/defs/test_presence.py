@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 import redis
-from dagster import DagsterInstance
+from dagster import DagsterInstance, DagsterRunStatus
 
 from campaign_pipeline.adapters.deployment import CelerySettings
 from campaign_pipeline.adapters.operations import Operations
+from campaign_pipeline.core.shard_worker import TERMINATED
 from campaign_pipeline.definitions import defs
 from campaign_pipeline.defs import presence
 from campaign_pipeline.defs.celery_settings import BrokerMemory
@@ -61,6 +62,15 @@ def test_a_process_shows_itself_until_it_leaves_and_is_interrupted_when_its_run_
         assert interrupted.wait(30)
     assert seen(world) == []
     assert why_to_stop(instance, run.run_id) == RUN_ENDED
+
+
+def test_a_step_that_no_signal_reaches_learns_that_its_run_is_being_terminated(
+    environment: pytest.MonkeyPatch, instance: DagsterInstance
+) -> None:
+    run = instance.create_run_for_job(defs.resolve_job_def("process_campaign_queue"), status=DagsterRunStatus.STARTED)
+    assert why_to_stop(instance, run.run_id) is None
+    instance.report_run_canceling(run)
+    assert why_to_stop(instance, run.run_id) == TERMINATED
 
 
 def test_a_run_whose_broker_forgot_its_steps_ends_with_that_sentence(

@@ -227,7 +227,7 @@ def test_what_a_host_that_lost_power_left_started_is_ended_with_a_sentence_and_s
     lost = of_a_dead_host(instance)
     assert "is about to start" in str(tick(instance))
     assert clean_up.tick() == "No run is lost."
-    world.move_clock(6 * MINUTE)
+    world.move_clock(4.5 * MINUTE)  # the sensor looks every 30 seconds: five minutes in all
     assert clean_up.tick().startswith("Ended 4 lost runs: ")
     assert isinstance(tick(instance), dg.RunRequest)
     for run in lost:

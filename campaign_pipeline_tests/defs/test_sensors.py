@@ -388,6 +388,31 @@ def test_a_run_whose_process_died_is_told_though_no_step_of_it_failed(
     assert webhook.told[0]["lines"][0] == "Run timed out after 7200 seconds."
 
 
+def test_a_run_that_failed_while_the_code_server_was_away_is_told_when_it_is_back(
+    instance: DagsterInstance, webhook: Webhook
+) -> None:
+    cursor: str | None = None
+
+    def evaluate() -> str:
+        nonlocal cursor
+        resources = {"database": QueueDatabase()}
+        with dg.build_sensor_context(instance, cursor=cursor, resources=resources) as context:
+            data = run_failure_notifications.evaluate_tick(context)
+        cursor = data.cursor
+        return data.skip_message or ""
+
+    evaluate()
+    job = defs.resolve_job_def("retry_failed_messages")
+    # The sensor's process is gone, the daemon is not: a day of a back-fill for which its patience ended.
+    lost = instance.create_run_for_job(job, status=DagsterRunStatus.STARTING)
+    instance.report_run_failed(lost, "Could not reach user code server.")
+    assert webhook.told == []
+    assert evaluate() == f"The run {lost.run_id[:8]} of retry_failed_messages failed: told."
+    assert webhook.told[0]["lines"][0] == "Could not reach user code server."
+    evaluate()
+    assert len(webhook.told) == 1
+
+
 # ------------------------------------------------------------------------------------------------------------ telling
 
 

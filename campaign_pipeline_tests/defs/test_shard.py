@@ -32,10 +32,11 @@ from campaign_pipeline.core.ports import (
     Outcome,
     Prompt,
 )
-from campaign_pipeline.core.shard_worker import ShardWorker
+from campaign_pipeline.core.shard_worker import TERMINATED, ShardWorker
+from campaign_pipeline.defs import stopping
 from campaign_pipeline.defs.resources import Outside, ProvidersResource
 from campaign_pipeline.defs.shard import deliver
-from campaign_pipeline.sandbox import Behaviour, Fault, InstanceState, Kind, Sandbox
+from campaign_pipeline.sandbox import Behaviour, Fault, InstanceState, Kind, Latency, Sandbox
 from campaign_pipeline_tests.conftest import point_at
 from campaign_pipeline_tests.factories import World
 
@@ -159,6 +160,7 @@ class Rig:
         watch: Watch | None = None,
         concurrency: int = 5,
         on_started: Callable[[ShardWorker], None] = lambda _: None,
+        why_to_stop: Callable[[], str | None] = lambda: None,
     ) -> list[ShardReport]:
         """Each shard, one after the other."""
         providers = cast("ProvidersResource", WatchedProviders(watch or Watch()))
@@ -166,7 +168,15 @@ class Rig:
         for shard in claimed.shards:
             assert claimed.settings is not None
             sending = deliver(
-                self.world.url, shard, claimed.contexts, claimed.settings, providers, concurrency, "test", on_started
+                self.world.url,
+                shard,
+                claimed.contexts,
+                claimed.settings,
+                providers,
+                concurrency,
+                "test",
+                on_started,
+                why_to_stop=why_to_stop,
             )
             reports.append(await asyncio.wait_for(sending, 30))
         return reports
@@ -1280,6 +1290,25 @@ def test_stopping_gives_the_rest_back_and_lets_requests_in_flight_end(world: Wor
         (next_report,) = await rig.batch()
         assert next_report.sent == 5
         assert rig.generations() == 6
+
+    play(scenario)
+
+
+def test_a_shard_asks_whether_its_run_is_being_terminated_and_ends_without_a_signal(
+    world: World, play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stopping, "LOOK_SECONDS", 0.01)
+    world.due_messages(world.run(), 30)
+
+    async def scenario(rig: Rig) -> None:
+        rig.sandbox.set_behaviour(Behaviour(latencies={Kind.SEND: Latency(0.05)}))
+        claimed = await rig.claim()
+        (report,) = await rig.send(claimed, why_to_stop=lambda: TERMINATED if rig.sends() else None)
+        assert report.stopped_by == TERMINATED
+        assert 0 < report.sent < 30
+        assert rig.sends() == report.sent
+        assert rig.statuses() == {"sent": report.sent, "pending": 30 - report.sent}
+        assert {row["lease_token"] for row in world.messages() if row["status"] == "pending"} == {None}
 
     play(scenario)
 

@@ -1,1 +1,1 @@
-"""Sends a CRM's outbound campaigns from PostgreSQL through language models and message providers, worked by Dagster."""
+"""Sends a CRM's outbound campaigns from PostgreSQL through language models and message providers, run by Dagster."""

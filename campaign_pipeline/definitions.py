@@ -1,4 +1,4 @@
-"""The code location: everything that Dagster may see, listed by hand."""
+"""The code location: everything that Dagster loads, listed explicitly."""
 
 import dagster as dg
 
@@ -32,7 +32,7 @@ from campaign_pipeline.defs.tags import OWNERS
 
 _demo = OperationsSettings.from_environment().demo_trickle
 
-# Where each was defined: the UI links to the file and line, in an editor on this machine or in the repository.
+# Code references: the UI links to file and line, in a local editor or in the repository.
 _assets = dg.with_source_code_references(
     dg.map_asset_specs(
         lambda spec: spec.replace_attributes(owners=OWNERS),
@@ -82,5 +82,5 @@ defs = dg.Definitions(
 
 
 def main_job() -> dg.JobDefinition:
-    """The main job with its resources, for whoever executes it in processes of his own."""
+    """Return the main job with its resources, for callers that execute it in their own processes."""
     return defs.resolve_job_def(process_campaign_queue.name)

@@ -1,8 +1,8 @@
-"""The main job in a process of its own, as the command line runs it: started, watched, and stopped in good order.
+"""Runs the main job in its own process for the command line: start, progress, orderly stop.
 
-The parent never imports dagster, which takes longer than all else that it does. The child is Dagster's run process; it
-has a session of its own, so that Ctrl-C in a terminal reaches the parent alone, and it ends when the parent lets go of
-its standard input: on purpose, or by dying.
+The parent never imports dagster, which would take longer than the rest of its work. The child is Dagster's run process.
+It has its own session, so that Ctrl-C in a terminal reaches the parent alone, and it ends when the parent closes its
+standard input: on purpose, or by dying.
 """
 
 import contextlib
@@ -40,7 +40,7 @@ _LOOK_EVERY = 0.2  # seconds
 
 @dataclass(frozen=True)
 class JobConfig:
-    """What of the main job's run config the command line offers."""
+    """The part of the main job's run config that the command line offers."""
 
     batch_size: int = 1000
     shard_size: int = 250
@@ -48,7 +48,7 @@ class JobConfig:
     in_process: bool = False
 
     def to_run_config(self) -> dict[str, Any]:
-        """The same as Dagster's run config."""
+        """Return Dagster's run config."""
         executor: dict[str, Any] = {"in_process": {}} if self.in_process else {"multiprocess": {}}
         return {
             "execution": {"config": executor},
@@ -62,19 +62,19 @@ class JobConfig:
 
 @dataclass(frozen=True)
 class JobResult:
-    """What came of a run."""
+    """The outcome of a run."""
 
     run_id: str
     succeeded: bool
-    failures: tuple[str, ...] = ()  # a sentence for each failed step, or for the run
+    failures: tuple[str, ...] = ()  # a sentence per failed step, or for the run
     totals: Mapping[str, float] = field(default_factory=dict)  # messages, sent, failed, …
 
 
 class JobProcess:
-    """One run of the main job. A context manager: leaving it stops a run that still works."""
+    """One run of the main job. A context manager: leaving it stops the run if it still works."""
 
     def __init__(self, config: JobConfig, dagster_home: Path, log_folder: Path, variables: Mapping[str, str]) -> None:
-        """Take the job's environment as it is: `variables` is all of it, but for DAGSTER_HOME."""
+        """Start the job. `variables` is its whole environment, except DAGSTER_HOME."""
         self.run_id = str(uuid4())
         self.log_file = log_folder / f"{self.run_id}.log"
         self._config = config
@@ -114,12 +114,12 @@ class JobProcess:
 
     @property
     def pid(self) -> int:
-        """The process id of Dagster's run process, which is also its process group."""
+        """Return the process id of Dagster's run process, which is also its process group."""
         assert self._child is not None
         return self._child.pid
 
     def result(self) -> JobResult | None:
-        """What came of it; None while it works."""
+        """Return the outcome; None while it works."""
         assert self._child is not None
         if self._child.poll() is None:
             return None
@@ -133,9 +133,9 @@ class JobProcess:
         return JobResult(self.run_id, raw["succeeded"], tuple(raw["failures"]), raw["totals"])
 
     def stop(self) -> None:
-        """Stop in good order: parts in flight get their answers, other messages return to the queue.
+        """Stop in an orderly way: parts in flight get their answers, other messages return to the queue.
 
-        A second interrupt while this waits, or `STOP_PATIENCE` seconds, kill it and all its steps.
+        A second interrupt during this wait, or `STOP_PATIENCE` seconds, kill it and all its steps.
         """
         if self._child is None or self._child.stdin is None:
             return
@@ -146,7 +146,7 @@ class JobProcess:
         except (subprocess.TimeoutExpired, KeyboardInterrupt):
             self._kill()
             self._child.wait()
-        # Steps that outlive Dagster's process would go on sending with nobody to look after them.
+        # Steps that outlive Dagster's process would continue to send unsupervised.
         self._kill()
 
     def _kill(self) -> None:
@@ -155,7 +155,7 @@ class JobProcess:
 
 
 class _Batch:
-    """The messages that a run claimed, seen through their leases: an index probe a look, however long the queue is."""
+    """The messages that a run claimed, found by their leases: one index probe per look, whatever the queue's length."""
 
     def __init__(self, url: str, run_id: str) -> None:
         self._url = url
@@ -165,8 +165,8 @@ class _Batch:
         self._connection: psycopg.Connection | None = None
 
     def look(self) -> tuple[int, int]:
-        """How many messages the run is done with, and how many it claimed in all."""
-        # A bar that stands still while the database is away is right; whether the run can go on is the run's matter.
+        """Return how many messages the run has finished, and how many it claimed in all."""
+        # While the database is unavailable, the bar stands still; whether the run can continue is up to the run.
         with contextlib.suppress(psycopg.Error):
             if self._connection is None or self._connection.closed:
                 self._connection = connect(self._url, autocommit=True)
@@ -186,15 +186,15 @@ class _Batch:
 
 
 def _lease_owner(run_id: str) -> str:
-    """How `fetch_message_batch` and `send_shard` sign their leases."""
+    """Return the lease owner that `fetch_message_batch` and `send_shard` use."""
     return f"run {run_id[:8]}"
 
 
 def follow(job: JobProcess, url: str, console: Console) -> JobResult:
-    """Wait for a run to end, with a bar of what it has done of what it claimed.
+    """Wait for a run to end, with a progress bar of its claimed messages.
 
-    An interrupt stops the run in good order and gives every message that it still held back to the queue; then it is
-    raised again.
+    An interrupt stops the run in an orderly way and returns its messages to the queue; then it is raised
+    again.
     """
     batch = _Batch(url, job.run_id)
     columns = (
@@ -227,7 +227,7 @@ def follow(job: JobProcess, url: str, console: Console) -> JobResult:
 
 
 def release_leases(url: str, run_id: str) -> None:
-    """Give back what a run still held, now instead of when its leases run out. Only for a run that surely ended."""
+    """Return a run's messages now instead of when their leases expire. Only for a run that has certainly ended."""
     with connect(url) as connection:
         connection.execute(
             "UPDATE public.campaign_messages SET lease_expires_at = campaign_pipeline.campaign_now() "
@@ -238,7 +238,7 @@ def release_leases(url: str, run_id: str) -> None:
 
 
 def outside_findings(dagster_home: Path, variables: Mapping[str, str]) -> list[dict[str, str]]:
-    """What `campaign_pipeline.defs.doctor` finds of Dagster, the keys and the inboxes, in a process of its own."""
+    """Return what `campaign_pipeline.defs.doctor` finds about Dagster, the keys and the inboxes, from a subprocess."""
     command = [sys.executable, "-W", "ignore", "-m", "campaign_pipeline.defs.doctor"]
     environment = {**variables, "DAGSTER_HOME": str(dagster_home), "DAGSTER_DISABLE_TELEMETRY": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, check=False)  # noqa: S603 (our own module)
@@ -251,7 +251,7 @@ def outside_findings(dagster_home: Path, variables: Mapping[str, str]) -> list[d
 
 @contextlib.contextmanager
 def interrupted_by_signals() -> Iterator[None]:
-    """Let a closed terminal and a polite kill end this process like Ctrl-C does: with KeyboardInterrupt."""
+    """Let SIGHUP and SIGTERM end this process like Ctrl-C: with KeyboardInterrupt."""
 
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt
@@ -266,7 +266,7 @@ def interrupted_by_signals() -> Iterator[None]:
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Put interrupts off while something is done that must not stop half way, such as starting a server."""
+    """Postpone interrupts during an action that must not be cut off, such as starting a server."""
     wanted = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, wanted)
     try:
@@ -279,7 +279,7 @@ def uninterrupted() -> Iterator[None]:
 
 
 class _Stopper:
-    """Waits until the parent lets go of our standard input, then interrupts the run."""
+    """Waits until the parent closes our standard input, then interrupts the run."""
 
     def __init__(self) -> None:
         self.stopped = threading.Event()
@@ -288,18 +288,18 @@ class _Stopper:
         threading.Thread(target=self._wait, daemon=True).start()
 
     def may_begin(self, cancel: Callable[[], None]) -> bool:
-        """Whether to begin at all; from now on, a stop calls `cancel`."""
+        """Return whether to begin at all; from now on, a stop calls `cancel`."""
         with self._lock:
             self._cancel = cancel
             return not self.stopped.is_set()
 
     def finished(self) -> None:
-        """The run is over: nothing is left to interrupt."""
+        """The run has ended: nothing is left to interrupt."""
         with self._lock:
             self._cancel = None
 
     def _wait(self) -> None:
-        # Not sys.stdin: a thread that waits in a buffered read breaks the interpreter's own end.
+        # Not sys.stdin: a thread that waits in a buffered read breaks the interpreter's shutdown.
         while os.read(0, 1024):
             pass
         with self._lock:
@@ -319,7 +319,7 @@ def _execute(run_id: str, run_config: Mapping[str, Any], stopper: _Stopper) -> J
             job_def=job.get_definition(),
             run_id=run_id,
             run_config=run_config,
-            # Under the job's own page in the UI, and not only in the list of all runs.
+            # On the job's own page in the UI, too, not only in the list of all runs.
             tags={".dagster/repository": f"__repository__@{CODE_LOCATION}"},
             job_code_origin=job.get_python_origin(),
         )
@@ -338,10 +338,10 @@ def _execute(run_id: str, run_config: Mapping[str, Any], stopper: _Stopper) -> J
 
 
 def _events_of(job: Any, run: "dg.DagsterRun", instance: "dg.DagsterInstance") -> "Sequence[dg.DagsterEvent]":
-    """Execute a run that was created, and give its events.
+    """Execute a run that was created, and return its events.
 
-    The one private name of Dagster's here. `dagster.execute_job` does the same, but makes the run itself, with an id
-    that nobody knows before the run has ended: the parent shows what the run holds, and gives it back when it dies.
+    This is the one private name of Dagster in this module. `dagster.execute_job` does the same, but creates the
+    run itself, with an id that is unknown until the run ends: the parent needs it to show and release its messages.
     """
     from dagster._core.execution.api import execute_run
 
@@ -349,7 +349,7 @@ def _events_of(job: Any, run: "dg.DagsterRun", instance: "dg.DagsterInstance") -
 
 
 def _failures(events: "Sequence[dg.DagsterEvent]") -> Iterator[str]:
-    """A sentence for each step that failed, and for the run if no step did."""
+    """Yield a sentence per failed step, or for the run if no step failed."""
     found = False
     for event in events:
         if event.is_step_failure:
@@ -369,7 +369,7 @@ def _first_line(text: str) -> str:
 
 
 def _totals(events: "Sequence[dg.DagsterEvent]") -> dict[str, float]:
-    """The figures that the first and the last step put on their outputs."""
+    """Return the figures in the outputs' metadata of the first and the last step."""
     totals: dict[str, float] = {}
     for event in events:
         if event.is_successful_output and event.step_key in {"fetch_message_batch", "close_completed_runs"}:

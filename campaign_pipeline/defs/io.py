@@ -1,7 +1,7 @@
-"""Where step outputs go: private files that other processes, re-runs and people with the right can read.
+"""Storage of step outputs: private files that other processes, re-runs and authorised people can read.
 
-Tables (pandas DataFrames) become Parquet, handles become JSON. Both may hold personal data, so
-local files are 0600 in folders of 0700; remote stores (`s3://…`) keep their own rules.
+Tables (pandas DataFrames) become Parquet, handles become JSON. Both may contain personal data, so
+local files are 0600 in folders of 0700; remote stores (`s3://…`) have their own rules.
 """
 
 import contextlib
@@ -47,28 +47,28 @@ DRAFT_SECONDS = 5.0
 
 
 class UnreachableFilesError(OSError):
-    """Some files could not be read or written; one sentence that names the first of them."""
+    """Some files could not be read or written; the message is one sentence with the first of them."""
 
 
 class PrivateFiles:
-    """A folder of any file system fsspec knows, written to privately and in one move."""
+    """A folder on any file system that fsspec supports, with private modes and atomic writes."""
 
     def __init__(self, base: str) -> None:
         self._fs, self._root = fsspec.core.url_to_fs(base)
         self._local = "file" in (self._fs.protocol if isinstance(self._fs.protocol, tuple) else (self._fs.protocol,))
 
     def path(self, *parts: str) -> str:
-        """A path below the folder."""
+        """Return a path below the folder."""
         return "/".join((self._root.rstrip("/"), *parts))
 
     def write(self, path: str, content: bytes) -> None:
-        """Write a whole file; on a local disk nobody ever sees half of one, or may read another's."""
+        """Write a whole file; on a local disk nobody sees a partial file, and other users cannot read it."""
         parent = path.rpartition("/")[0]
         if not self._local:
             self._fs.makedirs(parent, exist_ok=True)
             self._fs.pipe_file(path, content)
             return
-        # One by one: a mode given to `parents=True` would hold for the last folder only.
+        # One by one: with `parents=True` the mode would apply to the last folder only.
         for folder in reversed([Path(parent), *Path(parent).parents]):
             if not folder.exists():
                 folder.mkdir(mode=0o700, exist_ok=True)
@@ -84,15 +84,15 @@ class PrivateFiles:
         return content
 
     def forget_lead(self, lead_id: str) -> int:
-        """Take a lead's rows out of every table, and delete the drafts that dead processes left behind.
+        """Remove a lead's rows from every table, and delete the drafts of dead processes.
 
-        Returns how many files were written anew or deleted. Handles and reports hold ids and counts only. A run that is
-        executed again finds the lead gone. Raises UnreachableFilesError, once every file was visited, for those that
+        Returns how many files were rewritten or deleted. Handles and reports contain only ids and counts. A run that
+        is executed again finds the lead deleted. Raises UnreachableFilesError after visiting every file, for those that
         could not be read or written.
         """
         changed = 0
         troubles: list[str] = []
-        # Drafts first: one that became a file meanwhile is visited as such.
+        # Drafts first: a draft that becomes a file meanwhile is visited as a file.
         steps: dict[str, Callable[[str], bool]] = {
             DRAFT: self._drop_draft,
             ".parquet": partial(self._forget_in_table, lead_id),
@@ -111,7 +111,7 @@ class PrivateFiles:
         return changed
 
     def _forget_in_table(self, lead_id: str, path: str) -> bool:
-        """Write one table anew without a lead's rows; False where it has none."""
+        """Rewrite one table without a lead's rows; return False if it has none."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -122,13 +122,13 @@ class PrivateFiles:
         if all(others):
             return False
         buffer = io.BytesIO()
-        # By a mask: it keeps the columns' types where nothing is left.
+        # By a mask: it keeps the columns' types if no row remains.
         pq.write_table(table.filter(pa.array(others, pa.bool_())), buffer, row_group_size=ROWS_PER_GROUP)
         self.write(path, buffer.getvalue())
         return True
 
     def _drop_draft(self, path: str) -> bool:
-        """Delete a draft that nobody is writing any more; False where it became the file while we waited for that."""
+        """Delete a draft that no process is writing any more; return False if it became the file meanwhile."""
         age = time.time() - _instant(self._fs.modified(path)).timestamp()
         if age < DRAFT_SECONDS:
             time.sleep(DRAFT_SECONDS - max(0.0, age))
@@ -139,10 +139,10 @@ class PrivateFiles:
         return True
 
     def delete_older_than(self, before: datetime) -> tuple[int, int]:
-        """Delete what runs wrote that wrote nothing since; returns how many runs and files.
+        """Delete the outputs of runs that have written nothing since; returns how many runs and files.
 
-        Only folders that are named by a run's id, as Dagster names them: the base may hold other things too. An empty
-        folder is as old as itself: it may be that of a run that is about to write its first file.
+        Only folders named by a run id, as Dagster names them: the base may contain other things. An empty folder's own
+        time counts: its run may be about to write its first file.
         """
         runs = files = 0
         for folder in self._fs.ls(self._root, detail=False) if self._fs.isdir(self._root) else []:
@@ -157,7 +157,7 @@ class PrivateFiles:
 
 @contextlib.contextmanager
 def _noting(path: str, troubles: list[str]) -> Iterator[None]:
-    """Note what keeps one file from being reached; one that was cleaned up meanwhile is no trouble."""
+    """Record why a file is unreachable; a file that was cleaned up meanwhile is no trouble."""
     try:
         yield
     except FileNotFoundError:
@@ -174,14 +174,14 @@ _RUN_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 def _instant(modified: datetime) -> datetime:
-    """A store that names no time zone means UTC."""
+    """Return an aware instant; a store without a time zone means UTC."""
     return modified if modified.tzinfo else modified.replace(tzinfo=UTC)
 
 
 class Rows(Sequence[dict[str, Any]]):
-    """The rows of a table, read in groups as they are asked for and soon forgotten.
+    """The rows of a table, read in groups on demand and soon dropped.
 
-    For whoever goes through a large table in its order: as dicts, the contexts of ten thousand leads take 50 MB.
+    For sequential passes over large tables: as dicts, the contexts of ten thousand leads take 50 MB.
     """
 
     def __init__(self, content: bytes) -> None:
@@ -199,7 +199,7 @@ class Rows(Sequence[dict[str, Any]]):
         return rows
 
     def column(self, name: str) -> list[Any]:
-        """All values of one column."""
+        """Return all values of one column."""
         values: list[Any] = self._file.read([name], use_threads=False).column(name).to_pylist()
         return values
 
@@ -220,7 +220,7 @@ class Rows(Sequence[dict[str, Any]]):
 
 
 class _PrivateIOManager(dg.UPathIOManager):
-    """Keeps outputs under CAMPAIGN_OUTPUTS, at the paths that Dagster gives: by run and step, or by asset key."""
+    """Stores outputs under CAMPAIGN_OUTPUTS, at Dagster's paths: by run and step, or by asset key."""
 
     def __init__(self) -> None:
         base = Environment.read().outputs_path
@@ -228,13 +228,13 @@ class _PrivateIOManager(dg.UPathIOManager):
         super().__init__(base_path=UPath(base))
 
     def make_directory(self, path: UPath) -> None:
-        """Leave it to PrivateFiles, which gives each folder its mode."""
+        """Do nothing: PrivateFiles creates each folder with its mode."""
 
 
 class TableIOManager(_PrivateIOManager):
     """Writes DataFrames as private Parquet files.
 
-    An input may ask for `list` (rows as dicts) or for `Rows`: then pandas is not involved.
+    An input may request `list` (rows as dicts) or `Rows`; these do not need pandas.
     """
 
     extension = ".parquet"
@@ -258,12 +258,12 @@ class TableIOManager(_PrivateIOManager):
         return table.to_pandas() if getattr(wanted, "__name__", "") == "DataFrame" else table.to_pylist()
 
     def get_metadata(self, context: dg.OutputContext, obj: "pd.DataFrame") -> dict[str, Any]:
-        """Rows and columns, as Dagster's catalogue shows them."""
+        """Return rows and columns for Dagster's catalogue."""
         return table_metadata(obj)
 
 
 class HandleIOManager(_PrivateIOManager):
-    """Writes small JSON handles (ids, settings, counts) as private files; JSON, so that people can read them."""
+    """Writes small JSON handles (ids, settings, counts) as private, readable files."""
 
     extension = ".json"
 
@@ -278,30 +278,30 @@ class HandleIOManager(_PrivateIOManager):
 
 @dg.io_manager(description="Tables of steps: private Parquet files under CAMPAIGN_OUTPUTS.")
 def private_tables() -> TableIOManager:
-    """Write tables where CAMPAIGN_OUTPUTS says."""
+    """Return the IO manager for tables under CAMPAIGN_OUTPUTS."""
     return TableIOManager()
 
 
 @dg.io_manager(description="Ids, settings and counts of steps: private JSON files under CAMPAIGN_OUTPUTS.")
 def private_handles() -> HandleIOManager:
-    """Write handles where CAMPAIGN_OUTPUTS says."""
+    """Return the IO manager for handles under CAMPAIGN_OUTPUTS."""
     return HandleIOManager()
 
 
 def table_metadata(frame: "pd.DataFrame") -> dict[str, Any]:
-    """The size and columns of a table, under the names that Dagster's catalogue knows; no value of any row."""
+    """Return the size and columns of a table, under the names of Dagster's catalogue, without values of rows."""
     columns = [dg.TableColumn(str(name), str(kind)) for name, kind in frame.dtypes.items()]
     return {"dagster/row_count": len(frame), "dagster/column_schema": dg.TableSchema(columns)}
 
 
 def preview(rows: Sequence[Mapping[str, Any]]) -> dg.MarkdownMetadataValue:
-    """The first rows of a batch: ids and times only, nothing that names a person."""
+    """Return the first rows of a batch: ids and times only, no personal data."""
     shown = [[row[column] for column in PREVIEW_COLUMNS] for row in rows[:PREVIEW_ROWS]]
     return dg.MetadataValue.md(_markdown(PREVIEW_COLUMNS, shown))
 
 
 def markdown_table(frame: "pd.DataFrame") -> str:
-    """A small table; pandas' own needs another package."""
+    """Format a small table; pandas' own method needs another package."""
     return _markdown(list(frame.columns), frame.to_numpy())
 
 
@@ -313,7 +313,7 @@ def _markdown(columns: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:
 
 
 def _cell(value: Any) -> str:
-    """A value that stays in its cell and is only text: a name that people typed may look like a picture's address."""
+    """Escape a value so that it stays in its cell as text: a typed name may look like an image link."""
     missing = value is None or value != value
     text = "" if missing else " ".join(str(value).split())
     return re.sub(r"([\\`*_{}\[\]<>()#!|&~])", r"\\\1", text if len(text) <= CELL_CHARS else f"{text[:CELL_CHARS]}…")

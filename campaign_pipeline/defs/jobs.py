@@ -1,4 +1,4 @@
-"""The jobs, each a graph that reads as a sentence."""
+"""The jobs; the graph of each reads like a sentence."""
 
 import dagster as dg
 
@@ -19,9 +19,9 @@ from campaign_pipeline.defs.tags import OWNERS, WORK
 
 @dg.job(executor_def=shard_executor, tags={WORK: "queue"}, owners=OWNERS, metadata=ENGINE_METADATA)
 def process_campaign_queue() -> None:
-    """Claim the campaign messages that are due, write and send them, and close the runs that are complete.
+    """Claim the campaign messages that are due, write and send them, and close completed runs.
 
-    Either the batch is cut into shards, or, where it looks ahead (the schedule's small batches), one step sends it.
+    The batch is split into shards or, if it looks ahead (the schedule's small batches), sent by one step.
     """
     message_batch, whole_batch = fetch_message_batch()
     lead_contexts, batch_settings = fetch_lead_contexts(message_batch)
@@ -35,10 +35,10 @@ def process_campaign_queue() -> None:
     executor_def=shard_executor, partitions_def=days, tags={WORK: "back_fill"}, owners=OWNERS, metadata=ENGINE_METADATA
 )
 def retry_failed_messages() -> None:
-    """Put the messages that failed on a day back in the queue, then work the queue as `process_campaign_queue` does.
+    """Return a day's failed messages to the queue, then process the queue like `process_campaign_queue`.
 
-    A batch of what is due is sent, theirs and others' alike, within windows and pace; what is left of a full batch is
-    gone on with by `next_batch_after_run`, or by the schedule.
+    One batch of due messages is sent, retried and other ones alike, within windows and pace. If the batch was full,
+    `next_batch_after_run` or the schedule continues.
     """
     _, requeued = requeue_failed_messages()
     message_batch, whole_batch = fetch_message_batch(requeued)
@@ -51,7 +51,7 @@ def retry_failed_messages() -> None:
 
 @dg.job(executor_def=dg.in_process_executor, tags={WORK: "maintenance"}, owners=OWNERS)
 def clean_up_old_data() -> None:
-    """Delete what is kept for a while only: step outputs, old logs of the campaigns, old Dagster runs."""
+    """Delete expired data: step outputs, old campaign logs, old Dagster runs."""
     delete_old_outputs()
     delete_old_logs()
     delete_old_runs()

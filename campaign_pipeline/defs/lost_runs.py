@@ -1,9 +1,9 @@
-"""Runs of the queue whose process is gone.
+"""Detects and ends runs of the queue whose process is gone.
 
-A host that lost power tells nobody, and Dagster believes for hours that its runs are at work. Such a run has no message
-under a live lease, and its process does not show itself any more: it does not count as a run at work, and it is ended
-with a sentence, by Dagster's own means. Should its process live after all, no harm is done: leases decide what may be
-sent, not a run's status, and the process stops when it learns of it.
+If a host loses power, Dagster treats its runs as running for hours. Such a run has no message under a live lease, and
+its process no longer reports its presence. It does not count as a run at work, and a sensor ends it with a reason, by
+Dagster's own means. If its process is alive after all, no harm is done: leases, not a run's status, decide what may be
+sent, and the process stops when it learns of it.
 """
 
 import json
@@ -31,13 +31,13 @@ AT_WORK = [*TO_START, DagsterRunStatus.STARTED]
 
 
 def holders(database: QueueDatabase) -> Holders:
-    """Who holds messages under a live lease. Raises as `Operations` does."""
+    """Return who holds messages under a live lease. Raises like `Operations`."""
     with Operations(database.url()) as operations:
         return operations.holders()
 
 
 def is_lost(run_id: str, held: Holders) -> bool:
-    """Whether the process of a run that Dagster believes to be at work has shown itself, and does so no more."""
+    """Return whether the process of a run that Dagster treats as running reported its presence, and no longer does."""
     silent = held.silent(run_id)
     return silent is not None and silent > ABSENT and not held.has(run_id)
 
@@ -89,7 +89,7 @@ def _runs_at_work(instance: DagsterInstance) -> list[dg.DagsterRun]:
     description="Ends runs of the queue whose process is gone: no live lease, and no heartbeat.",
 )
 def lost_run_cleanup(context: dg.SensorEvaluationContext, database: QueueDatabase) -> dg.SkipReason:
-    """End what a host that lost power left started."""
+    """End the runs that a host without power left running."""
     at_work = _runs_at_work(context.instance)
     if not at_work:
         return dg.SkipReason("No run is at work.")

@@ -1,4 +1,4 @@
-"""What is kept for a while only. Everything goes in small batches, and each step says how much it removed."""
+"""Deletes expired data in small batches; each step logs how much it deleted."""
 
 import contextlib
 from collections.abc import Iterator
@@ -46,7 +46,7 @@ _FINISHED = [DagsterRunStatus.SUCCESS, DagsterRunStatus.FAILURE, DagsterRunStatu
 
 
 class KeepConfig(dg.Config):
-    """How long to keep it."""
+    """The retention time."""
 
     keep_days: int | None = Field(default=None, description="Days to keep, at least 1. Default: CAMPAIGN_KEEP_…_DAYS.")
 
@@ -60,10 +60,10 @@ def _days(config: KeepConfig, default: int) -> int:
 
 @dg.op(out={"deleted_outputs": dg.Out(io_manager_key="handles", description="How many files.")})
 def delete_old_outputs(context: dg.OpExecutionContext, config: KeepConfig, database: QueueDatabase) -> int:
-    """Delete the step outputs of runs that wrote nothing for CAMPAIGN_KEEP_OUTPUTS_DAYS: they hold personal data.
+    """Delete the step outputs of runs that wrote nothing for CAMPAIGN_KEEP_OUTPUTS_DAYS: they contain personal data.
 
-    Such a run can be re-executed as a whole, but not from failure any more. Leads that were erased lately are taken
-    out of what is left once more: another machine may have done the erasure, or a batch was being written just then.
+    Such a run can be re-executed as a whole, but no longer from failure. Recently erased leads are removed from the
+    remaining outputs again: another machine may have erased them, or a batch was being written at that time.
     """
     with plain_failures():
         days = _days(config, OperationsSettings.from_environment().keep_outputs_days)
@@ -81,7 +81,7 @@ def delete_old_outputs(context: dg.OpExecutionContext, config: KeepConfig, datab
 
 @dg.op(out={"deleted_logs": dg.Out(io_manager_key="handles", description="How many rows.")})
 def delete_old_logs(context: dg.OpExecutionContext, config: KeepConfig, database: QueueDatabase) -> int:
-    """Delete rows of campaign_logs and refused texts after CAMPAIGN_KEEP_LOGS_DAYS, and pauses that nobody needs."""
+    """Delete rows of campaign_logs and refused texts after CAMPAIGN_KEEP_LOGS_DAYS, and obsolete pauses."""
     with plain_failures():
         days = _days(config, OperationsSettings.from_environment().keep_logs_days)
         with Operations(database.url()) as operations:
@@ -101,7 +101,7 @@ def delete_old_logs(context: dg.OpExecutionContext, config: KeepConfig, database
 def delete_old_runs(context: dg.OpExecutionContext, config: KeepConfig, database: QueueDatabase) -> int:
     """Delete finished Dagster runs of this code location, with events and compute logs, after CAMPAIGN_KEEP_RUNS_DAYS.
 
-    Dagster itself keeps them for ever. Other code locations' runs are theirs to keep, whatever their jobs are called.
+    Dagster itself keeps them for ever. Runs of other code locations are not touched, even if their jobs have our names.
     """
     with plain_failures():
         days = _days(config, OperationsSettings.from_environment().keep_runs_days)
@@ -113,11 +113,11 @@ def delete_old_runs(context: dg.OpExecutionContext, config: KeepConfig, database
         with _told(context, f"The compute logs of run {run_id[:8]} could not be deleted"):
             context.instance.compute_log_manager.delete_logs(prefix=[run_id])
         context.instance.delete_run(run_id)
-    # Not those of a run that is being made right now.
+    # Except those of a run that is being created right now.
     forgotten = list(_logs_without_run(context.instance, now - timedelta(days=1)))
     for run_id in forgotten:
         with _told(context, f"The compute logs of run {run_id[:8]}, which was deleted, could not be deleted"):
-            # Only these: beside them may lie what another code location keeps of its runs.
+            # Only these: another code location may store its runs' outputs beside them.
             context.instance.compute_log_manager.delete_logs(prefix=[run_id, LOG_FOLDER])
     context.log.info(f"Deleted the compute logs of {len(forgotten)} runs that somebody had deleted.")
     context.log.info(f"Deleted {len(old)} Dagster runs that ended more than {days} days ago, and their events.")
@@ -127,10 +127,10 @@ def delete_old_runs(context: dg.OpExecutionContext, config: KeepConfig, database
 
 @contextlib.contextmanager
 def _told(context: dg.OpExecutionContext, what: str) -> Iterator[None]:
-    """Log trouble with a store of any kind, which must not keep the rest from being cleaned up."""
+    """Log an error of a store of any kind; the other clean-ups continue."""
     try:
         yield
-    except Exception as error:  # noqa: BLE001 - each store has errors of its own
+    except Exception as error:  # noqa: BLE001 - each store has its own errors
         context.log.warning(f"{what}: {type(error).__name__}.")
 
 
@@ -139,9 +139,9 @@ LOG_FOLDER = "compute_logs"
 
 
 def _logs_without_run(instance: DagsterInstance, before: datetime) -> Iterator[str]:
-    """The runs that were deleted in the UI or a shell, which leaves what their steps printed before on a local disk.
+    """Yield runs that were deleted in the UI or a shell, which leaves their compute logs on a local disk.
 
-    In a bucket, that is for its own life-cycle rule.
+    In a bucket, its life-cycle rule deletes them.
     """
     local_path = getattr(instance.compute_log_manager, "get_captured_local_path", None)
     if local_path is None:
@@ -154,7 +154,7 @@ def _logs_without_run(instance: DagsterInstance, before: datetime) -> Iterator[s
 
 
 def _old_runs(instance: DagsterInstance, own: dg.DagsterRun, job: str, before: datetime) -> Iterator[str]:
-    """The runs of one of our jobs that ended before that, read in small pages."""
+    """Yield the runs of one of our jobs that ended before an instant, read in small pages."""
     wanted = RunsFilter(job_name=job, statuses=_FINISHED, updated_before=before)
     cursor: str | None = None
     while runs := instance.get_runs(wanted, cursor=cursor, limit=RUNS_AT_A_TIME):
@@ -163,10 +163,10 @@ def _old_runs(instance: DagsterInstance, own: dg.DagsterRun, job: str, before: d
 
 
 def _is_ours(instance: DagsterInstance, run: dg.DagsterRun, own: dg.DagsterRun) -> bool:
-    """Whether a run of a job that is called like one of ours is of the code location that `own` is of.
+    """Return whether a run of a job with one of our names belongs to the code location of `own`.
 
-    A run says where it comes from in one of three ways: by its code location where a daemon or the UI launched it, by
-    its module where a shell did, and else only by the tag that all our jobs have.
+    A run shows its origin in one of three ways: its code location if a daemon or the UI launched it, its module if a
+    shell did, and otherwise only the tag that all our jobs have.
     """
     if run.remote_job_origin is not None:
         location = run.remote_job_origin.location_name

@@ -1,4 +1,4 @@
-"""Notices as the sensors tell them: in the words of an operator, with links, kept in the database while they stand."""
+"""Sends the sensors' notices: in an operator's words, with links, stored in the database while they are open."""
 
 import hashlib
 import logging
@@ -37,7 +37,7 @@ CHECKED_WITHIN = timedelta(hours=24)
 
 
 class Desk:
-    """Where notices go out. `troubles`: what could not be told, a sentence each; it is tried again at the next tick."""
+    """Sends notices. `troubles`: what could not be sent, a sentence each; it is retried at the next tick."""
 
     def __init__(self, log: logging.Logger) -> None:
         self._settings = NotifierSettings.from_environment()
@@ -45,7 +45,7 @@ class Desk:
         self.troubles: list[str] = []
 
     def tell(self, title: str, lines: Sequence[str], page: str = "assets/campaign_runs", label: str = "Runs") -> bool:
-        """Tell one notice, with a link to a page of the UI; whether everybody whom the settings name got it."""
+        """Send one notice, with a link to a page of the UI; return whether every configured recipient got it."""
         url = self._settings.ui_url
         troubles = self._notifier.tell(Notice(title, lines, {label: f"{url}/{page}"} if url else None))
         self.troubles += [trouble for trouble in troubles if trouble not in self.troubles]
@@ -55,7 +55,7 @@ class Desk:
 def tell_concerns(
     desk: Desk, notices: Notices, instance: DagsterInstance, concerns: Mapping[str, Concern], now: datetime
 ) -> tuple[int, int]:
-    """Tell what is new, still stands or is over; returns how many began, or were told again, and how many ended."""
+    """Send what is new, persists or is over; return how many concerns began or were repeated, and how many ended."""
     standing = notices.standing()
     begun = sum(_told(desk, notices, kind, concern, standing.get(concern.key), now)
                 for kind, concern in to_tell(concerns.values(), standing, now))  # fmt: skip
@@ -85,7 +85,7 @@ def _told(desk: Desk, notices: Notices, kind: Kind, concern: Concern, before: St
 
 
 def _success_since(instance: DagsterInstance, notice: Standing) -> dg.DagsterRun | None:
-    """The newest run of the job that succeeded after the notice began: somebody's, or Dagster's own repeat."""
+    """Return the newest run of the job that succeeded after the notice began: a manual run, or Dagster's own retry."""
     wanted = RunsFilter(job_name=notice.job, statuses=[DagsterRunStatus.SUCCESS], updated_after=notice.since)
     for record in instance.get_run_records(wanted, limit=1):
         if record.end_time is not None and record.end_time > notice.since.timestamp():
@@ -97,7 +97,7 @@ def _success_since(instance: DagsterInstance, notice: Standing) -> dg.DagsterRun
 
 
 def tell_failed_run(desk: Desk, notices: Notices, run: dg.DagsterRun, causes: Sequence[str], at: datetime) -> str:
-    """Tell of a run that failed, once as long as its job fails of the same; returns what was done."""
+    """Report a failed run, once while its job fails for the same reason; return what was done."""
     key = f"run_failed:{run.job_name}:{fingerprint(causes)}"
     title = failed_title(run)
     if before := notices.standing().get(key):
@@ -111,12 +111,12 @@ def tell_failed_run(desk: Desk, notices: Notices, run: dg.DagsterRun, causes: Se
 
 
 def failed_title(run: dg.DagsterRun) -> str:
-    """The headline of a run that failed."""
+    """Return the headline for a failed run."""
     return f"The run {run.run_id[:8]} of {run.job_name} failed"
 
 
 def fingerprint(causes: Sequence[str]) -> str:
-    """The same for causes that differ in numbers, ids and the shard alone."""
+    """Return a key that is equal for causes that differ only in numbers, ids and the shard."""
     plain = re.sub(r"\[[^\]]*\]|[0-9a-f]{8}(-[0-9a-f-]+)?|\d+", "", " ".join(causes))
     return hashlib.sha256(plain.encode()).hexdigest()[:12]
 
@@ -134,7 +134,7 @@ def _what_it_means(run: dg.DagsterRun, messages: int, until: datetime | None) ->
 
 
 def causes_of(instance: DagsterInstance, run_id: str) -> list[str]:
-    """A sentence for each step that failed."""
+    """Return a sentence per failed step."""
     records = instance.get_records_for_run(run_id, of_type=dg.DagsterEventType.STEP_FAILURE).records
     events = (record.event_log_entry.dagster_event for record in records)
     return sorted({sentence for event in events if event is not None for sentence in _sentences(event)})
@@ -160,7 +160,7 @@ def _sentences(event: dg.DagsterEvent) -> Iterator[str]:
 
 
 def day_to_summarize(now: datetime, summarized: str | None) -> str | None:
-    """The business day whose summary is due; None where it is not, or was told."""
+    """Return the business day whose summary is due; None if none is due, or it was sent."""
     local = now.astimezone(ZoneInfo(str(days.timezone)))
     day = local.date().isoformat()
     return day if local.hour >= SUMMARY_HOUR and day != summarized else None
@@ -169,7 +169,7 @@ def day_to_summarize(now: datetime, summarized: str | None) -> str | None:
 def tell_summary(
     desk: Desk, notices: Notices, instance: DagsterInstance, day: str, now: datetime, findings: Sequence[Finding]
 ) -> bool:
-    """Tell what the day leaves for a person, if anything; whether that is done. `findings`: the doctor's."""
+    """Send what the day leaves for a person, if anything; return whether that is done. `findings`: the doctor's."""
     zone = ZoneInfo(str(days.timezone))
     start = datetime.fromisoformat(day).replace(tzinfo=zone)
     end = (start + timedelta(days=1)).replace(hour=0)
@@ -182,7 +182,7 @@ def tell_summary(
 
 
 def _failed_checks(instance: DagsterInstance, now: datetime) -> Iterator[str]:
-    """The checks that failed last within a day: name and sentence."""
+    """Yield name and sentence of the checks whose last result, within a day, was a failure."""
     oldest = now.timestamp() - CHECKED_WITHIN.total_seconds()
     for check in CHECKS:
         for key in check.check_keys:

@@ -1,6 +1,6 @@
-"""The operator's looks and actions in the UI: the same reads and changes as the command line (adapters/operator.py).
+"""The operator's views and actions in the UI: the same reads and changes as the command line (adapters/operator.py).
 
-Names, numbers and texts of leads are masked here, always: who may see them uses the command line.
+Names, numbers and texts of leads are always masked here; authorised people use the command line to see them.
 """
 
 import contextlib

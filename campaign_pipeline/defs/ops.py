@@ -129,14 +129,14 @@ def fetch_message_batch(
 
 
 def _tag_with_batch(context: dg.OpExecutionContext, url: str, batch: Batch) -> None:
-    """What a person looks for in the list of runs: which campaigns, and how many messages."""
+    """Tag the run with what a person looks for in the list of runs: its campaigns, and how many messages."""
     if batch.rows:
         names = run_async(Batches(url).campaigns({row.run_id for row in batch.rows}))
         context.instance.add_run_tags(context.run_id, {CAMPAIGNS: listed(names), MESSAGES: str(len(batch.rows))})
 
 
 def _table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> "pd.DataFrame":
-    import pandas as pd  # half a second, which the many small batches have no use for
+    import pandas as pd  # half a second, which the many small batches save
 
     return pd.DataFrame([{column: row[column] for column in columns} for row in rows], columns=list(columns))
 
@@ -150,7 +150,7 @@ def _refuse_without_key(database: QueueDatabase, language_model: LanguageModelRe
 
 
 def _settle_status_events(context: dg.OpExecutionContext, url: str) -> None:
-    """What Meta says became of earlier parts goes into the ledger first; trouble with it keeps no message back."""
+    """Apply Meta's status events of earlier parts to the ledger first; a failure here stops no message."""
     try:
         verdicts = run_async(settle_status_events(url, read_status))
     except psycopg.Error as error:
@@ -161,7 +161,7 @@ def _settle_status_events(context: dg.OpExecutionContext, url: str) -> None:
 
 
 def _settle_webhook_events(context: dg.OpExecutionContext, url: str) -> None:
-    """What our own webhook stored and could not apply before it ended."""
+    """Apply the events that our own webhook stored and could not apply before it ended."""
     try:
         verdicts = run_async(_settle_and_drop(WebhookStore(url)))
     except (psycopg.Error, StoreUnavailable) as error:
@@ -178,7 +178,7 @@ async def _settle_and_drop(events: WebhookStore) -> Counter[str]:
 
 
 def _plain(value: Any) -> Any:
-    """Ids as text: a column of UUID objects is none that Parquet knows."""
+    """Convert ids to text: Parquet has no column of UUID objects."""
     return str(value) if type(value).__name__ == "UUID" else value
 
 
@@ -202,7 +202,7 @@ def fetch_lead_contexts(
 async def _read_contexts(
     queue: Queue, messages: Sequence[Mapping[str, Any]]
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """What the CRM knows of the leads of some messages, in their order, and what the messages share."""
+    """Read the CRM's data of some messages' leads, in their order, and what the messages share."""
     asked = list(dict.fromkeys((row["lead_id"], row["workspace_id"]) for row in messages if row["lead_id"]))
     leads, workspaces = [lead for lead, _ in asked], [workspace for _, workspace in asked]
     found = {str(row["lead_id"]): row for row in await queue.get_lead_contexts(leads, workspaces)}
@@ -283,7 +283,7 @@ def _take_back_from_ended_steps(context: dg.OpExecutionContext, url: str, shard:
     """Take over the messages of a repeated step's predecessor at once, instead of waiting for its leases to expire."""
     ended = ended_runs_before(context)
     if context.retry_number:
-        ended.append(lease_owner(context.run_id))  # this step's own attempt before
+        ended.append(lease_owner(context.run_id))  # the earlier attempt of this step
     ended = [f"{run} {shard['key']}" for run in ended]
     if not ended:
         return
@@ -299,8 +299,8 @@ def close_completed_runs(
 ) -> Iterator[dg.AssetCheckEvaluation | dg.Output[list[dict[str, Any]]]]:
     """Close each completed run exactly once, and report the outcome of the batch.
 
-    What the batch claimed and no step works any more goes back to the queue first; then the step fails, for a run that
-    did not work its batch is no success.
+    Messages that the batch claimed and no step delivers any more return to the queue first; then the step fails,
+    because a run that did not work its batch is no success.
     """
     closed, outcome = yield from _close(context, database, shard_reports, message_batch)
     context.add_output_metadata(describe_runs(context, shard_reports, closed), output_name="closed_runs")
@@ -314,7 +314,7 @@ def _close(
     shard_reports: Sequence[Mapping[str, Any]],
     batch: Sequence[Mapping[str, Any]],
 ) -> Generator[dg.AssetCheckEvaluation, None, tuple[list[dict[str, Any]], BatchOutcome]]:
-    """Put a batch in order and close runs; returns the closed ones and what became of the batch."""
+    """Finish a batch and close runs; return the closed runs and the outcome of the batch."""
     with plain_failures():
         outcome = _settle_batch(context, database.url(), shard_reports, batch)
         closed = run_async(database.queue().close_runs())
@@ -341,8 +341,8 @@ def send_batch(
 ) -> Iterator[dg.AssetCheckEvaluation]:
     """Write and send a batch that looks ahead: all inboxes at once, each message at its planned time.
 
-    Then close the runs that are complete. One step of one process, for the batches of a minute are small: what they
-    cost is starting processes, and what Dagster writes of each step. For the same reason it has no output: what became
+    Then close completed runs. The batches of a minute are small, and their main cost is starting processes and
+    Dagster's events per step, so this is one step in one process. For the same reason it has no output: the outcome
     of the batch is on the materialization of `campaign_runs`.
     """
     concurrency = _within("concurrency", config.concurrency, 1, 500)
@@ -391,7 +391,7 @@ async def _send_side_by_side(
 def _settle_batch(
     context: dg.OpExecutionContext, url: str, shard_reports: Sequence[Mapping[str, Any]], rows: Sequence[Any]
 ) -> BatchOutcome:
-    """Give back what steps that have ended still hold of the batch, and count what became of it."""
+    """Give back what ended steps still hold of the batch, and count the outcome."""
     if not rows:
         return batch_outcome(0, BatchCounts(), 0, ())
     ids, batches = [row["message_id"] for row in rows], Batches(url)

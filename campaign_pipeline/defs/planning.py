@@ -1,4 +1,4 @@
-"""`plan_campaign_runs`: every morning, the day's run of each campaign that a campaign file declared."""
+"""`plan_campaign_runs`: each morning, create the day's run of every campaign from a campaign file."""
 
 from datetime import date, timedelta
 from typing import Any
@@ -26,7 +26,7 @@ _settings = OperationsSettings.from_environment()
 def plan_day_of_campaigns(context: dg.OpExecutionContext, database: QueueDatabase) -> dg.Output[dict[str, int]]:
     """Create or extend the day's run of each campaign; an error in one does not stop the others.
 
-    Harmless to repeat: leads that are planned already are not planned again.
+    Idempotent: leads that are already planned are not planned again.
     """
     day = date.fromisoformat(context.partition_key)
     rows: list[dict[str, Any]] = []
@@ -63,7 +63,7 @@ def _why(plan: Planned) -> str:
 
 @dg.job(executor_def=dg.in_process_executor, partitions_def=days, tags={WORK: "plan"}, owners=OWNERS)
 def plan_campaign_runs() -> None:
-    """Select the leads of each campaign's day, give each message a time, and put them in the queue."""
+    """Select the leads of each campaign's day, give each message a time, and queue them."""
     plan_day_of_campaigns()
 
 
@@ -79,7 +79,7 @@ def plan_campaign_runs() -> None:
 def plan_campaign_runs_daily(
     context: dg.ScheduleEvaluationContext, database: QueueDatabase
 ) -> dg.RunRequest | dg.SkipReason:
-    """Launch the plan of the day that has begun."""
+    """Launch the plan of the new day."""
     if not OperationsSettings.from_environment().planning and crm_plans(database.url()):
         return dg.SkipReason("The CRM plans the runs of this database. To plan here too, set CAMPAIGN_PLANNING=on.")
     day = (context.scheduled_execution_time + timedelta(minutes=1)).strftime(DAY_FORMAT)

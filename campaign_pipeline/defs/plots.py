@@ -1,4 +1,4 @@
-"""The picture on a day's report: when messages went out, and where their time went."""
+"""The picture in a daily report: when messages were sent, and where their time went."""
 
 import base64
 import io
@@ -20,11 +20,11 @@ _UNITS = ((3600.0, "h"), (60.0, "min"), (1.0, "s"))
 
 
 def day_picture(day: str, total: Mapping[str, Any]) -> str:
-    """Draw a day's last row of `report_campaign_day` as a PNG in Markdown, some 10 kB, as Dagster's UI shows it.
+    """Plot a day's last row of `report_campaign_day` as a PNG in Markdown, about 10 kB, for Dagster's UI.
 
-    Neither names nor ids are in it, only counts and times.
+    It contains only counts and times, neither names nor ids.
     """
-    # Drawn on a figure of its own, without pyplot: there is no window, no global state, and nothing to close.
+    # A figure of its own, without pyplot: no window, no global state, nothing to close.
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -80,7 +80,7 @@ def _draw_stages(axes: "Axes", total: Mapping[str, Any]) -> None:
         axes.text(0.5, 0.5, "nothing was sent on this day", transform=axes.transAxes, ha="center", color=_INK)
         return
     for place, (_, median, p95) in enumerate(times):
-        start, end = (max(seconds, _TICKS[0]) for seconds in (median, p95))  # zero has no place on this scale
+        start, end = (max(seconds, _TICKS[0]) for seconds in (median, p95))  # a logarithmic scale has no zero
         axes.plot((start, end), (place, place), color="#9db8d6", linewidth=5, solid_capstyle="round", zorder=2)
         axes.plot(start, place, "o", color="#2f5d8c", markersize=7, zorder=3)
         text = f"{in_words(median)} to {in_words(p95)}"
@@ -88,18 +88,18 @@ def _draw_stages(axes: "Axes", total: Mapping[str, Any]) -> None:
     axes.set_xscale("log")
     axes.grid(axis="x", color=_GRID, linewidth=0.8)
     axes.set_yticks(range(len(times)), [name for name, _, _ in times])
-    # Room on the right for the words behind the longest line: as much again as the lines take, on a scale of decades.
+    # Room on the right for the labels of the longest line: as much again as the lines take, on a scale of decades.
     low = max(_TICKS[0], min(median for _, median, _ in times)) / 2
     high = max(_TICKS[0], *(p95 for _, _, p95 in times)) * 2
     axes.set(xlim=(low, high * (high / low) ** 0.6), ylim=(-0.6, len(times) - 0.4), xlabel="time (log scale)")
     ticks = [seconds for seconds in _TICKS if low <= seconds <= high]
-    ticks = ticks[:: 1 + len(ticks) // 5]  # their words must not touch
+    ticks = ticks[:: 1 + len(ticks) // 5]  # labels must not touch
     axes.set_xticks(ticks, [in_words(seconds) for seconds in ticks])
     axes.set_xticks([], minor=True)
 
 
 def in_words(seconds: float) -> str:
-    """A time that a reader takes in at once: `850 ms`, `1.6 s`, `3 min`, `2.5 h`."""
+    """Format a time for quick reading: `850 ms`, `1.6 s`, `3 min`, `2.5 h`."""
     if seconds < 1:
         return f"{1000 * seconds:.0f} ms"
     size, unit = next((size, unit) for size, unit in _UNITS if seconds >= size)

@@ -1,7 +1,7 @@
-"""The process of a run shows itself in the queue's database, so that a run whose process is gone can be told by that.
+"""Reports the presence of a run's process in the queue's database, so that a lost process can be detected.
 
-It also looks whether its run still stands: Dagster takes a run for failed or cancelled without reaching its process
-(`max_runtime_seconds`, a cancellation that is forced, a host that was cut off for a while).
+It also checks whether its run still stands: Dagster can mark a run failed or cancelled without reaching its process
+(`max_runtime_seconds`, a forced cancellation, a host that was cut off for a while).
 """
 
 import os
@@ -29,12 +29,12 @@ BEAT_SECONDS = 15.0
 
 
 class Presence:
-    """Shows itself in a thread, from entering to leaving. Trouble with a database or broker ends no run."""
+    """Reports presence from a thread, from entering to leaving. Failures of the database or broker end no run."""
 
     def __init__(self, instance: DagsterInstance, run: dg.DagsterRun, check: Callable[[], str | None]) -> None:
         self._instance = instance
         self._run = run
-        self._check = check  # says what ends the run that Dagster cannot know
+        self._check = check  # returns a reason to end the run that Dagster cannot know
         self._left = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="run presence", daemon=True)
 
@@ -51,14 +51,14 @@ class Presence:
         while True:
             self._tell(Operations.note_presence, socket.gethostname())
             if not self._stands():
-                os.kill(os.getpid(), signal.SIGINT)  # as Dagster's own termination does: steps end in an orderly way
+                os.kill(os.getpid(), signal.SIGINT)  # like Dagster's own termination: steps end in an orderly way
                 break
             if self._left.wait(BEAT_SECONDS):
                 break
         self._tell(Operations.forget_presence)
 
     def _stands(self) -> bool:
-        """Whether the run goes on; one that does not is told why in its events."""
+        """Return whether the run goes on; if not, its events say why."""
         lost = self._check()
         try:
             run = self._instance.get_run_by_id(self._run.run_id)
@@ -76,11 +76,11 @@ class Presence:
             with Operations(QueueDatabase().url()) as operations:
                 what(operations, self._run.run_id, *details)
         except (DatabaseUnusable, SettingError, StoreUnavailable):
-            pass  # the steps say what is wrong with it; the next beat tries again
+            pass  # the steps report what is wrong with it; the next beat tries again
 
 
 class PresentExecutor(dg.Executor):
-    """One of Dagster's executors, present while it executes."""
+    """Wraps one of Dagster's executors, and reports presence while it executes."""
 
     def __init__(self, executor: dg.Executor, check: Callable[[], str | None]) -> None:
         self._executor = executor
@@ -102,5 +102,5 @@ class PresentExecutor(dg.Executor):
         return self._executor.step_dependency_config
 
     def __getattr__(self, name: str) -> Any:
-        """What an executor's own loop asks of it beside."""
+        """Delegate the other attributes that an executor's own loop needs."""
         return getattr(self._executor, name)

@@ -1,7 +1,7 @@
-"""What ops tell the operator: a few lines and figures per step, counts and ids, never a person.
+"""The logs and metadata of ops: a few lines and figures per step, with counts and ids, never personal data.
 
-The level of a line: INFO for what goes as it should, WARNING for what needs a look, ERROR for what keeps messages from
-going out until a person mends it.
+Level of a line: INFO if all is well, WARNING if someone should look, ERROR if messages cannot be sent until a person
+fixes the cause.
 """
 
 import contextlib
@@ -33,10 +33,10 @@ SHOWN_KINDS = 5
 def describe_batch(
     context: dg.OpExecutionContext, batch: Batch, batch_size: int, output_name: str, shape: Mapping[str, Any]
 ) -> None:
-    """Say what was claimed, what was put in order on the way, and which runs wait for what.
+    """Report what was claimed, what was cleaned up, and which runs wait for what.
 
-    The materialization of `message_batch` says whether the batch was full: `next_batch_after_run` reads it. `shape`:
-    its rows and columns, under Dagster's names.
+    The materialization of `message_batch` shows whether the batch was full; `next_batch_after_run` reads it.
+    `shape`: its rows and columns, under Dagster's names.
     """
     size = {"messages": len(batch.rows), "batch_size": batch_size}
     rows = preview([row.to_row() for row in batch.rows])
@@ -106,14 +106,14 @@ def _what_next(wait: RunWait) -> str:
 
 
 def _until(wait: RunWait) -> str:
-    """When a wait ends, where that is known. Its messages stay pending meanwhile (I8)."""
+    """Say when a wait ends, if known. Its messages stay pending meanwhile (I8)."""
     if wait.until is None:
         return ""
     return f"It is checked again from {wait.until.astimezone(UTC):%Y-%m-%d %H:%M} UTC."
 
 
 def describe_shard(context: dg.OpExecutionContext, report: ShardReport) -> None:
-    """Say what came of a shard; what did not go out as a table by kind, with a few message ids to look up."""
+    """Report the outcome of a shard; messages that were not sent as a table by kind, with a few message ids."""
     kinds = tell_of_shard(context, report)
     row = report.to_json()
     metadata: dict[str, Any] = {
@@ -140,7 +140,7 @@ def describe_shard(context: dg.OpExecutionContext, report: ShardReport) -> None:
 
 
 def tell_of_shard(context: dg.OpExecutionContext, report: ShardReport) -> list[dict[str, str | int]]:
-    """Log what came of a shard; returns what did not go out, by kind."""
+    """Log the outcome of a shard; return the messages that were not sent, by kind."""
     context.log.info(
         f"{report.inbox}: {report.claimed} messages; {report.sent} sent, {report.failed} failed, "
         f"{report.skipped} skipped, {report.returned} returned to the queue, in {report.seconds:.1f} s."
@@ -163,7 +163,7 @@ def tell_of_shard(context: dg.OpExecutionContext, report: ShardReport) -> list[d
 
 
 def _log_of_kind(context: dg.OpExecutionContext, kind: Mapping[str, Any]) -> Callable[[str], None]:
-    """How loud a kind of message that did not go out is told."""
+    """Return the log level for a kind of message that was not sent."""
     if kind["what"] == "returned" and needs_person(kind["class"], kind["code"]):
         return context.log.error
     return context.log.warning if kind["what"] == "failed" else context.log.info
@@ -171,7 +171,7 @@ def _log_of_kind(context: dg.OpExecutionContext, kind: Mapping[str, Any]) -> Cal
 
 @contextlib.contextmanager
 def told_when_stopped(context: dg.OpExecutionContext, workers: Sequence[ShardWorker]) -> Iterator[None]:
-    """Say what shards came to that were stopped from outside. `workers`: those at work, once they are."""
+    """Report the outcome of shards that were stopped from outside. `workers`: the running ones, once they run."""
     try:
         yield
     except dg.DagsterExecutionInterruptedError:
@@ -181,7 +181,7 @@ def told_when_stopped(context: dg.OpExecutionContext, workers: Sequence[ShardWor
 
 
 def _stopped(report: ShardReport) -> str:
-    """One sentence about a shard that was stopped."""
+    """Say in one sentence that a shard was stopped."""
     in_doubt = sum(
         count for key, count in report.reasons.items() if report.classes.get(key) == ErrorClass.UNKNOWN.value
     )
@@ -197,7 +197,7 @@ def _stopped(report: ShardReport) -> str:
 
 
 def _kind(report: ShardReport, key: str, count: int) -> dict[str, str | int]:
-    """One kind of message that did not go out, as a row."""
+    """Return one kind of message that was not sent, as a row."""
     what, _, code = key.partition(": ")
     ids, error_class = report.examples[key], report.classes.get(key, "")
     return {
@@ -218,7 +218,7 @@ def _table(rows: Sequence[Mapping[str, str | int]]) -> dg.TableMetadataValue:
 def describe_runs(
     context: dg.OpExecutionContext, reports: Sequence[Mapping[str, Any]], closed: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """Say what the whole batch came to, and which runs it closed; returns the figures."""
+    """Report the outcome of the whole batch, and the runs that it closed; return the figures."""
     totals = Counter[str]()
     for report in reports:
         totals.update({key: report[key] for key in ("sent", "failed", "skipped", "returned", "tokens")})
@@ -243,7 +243,7 @@ def materialize_runs(
     closed: Sequence[Mapping[str, Any]],
     outcome: BatchOutcome,
 ) -> None:
-    """Show the asset `campaign_runs` as the batch left it: figures to draw over time, and a table of the runs."""
+    """Materialize `campaign_runs` with figures to plot over time and a table of the runs."""
     closed_now = {str(run["id"]) for run in closed}
     waiting = [run for run in runs if run["wait_code"]]
     shown = sorted(runs, key=lambda run: (str(run["run_id"]) not in closed_now, -run["leads_failed"]))[:SHOWN_RUNS]

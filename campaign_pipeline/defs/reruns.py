@@ -1,7 +1,7 @@
-"""Runs that repeat others: who holds the messages of the run before, and whether its steps have ended.
+"""Runs that repeat others: the lease owners of earlier runs, and whether their steps have ended.
 
-Dagster says when a step or run has ended. It may be wrong: a process may live on after its run was given up. Ending its
-leases does no harm then (see campaign_end_leases), so Dagster's word is enough.
+Dagster's word that a step or run has ended is enough. It may be wrong, if a process outlives a run that Dagster gave
+up; ending its leases does no harm then (see campaign_end_leases).
 """
 
 import os
@@ -11,17 +11,17 @@ import dagster as dg
 
 
 def lease_owner(run_id: str) -> str:
-    """How `lease_owner` names a Dagster run; the shard's key and the process follow, see `step_owner`."""
+    """Return the lease owner of a Dagster run; the shard's key and the process follow, see `step_owner`."""
     return f"run {run_id[:8]}"
 
 
 def step_owner(run_id: str, shard_key: str, pid: int | None = None) -> str:
-    """How `lease_owner` names the process of a shard's step: this process, or another one of this host."""
+    """Return the lease owner of the process of a shard's step: this process, or another one of this host."""
     return f"{lease_owner(run_id)} {shard_key} {socket.gethostname()}:{os.getpid() if pid is None else pid}"
 
 
 def ended_runs_before(context: dg.OpExecutionContext) -> list[str]:
-    """The owners of the runs that this one repeats and that have ended, the latest first."""
+    """Return the owners of the runs that this one repeats and that have ended, the latest first."""
     owners, run_id = [], context.run.parent_run_id
     while run_id is not None and (run := context.instance.get_run_by_id(run_id)) is not None:
         if run.is_finished:

@@ -1,4 +1,4 @@
-"""Resources: how ops reach the queue, the language model and the inboxes. Keys come from the environment, late."""
+"""Resources through which ops reach the queue, the language model and the inboxes. Keys are read when needed."""
 
 import contextlib
 import os
@@ -32,13 +32,13 @@ ChannelBuilder: TypeAlias = Callable[
 def _smtp(
     transport: httpx.AsyncBaseTransport, connection: InboxConnection, variables: Mapping[str, str], timeout: float
 ) -> MessageChannel:
-    from campaign_pipeline.adapters import smtp  # its library is loaded by whoever has a mailbox
+    from campaign_pipeline.adapters import smtp  # its library is loaded only if there is a mailbox
 
     return smtp.from_connection(transport, connection, variables, timeout)
 
 
 CHANNELS: dict[str, ChannelBuilder] = {
-    # instances.provider_type -> how to build its channel; a new provider is one file in adapters and one line here
+    # instances.provider_type -> constructor of its channel; a new provider is one file in adapters and one line here
     "cloud_api": cloud_api.from_connection,
     "evolution": evolution.from_connection,
     "smtp": _smtp,
@@ -48,7 +48,7 @@ CHANNELS: dict[str, ChannelBuilder] = {
 
 
 def from_variable(name: str) -> dg.EnvVar | None:
-    """A field that a variable sets, shown by the variable's name; None where it is not set."""
+    """Return a field that a variable sets, shown by the variable's name; None if it is unset."""
     return dg.EnvVar(name) if os.environ.get(name, "").strip() else None
 
 
@@ -58,17 +58,17 @@ class QueueDatabase(dg.ConfigurableResource[Any]):
     address: str | None = Field(default=None, description="A postgresql:// URL; unset: as the environment says.")
 
     def url(self) -> str:
-        """Where it is; reachable and with our schema. Raises SettingError or DatabaseUnusable."""
+        """Return its URL, reachable and with our schema. Raises SettingError or DatabaseUnusable."""
         environment = Environment.read()
         return queue_url(replace(environment, database_url=self.address.strip()) if self.address else environment)
 
     def queue(self) -> Queue:
-        """The queue on it."""
+        """Return the queue in this database."""
         return Queue(self.url())
 
 
 class LanguageModelResource(dg.ConfigurableResource[Any]):
-    """The language model: OpenRouter, with OPENROUTER_API_KEY where a workspace has no key of its own."""
+    """The language model: OpenRouter, with OPENROUTER_API_KEY if a workspace has no key of its own."""
 
     api_key: str | None = Field(default=None, description="Of the account that all workspaces share.")
 
@@ -89,13 +89,13 @@ class Outside:
 
 
 class ProvidersResource(dg.ConfigurableResource[Any]):
-    """The message providers: each inbox through its instance's adapter, keys from its row or the environment."""
+    """The message providers: each inbox uses its instance's adapter; keys come from its row or the environment."""
 
     @contextlib.asynccontextmanager
     async def open(self, connection: InboxConnection | None, concurrency: int) -> AsyncIterator[Outside]:
         """Open the language model and one inbox on one HTTP client, for one shard."""
         environment, settings = Environment.read(), DeliverySettings.from_environment()
-        # A generation and a send of the same message never overlap, but a slow close of one connection may.
+        # A generation and a send of the same message never overlap, but a connection that closes slowly may overlap.
         async with http_client(connections=2 * concurrency) as client:
             own_key = connection.openrouter_api_key if connection else None
             model = OpenRouter(
@@ -108,7 +108,7 @@ class ProvidersResource(dg.ConfigurableResource[Any]):
             channel = channel_of(client, connection, environment, settings.send_timeout_seconds)
             async with contextlib.AsyncExitStack() as stack:
                 if isinstance(channel, contextlib.AbstractAsyncContextManager):
-                    await stack.enter_async_context(channel)  # it keeps connections of its own
+                    await stack.enter_async_context(channel)  # it has its own connections
                 yield Outside(model, channel, (connection.provider if connection else None) or "whatsapp")
 
 
@@ -118,10 +118,10 @@ def channel_of(
     environment: Environment,
     send_timeout: float,
 ) -> MessageChannel:
-    """The channel of an inbox by its instance's row; `send_timeout` in seconds. It refuses where it cannot be built."""
+    """Return the channel of an inbox for its instance's row, or one that refuses if it cannot be built."""
     if connection is None:
         return Unconfigured("inbox_without_instance", "The inbox has no instance; link one in inbox_instances.")
-    # The CRM's own function needs provider_type for itself, so an inbox may name our adapter beside it.
+    # The CRM's own function uses provider_type itself, so an inbox may name our adapter beside it.
     kind = connection.setting("campaign_adapter") or connection.provider_type or "evolution"
     if at(connection.provider_config, SANDBOX_ONLY) is True and Hosts.from_environment().only is None:
         reason = f"The instance {connection.name} is made up; its messages only go to a sandbox (dev --sandbox)."
@@ -139,7 +139,7 @@ def channel_of(
 
 
 def delivery_policy(settings: DeliverySettings) -> DeliveryPolicy:
-    """The environment's patience, in the core's words."""
+    """Convert the settings to a policy of the core."""
     return DeliveryPolicy(
         retry=RetryPolicy(
             delays_seconds=tuple(60 * minutes for minutes in settings.retry_delays_minutes),

@@ -1,4 +1,4 @@
-"""Jobs for whoever looks at texts before they go out: `preview_messages` and `approve_messages`."""
+"""Jobs for reviewing texts before they are sent: `preview_messages` and `approve_messages`."""
 
 import json
 from typing import Any, Literal
@@ -61,7 +61,7 @@ _SCHEMA = dg.TableSchema(
 
 
 class ApproveConfig(dg.Config):
-    """Which texts, and what is said of them."""
+    """The texts, and the decision on them."""
 
     run: str = Field(description="A campaign run by its name or id, or its campaign's.")
     by: str = Field(min_length=1, description="Your name, for the log.")

@@ -1,7 +1,7 @@
-"""What a batch says of itself: checks that its run evaluates when it closes the batch.
+"""Asset checks of a batch, which its run evaluates when it closes the batch.
 
-They are declared as checks of `campaign_runs`, so that its page has them. Run by themselves, they read what the latest
-batch left on its materialization.
+They are declared as checks of `campaign_runs`, so that its page shows them. Run on their own, they read the latest
+batch's result from its materialization.
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ COULD_SEND = "batch_could_send"
 
 
 def evaluations(context: dg.OpExecutionContext, outcome: BatchOutcome) -> Iterator[dg.AssetCheckEvaluation]:
-    """The checks of a batch; says in the log, too, what fails."""
+    """Yield the checks of a batch; failures are logged too."""
     for name, result in ((WORKED, worked_result(outcome)), (COULD_SEND, could_send_result(outcome))):
         if not result.passed:
             log = context.log.error if result.severity == dg.AssetCheckSeverity.ERROR else context.log.warning
@@ -33,7 +33,7 @@ def evaluations(context: dg.OpExecutionContext, outcome: BatchOutcome) -> Iterat
 
 
 def worked_result(outcome: BatchOutcome) -> dg.AssetCheckResult:
-    """Whether each message that was claimed was worked by a step."""
+    """Check that a step worked on every claimed message."""
     return dg.AssetCheckResult(
         passed=outcome.is_worked,
         severity=dg.AssetCheckSeverity.ERROR,
@@ -43,7 +43,7 @@ def worked_result(outcome: BatchOutcome) -> dg.AssetCheckResult:
 
 
 def could_send_result(outcome: BatchOutcome) -> dg.AssetCheckResult:
-    """Whether something that a person must mend kept messages back: an ERROR where nothing at all was sent."""
+    """Check that nothing that a person must fix held messages back; ERROR if nothing at all was sent."""
     nothing_sent = outcome.counts.sent == 0
     return dg.AssetCheckResult(
         passed=outcome.could_send,
@@ -70,7 +70,7 @@ def _latest(context: dg.AssetCheckExecutionContext) -> BatchOutcome:
     "queue: launch process_campaign_queue if no schedule does.",
 )
 def batch_was_worked(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
-    """Say again what the latest batch said."""
+    """Repeat the result of the latest batch."""
     return worked_result(_latest(context))
 
 
@@ -81,7 +81,7 @@ def batch_was_worked(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckRes
     "setting. On failure, follow the sentence; the messages wait and then continue automatically.",
 )
 def batch_could_send(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
-    """Say again what the latest batch said."""
+    """Repeat the result of the latest batch."""
     return could_send_result(_latest(context))
 
 

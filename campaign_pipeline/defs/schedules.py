@@ -1,20 +1,20 @@
-"""When the queue is worked by itself: a tick every minute, and the next batch at once while full ones are due.
+"""Schedules for the queue: a tick every minute, and the next batch at once while full batches are due.
 
-`process_campaign_queue_every_minute` launches a run only where it would find something to do; a skipped tick says what
-is waited for. Leases of dead processes, cancelled runs and complete ones are something to do as well: their
-run claims nothing, and its log says what it put in order, which a change made by the tick itself would leave unsaid.
+`process_campaign_queue_every_minute` launches a run only if it would find something to do; a skipped tick records the
+reason. Expired leases, cancelled runs and completed runs count as work too: such a run claims nothing, and its log says
+what it cleaned up, which a change made by the tick itself would not.
 
-The schedule claims ahead what is planned for the next minute and a half. What nobody could plan for, the sensor
-`next_batch_when_due` launches within seconds (`defs.due`); it obeys the schedule's switch. One run stays one batch: one
-materialized table of what was claimed, one place to re-run from, fairness between campaigns and new settings at every
-batch; a loop inside `send_shard` would give all of that up to save the time that a run takes to start. That time is
-hidden instead: while full batches are due, the next run is launched as soon as one was claimed, beside the one that
-sends it. `next_batch_after_run` goes on with a back-fill, which no schedule's switch stops, and with full batches where
-CAMPAIGN_RUNS_AT_ONCE did not let a run begin. It follows only runs that were launched by themselves and claimed all
-that they might, and only until CAMPAIGN_DRAIN_MINUTES after the tick that began.
+The schedule's batches claim what is planned within the next minute and a half. The sensor `next_batch_when_due`
+launches runs for other messages within seconds (`defs.due`); it obeys the schedule's switch. One run is one batch: one
+materialized table of claimed messages, one unit to re-run, fairness between campaigns and new settings in every batch.
+A loop inside `send_shard` would lose all of that to save the start time of a run. Overlap hides that time instead:
+while full batches are due, the next run is launched as soon as one has claimed, beside the one that sends.
+`next_batch_after_run` continues a back-fill, which no schedule's switch stops, and full batches for which
+CAMPAIGN_RUNS_AT_ONCE allowed no run to begin. It follows only automatically launched runs that claimed as much as they
+could, and only until CAMPAIGN_DRAIN_MINUTES after the tick that began.
 
-Overlapping runs are safe, for each message has one lease. Still no more than CAMPAIGN_RUNS_AT_ONCE are launched, and
-none while one has not claimed yet: it would find what that one is about to take.
+Overlapping runs are safe, because each message has one lease. Still, no more than CAMPAIGN_RUNS_AT_ONCE are launched,
+and none while another has not claimed yet: both would look at the same messages.
 """
 
 from dataclasses import dataclass
@@ -61,7 +61,7 @@ MOST_TO_LOOK_AHEAD = 100
 
 
 def look_and_judge(database: QueueDatabase) -> tuple[QueueLook, Verdict, dict[str, Any]]:
-    """What is in the queue, whether a run is to work it, and the config of that run."""
+    """Return the state of the queue, whether a run should be launched, and its config."""
     zone = ZoneInfo(BusinessDays.from_environment().timezone)
     with Operations(database.url()) as operations:
         look = operations.look()
@@ -72,25 +72,25 @@ def look_and_judge(database: QueueDatabase) -> tuple[QueueLook, Verdict, dict[st
 
 
 def _large_batch(due: int) -> dict[str, Any]:
-    """Run config of a batch that is cut into shards: of all that is due, for the next batch waits for a tick."""
+    """Return the run config of a batch that is split into shards: all due messages, since the next waits for a tick."""
     return {"ops": {"fetch_message_batch": {"config": {"batch_size": min(LARGEST_BATCH, max(USUAL_BATCH, due))}}}}
 
 
 def why_occupied(instance: DagsterInstance, database: QueueDatabase) -> str | None:
-    """One sentence if enough runs are at it already."""
+    """Return one sentence if enough runs are at work."""
     return runs_at_work(instance, database).obstacle
 
 
 @dataclass(frozen=True)
 class RunsAtWork:
-    """How many more runs of the queue may be launched, and why none may now, if so."""
+    """How many more runs of the queue may be launched, or why none may."""
 
     room: int
     obstacle: str | None = None
 
 
 def runs_at_work(instance: DagsterInstance, database: QueueDatabase) -> RunsAtWork:
-    """Count them; those whose process is gone do not count (see `lost_runs`)."""
+    """Count the runs at work, without those whose process is gone (see `lost_runs`)."""
     statuses = [DagsterRunStatus.QUEUED, *AT_WORK]
     runs = instance.get_runs(RunsFilter(job_name=process_campaign_queue.name, statuses=statuses))
     limit = OperationsSettings.from_environment().runs_at_once
@@ -116,7 +116,7 @@ def _is_about_to_claim(run: dg.DagsterRun) -> bool:
 
 
 def why_no_model(look: QueueLook, language_model: LanguageModelResource) -> str | None:
-    """Without it every run would fail, one a minute; backlog_notifications tells a person."""
+    """Return why the model is unusable: each run would fail, one a minute. backlog_notifications tells a person."""
     missing = look.blocked_by(language_model.missing_setting())
     return f"{missing} No run is launched before that." if missing else None
 
@@ -143,7 +143,7 @@ def process_campaign_queue_every_minute(
     if obstacle:
         return dg.SkipReason(f"There is work ({verdict.why}), but: {obstacle}")
     return dg.RunRequest(
-        # By the minute that the tick is for: a tick that is evaluated twice launches one run.
+        # Keyed by the tick's minute: a tick that is evaluated twice launches one run.
         run_key=context.scheduled_execution_time.isoformat(),
         run_config=run_config,
         tags={WHY: verdict.why, DRAINING_SINCE: look.now.isoformat()},
@@ -160,12 +160,12 @@ def process_campaign_queue_every_minute(
     description="While full batches are due: launches the next run as soon as one has ended.",
 )
 def next_batch_after_run(context: dg.RunStatusSensorContext, database: QueueDatabase) -> dg.RunRequest | dg.SkipReason:
-    """Launch the next run where the one that ended left something behind."""
+    """Launch the next run if the one that ended left work behind."""
     return _follow(context.dagster_run, context.instance, database)
 
 
 def _follow(run: dg.DagsterRun, instance: DagsterInstance, database: QueueDatabase) -> dg.RunRequest | dg.SkipReason:
-    """The next run, where a run left something behind that may be gone on with; at most one."""
+    """Return the next run if a run left work behind that may be continued; at most one."""
     obstacle = _why_not_to_follow(run, instance)
     if obstacle:
         return dg.SkipReason(obstacle)
@@ -197,7 +197,7 @@ def _is_back_fill(run: dg.DagsterRun) -> bool:
 
 
 def _why_not_to_follow(run: dg.DagsterRun, instance: DagsterInstance) -> str | None:
-    """One sentence if no run shall follow this one, whatever is due."""
+    """Return one sentence if no run may follow this one, whatever is due."""
     name = run.run_id[:8]
     if not _is_back_fill(run) and DRAINING_SINCE not in run.tags:
         return f"Run {name} was launched by a person, who asked for one batch."
@@ -209,9 +209,10 @@ def _why_not_to_follow(run: dg.DagsterRun, instance: DagsterInstance) -> str | N
 
 
 def schedule_is_on(instance: DagsterInstance) -> bool:
-    """Whether the schedule runs: as somebody last switched it, else as it is declared.
+    """Return whether the schedule runs: by its switch, else by its declared default.
 
-    Dagster documents no way to ask for a switch; `all_instigator_state` is what its own UI asks. Only this asks it.
+    Dagster documents no way to read a switch; `all_instigator_state` is what its own UI uses. Only this function uses
+    it.
     """
     for state in instance.all_instigator_state():
         named = state.instigator_name == process_campaign_queue_every_minute.name
@@ -221,7 +222,7 @@ def schedule_is_on(instance: DagsterInstance) -> bool:
 
 
 def _claimed_all_it_might(instance: DagsterInstance, run_id: str) -> bool:
-    """Whether a run's batch was full, by the figures on its materialization."""
+    """Return whether a run's batch was full, by the figures of its materialization."""
     records = instance.get_records_for_run(run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION).records
     for record in records:
         table = record.event_log_entry.asset_materialization

@@ -1,4 +1,4 @@
-"""What a person is told of, once each: runs that failed, and a queue that does not move."""
+"""Sensors that notify a person, once per cause: failed runs, and a queue that does not move."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -50,9 +50,9 @@ HELD = "held"
     description="Reports a failed run: once per job and cause, and again when the job succeeds.",
 )
 def run_failure_notifications(context: dg.RunFailureSensorContext, database: QueueDatabase) -> dg.SkipReason:
-    """Tell of a run that failed, with the sentence of the step that did."""
+    """Notify of a failed run, with the error of the step that failed."""
     run, instance, desk = context.dagster_run, context.instance, Desk(context.log)
-    # A run that died says when it was noticed, so this is never empty.
+    # A run that died has an event with the time it was noticed, so this is never empty.
     causes = causes_of(instance, run.run_id) or [context.failure_event.message or "No reason was given."]
     record = instance.get_run_record_by_id(run.run_id)
     try:
@@ -67,7 +67,7 @@ def run_failure_notifications(context: dg.RunFailureSensorContext, database: Que
 
 
 def _tell_without_database(desk: Desk, instance: DagsterInstance, run: dg.DagsterRun, causes: list[str]) -> str:
-    """Where the table of notices cannot be read: not again where the run before failed of the same."""
+    """Notify without the table of notices, unless the previous run failed for the same reason."""
     finished = [DagsterRunStatus.SUCCESS, DagsterRunStatus.FAILURE, DagsterRunStatus.CANCELED]
     wanted = RunsFilter(job_name=run.job_name, statuses=finished)
     before = next(iter(instance.get_runs(wanted, cursor=run.run_id, limit=1)), None)
@@ -90,7 +90,7 @@ def _tell_without_database(desk: Desk, instance: DagsterInstance, run: dg.Dagste
 def backlog_notifications(
     context: dg.SensorEvaluationContext, database: QueueDatabase, language_model: LanguageModelResource
 ) -> dg.SensorResult:
-    """Tell what is new since the last tick; what could not be told is told at the next."""
+    """Notify of what is new since the last tick; failed notifications are retried at the next."""
     state: dict[str, Any] = orjson.loads(context.cursor) if context.cursor else {}
     state = {key: state[key] for key in (UNREADABLE, SUMMARIZED, HELD) if key in state}
     desk = Desk(context.log)
@@ -119,7 +119,7 @@ def backlog_notifications(
 def _leave_time_to_catch_up(
     concerns: dict[str, Concern], state: dict[str, Any], now: datetime, standing: Mapping[str, Standing]
 ) -> None:
-    """Take what is late for a cause that was told, and ended not long ago, out of the concerns."""
+    """Drop messages that are late for a reported cause that ended recently."""
     oldest = now.timestamp() - OperationsSettings.from_environment().overdue_minutes * 60
     held = {run: at for run, at in state.get(HELD, {}).items() if at >= oldest}
     held |= {str(run): now.timestamp() for key, each in concerns.items() if key != OVERDUE for run in each.runs}
@@ -134,7 +134,7 @@ def _standing(concerns: dict[str, Concern]) -> str:
 
 
 def _tell_unreadable(desk: Desk, state: dict[str, Any], reason: str, readable: float | None) -> str:
-    """`readable`: when the tick before ended, in seconds since 1970; None at the first."""
+    """Notify that the database is unreadable. `readable`: when the last tick ended, in epoch seconds; None at first."""
     if UNREADABLE in state:
         return "The queue cannot be read, as was told before."
     text = "Nothing is sent meanwhile, and nothing is lost. It goes on by itself when the database answers again."
@@ -155,7 +155,7 @@ def _tell_readable(desk: Desk, state: dict[str, Any]) -> None:
 def _concerns(
     notices: Notices, language_model: LanguageModelResource, findings: Sequence[Finding]
 ) -> Iterator[Concern]:
-    """What the doctor's questions find that needs a person now."""
+    """Return what needs a person now, by the doctor's checks."""
     overdue = timedelta(minutes=OperationsSettings.from_environment().overdue_minutes)
     found = notices.concerns(overdue, language_model.missing_setting())
     yield from found
@@ -164,7 +164,7 @@ def _concerns(
         if finding.state is State.STOPS:
             stopping.setdefault(finding.what, []).append(finding)
     if any(concern.key.startswith("invalid_window:") for concern in found):
-        stopping.pop("window", None)  # told with what it keeps
+        stopping.pop("window", None)  # told together with what it holds
     for what, same in stopping.items():
         text = " ".join(f"{finding.found}." for finding in same)
         yield Concern(what, f"{text[0].upper()}{text[1:]}", same[0].todo.removesuffix("."), size=len(same))

@@ -1,4 +1,4 @@
-"""One shard in one process: an event loop of its own, orderly stopping, and the parts of a delivery put together."""
+"""Runs a shard in one process: its event loop, orderly stop, and the wiring of a delivery."""
 
 import asyncio
 import contextlib
@@ -33,11 +33,12 @@ PROGRESS_SECONDS = 30.0
 
 
 class ProcessClock:
-    """Time as it passes here; see `core.ports.Clock`."""
+    """Elapsed time in this process; see `core.ports.Clock`."""
 
     def monotonic(self) -> float:
         """See Clock."""
-        # A lease runs out while the machine is suspended, too, which Python's monotonic clock does not count on Linux.
+        # A lease also expires while the machine is suspended; Python's monotonic clock does not count that time on
+        # Linux.
         return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
 
     async def sleep(self, seconds: float) -> None:
@@ -47,10 +48,10 @@ class ProcessClock:
 
 @contextlib.contextmanager
 def _collecting_rarely() -> Iterator[None]:
-    """Look for cyclic garbage rarely, and not among what was loaded before.
+    """Collect cyclic garbage rarely, and not among objects that were loaded before.
 
-    Python's usual 700 new objects are those of a message or two; looking through all that Dagster loaded took a seventh
-    of a worker's processor time.
+    Python collects after 700 new objects, which one or two messages create. Scanning all that Dagster loaded took a
+    seventh of a worker's processor time.
     """
     before = gc.get_threshold()
     gc.freeze()
@@ -63,11 +64,11 @@ def _collecting_rarely() -> Iterator[None]:
 
 
 def run_async(main: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine on a fast event loop of its own."""
+    """Run a coroutine on its own fast event loop."""
     with _collecting_rarely():
         try:
             import uvloop
-        except ImportError:  # not on Windows
+        except ImportError:  # not available on Windows
             return asyncio.run(main)
         return uvloop.run(main)
 
@@ -84,9 +85,9 @@ async def deliver(
     tell: Callable[[str], None] = lambda _: None,
     why_to_stop: Callable[[], str | None] = lambda: None,
 ) -> ShardReport:
-    """Take a shard over and deliver it. A first signal or reason to stop ends it in an orderly way.
+    """Take over a shard and deliver it. The first signal or reason to stop ends it in an orderly way.
 
-    While it works, `tell` gets a line every 30 seconds, in a thread of its own: it may write to a database.
+    Meanwhile `tell` gets a line every 30 seconds, in its own thread, because it may write to a database.
     """
     with _stopped_by_signals() as signals:
 
@@ -111,11 +112,11 @@ async def deliver_side_by_side(
     on_started: Callable[[ShardWorker], None] = lambda _: None,
     tell: Callable[[str], None] = lambda _: None,
 ) -> list[ShardReport]:
-    """Deliver several shards at once, each with its own `concurrency`, over one small pool of connections.
+    """Deliver several shards at once, each with its own `concurrency`, over one small connection pool.
 
-    While they work, `tell` gets a line of each every 30 seconds.
+    Meanwhile `tell` gets a line of each every 30 seconds.
 
-    A signal to stop ends all of them in an orderly way. Where one fails, the others go on to their end first.
+    A signal to stop ends all of them in an orderly way. If one fails, the others first finish.
     """
     with _stopped_by_signals() as signals:
 
@@ -134,7 +135,7 @@ async def deliver_side_by_side(
                     concurrency,
                     f"{owner} {shard.key}",
                     start,
-                    # The run's own process: Dagster need not be asked what a signal tells.
+                    # In the run's own process a signal tells what Dagster would have to be asked for elsewhere.
                     lambda worker: _watched(worker, tell, lambda: None),
                     pool,
                 )
@@ -196,7 +197,7 @@ async def _deliver(
 async def _watched(
     delivery: ShardWorker, tell: Callable[[str], None], why_to_stop: Callable[[], str | None]
 ) -> AsyncIterator[None]:
-    """Tell how a shard gets on while it works, and stop it where there is a reason to."""
+    """Report a shard's progress while it runs, and stop it if there is a reason."""
     async with _told_of(delivery, tell), stopped_by_questions(delivery, why_to_stop):
         yield
 
@@ -217,10 +218,10 @@ async def _told_of(delivery: ShardWorker, tell: Callable[[str], None]) -> AsyncI
 
 
 async def _with_the_rest(report: ShardReport, shard: Shard, left: Mapping[str, str], store: ShardStore) -> ShardReport:
-    """The report of a shard, with the messages that this worker did not take over.
+    """Return a shard's report with the messages that this worker did not take over.
 
-    What an earlier worker of the same shard finished counts as what it became: a step that lost its database and is
-    repeated must not say that nothing was sent.
+    Messages that an earlier worker of the same shard finished count with their results: a step that lost its database
+    and is repeated must not report that nothing was sent.
     """
     finished = await store.finished([each for each, verdict in left.items() if verdict == "finished"])
     for message_id, result in finished:
@@ -232,7 +233,7 @@ async def _with_the_rest(report: ShardReport, shard: Shard, left: Mapping[str, s
 
 
 class _Leads(Mapping[str, Lead]):
-    """The leads of a batch, each read when its message's turn comes and kept by nobody."""
+    """The leads of a batch, each read when its message's turn comes and not kept."""
 
     def __init__(self, contexts: Sequence[Mapping[str, Any]]) -> None:
         self._contexts = contexts
@@ -250,7 +251,7 @@ class _Leads(Mapping[str, Lead]):
 
 
 def lead_of(row: Mapping[str, Any]) -> Lead:
-    """A lead from its row of `get_lead_contexts`, whose context is JSON or was read from it."""
+    """Build a lead from its row of `get_lead_contexts`, whose context is JSON text or already parsed."""
     context = row["context"] if isinstance(row["context"], Mapping) else orjson.loads(row["context"])
     fields = in_order(context.get("custom_fields"))
     email = context.get("email") or email_among(fields)
@@ -259,20 +260,20 @@ def lead_of(row: Mapping[str, Any]) -> Lead:
 
 
 class _Signals:
-    """The shards that a signal to stop ends, and the signals that came."""
+    """The shards that a stop signal ends, and the signals received."""
 
     def __init__(self) -> None:
         self.received: list[int] = []
         self._workers: list[ShardWorker] = []
 
     def add(self, worker: ShardWorker) -> None:
-        """Stop it, too, be the signal here already or not."""
+        """Register a shard to be stopped, even if the signal has already arrived."""
         self._workers.append(worker)
         if self.received:
             worker.stop(TERMINATED)
 
     def receive(self, number: int) -> None:
-        """End all of them in an orderly way."""
+        """End all shards in an orderly way."""
         self.received.append(number)
         for worker in self._workers:
             worker.stop(TERMINATED)
@@ -280,10 +281,10 @@ class _Signals:
 
 @contextlib.contextmanager
 def _stopped_by_signals() -> Iterator[_Signals]:
-    """Let Ctrl-C and a terminated run end shards in an orderly way, then let Dagster have its interrupt.
+    """End shards in an orderly way on Ctrl-C or a terminated run, then pass the interrupt to Dagster.
 
-    Dagster's own handler raises wherever the process happens to be, which in an event loop may be the middle of any
-    task: an answer could be lost between the provider and the ledger.
+    Dagster's own handler raises at any point of the process, which in an event loop may be the middle of any task: an
+    answer could be lost between the provider and the ledger.
     """
     signals = _Signals()
     if threading.current_thread() is not threading.main_thread():

@@ -1,7 +1,7 @@
-"""Why a shard ends early, found out by asking.
+"""Reasons to end a shard early, found by asking.
 
-Signals do not reach every step: Celery's revoke stops no step that runs, a run that was ended because its host seemed
-dead may still have steps at work, and a worker that shuts down waits for its steps.
+Signals do not reach every step: Celery's revoke does not stop a running step, steps may outlive a run that was ended
+because its host seemed dead, and a worker that shuts down waits for its steps.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ RUN_LOOKS = 5
 
 
 def why_to_stop(instance: DagsterInstance, run_id: str) -> str | None:
-    """One sentence if the run is being terminated or has ended. A storage that is away says nothing."""
+    """Return one sentence if the run is being terminated or has ended; None while the storage is unavailable."""
     try:
         run = instance.get_run_by_id(run_id)
     except Exception:  # noqa: BLE001 (whatever the storage raises while it is away: the shard goes on)
@@ -41,7 +41,7 @@ def why_to_stop(instance: DagsterInstance, run_id: str) -> str | None:
 
 @contextlib.asynccontextmanager
 async def stopped_by_questions(delivery: ShardWorker, ask: Callable[[], str | None]) -> AsyncIterator[None]:
-    """Let an answer of `ask`, or a host that stops, end the shard in an orderly way."""
+    """End the shard in an orderly way if `ask` returns a reason, or the host stops."""
 
     async def watch() -> None:
         looks = 0
@@ -64,7 +64,7 @@ async def stopped_by_questions(delivery: ShardWorker, ask: Callable[[], str | No
 
 
 def fail_if_run_ended(stopped_by: str | None) -> None:
-    """Fail the step of a run that ended under it, as a signal would: a re-execution then takes it up again."""
+    """Fail the step if its run ended meanwhile, like a signal would: a re-execution then resumes it."""
     if stopped_by in {TERMINATED, RUN_ENDED}:
         raise dg.Failure(
             description=f"{stopped_by} Requests in flight were answered and recorded; the rest went back to the queue.",

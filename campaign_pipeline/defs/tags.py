@@ -1,11 +1,11 @@
-"""Tags of our Dagster runs that more than one module reads, and who owns what the UI shows."""
+"""Run tags that several modules read, and the owners shown in the UI."""
 
 import warnings
 
 import dagster as dg
 
-# Owners of jobs and links to the source are beta in 1.13, to which pyproject.toml holds us. The warning at each start
-# of a process would hide what an operator has to read.
+# Owners of jobs and code references are beta in 1.13, the version that pyproject.toml pins. Their warning at each
+# process start would hide what an operator has to read.
 warnings.filterwarnings("ignore", message=r".*(owners|ource_code_references|CodeReference)", category=dg.BetaWarning)
 
 WORK = "campaign/work"

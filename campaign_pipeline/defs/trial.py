@@ -1,4 +1,4 @@
-"""Texts before they go out: previews of what waits, test sends to oneself, and what a person says of them."""
+"""Texts before they are sent: previews of waiting messages, test sends, and reviews."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -33,22 +33,22 @@ MADE_UP = LeadContext("Maria de Souza", "Padaria Exemplo", custom_fields=(("Cida
 
 
 class TrialFailed(Exception):
-    """The trial could not be made; the text is one sentence."""
+    """The trial could not be made; the message is one sentence."""
 
 
 @dataclass(frozen=True)
 class Preview:
-    """A message as it would go out."""
+    """A message as it would be sent."""
 
     message_id: str
     lead: str  # its name
     planned_at: datetime | None
     written: TrialText
-    kept: bool  # it is what will be sent
-    hidden: Mapping[str, Any]  # subject and parts without what is known of the lead
+    kept: bool  # it is stored, and will be sent as it is
+    hidden: Mapping[str, Any]  # subject and parts without the lead's data
 
     def row(self, *, personal: bool) -> dict[str, Any]:
-        """What a command or a table shows of it."""
+        """Return the row that a command or a table shows."""
         text = self.written
         shown = {"subject": text.subject, "parts": text.parts} if personal else self.hidden
         return {
@@ -67,7 +67,7 @@ class Preview:
 def preview(url: str, run: str, count: int, *, keep: bool, unwritten: bool = False) -> list[Preview]:
     """Write the texts of a run's next messages with the real prompt and model; nothing is sent.
 
-    Kept texts are what is sent later. `unwritten`: only of messages that have none. Raises TrialFailed.
+    `keep` stores the texts, to be sent later. `unwritten`: only messages without a text. Raises TrialFailed.
     """
     return run_async(_preview(url, run, count, keep=keep, unwritten=unwritten))
 
@@ -97,16 +97,16 @@ def _shown(each: NextMessage, text: TrialText, leads: Mapping[str, Lead], kept: 
 
 @dataclass(frozen=True)
 class TextsToReview:
-    """The texts of a run that wait for a person."""
+    """The texts of a run that wait for review."""
 
     run: str
     rows: list[dict[str, Any]]  # of the statement list_reviews, with `masked_text`
 
 
 def texts_to_review(url: str, run: str, write: int | None = None, most: int = 100) -> TextsToReview:
-    """The texts of a run that wait for a person; those that are missing are written first.
+    """Return the texts of a run that wait for review, after writing missing ones.
 
-    `write`: how many at most; None: as many as the review asks for, at most MOST_WRITTEN. Raises TrialFailed.
+    `write`: how many to write at most; None: as many as the review needs, at most MOST_WRITTEN. Raises TrialFailed.
     """
     return run_async(_texts_to_review(url, run, write, most))
 
@@ -140,10 +140,10 @@ def _masked(message: LeasedMessage | None, leads: Mapping[str, Lead], text: str)
 
 
 def decide(url: str, run: str, decisions: Sequence[Decision], by: str) -> set[str]:
-    """Write down what a person says of a run's texts; returns the messages that it was still in time for.
+    """Record a person's decisions on a run's texts; return the messages for which they came in time.
 
-    Another text is checked first, as every text is before it goes out. Raises TrialFailed with what is wrong with it;
-    nothing is decided then.
+    An edited text is checked first, like every text before it is sent. If a check fails, nothing is recorded. Raises
+    TrialFailed with the failed check.
     """
     return run_async(_decide(url, run, decisions, by))
 
@@ -157,7 +157,7 @@ async def _decide(url: str, name: str, decisions: Sequence[Decision], by: str) -
 
 
 async def _checked(url: str, decision: Decision, found: NextMessage | None) -> Decision:
-    """The decision with its text as it will be sent. Raises TrialFailed."""
+    """Return the decision with its text as it will be sent. Raises TrialFailed."""
     if decision.text is None or found is None:
         return decision
     edited = replace(found.message, text=decision.text, parts=(), subject=decision.subject or found.message.subject)
@@ -176,10 +176,10 @@ async def _run(reviews: Reviews, name: str) -> RunToReview:
 
 
 def send_test(url: str, campaign: Mapping[str, Any], to: str, lead_id: UUID | None) -> TrialText:
-    """Send one text of a campaign to oneself, through the real path and outside queue and counters.
+    """Send one text of a campaign to oneself, through the real path but outside queue and counters.
 
-    Written for a lead of the workspace, or for a made-up one; no counter, no pace and no chat of the CRM knows of it.
-    Raises TrialFailed.
+    It is written for a lead of the workspace, or for a sample lead; it does not affect counters, pace or the CRM's
+    chats. Raises TrialFailed.
     """
     return run_async(_send_test(url, campaign, to, lead_id))
 
@@ -204,7 +204,7 @@ async def _send_test(url: str, campaign: Mapping[str, Any], to: str, lead_id: UU
 async def _write(
     url: str, messages: Sequence[LeasedMessage], now: datetime, to: str | None = None, *, made_up: bool = False
 ) -> tuple[dict[str, TrialText], dict[str, Lead]]:
-    """Work some messages of one campaign in a trial; with `to`, for real and to that address."""
+    """Deliver some messages of one campaign in a trial; with `to`, actually send them to that address."""
     first, queue, clock = messages[0], Queue(url), ProcessClock()
     settings = await queue.get_batch_settings([first.config_id], [first.workspace_id], [first.inbox_id])
     leads = {} if made_up else await _leads(queue, messages)

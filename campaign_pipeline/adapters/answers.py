@@ -1,13 +1,13 @@
-"""What the answers of message providers mean, as data: each adapter has one table, the first row that matches decides.
+"""Tables of the answers of message providers and their meaning; the first matching row of an adapter's table decides.
 
-One question decides each row: could the message be on the lead's phone? A row says "surely not sent" only of an answer
-that is known to be given before sending. Everything that no row knows is `Unknown` and is never followed by a resend.
+Each row answers one question: could the message be on the lead's phone? A row says "surely not sent" only for an answer
+that its provider is known to give before sending. An answer without a row is `Unknown` and never followed by a resend.
 
-A row is chosen by the HTTP status and by facts that the adapter reads from named fields (a provider's own code of the
-error, where it has one); then by words. A pattern of words has to match one whole statement of the answer, after
-everything that we sent has been taken out of it: line numbers, stack traces and quoted texts decide nothing.
+A row matches by the HTTP status and by facts that the adapter reads from named fields (a provider's own error code, if
+it has one); then by words. A word pattern must match one whole statement of the answer, after everything that we sent
+has been removed from it: line numbers, stack traces and quoted texts decide nothing.
 
-A provider that words a failure anew needs a row in its adapter's table and a sample in the tests' `answers/`.
+If a provider rewords a failure, add a row to its adapter's table and a sample to the tests' `answers/`.
 """
 
 import re
@@ -34,10 +34,10 @@ DAY = 24 * 3600.0
 """Seconds."""
 
 NOT_HERE = frozenset({301, 307, 308})
-"""Redirects that promise that nothing was done; other redirects do not say."""
+"""Redirects that guarantee that nothing was done; other redirects do not."""
 
 MOST_READ = 2000
-"""Characters of a statement that are looked at: a text of megabytes must cost no more than a sentence."""
+"""Characters of a statement that are examined: megabytes of text must cost no more than a sentence."""
 
 _NAMES = frozenset(
     {
@@ -45,19 +45,19 @@ _NAMES = frozenset(
         *("detail", "data", "success", "result", "type", "title", "description", "key", "id"),
     }
 )
-"""Names of fields that may be quoted when an answer is described: any other might be a lead's name."""
+"""Field names that may be quoted when an answer is described: any other might be a lead's name."""
 
 _ERROR_NAMES = re.compile(r"(?:(?:error|exception|badrequestexception)\s*:\s*)+", re.IGNORECASE)
 _SHORTEST_ECHO = 6
-"""Characters. A shorter text of ours is left in a statement: taking out "Olá" everywhere would garble what was said."""
+"""Characters. A shorter text of ours is not removed: removing "Olá" everywhere would garble the statement."""
 
 
 @dataclass(frozen=True)
 class Heard:
-    """What an answer says, read from the fields that its provider names."""
+    """The contents of an answer, read from the fields that its provider names."""
 
     statements: tuple[str, ...] = ()
-    facts: frozenset[str] = frozenset()  # what the adapter found in fields of the body, in words of its table
+    facts: frozenset[str] = frozenset()  # what the adapter found in fields of the body, in its table's words
 
 
 NOTHING_HEARD = Heard()
@@ -65,20 +65,20 @@ NOTHING_HEARD = Heard()
 
 @dataclass(frozen=True)
 class Row:
-    """One kind of answer. What is not named matches everything; `{status}` in code and sentence is the answer's own."""
+    """One kind of answer. Unset fields match everything; `{status}` in code and sentence is the answer's status."""
 
     outcome: type[Sent] | type[Permanent] | type[Transient] | type[Throttled] | type[Systemic] | type[Unknown]
-    code: str  # stable, machine readable
+    code: str  # stable, machine-readable
     sentence: str  # for the operator
     status: Container[int] | None = None  # HTTP
     fact: str | None = None  # see Heard
-    says: str | None = None  # a pattern that matches one whole statement; case does not matter
+    says: str | None = None  # a pattern that matches one whole statement, ignoring case
     scope: Scope = Scope.INBOX
-    retry_after: float | None = None  # seconds, where the provider gives no hint of its own
+    retry_after: float | None = None  # seconds, if the provider gives no hint
     attempts: int | None = None  # see core.ports.Transient
 
     def matches(self, status: int, heard: Heard) -> bool:
-        """Whether an answer is of this kind."""
+        """Return whether an answer is of this kind."""
         return (
             (self.status is None or status in self.status)
             and (self.fact is None or self.fact in heard.facts)
@@ -91,24 +91,24 @@ class Row:
 
 
 def redirected(variable: str, status: Container[int] = NOT_HERE) -> Row:
-    """The answer that sends the request elsewhere; `variable` holds the address that has to be corrected."""
+    """Match an answer that redirects the request; `variable` holds the address to correct."""
     sentence = f"The request was redirected; set {variable} to the address that it was redirected to."
     return Row(Systemic, "redirected", sentence, status=status)
 
 
 def tells_nothing(server: str, status: Container[int]) -> Row:
-    """Statuses that do not say whether it was sent; `server` is the subject of the sentence."""
+    """Match statuses that do not say whether it was sent; `server` is the subject of the sentence."""
     sentence = f"{server} answered {{status}}, which does not say whether it was sent."
     return Row(Unknown, "http_{status}", sentence, status=status)
 
 
 def first_row(table: Sequence[Row], status: int, heard: Heard = NOTHING_HEARD) -> Row | None:
-    """The first row that matches; None where no row knows such an answer."""
+    """Return the first matching row, or None."""
     return next((row for row in table if row.matches(status, heard)), None)
 
 
 def known(table: Sequence[Row], answer: Answer, heard: Heard = NOTHING_HEARD) -> Outcome | None:
-    """What the first row that matches makes of an answer; None where no row knows it."""
+    """Return the outcome by the first matching row, or None."""
     row = first_row(table, answer.status, heard)
     if row is None:
         return None
@@ -128,37 +128,37 @@ def known(table: Sequence[Row], answer: Answer, heard: Heard = NOTHING_HEARD) ->
 
 
 def failure(table: Sequence[Row], answer: Answer, heard: Heard = NOTHING_HEARD) -> Failure | None:
-    """As `known`, where the table has no row that means `sent`."""
+    """Return the outcome, like `known`, of a table without a row that means `sent`."""
     outcome = known(table, answer, heard)
     assert not isinstance(outcome, Sent)
     return outcome
 
 
 def unrecognised(provider: str, answer: Answer) -> Unknown:
-    """An answer that no row knows. The request reached a server, so its outcome is unknown.
+    """Return the outcome of an answer without a row: a server got the request, so the outcome is unknown.
 
-    The sentence has the shape of the body, never its content, which goes to the ledger alone.
+    The sentence describes the shape of the body, never its content, which only the ledger keeps.
     """
     reason = f"{provider} answered {answer.status} with {shape(answer)}, which no row of its table knows."
     return Unknown(UNRECOGNISED, reason, kept(answer))
 
 
 def kept(answer: Answer) -> dict[str, Any]:
-    """What of an answer goes to the ledger."""
+    """Return the part of an answer that the ledger keeps."""
     return {"status": answer.status, "body": answer.evidence}
 
 
 def no_answer(answer: NoAnswer) -> Transient | Unknown | Systemic:
-    """What it means that no answer came: if nothing left, it may be tried again, unless the address is refused."""
+    """Return the outcome if no answer came: retry if nothing left, unless the address is refused."""
     if answer.refused:
         return Systemic("address_refused", answer.reason, Scope.INBOX)
     return Unknown("no_answer", answer.reason) if answer.left else Transient("unreachable", answer.reason)
 
 
 def statements(pieces: Iterable[Any], envelope: Envelope | None, prefix: str | None = None) -> tuple[str, ...]:
-    """The texts among some fields of an answer as statements to match: without what we sent, in one line.
+    """Extract statements to match from some fields of an answer: each on one line, without what we sent.
 
-    `prefix` is a pattern of what a provider puts before an error that it passes on (`Evolution API error: `).
+    `prefix` is a pattern of what a provider prepends to errors that it forwards (`Evolution API error: `).
     """
     sent = [] if envelope is None else [envelope.text, envelope.address, envelope.subject, envelope.contact_name]
     echoes = sorted({text for text in sent if text and len(text) >= _SHORTEST_ECHO}, key=len, reverse=True)
@@ -177,7 +177,7 @@ def _statement(text: str, echoes: Sequence[str], prefix: str | None) -> str:
 
 
 def shape(answer: Answer) -> str:
-    """Name what a body is without quoting it: it may hold a text to a lead, or a name."""
+    """Describe a body without quoting it: it may contain a lead's text or name."""
     body, size = answer.body, len(answer.raw)
     if isinstance(body, dict):
         fields = [name for name in body if name in _NAMES]
@@ -195,7 +195,7 @@ def shape(answer: Answer) -> str:
 
 
 def texts(body: Any, depth: int = 4) -> list[str]:
-    """Every text in a part of a JSON body, in its order: for fields in which each release puts its error elsewhere."""
+    """Return every text in a part of a JSON body, in order: for fields whose structure changes between releases."""
     if isinstance(body, str):
         return [body]
     inner = body.values() if isinstance(body, dict) else body if isinstance(body, list) else ()

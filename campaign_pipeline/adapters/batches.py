@@ -1,4 +1,4 @@
-"""One batch's messages, found by their ids: what became of them, and what steps hold that have ended."""
+"""The messages of one batch, by id: their outcomes, and the leases that ended steps left."""
 
 from collections.abc import Iterable, Sequence
 from uuid import UUID
@@ -8,13 +8,13 @@ from campaign_pipeline.core.batch_outcome import BatchCounts
 
 
 class Batches(Statements):
-    """A batch as the steps see it that begin again or close what others began."""
+    """A batch, for steps that resume it or close it."""
 
     async def end_leases(self, message_ids: Sequence[str], owners: Sequence[str]) -> dict[str, int]:
         """Give back what these owners hold of the messages; their steps have ended. Returns how many each held.
 
-        An owner is named as `lease_owner` has it; `run 1a2b3c4d` stands for all steps of that run. What has expired is
-        given back as well, whoever held it.
+        Owners are named as in `lease_owner`; `run 1a2b3c4d` means all steps of that run. Expired leases are given back
+        too, whoever held them.
         """
         rows = await self._all("end_leases", ids=[UUID(each) for each in message_ids], owners=list(owners))
         held: dict[str, int] = {}
@@ -23,10 +23,10 @@ class Batches(Statements):
         return held
 
     async def count(self, message_ids: Sequence[str]) -> BatchCounts:
-        """What the messages are now."""
+        """Count the messages by state."""
         (row,) = await self._all("count_batch", ids=[UUID(each) for each in message_ids])
         return BatchCounts(**row)
 
     async def campaigns(self, run_ids: Iterable[UUID]) -> list[str]:
-        """The names of these campaign runs, each once."""
+        """Return the names of these campaign runs, each once."""
         return [row["name"] for row in await self._all("name_runs", run_ids=list(run_ids))]

@@ -1,7 +1,7 @@
-"""A message channel over HTTP: what the adapters of all providers do alike.
+"""A message channel over HTTP: the common part of the adapters.
 
-A provider brings its table of answers, its requests and how its bodies are read. Requests, time-outs, lost answers and
-the class of what came back are here.
+An adapter adds its table of answers, its requests, and the reading of its bodies. This module makes the requests, and
+handles timeouts, lost answers and the classification of responses.
 """
 
 from abc import ABC, abstractmethod
@@ -33,7 +33,7 @@ from campaign_pipeline.core.ports import (
 )
 
 STATE_SECONDS, QUESTION_SECONDS = 10.0, 15.0
-"""Time-outs of questions: for the state of a connection, and for everything else."""
+"""Timeouts of queries: for the state of a connection, and for everything else."""
 
 MOST_PAGES = 20
 """Pages of one search that are read at most."""
@@ -43,11 +43,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Request:
-    """What a provider wants for one part."""
+    """A provider's request for one part."""
 
     path: str  # after the base URL
     body: Mapping[str, Any]
-    delay_seconds: float = 0.0  # that the server itself waits before it answers; the time-out is longer by it
+    delay_seconds: float = 0.0  # that the server waits before it answers; extends the timeout
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Page:
 class HttpChannel(ABC):
     """One inbox of a provider over HTTP; see `core.ports.MessageChannel`.
 
-    What stands above `__init__` is the provider's to say.
+    Subclasses define what is above `__init__`.
     """
 
     provider: ClassVar[str]  # its name, as the subject of a sentence
@@ -69,22 +69,22 @@ class HttpChannel(ABC):
     answers: ClassVar[Sequence[Row]]  # to a send
     success: ClassVar[frozenset[int]] = frozenset({200})  # HTTP statuses
 
-    state_field: ClassVar[tuple[str, ...]] = ()  # where the answer about the connection has its state
+    state_field: ClassVar[tuple[str, ...]] = ()  # path to the state in the answer about the connection
     states: ClassVar[Mapping[str, Failure | NotReady]] = {}  # in which nothing can be sent
-    state_answers: ClassVar[Sequence[Row]] = ()  # to the question for the state, where they concern sending too
+    state_answers: ClassVar[Sequence[Row]] = ()  # to the state query, if they concern sending too
 
     @abstractmethod
     def request(self, envelope: Envelope) -> Request | Permanent:
-        """How one part is sent; Permanent where it cannot be put into a request."""
+        """Build the request for one part; Permanent if it cannot be put into a request."""
 
     @classmethod
     @abstractmethod
     def accepted(cls, body: Any) -> Sent | None:
-        """Read a success; None where it has no message id."""
+        """Read a success; None if it has no message id."""
 
     @classmethod
     def heard(cls, answer: Answer, envelope: Envelope | None) -> Heard:
-        """Read from a failure what the table decides by."""
+        """Read from a failure what the table needs."""
         return NOTHING_HEARD
 
     @abstractmethod
@@ -99,7 +99,7 @@ class HttpChannel(ABC):
         send_timeout: float,
         state_path: str = "",
     ) -> None:
-        """`headers` bear the key; `send_timeout` is in seconds."""
+        """`headers` contain the key; `send_timeout` is in seconds."""
         self._client = client
         self._base = base_url.rstrip("/")
         self._headers = headers
@@ -117,27 +117,27 @@ class HttpChannel(ABC):
 
     @classmethod
     def read_send(cls, answer: Answer | NoAnswer, envelope: Envelope | None = None) -> Outcome:
-        """Class the answer to a send of `envelope`, whose own texts decide nothing where the answer repeats them."""
+        """Classify the answer to a send of `envelope`. The envelope's own texts, if repeated, decide nothing."""
         if isinstance(answer, NoAnswer):
             return no_answer(answer)
         if cls.succeeded(answer):
-            # Half an answer, or an error sent as a success: it may or may not have gone out.
+            # A truncated answer, or an error in a success: it may or may not have been sent.
             reason = f"{cls.provider} reported success without a message id."
             return cls.accepted(answer.body) or Unknown("no_id", reason)
         return cls.refused(answer, envelope) or unrecognised(cls.provider, answer)
 
     @classmethod
     def succeeded(cls, answer: Answer) -> bool:
-        """Whether an answer reports success."""
+        """Return whether an answer reports success."""
         return answer.status in cls.success
 
     @classmethod
     def refused(cls, answer: Answer, envelope: Envelope | None = None) -> Outcome | None:
-        """What the table says of an answer that reports no success; None where no row knows it."""
+        """Return the outcome of a failure by the table; None if no row matches."""
         return known(cls.answers, answer, cls.heard(answer, envelope))
 
     async def check_connection(self) -> Failure | NotReady | None:
-        """Ask for the state of the inbox. If the answer does not tell, nothing is held back: sending will."""
+        """Query the state of the inbox. If the answer is unclear, nothing is held back: sending will tell."""
         answer = await get(self._client, self._base + self._state_path, self._headers, STATE_SECONDS)
         if isinstance(answer, NoAnswer):
             return None
@@ -149,11 +149,11 @@ class HttpChannel(ABC):
 
     @classmethod
     def state_refused(cls, answer: Answer) -> Outcome | None:
-        """What a failed question for the state says about sending."""
+        """Return what a failed state query means for sending."""
         return known(cls.state_answers, answer)
 
     async def check_number(self, number: str) -> NumberCheck:
-        """Where the provider has no such question."""
+        """Answer NumberNotChecked: the default for providers without number checks."""
         return NumberNotChecked(f"{self.provider} cannot be asked whether a number is on WhatsApp.")
 
     async def ask(
@@ -164,7 +164,7 @@ class HttpChannel(ABC):
         question: str,
         max_bytes: int = MAX_ANSWER_BYTES,
     ) -> T | LookUpFailed:
-        """What `read` finds in the answer; LookUpFailed where no answer came, or `read` finds nothing in it."""
+        """Return what `read` finds in the answer; LookUpFailed if no answer came, or `read` finds nothing in it."""
         answer = await post(self._client, self._base + path, body, self._headers, QUESTION_SECONDS, max_bytes)
         if isinstance(answer, NoAnswer):
             return LookUpFailed(answer.reason)
@@ -179,9 +179,9 @@ class HttpChannel(ABC):
         is_it: Callable[[Any], bool],
         max_bytes: int = MAX_ANSWER_BYTES,
     ) -> Any | LookUpFailed | None:
-        """The first record that is the one, page by page; None where none is.
+        """Return the first matching record, page by page; None if there is none.
 
-        `body` and `read` are given the number of the page, from 1.
+        `body` and `read` get the number of the page, from 1.
         """
         for number in range(1, MOST_PAGES + 1):
             page = await self.ask(path, body(number), partial(read, number), "a search", max_bytes)

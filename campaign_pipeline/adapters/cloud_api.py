@@ -1,9 +1,9 @@
-"""WhatsApp Cloud API (Meta): free text to who wrote to us within a day, approved templates to everybody else.
+"""WhatsApp Cloud API (Meta): free text to leads who wrote to us within a day, approved templates to all others.
 
-Contract: facebook/openapi (business messaging) and Meta's developer pages. An answer is an acceptance; what became of
-it comes later, as a status event to the webhook of the CRM. The API takes no key of ours that it could be asked by, but
-echoes one (`biz_opaque_callback_data`) in every status event: so an outcome that is unknown is settled by its events,
-see `cloud_api_events`, and by nothing else.
+Contract: facebook/openapi (business messaging) and Meta's developer pages. An answer means acceptance; the result comes
+later, as a status event to the CRM's webhook. The API cannot be queried by a key of ours, but echoes one
+(`biz_opaque_callback_data`) in every status event: so only events resolve an unknown outcome, see
+`cloud_api_events`.
 """
 
 import re
@@ -46,9 +46,9 @@ class CloudApi(HttpChannel):
         name="cloud_api",
         max_part_chars=4096,
         look_up=LookUp.NONE,
-        # Ten minutes short of Meta's day: the text is written before it is sent, and clocks differ.
+        # Ten minutes less than Meta's day: the text is written before it is sent, and clocks differ.
         free_text_hours=24 - 1 / 6,
-        # About one message in six seconds goes to the same user; bursts are paid for later.
+        # About one message per six seconds to the same user; a burst delays later messages.
         part_gap_seconds=6.0,
         business_scoped_ids=True,
     )
@@ -64,13 +64,13 @@ class CloudApi(HttpChannel):
         token: str,
         send_timeout: float = 30.0,
     ) -> None:
-        """`base_url` has the version: `https://graph.facebook.com/v23.0`."""
+        """`base_url` includes the version: `https://graph.facebook.com/v23.0`."""
         number = f"{base_url.rstrip('/')}/{phone_number_id}"
         fields = "?fields=status,quality_rating,throughput"
         super().__init__(client, number, {"Authorization": f"Bearer {token}"}, send_timeout, fields)
 
     def request(self, envelope: Envelope) -> Request:
-        """One part: a template where the envelope has one, otherwise free text."""
+        """Send one part: a template if the envelope has one, otherwise free text."""
         content: dict[str, Any]
         if envelope.template is None:
             content = {"type": "text", "text": {"preview_url": False, "body": envelope.text}}
@@ -87,12 +87,12 @@ class CloudApi(HttpChannel):
 
     @classmethod
     def succeeded(cls, answer: Answer) -> bool:
-        """A 200 without an error in it."""
+        """A 200 without an error in it is a success."""
         return super().succeeded(answer) and at(answer.body, "error") is None
 
     @classmethod
     def accepted(cls, body: Any) -> Sent | None:
-        """`held_for_quality_assessment` and `paused` are acceptances too: events tell what becomes of them."""
+        """`held_for_quality_assessment` and `paused` are acceptances too: events report the result."""
         provider_id = text_at(body, "messages", 0, "id")
         kept = {"message_status": at(body, "messages", 0, "message_status")}
         account = text_at(body, "contacts", 0, "wa_id") or text_at(body, "contacts", 0, "user_id")
@@ -100,22 +100,22 @@ class CloudApi(HttpChannel):
 
     @classmethod
     def refused(cls, answer: Answer, envelope: Envelope | None = None) -> Outcome | None:
-        """What an answer means by Meta's own code, else by its status; None where neither is known."""
+        """Classify an answer by Meta's own code, else by its status; None if neither is known."""
         if cls.accepted(answer.body) is not None:
             return Unknown("contradictory", "Meta gave the message an id and an error in one answer.")
         outcome = known(rows_of(at(answer.body, "error")), answer)
         if isinstance(outcome, Throttled) and outcome.code == PAIR_RATE and outcome.retry_after is None and envelope:
-            # As Meta asks: 4, 16, 64 … seconds.
+            # As Meta recommends: 4, 16, 64 … seconds.
             return replace(outcome, retry_after=min(LONGEST_PAIR_WAIT, 4.0 ** min(envelope.attempt_no, 6)))
         return outcome
 
     @classmethod
     def state_refused(cls, answer: Answer) -> Outcome | None:
-        """Meta answers every question with the same codes."""
+        """Meta answers every query with the same codes."""
         return cls.refused(answer)
 
     async def find_accepted(self, attempt: Attempt) -> LookUpAnswer:
-        """Nobody can be asked; see `cloud_api_events`."""
+        """Nothing can be queried; see `cloud_api_events`."""
         return Absent(proven=False, reason="The Cloud API cannot be asked by our key; only its status events tell.")
 
 

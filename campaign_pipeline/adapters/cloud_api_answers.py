@@ -1,4 +1,4 @@
-"""What Meta's error codes mean, in answers of the Cloud API and in its status events."""
+"""Meta's error codes, in answers of the Cloud API and in its status events."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,7 @@ from campaign_pipeline.core.ports import Failure, NotReady, Permanent, Scope, Sy
 PAIR_RATE = "pair_rate_limited"
 MARKETING_CAP_ATTEMPTS = 2  # the first, and one a day later
 
-# Not for this recipient or this text, ever.
+# Permanent for this recipient or this text.
 _UNDELIVERABLE = Row(
     Permanent,
     "undeliverable",
@@ -38,10 +38,10 @@ _TEMPLATE_PARAMETERS = Row(
 )
 _INVALID = Row(Permanent, "invalid_request", "Meta refused the request as invalid.")
 
-# It went out before, or may have.
+# It was sent before, or may have been.
 _DUPLICATE = Row(Unknown, "duplicate", "Meta says that it has this very message already.")
 
-# Later.
+# Retry later.
 _MARKETING_CAP = Row(
     Transient,
     "marketing_cap",
@@ -122,8 +122,8 @@ _TEMPLATE_NOT_READY = Row(
 )
 
 CODES: Mapping[int, tuple[str, Row]] = {
-    # Meta's number -> its title, and what it means. The whole published list of the Cloud API, and the numbers of the
-    # Graph API beneath it. Status events use the same numbers.
+    # Meta's code -> its title and meaning: the whole published list of the Cloud API, and the codes of the
+    # underlying Graph API. Status events use the same codes.
     0: ("AuthException", _BAD_KEY),
     1: ("API Unknown", _UNAVAILABLE),
     2: ("API Service", _UNAVAILABLE),
@@ -224,7 +224,7 @@ CODES: Mapping[int, tuple[str, Row]] = {
 SUBCODES: Mapping[tuple[int, int], tuple[str, Row]] = {
     (100, 33): ("Unsupported post request: the object does not exist, or permissions are missing", _NUMBER_MISSING),
 }
-"""Where an `error_subcode` tells more than the code."""
+"""Errors whose `error_subcode` says more than the code."""
 
 WITHOUT_A_CODE: tuple[Row, ...] = (
     Row(Throttled, "rate_limited", "Something before Meta says that requests come too fast.", status={429}),
@@ -237,7 +237,7 @@ ANSWERS: tuple[Row, ...] = (
     *dict.fromkeys(row for _, row in (*CODES.values(), *SUBCODES.values())),
     *WITHOUT_A_CODE,
 )
-"""Every kind of answer that is known."""
+"""Every known kind of answer."""
 
 STATES: Mapping[str, Failure | NotReady] = {
     "PENDING": NotReady("connecting", "Meta is still setting this number up.", retry_after=10.0),
@@ -251,7 +251,7 @@ STATES: Mapping[str, Failure | NotReady] = {
 
 
 def rows_of(error: Any) -> tuple[Row, ...]:
-    """The rows that may know an answer with this `error`: its code's own row, or those of answers without a code."""
+    """Return the rows for an answer with this `error`: its code's own row, or those of answers without a code."""
     code, subcode = at(error, "code"), at(error, "error_subcode")
     if not isinstance(code, int) or isinstance(code, bool):
         return WITHOUT_A_CODE

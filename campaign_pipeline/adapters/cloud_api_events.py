@@ -1,4 +1,4 @@
-"""Status events of the Cloud API: what became of a part after Meta accepted it."""
+"""Status events of the Cloud API: the result of a part after Meta accepted it."""
 
 import re
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ _CLASSES: Mapping[type[Outcome], str] = {
 
 
 def read_status(event: Any) -> StatusEvent | None:
-    """Read one element of a webhook's `statuses[]`; None where it is not about a part of ours."""
+    """Read one element of a webhook's `statuses[]`; None if it is not about a part of ours."""
     key, status = at(event, "biz_opaque_callback_data"), at(event, "status")
     found = _KEY.fullmatch(key) if isinstance(key, str) else None
     if found is None or not isinstance(status, str) or status not in _STATUSES:
@@ -48,7 +48,7 @@ def read_status(event: Any) -> StatusEvent | None:
 
 
 def _failed(event: Any) -> tuple[str, str, str]:
-    """Class, code and sentence of a delivery that failed."""
+    """Return class, code and sentence of a failed delivery."""
     code = at(event, "errors", 0, "code")
     _, row = CODES.get(code, (None, None)) if isinstance(code, int) and not isinstance(code, bool) else (None, None)
     if row is None or row.outcome not in _CLASSES:

@@ -1,10 +1,10 @@
-"""How an inbox is reached: what its instance row says, else what the environment says. Each problem is a sentence.
+"""Address and key of an inbox: from its instance row, else from the environment. Each problem is a sentence.
 
-Everything here raises LookupError where something is missing or unusable; the text names it and never quotes a key.
+All functions raise LookupError if something is missing or unusable; the message names it and never quotes a key.
 
-Two rules keep keys where they belong. A key of the environment only goes to the address of the environment: who may
-write a row must not be able to send it elsewhere. And an address is one that may be reached (`adapters.hosts`), without
-anything in it that would change the path or add a key.
+Two rules protect keys. A key from the environment goes only to the address from the environment: a person who may write
+a row must not be able to redirect it. And an address must be allowed (`adapters.hosts`), without a part that would
+change the path or add a key.
 """
 
 from collections.abc import Mapping
@@ -20,9 +20,9 @@ from campaign_pipeline.adapters.inbox_connection import InboxConnection
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where a provider is, and the key for it."""
+    """The address of a provider, and the key for it."""
 
-    url: str  # without a slash at its end
+    url: str  # without a trailing slash
     key: str = field(repr=False)
 
 
@@ -33,10 +33,10 @@ def endpoint(
     key_variable: str | None,
     usual_url: str | None = None,
 ) -> Endpoint:
-    """Address and key of one inbox.
+    """Return address and key of one inbox.
 
-    The address is the row's base_url (in provider_config, else settings), else the variable's, else the usual one. The
-    key is the row's instance_token or api_key; else the variable's, which only goes to the variable's address.
+    The address is the row's base_url (in provider_config, else settings), else the variable's, else the default. The
+    key is the row's instance_token or api_key, else the variable's, which goes only to the variable's address.
     """
     named = _own_url(connection)
     common = variables.get(url_variable) or usual_url
@@ -62,7 +62,7 @@ def endpoint(
 
 @dataclass(frozen=True)
 class KeyVariable:
-    """Which variable holds a provider's key, and how those begin that an inbox may name in its stead."""
+    """The variable with a provider's key, and the prefix of variables that an inbox may name instead."""
 
     usual: str
     prefix: str
@@ -77,9 +77,9 @@ KEY_VARIABLES = {
 
 
 def variables_of(connection: InboxConnection, provider: str, variables: Mapping[str, str]) -> Mapping[str, str]:
-    """The variables for one inbox: the key that its provider_config.key_variable names stands in for the usual one.
+    """Return the variables for one inbox, with the key that its provider_config.key_variable names.
 
-    A row can name no secret of anything else, for the name has to begin like its provider's own; and it goes where the
+    A row cannot name any other secret, because the name must begin like the provider's own; and the key goes where the
     usual key would go. Raises LookupError.
     """
     named, known = connection.setting("key_variable"), KEY_VARIABLES.get(provider)
@@ -93,7 +93,7 @@ def variables_of(connection: InboxConnection, provider: str, variables: Mapping[
 
 
 def environment_endpoint(variables: Mapping[str, str], url_variable: str, key_variable: str) -> Endpoint:
-    """Address and key of a provider of which no row has a say."""
+    """Return address and key of a provider that rows cannot configure."""
     for variable in (url_variable, key_variable):
         if not variables.get(variable):
             raise LookupError(f"{variable} is not set.")
@@ -103,7 +103,7 @@ def environment_endpoint(variables: Mapping[str, str], url_variable: str, key_va
 
 
 def model_url(environment: Environment) -> str:
-    """OPENROUTER_BASE_URL. Raises SettingError: it concerns every message."""
+    """Return OPENROUTER_BASE_URL. Raises SettingError, because it concerns every message."""
     try:
         return _reachable(base_address(environment.openrouter_base_url, "OPENROUTER_BASE_URL"), "OPENROUTER_BASE_URL")
     except LookupError as error:
@@ -111,7 +111,7 @@ def model_url(environment: Environment) -> str:
 
 
 def base_address(url: str, named: str) -> str:
-    """The same address without a slash at its end, if a path can be put after it."""
+    """Return an address without a trailing slash, if a path can be appended."""
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port
@@ -124,7 +124,7 @@ def base_address(url: str, named: str) -> str:
     ):
         raise LookupError(f"The base URL ({named}) must be an address such as https://api.example.com.")
     if "#" in url or "?" in url or "\\" in url or "@" in parts.netloc:
-        # A `#` or `?` would swallow the path that is put after it; a user would leave as a key.
+        # A `#` or `?` would swallow the appended path; a user part would be sent as a key.
         raise LookupError(f"The base URL ({named}) must be without #, ?, backslash, user and password.")
     return _tidy(url)
 
@@ -141,7 +141,7 @@ def _reachable(url: str, named: str) -> str:
 
 
 def usable_key(key: Any, named: str) -> str:
-    """The same key, if a header can bear it."""
+    """Return a key, if it is valid in a header."""
     if not isinstance(key, str) or not (key.isascii() and key.isprintable()):
         raise LookupError(f"The key ({named}) has characters that no key has.")
     return key

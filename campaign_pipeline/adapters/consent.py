@@ -1,4 +1,4 @@
-"""Consent as an operator handles it: suppressions by hand, and what is stored of a lead, to be given out or erased."""
+"""Consent for operators: manual suppressions, and the export or erasure of a lead's data."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,21 +11,21 @@ from campaign_pipeline.core.phone_reading import NotANumber, canonical_address, 
 
 
 class ConsentRefused(RuntimeError):
-    """What was asked for cannot be done, or not now; the text is one sentence that says why."""
+    """The request cannot be fulfilled, or not now; the message is one sentence that says why."""
 
 
 @dataclass(frozen=True)
 class Whom:
-    """Who is meant: a lead, an address, or both; in one workspace and channel, where they are named."""
+    """The subject: a lead, an address, or both; within a workspace and channel, if given."""
 
     lead_id: UUID | None = None
-    address: str | None = None  # a phone number or an e-mail address, however it is written
+    address: str | None = None  # a phone number or an e-mail address, in any spelling
     workspace_id: UUID | None = None
     channel: str | None = None  # whatsapp, email
 
 
 def _readable(address: str) -> str:
-    """The one spelling of an address that an operator typed; raises ConsentRefused where it is none, or has two."""
+    """Normalise an address that an operator typed; raises ConsentRefused if it is invalid or ambiguous."""
     canonical = canonical_address(address)
     if canonical is None or not canonical.isdigit():
         if canonical is None:
@@ -41,16 +41,16 @@ class Consent(Statements):
     """Suppressions, exports and erasures."""
 
     async def _all(self, name: str, **parameters: Any) -> list[dict[str, Any]]:
-        """Rows of a statement; raises ConsentRefused with the database's own sentence where it refuses."""
+        """Return the rows of a statement; raises ConsentRefused with the database's own sentence if it refuses."""
         try:
             return await super()._all(name, **parameters)
         except (psycopg.errors.InvalidParameterValue, psycopg.errors.RaiseException) as error:
             raise ConsentRefused(str(error.diag.message_primary)) from None
 
     async def suppress(self, whom: Whom, reason: str, *, everywhere: bool = False) -> int:
-        """Write to them no more; returns the suppression's id. `everywhere`: in all workspaces.
+        """Suppress the subject; return the suppression's id. `everywhere`: in all workspaces.
 
-        A lead alone is suppressed in its workspace, at its number too. Raises ConsentRefused.
+        A lead alone is suppressed in its workspace, with its number. Raises ConsentRefused.
         """
         if whom.address is not None:
             whom = replace(whom, address=_readable(whom.address))
@@ -59,12 +59,12 @@ class Consent(Statements):
         return int(rows[0]["id"])
 
     async def lift(self, whom: Whom, by: str) -> int:
-        """Let them be written to again; returns how many suppressions were lifted."""
+        """Lift the subject's suppressions; return how many."""
         rows = await self._all("lift", by=by, **vars(whom))
         return int(rows[0]["lifted"])
 
     async def suppressions(self, whom: Whom, shown: int) -> list[dict[str, Any]]:
-        """The suppressions that hold, the newest first."""
+        """Return the active suppressions, the newest first."""
         return await self._all(
             "list_suppressions",
             lead_id=whom.lead_id,
@@ -75,11 +75,11 @@ class Consent(Statements):
         )
 
     async def export(self, lead_id: UUID) -> tuple[str | None, list[str]]:
-        """All that is stored of a lead, as JSON, and the ids of its messages; None if nothing is."""
+        """Return all that is stored of a lead, as JSON, and the ids of its messages; None if nothing is stored."""
         row = (await self._all("export_lead", lead_id=lead_id))[0]
         return row["document"], row["message_ids"]
 
     async def erase(self, lead_id: UUID, by: str) -> dict[str, int]:
-        """Erase a person's data in the database; returns rows by table. Raises ConsentRefused while a part is sent."""
+        """Erase a person's data in the database; return rows by table. Raises ConsentRefused while a part is sent."""
         counts: dict[str, int] = (await self._all("erase_lead", lead_id=lead_id, by=by))[0]["counts"]
         return counts

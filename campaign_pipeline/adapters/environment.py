@@ -1,4 +1,4 @@
-"""What the process was told by its environment: every variable that the pipeline reads, in one place."""
+"""Settings from environment variables: every variable that the pipeline reads, in one place."""
 
 import math
 import os
@@ -15,17 +15,17 @@ from campaign_pipeline.adapters.first_day import kept_first_day
 # SUPABASE_URL, SUPABASE_SERVICE_ROLE_KEY; SMTP_URL (smtp://user:password@host:587), SMTP_FROM, SMTP_REPLY_TO,
 # SMTP_DOMAIN, SMTP_UNSUBSCRIBE_URL, SMTP_UNSUBSCRIBE_MAILTO, SMTP_CA_FILE.
 PROVIDER_PREFIXES = ("EVOLUTION_", "UAZAPI_", "CLOUD_API_", "SUPABASE_", "SMTP_")
-"""How the variables begin that message providers read; each adapter says which, and what its instances override."""
+"""Prefixes of the variables that message providers read; each adapter says which, and what instances override."""
 
 DEFAULT_HOME = ".campaign"
-"""The folder of the pipeline's own files, where CAMPAIGN_HOME names no other."""
+"""The folder of the pipeline's own files, unless CAMPAIGN_HOME is set."""
 
 LONGEST_CACHE_SECONDS = 86_400
-"""For which OpenRouter keeps an answer at most."""
+"""For which OpenRouter caches a response at most."""
 
 
 class SettingError(ValueError):
-    """A variable is missing where it is needed, or has an impossible value; the text names it and says what to do."""
+    """A required variable is missing, or a value is invalid; the message names the variable and says what to do."""
 
 
 def _number(env: Mapping[str, str], name: str, default: float, minimum: float) -> float:
@@ -36,7 +36,7 @@ def _number(env: Mapping[str, str], name: str, default: float, minimum: float) -
         value = float(raw)
     except ValueError:
         raise SettingError(f"{name} is {raw!r}, but must be a number of at least {minimum:g}.") from None
-    if not minimum <= value < math.inf:  # nor `nan`, which compares with nothing
+    if not minimum <= value < math.inf:  # nor `nan`, which compares false
         raise SettingError(f"{name} is {raw}, but must be at least {minimum:g}.")
     return value
 
@@ -63,10 +63,10 @@ def _minutes(env: Mapping[str, str], name: str, default: tuple[float, ...]) -> t
 
 @dataclass(frozen=True)
 class BusinessDays:
-    """Which days reports and back-fills are cut in."""
+    """The days of reports and back-fills."""
 
-    timezone: str = "America/Sao_Paulo"  # where a day begins and ends
-    first_day: date = date(2025, 1, 1)  # the earliest day that the UI offers, where none is known to have data
+    timezone: str = "America/Sao_Paulo"  # in which a day begins and ends
+    first_day: date = date(2025, 1, 1)  # the earliest day in the UI, if the first day with data is unknown
 
     @classmethod
     def from_environment(cls, env: Mapping[str, str] | None = None) -> "BusinessDays":
@@ -92,23 +92,23 @@ class BusinessDays:
 
 @dataclass(frozen=True)
 class DeliverySettings:
-    """How patient the send path is. Defaults suit production; tests and rehearsals shorten them."""
+    """The timing of the send path. The defaults suit production; tests and rehearsals shorten them."""
 
     lease_seconds: float = 120.0  # how long a dead worker's messages stay locked
-    max_age_minutes: float = 60.0  # of open time, after which a message that is due is skipped
+    max_age_minutes: float = 60.0  # of open time; older due messages are skipped
     retry_delays_minutes: tuple[float, ...] = (5.0, 15.0, 30.0)  # before the 2nd, 3rd, … attempt
     max_attempts: int = 3
     look_up_patience_seconds: float = 90.0  # how long a provider may take to show a message that it accepted
-    send_timeout_seconds: float = 30.0  # beyond the delay that the provider itself was asked for
+    send_timeout_seconds: float = 30.0  # beyond the delay that the provider was asked for
     generation_timeout_seconds: float = 30.0
-    max_inline_wait_seconds: float = 60.0  # a throttle up to this long is waited out, longer ones go back to the queue
-    number_check_days: float = 0.0  # how long a provider's "has an account" is believed; 0: numbers are not checked
-    number_recheck_days: float = 7.0  # how long its "has none" is believed
-    most_unrecognised_answers: int = 5  # in a row, after which an inbox or a model is paused
+    max_inline_wait_seconds: float = 60.0  # longer throttles return the message to the queue
+    number_check_days: float = 0.0  # how long "has an account" is cached; 0: numbers are not checked
+    number_recheck_days: float = 7.0  # how long "has none" is cached
+    most_unrecognised_answers: int = 5  # in a row; then the inbox or the model is paused
 
     @property
     def max_age(self) -> timedelta:
-        """The same as a duration."""
+        """Return the maximum age as a duration."""
         return timedelta(minutes=self.max_age_minutes)
 
     @classmethod
@@ -137,16 +137,16 @@ class DeliverySettings:
 
 @dataclass(frozen=True)
 class OperationsSettings:
-    """How the queue is worked by itself, what is worth a notice, and what is kept for how long."""
+    """Automatic processing of the queue, thresholds for notices, and retention."""
 
-    schedules_on: bool = False  # whether sending by itself starts with the code location; the UI's switches win
-    planning: bool = False  # whether days are planned here though a CRM plans by itself
-    demo_trickle: bool = False  # set by `campaign-pipeline dev` alone: made-up messages become due every minute
-    runs_at_once: int = 3  # of process_campaign_queue, launched by itself
+    schedules_on: bool = False  # whether sending starts with the code location; the UI's switches override it
+    planning: bool = False  # whether to plan days although a CRM plans too
+    demo_trickle: bool = False  # set only by `campaign-pipeline dev`: sample messages become due every minute
+    runs_at_once: int = 3  # of process_campaign_queue, launched automatically
     drain_minutes: float = 30.0  # for which one run may launch the next while full batches are due
-    overdue_minutes: float = 15.0  # of open time, after which messages that still wait are worth a notice
+    overdue_minutes: float = 15.0  # of open time, after which waiting messages are reported
     keep_runs_days: int = 30  # finished Dagster runs and their events
-    keep_outputs_days: int = 7  # step outputs, which hold personal data
+    keep_outputs_days: int = 7  # step outputs, which contain personal data
     keep_logs_days: int = 90  # campaign_logs
 
     @classmethod
@@ -169,9 +169,9 @@ class OperationsSettings:
 
 @dataclass(frozen=True)
 class NotifierSettings:
-    """Who is told when something needs a person. Addresses with a secret in them are left out of `repr`."""
+    """Recipients of notices. Addresses that contain a secret are not in `repr`."""
 
-    webhook_url: str | None = field(default=None, repr=False)  # takes a JSON object by POST
+    webhook_url: str | None = field(default=None, repr=False)  # receives a JSON object by POST
     webhook_format: str = "json"  # slack, teams or json
     ui_url: str | None = None  # Dagster's UI, for links
     email: str | None = None  # one or several addresses, separated by commas
@@ -185,7 +185,7 @@ class NotifierSettings:
         webhook, email, smtp = (
             e.get(name) for name in ("CAMPAIGN_NOTIFY_WEBHOOK", "CAMPAIGN_NOTIFY_EMAIL", "CAMPAIGN_SMTP_URL")
         )
-        # Neither text shows the value: both hold a secret.
+        # Neither text shows the value, because both contain a secret.
         if webhook is not None and not webhook.startswith(("https://", "http://")):
             raise SettingError("CAMPAIGN_NOTIFY_WEBHOOK must be an https:// or http:// URL.")
         if email is not None and smtp is None:
@@ -215,7 +215,7 @@ _WEBHOOK_HOSTS = {
 
 
 def _webhook_format(wanted: str | None, webhook: str | None) -> str:
-    """What the webhook understands: as it is set, else by its host."""
+    """Return the webhook's format: as set, else by its host."""
     if wanted is not None:
         if wanted not in WEBHOOK_FORMATS:
             raise SettingError(f"CAMPAIGN_NOTIFY_FORMAT is {wanted!r}, but must be slack, teams or json.")
@@ -235,15 +235,15 @@ def _cache_seconds(env: Mapping[str, str]) -> int:
 
 @dataclass(frozen=True)
 class Environment:
-    """The variables that name outside systems and their keys. Keys are left out of `repr`."""
+    """Variables that name outside systems and their keys. Keys are not in `repr`."""
 
     home: Path
     outputs_path: str = ""  # where step outputs are written: a folder, or s3://bucket/prefix and the like
     database_url: str | None = field(default=None, repr=False)
     openrouter_api_key: str | None = field(default=None, repr=False)
     openrouter_base_url: str = "https://openrouter.ai/api/v1"
-    openrouter_cache_seconds: int = 0  # for which OpenRouter may keep answers, personal data with them; 0: not at all
-    providers: Mapping[str, str] = field(default_factory=dict, repr=False)  # every other variable of a provider
+    openrouter_cache_seconds: int = 0  # for which OpenRouter may cache responses, personal data included; 0: never
+    providers: Mapping[str, str] = field(default_factory=dict, repr=False)  # all other variables of providers
 
     @classmethod
     def read(cls, env: Mapping[str, str] | None = None) -> "Environment":

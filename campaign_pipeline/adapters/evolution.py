@@ -1,7 +1,7 @@
 """Evolution API v2: WhatsApp over Baileys.
 
-Contract: EvolutionAPI/evolution-api 2.3.x. It takes no key of ours: a part whose answer was lost is searched for by
-number, text and time. Not every server keeps messages, so a miss counts only if a part that was surely sent is found.
+Contract: EvolutionAPI/evolution-api 2.3.x. It accepts no idempotency key: a part whose answer was lost is searched for
+by number, text and time. Some servers store no messages, so a miss counts only if a part that was surely sent is found.
 """
 
 from collections.abc import Callable, Mapping
@@ -31,11 +31,11 @@ from campaign_pipeline.core.ports import (
 )
 
 CLOCK_SKEW = timedelta(days=1)
-"""Allowed between the provider's clock and the database's. Wide: a part that is not found would go out twice, while an
-older message of the very same text to the same number hardly exists."""
+"""Allowed between the provider's clock and the database's. Wide, because a part that is not found would be sent twice,
+while an older message with the same text to the same number hardly exists."""
 
 LARGEST_PAGE = 4 * 2**20
-"""Bytes: a stored message may hold a picture's thumbnail, written as a list of numbers."""
+"""Bytes: a stored message may contain a picture's thumbnail, as a list of numbers."""
 
 _STAMP = "%Y-%m-%dT%H:%M:%S.000Z"
 
@@ -68,13 +68,13 @@ class Evolution(WebChannel):
 
     @classmethod
     def accepted(cls, body: Any) -> Sent | None:
-        """Read `key.id`. Meta's errors pass through as a success without one."""
+        """Read `key.id`. Meta's errors arrive as a success without one."""
         provider_id = text_at(body, "key", "id")
         kept = {key: at(body, key) for key in ("status", "messageTimestamp", "instanceId")}
         return Sent(provider_id, kept, text_at(body, "key", "remoteJid")) if provider_id else None
 
     async def find_accepted(self, attempt: Attempt) -> LookUpAnswer:
-        """Search the messages that this number sent to the address since the attempt began."""
+        """Search the messages that this number has sent to the address since the attempt began."""
         address = attempt.envelope.address
         plain = [address] if "@" in address else [f"{digits}@s.whatsapp.net" for digits in alternatives(address)]
         found = await self._sent_to(attempt, plain)
@@ -83,7 +83,7 @@ class Evolution(WebChannel):
         absent = await self._absent(attempt)
         if not isinstance(absent, Absent) or not absent.proven:
             return absent
-        # Before it counts as absent: WhatsApp may know the number by a name that hides it (a LID).
+        # Before it counts as absent: WhatsApp may know the number by an id that hides it (a LID).
         accounts = await self.accounts(address)
         if isinstance(accounts, LookUpFailed):
             return accounts
@@ -91,7 +91,7 @@ class Evolution(WebChannel):
         return await self._sent_to(attempt, [name for name in names if name and name not in plain]) or absent
 
     async def _sent_to(self, attempt: Attempt, jids: list[str]) -> Found | LookUpFailed | None:
-        """The first message of this text to one of these names that belongs to no other part."""
+        """Return the first message with this text to one of these ids that belongs to no other part."""
         started = datetime.fromtimestamp(attempt.started_at, UTC)
         span = {"gte": f"{started - CLOCK_SKEW:{_STAMP}}", "lte": f"{started + timedelta(days=2):{_STAMP}}"}
 
@@ -108,7 +108,7 @@ class Evolution(WebChannel):
         return None
 
     async def _absent(self, attempt: Attempt) -> LookUpAnswer:
-        """A miss proves something only where a message that was surely sent can be found."""
+        """A miss proves absence only if a message that was surely sent can be found."""
         control = attempt.control_provider_id
         if control is None:
             reason = "This inbox has not sent anything yet by which its search could be tried."
@@ -132,7 +132,7 @@ def _page(number: int, body: Any) -> Page | None:
 
 
 def _says(record: Any, text: str) -> bool:
-    """Whether a stored message, plain or with a preview, has this text but for white space, which a server may tidy."""
+    """Return whether a stored message, plain or with a preview, has this text, ignoring white space."""
     stored = text_at(record, "message", "conversation") or text_at(record, "message", "extendedTextMessage", "text")
     return stored is not None and stored.split() == text.split()
 

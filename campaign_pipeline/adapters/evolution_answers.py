@@ -1,7 +1,7 @@
-"""What Evolution's answers mean.
+"""The meaning of Evolution's answers.
 
-Nearly every failure comes as 400 "Bad Request", also what it throws after WhatsApp took the message: the class lies in
-`response.message`.
+Nearly every failure is a 400 "Bad Request", even errors thrown after WhatsApp accepted the message; `response.message`
+tells them apart.
 """
 
 import re
@@ -12,7 +12,7 @@ from campaign_pipeline.adapters.whatsapp_web import in_words, no_account, timed_
 from campaign_pipeline.core.ports import NOT_STORED, Envelope, Permanent, Sent, Systemic, Unknown
 
 _STORED_AFTER_SENDING = r"(this\.prismaRepository\.message(update)?\.create|this\.cache\.delete)\(\)"
-"""Calls that Evolution makes when WhatsApp has taken the message."""
+"""Calls that Evolution makes after WhatsApp accepted the message."""
 
 _BASE_URL = "the instance's base URL (EVOLUTION_API_URL)"
 _NO_INSTANCE = "Evolution does not know this instance."
@@ -26,7 +26,7 @@ _BAD_KEY = Row(
 )
 
 ANSWERS: tuple[Row, ...] = (
-    # First what may be said of a message that went out.
+    # First the answers that are possible for a message that was sent.
     Row(
         Sent,
         "sent_not_stored",
@@ -54,31 +54,31 @@ ANSWERS: tuple[Row, ...] = (
         r"|does not (match|meet)\b.{0,120}|must be .{1,80}|should (have|be) .{1,80}|is not allowed\b.{0,80}"
         r"|is required|can ?not be empty)|the \"?\w{1,40}\"? can ?not be empty|enter a value\b.{0,60}|invalid format",
     ),
-    # Its guards answer these before anything else.
+    # Its guards give these answers before anything else.
     _BAD_KEY,
     Row(Systemic, "instance_missing", _NO_INSTANCE, status={404}, fact="no_instance"),
     redirected(_BASE_URL),
     too_fast({429}),
     tells_nothing("Evolution", {408, *range(500, 600)}),
 )
-"""To a send; the first row that matches."""
+"""To a send; the first matching row decides."""
 
 STATE_ANSWERS: tuple[Row, ...] = (
     _BAD_KEY,
     Row(Systemic, "instance_missing", _NO_INSTANCE, status={404}),
     redirected(_BASE_URL, range(300, 400)),
 )
-"""To the question for the state of an instance."""
+"""To the query for an instance's state."""
 
 
 def heard(answer: Answer, envelope: Envelope | None) -> Heard:
-    """Read `response.message`: a text, or a list of texts, objects, and lists of complaints about the request."""
+    """Read `response.message`: a text, or a list of texts, objects, and lists of validation errors."""
     said = at(answer.body, "response", "message")
     pieces = said if isinstance(said, list) else [said]
     facts = {"no_account"} if any(at(piece, "exists") is False for piece in pieces) else set()
     complaints = [piece for piece in pieces if isinstance(piece, list)]
     if complaints and len(complaints) == len(pieces):
-        # Only its validation of the request gives a list within the list; what is thrown later gives texts.
+        # Only request validation returns a list within the list; later errors are texts.
         facts.add("complaints")
         pieces = [text for complaint in complaints for text in complaint]
     if any(isinstance(piece, str) and re.fullmatch(_SAYS_NO_INSTANCE, piece) for piece in pieces):

@@ -1,8 +1,8 @@
-"""The first day that has data: found in the database, kept in a file that loading the code location may read.
+"""The first day with data: found in the database, cached in a file that the code location reads when loaded.
 
-Partitions are fixed when the code location is loaded, in the code server and again in every step's process. None of
-them may wait for a database then. Where the file is missing, as on another host, the days begin earlier, which refuses
-nobody's partition; for the same reason the day only ever moves back.
+Partitions are fixed when the code location is loaded, in the code server and in every step's process, which must not
+wait for a database. If the file is missing, as on another host, the days begin earlier, so no partition is rejected;
+for the same reason the day only ever moves back.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ FILE = "first_day"
 
 
 def kept_first_day(home: Path) -> date | None:
-    """The day, if one is kept and can be read."""
+    """Return the cached day, if there is a readable one."""
     try:
         return date.fromisoformat((home / FILE).read_text(encoding="utf-8").strip())
     except (OSError, ValueError):
@@ -22,7 +22,7 @@ def kept_first_day(home: Path) -> date | None:
 
 
 def keep_first_day(home: Path, day: date) -> None:
-    """Keep the day where it is earlier than the one that is kept; a folder that takes no file keeps none."""
+    """Cache the day if it is earlier than the cached one; ignored if the folder is not writable."""
     kept = kept_first_day(home)
     if kept is not None and kept <= day:
         return

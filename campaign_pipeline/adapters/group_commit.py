@@ -1,7 +1,7 @@
-"""Group commit: calls that wait for the same statement go to the database together, in one transaction.
+"""Group commit: concurrent calls of the same statement go to the database together, in one transaction.
 
-A call returns only after its transaction is committed, so nothing that it promises is weakened; what is saved is round
-trips and flushes. While one group is being committed the next one gathers: the busier, the larger the groups.
+A call returns only after its transaction is committed, so no guarantee is weakened; round trips and flushes are saved.
+While one group is being committed, the next one gathers: the higher the load, the larger the groups.
 """
 
 import asyncio
@@ -15,33 +15,33 @@ import psycopg
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# What a value of one item can do to the whole statement. Trouble with the connection is none of the items' making.
+# Errors that one item's value can cause for the whole statement. Connection errors are not caused by items.
 _ITEM_ERRORS = (psycopg.DataError, psycopg.IntegrityError, psycopg.ProgrammingError)
 
 
 NEAR_SECONDS = 0.01
-"""A statement of a near database has been this quick at least once. One 20 ms away never is; one on the same two busy
-cores is, with its first small groups."""
+"""A nearby database has executed a statement this fast at least once. One at 20 ms never does; one on the same two busy
+cores does, with its first small groups."""
 
 LONGEST_WAIT_SECONDS = 0.25
-"""For a turn: an end that is not committed is an unknown outcome, should its process die."""
+"""For a turn: if the process dies, a result that is not committed is an unknown outcome."""
 
 
 class Turns:
-    """One statement at a time for several kinds of groups.
+    """Serialises the statements of several kinds of groups.
 
-    What a statement costs is mostly its start: a group of 20 costs a message 0.6 of what a group of 8 does. So the
-    groups gather while any of them is under way, and become twice as large. Where the database is far away a turn would
-    cost a round trip of waiting, which nobody uses: there the kinds go side by side.
+    Most of a statement's cost is fixed: a group of 20 costs 0.6 per message of what a group of 8 does. So groups gather
+    while any of them is in progress, and become twice as large. If the database is far away, taking turns would cost a
+    round trip of idle waiting: there the kinds run side by side.
     """
 
     def __init__(self) -> None:
         self._lock = asyncio.Lock()
-        self._quickest = math.inf  # seconds of a statement, so far
+        self._quickest = math.inf  # fastest statement so far, in seconds
 
     @contextlib.asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
-        """For one statement."""
+        """Wait for the turn of one statement."""
         is_mine = self._quickest < NEAR_SECONDS and await self._comes()
         try:
             loop = asyncio.get_running_loop()
@@ -53,7 +53,7 @@ class Turns:
                 self._lock.release()
 
     async def _comes(self) -> bool:
-        """Wait for the turn; False where the statement before is stuck, be it on a row that another program locked."""
+        """Wait for the turn; return False if the previous statement is stuck, for example on a locked row."""
         try:
             async with asyncio.timeout(LONGEST_WAIT_SECONDS):
                 await self._lock.acquire()
@@ -65,9 +65,9 @@ class Turns:
 class GroupCommit(Generic[Item, Result]):
     """Gathers items for one set-based statement.
 
-    `execute` takes a list of items and returns their results in the same order. One statement is under way at a time,
-    of at most `size` items, and in one of the `turns` of several kinds of groups. Items of the same `key` never share a
-    statement: the later one goes with a later group.
+    `execute` takes a list of items and returns their results in the same order. One statement of at most `size` items
+    is in progress at a time, in one of the `turns` that several kinds of groups share. Items with the same `key` are
+    never in the same statement: the later one waits for a later group.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class GroupCommit(Generic[Item, Result]):
         self._running: asyncio.Task[None] | None = None
 
     async def submit(self, item: Item) -> Result:
-        """Run one item in some group; raises what its own statement raises, never a neighbour's error."""
+        """Run one item in some group; raises its own error, never a neighbour's."""
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, future))
         if self._running is None or self._running.done():
@@ -94,7 +94,7 @@ class GroupCommit(Generic[Item, Result]):
         return await future
 
     async def _drain(self) -> None:
-        # One turn of the loop, so that items which became ready together go together.
+        # Yield to the loop once, so that items that became ready together go together.
         await asyncio.sleep(0)
         while self._waiting:
             async with self._turns.turn():
@@ -118,7 +118,7 @@ class GroupCommit(Generic[Item, Result]):
 
     async def _executed(self, items: list[Item]) -> Sequence[Result]:
         results = await self._execute(items)
-        if len(results) != len(items):  # nobody may wait for ever for the one that is missing
+        if len(results) != len(items):  # otherwise the caller of the missing result would wait for ever
             raise RuntimeError(f"a group of {len(items)} items came back with {len(results)} results")
         return results
 
@@ -129,7 +129,7 @@ class GroupCommit(Generic[Item, Result]):
             if len(group) == 1:
                 _fail(group[0][1], error)
                 return
-            # Some item cannot be stored: find out which, so that its neighbours are not harmed.
+            # Some item cannot be stored: run them one by one, so that the others succeed.
             for member in group:
                 await self._run([member])
         except BaseException as error:

@@ -1,7 +1,7 @@
-"""The heartbeat of a shard in a thread of its own, with a connection of its own.
+"""The heartbeat of a shard in its own thread, with its own connection.
 
-The event loop that works the messages may be blocked by one of them (a text check, a library); the leases of the others
-must not expire meanwhile.
+One message may block the event loop that delivers messages (a text check, a library); the leases of the others must
+not expire meanwhile.
 """
 
 import asyncio

@@ -1,14 +1,15 @@
-"""Which hosts this process may reach. Every connection to an outside system, HTTP and mail, is asked for here.
+"""Which hosts this process may reach; checked for every connection to an outside system, HTTP and mail.
 
-Three rules, by two variables:
+Three rules, set by two variables:
 
-* Without a setting: a public address, over TLS; and this machine (loopback), with or without.
-* `CAMPAIGN_ALLOWED_HOSTS` names further hosts: those may be private, and reached without TLS.
-* `CAMPAIGN_ONLY_HOSTS`: nothing else is reached, whatever names it. It is set where every provider is a sandbox, and
-  inherited by each process that is started from there; `CAMPAIGN_SANDBOX` says that it must be set.
+* By default: a public address with TLS, and this machine (loopback) with or without.
+* `CAMPAIGN_ALLOWED_HOSTS` names further hosts, which may be private, and reached without TLS.
+* `CAMPAIGN_ONLY_HOSTS` restricts connections to these hosts, whatever else is configured. It is set if every provider
+is
+  a sandbox, and child processes inherit it; `CAMPAIGN_SANDBOX` requires it to be set.
 
-A name is checked before it is resolved, and each address that it resolves to before a connection is made: a name that
-is public today may point into a private network tomorrow (DNS rebinding).
+A name is checked before it is resolved, and each resolved address before a connection is made: a name that is public
+today may resolve to a private network tomorrow (DNS rebinding).
 """
 
 import asyncio
@@ -42,12 +43,12 @@ _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 
 class HostRefused(OSError):
-    """A connection that must not be made; the text is one sentence for the operator. Nothing was sent."""
+    """A forbidden connection; the message is one sentence for the operator. Nothing was sent."""
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """One element of a list of hosts: a name or a network, of one port or of all."""
+    """One element of a list of hosts: a name or a network, with one port or all."""
 
     name: str | None
     network: _Network | None
@@ -80,14 +81,14 @@ class Hosts:
     """The hosts that may be reached."""
 
     allowed: tuple[_Entry, ...] = ()
-    only: tuple[_Entry, ...] | None = None  # None: no such limit
+    only: tuple[_Entry, ...] | None = None  # None: no restriction
 
     @classmethod
     def from_environment(cls, env: Mapping[str, str] | None = None) -> "Hosts":
         """Read CAMPAIGN_ALLOWED_HOSTS, CAMPAIGN_ONLY_HOSTS and CAMPAIGN_SANDBOX.
 
-        Raises SettingError, so that nothing is reached, where one of them cannot be read, and where the limit of a
-        sandbox is missing.
+        Raises SettingError, so that nothing is reached, if one of them is invalid, or a sandbox has no
+        restriction.
         """
         e = os.environ if env is None else env
         sandboxed = e.get(SANDBOX, "").strip().lower()
@@ -102,7 +103,7 @@ class Hosts:
         return cls(_entries(e, ALLOWED_HOSTS), only)
 
     def check(self, host: str, port: int, *, encrypted: bool) -> None:
-        """Before a name is resolved. Raises HostRefused."""
+        """Check a name before it is resolved. Raises HostRefused."""
         if not host.isprintable() or not host.strip(" .") or " " in host:
             raise HostRefused(f"{host!r} is no name that a host can have")
         name, address = host.lower().rstrip("."), _address(host)
@@ -126,7 +127,7 @@ class Hosts:
             self.check_address(host, host, port)
 
     def check_address(self, host: str, resolved: str, port: int) -> None:
-        """Check one address that a host resolved to, or that was given in its place. Raises HostRefused."""
+        """Check one address that a host resolved to, or that replaces it. Raises HostRefused."""
         name, address = host.lower().rstrip("."), _address(resolved)
         if address is None:
             raise HostRefused(f"{host} resolves to {resolved!r}, which is no address")
@@ -153,7 +154,7 @@ class Hosts:
         return HostRefused(f"{host}:{port} is not the sandbox, and nothing else may be reached ({ONLY_HOSTS})")
 
     async def resolve(self, host: str, port: int, *, encrypted: bool, family: int = 0) -> list[AddressInfo]:
-        """Every address of a host, each of them checked. Raises HostRefused, and OSError where there is none."""
+        """Return all addresses of a host, each of them checked. Raises HostRefused, or OSError if there is none."""
         self.check(host, port, encrypted=encrypted)
         try:
             found: list[Any] = await asyncio.get_running_loop().getaddrinfo(
@@ -166,13 +167,13 @@ class Hosts:
         return found
 
     async def connect(self, host: str, port: int) -> socket.socket:
-        """A connected socket for a protocol that sees to its own encryption, such as SMTP. Raises OSError."""
+        """Return a connected socket for a protocol with its own encryption, such as SMTP. Raises OSError."""
         found = await self.resolve(host, port, encrypted=True)
         return await aiohappyeyeballs.start_connection(found, happy_eyeballs_delay=0.25)
 
 
 class GuardedConnector(aiohttp.TCPConnector):
-    """The connector of HTTP: asks `Hosts` for each request, and for each address that a name resolves to."""
+    """The HTTP connector: asks `Hosts` about each request, and about each resolved address."""
 
     def __init__(self, hosts: Hosts, **options: Any) -> None:
         super().__init__(resolver=_Resolver(hosts), **options)
@@ -180,7 +181,7 @@ class GuardedConnector(aiohttp.TCPConnector):
         self._passed: set[tuple[str, int, bool]] = set()
 
     async def connect(self, req: Any, traces: Any, timeout: Any) -> Any:
-        """See aiohttp. Here also for a connection that is open already, and for an address instead of a name."""
+        """See aiohttp. Also checks open connections, and addresses instead of names."""
         asked = (req.url.host or "", req.url.port or 0, req.is_ssl())
         if asked not in self._passed:
             self._hosts.check(asked[0], asked[1], encrypted=asked[2])
@@ -193,7 +194,7 @@ class _Resolver(AbstractResolver):
         self._hosts = hosts
 
     async def resolve(self, host: str, port: int = 0, family: int = socket.AF_UNSPEC) -> list[ResolveResult]:
-        # Whether TLS is needed was asked before, by the connector, which alone knows of it.
+        # The connector has already checked whether TLS is required; only it knows.
         found = await self._hosts.resolve(host, port, encrypted=True, family=family)
         flags = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
         return [
@@ -202,7 +203,7 @@ class _Resolver(AbstractResolver):
         ]
 
     async def close(self) -> None:
-        """Nothing is kept."""
+        """Nothing to close."""
 
 
 def _entries(env: Mapping[str, str], variable: str) -> tuple[_Entry, ...]:
@@ -219,7 +220,7 @@ def _entries(env: Mapping[str, str], variable: str) -> tuple[_Entry, ...]:
 
 
 def _address(host: str) -> _Address | None:
-    """The address that a host is, without the wrappers in which IPv6 carries an IPv4 one; None for a name."""
+    """Return the address in a host, without the IPv6 forms that wrap an IPv4 address; None for a name."""
     try:
         address = ipaddress.ip_address(host.strip("[]").partition("%")[0])
     except ValueError:

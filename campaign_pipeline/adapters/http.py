@@ -1,12 +1,12 @@
 """HTTP for all providers: one fast client, one answer to "did the request leave?", and no key in any text.
 
-httpx is the interface. Its own transport slows down with the number of requests in flight, so aiohttp's carries them;
-and requests go to the transport directly, since redirects and cookies, which a client adds, are nothing that a provider
-may ask of us (a worker's processor time for a message fell from 1.75 to 1.25 ms by this and by bodies that are redacted
-only when they are shown).
+httpx is the interface. Its own transport slows down with the number of requests in flight, so aiohttp's carries them.
+Requests go to the transport directly, because no provider may set cookies or redirect us, which a client would handle
+(this, and redacting bodies only when they are shown, reduced a worker's processor time per message from 1.75 to 1.25
+ms).
 
-That transport maps aiohttp's errors loosely: a server that hangs up after it took the request comes out as
-`httpx.ConnectTimeout`. Whether something left is therefore read from the error beneath, never from httpx's.
+That transport maps aiohttp's errors loosely: a server that closes the connection after it received the request appears
+as `httpx.ConnectTimeout`. Whether a request left is therefore read from the underlying error, never from httpx's.
 """
 
 import asyncio
@@ -32,14 +32,14 @@ from campaign_pipeline.adapters.redaction import MAX_KEPT_CHARS, SHORTEST_SECRET
 from campaign_pipeline.core.ports import always
 
 MAX_ANSWER_BYTES = 2**20
-"""Of one answer, compressed and not. Providers answer with some hundred bytes; a search may ask for more."""
+"""Of one answer, compressed and not. Answers usually have a few hundred bytes; a search may allow more."""
 
 MAX_DEPTH = 64
-"""Of lists and objects within each other; Python's own limits are not far beyond."""
+"""Of nested lists and objects; Python's own limits are not far beyond."""
 
 MAX_RETRY_AFTER_SECONDS = 3600.0
 
-# Raised before any byte of the request is written: no connection, so nothing left.
+# Raised before any byte of the request is written: there is no connection, so nothing left.
 _NOTHING_LEFT = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL)
 
 _ERROR_FIELDS = frozenset(
@@ -48,7 +48,7 @@ _ERROR_FIELDS = frozenset(
         *("message", "messages", "metadata", "reason", "response", "status", "statusCode", "success", "title", "type"),
     }
 )
-"""Fields whose values tell what went wrong: of an answer that no table knows, only these are kept."""
+"""Fields whose values describe an error: of an unrecognised answer, only these are kept."""
 
 _MOST_FIELDS, _DEEPEST_FIELD, _MOST_LOOKED_AT, _MOST_WORDS = 12, 4, 50, 200
 
@@ -57,12 +57,12 @@ _SECRET_HEADERS = frozenset({"authorization", "apikey", "token", "admintoken", "
 
 
 def http_client(*, connections: int, hosts: Hosts | None = None) -> httpx.AsyncBaseTransport:
-    """What carries the requests of one process to the hosts that may be reached. Close it when done.
+    """Create the transport of one process's requests to allowed hosts. Close it when done.
 
-    `hosts`: as the environment says, if None. Raises SettingError where it cannot be read.
+    `hosts`: from the environment if None. Raises SettingError if that is invalid.
 
     Idle connections are dropped after 3 seconds: servers on Node.js (Evolution) close theirs after 5, and a request
-    that meets such a closing connection ends as unknown for no good reason.
+    on a closing connection would needlessly end as unknown.
     """
     reachable = Hosts.from_environment() if hosts is None else hosts
 
@@ -72,30 +72,30 @@ def http_client(*, connections: int, hosts: Hosts | None = None) -> httpx.AsyncB
             connector=connector, cookie_jar=aiohttp.DummyCookieJar(), request_class=_GatedRequest
         )
 
-    # Its own context for TLS is not used beside a session, and would read all certificates for nothing.
+    # Its own TLS context is unused with a session, and would load all certificates for nothing.
     return AiohttpTransport(verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), client=session)
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A provider answered, with whatever status."""
+    """A provider's answer, with any status."""
 
     status: int
-    body: Any  # parsed JSON; None where the body is none
+    body: Any  # parsed JSON; None if the body is not JSON
     raw: bytes = field(repr=False)  # without our keys
     retry_after: float | None  # seconds
 
     @property
     def text(self) -> str:
-        """The body as a text to show: cut, and without what looks like a key. Only failures need it."""
+        """Return the body as displayable text: cut, and without what looks like a key. Only failures need it."""
         return redact(self.raw[: 4 * MAX_KEPT_CHARS].decode("utf-8", "replace"))
 
     @property
     def evidence(self) -> dict[str, Any]:
-        """What is needed to add a row for this answer to a table, and nothing else of it.
+        """Return what is needed to add a row for this answer to a table, and nothing else.
 
-        Names and texts of the fields that tell of errors; of a page or a text its first words. The rest may be
-        anybody's: a row of the CRM says who is asked.
+        These are the names and texts of error fields or, of a page or a text, its first words. The rest may contain any
+        data, because a row of the CRM determines who is asked.
         """
         if self.body is None:
             words = re.sub(r"<[^>]{0,200}>", " ", self.raw[: 4 * MAX_KEPT_CHARS].decode("utf-8", "replace"))
@@ -105,15 +105,15 @@ class Answer:
 
 @dataclass(frozen=True)
 class NoAnswer:
-    """No answer came that could be read."""
+    """No readable answer came."""
 
     left: bool  # whether the request may have reached the provider
     reason: str
-    refused: bool = False  # whether the address may not be reached at all: no time mends that, only a person
+    refused: bool = False  # whether the address is forbidden: time does not help, only a person
 
 
 class _Gate:
-    """Asks at the last instant whether a request may be written."""
+    """Checks at the last instant whether a request may be written."""
 
     def __init__(self, may_leave: Callable[[], bool]) -> None:
         self._may_leave = may_leave
@@ -125,11 +125,11 @@ class _Gate:
 
 
 _GATE: ContextVar[_Gate | None] = ContextVar("gate", default=None)
-"""Of the request that this task makes: aiohttp passes nothing of ours on to where it writes."""
+"""Of this task's request: aiohttp offers no other way to pass it to where the request is written."""
 
 
 class _GatedRequest(aiohttp.ClientRequest):
-    """A request whose gate is asked where its head and body are about to be written, in one piece."""
+    """A request whose gate is checked when its head and body are about to be written, in one piece."""
 
     async def write_bytes(
         self, writer: AbstractStreamWriter, conn: aiohttp.connector.Connection, content_length: int | None = None
@@ -142,7 +142,7 @@ class _GatedRequest(aiohttp.ClientRequest):
 
 
 class _Unreadable(Exception):
-    """An answer that is larger, deeper or otherwise than it may be; the text says how."""
+    """An answer that is too large, too deep or otherwise invalid; the message says how."""
 
 
 async def post(
@@ -154,11 +154,11 @@ async def post(
     max_bytes: int = MAX_ANSWER_BYTES,
     may_leave: Callable[[], bool] = always,
 ) -> Answer | NoAnswer:
-    """POST some JSON. The body is serialised deterministically. Never raises for what the network does.
+    """POST some JSON, serialised deterministically. Never raises for network failures.
 
-    `may_leave` is asked at the last instant before the request is written; where it says no, nothing is.
+    `may_leave` is called at the last instant before the request is written; if it returns False, nothing is written.
 
-    `timeout`: seconds for the whole answer, beyond those for the connection.
+    `timeout`: seconds for the whole answer, in addition to those for the connection.
     """
     content = orjson.dumps(body)
     sent = {**headers, "Content-Type": "application/json"}
@@ -176,7 +176,7 @@ async def post(
 async def get(
     client: httpx.AsyncBaseTransport, url: str, headers: Mapping[str, str], timeout: float
 ) -> Answer | NoAnswer:
-    """GET. Never raises for what the network does."""
+    """GET. Never raises for network failures."""
     return await _request(client, "GET", url, headers, timeout, None, MAX_ANSWER_BYTES)
 
 
@@ -191,7 +191,7 @@ async def _request(
 ) -> Answer | NoAnswer:
     secrets = _secrets(headers)
     if secrets is None:
-        # Found here and not by the client, whose error would quote the header.
+        # Checked here and not by the client, whose error would quote the header.
         return NoAnswer(left=False, reason="A key has characters that no HTTP header can bear.")
     connect = min(10.0, timeout)
     try:
@@ -205,9 +205,9 @@ async def _request(
     except (httpx.InvalidURL, ValueError) as error:
         return NoAnswer(left=False, reason=f"{redact(url)} is no usable URL: {redact(str(error))}.")
     try:
-        # The transport's own limit is for each piece of an answer; one that comes in drops must end too.
+        # The transport's own limit applies to each piece of an answer; a trickling answer must end too.
         response, raw = await asyncio.wait_for(_exchange(client, request, max_bytes), connect + timeout)
-        raw = hide(raw, secrets)  # here, once: no body that quotes our key goes any further
+        raw = hide(raw, secrets)  # once, here: no body that quotes our key goes any further
         body = parse_json(raw)
     except _Unreadable as error:
         return NoAnswer(left=True, reason=f"{_host(request)} answered {method} with {error}.")
@@ -218,7 +218,7 @@ async def _request(
 
 @lru_cache(maxsize=1024)
 def _parsed(url: str) -> httpx.URL:
-    """The URL; reading one takes longer than all else that we do for a request. Raises ValueError."""
+    """Parse the URL; that takes longer than the rest of our work for a request. Raises ValueError."""
     parsed = httpx.URL(url)
     if parsed.userinfo:  # it would be sent as credentials that no setting names
         raise ValueError("it has a user or password")
@@ -236,7 +236,7 @@ async def _exchange(
 
 
 async def _read_body(response: httpx.Response, most: int) -> bytes:
-    """The body, inflated piece by piece, so that it never takes more than `most` bytes, whatever it claims to be.
+    """Read the body, inflating it piece by piece, so that it never takes more than `most` bytes.
 
     Raises _Unreadable.
     """
@@ -261,7 +261,7 @@ async def _read_body(response: httpx.Response, most: int) -> bytes:
 
 
 def _secrets(headers: Mapping[str, str]) -> list[bytes] | None:
-    """The keys that a request bears; None where a header cannot be sent at all."""
+    """Return the keys in a request; None if a header cannot be sent."""
     if not all(value.isascii() and value.isprintable() for value in headers.values()):
         return None
     keys = (value.split(" ")[-1] for name, value in headers.items() if name.lower() in _SECRET_HEADERS)
@@ -293,9 +293,9 @@ def _host(request: httpx.Request) -> str:
 
 
 def parse_json(raw: bytes) -> Any:
-    """The body as JSON, or None where it is none (a proxy's page, half an answer).
+    """Parse the body as JSON; None if it is none (a proxy's page, a truncated answer).
 
-    Raises _Unreadable where it is nested deeper than MAX_DEPTH: walking through it would exhaust the stack.
+    Raises _Unreadable if it is nested deeper than MAX_DEPTH, because traversing it would exhaust the stack.
     """
     try:
         body = orjson.loads(raw)
@@ -317,7 +317,7 @@ def _is_deep(body: Any) -> bool:
 
 
 def _retry_after(response: httpx.Response) -> float | None:
-    """Seconds to wait, from Retry-After (seconds or a date), capped."""
+    """Return the seconds to wait, from Retry-After (seconds or a date), capped."""
     value = response.headers.get("retry-after", "").strip()
     if not value:
         return None
@@ -326,7 +326,7 @@ def _retry_after(response: httpx.Response) -> float | None:
     except ValueError:
         try:
             at = parsedate_to_datetime(value)
-            # Against the server's own Date: this machine's clock may be an hour off.
+            # Relative to the server's own Date: this machine's clock may be an hour off.
             now = parsedate_to_datetime(response.headers["date"])
             seconds = (at - now).total_seconds()
         except (KeyError, TypeError, ValueError, OverflowError):
@@ -335,7 +335,7 @@ def _retry_after(response: httpx.Response) -> float | None:
 
 
 def _error_fields(body: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Path and value of each field that tells of an error, the outer ones first."""
+    """Yield path and value of each field that describes an error, the outer ones first."""
     inside = body.items() if isinstance(body, dict) else enumerate(body) if isinstance(body, list) else ()
     for name, value in islice(inside, _MOST_LOOKED_AT):
         place = f"{path}.{name}" if path else str(name)
@@ -349,13 +349,13 @@ def _error_fields(body: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def text_at(body: Any, *path: str | int) -> str | None:
-    """The text at a path of a JSON body; None where there is none, or an empty one."""
+    """Return the text at a path of a JSON body; None if there is none, or an empty one."""
     text = at(body, *path)
     return text if isinstance(text, str) and text else None
 
 
 def at(body: Any, *path: str | int) -> Any:
-    """What lies at a path of a JSON body, None where it does not lie there: bodies from outside have any shape."""
+    """Return the value at a path of a JSON body; None if it is missing: bodies from outside may have any shape."""
     for step in path:
         if isinstance(step, int):
             body = body[step] if isinstance(body, list) and len(body) > step else None

@@ -1,4 +1,4 @@
-"""How an inbox is reached, as the database says: the row of its instance, keys included."""
+"""The connection settings of an inbox from the database: its instance's row, keys included."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,9 +8,9 @@ from uuid import UUID
 
 @dataclass(frozen=True)
 class InboxConnection:
-    """A row of the statement `get_inbox_connection`. Nothing that may hold a key is in its repr.
+    """A row of the statement `get_inbox_connection`. Fields that may contain a key are not in its repr.
 
-    The CRM's two JSON columns may have any shape, so whoever reads them looks at what it finds.
+    The CRM's two JSON columns may have any shape, so readers must check what they find.
     """
 
     inbox_id: UUID | None = None
@@ -34,11 +34,11 @@ class InboxConnection:
 
     @property
     def key(self) -> str | None:
-        """The instance's own key."""
+        """Return the instance's own key."""
         return self.instance_token or self.api_key
 
     def setting(self, name: str) -> str | None:
-        """A text of the instance's provider_config, else of its settings."""
+        """Return a text from the instance's provider_config, else from its settings."""
         for column in (self.provider_config, self.settings):
             value = column.get(name) if isinstance(column, dict) else None
             if isinstance(value, str) and value.strip():

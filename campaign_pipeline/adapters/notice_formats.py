@@ -1,4 +1,4 @@
-"""A notice as Slack, Teams, a plain webhook and a mail program show it."""
+"""Formats of a notice for Slack, Teams, a plain webhook, and e-mail."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -6,35 +6,35 @@ from html import escape
 from typing import Any
 
 SLACK_TITLE = 150
-"""Characters that Slack takes in a header."""
+"""Characters that Slack allows in a header."""
 
 SLACK_TEXT = 2900
-"""Characters that Slack takes in a section, less what escaping a link may add."""
+"""Characters that Slack allows in a section, minus what escaping a link may add."""
 
 
 @dataclass(frozen=True)
 class Notice:
-    """What a person should know: a headline, and a sentence for each thing. No personal data: it leaves the house."""
+    """A headline, and one sentence per item. No personal data: it leaves the system."""
 
     title: str
     lines: Sequence[str]
-    links: Mapping[str, str] | None = None  # what a link leads to -> its address
+    links: Mapping[str, str] | None = None  # label -> address
 
     @property
     def text(self) -> str:
-        """All of it."""
+        """Return the whole text."""
         links = (f"{name}: {url}" for name, url in (self.links or {}).items())
         return "\n".join((self.title, *(f"- {line}" for line in self.lines), *links))
 
 
 def as_json(notice: Notice) -> dict[str, Any]:
-    """For any webhook: `text` is what Mattermost, Google Chat and their like show."""
+    """Format for any webhook: Mattermost, Google Chat and similar services show `text`."""
     body = {"text": notice.text, "title": notice.title, "lines": list(notice.lines)}
     return body | ({"links": dict(notice.links)} if notice.links else {})
 
 
 def as_slack(notice: Notice) -> dict[str, Any]:
-    """For an incoming webhook of Slack: blocks, and `text` for notifications."""
+    """Format for an incoming webhook of Slack: blocks, and `text` for notifications."""
     lines = "\n".join(f"• {_slack(line)}" for line in notice.lines)[:SLACK_TEXT]
     links = " · ".join(f"<{url}|{_slack(name)}>" for name, url in (notice.links or {}).items())
     blocks: list[dict[str, Any]] = [
@@ -45,12 +45,12 @@ def as_slack(notice: Notice) -> dict[str, Any]:
 
 
 def _slack(text: str) -> str:
-    """Slack reads `<`, `>` and `&` as markup."""
+    """Escape `<`, `>` and `&`, which Slack reads as markup."""
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def as_teams(notice: Notice) -> dict[str, Any]:
-    """For a workflow of Teams ("when a webhook request is received"): one adaptive card."""
+    """Format for a workflow of Teams ("when a webhook request is received"): one adaptive card."""
 
     def block(text: str, **more: Any) -> dict[str, Any]:
         return {"type": "TextBlock", "text": text, "wrap": True, **more}
@@ -70,7 +70,7 @@ def as_teams(notice: Notice) -> dict[str, Any]:
 
 
 def as_html(notice: Notice) -> str:
-    """For a mail program."""
+    """Format for a mail program."""
     lines = "".join(f"<li>{escape(line)}</li>" for line in notice.lines)
     links = " · ".join(f'<a href="{escape(url)}">{escape(name)}</a>' for name, url in (notice.links or {}).items())
     return (
@@ -79,4 +79,4 @@ def as_html(notice: Notice) -> str:
 
 
 WEBHOOKS: Mapping[str, Callable[[Notice], dict[str, Any]]] = {"json": as_json, "slack": as_slack, "teams": as_teams}
-"""By the name of the format, as CAMPAIGN_NOTIFY_FORMAT has it."""
+"""By format name, as in CAMPAIGN_NOTIFY_FORMAT."""

@@ -1,4 +1,4 @@
-"""Telling a person: in the log always, and to a webhook and by e-mail where the environment names them."""
+"""Sends notices to people: always to the log, and to a webhook and by e-mail if configured."""
 
 import asyncio
 from base64 import b64encode
@@ -16,24 +16,24 @@ from campaign_pipeline.adapters.hosts import HostRefused, Hosts
 from campaign_pipeline.adapters.http import Answer, NoAnswer, http_client, post
 from campaign_pipeline.adapters.notice_formats import WEBHOOKS, Notice, as_html
 
-_PATIENCE = 5.0  # seconds for one attempt: a sensor's tick has a minute for everything
+_PATIENCE = 5.0  # seconds for one attempt: a sensor's tick has one minute in total
 _MAIL_PATIENCE = 15.0  # seconds for a whole e-mail
 _ATTEMPTS = 2
 
 
 class _NotTold(Exception):
-    """One sentence without the address, which may hold a secret."""
+    """One sentence without the address, which may contain a secret."""
 
 
 class Notifier:
-    """Tells a notice to everybody whom the settings name."""
+    """Sends a notice to all configured recipients."""
 
     def __init__(self, settings: NotifierSettings, log: Callable[[str], None]) -> None:
         self._settings = settings
         self._log = log
 
     def tell(self, notice: Notice) -> list[str]:
-        """Tell it; returns a sentence for each way that failed, after a second attempt. Never raises for those."""
+        """Send a notice; return a sentence for each way that failed twice. Never raises for those."""
         self._log(notice.text)
         return [trouble for send in self._ways() if (trouble := self._try(send, notice))]
 
@@ -91,7 +91,7 @@ class Notifier:
                 "The e-mail to CAMPAIGN_NOTIFY_EMAIL was not sent: the server of CAMPAIGN_SMTP_URL may not be reached."
             ) from None
         except (TimeoutError, OSError, aiosmtplib.SMTPException, ValueError) as error:
-            # Not the text: a server's refusal may quote whom it was to go to.
+            # Not the text: a server's refusal may quote the recipient.
             raise _NotTold(f"The e-mail to CAMPAIGN_NOTIFY_EMAIL was not sent: {type(error).__name__}.") from None
 
     @staticmethod
@@ -103,7 +103,7 @@ class Notifier:
             sock=connection,
             timeout=_PATIENCE,
             use_tls=tls,
-            start_tls=False if tls else None,  # None: where the server offers it
+            start_tls=False if tls else None,  # None: if the server offers it
             username=user or None,
             password=password or None,
         )
@@ -112,7 +112,7 @@ class Notifier:
 
 
 def _why(answer: NoAnswer) -> str:
-    """Without the address, which may hold a secret."""
+    """Return the failure without the address, which may contain a secret."""
     if answer.refused:
         return "names a host that may not be reached"
     return "gave no answer that can be read" if answer.left else "could not be reached"

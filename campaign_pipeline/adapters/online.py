@@ -1,9 +1,9 @@
-"""Changing the schema of a database that others work on: step by step, none of which keeps anybody waiting.
+"""Schema changes of a database in use, in steps that block no other client.
 
-A statement that locks a table waits in the table's queue, and whoever comes after it waits behind it. So each statement
-is a transaction of its own, sent and committed in one message, gives up after a moment in the queue, and is repeated.
-Indexes are built concurrently, which blocks no writer. Every statement may be repeated, so an upgrade that was
-interrupted anywhere is simply started again.
+A statement that locks a table waits in the table's lock queue, and later statements wait behind it. So each statement
+is its own transaction, sent and committed in one message, gives up after a moment in the queue, and is repeated.
+Indexes are built concurrently, which blocks no writer. Every statement is idempotent, so an interrupted upgrade is
+simply started again.
 """
 
 import contextlib
@@ -18,8 +18,8 @@ from tenacity import RetryError, Retrying, retry_if_exception_type, stop_after_d
 from campaign_pipeline.adapters.queue_connection import connect, is_pooled
 
 LOCK_WAIT_MS = 150
-"""How long a step may stand in a table's queue. Others wait behind it for that long; a step of several tables may
-stand in several queues, one after another."""
+"""How long a step may wait in a table's lock queue. Others wait behind it for that long; a step with several tables may
+wait in several queues, one after another."""
 
 _TRY_AGAIN = (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected)
 _KEY = 7_235_019_244_518_873  # the advisory lock of upgrades
@@ -32,25 +32,25 @@ _LEADING_COMMENTS = re.compile(r"(?:\s+|--[^\n]*\n|/\*.*?\*/)*", re.DOTALL)
 
 
 class StepFailed(RuntimeError):
-    """A step could not be done, for a reason that is no fault of the database; the text is one sentence."""
+    """A step failed for a reason other than the database; the message is one sentence."""
 
 
 class OnlineSteps:
     """Runs statements on one connection. A context manager."""
 
     def __init__(self, url: str, say: Callable[[str], None] = lambda _: None, patience_seconds: float = 900.0) -> None:
-        """`patience_seconds` is how long a step is tried again; `say` is told what takes long."""
+        """`patience_seconds`: how long a step is retried; `say` is told what takes long."""
         self._url = url
         self._say = say
         self._patience = patience_seconds
 
     def __enter__(self) -> "OnlineSteps":
         self.connection = connect(self._url, autocommit=True)
-        # Several statements in one message have no results in binary form, whatever the session's date style.
+        # Several statements in one message have no binary results, whatever the session's date style.
         self.connection.cursor_factory = psycopg.Cursor
         self._pooled = is_pooled(self.connection)
         if not self._pooled:
-            # An index of a large table takes its time. A pooler would hand these settings to others; see _build_index.
+            # An index of a large table takes long. A pooler would leak these settings to others; see _build_index.
             self.connection.execute("SET statement_timeout = 0; SET lock_timeout = 0")
         return self
 
@@ -65,7 +65,7 @@ class OnlineSteps:
         elif _OUTSIDE_A_TRANSACTION.match(statement):
             self._patiently(lambda: self.connection.execute(statement.encode()), statement)
         else:
-            # Several statements in one message are one transaction: its locks last for no round trip.
+            # Several statements in one message are one transaction: its locks last no round trip.
             settings = f"SET LOCAL lock_timeout = '{LOCK_WAIT_MS}ms'; "
             if search_path:
                 settings += f"SET LOCAL search_path = {search_path}; "
@@ -74,7 +74,7 @@ class OnlineSteps:
     def _patiently(self, call: Callable[[], object], statement: str) -> None:
         again = Retrying(
             retry=retry_if_exception_type(_TRY_AGAIN),
-            wait=wait_random(0.1, 1.0),  # whoever waited behind us goes first
+            wait=wait_random(0.1, 1.0),  # clients that waited behind us go first
             stop=stop_after_delay(self._patience),
             before_sleep=lambda state: self._tell_once(statement, state.attempt_number),
         )
@@ -95,7 +95,7 @@ class OnlineSteps:
         assert match is not None
 
         def build() -> None:
-            # One that was interrupted, by us or by a conflict, is left behind invalid: it serves nobody and costs all.
+            # If we or a conflict interrupted the build, an invalid index remains: useless, but every write pays for it.
             found = self.connection.execute(_FIND_INDEX, [match["table"], match["name"]]).fetchone()
             if found is not None and found[1]:
                 return
@@ -125,17 +125,17 @@ WHERE i.indrelid = to_regclass(%s) AND c.relname = %s
 
 @contextlib.contextmanager
 def one_at_a_time(url: str, say: Callable[[str], None], patience_seconds: float = 900.0) -> Iterator[None]:
-    """Keep every other upgrade out, through a pooler too: a transaction of its own, idle, holds an advisory lock.
+    """Exclude all other upgrades, even through a pooler: an idle transaction holds an advisory lock.
 
-    A pooler lends a server connection for a whole transaction, so this lock is ours until the end, which a lock of the
-    session would not be. Between its statements the transaction has no snapshot, so no index waits for it. Whoever
-    waits asks again and again instead of waiting in the server, where an index of the other's would wait for that.
+    A pooler assigns a server connection for a whole transaction, so this lock is ours until its end; a session lock
+    would not be. Between its statements the transaction has no snapshot, so no index build waits for it. Other upgrades
+    poll instead of waiting in the server, where our index builds would wait for them.
     """
     end = time.monotonic() + patience_seconds
     with connect(url) as guard:
         guard.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
         told = False
-        # Without parameters, hence by the simple protocol: the other one keeps a snapshot until the next statement.
+        # Without parameters, hence by the simple protocol: the extended one keeps a snapshot until the next statement.
         while not _value(guard.execute(f"SELECT pg_try_advisory_xact_lock({_KEY})")):
             if time.monotonic() > end:
                 raise StepFailed(

@@ -1,7 +1,7 @@
 """OpenRouter as the language model: one request, one completion or one classed failure.
 
-Contract: openrouter.ai/docs (API reference, errors, limits); errors can come inside a 200. The discriminator is
-`error.metadata.error_type`, then the HTTP status; never the message's text.
+Contract: openrouter.ai/docs (API reference, errors, limits); errors can come inside a 200. `error.metadata.error_type`
+decides, then the HTTP status; never the message's text.
 """
 
 from collections.abc import Callable, Mapping
@@ -27,7 +27,7 @@ from campaign_pipeline.core.ports import (
 PERMANENT, TRANSIENT, THROTTLED = "permanent", "transient", "throttled"
 
 ERROR_TYPES: dict[str, tuple[str, Scope]] = {
-    # error.metadata.error_type -> class, and how far it reaches
+    # error.metadata.error_type -> class, and its scope
     "context_length_exceeded": (PERMANENT, Scope.MESSAGE),
     "max_tokens_exceeded": (PERMANENT, Scope.MESSAGE),
     "token_limit_exceeded": (PERMANENT, Scope.MESSAGE),
@@ -50,7 +50,7 @@ ERROR_TYPES: dict[str, tuple[str, Scope]] = {
 }
 
 STATUSES: dict[int, tuple[str, Scope, str]] = {
-    # HTTP status (or the code inside a 200) -> class, reach, our code
+    # HTTP status (or the code inside a 200) -> class, scope, our code
     400: (PERMANENT, Scope.MESSAGE, "invalid_request"),
     401: ("systemic", Scope.PROVIDER, "bad_key"),
     402: ("systemic", Scope.PROVIDER, "no_credit"),
@@ -83,9 +83,9 @@ SENTENCES: dict[str, str] = {
 class OpenRouter:
     """The language model of all workspaces, over one HTTP client.
 
-    A workspace in `own_keys` (id -> key) pays with its own account: whatever is wrong with that is its own trouble.
-    With `cache_seconds` OpenRouter keeps each answer for so long and gives it again for nothing to the very same
-    request: a text whose answer was lost is not paid for twice. OpenRouter holds personal data for that time.
+    A workspace in `own_keys` (id -> key) uses its own account, whose problems affect only that workspace.
+    With `cache_seconds`, OpenRouter caches each answer for that time and returns it for free to an identical request: a
+    text whose answer was lost is not paid for twice. OpenRouter stores personal data for that time.
     """
 
     def __init__(
@@ -128,9 +128,9 @@ class OpenRouter:
 async def check_key(
     client: httpx.AsyncBaseTransport, base_url: str, key: str, named: str, timeout: float
 ) -> Failure | float | None:
-    """Ask whether OpenRouter takes a key, without a generation. Returns the US dollars that it may still spend.
+    """Ask whether OpenRouter accepts a key, without a generation. Returns its remaining budget in US dollars.
 
-    None: it has no limit of its own. `named`: what the key is called in a sentence.
+    None: it has no limit of its own. `named`: the key's name in a sentence.
     """
     if not (key.isascii() and key.isprintable()):
         return Systemic("bad_key", f"{named} has characters that no key has; copy it anew.", Scope.PROVIDER)
@@ -139,13 +139,13 @@ async def check_key(
         left = at(answer.body, "data", "limit_remaining")
         return float(left) if isinstance(left, int | float) else None
     outcome = read_answer(answer)
-    assert not isinstance(outcome, Completion)  # which comes with 200 only
+    assert not isinstance(outcome, Completion)  # a completion comes with 200 only
     return outcome
 
 
 def request_body(prompt: Prompt) -> dict[str, Any]:
-    """The request, always in the same order: the same prompt is the same bytes."""
-    # With `models` OpenRouter asks the next where one cannot answer; its answer says which one ran.
+    """Return the request, always in the same order: the same prompt gives the same bytes."""
+    # With `models` OpenRouter tries the next model if one cannot answer; its answer names the one that ran.
     asked = {"models": [prompt.model, *prompt.fallback_models]} if prompt.fallback_models else {"model": prompt.model}
     body: dict[str, Any] = {
         **asked,
@@ -158,7 +158,7 @@ def request_body(prompt: Prompt) -> dict[str, Any]:
     }
     if prompt.reasoning is not None:
         limits = {"effort": prompt.reasoning.effort, "max_tokens": prompt.reasoning.max_tokens}
-        # What it reasons is of no use here, and would only make the answer longer.
+        # The reasoning text is not used, and would only make the answer longer.
         body["reasoning"] = {name: value for name, value in limits.items() if value is not None} | {"exclude": True}
     if prompt.json_schema is not None:
         body["response_format"] = {"type": "json_schema", "json_schema": dict(prompt.json_schema)}
@@ -166,15 +166,15 @@ def request_body(prompt: Prompt) -> dict[str, Any]:
     if prompt.reference:
         body["user"] = prompt.reference
     if prompt.session:
-        # Else each lead's request goes to any endpoint of the model, most of which have not cached this campaign.
+        # Otherwise each request may go to any endpoint of the model, most of which have not cached this campaign.
         body["session_id"] = prompt.session
     return body
 
 
 CACHE_PRICES: tuple[tuple[str, float, float], ...] = (
-    # What a model's name begins with -> price of a token that is read from the cache, and of one that is written into
-    # it, as shares of an input token's price. OpenRouter: guides, prompt caching. Where a family has several prices it
-    # is the dearest, so that what was saved is never overstated.
+    # Prefix of a model's name -> price of a token read from the cache, and of one written to it, as shares of an input
+    # token's price. See OpenRouter's guide on prompt caching. If a family has several prices, it is the highest, so
+    # that savings are never overstated.
     ("anthropic/", 0.1, 1.25),
     ("qwen/", 0.1, 1.25),
     ("deepseek/", 0.1, 1.0),
@@ -186,14 +186,14 @@ CACHE_PRICES: tuple[tuple[str, float, float], ...] = (
 )
 
 CACHED_ON_REQUEST = ("anthropic/", "~anthropic/", "qwen/")
-"""Models whose providers cache the beginning of a prompt only where it is marked; others do so by themselves."""
+"""Models whose providers cache the beginning of a prompt only if it is marked; others do so automatically."""
 
 SHORTEST_CACHED = 2_048
-"""Characters of a system prompt from which on it is marked: no provider caches fewer than 512 tokens."""
+"""Characters from which a system prompt is marked: no provider caches fewer than 512 tokens."""
 
 
 def _system_content(prompt: Prompt) -> Any:
-    """The system prompt, marked for caching where that needs a mark: it is the same for all leads of a campaign."""
+    """Return the system prompt, marked for caching if needed: all leads of a campaign share it."""
     models = (prompt.model, *prompt.fallback_models)
     if len(prompt.system) < SHORTEST_CACHED or not any(model.startswith(CACHED_ON_REQUEST) for model in models):
         return prompt.system
@@ -201,7 +201,7 @@ def _system_content(prompt: Prompt) -> Any:
 
 
 def read_answer(answer: Answer | NoAnswer) -> Completion | Failure:
-    """Class an answer. A generation whose answer is lost may be asked for again: no lead got anything."""
+    """Classify an answer. A generation whose answer is lost may be repeated: no lead received anything."""
     if isinstance(answer, NoAnswer):
         if answer.refused:
             return Systemic("address_refused", answer.reason, Scope.PROVIDER)
@@ -213,7 +213,7 @@ def read_answer(answer: Answer | NoAnswer) -> Completion | Failure:
 
 
 def _of_workspace(outcome: Completion | Failure) -> Completion | Failure:
-    """What concerns the account that was asked with: here, that of one workspace."""
+    """Limit an account's failure to the workspace that owns the account."""
     if not isinstance(outcome, Systemic | Throttled) or outcome.scope is not Scope.PROVIDER:
         return outcome
     reason = outcome.reason.replace(f"the key ({SHARED_KEY})", f"the{OWN_KEY[3:]}")
@@ -244,33 +244,33 @@ def _failure(answer: Answer, error: dict[str, Any]) -> Failure:
 
 
 def _classify(status: int, error_type: Any, error: dict[str, Any]) -> tuple[str, Scope, str]:
-    """Class, reach and our code of an error."""
+    """Return class, scope and our code of an error."""
     if isinstance(error_type, str) and error_type in ERROR_TYPES:
         return (*ERROR_TYPES[error_type], error_type)
     if at(error, "availability", "retryable") is True and STATUSES.get(status, ("",))[0] != THROTTLED:
         return TRANSIENT, Scope.MESSAGE, "temporarily_unavailable"
     if httpx.codes.is_redirect(status):
         return "systemic", Scope.PROVIDER, "redirected"
-    # Anything else: a server error (5xx) or an unforeseen answer; neither reached a customer.
+    # Anything else: a server error (5xx) or an unexpected answer; neither reached a lead.
     code = UNRECOGNISED if httpx.codes.is_client_error(status) else f"http_{status}"
     return STATUSES.get(status, (TRANSIENT, Scope.MESSAGE, code))
 
 
 def _inner_status(code: Any) -> int:
-    """The status inside a 200: a number, or one written as a text."""
+    """Return the status inside a 200: a number, or its text."""
     if isinstance(code, str) and code.isascii() and code.isdigit():
         code = int(code[:6])
     return code if isinstance(code, int) and not isinstance(code, bool) else httpx.codes.OK
 
 
 def _moderated(error: dict[str, Any]) -> bool:
-    """A guardrail or moderation: about this prompt, not about the account."""
+    """Return whether a guardrail or moderation refused this prompt, which does not concern the account."""
     metadata = error.get("metadata")
     return isinstance(metadata, dict) and any(key in metadata for key in ("reasons", "patterns", "flagged_input"))
 
 
 def _sentence(code: str, status: int) -> str:
-    """Ours: what OpenRouter says may repeat the prompt, and with it what is known of a lead."""
+    """Return our own sentence: OpenRouter's may repeat the prompt, and with it the lead's data."""
     return SENTENCES.get(code, f"OpenRouter answered {status} ({code}).")
 
 
@@ -297,7 +297,7 @@ def _completion(answer: Answer) -> Completion | Failure:
 
 
 def _unusable(finish: Any, text: str) -> Transient | Permanent | None:
-    """Why the text of an answer may not be used, though it may have been charged for."""
+    """Return why the text of an answer may not be used, though it may have been charged."""
     if finish == "length":
         return Transient("truncated", "The text did not fit in the tokens allowed.")
     if finish == "content_filter":
@@ -306,7 +306,7 @@ def _unusable(finish: Any, text: str) -> Transient | Permanent | None:
 
 
 _MOST_TOKENS = 2**31 - 1
-_HIGHEST_COST = 1000.0  # US dollars for one text: beyond it, the figure is garbage
+_HIGHEST_COST = 1000.0  # US dollars for one text: a higher figure is invalid
 
 
 def _count(value: Any) -> int:
@@ -314,7 +314,7 @@ def _count(value: Any) -> int:
 
 
 def _cost(usage: Any) -> float | None:
-    """What was charged, in US dollars. With a key of one's own at the model's maker, both fees together."""
+    """Return the charge in US dollars. With one's own key at the model's maker, it is the sum of both fees."""
     cost = at(usage, "cost")
     if not isinstance(cost, int | float):
         return None
@@ -324,9 +324,9 @@ def _cost(usage: Any) -> float | None:
 
 
 def _cache_saved(model: str, usage: Any) -> float | None:
-    """What the prompt would have cost without a cache, less what it did cost, in US dollars; None where unknown.
+    """Return the prompt's cost without a cache minus its actual cost, in US dollars; None if unknown.
 
-    OpenRouter tells the tokens and what was charged. What an input token costs follows from both.
+    OpenRouter reports tokens and charges, from which the price of an input token follows.
     """
     details = at(usage, "prompt_tokens_details")
     cached, written = _count(at(details, "cached_tokens")), _count(at(details, "cache_write_tokens"))

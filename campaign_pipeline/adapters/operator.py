@@ -1,6 +1,6 @@
-"""What a person looks at and does: the reads and changes behind the command line and the jobs for the UI.
+"""The operator's reads and changes, behind the command line and the jobs in the UI.
 
-Ids may be given as a prefix that only one has; runs, inboxes and workspaces also by their name.
+Ids may be given as a unique prefix; runs, inboxes and workspaces also by name.
 """
 
 import re
@@ -28,21 +28,21 @@ from campaign_pipeline.core.runs import (
 from campaign_pipeline.core.window import InvalidWindow, SendingWindow
 
 _FEWEST_DIGITS = 4
-"""Of a phone number that is looked for."""
+"""Of a searched phone number."""
 
 _COMPARED_DIGITS = 8
-"""Of a phone number, from its end: the same with and without a country code, an area code and the ninth digit."""
+"""Of a phone number, from its end: independent of country code, area code and ninth digit."""
 
 _PASSING_WAITS = {WINDOW_CLOSED, SLOWED_DOWN, CONNECTING, *PACE_CODES}
 
 
 class OperatorError(ValueError):
-    """What was asked for cannot be found or done; one sentence says why."""
+    """The object was not found, or the action is impossible; the message is one sentence."""
 
 
 @dataclass(frozen=True)
 class Named:
-    """Something that was found by an id, a prefix or a name."""
+    """An object that was found by an id, a prefix or a name."""
 
     id: UUID
     name: str
@@ -58,17 +58,17 @@ class Done:
 
     @property
     def sentences(self) -> str:
-        """All that a person is told."""
+        """Return the whole report for a person."""
         return f"{self.text} {self.undo}".strip()
 
 
 class Operator(Operations):
-    """One connection for one command. A context manager; raises StoreUnavailable where the database is away."""
+    """One connection for one command. A context manager; raises StoreUnavailable if the database is unavailable."""
 
     # Finding --------------------------------------------------------------------------------------------------------
 
     def find(self, kind: str, text: str) -> Named:
-        """The run, message, inbox or workspace that is meant. Raises OperatorError where it is none, or several."""
+        """Return the matching run, message, inbox or workspace. Raises OperatorError if there is none, or several."""
         low, high = _bounds(text)
         rows = self._all("find_by_prefix", kind=kind, low=low, high=high, called=text)
         if not rows:
@@ -80,14 +80,14 @@ class Operator(Operations):
         return Named(rows[0]["id"], rows[0]["name"] or str(rows[0]["id"])[:8])
 
     def find_leads(self, text: str, shown: int = 50) -> list[dict[str, Any]]:
-        """Leads by an id, the beginning of one, or a part of their name or company."""
+        """Find leads by an id, its beginning, or a part of their name or company."""
         low, high = _bounds(text)
         return self._all("find_leads", low=low, high=high, called=text, shown=shown)
 
     # Looking --------------------------------------------------------------------------------------------------------
 
     def states(self, max_age: timedelta) -> dict[UUID, RunState]:
-        """Every running run, judged now."""
+        """Return every running run with its current state."""
         now, pauses = self.now(), self._open_pauses()
         states = (judge_run(run, pauses, max_age) for run in self._running_runs())
         return {state.run_id: state.with_noted_pace_wait(now) for state in states}
@@ -101,7 +101,7 @@ class Operator(Operations):
     def runs(
         self, max_age: timedelta, statuses: Sequence[str] | None = None, run_id: UUID | None = None, shown: int = 20
     ) -> list[dict[str, Any]]:
-        """Campaign runs: progress, pace, why each waits, and when it will be finished by the forecast."""
+        """List campaign runs: progress, pace, why each waits, and when the forecast expects its end."""
         rows = self._all(
             "overview_runs", run_id=run_id, statuses=None if statuses is None else list(statuses), shown=shown
         )
@@ -117,7 +117,7 @@ class Operator(Operations):
         return rows
 
     def progress(self, run_id: UUID) -> list[dict[str, Any]]:
-        """The counts of one run; empty where it is gone."""
+        """Return the counts of one run; empty if it was deleted."""
         return self._all("overview_runs", run_id=run_id, statuses=None, shown=1)
 
     def messages(
@@ -131,7 +131,7 @@ class Operator(Operations):
         since: datetime | None = None,
         shown: int = 50,
     ) -> list[dict[str, Any]]:
-        """Messages that fit all that is given (`since`: in the day from then on), the newest first.
+        """List the messages that match all criteria (`since`: within a day from then), the newest first.
 
         Raises OperatorError for a number with too few digits.
         """
@@ -151,7 +151,7 @@ class Operator(Operations):
         )
 
     def story(self, message_id: UUID, max_age: timedelta) -> Story:
-        """All that is known of a message. Raises OperatorError where it is gone."""
+        """Return everything about a message. Raises OperatorError if it was deleted."""
         found = self._all("story_of_message", message_id=message_id)
         if not found:
             raise OperatorError(f"There is no message {message_id}.")
@@ -165,7 +165,7 @@ class Operator(Operations):
         )
 
     def inboxes(self) -> list[dict[str, Any]]:
-        """The inboxes of all campaigns: connection, pace, counts of today, warm-up, and why each is paused."""
+        """List the inboxes of all campaigns: connection, pace, today's counts, warm-up, and why each is paused."""
         pauses = self.pauses()
         rows = self._all("overview_inboxes")
         for row in rows:
@@ -178,14 +178,14 @@ class Operator(Operations):
         return rows
 
     def pauses(self) -> list[dict[str, Any]]:
-        """All pauses, by a cause or by a person; `pause` is how `lift` takes them."""
+        """List all pauses, automatic and manual; `lift` accepts the column `pause`."""
         rows = self._all("overview_pauses")
         for row in rows:
             row["pause"] = row["scope"] if row["scope"] == "all" else f"{row['scope']}:{row['scope_id']}"
         return rows
 
     def forecast(self, max_age: timedelta, hours: int = HORIZON_HOURS) -> Forecast:
-        """What the running runs will send, by inbox and hour."""
+        """Forecast what the running runs will send, by inbox and hour."""
         now, pauses = self.now(), self._open_pauses()
         due: dict[UUID, dict[datetime, int]] = {}
         for row in self._all("forecast_due"):
@@ -221,15 +221,15 @@ class Operator(Operations):
         return forecast(now, plans, inboxes, campaigns, hours)
 
     def describe_claim(self, claimed: Sequence[tuple[UUID, UUID | None]]) -> list[dict[str, Any]]:
-        """What a claim of these messages (with their inboxes) is, by run and inbox: names, texts to write, their cost.
+        """Describe a claim of these messages (with their inboxes) by run and inbox: names, texts to write, their cost.
 
-        `usd_a_text` is what texts of the campaign cost in the last week; None where none was written.
+        `usd_a_text` is the average cost of the campaign's texts in the last week; None if none was written.
         """
         ids, inboxes = [message for message, _ in claimed], [inbox for _, inbox in claimed]
         return self._all("describe_claim", ids=ids, inbox_ids=inboxes)
 
     def due_by_run(self) -> list[tuple[Named, int]]:
-        """The running runs with due messages, and how many of each, up to 10,000."""
+        """Return the running runs with due messages, and the number of messages, up to 10,000 each."""
         now = self.now()
         runs = {row["run_id"]: row["name"] or "unnamed" for row in self._all("list_running_runs")}
         backlog = self.backlog(dict.fromkeys(runs, now))
@@ -238,7 +238,7 @@ class Operator(Operations):
     # Acting ---------------------------------------------------------------------------------------------------------
 
     def pause_run(self, run: Named, by: str, reason: str | None = None) -> Done:
-        """Pause a run: what is in flight ends, nothing more of it begins."""
+        """Pause a run: messages in flight are finished, no other begins."""
         why = f": {reason}" if reason else "."
         if self._set_status(run, "pause", "paused", ["running"], by, f"{by} paused the run{why}") is None:
             return self._unchanged(run, "running")
@@ -249,7 +249,7 @@ class Operator(Operations):
         )
 
     def resume_run(self, run: Named, by: str) -> Done:
-        """Let a paused run go on; what became overdue meanwhile is spread."""
+        """Resume a paused run; messages that became overdue meanwhile are spread over time."""
         if self._set_status(run, "resume", "running", ["paused"], by, f"{by} resumed the run.") is None:
             return self._unchanged(run, "paused")
         return Done(
@@ -259,7 +259,7 @@ class Operator(Operations):
         )
 
     def cancel_run(self, run: Named, by: str, reason: str | None = None) -> Done:
-        """Cancel a run for good: what waits is skipped; what may have gone out ends as unknown."""
+        """Cancel a run for good: waiting messages are skipped; those that may have been sent end as unknown."""
         why = f": {reason}" if reason else "."
         log = f"{by} cancelled the run{why}"
         if self._set_status(run, "cancel", "cancelled", ["running", "paused"], by, log) is None:
@@ -274,7 +274,7 @@ class Operator(Operations):
         )
 
     def pause(self, scope: str, target: Named | None, by: str, reason: str | None = None) -> Done:
-        """Pause an inbox, a workspace, or all (without a target): for claims, and for messages at work."""
+        """Pause an inbox, a workspace, or all (without a target), for claims and for messages in delivery."""
         what, undo, key = _spoken(scope, target)
         sentence = f"{by} paused {what}{f': {reason}' if reason else '.'}"
         (row,) = self._all(
@@ -286,7 +286,7 @@ class Operator(Operations):
         return Done(True, text, f"To undo it: {undo}.")
 
     def resume(self, scope: str, target: Named | None, by: str) -> Done:
-        """End a pause of `pause`."""
+        """End a manual pause."""
         what, _, key = _spoken(scope, target)
         again = f"campaign-pipeline pause {_flag(scope, target)}"
         if not self._all("resume_by_hand", scope=scope, scope_id=key, by=by, log=f"{by} resumed {what}."):
@@ -295,7 +295,7 @@ class Operator(Operations):
         return Done(True, text, f"To undo it: {again}.")
 
     def lift(self, pause: str, by: str) -> Done:
-        """Close the circuit of a pause that has a cause. Raises OperatorError where there is none, or a person's."""
+        """Close the circuit of an automatic pause. Raises OperatorError if there is none, or the pause is manual."""
         found = [row for row in self.pauses() if row["pause"].startswith(pause) or row["name"] == pause]
         if not found:
             raise OperatorError(f"There is no pause {pause!r}; `campaign-pipeline pauses` lists them.")
@@ -313,9 +313,9 @@ class Operator(Operations):
         return Done(True, text, "Where the cause is still there, the next message opens it again.")
 
     def retry(self, ids: Sequence[UUID], by: str, *, resend_unknown: bool = False) -> Done:
-        """Send failed messages again; what was sent of them stays sent.
+        """Send failed messages again; sent parts stay sent.
 
-        One that may have gone out is sent again only with `resend_unknown`. Raises OperatorError where none can be.
+        A message of unknown outcome is sent again only with `resend_unknown`. Raises OperatorError if none can be.
         """
         rows = self._all("list_failed_by_id", ids=list(ids))
         left: Counter[str] = Counter()
@@ -338,7 +338,7 @@ class Operator(Operations):
         )
 
     def retry_day(self, wanted: FailedMessages, by: str) -> Done:
-        """The same for what failed in a time: what `retry_failed_messages` puts back."""
+        """Send a period's failed messages again, like `retry_failed_messages`."""
         rows = self._all("list_failed_messages", **wanted.parameters())
         back = requeue(self._all, [row["id"] for row in rows], resend_unknown="unknown" in wanted.error_classes)
         self._log_retry({row["id"]: row["run_id"] for row in rows if row["id"] in back}, by)
@@ -371,7 +371,7 @@ class Operator(Operations):
 
 
 def _bounds(text: str) -> tuple[UUID | None, UUID | None]:
-    """The first and the last id that begin so; None where no id does."""
+    """Return the first and the last id with this prefix; None if no id has it."""
     digits = text.replace("-", "").lower()
     if not 1 <= len(digits) <= 32 or not re.fullmatch(r"[0-9a-f]+", digits):
         return None, None
@@ -387,18 +387,18 @@ def _flag(scope: str, target: Named | None) -> str:
 
 
 def _spoken(scope: str, target: Named | None) -> tuple[str, str, str]:
-    """What is meant in words, the command that resumes it, and its key."""
+    """Return the target in words, the command that resumes it, and its key."""
     what = "all sending" if target is None else f"the {scope} {target.name}"
     return what, f"campaign-pipeline resume {_flag(scope, target)}", "all" if target is None else str(target.id)
 
 
 def _told(sentence: str, undo: str) -> str:
-    """The reason that a run shows while it waits."""
+    """Return the reason that a run shows while it waits."""
     return f"{sentence.removesuffix('.')}. To let it go on: {undo}."
 
 
 def _no_retry(row: Mapping[str, Any], *, resend_unknown: bool) -> str | None:
-    """Why a message cannot be sent again."""
+    """Return why a message cannot be sent again."""
     if row["status"] != "failed":
         return f"not failed, but {row['status']}"
     if row["run_status"] in {"cancelled", "failed"}:

@@ -1,7 +1,7 @@
-"""The queue in PostgreSQL: batches, contexts, leases, ledger, runs; all over named statements.
+"""The queue in PostgreSQL: batches, contexts, leases, ledger, runs; all through named statements.
 
-`Queue` serves the steps of a batch on one connection at a time. `ShardStore` serves one shard's delivery: a small pool,
-and group commit for what every message needs: its intent, and its end together with the start of the next one.
+`Queue` serves the steps of a batch, with one connection at a time. `ShardStore` serves one shard's delivery, with a
+small pool, and group commit for the frequent writes: a message's intent, and its end with the start of the next one.
 """
 
 import asyncio
@@ -57,8 +57,8 @@ ConnectionPool: TypeAlias = AsyncConnectionPool[Connection]
 set_json_dumps(lambda value: orjson.dumps(value).decode())
 set_json_loads(orjson.loads)
 
-# The connection is gone, the server is starting, stopping or being failed over (read-only until the new one is
-# promoted), a statement took too long, or there was a deadlock. A repeat is safe: every statement names the state that
+# The connection is lost, the server is starting, stopping or failing over (read-only until the new one is promoted), a
+# statement took too long, or there was a deadlock. A repeat is safe: every statement names the state that
 # it expects.
 _TRANSIENT = (
     psycopg.OperationalError,
@@ -67,11 +67,11 @@ _TRANSIENT = (
     psycopg.errors.ReadOnlySqlTransaction,
 )
 _PATIENCE_SECONDS = 60.0
-"""How long a database that went away is waited for: a restart or a fail-over, not an outage."""
+"""How long to wait for an unavailable database: a restart or a fail-over, not an outage."""
 
 
 async def _patiently(call: Callable[[], Awaitable[T]], patience_seconds: float) -> T:
-    """Repeat a call while the database is away. Raises StoreUnavailable when it stays away."""
+    """Repeat a call while the database is unavailable. Raises StoreUnavailable if it stays so."""
     try:
         async for attempt in AsyncRetrying(
             retry=retry_if_exception_type(_TRANSIENT),
@@ -88,7 +88,7 @@ async def _patiently(call: Callable[[], Awaitable[T]], patience_seconds: float) 
 
 @contextlib.asynccontextmanager
 async def borrowed(pool: ConnectionPool) -> AsyncIterator[Connection]:
-    """A connection of the pool; dropped where it leads to a server that takes no writes any more."""
+    """Yield a connection of the pool; discard it if its server no longer accepts writes."""
     async with pool.connection() as connection:
         try:
             yield connection
@@ -98,13 +98,13 @@ async def borrowed(pool: ConnectionPool) -> AsyncIterator[Connection]:
 
 
 def _json(items: Iterable[Mapping[str, Any]]) -> Jsonb:
-    """Items for a set-based statement. What PostgreSQL cannot store of a text is dropped, not the text."""
+    """Encode items for a set-based statement. Characters that PostgreSQL cannot store are dropped, not their text."""
     rows = [{key: value for key, value in item.items() if value is not None} for item in items]
     try:
         written = orjson.dumps(rows)
         if b"\\u0000" not in written:
             return Jsonb(rows, dumps=lambda _: written)
-    except orjson.JSONEncodeError:  # half of a surrogate pair, which a provider's JSON may well contain
+    except orjson.JSONEncodeError:  # half of a surrogate pair, which a provider's JSON may contain
         pass
     return Jsonb(_storable(rows))
 
@@ -124,40 +124,40 @@ class BatchOptions:
     """How a batch is claimed."""
 
     batch_size: int
-    owner: str  # who claims, for people
+    owner: str  # the claimer, for people
     lease_seconds: float = 120.0
     max_age: timedelta = timedelta(hours=1)
-    max_wait_seconds: float = 60.0  # how long a shard waits in place for one message's turn
-    ahead: timedelta = timedelta(0)  # messages that are planned for so soon are claimed, too
+    max_wait_seconds: float = 60.0  # how long a shard waits inline for one message's turn
+    ahead: timedelta = timedelta(0)  # messages planned within this time are claimed too
 
 
 @dataclass
 class Batch:
-    """What was claimed, and what was done on the way."""
+    """A claim's messages, and what else it did."""
 
     rows: list[ClaimedMessage] = field(default_factory=list)
     token: str | None = None
-    recovered: int = 0  # leases that were given back
+    recovered: int = 0  # expired leases that were recovered
     expired: int = 0  # messages that were too old
-    cancelled: int = 0  # messages of cancelled runs that were settled
-    suppressed: int = 0  # messages whose lead or number is suppressed: skipped
-    foreign: int = 0  # messages that touch a row of another workspace: skipped
-    contacted: int = 0  # messages whose number got another message not long ago: skipped, or put off
+    cancelled: int = 0  # settled messages of cancelled runs
+    suppressed: int = 0  # skipped messages of suppressed leads or numbers
+    foreign: int = 0  # skipped messages that reference a row of another workspace
+    contacted: int = 0  # skipped or postponed messages whose number was contacted recently
     spread: int = 0  # overdue messages of resumed runs
     waits: list[RunWait] = field(default_factory=list)  # running runs that wait, and why
-    fallback_inboxes: dict[UUID, UUID] = field(default_factory=dict)  # runs that go through a fallback inbox, and which
+    fallback_inboxes: dict[UUID, UUID] = field(default_factory=dict)  # runs that use a fallback inbox, and which
 
 
 _GIVE_WAY = "SET LOCAL lock_timeout = '800ms'"
-"""Below the server's deadlock_timeout of a second: where a transaction of ours and one of the CRM's stand in each
-other's way, it is ours that is given up, and repeated."""
+"""Below the server's deadlock_timeout of one second: in a deadlock between a transaction of ours and one of the CRM,
+ours is aborted, and repeated."""
 
 _REFUSED_BATCHES = 20
-"""How many batches of nothing but refused messages one claim skips, so that its transaction stays short."""
+"""How many batches of refused messages one claim skips, so that its transaction stays short."""
 
 
 class Statements:
-    """Named statements on one database, one connection at a time; a database that is away is waited for."""
+    """Named statements on one database, one connection at a time; waits while the database is unavailable."""
 
     def __init__(self, url: str, patience_seconds: float = _PATIENCE_SECONDS) -> None:
         self._url = url
@@ -177,21 +177,21 @@ class Statements:
 
 
 class Queue(Statements):
-    """The queue as the steps of a batch see it."""
+    """The queue for the steps of a batch."""
 
     async def claim_batch(self, options: BatchOptions) -> Batch:
-        """Give back dead leases, expire, spread, and lease up to `batch_size` due messages, all in one transaction."""
+        """Recover expired leases, expire, spread, and lease up to `batch_size` due messages, all in one transaction."""
         return await self._claim(options, keep=True)
 
     async def try_claim(self, options: BatchOptions) -> Batch:
-        """What `claim_batch` would do now; all of it is rolled back."""
+        """Return what `claim_batch` would do now; everything is rolled back."""
         return await self._claim(options, keep=False)
 
     async def _claim(self, options: BatchOptions, *, keep: bool) -> Batch:
         async def call() -> Batch:
             async with self._connection() as connection, connection.transaction(force_rollback=not keep):
-                # A claimer that falls asleep or vanishes in the middle must not keep its rows from everybody else.
-                # One statement: results in binary form, which some sessions need, allow no more.
+                # A claimer that hangs or vanishes must not keep its rows locked.
+                # One statement: binary results, which some sessions need, allow no more.
                 await connection.execute(
                     "SELECT set_config('idle_in_transaction_session_timeout', '30s', true), "
                     "set_config('lock_timeout', '800ms', true)"
@@ -201,16 +201,16 @@ class Queue(Statements):
         return await _patiently(call, self._patience)
 
     async def get_lead_contexts(self, lead_ids: Sequence[str], workspace_ids: Sequence[str]) -> list[dict[str, Any]]:
-        """Everything the CRM knows of these leads, in one statement.
+        """Return everything that the CRM knows of these leads, in one statement.
 
-        Each lead goes with the workspace that asks for it, in the same order; another workspace's lead is left out.
+        Each lead is paired with its requesting workspace, in the same order; another workspace's lead is omitted.
         """
         return await self._all("get_lead_contexts", lead_ids=list(lead_ids), workspace_ids=list(workspace_ids))
 
     async def get_batch_settings(
         self, config_ids: Sequence[str], workspace_ids: Sequence[str], inbox_ids: Sequence[str]
     ) -> dict[str, Any]:
-        """What the messages of a batch share."""
+        """Return what the messages of a batch share."""
         rows = await self._all(
             "get_batch_settings",
             config_ids=list(config_ids),
@@ -221,12 +221,12 @@ class Queue(Statements):
         return settings
 
     async def get_inbox_connection(self, inbox_id: str) -> InboxConnection | None:
-        """How to reach an inbox, with its keys; None where it has no instance."""
+        """Return how to reach an inbox, with its keys; None if it has no instance."""
         rows = await self._all("get_inbox_connection", inbox_id=inbox_id)
         return InboxConnection.from_row(rows[0]) if rows else None
 
     async def close_runs(self) -> list[dict[str, Any]]:
-        """Close every run that can change no more, leftovers of cancelled ones settled; returns those closed here."""
+        """Close every run that can change no more, after settling cancelled ones; return those closed here."""
 
         async def call() -> list[dict[str, Any]]:
             async with self._connection() as connection, connection.transaction():
@@ -245,7 +245,7 @@ class _ClaimBatch:
         self._options = options
         self._batch = Batch()
         self._budget = Budget({}, {})
-        self._paced: list[UUID] = []  # runs that a pace keeps back, or kept back lately
+        self._paced: list[UUID] = []  # runs that a pace holds back, or did recently
 
     async def _all(self, name: str, **parameters: Any) -> list[dict[str, Any]]:
         return await (await self._connection.execute(statement(name), parameters)).fetchall()
@@ -279,7 +279,7 @@ class _ClaimBatch:
     async def _spread(self, resumed: list[RunState]) -> None:
         if not resumed:
             return
-        # Spread while the window is closed, all would be overdue again when it opens: that waits for the opening.
+        # If they were spread while the window is closed, all would be overdue again when it opens.
         open_states = [state for state in resumed if state.wait is None]
         put_off: set[UUID] = set()
         if open_states:
@@ -315,7 +315,7 @@ class _ClaimBatch:
             )
 
     async def _pace(self, states: list[RunState]) -> list[RunState]:
-        """Ask how much the paces of inboxes and campaigns let go; runs of which they let nothing go wait for it."""
+        """Ask how much the paces of inboxes and campaigns allow; runs without any allowance wait for it."""
         working = [state for state in states if state.wait is None and state.has_due]
         scopes: dict[UUID, list[PaceScope]] = {
             state.run_id: [("inbox", state.inbox_id), ("campaign", state.config_id)]
@@ -342,7 +342,7 @@ class _ClaimBatch:
                 waits[run_id] = RunWait(run_id, last.code, last.explain(), last.free_at)
         going = {run_id: members for run_id, members in scopes.items() if run_id not in waits}
         self._budget = Budget.of(paces.values(), going, *limits)
-        # In the order of their ids: two claimers that note the same runs do not wait for each other in a circle.
+        # In the order of their ids, so that two claimers that update the same runs cannot deadlock.
         self._paced = sorted({*self._paced, *waits, *self._budget.paced})
         return [state.waiting(waits[state.run_id]) if state.run_id in waits else state for state in states]
 
@@ -365,16 +365,16 @@ class _ClaimBatch:
             await self._connection.execute(statement("note_pace_holds"), {"run_ids": self._paced})
 
     async def _set_active_inboxes(self, inboxes: Mapping[UUID, UUID | None]) -> None:
-        """Note the fallback inbox of some runs (None: their own), for what is claimed from here on."""
+        """Set the fallback inbox of some runs (None: their own) for the messages claimed from here on."""
         await self._connection.execute(
             statement("note_active_inboxes"), {"run_ids": list(inboxes), "inbox_ids": list(inboxes.values())}
         )
 
     async def _claim_probes(self, states: list[RunState], pauses: list[OpenPause], token: UUID) -> None:
-        """Let one message of one run go ahead of each paused scope; the others wait for what comes of it."""
+        """Let one message of one run probe each paused scope; the others wait for its result."""
         probe_due = {(pause.scope, pause.scope_id) for pause in pauses if pause.probe_due}
         probes: dict[UUID, tuple[tuple[str, str], ...]] = {}
-        back: dict[UUID, UUID | None] = {}  # runs of which the probe goes through the inbox that they had to leave
+        back: dict[UUID, UUID | None] = {}  # runs whose probe uses the inbox that they had to leave
         for state in states:
             if not state.has_due:
                 continue
@@ -401,12 +401,12 @@ class _ClaimBatch:
     async def _claim_rows(
         self, quotas: Mapping[UUID, int], most: int, token: UUID, tried: list[UUID] | None = None
     ) -> list[ClaimedMessage]:
-        """Lease what is due, at most so many of each run; with `tried`, a probe of each: another message than these."""
+        """Lease due messages up to each run's quota; with `tried`, one probe per scope, not these messages."""
         options = self._options
         if self._batch.token is None:
             self._batch.token = str(token)
             await self._connection.execute(statement("drop_past_lead_days"))
-        # Again where all of a batch was refused: an empty batch means that nothing is due.
+        # Repeat if all of a batch was refused: an empty batch means that nothing is due.
         for _ in range(_REFUSED_BATCHES):
             claimed = await self._all(
                 "claim_messages",
@@ -425,7 +425,7 @@ class _ClaimBatch:
         return []
 
     async def _without_refused(self, claimed: list[ClaimedMessage]) -> list[ClaimedMessage]:
-        """End the messages that may never be sent, put off those that may not be now; of what was just claimed."""
+        """End claimed messages that may never be sent, and postpone those that may not be sent now."""
         rows = await self._all("skip_refused_messages", message_ids=[row.message_id for row in claimed])
         skipped = {row["id"]: row["code"] for row in rows}
         foreign = sum(code == Verdict.FOREIGN_WORKSPACE for code in skipped.values())
@@ -447,7 +447,7 @@ class _Start:
 
 @dataclass(frozen=True)
 class _End:
-    """What came of a message, or of a part of it."""
+    """The result of a message, or of a part of it."""
 
     id: str
     settlement: Settlement
@@ -469,7 +469,7 @@ class LeaseRenewals(Statements):
 
 
 class ShardStore:
-    """The queue as one shard sees it: `core.ports.DeliveryStore` under the shard's own lease token."""
+    """The queue for one shard: `core.ports.DeliveryStore` under the shard's own lease token."""
 
     def __init__(
         self,
@@ -491,9 +491,9 @@ class ShardStore:
         self._notes: dict[str, list[NumberNote]] = {}  # by provider
         self._pauses: tuple[float, list[Pause]] = (float("-inf"), [])
         turns = Turns()
-        # One item a message in a group: of two, a set-based statement would apply either.
+        # At most one item per message in a group: a set-based statement would apply only one of two.
         self._beginning = GroupCommit[dict[str, Any], Begun](self._begin_group, key=itemgetter("id"), turns=turns)
-        # Together, because where one message ends another one starts: a round trip and a commit for both.
+        # Together, because one message ends when another one starts: one round trip and one commit for both.
         self._turning = GroupCommit[_Start | _End, Verdict | Settled](
             self._turn_group, key=attrgetter("id"), turns=turns
         )
@@ -509,9 +509,9 @@ class ShardStore:
         patience_seconds: float = _PATIENCE_SECONDS,
         pool: ConnectionPool | None = None,
     ) -> AsyncIterator["ShardStore"]:
-        """Serve one shard, over a pool of its own or a shared one; writes what is left of its log at the end.
+        """Serve one shard, over its own or a shared pool; write the rest of its log at the end.
 
-        `patience_seconds` is how long a database that went away is waited for, by every call.
+        `patience_seconds` is how long each call waits for an unavailable database.
         """
         async with contextlib.AsyncExitStack() as stack:
             if pool is None:
@@ -525,7 +525,7 @@ class ShardStore:
 
     @staticmethod
     def pool(url: str, patience_seconds: float = _PATIENCE_SECONDS) -> ConnectionPool:
-        """A small pool, still to be opened."""
+        """Create a small pool, not yet opened."""
         return AsyncConnectionPool(
             url,
             min_size=1,
@@ -538,8 +538,8 @@ class ShardStore:
         )
 
     def renewals(self) -> LeaseRenewals:
-        """What keeps this shard's leases, from any thread and event loop."""
-        # A renewal that waited for longer than until the next one would come too late.
+        """Return the renewer of this shard's leases, for any thread and event loop."""
+        # A renewal that waited longer than until the next one would come too late.
         patience = min(self._patience, self._lease_seconds / 3)
         return LeaseRenewals(self._url, self._token, self._lease_seconds, patience)
 
@@ -551,9 +551,9 @@ class ShardStore:
         return await _patiently(call, self._patience)
 
     async def take_over(self) -> tuple[list[LeasedMessage], dict[str, str], datetime | None]:
-        """Put the shard's messages under a token of our own.
+        """Put the shard's messages under our own token.
 
-        Returns the messages that are ours now, why others were left (message -> verdict), and the database's time.
+        Returns the messages that are now ours, why others were left (message -> verdict), and the database's time.
         """
         ids = [UUID(message_id) for message_id in self._shard.message_ids]
         verdicts = await self._all(
@@ -565,12 +565,12 @@ class ShardStore:
             lease_seconds=self._lease_seconds,
         )
         verdict_of = {row["message_id"]: row["verdict"] for row in verdicts}
-        # In the order of the shard, which is that in which they are due.
+        # In the shard's order, which is by due time.
         taken = [message_id for message_id in ids if verdict_of[message_id] == "taken"]
         left = {str(message_id): verdict for message_id, verdict in verdict_of.items() if verdict != "taken"}
         messages: list[LeasedMessage] = []
         now: datetime | None = None
-        # By the thousand: all rows of a large shard at once would be its largest piece of memory.
+        # In thousands: all rows of a large shard at once would be its largest use of memory.
         for first in range(0, len(taken), 1000):
             rows = await self._all("read_leased_messages", ids=taken[first : first + 1000], token=self._token)
             now = now or (rows[0]["now"] if rows else None)
@@ -578,12 +578,12 @@ class ShardStore:
         return messages, left, now
 
     async def finished(self, message_ids: Sequence[str]) -> list[tuple[str, Result]]:
-        """Which of these messages are finished, and as what: the ledger's word, whoever worked them."""
+        """Return which of these messages are finished, with their results from the ledger, whoever delivered them."""
         rows = await self._all("read_finished_messages", ids=[UUID(message_id) for message_id in message_ids])
         return [(str(row["id"]), finished_as(row)) for row in rows]
 
     async def with_last_inbound(self, messages: Sequence[LeasedMessage], hours: float) -> list[LeasedMessage]:
-        """The messages with when their leads last wrote to this inbox, as far as that is less than some hours ago."""
+        """Return the messages with the time when their leads last wrote to this inbox, if within some hours."""
         ids = [UUID(message.id) for message in messages]
         inbox_id = UUID(self._shard.inbox_id)
         rows = await self._all("read_last_heard", ids=ids, inbox_id=inbox_id, hours=math.ceil(hours))
@@ -733,7 +733,7 @@ class ShardStore:
         return [KnownNumber.from_row(row) for row in rows]
 
     def note_number(self, provider: str, note: NumberNote) -> None:
-        """See DeliveryStore. Kept in memory until the next flush; lost with us, it is asked anew."""
+        """See DeliveryStore. Kept in memory until the next flush; if lost with us, the number is checked again."""
         self._notes.setdefault(provider, []).append(note)
 
     async def _flush_numbers(self) -> None:
@@ -749,7 +749,7 @@ class ShardStore:
                     for lead_id, note in leads.items()
                 ),
             }
-            # A CRM that refuses this (a constraint of its own) must not cost the heartbeat; a check can be repeated.
+            # If the CRM refuses this (by its own constraint), the heartbeat must survive; a check can be repeated.
             with contextlib.suppress(psycopg.DataError, psycopg.IntegrityError, psycopg.ProgrammingError):
                 await self._do("keep_number_checks", parameters)
 
@@ -765,8 +765,8 @@ class ShardStore:
             self._lines = lines + self._lines  # with the next flush
             raise
         except psycopg.Error:
-            # A line that the CRM's table refuses (a constraint of its own, a bad id) must cost neither the others nor
-            # the heartbeat that writes them.
+            # A line that the CRM's table refuses (by its own constraint, or for an invalid id) must not affect other
+            # lines or the heartbeat that writes them.
             for line in lines:
                 with contextlib.suppress(psycopg.Error):
                     await self._write([line])

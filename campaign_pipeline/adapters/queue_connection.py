@@ -1,16 +1,16 @@
-"""Connections to the queue's database: made in one way, so that each of them works through a pooler as well.
+"""Connections to the queue's database, all made in one way that also works through a pooler.
 
-A pooler in transaction mode (PgBouncer, Supabase's port 6543) may run every transaction on another server connection.
-Hence nothing here or in those who use this relies on the state of a session: no prepared statements, no SET but SET
-LOCAL, no temporary tables, no LISTEN, no advisory locks but those of a transaction. Nobody has to say whether there is
-a pooler. Planning each statement anew costs little, for the heavy work is in functions, which keep their plans.
+A pooler in transaction mode (PgBouncer, Supabase's port 6543) may run each transaction on another server connection. So
+no code may rely on session state: no prepared statements, no SET except SET LOCAL, no temporary tables, no LISTEN, only
+transaction-level advisory locks. No setting says whether there is a pooler. Planning each statement anew costs little,
+because the heavy work is in functions, which cache their plans.
 
-Hence, too, no time zone or date style is set for the session: what an `ALTER ROLE` or `ALTER DATABASE` made of them is
-borne. Times are UTC when they arrive here, since Python subtracts two times of one zone by their wall clocks, an hour
-off where its clocks change; and where the server would write dates in a style that nobody can read for sure, it is
-asked for its binary form. SQL names the zone wherever it needs one (a test looks for what depends on the session's).
+For the same reason, no time zone or date style is set for the session: those of an `ALTER ROLE` or `ALTER DATABASE` are
+tolerated. Times are converted to UTC on arrival, because Python subtracts two times of one zone by their wall clocks,
+an hour off at clock changes; and if the server would format dates ambiguously, results are requested in binary form.
+SQL names the zone wherever it needs one (a test finds code that depends on the session's).
 
-TLS is libpq's: `sslmode`, `sslrootcert` and their like in the URL hold.
+libpq handles TLS: `sslmode`, `sslrootcert` and similar parameters of the URL apply.
 """
 
 from datetime import UTC, datetime
@@ -25,26 +25,26 @@ AnyRow = TypeVar("AnyRow")
 
 
 class _UtcText(psycopg_datetime.TimestamptzLoader):
-    """A time in UTC, whatever the session's time zone."""
+    """Loads a time in UTC, whatever the session's time zone."""
 
     def load(self, data: Any) -> datetime:
         return super().load(data).astimezone(UTC)
 
 
 class _UtcBinary(psycopg_datetime.TimestamptzBinaryLoader):
-    """The same, of its binary form."""
+    """Loads the binary form of a time in UTC."""
 
     def load(self, data: Any) -> datetime:
         return super().load(data).astimezone(UTC)
 
 
-# For every connection of this process; Dagster's own storage goes by another driver.
+# For every connection of this process; Dagster's own storage uses another driver.
 psycopg.adapters.register_loader("timestamptz", _UtcText)
 psycopg.adapters.register_loader("timestamptz", _UtcBinary)
 
 
 class _BinaryCursor(psycopg.Cursor[AnyRow]):
-    """Results in binary form."""
+    """A cursor with binary results."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
@@ -52,7 +52,7 @@ class _BinaryCursor(psycopg.Cursor[AnyRow]):
 
 
 class _AsyncBinaryCursor(psycopg.AsyncCursor[AnyRow]):
-    """The same for asyncio."""
+    """A cursor with binary results, for asyncio."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
@@ -70,7 +70,7 @@ def _readable(connection: psycopg.Connection[AnyRow]) -> psycopg.Connection[AnyR
 
 
 async def make_readable(connection: psycopg.AsyncConnection[Any]) -> None:
-    """Ask for the binary form where dates cannot be read; for a pool, which makes its own connections."""
+    """Request binary results if dates are ambiguous; for a pool, which makes its own connections."""
     if _writes_unreadable_dates(connection):
         connection.cursor_factory = _AsyncBinaryCursor
 
@@ -78,32 +78,32 @@ async def make_readable(connection: psycopg.AsyncConnection[Any]) -> None:
 OPTIONS: dict[str, Any] = {
     "prepare_threshold": None,
     "connect_timeout": 10,  # seconds
-    # A server that vanished without a word (its machine is gone) is noticed within half a minute.
+    # A server that vanished without closing the connection is noticed within half a minute.
     "keepalives_idle": 15,
     "keepalives_interval": 5,
     "keepalives_count": 3,
 }
-"""What every connection is made with, those of a pool of ours included."""
+"""Options of every connection, those of our pools included."""
 
 
 def connect(url: str, *, autocommit: bool = False) -> psycopg.Connection[TupleRow]:
-    """A connection whose rows are tuples. Raises psycopg.OperationalError."""
+    """Return a connection whose rows are tuples. Raises psycopg.OperationalError."""
     return _readable(psycopg.connect(url, autocommit=autocommit, **OPTIONS))
 
 
 def connect_rows(url: str, *, autocommit: bool = False) -> psycopg.Connection[DictRow]:
-    """A connection whose rows are dicts. Raises psycopg.OperationalError."""
+    """Return a connection whose rows are dicts. Raises psycopg.OperationalError."""
     return _readable(psycopg.connect(url, autocommit=autocommit, row_factory=dict_row, **OPTIONS))
 
 
 async def connect_async(url: str) -> psycopg.AsyncConnection[DictRow]:
-    """A connection for asyncio whose rows are dicts and whose statements commit by themselves."""
+    """Return an autocommit connection for asyncio whose rows are dicts."""
     connection = await psycopg.AsyncConnection.connect(url, autocommit=True, row_factory=dict_row, **OPTIONS)
     await make_readable(connection)
     return connection
 
 
 def is_pooled(connection: psycopg.Connection[Any]) -> bool:
-    """Whether a pooler stands between us and the server: it gives its clients process ids of its own making."""
+    """Return whether a pooler is in between: it gives its clients process ids of its own."""
     pid = connection.cursor(row_factory=scalar_row).execute("SELECT pg_backend_pid()").fetchone()
     return bool(connection.info.backend_pid != pid)

@@ -1,4 +1,4 @@
-"""Keys out of texts: those that we know, however they were mangled, and what looks like one.
+"""Removes keys from texts: known ones, even if mangled, and strings that look like one.
 
 A provider may quote a key as it was sent, but also cut, in base64, percent-encoded, or broken over two lines.
 """
@@ -10,22 +10,22 @@ from functools import lru_cache
 
 MAX_KEPT_CHARS = 500
 SHORTEST_SECRET = 6
-"""Characters; anything shorter would blot out innocent words."""
+"""Characters; shorter secrets would match ordinary words."""
 
 SHORTEST_CUT = 8
-"""Characters of a key that was cut which are taken out; fewer give nothing away, and stand in innocent words."""
+"""Characters of a cut key that are removed; fewer reveal nothing, and occur in ordinary words."""
 
-_BLOCK = 6  # characters by which a cut key is found: at its beginning, its end, and every so many in between
+_BLOCK = 6  # length of the samples by which a cut key is found: at its beginning, its end, and at intervals between
 _MOST_PIECES = 1000  # in one text
 _HIDDEN = b"***"
 
-# What stands in the middle of a key that was broken over lines: in a text, in JSON, in quoted-printable, in a header.
+# Line breaks inside a key: in a text, in JSON, in quoted-printable, in a header.
 _LONGEST_BREAK = 16  # bytes
 _LINE_BREAK = rb"(?:\\[nrt]|=?\r?\n|[ \t]){1,8}"
 _BREAK, _BREAK_BEFORE = re.compile(_LINE_BREAK), re.compile(_LINE_BREAK + rb"\Z")
 
-# What looks like a key where one has no business to be: in a URL's user part, after Bearer or Basic, in a query or
-# its percent-encoded form, as a well-known prefix, as a JSON web token.
+# Strings that look like a key: in a URL's user part, after Bearer or Basic, in a query or
+# its percent-encoded form, after a well-known prefix, as a JSON web token.
 _KEY = re.compile(
     r"(?i)(://)[^\s/@]+(?=@)|((?:bearer|basic)\s+|"
     r"(?:api[_-]?key|token|secret|password|authorization)(?:%22|[\"'])?\s*(?:[:=]|%3[ad])\s*(?:%22|[\"'])?"
@@ -37,26 +37,26 @@ _PHONE = re.compile(r"\d{8,}")
 
 
 def redact(text: str) -> str:
-    """Cut a text from outside and take out what looks like a key, and characters that no log can hold."""
+    """Cut an outside text, and remove what looks like a key and characters that no log can hold."""
     clean = "".join(char if char.isprintable() else " " for char in text)
     return _KEY.sub(lambda found: f"{found[1] or found[2] or ''}***", clean)[:MAX_KEPT_CHARS].strip()
 
 
 def redact_phones(text: str) -> str:
-    """Take out long numbers too, for texts that people read: reasons, logs."""
+    """Also remove long numbers, for texts that people read: reasons, logs."""
     return _PHONE.sub(lambda found: f"{found[0][:4]}***", redact(text))
 
 
 def redact_people(text: str) -> str:
-    """Take out e-mail addresses and every number of five digits or more, however it is punctuated."""
+    """Remove e-mail addresses and every number of five digits or more, in any punctuation."""
     return _NUMBER.sub("***", _EMAIL.sub("***", redact(text)))
 
 
 def hide(raw: bytes, secrets: Sequence[bytes]) -> bytes:
-    """Take these secrets out of a body: whole or cut, encoded or not, broken over lines or not.
+    """Remove these secrets from a body: whole or cut, encoded or not, broken over lines or not.
 
-    A piece of a secret is found if it is its beginning, its end, or at least eleven characters long. The time grows
-    with the body's length, whatever it holds.
+    A piece of a secret is found if it is its beginning, its end, or at least eleven characters long. The time is
+    proportional to the body's length, whatever it contains.
     """
     for secret in secrets:
         if len(secret) >= SHORTEST_SECRET:
@@ -68,16 +68,16 @@ def hide(raw: bytes, secrets: Sequence[bytes]) -> bytes:
 
 
 def hide_text(text: str, *secrets: str | None) -> str:
-    """The same for a text."""
+    """Remove these secrets from a text."""
     kept = [secret.encode() for secret in secrets if secret]
     return hide(text.encode("utf-8", "replace"), kept).decode("utf-8", "replace") if kept else text
 
 
 class _Form:
-    """One way in which a secret may be written."""
+    """One encoding of a secret."""
 
     def __init__(self, value: bytes, width: int = 1) -> None:
-        """`width`: bytes for one character of the secret."""
+        """`width`: bytes per character of the secret."""
         self.value = value
         self.block = _BLOCK * width
         self.shortest = min(SHORTEST_CUT * width, len(value))
@@ -87,20 +87,20 @@ class _Form:
 
 @lru_cache(maxsize=256)
 def _forms(secret: bytes) -> tuple[_Form, ...]:
-    """The secret as it is, as JSON may escape it, percent-encoded (all of it, or what must be), and in base64."""
+    """Return the secret as it is, as JSON may escape it, percent-encoded (fully, or what must be), and in base64."""
     pairs = [(chr(byte), f"%{byte:02X}") for byte in secret]
     marks = "".join(char if char.isalnum() or char in "-_.~" else code for char, code in pairs)
     whole = "".join(code for _, code in pairs)
     plain = dict.fromkeys((secret, secret.replace(b"/", rb"\/"), marks.encode(), marks.lower().encode()))
     encoded = dict.fromkeys(_in_base64(secret))
-    return (  # the longest first: what is left of it must not be taken for a piece of another
+    return (  # longest first: the rest of one must not be taken for a piece of another
         *(_Form(value, 3) for value in dict.fromkeys((whole.encode(), whole.lower().encode()))),
         *(_Form(value) for value in (*encoded, *plain) if len(value) >= _BLOCK),
     )
 
 
 def _in_base64(secret: bytes) -> Iterator[bytes]:
-    """Three forms, by how many characters stand before the secret; without those that its neighbours take part in."""
+    """Yield three forms, by the number of preceding characters, without those that depend on neighbours."""
     for before in range(3):
         first, end = (before * 8 + 5) // 6, (before + len(secret)) * 8 // 6
         for encode in (b64encode, urlsafe_b64encode):
@@ -108,7 +108,7 @@ def _in_base64(secret: bytes) -> Iterator[bytes]:
 
 
 def _without(raw: bytes, form: _Form) -> bytes:
-    """Take out a form and its pieces."""
+    """Remove a form and its pieces."""
     pieces: list[tuple[int, int]] = []
     looked = 0
     for block, offset in form.blocks.items():
@@ -118,7 +118,7 @@ def _without(raw: bytes, form: _Form) -> bytes:
             if looked > _MOST_PIECES:
                 return _HIDDEN
             start, end, length = _grown(raw, form, at, offset)
-            # Digits alone are a number that happens to stand in the key too: a phone, a time, a count.
+            # Digits alone may coincide with a part of the key: a phone, a time, a count.
             if length >= form.shortest and (length == len(form.value) or not raw[start:end].isdigit()):
                 pieces.append((start, end))
             at = raw.find(block, end)
@@ -133,9 +133,9 @@ def _without(raw: bytes, form: _Form) -> bytes:
 
 
 def _grown(raw: bytes, form: _Form, at: int, offset: int) -> tuple[int, int, int]:
-    """How far a piece that was found reaches: its first byte, the one after its last, and how much of the form it is.
+    """Extend a found piece: return its first byte, the byte after its last, and how much of the form it is.
 
-    It may go on after a break between two lines.
+    It may continue after a line break.
     """
     value, start, end, ahead = form.value, at, at + form.block, offset + form.block
     while ahead < len(value):

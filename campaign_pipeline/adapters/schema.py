@@ -1,4 +1,4 @@
-"""The queue's schema: brought up to date by alembic and the files of SQL functions; checked before work begins."""
+"""The queue's schema: upgraded by alembic and the files of SQL functions; checked before use."""
 
 import hashlib
 import re
@@ -18,15 +18,15 @@ from campaign_pipeline import sql
 from campaign_pipeline.adapters.online import OnlineSteps, StepFailed, one_at_a_time
 from campaign_pipeline.adapters.queue_connection import connect
 
-OLDEST_SERVER = 140_000  # as server_version_num has it
+OLDEST_SERVER = 140_000  # format of server_version_num
 
 
 class DatabaseUnusable(RuntimeError):
-    """The queue's database cannot be reached, or has not the schema that this code needs; the text says what to do."""
+    """The queue's database is unreachable, or its schema does not fit this code; the message says what to do."""
 
 
 class Detached(DatabaseUnusable):
-    """The pipeline was detached from its CRM: it is the CRM's own processor that works the queue."""
+    """The pipeline was detached from its CRM: the CRM's own processor handles the queue."""
 
 
 def _alembic_config() -> Config:
@@ -36,17 +36,17 @@ def _alembic_config() -> Config:
 
 
 def head_revision() -> str:
-    """The newest migration in the folder."""
+    """Return the newest migration in the folder."""
     head = ScriptDirectory.from_config(_alembic_config()).get_current_head()
     assert head is not None
     return head
 
 
 def upgrade(url: str, say: Callable[[str], None] = lambda _: None) -> str:
-    """Bring the schema up to date while others work on the database; harmless when it is. Returns the revision.
+    """Upgrade the schema while others use the database; does nothing if it is current. Returns the revision.
 
-    Step by step (see adapters.online): one that was interrupted anywhere is taken up again by the next call. `say` is
-    told what takes long. Raises DatabaseUnusable with one sentence when it cannot be reached or refuses.
+    Works step by step (see adapters.online): the next call resumes an interrupted upgrade. `say` is told what takes
+    long. Raises DatabaseUnusable with one sentence if the database is unreachable or refuses.
     """
     refuse_unreadable(url)
     try:
@@ -59,7 +59,7 @@ def upgrade(url: str, say: Callable[[str], None] = lambda _: None) -> str:
 
 
 def upgrade_alone(url: str, say: Callable[[str], None] = lambda _: None) -> str:
-    """The same for a caller that keeps every other upgrade out already (see one_at_a_time)."""
+    """Upgrade for a caller that already excludes other upgrades (see one_at_a_time)."""
     try:
         with OnlineSteps(url, say) as steps:
             _refuse_without_rights(steps.connection)
@@ -84,7 +84,7 @@ def upgrade_alone(url: str, say: Callable[[str], None] = lambda _: None) -> str:
 
 
 def _migrate(url: str, steps: OnlineSteps) -> None:
-    # SQLAlchemy reads URLs in its own way (no second host, other escapes); the database is to be the same for both.
+    # SQLAlchemy parses URLs in its own way (no second host, other escapes); both must use the same database.
     engine = sqlalchemy.create_engine(
         "postgresql+psycopg://",
         creator=lambda: connect(url),
@@ -102,9 +102,9 @@ def _migrate(url: str, steps: OnlineSteps) -> None:
 
 
 def _ensure_trigger(steps: OnlineSteps, trigger: sql.Trigger) -> None:
-    """Make or replace a trigger where it is not what it should be: only then its table has to be locked.
+    """Create or replace a trigger only if it differs, because that locks its table.
 
-    The trigger's comment says by which statement it was made.
+    The trigger's comment identifies the statement that created it.
     """
     mark = f"campaign_pipeline {hashlib.sha256(trigger.statement.encode()).hexdigest()[:16]}"
     found = steps.connection.execute(
@@ -128,7 +128,7 @@ OWNED_BY_CRM = (
     "campaign_logs",
     "ai_message_splitter_config",
 )
-"""Tables of the CRM that the migrations alter; a test holds this to the migrations."""
+"""Tables of the CRM that the migrations alter; a test compares this with the migrations."""
 
 
 def _refuse_without_rights(connection: "psycopg.Connection[Any]") -> None:
@@ -140,7 +140,7 @@ def _refuse_without_rights(connection: "psycopg.Connection[Any]") -> None:
 
 
 def lacking_right(connection: "psycopg.Connection[Any]") -> str | None:
-    """What a role lacks that may not change the schema: one sentence with the owner and the GRANT that helps."""
+    """Return what a role lacks to change the schema: one sentence with the owner and the necessary GRANT."""
     role = _scalar(connection, "SELECT current_user")
     cursor = connection.cursor(row_factory=tuple_row)
     others = cursor.execute(_FOREIGN_TABLES, [list(OWNED_BY_CRM)]).fetchall()
@@ -189,19 +189,19 @@ WHERE NOT may LIMIT 1
 
 
 def _recount_open_runs(connection: "psycopg.Connection[TupleRow]") -> None:
-    """Let the counters of open runs start right: from here on they follow the messages by trigger.
+    """Recount open runs, so that their counters start correct; from here on triggers maintain them.
 
-    Run by run, each locked for one short transaction. Runs that have ended are history: the CRM deletes their messages.
+    Each run is locked in its own short transaction. Ended runs are history: the CRM deletes their messages.
     """
     for (run_id,) in connection.execute(sql.statement("list_miscounted_runs")).fetchall():
         connection.execute(sql.statement("recount_run"), {"run_id": run_id})
 
 
 def check(url: str) -> None:
-    """Make sure that the database answers and has our schema. Raises DatabaseUnusable with one sentence if not.
+    """Check that the database answers and has our schema. Raises DatabaseUnusable with one sentence if not.
 
-    A newer schema is taken, too: processes of the old code go on while an upgrade is rolled out. Migrations only add,
-    and functions stay such that older code can call them; a test holds the oldest code that may do so to it.
+    A newer schema is accepted too: processes with old code continue during an upgrade. Migrations only add, and old
+    code can call all functions; a test runs the oldest supported code against them.
     """
     refuse_unreadable(url)
     try:
@@ -224,7 +224,7 @@ def check(url: str) -> None:
 
 
 def found_version(connection: "psycopg.Connection[Any]") -> str | None:
-    """The campaign schema that a database has; None: not at all."""
+    """Return the version of the campaign schema in a database; None if there is none."""
     for place in (sql.SCHEMA, "public"):  # in public up to 0007
         table = f"{place}.{sql.VERSION_TABLE}"
         if _scalar(connection, f"SELECT to_regclass('{table}') IS NOT NULL"):
@@ -244,10 +244,10 @@ _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})|%00")
 
 
 def is_readable(url: str) -> bool:
-    """Whether a URL can be read in one way only.
+    """Return whether a URL is unambiguous.
 
-    With a bare @ or / in the password libpq takes its rest for a host or a port, and says so in its errors, which are
-    logged. Such a URL is refused before anybody reads it.
+    If the password contains a bare @ or /, libpq takes its rest for a host or a port, and quotes it in its errors,
+    which are logged. Such a URL is refused before it is used.
     """
     if not _READABLE.fullmatch(url) or _BAD_ESCAPE.search(url):
         return False
@@ -265,19 +265,19 @@ UNREADABLE = (
 
 
 def refuse_unreadable(url: str) -> None:
-    """Raise DatabaseUnusable for a URL that can be read in two ways."""
+    """Raise DatabaseUnusable for an ambiguous URL."""
     if not is_readable(url):
         raise DatabaseUnusable(UNREADABLE)
 
 
 def describe(url: str) -> str:
-    """Host, port and name of a database, without user and password."""
+    """Return host, port and name of a database, without user and password."""
     parts = psycopg.conninfo.conninfo_to_dict(url)
     return f"{parts.get('dbname', '?')} at {parts.get('host', 'localhost')}:{parts.get('port', 5432)}"
 
 
 def unusable(url: str, error: BaseException | None) -> str:
-    """One sentence for what the database answered, without user and password."""
+    """Return one sentence for the database's error, without user and password."""
     reason = str(error).strip().splitlines()[0] if error and str(error).strip() else "no answer"
     return (
         f"The database {describe(url)} cannot be used: {reason.rstrip('.')}. CAMPAIGN_DATABASE_URL must be a "

@@ -1,9 +1,9 @@
 """E-mail by SMTP: one mailbox of one mail server, over a bounded pool of connections.
 
-Contract: RFC 5321, RFC 3463 (enhanced codes), RFC 8058 (one-click unsubscribe). Once the message itself left, a server
-may have accepted it, whatever becomes of the connection: from there on an outcome without a reply is unknown. Before
-it, nothing was sent. SMTP has no look-up; the Message-ID is the same at every attempt, so that many mailboxes
-collapse a double that a person asked for.
+Contract: RFC 5321, RFC 3463 (enhanced codes), RFC 8058 (one-click unsubscribe). Once the content has left, a server may
+have accepted it, whatever happens to the connection: from then on, no reply means an unknown outcome. Before that,
+nothing was sent. SMTP has no look-up; the Message-ID is the same in every attempt, so that many mailboxes
+collapse a duplicate that a person asked for.
 """
 
 import asyncio
@@ -61,17 +61,17 @@ TRAITS = ChannelTraits(
 )
 
 _MESSAGE_IDS: Final = UUID("6f0f6b1c-53cf-5c7a-9a55-5a0a2f6f3b11")
-"""Namespace of the Message-IDs; never changed, or a repeat would get another id."""
+"""Namespace of the Message-IDs. It must never change, or a repeat would get another id."""
 
 FAILURES_IN_A_ROW = 3
-"""So many connections that failed one after the other are no accident: the server is down or wrongly named."""
+"""If this many connections in a row fail, the server is down or misconfigured."""
 
 DATA_PATIENCE = 4
-"""Times the usual patience for the reply to a whole message: scanners take minutes, and giving up makes it unknown."""
+"""Multiple of the usual timeout for the reply to a whole message: scanners take minutes; a timeout is unknown."""
 
 _ON_THE_WIRE: Final = compat32.clone(linesep="\r\n", max_line_length=998)
-"""998 characters a line (RFC 5322) keep addresses and URLs whole: what is folded sooner becomes encoded words, which no
-mail program reads there. `policy.SMTP` would join the encoded words of a subject into one as long as that."""
+"""998 characters per line (RFC 5322) keep addresses and URLs whole: shorter folding would produce encoded words, which
+no mail program decodes there. `policy.SMTP` would join the encoded words of a subject to one of that length."""
 
 _QUOTED_PRINTABLE: Final = Charset("utf-8")
 _QUOTED_PRINTABLE.body_encoding = QP
@@ -91,22 +91,22 @@ class Mailbox:
     password: str | None = field(default=None, repr=False)
     from_name: str = ""
     reply_to: str | None = None
-    domain: str = ""  # that Message-IDs end in
-    unsubscribe_url: str | None = None  # https; {message_id} and {email} are filled in
+    domain: str = ""  # domain of Message-IDs
+    unsubscribe_url: str | None = None  # https; {message_id} and {email} are replaced
     unsubscribe_mailto: str | None = None
     ca_file: str | None = None  # certificates to trust besides the system's
-    stream: str = "campaign"  # told to Gmail's postmaster tools: which inbox it is
+    stream: str = "campaign"  # identifies the inbox in Gmail's postmaster tools
     max_connections: int = 5
     messages_per_connection: int = 100
 
 
 def message_id(mailbox: Mailbox, envelope: Envelope) -> str:
-    """The same for every attempt at a part."""
+    """Return the Message-ID, the same for every attempt at a part."""
     return f"<{uuid5(_MESSAGE_IDS, envelope.idempotency_key)}@{mailbox.domain}>"
 
 
 def compose(mailbox: Mailbox, envelope: Envelope) -> bytes:
-    """The whole message as it goes over the wire, but for the dots at the beginning of lines.
+    """Return the message as it is sent, except for the escaped dots at the beginning of lines.
 
     Raises InvalidAddress or TextProblem.
     """
@@ -122,12 +122,12 @@ def compose(mailbox: Mailbox, envelope: Envelope) -> bytes:
         "Message-ID": own_id,
         **({"Reply-To": mailbox.reply_to} if mailbox.reply_to else {}),
         **({"List-Unsubscribe": ", ".join(f"<{way}>" for way in unsubscribe)} if unsubscribe else {}),
-        # RFC 8058: only with an https address, which must unsubscribe at once when it is posted to.
+        # RFC 8058: only with an https address, which must unsubscribe at once on a POST.
         **({"List-Unsubscribe-Post": "List-Unsubscribe=One-Click"} if mailbox.unsubscribe_url else {}),
         "Auto-Submitted": "auto-generated",  # suppresses out-of-office replies
         "Feedback-ID": f"{mailbox.stream}:email:{mailbox.domain}",
     }
-    boundary = f"=_{own_id[1:37]}"  # `=_` stands in no quoted-printable text
+    boundary = f"=_{own_id[1:37]}"  # `=_` does not occur in quoted-printable text
     message = MIMEMultipart("alternative", boundary, policy=_ON_THE_WIRE)
     for name, value in headers.items():
         message[name] = _safe(name, value)
@@ -151,7 +151,7 @@ _LINK: Final = re.compile(r"https?://[^\s<>\"']*[^\s<>\"'.,;:!?)\]…]")
 
 
 def _html(text: str, unsubscribe: list[str]) -> str:
-    """Paragraphs, line breaks and links; all else is text."""
+    """Convert paragraphs, line breaks and links to HTML; everything else is text."""
     paragraphs = [piece.strip("\n") for piece in re.split(r"\n\s*\n", text) if piece.strip()]
     body = "\n".join(f"<p>{_linked(piece)}</p>" for piece in paragraphs)
     if unsubscribe:
@@ -171,7 +171,7 @@ def _linked(text: str) -> str:
 
 
 def _mailbox(name: str, address: str) -> str:
-    """`Ana Souza <ana@example.com>`, whatever the name holds."""
+    """Return `Ana Souza <ana@example.com>`, safe for any name."""
     shown = " ".join("".join(char if char.isprintable() else " " for char in name).split())[:60].strip()
     if not shown:
         return address
@@ -181,19 +181,19 @@ def _mailbox(name: str, address: str) -> str:
 
 
 def _encoded(text: str, *, always: bool = False) -> str:
-    """As it is where it is plain ASCII, else in encoded words (RFC 2047) of at most 75 characters."""
+    """Return plain ASCII as it is, other text as encoded words (RFC 2047) of at most 75 characters."""
     if not always and text.isascii() and text.isprintable() and "=?" not in text:
         return text
     return Header(_encodable(text), "utf-8", maxlinelen=75).encode(linesep="")
 
 
 def _encodable(text: str) -> str:
-    """The text without halves of characters (lone surrogates), for which UTF-8 has no bytes."""
+    """Return the text without lone surrogates, which UTF-8 cannot encode."""
     return text.encode("utf-8", "replace").decode()
 
 
 def _safe(name: str, value: str) -> str:
-    """The last word on header injection: nothing but printable ASCII leaves in a header."""
+    """The final guard against header injection: a header contains only printable ASCII."""
     if not (value.isascii() and value.isprintable()):
         raise ValueError(f"The header {name} has characters that no header can bear.")
     return value
@@ -215,18 +215,18 @@ SENTENCES: Mapping[str, str] = {
 
 
 class _TooLate(Exception):
-    """The lease ended before the message was handed over."""
+    """The lease ended before the content was sent."""
 
 
 class _Stale(Exception):
-    """A connection that was kept had died meanwhile; nothing left on it."""
+    """A kept connection had died meanwhile; nothing was sent over it."""
 
 
 _EMAIL: Final = re.compile(r"[^\s<>\"'(),:;]+@[\w.-]+")
 
 
 def _said(text: str) -> str:
-    """What a server said when it took a message, to be kept with it."""
+    """Return the server's acceptance text, to be stored with the message."""
     return _EMAIL.sub(lambda found: masked(found[0]), redact(text))
 
 
@@ -239,12 +239,12 @@ class Smtp:
     traits = TRAITS
 
     def __init__(self, mailbox: Mailbox, timeout: float = 30.0, hosts: Hosts | None = None) -> None:
-        """`hosts`: those that may be reached; as the environment says, if None."""
+        """`hosts`: those that may be reached; from the environment if None."""
         self._mailbox = mailbox
         self._timeout = timeout
         self._hosts = Hosts.from_environment() if hosts is None else hosts
         self._slots = asyncio.Semaphore(mailbox.max_connections)
-        self._idle: list[tuple[aiosmtplib.SMTP, int]] = []  # connection, messages that went over it
+        self._idle: list[tuple[aiosmtplib.SMTP, int]] = []  # connection, messages sent over it
         self._failures = 0  # to connect, in a row
 
     async def __aenter__(self) -> "Smtp":
@@ -257,7 +257,7 @@ class Smtp:
         await asyncio.gather(*(_say_goodbye(client) for client, _ in idle))
 
     async def check_connection(self) -> Failure | None:
-        """Log in once. A server that does not answer holds nothing back: sending will tell."""
+        """Log in once. If the server does not answer, nothing is held back: sending will tell."""
         if not self._idle:
             client = await self._connect()
             if not isinstance(client, aiosmtplib.SMTP):
@@ -282,15 +282,15 @@ class Smtp:
             return await self._deliver(fresh, 0, envelope, recipient, content)
 
     async def find_accepted(self, attempt: Attempt) -> LookUpAnswer:
-        """Never: SMTP has no look-up."""
+        """Return no result: SMTP has no look-up."""
         return LookUpFailed("SMTP has no way to ask whether a message was accepted.")
 
     async def check_number(self, number: str) -> NumberCheck:
-        """Never: a mailbox has no number."""
+        """Return no result: a mailbox has no number."""
         return NumberNotChecked("A mailbox cannot be asked for numbers.")
 
     async def _connect(self, at: float | None = None) -> aiosmtplib.SMTP | Failure:
-        """A connection that is logged in, or why there is none."""
+        """Return a connection that is logged in, or why there is none."""
         mailbox, progress = self._mailbox, _Progress()
         try:
             connection = await asyncio.wait_for(self._hosts.connect(mailbox.host, mailbox.port), self._timeout)
@@ -329,7 +329,7 @@ class Smtp:
         if cause is not None:
             reason = f"{SENTENCES['untrusted_certificate']} {redact(str(cause))}"
             return Systemic("untrusted_certificate", reason, Scope.INBOX)
-        if type(error) is aiosmtplib.SMTPException:  # the server lacks what we must have
+        if type(error) is aiosmtplib.SMTPException:  # the server lacks a required feature
             code = "no_login" if stage is Stage.LOGIN else "no_tls"
             return Systemic(code, SENTENCES[code], Scope.INBOX)
         self._failures += 1
@@ -342,7 +342,7 @@ class Smtp:
     async def _deliver(
         self, client: aiosmtplib.SMTP, messages: int, envelope: Envelope, recipient: str, content: bytes
     ) -> Outcome:
-        """One message over one connection, which is kept if it is good for more. Raises _Stale."""
+        """Send one message over one connection, which is kept if it can be reused. Raises _Stale."""
         progress, keep = _Progress(Stage.MAIL), False
         try:
             said = await self._exchange(client, recipient, content, progress, envelope.may_leave)
@@ -350,7 +350,7 @@ class Smtp:
             return Sent(message_id(self._mailbox, envelope)[1:-1], {"reply": _said(self._without_password(said))})
         except aiosmtplib.SMTPResponseException as error:
             if messages and progress.stage is Stage.MAIL and error.code == 421:
-                raise _Stale from None  # it was about to close for idleness
+                raise _Stale from None  # it was about to close an idle connection
             keep = await self._start_over(client)
             return classify(progress.stage, error.code, self._without_password(error.message), envelope.attempted_at)
         except _TooLate:
@@ -363,14 +363,14 @@ class Smtp:
                 return Unknown("no_answer", f"The mail server gave no answer after it had the whole message: {said}.")
             return Transient("connection_lost", f"The connection to the mail server was lost: {said}.")
         finally:
-            # Also when this task is cancelled: a connection in the middle of a message is good for nothing.
+            # Also if this task is cancelled: a connection in the middle of a message cannot be reused.
             if keep and client.is_connected and messages + 1 < self._mailbox.messages_per_connection:
                 self._idle.append((client, messages + 1))
             else:
                 client.close()
 
     def _without_password(self, said: str) -> str:
-        """What a server said, should it quote what it was told."""
+        """Return a server's reply without the password, in case it quotes what it was told."""
         return hide_text(said, self._mailbox.password)
 
     async def _exchange(
@@ -385,26 +385,26 @@ class Smtp:
         progress.stage = Stage.RCPT
         await client.rcpt(recipient)
         progress.stage = Stage.DATA
-        # Not client.data(): it would not tell whether the connection was lost before or after the message left.
+        # Not client.data(): it would not tell whether the connection was lost before or after the content left.
         started = await client.execute_command(b"DATA")
         if started.code != 354:
             raise aiosmtplib.SMTPDataError(started.code, started.message)
         protocol = client.protocol
         if protocol is None:
             raise aiosmtplib.SMTPServerDisconnected("Connection lost")
-        protocol.write(re.sub(rb"(?m)^\.", b"..", content))  # raises where the connection is gone already
-        # The server has nothing before it has the last line: until then the message can be taken back by hanging up.
+        protocol.write(re.sub(rb"(?m)^\.", b"..", content))  # raises if the connection is already lost
+        # The server accepts nothing before the last line: until then, closing the connection withdraws the message.
         if not may_leave():
             raise _TooLate
         protocol.write(b".\r\n")
         progress.stage = Stage.BODY
         answer = await protocol.read_response(timeout=DATA_PATIENCE * self._timeout)
-        if not 200 <= answer.code <= 299:  # any of these says that it took the message
+        if not 200 <= answer.code <= 299:  # any of these means that it accepted the message
             raise aiosmtplib.SMTPDataError(answer.code, answer.message)
         return answer.message
 
     async def _start_over(self, client: aiosmtplib.SMTP) -> bool:
-        """Make a connection ready for the next message after a refusal; whether it is."""
+        """Reset a connection for the next message after a refusal; return whether that worked."""
         try:
             await client.rset()
         except (aiosmtplib.SMTPException, *_LOST):
@@ -427,11 +427,11 @@ _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 def from_connection(
     client: httpx.AsyncBaseTransport, connection: InboxConnection, variables: Mapping[str, str], send_timeout: float
 ) -> Smtp:
-    """Build the channel of an inbox from its instance row, and from the SMTP_* variables what that leaves out.
+    """Build the channel of an inbox from its instance row; the SMTP_* variables supply what the row omits.
 
     The row's settings and provider_config name host, port, security, username, from_address, from_name, reply_to,
-    domain, unsubscribe_url, unsubscribe_mailto; the password is its instance_token or api_key. A row that names a host
-    gets no credentials from the environment: they belong to another server. Raises LookupError with one sentence.
+    domain, unsubscribe_url, unsubscribe_mailto; the password is its instance_token or api_key. A row with a host gets
+    no credentials from the environment, which are for another server. Raises LookupError with one sentence.
     """
     given = {**_plain(connection.settings), **_plain(connection.provider_config)}
     server = _server(given, connection) if given.get("host") else _server_of_environment(variables)
@@ -458,7 +458,7 @@ def from_connection(
 
 
 def _plain(settings: Any) -> dict[str, Any]:
-    """The settings that are texts or numbers; a CRM keeps other things beside them."""
+    """Return the settings that are texts or numbers; a CRM stores other values beside them."""
     if not isinstance(settings, Mapping):
         return {}
     return {
@@ -517,7 +517,7 @@ _NAMED_ADDRESS: Final = re.compile(r"\s*\"?(?P<name>[^<>\"]*?)\"?\s*<(?P<address
 
 
 def _sender(given: Mapping[str, str], variables: Mapping[str, str]) -> tuple[str, str]:
-    """Name and address that messages come from: the row's, else SMTP_FROM as `Name <address>` or an address."""
+    """Return name and address of the sender: the row's, else SMTP_FROM as `Name <address>` or an address."""
     if given.get("from_address"):
         return given.get("from_name", ""), _address("from_address", given["from_address"])
     raw = variables.get("SMTP_FROM")

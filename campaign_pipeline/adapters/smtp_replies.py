@@ -1,13 +1,13 @@
-"""What the replies of mail servers mean, as data: one table, the first rule that matches decides.
+"""The replies of mail servers and their meaning: one table, the first matching rule decides.
 
-A refusal of the protocol is given before the message is accepted, so whatever is refused was surely not sent. What has
-to be told apart is whom a refusal is about: the recipient, this message, or us. Replies about us pause the inbox or
-slow it down and cost no lead anything; only a refusal with an enhanced status code (RFC 3463) that speaks of the
-recipient is a hard bounce, after which the address is never written to again.
+A server refuses a message before accepting it, so a refused message was surely not sent. A rule says whom a refusal
+concerns: the recipient, this message, or us. Replies about us pause the inbox or slow it down and cost no lead
+anything. Only a refusal with an enhanced status code (RFC 3463) about the recipient is a hard bounce, after which the
+address is never used again.
 
-The table goes by the enhanced status code first, where it has one meaning; then by the wording of single providers;
-then by words that many servers use; then by the first digit. Addresses, quoted arguments and URLs are taken out of a
-reply before it is read: they may hold any word.
+The table matches first by enhanced status codes with one meaning, then by the wording of single providers, then by
+words that many servers use, then by the first digit. Addresses, quoted arguments and URLs are removed from a reply
+before matching: they may contain any word.
 """
 
 import re
@@ -31,21 +31,21 @@ from campaign_pipeline.core.window import DEFAULT_ZONE
 
 
 class Stage(IntEnum):
-    """How far a message came."""
+    """The stage of a message in the protocol."""
 
     CONNECT = 0  # connection, greeting, EHLO, STARTTLS
     LOGIN = 1
     MAIL = 2
     RCPT = 3
-    DATA = 4  # the command, before any of the message left
-    BODY = 5  # the message left
+    DATA = 4  # the command, before any content was sent
+    BODY = 5  # the content was sent
 
 
 class Rule(NamedTuple):
     """One row of the table."""
 
     stages: frozenset[Stage]
-    reply: str  # pattern on "<code> <enhanced code or ->": `550 5.1.1`, `421 -`
+    reply: str  # pattern for "<code> <enhanced code or ->": `550 5.1.1`, `421 -`
     text: str  # pattern anywhere in the text; empty: any text
     kind: type[Systemic] | type[Throttled] | type[Transient] | type[Permanent]
     code: str
@@ -53,11 +53,11 @@ class Rule(NamedTuple):
 
     @property
     def by_words(self) -> bool:
-        """Whether the text decides, and not the code."""
+        """Return whether the text decides, not the code."""
         return self.text != ""
 
     def matches(self, stage: Stage, number: str, text: str) -> bool:
-        """Whether a reply is of this kind."""
+        """Return whether a reply is of this kind."""
         return (
             stage in self.stages
             and re.match(self.reply, number) is not None
@@ -66,16 +66,16 @@ class Rule(NamedTuple):
 
 
 def _any(*patterns: str) -> str:
-    """One pattern for any of some."""
+    """Join patterns to one that matches any of them."""
     return "|".join(patterns)
 
 
 SOON: Final = 300.0
-"""Seconds. A server that defers or grey-lists wants minutes, not seconds."""
+"""Seconds. A server that defers or greylists wants minutes, not seconds."""
 
 HOUR: Final = 3600.0
 TOMORROW: Final = -1.0
-"""As a wait: until the next day begins in the CRM's usual time zone, but an hour at least."""
+"""As a wait: until the next day begins in the CRM's usual time zone, but at least an hour."""
 
 _ANY: Final = frozenset(Stage)
 _FROM_MAIL: Final = frozenset({Stage.MAIL, Stage.RCPT, Stage.DATA, Stage.BODY})
@@ -83,7 +83,7 @@ _ENVELOPE: Final = frozenset({Stage.RCPT, Stage.DATA, Stage.BODY})
 _RCPT: Final = frozenset({Stage.RCPT})
 _LAST: Final = frozenset({Stage.DATA, Stage.BODY})
 
-# Enhanced codes that have one meaning, whoever gives them. ------------------------------------------------------------
+# Enhanced codes with one meaning on all servers. ----------------------------------------------------------------------
 
 BY_CODE: tuple[Rule, ...] = (
     Rule(
@@ -104,7 +104,7 @@ BY_CODE: tuple[Rule, ...] = (
     Rule(_FROM_MAIL, r"5\d\d 5\.7\.[5-7]\d\d$", "", Systemic, "sender_blocked"),
     Rule(_ANY, r"4\d\d 4\.7\.[5-7]\d\d$", "", Throttled, "rate_limited", HOUR),
     Rule(_FROM_MAIL, r"5\d\d 5\.(7\.60|2\.252|1\.[78])$", "", Systemic, "sender_refused"),
-    # Restrictions of one recipient: a closed group, a mailbox for insiders, a limit on what it gets an hour.
+    # Restrictions of one recipient: a closed group, an internal mailbox, a limit on what it receives per hour.
     Rule(_ENVELOPE, r"5\d\d 5\.7\.(12|13|17|18|124|129|13[346])$", "", Permanent, "refused"),
     Rule(_ENVELOPE, r"\d\d\d [45]\.2\.12[12]$", "", Transient, "deferred", HOUR),
     Rule(_ENVELOPE, r"5\d\d 5\.1\.(1|2|3|6|10)$|5\d\d 5\.4\.310$", "", Permanent, "hard_bounce"),
@@ -112,7 +112,7 @@ BY_CODE: tuple[Rule, ...] = (
     Rule(_ENVELOPE, r"4\d\d 4\.2\.2$", "", Transient, "mailbox_full"),
 )
 
-# What is about one recipient, though its words sound like a limit of ours. --------------------------------------------
+# Refusals about one recipient that sound like a limit of ours. --------------------------------------------------------
 
 ABOUT_THE_RECIPIENT: tuple[Rule, ...] = (
     Rule(
@@ -141,7 +141,7 @@ ABOUT_THE_RECIPIENT: tuple[Rule, ...] = (
     ),  # Amazon SES, SendGrid
 )
 
-# How single providers word what is about us. --------------------------------------------------------------------------
+# Refusals about us in the words of single providers. ------------------------------------------------------------------
 
 _AMOUNT: Final = r"\b(messages?|e?-?mails?|recipients?|failures|limite?|quota|mensagens|envios)"
 _PER_DAY: Final = _any(
@@ -240,7 +240,7 @@ BY_PROVIDER: tuple[Rule, ...] = (
     Rule(_FROM_MAIL, r"5\d\d ", r"unusual sending activity", Throttled, "rate_limited", HOUR),
     # Perl relays (hitobito)
     Rule(_FROM_MAIL, r"5\d\d ", r"reputation rate.?limit", Throttled, "rate_limited", HOUR),
-    # What Yahoo answers where DMARC fails.
+    # Yahoo's answer if DMARC fails.
     Rule(_LAST, r"5\d\d 5\.7\.9$", "", Systemic, "sender_policy"),
     # SendGrid, Brevo, Mailgun
     Rule(
@@ -268,7 +268,7 @@ BY_PROVIDER: tuple[Rule, ...] = (
     ),
 )
 
-# Words that many servers use of us: Exim and cPanel, Postfix and its policy servers, mailcow, Hostinger, Locaweb. -----
+# Refusals about us in words of many servers: Exim and cPanel, Postfix, mailcow, Hostinger, Locaweb. -------------------
 
 BY_WORDS: tuple[Rule, ...] = (
     Rule(_ANY, r"[45]", _PER_DAY, Throttled, "daily_limit", TOMORROW),
@@ -374,7 +374,7 @@ BY_WORDS: tuple[Rule, ...] = (
     ),
 )
 
-# What is left: by the stage and the first digit. ----------------------------------------------------------------------
+# Everything else: by the stage and the first digit. -------------------------------------------------------------------
 
 _NAMED: Final = r"\b(user|mailbox|recipient|account|address)\b.{0,40}\b"
 
@@ -420,14 +420,14 @@ BY_DIGIT: tuple[Rule, ...] = (
     Rule(_LAST, r"5\d\d 5\.[67]\.\d+$", "", Permanent, "content_refused"),
     Rule(_RCPT, r"5\d\d 5\.7\.\d+$", "", Permanent, "refused"),
     Rule(_ENVELOPE, r"4\d\d 4\.7\.1$", "", Transient, "greylisted"),
-    # Before a recipient was named a deferral is the server's own state: it costs no message an attempt.
+    # Before a recipient is named, a deferral is about the server's state: it costs no attempt.
     Rule(frozenset({Stage.CONNECT, Stage.LOGIN, Stage.MAIL}), r"4", "", Throttled, "server_busy", SOON),
     Rule(_ANY, r"4", "", Transient, "deferred"),
     Rule(_ANY, r"5", "", Permanent, UNRECOGNISED),
 )
 
 RULES: tuple[Rule, ...] = (*BY_CODE, *ABOUT_THE_RECIPIENT, *BY_PROVIDER, *BY_WORDS, *BY_DIGIT)
-"""Every rule, in the order in which they are tried."""
+"""Every rule, in matching order."""
 
 SENTENCES: Final = {
     "bad_credentials": "The mail server refuses this mailbox's user or password; correct them in the instance.",
@@ -454,7 +454,7 @@ SENTENCES: Final = {
 
 _ENHANCED: Final = re.compile(r"^\s{0,9}#?([245]\.\d{1,3}\.\d{1,3})\b|\(#([245]\.\d{1,3}\.\d{1,3})\)", re.MULTILINE)
 _NOT_THEIRS: Final = re.compile(r"<[^<>\s]{1,320}>|[^\s<>\"'(),:;]{1,64}@[\w.-]{1,255}|https?://\S{1,500}")
-"""Addresses, arguments that a server repeats, and URLs. `<DATA>` and `<END-OF-MESSAGE>` say nothing that is missed."""
+"""Addresses, arguments that a server repeats, and URLs. `<DATA>` and `<END-OF-MESSAGE>` carry no needed information."""
 
 _NO_UTF_8: Final = re.compile("[\udc80-\udcff]")
 _MOST_READ: Final = 1000
@@ -462,14 +462,14 @@ _MOST_READ: Final = 1000
 
 
 def classify(stage: Stage, reply: int, text: str, at: float | None = None) -> Failure:
-    """Class a reply that came at a stage, by the table.
+    """Classify a reply at a stage, by the table.
 
-    `at` is when (seconds since the epoch, by the database's clock): a limit of a day ends with the day that it is in;
+    `at` is the time (seconds since the epoch, by the database's clock): a daily limit ends with the day it is in;
     None: a day later.
     """
     came = {"reply": reply, "text": redact_people(_readable(text))}
     if not 400 <= reply <= 599:
-        # A success where none can be, or no number at all.
+        # A success where none is possible, or no number at all.
         reason = SENTENCES["unreadable"]
         if stage is Stage.BODY:
             return Unknown("unreadable", f"{reason} Nobody knows whether it took the message.", came)
@@ -487,7 +487,7 @@ def classify(stage: Stage, reply: int, text: str, at: float | None = None) -> Fa
 
 
 def rule_of(stage: Stage, reply: int, text: str) -> Rule:
-    """The first rule that matches a refusal, 400 to 599."""
+    """Return the first rule that matches a refusal, 400 to 599."""
     text = _readable(text)
     enhanced = _ENHANCED.search(text[:_MOST_READ])
     number = f"{reply} {(enhanced[1] or enhanced[2]) if enhanced else '-'}"
@@ -496,7 +496,7 @@ def rule_of(stage: Stage, reply: int, text: str) -> Rule:
 
 
 def _readable(text: str) -> str:
-    """A reply whose bytes were no UTF-8 (a server that speaks Latin-1), with its letters."""
+    """Decode a reply whose bytes are not UTF-8 (a server that uses Latin-1)."""
     if text.isascii() or text.isprintable():
         return text
     return text.encode("utf-8", "surrogateescape").decode("latin-1") if _NO_UTF_8.search(text) else text

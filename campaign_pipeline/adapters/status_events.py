@@ -1,10 +1,10 @@
-"""Status events of the Cloud API, which the webhook of the CRM hands over: what they settle, and how.
+"""Status events of the Cloud API, stored by the CRM's webhook: what they settle, and how.
 
-The webhook inserts each element of Meta's `statuses[]` as it came:
+The webhook inserts each element of Meta's `statuses[]` unchanged:
 
     INSERT INTO campaign_pipeline.campaign_status_events (payload) SELECT jsonb_array_elements(:statuses);
 
-Each batch settles what is there; `settle_status_events` does so at any other time.
+Each batch settles the stored events; `settle_status_events` does so at any other time.
 """
 
 from collections import Counter
@@ -20,14 +20,14 @@ from campaign_pipeline.core.ports import StatusEvent
 from campaign_pipeline.sql import statement
 
 EVENTS_A_ROUND = 1000
-"""Events of one transaction: their messages stay locked for its time."""
+"""Events per transaction: their messages stay locked during it."""
 
 
 async def settle_status_events(url: str, read: Callable[[Any], StatusEvent | None]) -> Counter[str]:
-    """Settle every event that is there, and say how many ended how; `later` ones are looked at again in a minute.
+    """Settle every stored event; return how many ended how. `later` ones are tried again in a minute.
 
-    Safe to be called by several processes at once, and to be cut short anywhere: an event is settled in the
-    transaction that applies it, and applying it twice changes nothing. Raises psycopg.Error where the database refuses.
+    Safe to call from several processes at once, and to interrupt anywhere: an event is settled in the transaction that
+    applies it, and applying it twice changes nothing. Raises psycopg.Error if the database refuses.
     """
     verdicts = Counter[str]()
     async with await connect_async(url) as connection:

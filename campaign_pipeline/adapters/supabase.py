@@ -1,8 +1,8 @@
 """The CRM's own sender: the Supabase edge function `internal-send-ai-message`, which sends through Evolution or UAZAPI.
 
-Contract: the function's source. It takes a conversation and a text and nothing else, writes the message into the CRM's
-conversation itself, and answers with whatever its provider said. A part whose answer was lost is searched for among
-the conversation's messages; since they are written after the sending, a miss proves nothing.
+Contract: the function's source. It takes only a conversation and a text, writes the message into the CRM's conversation
+itself, and returns its provider's answer. A part whose answer was lost is searched for among the conversation's
+messages; these are written after sending, so a miss proves nothing.
 """
 
 from collections.abc import Mapping
@@ -34,10 +34,10 @@ from campaign_pipeline.core.ports import (
 )
 
 OWN_DELAY_SECONDS = 1.2
-"""For which the function itself asks its provider to show "typing"."""
+"""For which the function asks its provider to show "typing"."""
 
 _WRAPPED = r"(evolution|uazapi)( api)? error: |(error sending|failed to send)( message)?: "
-"""What the function puts before the words of its provider."""
+"""What the function prepends to its provider's words."""
 
 _IDS: tuple[tuple[str, ...], ...] = (
     ("message", "provider_message_id"),
@@ -66,14 +66,14 @@ class InternalSend(HttpChannel):
         status: str | None,
         send_timeout: float = 30.0,
     ) -> None:
-        """`status` is what the CRM's `instances` table says of the inbox."""
-        # The second header is for the gateway, where the project has it check every call of a function.
+        """`status` is the inbox's status in the CRM's `instances` table."""
+        # The second header is for the gateway, if the project makes it check every call of a function.
         headers = {"X-Service-Role-Key": service_key, "Authorization": f"Bearer {service_key}"}
         super().__init__(client, base_url, headers, send_timeout)
         self._status = status
 
     async def check_connection(self) -> Failure | NotReady | None:
-        """What the CRM says. Where the inbox is not connected the function would send from another number."""
+        """Check the CRM's status. If the inbox is not connected, the function would send from another number."""
         if self._status == "connected":
             return None
         if self._status == "connecting":
@@ -81,7 +81,7 @@ class InternalSend(HttpChannel):
         return DISCONNECTED
 
     def request(self, envelope: Envelope) -> Request | Permanent:
-        """One part into its conversation."""
+        """Send one part into its conversation."""
         if envelope.conversation_id is None:
             reason = "The message has no conversation, and the function sends to nothing else."
             return Permanent("no_conversation", reason)
@@ -90,18 +90,18 @@ class InternalSend(HttpChannel):
 
     @classmethod
     def succeeded(cls, answer: Answer) -> bool:
-        """A 200 whose body does not deny it."""
+        """A 200 whose body does not deny it is a success."""
         return super().succeeded(answer) and at(answer.body, "success") is not False
 
     @classmethod
     def accepted(cls, body: Any) -> Sent | None:
-        """Read the id from the CRM's row, else from what the provider answered."""
+        """Read the id from the CRM's row, else from the provider's answer."""
         provider_id, status = _first_text(body, _IDS), text_at(body, "provider_response", "status")
         return Sent(provider_id, {"status": status}, in_conversation=True) if provider_id else None
 
     @classmethod
     def refused(cls, answer: Answer, envelope: Envelope | None = None) -> Outcome | None:
-        """See `HttpChannel`; what was sent and not saved may still have its id in `details`."""
+        """See `HttpChannel`; a part that was sent but not saved may still have its id in `details`."""
         outcome = super().refused(answer, envelope)
         if isinstance(outcome, Sent):
             return replace(outcome, provider_message_id=_first_text(answer.body, _DETAILED_IDS))
@@ -117,7 +117,7 @@ class InternalSend(HttpChannel):
         return Heard(statements(said, envelope, _WRAPPED), facts=frozenset({"no_account"} if missing else ()))
 
     async def find_accepted(self, attempt: Attempt) -> LookUpAnswer:
-        """What the CRM's conversation has of this text since the attempt began, where no other part took it."""
+        """Search the CRM's conversation for this text since the attempt began, excluding other parts' messages."""
         for provider_id in attempt.conversation_ids:
             if provider_id not in attempt.taken_provider_ids:
                 return Found(provider_id, {"found_in": "messages"}, in_conversation=True)

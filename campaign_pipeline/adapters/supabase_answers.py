@@ -1,4 +1,4 @@
-"""What the answers of the CRM's function mean, and what those of its provider mean when it passes them on."""
+"""The answers of the CRM's function and their meaning, including its provider's answers that it passes on."""
 
 from campaign_pipeline.adapters.answers import Row, redirected, tells_nothing
 from campaign_pipeline.adapters.whatsapp_web import in_words, no_account, timed_out
@@ -11,10 +11,10 @@ _SAYS_SENT_NOT_SAVED = (
     r"(sav|stor|insert|record)\w*\b.{0,40}|fail(ed|ure)? to (save|store|insert) (the )?(sent )?message\b.{0,40}"
     r"|(a )?mensagem (foi )?enviada,? mas .{0,30}(falh|erro|n[ãa]o)\w*\b.{0,30}(salv|grav|regist)\w*\b.{0,40}"
 )
-"""What the function says where the message went out and only its row could not be written."""
+"""The function's words if the message was sent and only its row could not be written."""
 
 ANSWERS: tuple[Row, ...] = (
-    # It went out: taken for a failure, it would go out twice. Its row is missing in the CRM, so we write it.
+    # It was sent: treated as a failure, it would be sent twice. Its row is missing in the CRM, so we write it.
     Row(Sent, "sent_not_stored", "It was sent, and not saved.", status={500}, says=_SAYS_SENT_NOT_SAVED),
     Row(
         Systemic,
@@ -65,7 +65,7 @@ ANSWERS: tuple[Row, ...] = (
         says=r"(no|missing) (\w{1,20} ){0,2}(token|api.?key)\b.{0,40}"
         r"|(\w{1,20} ){0,2}(token|api.?key) (is )?(not configured|missing)\b.{0,40}",
     ),
-    # What its provider said, in the provider's words.
+    # The provider's answer, in its own words.
     timed_out("The function's provider", {500}),
     no_account({500}, fact="no_account"),
     no_account({500}),
@@ -78,4 +78,4 @@ ANSWERS: tuple[Row, ...] = (
     ),
     tells_nothing("Supabase", {408, 502, 503, 504}),
 )
-"""To a send; the first row that matches."""
+"""To a send; the first matching row decides."""

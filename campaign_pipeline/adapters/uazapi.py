@@ -1,8 +1,8 @@
-"""UAZAPI (uazapiGO v2): WhatsApp over its web protocol, with a tracking id of ours on every message.
+"""UAZAPI (uazapiGO v2): WhatsApp over its web protocol, with our tracking id on every message.
 
-Contract: the provider's OpenAPI specification. The header `token` is the instance: it names the number that sends, so
-there is no key in the environment that could stand for all of them. A part whose answer was lost is found exactly, by
-its tracking id; the server takes the same id twice, so it must be asked before anything is sent again.
+Contract: the provider's OpenAPI specification. The header `token` identifies the instance, that is the sending number,
+so no key in the environment can serve all of them. A part whose answer was lost is found exactly, by its tracking id;
+the server accepts the same id twice, so it must be asked before anything is sent again.
 """
 
 import re
@@ -31,13 +31,13 @@ from campaign_pipeline.core.ports import (
 )
 
 TRACK_SOURCE = "campaign_pipeline"
-"""Under which our messages are tracked; the CRM's own may use the same ids under another."""
+"""The source of our messages; the CRM's own may use the same ids with another source."""
 
 PAGE = 50
-"""Messages a page, when a part is looked up: by its own id there should be one message."""
+"""Messages per page of a look-up: a part's own id should match one message."""
 
 _WRAPPED = r"(error sending|failed to send|could ?n[o']t send)( message)?: "
-"""What UAZAPI puts before the words of its WhatsApp library."""
+"""What UAZAPI prepends to the words of its WhatsApp library."""
 
 _NO_INSTANCE = r"instance (not found|does not exist)\.?"
 
@@ -61,7 +61,7 @@ class Uazapi(WebChannel):
         super().__init__(client, base_url, {"token": token}, send_timeout, "/instance/status")
 
     def request(self, envelope: Envelope) -> Request:
-        """Sent at once, since the answer to a queued message (`async`) has no outcome. UAZAPI waits `delay` first."""
+        """Send at once, because the answer to a queued message (`async`) has no outcome. UAZAPI waits `delay` first."""
         body = {
             "number": envelope.address,
             "text": harmless(envelope.text),
@@ -82,14 +82,14 @@ class Uazapi(WebChannel):
 
     @classmethod
     def heard(cls, answer: Answer, envelope: Envelope | None) -> Heard:
-        """Read `error`, or `message` where there is none."""
+        """Read `error`, or `message` if there is none."""
         said = at(answer.body, "error")
         said = said if isinstance(said, str) else at(answer.body, "message")
         missing = isinstance(said, str) and re.fullmatch(_NO_INSTANCE, said, re.IGNORECASE)
         return Heard(statements([said], envelope, _WRAPPED), facts=frozenset({"no_instance"} if missing else ()))
 
     async def find_accepted(self, attempt: Attempt) -> LookUpAnswer:
-        """Ask for the part by its tracking id."""
+        """Look the part up by its tracking id."""
         key, foreign = attempt.envelope.idempotency_key, False
 
         def is_it(message: Any) -> bool:
@@ -110,7 +110,7 @@ class Uazapi(WebChannel):
 def harmless(text: str) -> str:
     """The text with a zero-width joiner between doubled braces.
 
-    The server takes `{{name}}` for a placeholder and puts something else in its place; a reader sees no difference.
+    The server replaces `{{name}}` as a placeholder; a reader sees no difference.
     """
     return _BETWEEN_BRACES.sub(_JOINER, text)
 
@@ -121,14 +121,14 @@ def _page(number: int, body: Any) -> Page | None:
 
 
 def _failed(message: Any) -> bool:
-    """Whether the server keeps a message that it could not send."""
+    """Return whether the server keeps a message that it could not send."""
     status = at(message, "status")
     return isinstance(status, str) and status.casefold() in {"failed", "error"}
 
 
 def _absent(foreign: bool) -> Absent:
     if foreign:
-        # A server that does not know tracking ids ignores them and gives whatever it has.
+        # A server that does not support tracking ids ignores them and returns any messages.
         return Absent(proven=False, reason="The server does not look up by tracking id, so a miss proves nothing.")
     return Absent(proven=True, reason="It was looked up by its own tracking id.")
 

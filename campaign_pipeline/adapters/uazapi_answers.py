@@ -1,4 +1,4 @@
-"""What UAZAPI's answers mean."""
+"""The meaning of UAZAPI's answers."""
 
 from campaign_pipeline.adapters.answers import DAY, Row, redirected, tells_nothing
 from campaign_pipeline.adapters.whatsapp_web import in_words, no_account, timed_out
@@ -52,11 +52,11 @@ ANSWERS: tuple[Row, ...] = (
         says=r"(fail(ed)?|error) (to send|sending)( (the )?message)?|internal server error",
     ),
 )
-"""To a send; the first row that matches."""
+"""To a send; the first matching row decides."""
 
 STATE_ANSWERS: tuple[Row, ...] = (
     _BAD_KEY,
     Row(Systemic, "instance_missing", _NO_INSTANCE, status={404}),
     redirected(_BASE_URL, range(300, 400)),
 )
-"""To the question for the state of an instance."""
+"""To the query for an instance's state."""

@@ -1,4 +1,4 @@
-"""An inbox that cannot be reached as it is configured: it says so, and its messages wait."""
+"""An inbox whose configuration does not work: it reports that, and its messages wait."""
 
 from campaign_pipeline.core.ports import (
     Attempt,
@@ -16,11 +16,11 @@ from campaign_pipeline.core.ports import (
 )
 
 SANDBOX_ONLY = "sandbox_only"
-"""In `instances.provider_config`, true: made up, and never to be sent through but in a sandbox."""
+"""In `instances.provider_config`, true: a sample inbox that may only be used with a sandbox."""
 
 
 class Unconfigured:
-    """Stands where an adapter cannot be built; see `core.ports.MessageChannel`."""
+    """Replaces an adapter that cannot be built; see `core.ports.MessageChannel`."""
 
     traits = ChannelTraits(name="unconfigured", max_part_chars=4096, look_up=LookUp.SEARCH)
 
@@ -28,7 +28,7 @@ class Unconfigured:
         self._refusal = Systemic(code, reason, Scope.INBOX)
 
     async def check_connection(self) -> Failure | None:
-        """Refuse, so that nothing is generated for an inbox that cannot send."""
+        """Refuse, so that no text is generated for an inbox that cannot send."""
         return self._refusal
 
     async def send(self, envelope: Envelope) -> Outcome:
@@ -36,9 +36,9 @@ class Unconfigured:
         return self._refusal
 
     async def find_accepted(self, attempt: Attempt) -> LookUpAnswer:
-        """Not now: the part waits until the inbox can be asked."""
+        """Fail for now: the part waits until the inbox can be asked."""
         return LookUpFailed(self._refusal.reason)
 
     async def check_number(self, number: str) -> NumberCheck:
-        """Not through an inbox that cannot be used: the number stays unknown."""
+        """Fail: the number stays unknown."""
         return NumberNotChecked(self._refusal.reason)

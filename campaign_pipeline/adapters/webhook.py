@@ -1,7 +1,7 @@
-"""The pipeline's own webhook: an ASGI application that stores what providers tell, answers, and then applies it.
+"""The pipeline's own webhook: an ASGI application that stores providers' events, responds, and then applies them.
 
-An event is answered only after it was committed, so a provider repeats what was lost; what is told twice is stored
-once. What is stored is applied at once here, and by every batch of the job where this process ended too early.
+A call is answered only after its events are committed, so a provider repeats lost ones; repeated events are stored
+once. Stored events are applied here at once, and by every batch of the job if this process ended too early.
 """
 
 import asyncio
@@ -28,18 +28,18 @@ LARGEST_CALL = 4 * 2**20
 """Bytes; Meta's largest call has 3 MB."""
 
 GATHER_SECONDS = 0.1
-"""Between two rounds of applying: in a burst, many events go together."""
+"""Between two rounds of applying: in a burst, many events are applied together."""
 
 LOOK_AGAIN_SECONDS = 10.0
-"""After which what was put off is looked at again, though nothing came."""
+"""After which postponed events are tried again, even without new ones."""
 
 
 @dataclass(frozen=True)
 class WebhookSecrets:
-    """By what a call proves that it comes from its provider."""
+    """The secrets by which a call proves that it comes from its provider."""
 
     app_secret: str | None = field(default=None, repr=False)  # Meta signs each call with it
-    verify_token: str | None = field(default=None, repr=False)  # Meta repeats it when the address is set
+    verify_token: str | None = field(default=None, repr=False)  # Meta repeats it when the address is registered
     tokens: Mapping[str, str] = field(default_factory=dict, repr=False)  # by provider: the end of its address
 
     @classmethod
@@ -67,13 +67,13 @@ class WebhookSecrets:
         return cls(secret, verify, tokens)
 
     def paths(self) -> list[str]:
-        """Where each provider is to call, secrets left out."""
+        """Return the paths that providers call, without secrets."""
         own = [f"/{provider}/<{provider.upper()}_WEBHOOK_TOKEN>" for provider in self.tokens]
         return (["/cloud_api"] if self.app_secret else []) + own
 
 
 class Webhook:
-    """The application, and the task that applies what was stored."""
+    """The application, and the task that applies stored events."""
 
     def __init__(self, store: WebhookStore, secrets: WebhookSecrets) -> None:
         self._store = store
@@ -83,7 +83,7 @@ class Webhook:
             Route("/cloud_api", self._verify, methods=["GET"]),
             Route("/cloud_api", self._cloud_api, methods=["POST"]),
             Route("/{provider}/{token}", self._by_token, methods=["POST"]),
-            Route("/{provider}/{token}/{event:path}", self._by_token, methods=["POST"]),  # Evolution: one path an event
+            Route("/{provider}/{token}/{event:path}", self._by_token, methods=["POST"]),  # Evolution: a path per event
             Route("/healthz", self._health, methods=["GET"]),
         ]
         self.app = Starlette(routes=routes, lifespan=self._lifespan)
@@ -101,7 +101,7 @@ class Webhook:
     async def _keep_settling(self) -> None:
         while True:
             self._stored.clear()
-            # What fails stays stored, and is tried again.
+            # A failed event stays stored, and is retried.
             with contextlib.suppress(psycopg.Error, StoreUnavailable):
                 await self._store.settle()
             await asyncio.sleep(GATHER_SECONDS)
@@ -112,7 +112,7 @@ class Webhook:
         return PlainTextResponse("ok")
 
     async def _verify(self, request: Request) -> Response:
-        """Meta asks once, when the address is set."""
+        """Answer Meta's verification request when the address is registered."""
         asked, token = request.query_params, self._secrets.verify_token
         given = asked.get("hub.verify_token", "")
         if token is None or asked.get("hub.mode") != "subscribe" or not _same(given, token):
@@ -155,7 +155,7 @@ class Webhook:
 
 
 def is_signed(body: bytes, signature: str, secret: str) -> bool:
-    """Whether Meta signed these very bytes with the app's secret (X-Hub-Signature-256)."""
+    """Return whether Meta signed exactly these bytes with the app's secret (X-Hub-Signature-256)."""
     wanted = "sha256=" + hmac.new(secret.encode(), body, hashlib.sha256).hexdigest()
     return _same(signature, wanted)
 
@@ -165,7 +165,7 @@ def _same(given: str, wanted: str) -> bool:
 
 
 async def _body(request: Request) -> bytes | None:
-    """The body of a call; None where it is larger than any provider's, or broke off."""
+    """Return the body of a call; None if it is larger than any provider's, or was cut off."""
     body = bytearray()
     with contextlib.suppress(ClientDisconnect):
         async for piece in request.stream():

@@ -1,7 +1,7 @@
-"""What providers tell a webhook, in one form: receipts of parts that were sent, and messages of leads.
+"""Providers' webhook events in one format: receipts of sent parts, and messages of leads.
 
-Everything in a call that is neither, or that is about a group, is left out. What cannot be read is no reason to refuse
-a call: a provider would send it again for hours.
+Everything else in a call, and everything about groups, is ignored. Unreadable events are no reason to refuse a call:
+its provider would repeat it for hours.
 """
 
 import re
@@ -13,22 +13,22 @@ from campaign_pipeline.adapters.cloud_api_events import read_status
 from campaign_pipeline.adapters.http import at
 
 LONGEST_TEXT = 10_000
-"""Characters of a lead's message that are kept."""
+"""Characters of a lead's message that are stored."""
 
 
 @dataclass(frozen=True)
 class WebhookEvent:
-    """One thing that a provider told."""
+    """One event of a provider."""
 
     provider: str
-    event_id: str  # the same whenever it is told again
-    instance: str  # by what the provider names the inbox
+    event_id: str  # the same in every repetition
+    instance: str  # the provider's name of the inbox
     kind: str  # status, message
     body: Mapping[str, Any]
 
 
 def read_cloud_api(call: Any) -> Iterator[WebhookEvent]:
-    """A call of Meta's: every status and message of every change."""
+    """Read a call of Meta's: every status and message of every change."""
     for entry in _list(at(call, "entry")):
         for change in _list(at(entry, "changes")):
             value = at(change, "value")
@@ -49,7 +49,7 @@ _EVOLUTION_STATUSES = {"SERVER_ACK": "sent", "DELIVERY_ACK": "delivered", "READ"
 
 
 def read_evolution(call: Any) -> Iterator[WebhookEvent]:
-    """A call of Evolution's: messages.upsert and messages.update."""
+    """Read a call of Evolution's: messages.upsert and messages.update."""
     instance, event = str(at(call, "instance") or ""), str(at(call, "event") or "").lower().replace("_", ".")
     data = at(call, "data")
     for each in data if isinstance(data, list) else [data]:
@@ -66,7 +66,7 @@ def read_evolution(call: Any) -> Iterator[WebhookEvent]:
 
 
 def read_uazapi(call: Any) -> Iterator[WebhookEvent]:
-    """A call of UAZAPI's: messages and messages_update."""
+    """Read a call of UAZAPI's: messages and messages_update."""
     instance = str(at(call, "instanceName") or at(call, "instance") or "")
     event = str(at(call, "EventType") or at(call, "event_type") or "").lower()
     if event == "messages_update":
@@ -91,7 +91,7 @@ READERS: Mapping[str, Callable[[Any], Iterator[WebhookEvent]]] = {
     "evolution": read_evolution,
     "uazapi": read_uazapi,
 }
-"""How the calls of each provider are read."""
+"""The reader of each provider's calls."""
 
 _KEY = re.compile(r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}):([1-9][0-9]{0,3})")
 
@@ -108,7 +108,7 @@ def _receipt(provider: str, instance: str, provider_id: Any, status: str, key: A
 def _message(
     provider: str, instance: str, message_id: Any, sender: Any, name: Any, text: str | None, message: Any
 ) -> Iterator[WebhookEvent]:
-    """A lead's message; nothing for a group, a broadcast, or what has no sender."""
+    """Yield a lead's message; nothing for a group, a broadcast, or a message without a sender."""
     number = str(sender or "").partition("@")
     if not isinstance(message_id, str) or not number[0].partition(":")[0].isdigit():
         return
@@ -121,7 +121,7 @@ def _message(
         "from": number[0].partition(":")[0],
         "name": str(name or "")[:200],
         "text": (text or "")[:LONGEST_TEXT].replace("\x00", ""),
-        "at": seconds / 1000 if seconds is not None and seconds > 1e11 else seconds,  # some tell milliseconds
+        "at": seconds / 1000 if seconds is not None and seconds > 1e11 else seconds,  # some send milliseconds
     }
     yield WebhookEvent(provider, message_id, instance, "message", body)
 

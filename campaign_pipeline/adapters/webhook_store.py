@@ -1,4 +1,4 @@
-"""What our own webhook was told: kept, and applied."""
+"""Stores and applies the events of our own webhook."""
 
 import asyncio
 import contextlib
@@ -12,11 +12,11 @@ from campaign_pipeline.adapters.postgres import Connection, ConnectionPool, Shar
 from campaign_pipeline.adapters.webhook_events import WebhookEvent
 
 EVENTS_A_ROUND = 200
-"""Events of one transaction: what it changes stays locked for its time."""
+"""Events per transaction: changed rows stay locked during it."""
 
 
 class WebhookStore(Statements):
-    """Keeps events, and applies what was kept."""
+    """Stores events, and applies stored ones."""
 
     def __init__(self, url: str, patience_seconds: float = 10.0) -> None:
         super().__init__(url, patience_seconds)
@@ -25,8 +25,8 @@ class WebhookStore(Statements):
 
     @contextlib.asynccontextmanager
     async def kept_open(self) -> AsyncIterator[None]:
-        """Keep connections from one statement to the next: in a burst, a new one costs more than what it stores."""
-        # Opened without waiting: a database that is away is waited for by each call.
+        """Keep connections between statements: in a burst, a new one costs more than what it stores."""
+        # Opened without waiting: each call waits for an unavailable database.
         async with ShardStore.pool(self._url, self._patience) as pool:
             self._pool = pool
             try:
@@ -41,7 +41,7 @@ class WebhookStore(Statements):
             yield connection
 
     async def store(self, events: Sequence[WebhookEvent]) -> None:
-        """Come back when they are committed. Raises StoreUnavailable."""
+        """Return when the events are committed. Raises StoreUnavailable."""
         await asyncio.gather(*(self._storing.submit(event) for event in events))
 
     async def _store_group(self, events: Sequence[WebhookEvent]) -> list[None]:
@@ -49,7 +49,7 @@ class WebhookStore(Statements):
         return [None] * len(events)
 
     async def settle(self) -> Counter[str]:
-        """Apply all that is due, and say how many ended how. Safe to be called by several at once."""
+        """Apply all due events; return how many ended how. Safe to call concurrently."""
         verdicts = Counter[str]()
         while True:
             rows = await self._all("settle_webhook_events", limit=EVENTS_A_ROUND)
@@ -59,5 +59,5 @@ class WebhookStore(Statements):
                 return verdicts
 
     async def drop_old(self) -> None:
-        """Forget events that were dealt with a month ago."""
+        """Delete events that were handled a month ago."""
         await self._all("drop_settled_webhook_events")

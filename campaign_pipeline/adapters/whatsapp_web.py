@@ -1,6 +1,6 @@
-"""Servers that speak WhatsApp over its web protocol (Evolution, UAZAPI): answers and questions that they share.
+"""Servers that use WhatsApp's web protocol (Evolution, UAZAPI): their common answers and queries.
 
-The CRM's function passes their answers on in the same words.
+The CRM's function passes their answers on unchanged.
 """
 
 from collections.abc import Container, Mapping
@@ -31,14 +31,14 @@ _DISCONNECTED = "This inbox's connection to WhatsApp is closed; connect it and i
 DISCONNECTED = Systemic("inbox_disconnected", _DISCONNECTED, Scope.INBOX)
 CONNECTING = "The instance is connecting to WhatsApp."
 
-# Each pattern is matched against one whole statement.
+# Each pattern matches one whole statement.
 _SAYS_DISCONNECTED = (
     r"connection closed|(the )?(whatsapp|websocket|client|instance|socket|session)( \S{1,60})? (is )?"
     r"(not (open|connected|logged in)|disconnected|closed)|not (open|connected|logged in)|disconnected"
     r"|no (active )?session|(inst[âa]ncia|whatsapp) (est[áa] )?(desconectad[ao]|n[ãa]o (est[áa] )?conectad[ao])"
 )
 _SAYS_TOO_FAST = r"((server returned )?error )?429|rate.?overlimit|(429:? )?too many requests"
-_SAYS_TIMED_OUT = (  # the request may have reached WhatsApp: what ended on the way says nothing of what it carried
+_SAYS_TIMED_OUT = (  # the request may have reached WhatsApp: an aborted transfer does not show what it carried
     r"(\S{1,40} )?timed?[ -]?out\b.{0,80}|timeouterror.{0,80}|(message|context) (timed out|deadline exceeded)"
     r"|connection (was )?(lost|terminated).{0,80}|stream errored.{0,80}"
     r"|websocket disconnected (before|while) .{0,80}"
@@ -48,7 +48,7 @@ _SAYS_NO_ACCOUNT = (
     r"|(o )?n[úu]mero( \S{1,60})? n[ãa]o (est[áa] )?(no|registrado no) whatsapp"
 )
 _SAYS_NO_KEYS = (
-    # Signal keys of one recipient are missing or broken: the text could not be encrypted, so it did not leave.
+    # Signal keys of one recipient are missing or broken: the text could not be encrypted, so it was not sent.
     r"(sessionerror: )?no (sessions|session record|open session|matching sessions found for message)"
     r"|(sessionerror: )?no (signal )?session (established with|found for|with) \S{1,60}|session with \S{1,60} not found"
     r"|(prekeyerror: )?invalid prekey id|untrustedidentitykeyerror.{0,120}"
@@ -58,19 +58,19 @@ _NO_KEYS = "WhatsApp's encryption keys for this lead are missing or out of date;
 
 
 def timed_out(provider: str, status: Container[int]) -> Row:
-    """The answer that says that WhatsApp did not answer in time."""
+    """Match the answer that WhatsApp did not respond in time."""
     sentence = f"{provider} timed out while it talked to WhatsApp."
     return Row(Unknown, "provider_timeout", sentence, status=status, says=_SAYS_TIMED_OUT)
 
 
 def no_account(status: Container[int], fact: str | None = None) -> Row:
-    """The answer that says that the number has no account: by a fact of the body, else in words."""
+    """Match the answer that the number has no account: by a fact of the body, else by words."""
     says = None if fact else _SAYS_NO_ACCOUNT
     return Row(Permanent, "not_on_whatsapp", NOT_ON_WHATSAPP, status=status, fact=fact, says=says)
 
 
 def in_words(status: Container[int]) -> tuple[Row, ...]:
-    """The answers that say why WhatsApp took nothing."""
+    """Match answers that say why WhatsApp accepted nothing."""
     return (
         Row(Transient, "no_keys", _NO_KEYS, status=status, says=_SAYS_NO_KEYS),
         Row(Systemic, "inbox_disconnected", _DISCONNECTED, status=status, says=_SAYS_DISCONNECTED),
@@ -79,7 +79,7 @@ def in_words(status: Container[int]) -> tuple[Row, ...]:
 
 
 def too_fast(status: Container[int], says: str | None = None) -> Row:
-    """The answer that says that the number sends too fast."""
+    """Match the answer that the number sends too fast."""
     sentence = "WhatsApp says that this number sends too fast."
     return Row(Throttled, "rate_limited", sentence, status=status, says=says)
 
@@ -87,16 +87,16 @@ def too_fast(status: Container[int], says: str | None = None) -> Row:
 class WebChannel(HttpChannel):
     """One WhatsApp number on such a server."""
 
-    exists_field: ClassVar[str]  # of what it tells about a number
-    numbers_path: str  # where it is asked for numbers
+    exists_field: ClassVar[str]  # in the answer about a number
+    numbers_path: str  # the endpoint that checks numbers
 
     @staticmethod
     def states_of(closed: str) -> Mapping[str, Failure | NotReady]:
-        """The states in which nothing can be sent, where the server calls a closed connection `closed`."""
+        """Return the states in which nothing can be sent, if the server calls a closed connection `closed`."""
         return {"connecting": NotReady("connecting", CONNECTING, retry_after=5.0), closed: DISCONNECTED}
 
     async def check_number(self, number: str) -> NumberCheck:
-        """Ask WhatsApp for one number; it tries a Brazilian one with and without its ninth digit."""
+        """Ask WhatsApp about one number; it tries a Brazilian one with and without its ninth digit."""
         entries = await self.accounts(number)
         if isinstance(entries, LookUpFailed):
             return NumberNotChecked(entries.reason)
@@ -111,7 +111,7 @@ class WebChannel(HttpChannel):
         return NumberExists(digits, jid, lid or (jid if server == "lid" else None))
 
     async def accounts(self, number: str) -> list[Any] | LookUpFailed:
-        """What WhatsApp knows of one number. Never asked for many at once: that risks a ban."""
+        """Return what WhatsApp knows of one number. Never query many at once: that risks a ban."""
         asked = {"numbers": [number]}
         return await self.ask(
             self.numbers_path, asked, lambda body: body if isinstance(body, list) else None, "a number check"
@@ -119,5 +119,5 @@ class WebChannel(HttpChannel):
 
 
 def account_name(value: Any) -> str | None:
-    """A jid or a lid."""
+    """Return a jid or a lid."""
     return value if isinstance(value, str) and "@" in value else None

@@ -1,6 +1,6 @@
--- Addresses: what they are, and one spelling of each.
+-- Addresses: their kinds, and the canonical spelling of each.
 
--- What an address is. As core.address.address_kind; a test holds them together.
+-- The kind of an address, like core.address.address_kind; a test compares them.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_address_kind(p_address text) RETURNS text
     LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE AS $$
 BEGIN
@@ -13,11 +13,11 @@ BEGIN
         ELSE 'phone' END;
 END $$;
 
--- One spelling of every way in which an address is written: digits with country code for a number (a Brazilian mobile
--- number always with its ninth, so that both of its spellings are one person), lower case for an e-mail. Null for none.
--- The copy of core.phone_reading.canonical_address, pattern for pattern: a reply that opts out is heard in the
--- transaction of whoever inserts it, where no Python runs. A property test holds both equal. What a message is sent to,
--- and what an operator types, is read by Python, which also refuses; this never does.
+-- The canonical spelling of an address: digits with country code for a number (a Brazilian mobile number always with
+-- its ninth digit, so that both of its spellings are one person), lower case for an e-mail address. Null for none.
+-- A copy of core.phone_reading.canonical_address, pattern for pattern: an opt-out is processed in the transaction that
+-- inserts the reply, where no Python runs. A property test compares both. Python reads the addresses that messages are
+-- sent to and that operators type; it also refuses some, which this function never does.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_canonical_address(p_raw text) RETURNS text
     LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE AS $$
 DECLARE
@@ -26,11 +26,11 @@ DECLARE
     digits  text;
     found   text[];
 BEGIN
-    -- As nearly all are. Literals here, not `area`: a constant pattern is compiled once.
+    -- The form of nearly all addresses. Literals instead of `area`: a constant pattern is compiled once.
     IF written ~ '^55(?:1[1-9]|2[12478]|3[1-578]|4[1-9]|5[1345]|6[1-9]|7[134579]|8[1-9]|9[1-9])9[0-9]{8}$' THEN
         RETURN written;
     END IF;
-    -- The same as a CRM writes it: +55 (11) 98765-4321. Nothing else needs to be asked of it.
+    -- The same in a CRM's form: +55 (11) 98765-4321. It needs no further check.
     IF written ~ ('^[+]?55 ?'
         '(?:[(](?:1[1-9]|2[12478]|3[1-578]|4[1-9]|5[1345]|6[1-9]|7[134579]|8[1-9]|9[1-9])[)]'
         '|(?:1[1-9]|2[12478]|3[1-578]|4[1-9]|5[1345]|6[1-9]|7[134579]|8[1-9]|9[1-9]))'
@@ -40,13 +40,13 @@ BEGIN
     IF written IS NULL OR length(written) > 320 THEN
         RETURN NULL;
     END IF;
-    -- plain: no invisible marks, plain digits, spaces and dashes, no quotes around it
+    -- plain: no invisible marks, ASCII digits, spaces and dashes, no surrounding quotes
     IF octet_length(written) <> length(written) THEN
         written := regexp_replace(written,
             '[\u00ad\u034f\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff]', '', 'g');
         written := regexp_replace(written, '[\u00a0\u2002\u2003\u2007\u2009\u202f\u3000]', ' ', 'g');
         written := regexp_replace(written, '[\u2010-\u2014\u2212]', '-', 'g');
-        IF getdatabaseencoding() = 'UTF8' THEN  -- others have no wide characters
+        IF getdatabaseencoding() = 'UTF8' THEN  -- other encodings have no wide characters
             written := translate(written,
                 (SELECT string_agg(chr(65281 + n), '' ORDER BY n) FROM generate_series(0, 93) AS n),
                 (SELECT string_agg(chr(33 + n), '' ORDER BY n) FROM generate_series(0, 93) AS n));
@@ -55,7 +55,7 @@ BEGIN
     written := regexp_replace(written,
         '^[ \t\r\n''"=`\u00b4\u2018\u2019]+|[ \t\r\n''"=`\u00b4\u2018\u2019]+$', '', 'g');
 
-    -- an account of WhatsApp, an e-mail address or lid, a business-scoped id
+    -- a WhatsApp account, an e-mail address or lid, a business-scoped id
     found := COALESCE(regexp_match(written, '^([0-9]+)(?::[0-9]{1,4})?@(?:s\.whatsapp\.net|c\.us)$', 'i'),
                       regexp_match(written, '^([0-9]+):[0-9]{1,4}$'));
     IF found IS NOT NULL THEN
@@ -91,7 +91,7 @@ BEGIN
         written := regexp_replace(written, '[(][ ]*0[ ]*[)]', ' ');
         written := regexp_replace(written,
             '^[ \t\r\n''"=`\u00b4\u2018\u2019]+|[ \t\r\n''"=`\u00b4\u2018\u2019]+$', '', 'g');
-        -- a whole number that a spreadsheet wrote as an amount
+        -- a whole number that a spreadsheet stored as an amount
         IF written ~ '^[+]?[0-9]{10,}[.,]0+$' THEN
             written := regexp_replace(written, '[.,]0+$', '');
         ELSIF written ~ '^[0-9]{1,3}(?:\.[0-9]{3}){2,}(?:,0{1,2})?$'
@@ -121,7 +121,7 @@ BEGIN
     RETURN regexp_replace('55' || COALESCE(found[1], found[2]), '^(55' || area || ')([6-9][0-9]{7})$', '\19\2');
 END $$;
 
--- What is compared and what stays of an erased person's address. Null for no address.
+-- The hash for comparison, which also remains of an erased person's address. Null for no address.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_address_hash(p_raw text) RETURNS text
     LANGUAGE plpgsql STABLE AS $$
 BEGIN
@@ -130,7 +130,7 @@ BEGIN
             || campaign_pipeline.campaign_canonical_address(p_raw), 'UTF8')), 'hex');
 END $$;
 
--- The channel of an inbox: whatsapp unless its instance says otherwise.
+-- The channel of an inbox: whatsapp unless its instance has another.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_inbox_channel(p_inbox uuid) RETURNS text LANGUAGE plpgsql STABLE
 SET enable_seqscan = off AS $$
 BEGIN

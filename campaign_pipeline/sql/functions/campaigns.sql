@@ -1,6 +1,6 @@
--- What campaign files need of the CRM's tables where these differ.
+-- What campaign files need if the CRM's tables differ.
 
--- Give a campaign its name where the table has a column for it; the CRM's own has none.
+-- Set a campaign's name if the table has a column for it; the CRM's own table has none.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_set_name(p_config uuid, p_name text) RETURNS void
 LANGUAGE plpgsql AS $$
 BEGIN

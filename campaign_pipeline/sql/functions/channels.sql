@@ -1,11 +1,10 @@
--- What providers say of a part after they accepted it.
+-- Providers' status events about parts that they accepted.
 
--- Apply status events to the ledger: a part whose outcome was unknown is sent or failed now, every other one gets its
--- delivery status. In whatever order and however often they come, the same is left in the end: what says that a part is
--- out (sent, delivered, read) wins, and of two delivery statuses the later stage. No event ever puts a message back
--- into the queue.
+-- Apply status events to the ledger: a part of unknown outcome becomes sent or failed, and any other part gets its
+-- delivery status. The result does not depend on the order or number of events: events that prove sending (sent,
+-- delivered, read) win, and of two delivery statuses the later stage. No event returns a message to the queue.
 -- Events: {event_id, id, part_no, status, at, provider_message_id, error_class, code, reason}. The answer is 'later'
--- for a failure of a part that somebody works right now: whoever works it decides first.
+-- for a failure of a part that a worker is sending now: that worker decides first.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_apply_status_events(p_events jsonb)
 RETURNS TABLE (event_id bigint, verdict text) LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
@@ -14,7 +13,7 @@ DECLARE
     number integer;
     failed uuid[];
 BEGIN
-    -- Runs first and messages second, each in the order of their ids, as in campaign_settle.
+    -- Runs first, messages second, each in the order of their ids, as in campaign_settle.
     PERFORM 1 FROM public.campaign_runs r
     WHERE r.id IN (SELECT m.run_id FROM jsonb_to_recordset(p_events) AS e (id uuid)
                    JOIN public.campaign_messages m ON m.id = e.id)
@@ -30,7 +29,7 @@ BEGIN
     WHERE p.message_id = last.id AND p.part_no = last.part_no
       AND last.stage > campaign_pipeline.campaign_delivery_stage(p.delivery_status);
 
-    -- One item a message and call, as campaign_settle wants it.
+    -- One item per message and call, as campaign_settle requires.
     FOR number IN
         SELECT DISTINCT e.part_no FROM jsonb_to_recordset(p_events) AS e (part_no integer, status text)
         WHERE e.status <> 'failed' ORDER BY e.part_no
@@ -61,9 +60,9 @@ BEGIN
               WHERE e.status = 'failed' ORDER BY e.id, e.part_no, e.at) f
         LEFT JOIN public.campaign_messages m ON m.id = f.id
         WHERE p.message_id = f.id AND p.part_no = f.part_no AND p.status = 'unknown'
-          -- Of a message that the CRM deleted nobody works a part any more.
+          -- No worker sends a part of a message that the CRM deleted.
           AND NOT COALESCE(campaign_pipeline.campaign_is_leased(m.status), false)
-          -- The key names the part, not the attempt: what failed before the last attempt began was an earlier one.
+          -- The key names the part, not the attempt: a failure before the last attempt began is an earlier attempt's.
           AND (p.attempts = 1 OR to_timestamp(f.at) >= p.attempted_at - interval '1 second')
         RETURNING p.message_id
     )
@@ -79,13 +78,13 @@ BEGIN
       AND NOT EXISTS (SELECT 1 FROM campaign_pipeline.campaign_message_parts o
                       WHERE o.message_id = m.id AND o.status IN ('unknown', 'attempting'));
 
-    -- A refusal that means "never again" holds for every campaign, though the provider had accepted the part first.
+    -- A refusal that means "never again" applies to all campaigns, though the provider accepted the part at first.
     PERFORM campaign_pipeline.campaign_suppress_by_answer(e.id, e.code)
     FROM jsonb_to_recordset(p_events) AS e (id uuid, status text, code text)
     JOIN campaign_pipeline.campaign_suppressing_codes k ON k.code = e.code
     WHERE e.status = 'failed';
 
-    -- A failure that means "never again" (an opt-out) holds for every campaign, whatever became of this part.
+    -- A failure that means "never again" (an opt-out) applies to all campaigns, whatever happened to this part.
     PERFORM campaign_pipeline.campaign_suppress_by_answer(e.id, e.code)
     FROM (SELECT DISTINCT e.id, e.code
           FROM jsonb_to_recordset(p_events) AS e (id uuid, part_no integer, status text, code text)
@@ -104,7 +103,7 @@ BEGIN
     LEFT JOIN campaign_pipeline.campaign_message_parts p ON p.message_id = e.id AND p.part_no = e.part_no;
 END $$;
 
--- How far a delivery came. A failure is not undone by a `sent` that comes after it, but by what was delivered it is.
+-- The stage of a delivery. A later `sent` does not undo a failure, but a later `delivered` does.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_delivery_stage(p_status text) RETURNS integer
     LANGUAGE sql IMMUTABLE AS $$
     SELECT CASE p_status WHEN 'sent' THEN 1 WHEN 'failed' THEN 2 WHEN 'delivered' THEN 3 WHEN 'read' THEN 4 ELSE 0 END

@@ -1,15 +1,15 @@
--- Claiming: which messages a batch leases, and which message tries whether a paused scope works again.
+-- Claiming: which messages a batch leases, and which message probes a paused scope.
 
 -- Lease up to p_batch due messages of the given runs to p_token.
--- Fair: every run gets the same share, what a run does not use goes to the others, and runs are taken in random order,
--- so that a batch smaller than the number of runs starves none. Never waits: rows that another claimer holds are
--- passed over. p_quotas caps each run (1 where only a probe may go, which campaign_choose_probes chooses).
--- Rows are changed where they lie (ctid, which cannot move while this transaction holds them): looked up again by id,
--- the update and what is said of them would go down the largest index twice more for each. What a claim costs at which
--- size is in benchmarks/RESULTS.md.
--- p_ahead_seconds: also what is planned for so soon. Its shard waits for the planned time; what is to be tried again at
--- some time (next_attempt_at) is not claimed before that.
--- It once returned ids alone, and claimed nothing ahead; neither a result nor a signature can be replaced.
+-- Fair: every run gets the same share, unused shares go to other runs, and runs are taken in random order, so that a
+-- batch smaller than the number of runs starves none. Never waits: rows that another claimer has locked are skipped.
+-- p_quotas caps each run (1 if only a probe may go; campaign_choose_probes chooses it).
+-- Rows are updated by ctid, which cannot change while this transaction has them locked: a second look-up by id would
+-- search the largest index twice more per row, for the update and for its result. benchmarks/RESULTS.md has the cost
+-- of a claim by size.
+-- p_ahead_seconds: also claims messages planned within this time. Their shard waits for the planned time. Retries
+-- (next_attempt_at) are not claimed early.
+-- An earlier version returned only ids, and claimed nothing ahead; neither a result nor a signature can be replaced.
 DROP FUNCTION IF EXISTS campaign_pipeline.campaign_claim_messages(uuid[], integer[], integer, uuid, text,
                                                                   double precision);
 DROP FUNCTION IF EXISTS campaign_pipeline.campaign_claim_messages(uuid[], integer[], integer, uuid, text,
@@ -23,7 +23,7 @@ LANGUAGE plpgsql ROWS 500 AS $$
 #variable_conflict use_column
 DECLARE
     runs      uuid[];
-    before    uuid[];      -- the runs of this round, to which `quotas` belongs
+    before    uuid[];      -- the runs of this round, in the order of `quotas`
     quotas    integer[];
     picked    tid[];
     share     integer;
@@ -40,7 +40,7 @@ BEGIN
         share := greatest(1, remaining / cardinality(runs));
         before := runs;
         SELECT array_agg(m.place),
-               -- the runs that gave their whole share may have more
+               -- the runs that used their whole share may have more
                (SELECT array_agg(f.run_id) FROM (SELECT c.run_id FROM unnest(array_agg(m.run_id)) AS c (run_id)
                                                   GROUP BY c.run_id HAVING count(*) >= share) f)
         INTO picked, runs
@@ -70,7 +70,7 @@ BEGIN
         SET status = 'queued', queued_at = campaign_pipeline.campaign_now(), lease_token = p_token,
             lease_owner = p_owner,
             lease_expires_at = campaign_pipeline.campaign_now() + make_interval(secs => p_lease_seconds),
-            -- The inbox that its run uses now, but for a conversation that has begun through another.
+            -- The inbox that its run uses now, unless a conversation has begun through another one.
             inbox_id = CASE WHEN m.inbox_id IS NOT NULL AND campaign_pipeline.campaign_is_bound(m.id, m.inbox_id)
                 THEN m.inbox_id
                             ELSE (SELECT r.active_inbox_id FROM public.campaign_runs r WHERE r.id = m.run_id) END
@@ -84,8 +84,8 @@ BEGIN
     END LOOP;
 END $$;
 
--- Which message of each run tries whether the cause of a pause is gone: not one that failed for it before, where
--- another is due, and any of the first fifty, so that one recipient's trouble cannot keep a pause open.
+-- Choose the message of each run that probes a paused scope: not one that already failed for this cause, if another is
+-- due, and at random among the first fifty, so that one recipient's trouble cannot keep a pause open.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_choose_probes(p_runs uuid[], p_tried uuid[]) RETURNS uuid[]
 LANGUAGE plpgsql AS $$
 BEGIN

@@ -1,8 +1,8 @@
--- What the CRM shows of a message: its conversation, the parts in the chat, what the CRM refused of that.
+-- What the CRM shows of a message: its conversation, its parts in the chat, and what the CRM refused.
 
--- Who begins the first messages of one lead at once, in two shards, makes one conversation: the second waits here for
--- the first's commit, and then finds what it made. Until the commit only; in one order, after all rows that begin_parts
--- locks. The CRM may have several conversations of a lead already, so no unique index can say this. p_ids: leads.
+-- If two shards begin the first messages of one lead at once, they create one conversation: the second waits here for
+-- the first's commit, and then finds it. The lock lasts until the commit, in one order, after all rows that begin_parts
+-- locks. The CRM may already have several conversations of a lead, so a unique index cannot enforce this. p_ids: leads.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_lock_conversations(p_ids uuid[]) RETURNS void
 LANGUAGE plpgsql AS $$
 BEGIN
@@ -11,9 +11,9 @@ BEGIN
           FROM unnest(p_ids) AS lead (id) ORDER BY key) l;
 END $$;
 
--- The conversation of each message that has none: the lead's newest, else the phone's newest, else a new one; in the
--- same channel. Returns {message: conversation} or null; the caller writes it with all else that it changes of the
--- message. p_going: those that have none.
+-- The conversation of each message without one: the lead's newest, else the phone's newest, else a new one, in the same
+-- channel. Returns {message: conversation} or null; the caller writes it with its other changes of the
+-- message. p_going: the messages without one.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_find_conversations(p_going campaign_pipeline.campaign_intent[])
 RETURNS jsonb LANGUAGE plpgsql AS $$
 DECLARE
@@ -33,7 +33,7 @@ BEGIN
          ORDER BY v.last_message_at DESC NULLS LAST, v.created_at DESC LIMIT 1),
         (SELECT v.id FROM public.conversations v
          WHERE v.workspace_id = i.workspace_id
-           -- An e-mail address, too, is kept there.
+           -- Also used for e-mail addresses.
            AND v.contact_phone IN (i.address, '+' || i.address, i.phone_number)
            AND COALESCE(v.channel, 'whatsapp') = i.channel
          ORDER BY v.last_message_at DESC NULLS LAST, v.created_at DESC LIMIT 1)) AS id OFFSET 0) known;
@@ -43,8 +43,8 @@ BEGIN
     RETURN COALESCE(found, '{}') || campaign_pipeline.campaign_make_conversations(new);
 END $$;
 
--- A new conversation for each of these messages, one a lead. Returns {message: conversation}. One that the CRM refuses
--- (a check or a trigger of its own) is done without, and the log says why.
+-- Create a conversation for each of these messages, one per lead. Returns {message: conversation}. If the CRM refuses
+-- one (by a check or a trigger of its own), the message goes on without it, and the log says why.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_make_conversations(p_new campaign_pipeline.campaign_intent[])
 RETURNS jsonb LANGUAGE plpgsql AS $$
 DECLARE
@@ -55,10 +55,10 @@ BEGIN
         SELECT i.id, i.workspace_id, i.message_inbox_id, i.lead_id, i.run_id, i.address, i.channel, i.contact_name
         FROM unnest(p_new) AS i
     ), made AS (
-        -- attendant_type and the counts are the CRM's own defaults: nobody attends to it, and nothing is unread.
+        -- attendant_type and the counts keep the CRM's defaults: no attendant, nothing unread.
         INSERT INTO public.conversations (id, workspace_id, inbox_id, lead_id, contact_name, contact_phone, channel,
                                           status, campaign_run_id, unread_count, total_messages, created_at, updated_at)
-        -- One a lead, though two of its messages are begun in this very statement.
+        -- One per lead, even if two of its messages begin in this statement.
         SELECT DISTINCT ON (workspace_id, COALESCE(lead_id, id))
                gen_random_uuid(), workspace_id, message_inbox_id, lead_id, COALESCE(NULLIF(contact_name, ''), address),
                address, channel, 'waiting', run_id, 0, 0, campaign_pipeline.campaign_now(),
@@ -87,7 +87,7 @@ EXCEPTION WHEN OTHERS THEN
     RETURN answer;
 END $$;
 
--- Say in the campaign's log what the CRM refused, and why. Never fails: it is called where nothing may.
+-- Log what the CRM refused, and why. Must never fail.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_log_refusal(
     p_what text, p_run uuid, p_message uuid, p_lead uuid, p_why text
 ) RETURNS void LANGUAGE plpgsql AS $$
@@ -106,7 +106,7 @@ EXCEPTION WHEN OTHERS THEN
     RAISE WARNING 'The CRM refused the % of campaign message %: %', p_what, p_message, p_why;
 END $$;
 
--- Parts that went out appear in the CRM's chat, unless their provider wrote them there itself (`written`).
+-- Show sent parts in the CRM's chat, unless their provider wrote them there itself (`written`).
 -- p_parts: [{id, part_no, written}] or null. A part that the CRM's chat refuses is logged; the others are shown.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_show_in_conversation(p_parts jsonb) RETURNS void
     LANGUAGE plpgsql AS $$
@@ -132,8 +132,8 @@ EXCEPTION WHEN OTHERS THEN
     END LOOP;
 END $$;
 
--- The rows themselves. From the ledger, for the message may be deleted; only parts that were begun before the ledger
--- had a conversation of its own ask the message for it. `sent_by` is a user of the CRM: nobody, for what the AI wrote.
+-- Insert the rows. From the ledger, because the message may be deleted; only parts begun before the ledger had a
+-- conversation column read it from the message. `sent_by` is a user of the CRM: null for texts of the AI.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_write_chat(p_parts jsonb) RETURNS void LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 BEGIN

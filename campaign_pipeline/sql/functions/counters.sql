@@ -1,16 +1,16 @@
--- Counters of runs (I6), kept by triggers on messages.
+-- Counters of runs (I6), maintained by triggers on messages.
 
--- Counters follow the messages, whoever changes them and in the same transaction: a trigger, so that a statement typed
--- by hand or by the CRM cannot make them wrong. One UPDATE per run and statement. Runs are locked in the order of
--- their ids, or two transactions that finish messages of the same two runs could wait for each other for ever.
--- A run that has ended keeps its counters, whatever becomes of its messages: the CRM deletes some of them. What is left
--- of a cancelled run is still counted until it has its completed_at.
+-- Counters follow every change of messages in the same transaction: a trigger, so that a manual statement or one of the
+-- CRM cannot make them wrong. One UPDATE per run and statement. Runs are locked in the order of their ids; otherwise
+-- two transactions that finish messages of the same two runs could deadlock.
+-- An ended run keeps its counters, whatever happens to its messages: the CRM deletes some of them. The rest of a
+-- cancelled run is counted until it has its completed_at.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_add_to_counters(p_changes jsonb) RETURNS void
     LANGUAGE plpgsql AS $$
 DECLARE
     delta record;
 BEGIN
-    IF p_changes IS NULL THEN  -- as of nearly every statement: nothing that is counted
+    IF p_changes IS NULL THEN  -- nearly every statement: nothing to count
         RETURN;
     END IF;
     PERFORM pg_catalog.set_config('campaign_pipeline.counting', 'on', true);  -- see campaign_guard_counters
@@ -35,12 +35,12 @@ BEGIN
     PERFORM pg_catalog.set_config('campaign_pipeline.counting', '', true);
 END $$;
 
--- A transition table belongs to one kind of statement, hence three triggers. Only statuses that are counted are summed:
--- a heartbeat or a claim adds nothing and locks no run.
+-- A transition table belongs to one kind of statement, hence three triggers. Only counted statuses are summed: a
+-- heartbeat or a claim adds nothing and locks no run.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_count_updated() RETURNS trigger LANGUAGE plpgsql
 SECURITY DEFINER SET search_path = pg_catalog, campaign_pipeline, pg_temp AS $$
 BEGIN
-    -- Most statements start messages or renew leases: nothing that is counted.
+    -- Most statements start messages or renew leases: nothing to count.
     IF NOT EXISTS (SELECT FROM new_rows WHERE status IN ('sent', 'replied', 'failed', 'skipped'))
        AND NOT EXISTS (SELECT FROM old_rows WHERE status IN ('sent', 'replied', 'failed', 'skipped')) THEN
         RETURN NULL;
@@ -59,7 +59,7 @@ CREATE OR REPLACE TRIGGER campaign_count_updated AFTER UPDATE ON public.campaign
     REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows
     FOR EACH STATEMENT EXECUTE FUNCTION campaign_pipeline.campaign_count_updated();
 
--- Also: a message that comes late, into a run that was closed because nothing of it was left, opens it again.
+-- Also: a late message of a run that was closed as empty reopens the run.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_count_inserted() RETURNS trigger LANGUAGE plpgsql
 SECURITY DEFINER SET search_path = pg_catalog, campaign_pipeline, pg_temp AS $$
 BEGIN
@@ -67,7 +67,7 @@ BEGIN
         SELECT run_id, status, count(*)::integer AS n FROM new_rows
         WHERE status IN ('sent', 'replied', 'failed', 'skipped') GROUP BY run_id, status
     ) change WHERE change.n <> 0;
-    -- Last: campaign_note_reopening counts the new rows, too.
+    -- Last, because campaign_note_reopening counts the new rows too.
     PERFORM campaign_pipeline.campaign_look_in_public();
     UPDATE public.campaign_runs r SET status = 'running'
     WHERE r.id IN (SELECT n.run_id FROM new_rows n WHERE n.status = 'pending')
@@ -78,8 +78,8 @@ CREATE OR REPLACE TRIGGER campaign_count_inserted AFTER INSERT ON public.campaig
     REFERENCING NEW TABLE AS new_rows
     FOR EACH STATEMENT EXECUTE FUNCTION campaign_pipeline.campaign_count_inserted();
 
--- Messages that are deleted after their run ended, by the CRM's clean-up or with their lead, stay counted. Those that
--- are deleted with parts sent or under way are remembered until their leads are moved: see campaign_settle_deleted.
+-- Messages that are deleted after their run ended, by the CRM's clean-up or with their lead, stay counted. Those with
+-- parts sent or in flight are remembered until their leads are moved: see campaign_settle_deleted.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_count_deleted() RETURNS trigger LANGUAGE plpgsql
 SECURITY DEFINER SET search_path = pg_catalog, campaign_pipeline, pg_temp AS $$
 BEGIN

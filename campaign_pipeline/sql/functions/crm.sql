@@ -1,10 +1,10 @@
--- Living with the CRM that the tables belong to, and with the processor that it had before.
+-- Coexistence with the CRM that owns the tables, and with its previous processor.
 
 -- Counters (I6) ------------------------------------------------------------------------------------------------------
 
--- Recount one run that is open; one that has ended is history, for the CRM deletes its messages. The run is locked by
--- one statement and counted by the next: whoever changed messages of it before has committed by then and is seen, and
--- whoever changes them from now on adds to what is written here.
+-- Recount one open run; an ended run is history, because the CRM deletes its messages. One statement locks the run, and
+-- the next counts: changes of its messages before the lock are committed and visible by then, and later changes add to
+-- the counters written here.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_recount_run(p_run uuid) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM 1 FROM public.campaign_runs r WHERE r.id = p_run AND r.status IN ('running', 'paused') FOR NO KEY UPDATE;
@@ -26,16 +26,16 @@ BEGIN
     PERFORM set_config('campaign_pipeline.counting', '', true);
 END $$;
 
--- The CRM has functions that count as well (increment_campaign_run_metrics, and complete_campaign_message_atomic, which
--- calls it). What they count the triggers on messages have counted already, so in such a database only our own counting
--- changes a counter, which says who it is by a setting of its transaction, for as long as its one statement takes;
--- everything else that another's statement changes of the run stays as it is written. Where the CRM
--- counts nothing, anybody may set a counter right by hand. Before campaign_note_reopening, by its name.
+-- The CRM has counting functions, too (increment_campaign_run_metrics, and complete_campaign_message_atomic, which
+-- calls it). The triggers on messages have already counted the same, so in such a database only our own counting may
+-- change a counter; it identifies itself by a setting of its transaction during its one statement. Other columns that
+-- another client's statement changes stay as written. If the CRM counts nothing, a counter may be corrected by hand.
+-- Must run before campaign_note_reopening, hence its name.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_guard_counters() RETURNS trigger LANGUAGE plpgsql
 SECURITY DEFINER SET search_path = pg_catalog, campaign_pipeline, pg_temp AS $$
 BEGIN
     IF current_setting('campaign_pipeline.counting', true) IS DISTINCT FROM 'on'
-        -- Not by to_regproc, which answers null where there are several of that name.
+        -- Not by to_regproc, which returns null if several functions have the name.
         AND EXISTS (SELECT FROM pg_proc p WHERE p.pronamespace = to_regnamespace('public')
                     AND p.proname = 'increment_campaign_run_metrics') THEN
         NEW.leads_success := OLD.leads_success;
@@ -54,17 +54,17 @@ CREATE OR REPLACE TRIGGER campaign_guard_counters
 
 -- Attached or not ----------------------------------------------------------------------------------------------------
 
--- Whether the pipeline may take messages. The row stays locked until the end of the transaction: a detach changes it,
--- so it waits for every claim under way, and every later claim sees it.
+-- Whether the pipeline may claim messages. The row stays locked until the end of the transaction. A detach updates it,
+-- so it waits for every claim in progress, and every later claim sees the change.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_may_take() RETURNS boolean LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM 1 FROM campaign_pipeline.campaign_crm_attachment a WHERE a.detached_at IS NULL FOR SHARE;
     RETURN FOUND;
 END $$;
 
--- While attached nobody else should take or finish a message; who does so is written down. The conditions tell our own
--- changes without a call: a claim of ours changes the lease, an end of ours has its time. Never makes the CRM's write
--- fail. The leased statuses are spelled out: whoever changes a message may call no function of ours.
+-- While attached, other programs should not claim or finish messages; if one does, it is recorded. The conditions
+-- recognise our own changes without a call: our claims change the lease, and our ends set their time. Never makes the
+-- CRM's write fail. The leased statuses are repeated: other clients may call no function of ours.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_notice_others() RETURNS trigger LANGUAGE plpgsql
 SECURITY DEFINER SET search_path = pg_catalog, campaign_pipeline, pg_temp AS $$
 BEGIN
@@ -89,21 +89,21 @@ CREATE OR REPLACE TRIGGER campaign_notice_others AFTER UPDATE OF status ON publi
 
 -- What the old processor left -----------------------------------------------------------------------------------------
 
--- A text without its white space: the old processor cut texts into pieces and trimmed them.
+-- A text without its white space: the old processor split and trimmed texts.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_squeezed(p_text text) RETURNS text
 LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
     SELECT regexp_replace(COALESCE(p_text, ''), '\s+', '', 'g')
 $$;
 
--- Settle what the CRM's own processor took and never finished (it leases nothing, so its messages have no expiry), a
--- quarter of an hour after it took them: longer than one of its calls may last. It sends before it notes that it has
--- sent, so a message with a text is of unknown outcome (I5):
---   sent        the whole text stands in the lead's chat since then
---   looked_up   nothing of it does: the next batch asks the provider, and fails the message as `unknown` if that cannot
---               tell
---   unknown     a piece of it does, or nobody knows the text: only a person may have it sent again
---   given_back  it had no text yet and was not being sent: it surely did not go out
--- p_ids NULL: all. Two hundred in a call; whoever wants the rest calls again.
+-- Settle messages that the CRM's own processor claimed and never finished (it has no leases, so they have no expiry), a
+-- quarter of an hour after the claim: longer than one of its calls can last. It sends before it records, so a message
+-- with a text is of unknown outcome (I5):
+--   sent        the whole text is in the lead's chat since then
+--   looked_up   none of it is: the next batch asks the provider, and fails the message as `unknown` if the provider
+--               cannot tell
+--   unknown     a part of it is, or the text is unknown: only a person may have it sent again
+--   given_back  it had no text yet and was not being sent: it was surely not sent
+-- p_ids NULL: all. Two hundred per call; call again for the rest.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_settle_old_processor(p_ids uuid[] DEFAULT NULL)
 RETURNS TABLE (message_id uuid, verdict text) LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
@@ -111,7 +111,7 @@ SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS
 DECLARE
     left_over record;
     chat      record;
-    said      text;  -- what became of it
+    said      text;  -- its outcome
 BEGIN
     FOR left_over IN
         SELECT m.id, m.status, m.run_id, m.lead_id, m.conversation_id, m.generated_message AS text,
@@ -125,7 +125,7 @@ BEGIN
           AND COALESCE(m.queued_at, m.created_at) <= campaign_pipeline.campaign_now() - interval '15 minutes'
           AND (p_ids IS NULL OR m.id = ANY (p_ids))
         ORDER BY m.id
-        LIMIT 200  -- or the CRM's own statements would wait for their rows too long
+        LIMIT 200  -- otherwise the CRM's own statements would wait too long for their rows
         FOR UPDATE OF m SKIP LOCKED
     LOOP
         SELECT count(*) AS pieces, COALESCE(sum(length(s.piece)), 0) AS length, min(s.created_at) AS at,
@@ -152,8 +152,8 @@ BEGIN
             WHEN chat.pieces > 0 THEN 'unknown'
             ELSE 'looked_up' END;
 
-        -- In the ledger, so that no later attempt forgets it. Parts that we had planned and not begun before the old
-        -- processor took the message are not what it sent.
+        -- In the ledger, so that later attempts know of it. Parts that we had planned but not begun before the old
+        -- processor claimed the message are not what it sent.
         DELETE FROM campaign_pipeline.campaign_message_parts p
         WHERE p.message_id = left_over.id AND p.status IN ('planned', 'failed');
         INSERT INTO campaign_pipeline.campaign_message_parts AS p
@@ -170,7 +170,7 @@ BEGIN
                left_over.run_id, left_over.lead_id, left_over.workspace_id,
                COALESCE(left_over.conversation_id, chat.conversation_id), left_over.source_column_id,
                left_over.target_column_id,
-               -- Kept there, whatever comes of later look-ups: read_leased_messages tells by it who made this attempt.
+               -- Kept, whatever later look-ups find: read_leased_messages recognises this attempt's maker by it.
                jsonb_build_array(jsonb_build_object('at', campaign_pipeline.campaign_now(), 'attempt', 1,
                                                     'code', 'old_processor', 'outcome', said))
         FROM (SELECT campaign_pipeline.campaign_canonical_address(
@@ -203,11 +203,11 @@ END $$;
 
 -- Going back ---------------------------------------------------------------------------------------------------------
 
--- Leave the queue to the CRM's own processor, after the last lease has ended and in steps of so many messages, until a
--- step finds nothing. What waits becomes due now at the latest, in its order, so that it is not too old at once. What
--- went out in part, or perhaps, is never left to one that knows nothing of the ledger; nor what a pause of the CRM's
--- skipped of that, for its resume would have it sent whole. And no trace of a lease is left that would look like one
--- later. Returns how many messages of each kind this step changed.
+-- Leave the queue to the CRM's own processor, after the last lease has ended, in steps of so many messages, until a
+-- step finds none. Waiting messages become due by now at the latest, in their order, so that they are not too old at
+-- once. Messages that were sent in part, or perhaps, are never left to a processor that does not know the ledger; nor
+-- are those of them that a pause of the CRM's skipped, because its resume would send them whole. No trace remains that
+-- would later look like a lease. Returns how many messages of each kind this step changed.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_leave_to_crm(p_limit integer)
 RETURNS TABLE (failed_half_sent bigint, due_now bigint, cleared bigint) LANGUAGE plpgsql AS $$
 DECLARE
@@ -217,7 +217,7 @@ BEGIN
         SELECT m.id, bool_or(p.status IN ('unknown', 'attempting')) AS in_doubt
         FROM public.campaign_runs r
         JOIN public.campaign_messages m ON m.run_id = r.id AND (m.status = 'pending' OR (
-            -- resume_campaign_run knows by these words what a pause skipped
+            -- resume_campaign_run recognises skipped messages by these words
             r.status = 'paused' AND m.status = 'skipped' AND m.error_message LIKE '%ausad%'))
         JOIN campaign_pipeline.campaign_message_parts p ON p.message_id = m.id AND p.status NOT IN ('planned', 'failed')
         WHERE r.status IN ('running', 'paused')

@@ -1,8 +1,8 @@
--- Messages that the CRM deleted before all of them was sent.
+-- Messages that the CRM deleted before they were completely sent.
 
--- Messages that the CRM deleted while a part of them was under way: of what went out or may have the lead moves, so
--- that no other run writes to it as if nothing had happened, and the log of the run, if it still exists, says what was
--- done. p_changed: the messages of which a part was settled just now.
+-- Messages that the CRM deleted while a part was in flight: the leads of parts that were or may have been sent move on,
+-- so that no other run contacts them as new, and the run's log, if the run still exists, says what was done.
+-- p_changed: the messages with a part that was settled just now.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_end_deleted(p_gone uuid[], p_changed uuid[]) RETURNS void
 LANGUAGE plpgsql SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 DECLARE
@@ -42,8 +42,8 @@ EXCEPTION WHEN OTHERS THEN
     RAISE WARNING 'What was done with deleted campaign messages could not be logged: %', SQLERRM;
 END $$;
 
--- Of messages that were deleted before all of them was sent: leads that got a part move. A part under way that no
--- worker has settled in five minutes, none will; it may have gone out.
+-- Of messages that were deleted before they were completely sent: leads that got a part move on. A part in flight that
+-- no worker settled within five minutes will not be settled any more; it may have been sent.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_settle_deleted() RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     deleted uuid[];

@@ -1,7 +1,7 @@
 -- Contacted leads move on in the sales funnel.
 
--- A contacted lead moves on in the sales funnel, unless somebody moved it meanwhile, and its history says so. A move
--- that the CRM refuses is logged; the others are made.
+-- Move a contacted lead on in the sales funnel, unless somebody moved it meanwhile, and record that in its history. A
+-- move that the CRM refuses is logged; the others are made.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_move_leads(p_ids uuid[]) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     id_ uuid;
@@ -24,11 +24,11 @@ EXCEPTION WHEN OTHERS THEN
     END LOOP;
 END $$;
 
--- The moves themselves, from the ledger, as in campaign_write_chat.
+-- Make the moves, from the ledger, as in campaign_write_chat.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_write_moves(p_ids uuid[]) RETURNS void LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 BEGIN
-    -- Row by row of its arguments (LIMIT), or a plan that was made while the ledger was small reads all of it.
+    -- Row by row of its arguments (LIMIT): a plan made while the ledger was small would read all of it.
     WITH contacted AS MATERIALIZED (
         SELECT DISTINCT ON (l.id) l.id AS lead_id, l.column_id AS before,
                COALESCE(p.source_column_id, c.source_column_id) AS source,
@@ -36,14 +36,14 @@ BEGIN
         FROM unnest(p_ids) AS i (id)
         CROSS JOIN LATERAL (SELECT p.* FROM campaign_pipeline.campaign_message_parts p
                             WHERE p.message_id = i.id AND p.part_no = 1 LIMIT 1) p
-        -- Only parts that were begun before the ledger had all this ask the message.
+        -- Only parts begun before the ledger had these columns read them from the message.
         LEFT JOIN LATERAL (SELECT m.lead_id, m.run_id FROM public.campaign_messages m
                            WHERE m.id = i.id AND p.run_id IS NULL LIMIT 1) m ON true
         LEFT JOIN LATERAL (SELECT c.* FROM public.campaign_runs r JOIN public.campaign_configs c ON c.id = r.config_id
                            WHERE r.id = m.run_id LIMIT 1) c ON true
         CROSS JOIN LATERAL (SELECT l.id, l.column_id FROM public.leads l
                             WHERE l.id = COALESCE(p.lead_id, m.lead_id) LIMIT 1) l
-        ORDER BY l.id  -- in one order, or two groups could wait for each other
+        ORDER BY l.id  -- in one order, to avoid deadlocks
     ), moved AS (
         UPDATE public.leads l
         SET column_id = CASE WHEN l.column_id = t.source AND t.target IS NOT NULL THEN t.target ELSE l.column_id END,

@@ -1,21 +1,20 @@
--- What callers hand over, read once from JSON into rows that the functions pass on. Their columns are declared here and
--- nowhere else. A column that is added later needs a migration with ALTER TYPE as well: this makes a type only where it
--- does not exist.
+-- Callers' items, parsed once from JSON into rows that the functions pass on. Their columns are declared only here. A
+-- new column also needs a migration with ALTER TYPE, because this file creates a type only if it does not exist.
 
 DO $$
 BEGIN
     IF to_regtype('campaign_pipeline.campaign_intent') IS NULL THEN
-        -- One item of campaign_begin_parts, and what is looked up of its message once for all that ask.
+        -- One item of campaign_begin_parts, with the data of its message that is looked up once.
         CREATE TYPE campaign_pipeline.campaign_intent AS (
             id                    uuid,
             token                 uuid,
-            part_no               integer,     -- 0: only keep the text, or what was paid for one that may not be sent
+            part_no               integer,     -- 0: only store the text, or book the cost of one that may not be sent
             attempt_no            integer,
             address               text,
             channel               text,
             contact_name          text,
             inbox_id              uuid,
-            local_day             date,        -- where a lead gets one message a day
+            local_day             date,        -- if a lead gets one message per day
             text                  text,        -- this and the following: with a new text
             subject               text,
             parts                 text[],
@@ -26,7 +25,7 @@ BEGIN
             ai_generation_time_ms integer,
             asked_model           text,
             calls                 jsonb,
-            verdict               text,        -- this and the following: looked up by campaign_verdicts
+            verdict               text,        -- this and the following: from campaign_verdicts
             run_id                uuid,
             config_id             uuid,
             workspace_id          uuid,
@@ -36,8 +35,8 @@ BEGIN
             phone_number          text,
             source_column_id      uuid,
             target_column_id      uuid,
-            begun                 boolean,     -- a part went out
-            has_parts             boolean      -- its text is cut
+            begun                 boolean,     -- a part was sent
+            has_parts             boolean      -- its text is split
         );
     END IF;
     IF to_regtype('campaign_pipeline.campaign_end') IS NULL THEN
@@ -65,7 +64,7 @@ BEGIN
     END IF;
 END $$;
 
--- Of before the items were rows.
+-- Functions from before the items were rows.
 DROP FUNCTION IF EXISTS campaign_pipeline.campaign_verdicts(jsonb, boolean);
 DROP FUNCTION IF EXISTS campaign_pipeline.campaign_refused_by_consent(jsonb, uuid[]);
 DROP FUNCTION IF EXISTS campaign_pipeline.campaign_reserve_lead_days(jsonb, uuid[]);

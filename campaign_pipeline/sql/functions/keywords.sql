@@ -1,21 +1,20 @@
 -- Keywords: replies that opt out or in.
 
--- Lower-case words without accents, punctuation or emoji, one space between them.
+-- Fold to lower-case words without accents, punctuation or emoji, one space between them.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_plain_words(p_text text) RETURNS text
     LANGUAGE plpgsql STABLE AS $$
 DECLARE
     plain text := p_text;
 BEGIN
-    IF getdatabaseencoding() = 'UTF8' THEN  -- others have no normal form
+    IF getdatabaseencoding() = 'UTF8' THEN  -- other encodings have no normal form
         plain := regexp_replace(normalize(plain, NFKD), '[\u0300-\u036f\u200b-\u200f\u2060\ufeff]', '', 'g');
     END IF;
     RETURN btrim(regexp_replace(lower(plain), '[^a-z0-9]+', ' ', 'g'));
 END $$;
 
--- What a reply asks for: {meaning, phrase} of an opt-out or opt-in, or null. The whole reply or its first clause must
--- be the phrase, courtesies aside; only phrases marked `open_end` may be followed by anything. So SAIR, "Parar, por
--- favor!" and
--- "Não quero mais receber isso" are heard, "não vou parar de comprar" is not.
+-- The meaning of a reply: {meaning, phrase} of an opt-out or opt-in, or null. The whole reply or its first clause must
+-- be the phrase, apart from courtesies; only after phrases marked `open_end` may anything follow. So SAIR, "Parar, por
+-- favor!" and "Não quero mais receber isso" match, "não vou parar de comprar" does not.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_heard_consent(p_text text) RETURNS jsonb
     LANGUAGE plpgsql STABLE AS $$
 DECLARE
@@ -32,7 +31,7 @@ BEGIN
     RETURN heard;
 END $$;
 
--- Drop courtesy words from both ends.
+-- Drop courtesy words at both ends.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_without_courtesy(p_words text) RETURNS text
     LANGUAGE plpgsql STABLE AS $$
 DECLARE
@@ -53,9 +52,9 @@ BEGIN
     RETURN array_to_string(words, ' ');
 END $$;
 
--- A reply that opts out suppresses its lead and number in its workspace and channel; one that opts in lifts what a
--- keyword suppressed there, and nothing that a person or a provider did. In the transaction of whoever inserts the
--- reply, with the rights of this function's owner: the CRM's own user need not have any on these tables.
+-- An opt-out suppresses its lead and number in its workspace and channel; an opt-in lifts what a keyword suppressed
+-- there, and nothing that a person or a provider suppressed. Runs in the transaction that inserts the reply, with the
+-- rights of this function's owner: the CRM's own user needs none on these tables.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_hear_reply() RETURNS trigger LANGUAGE plpgsql
 SECURITY DEFINER SET search_path = pg_catalog, campaign_pipeline, pg_temp AS $$
 DECLARE
@@ -81,7 +80,7 @@ BEGIN
                                                 THEN talk.channel END,
                               talk.address, talk.lead_id, 'keyword', 'keyword');
     ELSIF talk.workspace_id IS NULL THEN
-        -- Nobody knows whose conversation it is; that must not turn a "stop" into nothing.
+        -- The conversation's owner is unknown; a "stop" must still count.
         PERFORM campaign_pipeline.campaign_suppress('global', NULL, NULL, talk.address, talk.lead_id, 'keyword',
                                                     heard ->> 'phrase');
     ELSE

@@ -1,21 +1,21 @@
--- Leases of a shard: taken over from the batch, renewed, and taken back when their holder died (I1).
+-- Leases of a shard: taken over from the batch, renewed, and recovered when their holder died (I1).
 
--- Take the messages of a shard over under a token of its own, so that an older process that still holds the batch's
--- token can change nothing any more. Taken: what the batch leased, what a dead holder let expire, and what was given
--- back and is due. Left: what somebody else holds, what waits for its time, what is finished.
+-- Take over the messages of a shard under its own token, so that an older process with the batch's token can change
+-- nothing any more. Taken: messages that the batch leased, whose lease expired, or that were given back and are due.
+-- Left: messages that another worker holds, that wait for their time, or that are finished.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_take_over(
     p_ids uuid[], p_batch_token uuid, p_token uuid, p_owner text, p_lease_seconds double precision
 ) RETURNS TABLE (message_id uuid, verdict text) LANGUAGE plpgsql
 SET lock_timeout = '800ms' AS $$
 DECLARE
-    may_take boolean := campaign_pipeline.campaign_may_take();  -- what nobody holds; what the batch holds is worked
+    may_take boolean := campaign_pipeline.campaign_may_take();  -- unheld ones; the batch's are delivered anyway
 BEGIN
     PERFORM campaign_pipeline.campaign_recover_leases(p_ids);
     RETURN QUERY
     WITH seen AS MATERIALIZED (
         SELECT m.id,
                CASE
-                   -- Under p_token already: this very call was committed and its answer lost with the connection.
+                   -- Already under p_token: this very call was committed, and its answer lost with the connection.
                    WHEN campaign_pipeline.campaign_is_leased(m.status) AND m.lease_token IN (p_batch_token, p_token)
                        THEN 'taken'
                    WHEN campaign_pipeline.campaign_is_leased(m.status) THEN 'held_by_another'
@@ -40,7 +40,7 @@ BEGIN
     FROM unnest(p_ids) AS i (id) LEFT JOIN seen ON seen.id = i.id;
 END $$;
 
--- Heartbeat: keep what is still ours, and say which that is.
+-- Heartbeat: renew what is still ours, and return it.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_renew_leases(
     p_ids uuid[], p_token uuid, p_lease_seconds double precision
 ) RETURNS SETOF uuid LANGUAGE plpgsql
@@ -53,17 +53,17 @@ BEGIN
     RETURNING m.id;
 END $$;
 
--- Give back what the holder did not renew (I1). A part that was being attempted may have gone out: `unknown` (I5), and
--- its request may have left until the lease ended.
--- A message that was at work when its worker died may be the reason. At its second death it is set aside, or one
--- poisoned row would take a worker with it for ever; what may have gone out is looked up a few times more before that.
--- p_ids NULL: all. Rows that somebody works on right now are passed over.
+-- Give back messages whose holder did not renew the lease (I1). A part in `attempting` may have been sent: it becomes
+-- `unknown` (I5), and its request may have left until the lease ended.
+-- A message may be the reason why its worker died. At the second death it is set aside, because one poisoned row could
+-- kill workers for ever; if it may have been sent, it is first looked up a few more times.
+-- p_ids NULL: all. Rows that another transaction has locked are skipped.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_recover_leases(p_ids uuid[] DEFAULT NULL)
 RETURNS TABLE (message_id uuid, run_id uuid, was text, owner text) LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
     dead  uuid[];
-    aside uuid[];  -- of these: whose workers died too often
+    aside uuid[];  -- of these: messages whose workers died too often
 BEGIN
     IF p_ids IS NULL THEN
         PERFORM campaign_pipeline.campaign_settle_deleted();
@@ -76,7 +76,7 @@ BEGIN
                 SELECT e.id FROM public.campaign_messages e
                 WHERE campaign_pipeline.campaign_is_leased_indexed(e.status)
                     AND e.lease_expires_at <= campaign_pipeline.campaign_now())
-            -- Again, on the row as it is once it is locked: its holder may have renewed it in between.
+            -- Checked again on the locked row: its holder may have renewed it in between.
             AND campaign_pipeline.campaign_is_leased(m.status)
             AND m.lease_expires_at <= campaign_pipeline.campaign_now()
             AND (p_ids IS NULL OR m.id = ANY (p_ids))
@@ -92,7 +92,7 @@ BEGIN
     FROM public.campaign_messages m
     WHERE p.message_id = ANY (dead) AND p.status = 'attempting' AND m.id = p.message_id;
 
-    -- Not those that waited for their turn, nor what the system that this one replaces left behind.
+    -- Not those that waited for their turn, nor those of the system that this one replaces.
     INSERT INTO campaign_pipeline.campaign_worker_deaths AS d (message_id, deaths, last_at)
     SELECT m.id, 1, campaign_pipeline.campaign_now() FROM public.campaign_messages m
     WHERE m.id = ANY (dead) AND m.status IN ('generating', 'sending') AND m.lease_expires_at IS NOT NULL
@@ -130,11 +130,10 @@ BEGIN
     RETURNING m.id, m.run_id, old.status, old.lease_owner;
 END $$;
 
--- Take back what steps hold that have ended, before their leases run out. p_owners: who they are, as lease_owner has
--- them; `run 1a2b3c4d` stands for all steps of that run. A step that lives, although Dagster believes that it has
--- ended, does no harm (I1): its token opens nothing any more, so it can begin no other part. What it is sending now
--- becomes `unknown` (I5), and its request may leave until its lease would have ended; its late answer is still
--- recorded.
+-- Give back the messages of ended steps before their leases expire. p_owners: as in lease_owner; `run 1a2b3c4d` means
+-- all steps of that run. A step that is alive, although Dagster considers it ended, does no harm (I1): its token is no
+-- longer valid, so it can begin no other part. The part that it is sending becomes `unknown` (I5), its request may
+-- leave until its lease would have ended, and its late answer is still recorded.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_end_leases(p_ids uuid[], p_owners text[])
 RETURNS TABLE (message_id uuid, run_id uuid, was text, owner text) LANGUAGE plpgsql
 SET lock_timeout = '800ms' AS $$

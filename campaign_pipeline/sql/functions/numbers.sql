@@ -1,9 +1,9 @@
--- One number, several leads: within a workspace a number gets one campaign message per so many hours.
+-- One number, several leads: within a workspace a number gets one campaign message per configured number of hours.
 -- Both spellings of a Brazilian mobile number are one number, by campaign_canonical_address.
 
--- Give each number of these items to one message. Returns {message: number_contacted} for the others, or null. Of two
--- workers with two leads of one number the second waits at the insert for the first's commit; each statement below sees
--- what was committed before it began. A number whose message surely did not go out is taken over.
+-- Reserve each number of these items for one message. Returns {message: number_contacted} for the others, or null. Of
+-- two workers with two leads of one number, the second waits at the insert for the first's commit; each statement below
+-- sees what was committed before it began. The number of a message that was surely not sent is taken over.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_reserve_numbers(p_going campaign_pipeline.campaign_intent[])
 RETURNS jsonb LANGUAGE plpgsql AS $$
 DECLARE
@@ -11,14 +11,14 @@ DECLARE
     won    uuid[];
     lost   uuid[];
 BEGIN
-    -- OFFSET 0: each number is read once.
+    -- OFFSET 0: each number is parsed once.
     SELECT jsonb_agg(jsonb_build_object('id', i.id, 'workspace', i.workspace_id, 'rest', w.number_rest_hours,
                                         'number', at.number))
     INTO wanted
     FROM unnest(p_going) AS i
     JOIN public.workspaces w ON w.id = i.workspace_id AND w.number_rest_hours > 0
     CROSS JOIN LATERAL (SELECT campaign_pipeline.campaign_canonical_address(i.address) AS number OFFSET 0) at
-    -- A text that was begun is finished.
+    -- A begun text is finished.
     WHERE i.channel = 'whatsapp' AND NOT i.begun AND at.number IS NOT NULL;
     IF wanted IS NULL THEN
         RETURN NULL;
@@ -28,7 +28,7 @@ BEGIN
         INSERT INTO campaign_pipeline.campaign_number_contacts AS n (workspace_id, number, message_id, contacted_at)
         SELECT DISTINCT ON (w.workspace, w.number) w.workspace, w.number, w.id, campaign_pipeline.campaign_now()
         FROM jsonb_to_recordset(wanted) AS w (id uuid, workspace uuid, number text)
-        ORDER BY w.workspace, w.number, w.id  -- in one order, or two groups could wait for each other
+        ORDER BY w.workspace, w.number, w.id  -- in one order, to avoid deadlocks
         ON CONFLICT DO NOTHING
         RETURNING n.message_id
     )
@@ -39,7 +39,7 @@ BEGIN
         RETURN NULL;
     END IF;
 
-    -- The number was written to before.
+    -- The number was contacted before.
     PERFORM 1 FROM campaign_pipeline.campaign_number_contacts n
     WHERE (n.workspace_id, n.number) IN (
         SELECT w.workspace, w.number FROM jsonb_to_recordset(wanted) AS w (id uuid, workspace uuid, number text)
@@ -53,7 +53,7 @@ BEGIN
         WHERE w.id = ANY (lost) AND NOT n.message_id = ANY (COALESCE(won, '{}'))
           AND (n.message_id = w.id
                OR n.contacted_at <= campaign_pipeline.campaign_now() - make_interval(hours => w.rest)
-               -- LIMIT: by index for each; as NOT EXISTS it may become one reading of the whole ledger.
+               -- LIMIT: an index probe each; NOT EXISTS may become one scan of the whole ledger.
                OR (SELECT 1 FROM campaign_pipeline.campaign_message_parts p WHERE p.message_id = n.message_id
                    AND p.status IN ('attempting', 'unknown', 'sent') LIMIT 1) IS NULL)
         ORDER BY n.workspace_id, n.number, (n.message_id = w.id) DESC, w.id
@@ -69,10 +69,10 @@ BEGIN
             WHERE NOT w.id = ANY (COALESCE(won, '{}')));
 END $$;
 
--- Of the messages that a batch just leased, those whose number was written to not long ago, or that another of them
--- writes to now, before their texts are paid for. A message of the run that wrote to the number is skipped: it would
--- say the same again. One of another run waits until the number has rested. A minute where that is still open: what
--- comes of the other decides. Never one of which a part may have gone out.
+-- Of the messages that a batch just leased, find those whose number was contacted recently, or that another of them
+-- contacts now, before their texts are paid for. A message of the run that contacted the number is skipped: it would
+-- repeat the same. One of another run waits until the number has rested, or for a minute if the other message's result
+-- is open. Never one of which a part may have been sent.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_hold_contacted(p_ids uuid[])
 RETURNS TABLE (message_id uuid, skipped boolean) LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
@@ -89,7 +89,7 @@ BEGIN
             JOIN public.campaign_configs c ON c.id = r.config_id
             JOIN public.workspaces w ON w.id = c.workspace_id
             LEFT JOIN public.leads l ON l.id = m.lead_id
-            -- `queued`, spelled so that the index of leased messages does not fit: it would be read once a message.
+            -- `queued`, written so that the index of leased messages does not match: it would be read once per message.
             WHERE m.id = i.id AND campaign_pipeline.campaign_is_leased(m.status)
               AND m.status NOT IN ('generating', 'sending') AND NOT EXISTS (
                 SELECT 1 FROM campaign_pipeline.campaign_message_parts p
@@ -97,7 +97,7 @@ BEGIN
             OFFSET 0) m
         WHERE m.rest > 0
     ), inbox AS MATERIALIZED (
-        -- Asked once for all messages of an inbox: OFFSET 0, or the question would be put before the DISTINCT.
+        -- Asked once for all messages of an inbox: without OFFSET 0, the question would come before the DISTINCT.
         SELECT x.inbox_id FROM (SELECT DISTINCT c.inbox_id FROM claimed c OFFSET 0) x
         WHERE campaign_pipeline.campaign_inbox_channel(x.inbox_id) = 'whatsapp'
     ), item AS MATERIALIZED (
@@ -112,7 +112,7 @@ BEGIN
         LEFT JOIN campaign_pipeline.campaign_number_contacts n
             ON n.workspace_id = item.workspace_id AND n.number = item.number AND n.message_id <> item.id
            AND n.contacted_at > campaign_pipeline.campaign_now() - make_interval(hours => item.rest)
-        -- Aggregates, which are asked for one message at a time; as EXISTS they may read the whole ledger once a call.
+        -- Aggregates, evaluated per message; EXISTS may read the whole ledger once per call.
         LEFT JOIN LATERAL (
             SELECT bool_or(p.status IN ('sent', 'unknown')) AS out, bool_or(p.status = 'attempting') AS leaving
             FROM campaign_pipeline.campaign_message_parts p WHERE p.message_id = n.message_id) went ON true

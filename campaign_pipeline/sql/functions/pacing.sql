@@ -1,15 +1,16 @@
 -- Pacing: how fast each inbox and campaign may send, whoever sends.
 --
--- The right to begin a message is a slot, taken in the transaction that commits the intent to send it (I2): so the pace
+-- The right to begin a message is a slot, taken in the transaction that commits the intent to send it (I2), so the pace
 -- holds across shards, runs and machines. Rows of campaign_pace_state are locked after messages and before runs, in the
--- order (scope, scope_id). An inbox or campaign without a pace has no row here and pays one probe a group of messages.
+-- order (scope, scope_id). An inbox or campaign without a pace has no row here and costs one probe per group of
+-- messages.
 --
--- A slot is granted at the start of a transaction; its request leaves within the grace, or not at all (the caller gives
--- the slot back). The next slot is at least the gap after the request was *answered*: whenever the provider took it,
--- the gap was kept. Until the answer is in, `held_until` keeps the next one off by gap and grace.
+-- A slot is granted at the start of a transaction; its request leaves within the grace, or not at all (the caller then
+-- returns the slot). The next slot is at least the gap after the request was *answered*: whenever the provider took it,
+-- the gap is kept. Until the answer, `held_until` delays the next slot by gap and grace.
 
--- How much slower than its gap an inbox goes: doubled by each throttle, halved by every quarter of an hour without one
--- and by every ten messages that were accepted.
+-- By how much an inbox's gap is multiplied: doubled by each throttle, halved by every quarter of an hour without one
+-- and by every ten accepted messages.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_slow_factor(p_state campaign_pipeline.campaign_pace_state)
     RETURNS double precision
 LANGUAGE plpgsql STABLE AS $$
@@ -22,10 +23,10 @@ BEGIN
             + p_state.sent_since_slow / 10));
 END $$;
 
--- A time zone of the CRM's, or its default where it is none: the claim says so to the operator, nothing breaks here.
+-- A time zone of the CRM's, or the default if invalid: the claim reports that to the operator, and nothing breaks here.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_known_zone(p_zone text) RETURNS text LANGUAGE plpgsql STABLE AS $$
 BEGIN
-    -- As nearly always: without the subtransaction that catching an error costs.
+    -- The usual case, without the cost of a subtransaction that catches an error.
     IF p_zone IS NULL OR p_zone = 'America/Sao_Paulo' THEN
         RETURN 'America/Sao_Paulo';
     END IF;
@@ -37,27 +38,27 @@ BEGIN
     RETURN p_zone;
 END $$;
 
--- Whether the pipeline plans when messages are due, and not a CRM. The rule: it made campaign_configs itself (migration
--- 0001, with a column `name`, which the CRM's has not). What a CRM planned goes out as planned: scheduled_at is its
--- pace, and min_interval_seconds and daily_limit, by which it planned one run, are not enforced over all runs again. A
--- campaign may say otherwise (campaign_configs.enforce_pace).
+-- Whether the pipeline plans when messages are due, rather than a CRM. It does if it created campaign_configs itself
+-- (migration 0001, with a column `name`, which the CRM's lacks). What a CRM planned is sent as planned: scheduled_at is
+-- its pace, and min_interval_seconds and daily_limit, from which it planned one run, are not enforced again over all
+-- runs. A campaign may override this (campaign_configs.enforce_pace).
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_is_planner() RETURNS boolean LANGUAGE sql STABLE AS $$
     SELECT EXISTS (SELECT 1 FROM pg_catalog.pg_attribute a
                    WHERE a.attrelid = 'public.campaign_configs'::regclass AND a.attname = 'name' AND NOT a.attisdropped)
 $$;
 
--- The pace of one inbox or campaign, as it is now: what is wished, what was used of it, and when the next message may
--- begin (free_at, the past if at once) and why not before (code).
+-- The current pace of one inbox or campaign: its settings, its use so far, when the next message may begin (free_at, in
+-- the past if at once), and why not before (code).
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_pace(
     p_scope text, p_scope_id uuid,
-    OUT gap_seconds double precision,   -- slow-down included, jitter not
+    OUT gap_seconds double precision,   -- slow-down included, without jitter
     OUT jitter double precision, OUT slow_factor double precision,
     OUT hourly_limit integer, OUT hour_count integer,
-    OUT daily_limit integer,            -- of today: the warm-up's where that is lower
+    OUT daily_limit integer,            -- of today: the warm-up's if lower
     OUT warming_up boolean,             -- the warm-up's is the lower
     OUT zone text, OUT day date, OUT day_count integer, OUT day_ends_at timestamptz,
     OUT pause_after integer, OUT pause_seconds double precision,
-    OUT turn_at timestamptz,            -- when its gap lets the next one begin, limits and quiet hours aside
+    OUT turn_at timestamptz,            -- when its gap admits the next one, ignoring limits and quiet hours
     OUT free_at timestamptz, OUT code text,
     OUT floor_message_id uuid
 ) LANGUAGE plpgsql STABLE AS $$
@@ -67,7 +68,7 @@ DECLARE
     wish   campaign_pipeline.campaign_inbox_pace;
     state  campaign_pipeline.campaign_pace_state;
     ramp   integer;
-    clock  time;      -- of the wall, there
+    clock  time;      -- local time of day
     oldest timestamptz;
 BEGIN
     SELECT * INTO state FROM campaign_pipeline.campaign_pace_state s WHERE s.scope = p_scope
@@ -93,7 +94,7 @@ BEGIN
     pause_seconds := wish.pause_seconds;
     floor_message_id := state.floor_message_id;
     slow_factor := campaign_pipeline.campaign_slow_factor(state);
-    -- Where no gap is set, a throttled inbox goes at ten messages a second divided by the factor.
+    -- Without a configured gap, a throttled inbox sends ten messages per second divided by the factor.
     gap_seconds := greatest(COALESCE(gap_seconds, 0), CASE WHEN slow_factor > 1 THEN 0.1 ELSE 0 END) * slow_factor;
 
     turn_at := greatest(state.next_at, state.held_until, '-infinity');
@@ -137,8 +138,8 @@ BEGIN
     END IF;
 END $$;
 
--- When a message may begin, by its inbox's and its campaign's pace; null: neither has one. A message that has begun
--- (p_begun) waits for no limit and no quiet hour: only for the gap, and not even that while nobody began after it.
+-- When a message may begin, by the paces of its inbox and campaign; null: neither has one. A begun message (p_begun)
+-- waits for no limit and no quiet hours, only for the gap, and not even that if no other message began after it.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_next_turn(
     p_message uuid, p_begun boolean, p_inbox uuid, p_campaign uuid, OUT free_at timestamptz, OUT code text
 ) LANGUAGE plpgsql STABLE AS $$
@@ -158,7 +159,7 @@ BEGIN
     END LOOP;
 END $$;
 
--- Which paces a message goes by: its inbox if that has one, its campaign if that has one.
+-- The paces that apply to a message: its inbox's and its campaign's, if any.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_paced_by(
     p_message uuid, p_inbox uuid, OUT inbox uuid, OUT campaign uuid, OUT begun boolean
 ) LANGUAGE plpgsql STABLE AS $$
@@ -192,9 +193,9 @@ BEGIN
     wait_seconds := COALESCE(wait_seconds, 0);
 END $$;
 
--- Take slots for the parts that are about to be sent, one message after the other, so that of a group at most one takes
--- an inbox's. Null: none of them goes by a pace. Else by message: {wait, code} where its turn has not come; {grace}
--- where it may go, within so many seconds of asking (null: whenever).
+-- Take slots for the parts that are about to be sent, one message after the other, so that at most one of a group takes
+-- an inbox's slot. Null: none of them has a pace. Otherwise by message: {wait, code} if its turn has not come; {grace}
+-- if it may go, within so many seconds of the call (null: at any time).
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_take_slots(p_going campaign_pipeline.campaign_intent[])
 RETURNS jsonb LANGUAGE plpgsql AS $$
 #variable_conflict use_column
@@ -227,7 +228,7 @@ BEGIN
     PERFORM campaign_pipeline.campaign_lock_paces(wanted);
     FOR one IN SELECT * FROM jsonb_to_recordset(wanted) AS w (id uuid, token uuid, part_no integer, attempt_no integer,
                                                               inbox uuid, campaign uuid) LOOP
-        -- Asked once more because the answer was lost: it has its slot.
+        -- Asked again because the answer was lost: it has its slot.
         again := EXISTS (SELECT 1 FROM campaign_pipeline.campaign_message_parts p WHERE p.message_id = one.id
                          AND p.part_no = one.part_no
                          AND p.status = 'attempting' AND p.attempts = one.attempt_no AND p.attempt_token = one.token);
@@ -252,7 +253,7 @@ BEGIN
             END IF;
             CONTINUE WHEN again;
             IF pace.last_at <= now_ - make_interval(secs => pace.pause_seconds) THEN
-                pace.since_rest := 0;  -- it has rested without being told to
+                pace.since_rest := 0;  -- it has rested anyway
             END IF;
             rests := NOT turn.begun AND COALESCE(pace.since_rest + 1 >= pace.pause_after, false);
             UPDATE campaign_pipeline.campaign_pace_state s
@@ -281,7 +282,7 @@ BEGIN
     RETURN answers;
 END $$;
 
--- Lock the rows of some paces, made where they are missing, always in the same order. p_wanted: [{inbox, campaign}].
+-- Lock the rows of some paces, creating missing ones, always in the same order. p_wanted: [{inbox, campaign}].
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_lock_paces(p_wanted jsonb) RETURNS void LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_hashjoin = off AS $$
 BEGIN
@@ -299,9 +300,9 @@ BEGIN
     ORDER BY x.scope, x.scope_id FOR UPDATE;
 END $$;
 
--- What came of the parts that took slots. The next slot is a whole gap after the answer. What surely did not go out is
--- taken off the limits again; where not even a request was made (`unrequested`) the slot itself is given back.
--- p_ids: the messages of which a part with a slot was settled just now.
+-- Settle the slots of parts. The next slot is a whole gap after the answer. Parts that were surely not sent no longer
+-- count against the limits; if not even a request was made (`unrequested`), the slot itself is returned.
+-- p_ids: the messages with a slot of which a part was settled just now.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_settle_slots(
     p_ends campaign_pipeline.campaign_end[], p_ids uuid[]
 ) RETURNS void LANGUAGE plpgsql AS $$
@@ -359,14 +360,14 @@ BEGIN
         END IF;
     END LOOP;
 
-    -- What is off the limits must not be taken off twice.
+    -- A part must not be subtracted from the limits twice.
     UPDATE campaign_pipeline.campaign_message_parts p SET slot_at = NULL
     FROM unnest(p_ends) AS i
     WHERE i.id = ANY (p_ids) AND p.message_id = i.id AND p.part_no = i.part_no AND i.outcome IN ('planned', 'failed');
 END $$;
 
--- The provider said that an inbox goes too fast: twice as slow from now on, eight times at most. What many requests in
--- flight are told within five seconds counts once. An inbox without a pace gets one by this, until it has recovered.
+-- The provider reported that an inbox sends too fast: halve its speed, down to an eighth. Reports for requests in
+-- flight within five seconds count once. An inbox without a pace gets one by this, until it has recovered.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_slow_down(p_inbox uuid) RETURNS double precision
     LANGUAGE plpgsql AS $$
 DECLARE
@@ -384,7 +385,7 @@ BEGIN
     RETURN least(8, 2 * campaign_pipeline.campaign_slow_factor(state));
 END $$;
 
--- Whoever changes a pace, by whatever tool, has the runs that wait for it judged anew at once.
+-- Any change of a pace, by any tool, has the runs that wait for it checked again at once.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_notice_pace() RETURNS trigger LANGUAGE plpgsql
 SECURITY DEFINER SET search_path = pg_catalog, campaign_pipeline, pg_temp AS $$
 DECLARE
@@ -407,9 +408,9 @@ CREATE OR REPLACE TRIGGER campaign_notice_pace AFTER UPDATE ON public.campaign_c
 
 -- Fallback inboxes ---------------------------------------------------------------------------------------------------
 
--- Whether a message belongs to the inbox that it was begun through: a part went out there, or may have. The lead would
--- see half a text from each number; and what may have gone out is looked up where it was sent. An inbox that was taken
--- out of the CRM binds nothing.
+-- Whether a message is bound to the inbox that it began through: a part was or may have been sent there. Otherwise the
+-- lead would get half a text from each number, and an unknown outcome would be looked up in the wrong inbox. An inbox
+-- that was deleted from the CRM binds nothing.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_is_bound(p_message uuid, p_inbox uuid) RETURNS boolean
     LANGUAGE plpgsql STABLE AS $$
 BEGIN
@@ -420,7 +421,7 @@ BEGIN
        AND EXISTS (SELECT 1 FROM public.inbox_instances x WHERE x.inbox_id = p_inbox);
 END $$;
 
--- Whether a message cannot go on because it is bound to an inbox that is down while its run goes through another one.
+-- Whether a message cannot go on because its inbox is down while its run uses another one.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_waits_for_its_inbox(p_message uuid, p_run uuid, p_inbox uuid)
     RETURNS boolean
 LANGUAGE plpgsql STABLE AS $$

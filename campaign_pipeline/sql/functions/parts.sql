@@ -1,16 +1,16 @@
 -- The intent to send a part (I2, I3).
 
--- Before a part is sent (I2, I3): the text and its parts are fixed, the conversation is found or made, the attempt is
--- written down. Only what answers 'go' may be requested from the provider. A text is kept whenever the lease is held,
--- though its first part may not leave now: it was paid for.
+-- Before a part is sent (I2, I3): fix the text and its parts, find or create the conversation, and record the attempt.
+-- Only items with the answer 'go' may be requested from the provider. A text is stored whenever the lease is held, even
+-- if its first part may not leave now, because it was paid for.
 -- Items: {id, token, part_no, attempt_no, address, inbox_id, channel, contact_name, and with a new text:
---         text, subject, parts[], ai_model, ai_tokens_used, ai_cost_usd, ai_generation_time_ms}. part_no 0: only keep
---         the text, or what was paid for one that may not be sent.
+--         text, subject, parts[], ai_model, ai_tokens_used, ai_cost_usd, ai_generation_time_ms}. part_no 0: only store
+--         the text, or book the cost of one that may not be sent.
 -- Repeating an item after a lost connection is safe: the same token and attempt number find their own row and go on.
--- Before its planned time: 'not_due' (wait_seconds). A message whose text is only kept waits as `queued`: should its
--- worker die meanwhile, the message was not what it died of.
--- Where an inbox or a campaign has a pace: 'paced' until its turn comes (wait_seconds, wait_code), and what goes has to
--- leave within grace_seconds of asking, else its slot is to be given back (see pacing.sql).
+-- Before its planned time: 'not_due' (wait_seconds). A message whose text is only stored waits as `queued`: if its
+-- worker dies meanwhile, the message is not suspected.
+-- If an inbox or a campaign has a pace: 'paced' until its turn comes (wait_seconds, wait_code); admitted requests must
+-- leave within grace_seconds of the call, or the slot must be returned (see pacing.sql).
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_begin_parts(p_items jsonb)
 RETURNS TABLE (message_id uuid, verdict text, conversation_id uuid,
                wait_seconds double precision, wait_code text, grace_seconds double precision) LANGUAGE plpgsql
@@ -22,10 +22,10 @@ DECLARE
         SELECT i FROM jsonb_populate_recordset(NULL::campaign_pipeline.campaign_intent, p_items) AS i);
     held    campaign_pipeline.campaign_intent[];  -- the caller has the lease
     going   campaign_pipeline.campaign_intent[];  -- and the request may leave
-    refused jsonb;           -- message -> verdict, where consent refuses what else might go
-    slots   jsonb;           -- message -> its turn, where it goes by a pace
-    talks   jsonb;           -- message -> conversation, where it had none
-    booked  jsonb := '{}';   -- message -> what its refused answers cost, booked now
+    refused jsonb;           -- message -> verdict, if consent refuses what otherwise might go
+    slots   jsonb;           -- message -> its turn, if it has a pace
+    talks   jsonb;           -- message -> conversation, if it had none
+    booked  jsonb := '{}';   -- message -> cost of its refused answers, booked now
     attempted uuid[];        -- messages of which the ledger has this very attempt
 BEGIN
     -- Locked from here to the commit, so that nobody takes a message over between the check and the intent.
@@ -45,7 +45,7 @@ BEGIN
         going := ARRAY(SELECT i FROM unnest(going) AS i WHERE NOT COALESCE(slots -> i.id::text ? 'wait', false));
     END IF;
 
-    -- What was paid for is booked, whoever holds the message by now.
+    -- Costs are booked, whoever holds the message by now.
     IF EXISTS (SELECT 1 FROM unnest(items) AS i WHERE jsonb_array_length(NULLIF(i.calls, 'null')) > 0) THEN
         booked := campaign_pipeline.campaign_keep_model_calls(items);
     END IF;
@@ -53,7 +53,7 @@ BEGIN
         PERFORM campaign_pipeline.campaign_note_good_texts(held);
     END IF;
     IF booked <> '{}' OR EXISTS (SELECT 1 FROM unnest(held) AS i WHERE i.ai_cost_usd > 0) THEN
-        -- A message that has parts was counted with them: the item is a repeated one.
+        -- A message with parts was already counted: this item is a repetition.
         PERFORM campaign_pipeline.campaign_note_spending((
             SELECT jsonb_agg(jsonb_build_object('id', i.id, 'cost', COALESCE((booked ->> i.id::text)::numeric, 0)
                                                 + CASE WHEN i.has_parts OR i.verdict = 'lost' THEN 0
@@ -103,7 +103,7 @@ BEGIN
         ELSE i.verdict END) v (verdict);
 END $$;
 
--- The items with what their messages are and whether they may go on.
+-- The items with their messages' data and whether they may go on.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_looked_up(p_items campaign_pipeline.campaign_intent[])
 RETURNS campaign_pipeline.campaign_intent[] LANGUAGE plpgsql AS $$
 BEGIN
@@ -120,7 +120,7 @@ BEGIN
         JOIN unnest(p_items) AS i ON i.id = v.message_id);
 END $$;
 
--- Write the parts of new texts and the attempts at those that are to be sent now. Returns the messages of which the
+-- Write the parts of new texts and the attempts that start now. Returns the messages of which the
 -- ledger has this very attempt: nothing else may be requested.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_write_intents(
     p_held campaign_pipeline.campaign_intent[], p_going campaign_pipeline.campaign_intent[], p_talks jsonb
@@ -130,8 +130,8 @@ DECLARE
     attempted    uuid[];
     repeated uuid[];
 BEGIN
-    -- A new text: its parts, the one to be sent now already as an attempt. The ledger outlives the message, so it has
-    -- all that is needed to show a part in the chat and to move its lead.
+    -- A new text: its parts, the first to be sent already as an attempt. The ledger outlives the message, so it has all
+    -- data that is needed to show a part in the chat and to move its lead.
     WITH written AS (
         INSERT INTO campaign_pipeline.campaign_message_parts AS p
             (message_id, part_no, text, status, idempotency_key, attempts, attempt_token, attempted_at, address,
@@ -149,7 +149,7 @@ BEGIN
         FROM unnest(p_held) AS i
         CROSS JOIN LATERAL unnest(i.parts) WITH ORDINALITY AS t (text, no)
         CROSS JOIN LATERAL (SELECT t.no = i.part_no AND i.attempt_no = 1 AND i.id = ANY (going) AS yes) now_
-        -- Only where no text was cut yet: parts of two texts must never stand in one ledger.
+        -- Only if no text was split yet: parts of two texts must never share a ledger.
         WHERE NOT i.has_parts
         ON CONFLICT DO NOTHING
         RETURNING p.message_id, p.status
@@ -159,8 +159,7 @@ BEGIN
         RETURN attempted;
     END IF;
 
-    -- A later part, or another attempt at one. A conversation that was known when the text was cut may be another by
-    -- now.
+    -- A later part, or another attempt. The conversation may have changed since the text was split.
     WITH again AS (
         UPDATE campaign_pipeline.campaign_message_parts p
         SET status = 'attempting', attempts = i.attempt_no, attempt_token = i.token,
@@ -180,7 +179,7 @@ BEGIN
         RETURN attempted;
     END IF;
 
-    -- Asked once more because the answer was lost: the ledger has it from then.
+    -- Asked again because the answer was lost: the ledger already has it.
     SELECT array_agg(p.message_id) INTO repeated
     FROM unnest(p_going) AS i
     JOIN campaign_pipeline.campaign_message_parts p ON p.message_id = i.id AND p.part_no = i.part_no
@@ -189,8 +188,8 @@ BEGIN
     RETURN attempted || repeated;
 END $$;
 
--- Keep the texts and what was paid for them, and note on each message where it goes. A later part changes nothing of
--- its message unless it goes elsewhere: such a row is left alone.
+-- Store the texts and their cost, and note the inbox on each message. A later part changes its message only if it uses
+-- another inbox; otherwise the row is left alone.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_note_intents(
     p_held campaign_pipeline.campaign_intent[], p_begun uuid[], p_talks jsonb, p_booked jsonb
 ) RETURNS void LANGUAGE plpgsql AS $$
@@ -204,7 +203,7 @@ BEGIN
         template              = COALESCE(m.template, i.template),
         ai_model              = COALESCE(i.ai_model, m.ai_model),
         ai_tokens_used        = COALESCE(i.ai_tokens_used, m.ai_tokens_used),
-        -- What an answer cost that could not be sent was paid, too.
+        -- The cost of an answer that could not be sent counts too.
         ai_cost_usd           = CASE WHEN (m.generated_message IS NULL AND i.ai_cost_usd IS NOT NULL)
                                           OR p_booked ? m.id::text
                                      THEN COALESCE(m.ai_cost_usd, 0) + COALESCE((p_booked ->> m.id::text)::numeric, 0)

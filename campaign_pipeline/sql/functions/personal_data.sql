@@ -1,6 +1,6 @@
--- A person's data: what is stored of a lead, and how it is erased.
+-- A person's data: what is stored of a lead, and its erasure.
 
--- Every spelling under which the pipeline's and the CRM's tables may have a lead's address.
+-- Every spelling of a lead's address that the pipeline's and the CRM's tables may contain.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_addresses_of_lead(p_lead uuid) RETURNS text[]
     LANGUAGE plpgsql STABLE
 SET enable_seqscan = off AS $$
@@ -20,7 +20,7 @@ BEGIN
         UNION ALL SELECT s.address FROM campaign_pipeline.campaign_suppressions s WHERE s.lead_id = p_lead
             AND s.lifted_at IS NULL
     ) cell
-    -- A cell may hold several numbers.
+    -- A cell may contain several numbers.
     CROSS JOIN LATERAL (
         SELECT cell.written UNION SELECT btrim(piece)
         FROM regexp_split_to_table(cell.written, '[;,|\r\n/]+|:::| (?:e|ou) ') AS piece) w
@@ -32,7 +32,7 @@ BEGIN
     RETURN COALESCE(found, '{}');
 END $$;
 
--- The conversations that are a lead's: its own, and those of its number in its workspace that are no other lead's.
+-- The conversations of a lead: its own, and those of its number in its workspace that belong to no other lead.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_conversations_of_lead(p_lead uuid) RETURNS uuid[]
     LANGUAGE plpgsql STABLE
 SET enable_seqscan = off AS $$
@@ -45,7 +45,7 @@ BEGIN
           AND v.workspace_id IS NOT DISTINCT FROM (SELECT l.workspace_id FROM public.leads l WHERE l.id = p_lead));
 END $$;
 
--- All that is stored of a lead, as one JSON document for the person who asks for it; null for a lead that never was.
+-- Everything stored of a lead, as one JSON document for the person who requests it; null for an unknown lead.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_export_lead(p_lead uuid) RETURNS jsonb LANGUAGE plpgsql STABLE
 SET enable_seqscan = off AS $$
 DECLARE
@@ -105,7 +105,7 @@ BEGIN
              WHERE e.lead_id = p_lead));
 END $$;
 
--- The log lines about a lead: those that name it, and those that name only one of its messages.
+-- The log lines about a lead: those with its id, and those with only the id of one of its messages.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_logs_of_lead(p_lead uuid, p_messages uuid[]) RETURNS uuid[]
     LANGUAGE plpgsql STABLE
 SET enable_seqscan = off AS $$
@@ -118,8 +118,8 @@ BEGIN
           AND g.message_id = ANY (p_messages));
 END $$;
 
--- Blank every text, JSON and array column of some rows but the ones to keep: NULL where that may be, else the column's
--- default, else an empty text. By the catalogue, so that a column that the CRM or a later migration adds is blanked
+-- Blank every text, JSON and array column of some rows except the ones to keep: NULL if allowed, else the column's
+-- default, else an empty text. By the catalogue, so that columns that the CRM or a later migration adds are blanked
 -- too.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_blank(p_table regclass, p_key text, p_ids uuid[], p_keep text[])
     RETURNS integer
@@ -145,11 +145,10 @@ BEGIN
     RETURN blanked;
 END $$;
 
--- Erase a person (LGPD, article 18): names, numbers, texts, answers and log lines, here and in the CRM's own tables of
--- the lead. Ids, statuses, times and counts stay, so that totals stay true. Messages that were still to be sent end.
--- The addresses stay as hashes that suppress the person in the workspace, should it be imported again. Returns rows by
--- table.
--- May be repeated. Raises an exception while a part is under way to the lead, whose answer would bring data back.
+-- Erase a person (LGPD, article 18): names, numbers, texts, answers and log lines, in our tables and in the CRM's
+-- tables of the lead. Ids, statuses, times and counts stay, so that totals stay true. Unsent messages end. The
+-- addresses stay as hashes, which suppress the person in the workspace in case it is imported again. Returns rows by
+-- table. Idempotent. Raises an exception while a part to the lead is in flight, whose answer would bring data back.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_erase_lead(p_lead uuid, p_by text) RETURNS jsonb LANGUAGE plpgsql
 SET enable_seqscan = off AS $$
 DECLARE
@@ -165,7 +164,7 @@ BEGIN
     END IF;
     own_messages := ARRAY(SELECT m.id FROM public.campaign_messages m WHERE m.lead_id = p_lead
                           ORDER BY m.id FOR UPDATE)
-        -- The ledger outlives what the CRM deletes.
+        -- The ledger outlives messages that the CRM deletes.
         || ARRAY(SELECT DISTINCT p.message_id FROM campaign_pipeline.campaign_message_parts p
                  WHERE p.lead_id = p_lead
                    AND NOT EXISTS (SELECT 1 FROM public.campaign_messages m WHERE m.id = p.message_id));
@@ -196,7 +195,7 @@ BEGIN
     GET DIAGNOSTICS n = ROW_COUNT;
     counts := counts || jsonb_build_object('campaign_suppressions', n);
 
-    -- Runs in the order of their ids, as everywhere: ending messages moves their counters.
+    -- Runs in the order of their ids, as everywhere: ending messages changes their counters.
     PERFORM 1 FROM public.campaign_runs r
     WHERE r.id IN (SELECT m.run_id FROM public.campaign_messages m WHERE m.id = ANY (own_messages))
         ORDER BY r.id FOR NO KEY UPDATE;
@@ -236,12 +235,12 @@ BEGIN
                                              '{content_type,message_type,sent_by}'),
         'conversations', campaign_pipeline.campaign_blank('public.conversations', 'id', talks, '{channel,status}'),
         'leads', campaign_pipeline.campaign_blank('public.leads', 'id', ARRAY[p_lead], '{status,priority}'));
-    -- Figures and flags of the person; ids of funnel and column stay for the CRM's own totals.
+    -- Figures and flags of the person; the ids of funnel and column stay for the CRM's own totals.
     UPDATE public.leads l SET deal_value = NULL, whatsapp_valid = NULL WHERE l.id = p_lead;
     DELETE FROM public.lead_custom_values v WHERE v.lead_id = p_lead;
     GET DIAGNOSTICS n = ROW_COUNT;
     counts := counts || jsonb_build_object('lead_custom_values', n);
-    -- Meta's own words name the recipient; there is no index for this, and settled events are dropped soon.
+    -- Meta's events contain the recipient; there is no index for this, and settled events are deleted soon.
     DELETE FROM campaign_pipeline.campaign_status_events e
     WHERE e.payload ->> 'recipient_id' = ANY (addresses)
        OR split_part(e.payload ->> 'biz_opaque_callback_data', ':', 1) = ANY (own_messages::text[]);

@@ -1,8 +1,8 @@
--- Sending again what failed.
+-- Requeueing failed messages.
 
--- Put failed messages back in the queue, due now, with all their attempts before them; parts that were sent stay sent.
--- What may have gone out (class unknown) is left alone unless it is asked for by p_resend_unknown: then it is looked up
--- once more, and sent if it is not found. A run that was closed over them opens again, to close anew.
+-- Return failed messages to the queue, due now, with new attempts in addition to the earlier ones; sent parts stay
+-- sent. Messages that may have been sent (class unknown) are included only with p_resend_unknown: they are looked up
+-- once more, and sent if not found. A run that was closed with them reopens, and closes again.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_requeue_failed(
     p_ids uuid[], p_resend_unknown boolean DEFAULT false
 ) RETURNS SETOF uuid LANGUAGE plpgsql AS $$
@@ -17,7 +17,7 @@ BEGIN
     FROM (SELECT m.id FROM public.campaign_messages m
           WHERE m.id = ANY (p_ids) AND m.status = 'failed'
             AND (m.error_class IS DISTINCT FROM 'unknown' OR p_resend_unknown)
-            -- A cancelled run takes nothing up again: its message would wait for ever.
+            -- A cancelled run is never resumed: its message would wait for ever.
             AND EXISTS (SELECT 1 FROM public.campaign_runs r
                         WHERE r.id = m.run_id AND r.status IN ('running', 'paused', 'completed'))
           ORDER BY m.id FOR UPDATE) f;

@@ -1,9 +1,8 @@
--- Review: texts that wait until a person approves them. A message of a campaign that asks for review
--- (campaign_settings) cannot begin to be sent before: the verdict that every path asks for says `awaiting_review`.
+-- Review: texts that wait for a person's approval. A message of a campaign with review
+-- (campaign_settings) cannot be sent before: the verdict that every path asks for is `awaiting_review`.
 
--- Whether a message waits for a person; never one of which a part was sent. `all`: each text does, and may be written
--- meanwhile.
--- `first_n`: until so many of its run are decided, nothing of the run goes out, and no other text is paid for.
+-- Whether a message waits for review; never one with a sent part. `all`: each text waits, and may be written meanwhile.
+-- `first_n`: until so many of its run are decided, nothing of the run is sent, and no further text is paid for.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_awaits_review(
     p_message uuid, p_run uuid, p_config uuid, p_needs_model boolean
 ) RETURNS boolean LANGUAGE plpgsql STABLE
@@ -26,8 +25,8 @@ BEGIN
     RETURN (SELECT count(*) FROM campaign_pipeline.campaign_reviews v WHERE v.run_id = p_run) < wish.review_first;
 END $$;
 
--- Keep texts that were written outside a shard, for messages that nobody works on and that have none: what is kept is
--- what will be sent. Items as for campaign_begin_parts. Returns the messages whose texts were kept.
+-- Store texts that were written outside a shard, for messages that have no lease and no text: these texts will be sent.
+-- Items as for campaign_begin_parts. Returns the messages whose texts were stored.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_keep_texts(p_items jsonb) RETURNS SETOF uuid LANGUAGE plpgsql
 SET enable_seqscan = off SET lock_timeout = '800ms' AS $$
 DECLARE
@@ -43,7 +42,7 @@ BEGIN
     IF free = '{}' THEN
         RETURN;
     END IF;
-    -- Under a lease for as long as this transaction, by which campaign_begin_parts takes the text.
+    -- Under a lease for this transaction, with which campaign_begin_parts accepts the text.
     UPDATE public.campaign_messages m
     SET status = 'queued', lease_token = token, lease_owner = 'preview',
         lease_expires_at = campaign_pipeline.campaign_now() + interval '1 minute'
@@ -56,10 +55,10 @@ BEGIN
     RETURN QUERY SELECT unnest(free);
 END $$;
 
--- A person's word on texts: approved, rejected, or approved with another text. Items: {id, decision, text, subject}; a
--- text only where it was edited. Decided is only what waits, has a text, and of which nothing was sent; returned is
--- what was decided. A text that is approved is due at its time, or now where that has passed; with the last decision
--- that a run waited for, so are its other messages.
+-- A person's decision on texts: approved, rejected, or approved with an edit. Items: {id, decision, text, subject};
+-- with a text only if edited. Only waiting texts of messages without a sent part are decided; returns those that were.
+-- An approved text is due at its planned time, or now if that has passed; with the last decision that a run waited for,
+-- so are its other messages.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_decide_reviews(p_items jsonb, p_by text) RETURNS SETOF uuid
 LANGUAGE plpgsql SET enable_seqscan = off SET lock_timeout = '800ms' AS $$
 DECLARE
@@ -88,7 +87,7 @@ BEGIN
     SET decision = EXCLUDED.decision, edited = v.edited OR EXCLUDED.edited, decided_by = EXCLUDED.decided_by,
         decided_at = EXCLUDED.decided_at;
 
-    -- Another text is checked and cut anew by whoever sends it.
+    -- An edited text is checked and split again by its sender.
     DELETE FROM campaign_pipeline.campaign_message_parts p
     WHERE p.status = 'planned' AND p.message_id = ANY (free)
       AND p.message_id IN (SELECT i.id FROM jsonb_to_recordset(p_items) AS i (id uuid, text text)
@@ -105,7 +104,7 @@ BEGIN
     FROM jsonb_to_recordset(p_items) AS i (id uuid, decision text, text text, subject text)
     WHERE m.id = i.id AND m.id = ANY (free);
 
-    -- What waited for these decisions, and waits no more.
+    -- Messages that waited for these decisions, and no longer do.
     UPDATE public.campaign_messages m
     SET next_attempt_at = greatest(campaign_pipeline.campaign_now(), m.scheduled_at), error_code = NULL,
         last_error = NULL

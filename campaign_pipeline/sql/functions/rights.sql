@@ -1,5 +1,5 @@
--- Nobody but the owner calls the pipeline's functions: PostgreSQL grants every new one to PUBLIC, and some databases to
--- other roles by default privileges. Triggers need no grant. Last of all files, at every upgrade.
+-- Only the owner may call the pipeline's functions: PostgreSQL grants every new one to PUBLIC, and some databases to
+-- other roles by default privileges. Triggers need no grant. The last of all files, at every upgrade.
 DO $$
 DECLARE
     role text;

@@ -1,6 +1,6 @@
 -- The life of a run: reopened, resumed, closed.
 
--- A run that ended and goes on again: its counters are those of the messages that it has now, and it will end anew.
+-- Reopen an ended run: its counters become those of its present messages, and it will end again.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_note_reopening() RETURNS trigger LANGUAGE plpgsql
 SECURITY DEFINER SET search_path = pg_catalog, campaign_pipeline, pg_temp AS $$
 BEGIN
@@ -18,8 +18,8 @@ CREATE OR REPLACE TRIGGER campaign_note_reopening BEFORE UPDATE OF status ON pub
     WHEN (OLD.status IN ('completed', 'failed', 'cancelled') AND NEW.status IN ('running', 'paused'))
     EXECUTE FUNCTION campaign_pipeline.campaign_note_reopening();
 
--- Whoever resumes a run, by whatever tool, only sets its status. The time is kept so that the next batch spreads what
--- became overdue meanwhile instead of sending it in a burst, and does not take it for too old.
+-- A resume, by any tool, only sets the run's status. The time is recorded so that the next batch spreads messages that
+-- became overdue meanwhile, instead of sending them in a burst, and does not skip them as too old.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_note_resume() RETURNS trigger LANGUAGE plpgsql
 SECURITY DEFINER SET search_path = pg_catalog, campaign_pipeline, pg_temp AS $$
 BEGIN
@@ -31,8 +31,8 @@ CREATE OR REPLACE TRIGGER campaign_note_resume BEFORE UPDATE OF status ON public
     EXECUTE FUNCTION campaign_pipeline.campaign_note_resume();
 
 -- A run is completed when none of its messages can change any more (I7). The CRM's finalize_campaign_run_if_complete
--- goes by the run's total alone, which may be 0 or too small while messages wait: such a run goes on, and is completed
--- when nothing of it is left. Everything else that the statement writes stays.
+-- uses only the run's total, which may be 0 or too small while messages wait: such a run goes on, and is completed once
+-- none of its messages is left. The statement's other changes stay.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_refuse_early_end() RETURNS trigger LANGUAGE plpgsql
 SECURITY DEFINER SET search_path = pg_catalog, campaign_pipeline, pg_temp AS $$
 BEGIN
@@ -49,8 +49,8 @@ CREATE OR REPLACE TRIGGER campaign_refuse_early_end BEFORE UPDATE OF status ON p
     FOR EACH ROW WHEN (OLD.status = 'running' AND NEW.status = 'completed')
     EXECUTE FUNCTION campaign_pipeline.campaign_refuse_early_end();
 
--- The CRM's resume_campaign_run puts back what its pause had skipped, with a new scheduled_at: that is when it is due,
--- and no trace of what came before counts against it.
+-- The CRM's resume_campaign_run returns what its pause had skipped, with a new scheduled_at: that is the due time, and
+-- no trace of earlier attempts counts.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_note_resumed_message() RETURNS trigger LANGUAGE plpgsql
 SECURITY DEFINER SET search_path = pg_catalog, campaign_pipeline, pg_temp AS $$
 BEGIN
@@ -68,12 +68,11 @@ CREATE OR REPLACE TRIGGER campaign_note_resumed_message BEFORE UPDATE OF status 
           AND NEW.next_attempt_at IS NOT DISTINCT FROM OLD.next_attempt_at)
     EXECUTE FUNCTION campaign_pipeline.campaign_note_resumed_message();
 
--- Close what can change no more: running runs become completed, cancelled ones get their end. Each exactly once. Totals
--- are not consulted: they may be wrong. A run without a message is given five minutes, for whoever is still writing
--- them, and an hour where its total says that some are to come; a message that comes later still opens it again.
--- The run is locked before its messages are looked at again, and in the mode that a new message's foreign key waits
--- for: a message that is being inserted right now keeps its run out of this call. Rows that somebody holds wait for the
--- next.
+-- Close runs that can change no more: running ones become completed, cancelled ones get their end time; each exactly
+-- once. Totals are ignored, because they may be wrong. A run without messages stays open for five minutes, because they
+-- may still be inserted, and for an hour if its total is above zero; a later message reopens it. The run is locked
+-- before its messages are checked again, in the mode that conflicts with a new message's foreign key: a message that is
+-- being inserted keeps its run out of this call. Locked rows wait for the next call.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_close_runs() RETURNS TABLE (
     id uuid, name text, status text, leads_total integer, leads_success integer, leads_failed integer,
         leads_skipped integer
@@ -86,7 +85,7 @@ BEGIN
     SELECT array_agg(r.id) INTO ended
     FROM public.campaign_runs r
     WHERE (r.status = 'running' OR (r.status = 'cancelled' AND r.completed_at IS NULL))
-      -- LIMIT 1 makes each an index probe per run; as NOT EXISTS they may become one join over all leases (15 ms).
+      -- LIMIT 1 makes each an index probe per run; NOT EXISTS may become one join over all leases (15 ms).
       AND (SELECT 1 FROM public.campaign_messages m WHERE m.run_id = r.id AND m.status = 'pending' LIMIT 1) IS NULL
       AND (SELECT 1 FROM public.campaign_messages m
            WHERE m.run_id = r.id AND campaign_pipeline.campaign_is_leased_indexed(m.status) LIMIT 1) IS NULL
@@ -102,7 +101,7 @@ BEGIN
     FROM (SELECT r.id FROM public.campaign_runs r WHERE r.id = ANY (ended)
           ORDER BY r.id FOR UPDATE SKIP LOCKED) l;
 
-    -- Another statement, so that it sees what was committed before the lock was had.
+    -- A separate statement, so that it sees what was committed before the lock was granted.
     RETURN QUERY
     UPDATE public.campaign_runs r
     SET status = CASE WHEN r.status = 'running' THEN 'completed' ELSE r.status END,

@@ -1,16 +1,16 @@
--- What came of a part or a message.
+-- Settling parts and messages: their results.
 
--- What came of it: the outcome of a part, the next state of its message, or both; all of one commit. Items as declared
+-- Record the outcome of a part, the next state of its message, or both, in one commit. Items as declared
 -- by campaign_end:
---   outcome  what is now known of attempt attempt_no of the part: sent, planned (surely not out), unknown, failed; or
+--   outcome  the outcome of attempt attempt_no of the part: sent, planned (surely not sent), unknown, failed; or
 --            null
---   status   where the message goes: sent, pending, failed, skipped; null: it stays where it is
--- The fact that a part was sent is taken from whoever brings it, even after its lease is lost and whatever was believed
--- of that attempt meanwhile: it can only prevent a double. Everything else needs the lease. Of a message that the CRM
--- has deleted meanwhile, the part is settled by whoever attempted it: recorded, shown in the chat, its lead moved. So
--- is the part of a message that somebody else ended (the CRM, by a cancel): what it was ended as stays.
+--   status   the message's new status: sent, pending, failed, skipped; null: unchanged
+-- The fact that a part was sent is accepted from any caller, even after its lease is lost and whatever was recorded of
+-- that attempt meanwhile: it can only prevent a duplicate. Everything else needs the lease. If the CRM has deleted the
+-- message meanwhile, the maker of the attempt settles the part: it is recorded, shown in the chat, and its lead moved.
+-- The same applies to a part of a message that somebody else ended (the CRM, by a cancel); the message's end stays.
 -- `applied`: the ledger has this outcome, now or from an earlier call whose answer was lost; `moved`: the message is in
--- the wanted state; `final`: its status now, null if it was deleted.
+-- the wanted state; `final`: its present status, null if it was deleted.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_settle(p_items jsonb)
 RETURNS TABLE (message_id uuid, applied boolean, moved boolean, final text) LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan
@@ -20,18 +20,18 @@ DECLARE
     ends     campaign_pipeline.campaign_end[] := ARRAY(
         SELECT i FROM jsonb_populate_recordset(NULL::campaign_pipeline.campaign_end, p_items) AS i);
     ids      uuid[] := ARRAY(SELECT i.id FROM unnest(ends) AS i);
-    found    uuid[];   -- messages that are there
-    held     uuid[];   -- of these: whose lease the caller holds
-    gone     uuid[];   -- messages that were deleted: only their parts are left
-    ended    uuid[];   -- messages that nobody holds: somebody else ended them while the caller was at work
-    changed  uuid[];   -- messages with a part that changed
+    found    uuid[];   -- existing messages
+    held     uuid[];   -- of these: messages whose lease the caller holds
+    gone     uuid[];   -- deleted messages: only their parts are left
+    ended    uuid[];   -- messages without a lease: somebody else ended them while the caller was sending
+    changed  uuid[];   -- messages with a changed part
     out_now  jsonb;    -- parts that became sent by this call: [{id, part_no, written}]
     out_ids  uuid[];   -- their messages
-    slotted  uuid[];   -- messages whose changed part had taken a slot
+    slotted  uuid[];   -- messages whose changed part had a slot
     sent_now uuid[];   -- messages that became sent by this call
 BEGIN
     -- Runs before messages, as the CRM locks them when it pauses or cancels a run; each in the order of their ids, so
-    -- that two shards that work the same two runs do not wait for each other. Counters are raised twice below.
+    -- that two shards with messages of the same two runs cannot deadlock. Counters are raised twice below.
     PERFORM 1 FROM public.campaign_runs r
     WHERE r.id IN (SELECT m.run_id FROM unnest(ends) AS i
                    JOIN public.campaign_messages m ON m.id = i.id
@@ -60,7 +60,7 @@ BEGIN
         PERFORM campaign_pipeline.campaign_end_held(ends, held);
     END IF;
     IF EXISTS (SELECT 1 FROM unnest(ends) AS i WHERE i.outcome = 'failed') THEN
-        -- A refusal that means "never again" holds for every campaign.
+        -- A refusal that means "never again" applies to all campaigns.
         PERFORM campaign_pipeline.campaign_suppress_refused(
             ends, held || ARRAY(SELECT g.id FROM unnest(gone) AS g (id) WHERE g.id = ANY (changed)));
     END IF;
@@ -70,14 +70,14 @@ BEGIN
         PERFORM campaign_pipeline.campaign_note_incomplete(out_ids);
     END IF;
 
-    -- What the CRM shows of it comes last, and whatever the CRM makes of that, the above is committed.
+    -- The CRM's chat comes last: whatever the CRM makes of it, the changes above are committed.
     PERFORM campaign_pipeline.campaign_show_in_conversation(out_now);
     PERFORM campaign_pipeline.campaign_move_leads(sent_now);
     IF gone <> '{}' THEN
         PERFORM campaign_pipeline.campaign_end_deleted(gone, changed);
     END IF;
 
-    -- A probe that went out closes the circuits it was sent to try.
+    -- A probe that was sent closes the circuits that it tested.
     IF EXISTS (SELECT 1 FROM campaign_pipeline.campaign_pauses) THEN
         DELETE FROM campaign_pipeline.campaign_pauses WHERE probe_message_id = ANY (sent_now);
     END IF;
@@ -92,14 +92,14 @@ BEGIN
     LEFT JOIN public.campaign_messages m ON m.id = i.id;
 END $$;
 
--- Record the outcomes in the ledger. p_held: messages whose lease the caller holds; p_free: those that were deleted, or
--- that nobody holds: whoever made the attempt says what came of it.
+-- Record the outcomes in the ledger. p_held: messages whose lease the caller holds; p_free: messages that were deleted
+-- or have no lease: the maker of the attempt reports its outcome.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_settle_parts(
     p_ends campaign_pipeline.campaign_end[], p_held uuid[], p_free uuid[],
-    OUT changed uuid[],   -- messages with a part that changed
+    OUT changed uuid[],   -- messages with a changed part
     OUT out_now jsonb,    -- parts that became sent: [{id, part_no, written}]
     OUT out_ids uuid[],   -- their messages
-    OUT slotted uuid[]    -- messages whose part had taken a slot
+    OUT slotted uuid[]    -- messages whose part had a slot
 ) LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 BEGIN
@@ -123,7 +123,7 @@ BEGIN
         FROM unnest(p_ends) AS i
         WHERE p.message_id = i.id AND p.part_no = i.part_no
           AND CASE WHEN i.outcome = 'sent' THEN p.status <> 'sent' AND i.attempt_no <= p.attempts
-                   -- Whoever repeats what was recorded, after a lost answer, holds its message no more.
+                   -- A caller that repeats a recorded outcome, after a lost answer, no longer holds the message.
                    ELSE (i.id = ANY (p_held)
                          OR (i.id = ANY (p_free) AND p.attempt_token = i.token AND p.status <> i.outcome))
                         AND p.attempts = i.attempt_no AND p.status IN ('attempting', 'unknown') END
@@ -137,8 +137,8 @@ BEGIN
     INTO changed, out_now, out_ids, slotted FROM settled s;
 END $$;
 
--- A message whose parts are all sent is sent, whatever its caller thought or whoever holds it. Returns those that
--- became sent.
+-- A message whose parts are all sent is sent, whatever its caller assumed and whoever holds it. Returns the messages
+-- that became sent.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_complete_messages(p_ids uuid[], p_held uuid[]) RETURNS uuid[]
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -164,7 +164,7 @@ BEGIN
     RETURN done;
 END $$;
 
--- Everything else that the caller decided, for messages that it still holds.
+-- The caller's other decisions, for messages that it still holds.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_end_held(
     p_ends campaign_pipeline.campaign_end[], p_held uuid[]
 ) RETURNS void LANGUAGE plpgsql AS $$
@@ -173,9 +173,9 @@ BEGIN
     SET status = i.status,
         lease_token = CASE WHEN i.status = 'pending' THEN NULL ELSE m.lease_token END,
         lease_expires_at = CASE WHEN i.status = 'pending' THEN NULL ELSE m.lease_expires_at END,
-        -- No delay: due as before, so that a claim given back untouched keeps its place.
+        -- No delay: due as before, so that a message that was given back unchanged keeps its place.
         next_attempt_at = CASE WHEN i.delay_seconds IS NOT NULL
-                               -- A provider's Retry-After may be any number; a week is the longest that is believed.
+                               -- A provider's Retry-After may be any number; at most a week is accepted.
                                THEN campaign_pipeline.campaign_now()
                                    + make_interval(secs => least(i.delay_seconds, 604800)) ELSE m.next_attempt_at END,
         retry_count = m.retry_count + CASE WHEN i.count_attempt THEN 1 ELSE 0 END,
@@ -188,7 +188,7 @@ BEGIN
       AND campaign_pipeline.campaign_is_leased(m.status);
 END $$;
 
--- A late fact about a message that ended as unknown or skipped, with parts still to go: back-fill finds it.
+-- A late fact about a message that ended as unknown or skipped, with parts left to send: back-fill finds it.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_note_incomplete(p_ids uuid[]) RETURNS void
 LANGUAGE plpgsql AS $$
 BEGIN
@@ -196,8 +196,8 @@ BEGIN
     SET status = 'failed', error_class = 'exhausted', error_code = 'incomplete',
         error_message = 'A part turned out to be sent after all; the parts after it were never tried.'
     WHERE m.id = ANY (p_ids)
-      -- Not `IN`: spelled as in the index of finished messages, the planner would read all of them (see
-      -- campaign_is_leased): 1.4 ms a message after 20,000.
+      -- Not `IN`: with the spelling of the index of finished messages, the planner would read all of them (see
+      -- campaign_is_leased): 1.4 ms per message after 20,000.
       AND array_position(ARRAY['failed', 'skipped'], m.status) IS NOT NULL
       AND (m.status <> 'failed' OR m.error_class = 'unknown')
       AND NOT EXISTS (SELECT 1 FROM campaign_pipeline.campaign_message_parts p WHERE p.message_id = m.id

@@ -1,18 +1,18 @@
--- What the language model's texts cost, against the limits of a campaign's run and of a workspace's day.
+-- The cost of the language model's texts, against the limits per run of a campaign and per day of a workspace.
 --
--- Texts are counted where they are kept. A limit that is reached becomes a pause of the run or the workspace, which
--- every question before a request to the model sees already: nothing is asked more often for it, and what is on its way
--- at that moment is all that can go beyond. A workspace's day is counted whether or not it has a limit, so that a limit
--- counts from the day's start; so does a run's, from the costs of its messages.
+-- Costs are booked when texts are stored. Reaching a limit opens a pause of the run or the workspace, which every check
+-- before a request to the model already reads: no further check is needed, and only requests in flight at that moment
+-- can exceed the limit. A workspace's day is counted with or without a limit, so that a new limit counts from the start
+-- of the day; a run's limit counts from the costs of its messages.
 
--- The key of a workspace's own account at the language model's provider; null: it uses the account that all share.
+-- The key of a workspace's own account at the language model's provider; null: it uses the shared account.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_own_key(p_workspace uuid) RETURNS text LANGUAGE sql STABLE AS $$
     SELECT a.openrouter_api_key FROM public.ai_agents a
     WHERE a.workspace_id = p_workspace AND a.is_active AND a.model IS NOT NULL
     ORDER BY a.created_at DESC LIMIT 1
 $$;
 
--- The day that a workspace's spending belongs to, and when it ends: in the time zone of its settings.
+-- The day of a workspace's spending, and its end, in the time zone of its settings.
 CREATE
     OR REPLACE FUNCTION campaign_pipeline.campaign_spending_day(p_settings jsonb, OUT day date, OUT ends_at timestamptz)
 LANGUAGE plpgsql STABLE AS $$
@@ -23,11 +23,11 @@ BEGIN
     ends_at := (day + 1)::timestamp AT TIME ZONE zone;
 END $$;
 
--- Keep the answers that are kept by themselves, once however often their item is repeated, and what they say of their
--- model or run. Items: {id, text, asked_model, calls[{id, purpose, model, prompt_tokens, completion_tokens,
--- reasoning_tokens, cost_usd, rule, changed[], answer, about_model, cached_tokens, cache_write_tokens,
--- cache_saved_usd}]}: of messages that the caller holds or has lost.
--- Returns what is booked now for the first time, in US dollars by message.
+-- Store the model calls that have a record of their own, once however often their item is repeated, and their effect on
+-- the statistics of their model or run. Items: {id, text, asked_model, calls[{id, purpose, model, prompt_tokens,
+-- completion_tokens, reasoning_tokens, cost_usd, rule, changed[], answer, about_model, cached_tokens,
+-- cache_write_tokens, cache_saved_usd}]}: of messages that the caller holds or has lost.
+-- Returns the newly booked cost, in US dollars by message.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_keep_model_calls(p_items campaign_pipeline.campaign_intent[])
 RETURNS jsonb LANGUAGE plpgsql AS $$
 DECLARE
@@ -49,7 +49,7 @@ BEGIN
                COALESCE(call.reasoning_tokens, 0), call.cost_usd, call.rule,
                COALESCE(call.changed, '{}'), call.answer, COALESCE(call.cached_tokens, 0),
                COALESCE(call.cache_write_tokens, 0), call.cache_saved_usd, campaign_pipeline.campaign_now()
-        FROM call ORDER BY call.id  -- in one order, or two shards could wait for each other
+        FROM call ORDER BY call.id  -- in one order, to avoid deadlocks
         ON CONFLICT (id) DO NOTHING
         RETURNING k.id, k.message_id, k.rule, k.cost_usd
     ), bad AS (
@@ -73,7 +73,7 @@ BEGIN
     RETURN COALESCE(booked, '{}');
 END $$;
 
--- A text that may be sent ends the row of refused ones, of its model and of its run.
+-- A usable text ends the streak of refused ones, of its model and of its run.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_note_good_texts(p_held campaign_pipeline.campaign_intent[])
 RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
@@ -92,14 +92,14 @@ BEGIN
     WHERE t.scope = good.scope AND t.scope_id = good.scope_id;
 END $$;
 
--- Count what was paid, and pause what has reached its limit. Bills: {id, cost} by message, each given only once: a
--- text's cost where it is kept now for the first time, and what campaign_keep_model_calls booked.
+-- Book costs, and open a pause where a limit is reached. Bills: {id, cost} by message, each passed only once: a text's
+-- cost when it is first stored, and what campaign_keep_model_calls booked.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_note_spending(p_bills jsonb) RETURNS void
     LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 DECLARE
     bill   record;
-    before numeric;  -- what a run had spent when it got its limit
+    before numeric;  -- a run's spending when it got its limit
     spent  numeric;
 BEGIN
     FOR bill IN
@@ -122,7 +122,7 @@ BEGIN
               FROM cost k JOIN public.campaign_configs c ON c.id = k.config_id GROUP BY c.workspace_id) s
         JOIN public.workspaces w ON w.id = s.workspace_id
         CROSS JOIN LATERAL campaign_pipeline.campaign_spending_day(w.settings) d
-        ORDER BY 1, 2  -- in one order, or two shards could wait for each other
+        ORDER BY 1, 2  -- in one order, to avoid deadlocks
     LOOP
         before := 0;
         IF bill.scope = 'run' AND NOT EXISTS (
@@ -131,7 +131,8 @@ BEGIN
             SELECT COALESCE(sum(m.ai_cost_usd), 0) INTO before
             FROM public.campaign_messages m WHERE m.run_id = bill.scope_id;
         END IF;
-        -- Without a limit nobody needs the sum now: in one of several rows, so that shards do not wait for each other.
+        -- Without a limit nobody reads the sum now: it is spread over several rows, so that shards do not wait for each
+        -- other.
         INSERT INTO campaign_pipeline.campaign_spending AS s (scope, scope_id, day, slot, spent_usd)
         VALUES (bill.scope, bill.scope_id, bill.day,
                 CASE WHEN bill.limit_usd IS NULL THEN 1 + pg_backend_pid() % 16 ELSE 0 END, before + bill.usd)
@@ -154,7 +155,7 @@ BEGIN
     END LOOP;
 END $$;
 
--- Whether a run, or a workspace today, has spent what it may.
+-- Whether a run, or a workspace today, has reached its limit.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_limit_reached(p_scope text, p_scope_id text) RETURNS boolean
     LANGUAGE sql STABLE AS $$
     SELECT COALESCE(CASE p_scope

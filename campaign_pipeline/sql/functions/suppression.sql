@@ -1,7 +1,7 @@
--- Suppression: who may not be written to.
+-- Suppression: addresses and leads that must not be contacted.
 
--- Write to nobody at this address, nor to this lead at any address. The same suppression is written once; returns the
--- id of the one that holds. Raises where it is not said who is meant, or where.
+-- Suppress an address, or a lead at all its addresses. The same suppression is stored once; returns the id of the
+-- active one. Raises if neither address nor lead is given, or no scope.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_suppress(
     p_scope text, p_workspace uuid, p_channel text, p_address text, p_lead uuid, p_source text, p_reason text
 ) RETURNS bigint LANGUAGE plpgsql AS $$
@@ -33,7 +33,7 @@ BEGIN
     RETURN held;
 END $$;
 
--- Lift what suppresses this address or this lead: of all scopes and sources, or of the given ones. Returns how many.
+-- Lift the suppressions of this address or lead: of all scopes and sources, or of the given ones. Returns how many.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_lift(
     p_workspace uuid, p_channel text, p_address text, p_lead uuid, p_by text, p_source text DEFAULT NULL
 ) RETURNS integer LANGUAGE plpgsql AS $$
@@ -51,8 +51,8 @@ BEGIN
     RETURN lifted;
 END $$;
 
--- Of these messages, those that may not be sent because their lead or its number is suppressed. Two index probes a
--- message. Never one of which a part may have gone out: whoever works it finds out about that part first.
+-- Of these messages, find those whose lead or number is suppressed. Two index probes per message. Never one with a part
+-- that may have been sent: its worker first resolves that part.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_suppressed_messages(p_ids uuid[]) RETURNS SETOF uuid
     LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
@@ -83,11 +83,11 @@ BEGIN
                       AND p.status <> 'planned');
 END $$;
 
--- Just before the request leaves, with the messages locked: who may not be written to. Returns {message: verdict} or
+-- Right before the request, with the messages locked: who must not be contacted. Returns {message: verdict} or
 -- null.
---   suppressed      its lead or address is: it holds for the rest of a text of which parts are out, too
---   contacted_today the lead gets one message a day and has it (items with local_day only)
---   number_contacted another message went to its number not long ago (workspaces.number_rest_hours)
+--   suppressed      its lead or address is; this also stops the rest of a text of which parts were sent
+--   contacted_today the lead gets one message a day and has had it (items with local_day only)
+--   number_contacted another message went to its number recently (workspaces.number_rest_hours)
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_refused_by_consent(p_going campaign_pipeline.campaign_intent[])
 RETURNS jsonb LANGUAGE plpgsql AS $$
 DECLARE
@@ -95,7 +95,7 @@ DECLARE
     answer jsonb := '{}';
     more   jsonb;
 BEGIN
-    -- Nearly always nobody is suppressed: then nothing is hashed.
+    -- Usually nobody is suppressed: then nothing is hashed.
     IF EXISTS (SELECT 1 FROM campaign_pipeline.campaign_suppressions s WHERE s.lifted_at IS NULL) THEN
         more := campaign_pipeline.campaign_suppressed_intents(p_going);
         answer := answer || COALESCE(more, '{}');
@@ -134,13 +134,13 @@ BEGIN
                OR (s.workspace_id = i.workspace_id AND (s.scope = 'workspace' OR s.channel = i.channel))));
 END $$;
 
--- Give each lead's day to one message. Returns {message: contacted_today} for the others, or null. Of two workers with
--- two campaigns and one lead the second waits here for the first's commit, and then reads the ledger anew: each
--- statement below sees what was committed before it began. A day whose message surely did not go out is taken over.
+-- Reserve each lead's day for one message. Returns {message: contacted_today} for the others, or null. Of two workers
+-- with two campaigns and one lead, the second waits here for the first's commit, and then reads the ledger again: each
+-- statement below sees what was committed before it began. The day of a message that was surely not sent is taken over.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_reserve_lead_days(p_going campaign_pipeline.campaign_intent[])
 RETURNS jsonb LANGUAGE plpgsql AS $$
 DECLARE
-    -- A text that was begun is finished.
+    -- A begun text is finished.
     wanted campaign_pipeline.campaign_intent[] := ARRAY(
         SELECT i FROM unnest(p_going) AS i
         WHERE i.local_day IS NOT NULL AND i.lead_id IS NOT NULL AND NOT i.begun);
@@ -153,7 +153,7 @@ BEGIN
     INSERT INTO campaign_pipeline.campaign_lead_days (day, lead_id, message_id)
     SELECT DISTINCT ON (w.local_day, w.lead_id) w.local_day, w.lead_id, w.id
     FROM unnest(wanted) AS w
-    ORDER BY w.local_day, w.lead_id, w.id  -- in one order, or two groups could wait for each other
+    ORDER BY w.local_day, w.lead_id, w.id  -- in one order, to avoid deadlocks
     ON CONFLICT DO NOTHING;
 
     PERFORM 1 FROM campaign_pipeline.campaign_lead_days d
@@ -164,7 +164,7 @@ BEGIN
         SELECT DISTINCT ON (d.day, d.lead_id) d.day, d.lead_id, d.message_id AS before, w.id
         FROM unnest(wanted) AS w
         JOIN campaign_pipeline.campaign_lead_days d ON d.day = w.local_day AND d.lead_id = w.lead_id
-        -- LIMIT: by index for each; as NOT EXISTS it may become one reading of the whole ledger.
+        -- LIMIT: an index probe each; NOT EXISTS may become one scan of the whole ledger.
         WHERE d.message_id = w.id OR (
             SELECT 1 FROM campaign_pipeline.campaign_message_parts p
             WHERE p.message_id = d.message_id AND p.status IN ('attempting', 'unknown', 'sent') LIMIT 1) IS NULL
@@ -179,8 +179,8 @@ BEGIN
             WHERE NOT w.id = ANY (COALESCE(won, '{}')));
 END $$;
 
--- Answers of providers that mean "never again" (campaign_suppressing_codes): remembered beyond the message that got
--- them.
+-- Suppress after a provider's answer that means "never again" (campaign_suppressing_codes), beyond the message that got
+-- it.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_suppress_refused(
     p_ends campaign_pipeline.campaign_end[], p_held uuid[]
 ) RETURNS void LANGUAGE plpgsql AS $$
@@ -191,15 +191,14 @@ BEGIN
     WHERE i.outcome = 'failed' AND i.id = ANY (p_held);
 END $$;
 
--- The same for an answer that came later, by webhook or bounce: suppress the address of this message if its code says
--- so.
--- Returns the suppression, or null where the code means nothing of the kind.
+-- The same for a later answer, by webhook or bounce: suppress the address of this message if its code says so.
+-- Returns the suppression, or null if the code does not mean this.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_suppress_by_answer(p_message uuid, p_code text) RETURNS bigint
     LANGUAGE plpgsql AS $$
 DECLARE
     told record;
 BEGIN
-    -- From the message, or, where the CRM has deleted it, from its last part.
+    -- From the message or, if the CRM has deleted it, from its last part.
     SELECT k.scope, COALESCE(c.workspace_id, p.workspace_id) AS workspace_id, COALESCE(m.lead_id, p.lead_id) AS lead_id,
            campaign_pipeline.campaign_inbox_channel(COALESCE(p.inbox_id, c.inbox_id)) AS channel,
            COALESCE(p.address, m.address, m.phone_number) AS address
@@ -220,8 +219,8 @@ BEGIN
                              told.address, told.lead_id, 'provider', p_code);
 END $$;
 
--- Suppressions from before numbers were read as they are now: spelled anew, so that they go on matching. An erased
--- person has left no address to spell, but its hash was made of the number as it was sent to, which has not changed.
+-- Suppressions with an outdated spelling of a number: canonicalised again, so that they still match. An erased
+-- person's address is gone, but its hash was made of the number as it was sent to, which has not changed.
 DO $$
 BEGIN
     UPDATE campaign_pipeline.campaign_suppressions s

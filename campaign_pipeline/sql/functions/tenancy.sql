@@ -1,17 +1,17 @@
--- Tenants: everything that a message touches belongs to the workspace of its campaign.
+-- Tenants: every row that a message references belongs to the workspace of its campaign.
 --
--- Asked in the claim, again before the model is asked and before each part is sent (campaign_verdicts), and by a check.
--- What connects a message with another tenant ends it as `foreign_workspace`. A row without a workspace is nobody's,
--- and foreign to nobody. The agent, its key and the template are read by the campaign's own workspace or row, and a
--- fallback inbox of another workspace is never chosen, so these cannot be foreign.
+-- Checked in the claim, again before the model is called and before each part is sent (campaign_verdicts), and by an
+-- asset check. A reference to another tenant ends a message as `foreign_workspace`. A row without a workspace belongs
+-- to nobody, and is foreign to nobody. The agent, its key and the template come from the campaign's own workspace or
+-- row, and a fallback inbox of another workspace is never chosen, so these cannot be foreign.
 
--- Whether a row of some workspace is foreign to a campaign of another.
+-- Whether a row of one workspace is foreign to a campaign of another.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_is_foreign(p_workspace uuid, p_of_campaign uuid) RETURNS boolean
 LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
     SELECT p_workspace IS NOT NULL AND p_workspace IS DISTINCT FROM p_of_campaign
 $$;
 
--- Of these messages, those that touch a row of another workspace than that of their campaign: which kind of row, and
+-- Of these messages, those that reference a row of another workspace than their campaign's: which kind of row, and
 -- its id. What the messages of a campaign and an inbox share is looked up once for all of them.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_foreign_rows(p_ids uuid[])
 RETURNS TABLE (message_id uuid, what text, row_id uuid) LANGUAGE plpgsql STABLE
@@ -41,7 +41,7 @@ BEGIN
                 FROM public.inboxes b
                 WHERE b.id = s.inbox_id AND campaign_pipeline.campaign_is_foreign(b.workspace_id, s.workspace_id)
                 UNION ALL
-                -- One of its own is enough: it is the one that is used.
+                -- One row of its own workspace is enough: that one is used.
                 SELECT 2, 'instance', min(i.id::text)::uuid
                 FROM public.inbox_instances x JOIN public.instances i ON i.id = x.instance_id
                 WHERE x.inbox_id = s.inbox_id
@@ -69,7 +69,7 @@ BEGIN
     WHERE w.what IS NOT NULL;
 END $$;
 
--- The sentence for a message that was ended because of such a row.
+-- The sentence for a message that ended because of such a row.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_foreign_sentence(p_what text, p_row uuid) RETURNS text
 LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
     SELECT format('The %s %s belongs to another workspace than the campaign, so nothing was sent.', p_what, p_row)

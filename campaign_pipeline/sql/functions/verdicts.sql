@@ -1,20 +1,20 @@
--- Whether a message may go on, asked before the model and before each part.
+-- Verdicts: whether a message may go on, asked before the model is called and before each part.
 --
--- A word on the plans of what follows. Each function handles a few dozen ids of tables of millions, by index. The
--- server keeps one plan for all calls and guesses the size of a JSON array at 100 rows, so a plan made while the tables
--- were small reads them whole for ever (5,000 messages: 2,172 scans of campaign_messages, 10.9 M rows). Hence the SET
--- clauses of the functions that callers use, which hold for all that these call:
--- 2.78 -> 0.72 ms a message in groups of 17, together with the indexes on conversations.
--- Whoever holds a row longer than lock_timeout may be the CRM, which locks runs and messages in orders of its own. The
--- limit is below the server's deadlock_timeout (1 s), so that of two in each other's way it is never the CRM's
--- statement that fails: ours gives up first, and is repeated.
--- And one plan a connection from the first call on (plan_cache_mode), where the server would plan each statement anew
--- five times, and some of them always: one message at a time, begin_parts 2.7 -> 1.1 ms, start_generating 1.1 -> 0.65.
+-- On the plans below: each function handles a few dozen ids of tables with millions of rows, by index. The server keeps
+-- one plan for all calls and estimates a JSON array at 100 rows, so a plan made while the tables were small would scan
+-- them for ever (5,000 messages: 2,172 scans of campaign_messages, 10.9 M rows). Hence the SET clauses of the functions
+-- that callers use, which apply to all functions that these call:
+-- 2.78 -> 0.72 ms per message in groups of 17, together with the indexes on conversations.
+-- A client that holds a row longer than lock_timeout may be the CRM, which locks runs and messages in its own orders.
+-- The limit is below the server's deadlock_timeout (1 s), so that in a deadlock the CRM's statement never fails: ours
+-- gives up first, and is repeated.
+-- plan_cache_mode gives each connection one plan from the first call on; the server would otherwise plan each statement
+-- five times, and some always: one message at a time, begin_parts 2.7 -> 1.1 ms, start_generating 1.1 -> 0.65.
 
--- May these leased messages go on? 'go', or why not, and what they are. A run that people paused or cancelled stops its
--- messages wherever they are: the part in flight is recorded and nothing more is sent. With its text begun to be sent
--- no other pause than its inbox's stops a message: half a message is worse than a late pause.
--- One statement for all of them, and one look-up of what each is: whoever goes on with them needs no other.
+-- May these leased messages go on? 'go', or why not, with their data. A run that people paused or cancelled stops its
+-- messages at any stage: the part in flight is recorded and nothing more is sent. Once a text is partly sent, only a
+-- pause of its inbox stops the message: half a message is worse than a late pause.
+-- One statement and one look-up for all of them: the caller needs no other.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_verdicts(p_ids uuid[], p_tokens uuid[], p_needs_model boolean)
 RETURNS TABLE (
     message_id uuid, verdict text, run_id uuid, config_id uuid, workspace_id uuid, lead_id uuid, conversation_id uuid,
@@ -23,12 +23,12 @@ RETURNS TABLE (
 #variable_conflict use_column
 DECLARE
     strange uuid[] := ARRAY(SELECT f.message_id FROM campaign_pipeline.campaign_foreign_rows(p_ids) f);
-    any_    record;  -- which kinds of pause there are at all
+    any_    record;  -- which kinds of pause exist
     stopped uuid[];  -- by a person
-    paused  uuid[];  -- by the circuit of something that they need
-    waiting uuid[];  -- for a person who reviews texts
+    paused  uuid[];  -- by the circuit of a scope that they need
+    waiting uuid[];  -- for review
 BEGIN
-    -- Nearly always there is none of these: then their statements are not even started.
+    -- Usually there are none of these: then their statements are not even started.
     SELECT EXISTS (SELECT FROM campaign_pipeline.campaign_manual_pauses) AS by_person,
            EXISTS (SELECT FROM campaign_pipeline.campaign_pauses) AS by_circuit,
            EXISTS (SELECT FROM campaign_pipeline.campaign_settings s WHERE s.review <> 'none') AS by_review
@@ -51,9 +51,9 @@ BEGIN
                     OR m.lease_expires_at <= campaign_pipeline.campaign_now() THEN 'lost'
                WHEN i.id = ANY (strange) THEN 'foreign_workspace'
                WHEN r.status <> 'running' THEN 'run_' || r.status
-               -- Like a run that people paused: nothing more of a message, though it has begun.
+               -- Like a run that people paused: nothing more of a message, even if it has begun.
                WHEN i.id = ANY (stopped) THEN 'paused_by_person'
-               -- Claimed ahead of its planned time, or planned anew meanwhile: its text may be written, but not sent.
+               -- Claimed ahead of its planned time, or replanned meanwhile: its text may be written, but not sent.
                WHEN NOT p_needs_model AND NOT ledger.begun
                     AND campaign_pipeline.campaign_due_at(m) > campaign_pipeline.campaign_now() THEN 'not_due'
                WHEN i.id = ANY (paused) THEN 'scope_paused'
@@ -66,7 +66,7 @@ BEGIN
     LEFT JOIN public.campaign_messages m ON m.id = i.id
     LEFT JOIN public.campaign_runs r ON r.id = m.run_id
     LEFT JOIN public.campaign_configs c ON c.id = r.config_id
-    -- An aggregate, which is asked for one message at a time; as EXISTS it may read the whole ledger once a call.
+    -- An aggregate, evaluated per message; EXISTS may read the whole ledger once per call.
     CROSS JOIN LATERAL (
         SELECT COALESCE(bool_or(p.status = 'sent'), false) AS begun, count(*) > 0 AS has_parts
         FROM campaign_pipeline.campaign_message_parts p WHERE p.message_id = i.id) ledger;
@@ -89,7 +89,7 @@ BEGIN
                OR (h.scope = 'inbox' AND h.scope_id = COALESCE(m.inbox_id, c.inbox_id)::text)));
 END $$;
 
--- Of these messages, those that need something whose circuit is open, their own probes aside.
+-- Of these messages, those that need a scope whose circuit is open, except its own probe.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_scope_paused(p_ids uuid[], p_needs_model boolean) RETURNS uuid[]
 LANGUAGE plpgsql STABLE
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
@@ -107,11 +107,11 @@ BEGIN
             WHERE (p.kind = 'systemic' OR p.until > campaign_pipeline.campaign_now())
               AND p.probe_message_id IS DISTINCT FROM m.id
               AND (   (p.scope = 'inbox' AND p.scope_id = COALESCE(m.inbox_id, c.inbox_id)::text)
-                   -- A limit on spending keeps texts from being written, not those that were paid for from going out.
+                   -- A spending limit stops texts from being written, but not paid ones from being sent.
                    OR (p.scope = 'run' AND p.scope_id = r.id::text AND NOT begun.yes
                        AND (p_needs_model OR p.code <> 'spending_limit'))
                    OR (p_needs_model AND p.scope = 'workspace' AND p.scope_id = c.workspace_id::text)
-                   -- The account that all share, but for workspaces that pay with a key of their own.
+                   -- The shared account; not for workspaces with their own key.
                    OR (p_needs_model AND p.scope = 'provider'
                        AND campaign_pipeline.campaign_own_key(c.workspace_id) IS NULL)
                    OR (p_needs_model AND p.scope = 'model' AND p.scope_id IN (

@@ -1,7 +1,6 @@
--- What the pipeline's own webhook was told, applied: receipts go into the ledger, messages of leads into the CRM's
--- chat.
+-- Applies the events of the pipeline's own webhook: receipts to the ledger, messages of leads to the CRM's chat.
 
--- The inbox that a provider means; null where none of ours is it, or those of several tenants have the same name.
+-- The inbox that a provider means; null if none of ours matches, or inboxes of several tenants have the name.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_webhook_inbox(p_provider text, p_instance text) RETURNS uuid
 LANGUAGE plpgsql STABLE AS $$
 BEGIN
@@ -13,9 +12,9 @@ BEGIN
             HAVING count(DISTINCT i.workspace_id) = 1);
 END $$;
 
--- Apply what is stored and due, at most p_limit events, and say how many ended how. An event is settled in the
--- transaction that applies it, so several may do this at once, and none is applied twice. What a person wrote is kept
--- in the chat alone: the event is emptied.
+-- Apply stored, due events, at most p_limit, and return how many ended how. An event is settled in the transaction that
+-- applies it, so concurrent calls are safe, and none is applied twice. A person's text is kept only in the chat: the
+-- event is emptied.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_settle_webhook_events(p_limit integer)
 RETURNS TABLE (verdict text, events bigint) LANGUAGE plpgsql AS $$
 #variable_conflict use_column
@@ -35,7 +34,7 @@ BEGIN
         RETURN;
     END IF;
 
-    -- Receipts: by our own key where the provider echoes it, else by the id that it gave when it accepted the part.
+    -- Receipts: by our own key if the provider echoes it, else by the id that it gave at acceptance.
     WITH event AS MATERIALIZED (
         SELECT e.id, e.body, CASE WHEN e.body ? 'message_id' THEN NULL
                                   ELSE campaign_pipeline.campaign_webhook_inbox(e.provider, e.instance) END AS inbox_id
@@ -72,7 +71,7 @@ BEGIN
     END LOOP;
     PERFORM campaign_pipeline.campaign_stop_after_reply(array_remove(leads, NULL));
 
-    -- A receipt may overtake the answer that it belongs to: it is looked for again for two minutes.
+    -- A receipt may arrive before the answer that it belongs to: it is retried for two minutes.
     UPDATE campaign_pipeline.campaign_webhook_events e
     SET (settled_at, verdict, body, try_after) = (
         SELECT CASE WHEN NOT v.again THEN campaign_pipeline.campaign_now() END,
@@ -91,8 +90,8 @@ BEGIN
     WHERE e.id = ANY (taken) GROUP BY 1;
 END $$;
 
--- One message of a lead: into the chat of its number, once, whoever brings it. The triggers on messages hear an opt-out
--- in it at once. Body: {id, from, name, text, at}. Returns {verdict, lead_id}.
+-- Add one message of a lead to the chat of its number, once, whoever brings it. The triggers on messages process an
+-- opt-out in it at once. Body: {id, from, name, text, at}. Returns {verdict, lead_id}.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_take_incoming(p_provider text, p_instance text, p_body jsonb)
 RETURNS jsonb LANGUAGE plpgsql SET enable_seqscan = off AS $$
 DECLARE
@@ -108,7 +107,7 @@ BEGIN
         RETURN jsonb_build_object('verdict', 'not_ours');
     END IF;
     SELECT b.workspace_id INTO home FROM public.inboxes b WHERE b.id = inbox;
-    -- Two events of one number one after the other, or two conversations would begin.
+    -- Two events of one number one after the other; otherwise two conversations would begin.
     PERFORM pg_advisory_xact_lock(hashtextextended('campaign_pipeline incoming ' || home || number, 0));
     SELECT v.id, v.lead_id INTO talk
     FROM public.conversations v
@@ -134,7 +133,7 @@ BEGIN
         unread_count = COALESCE(v.unread_count, 0) + 1, total_messages = COALESCE(v.total_messages, 0) + 1,
         updated_at = campaign_pipeline.campaign_now()
     WHERE v.id = talk.id;
-    -- The newest campaign message of a week in this conversation, unless the CRM's own trigger has marked it.
+    -- The newest campaign message within a week in this conversation, unless the CRM's own trigger has marked it.
     UPDATE public.campaign_messages m SET status = 'replied', replied_at = campaign_pipeline.campaign_now()
     WHERE m.status = 'sent' AND m.id = (
         SELECT p.message_id FROM campaign_pipeline.campaign_message_parts p
@@ -144,10 +143,10 @@ BEGIN
     RETURN jsonb_build_object('verdict', 'settled', 'lead_id', talk.lead_id);
 END $$;
 
--- A lead that has replied gets nothing more that was planned before: a person goes on with it. What a worker holds is
--- taken from it, unless a part is out or under way. campaign_begin_parts locks the message and asks for its lease
--- before it writes the intent, so nothing of it leaves any more, and the send path pays nothing for this.
--- What the CRM's pause skipped counts as planned: a resume, which knows it by its words, would put it back.
+-- Skip the planned messages of a lead that has replied: a person continues with it. A message in delivery loses its
+-- lease, unless a part was sent or is in flight. campaign_begin_parts locks the message and checks its lease before it
+-- writes the intent, so nothing more of it leaves, and the send path pays nothing for this.
+-- What the CRM's pause skipped counts as planned: a resume, which recognises it by its words, would return it.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_stop_after_reply(p_leads uuid[]) RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -156,7 +155,7 @@ BEGIN
     IF p_leads = '{}' THEN
         RETURN;
     END IF;
-    -- Each status in the words of the index that has it.
+    -- Each status in the spelling of its index.
     planned := ARRAY(
         SELECT m.id FROM public.campaign_runs r JOIN public.campaign_messages m ON m.run_id = r.id
             AND (m.status = 'pending' OR campaign_pipeline.campaign_is_leased_indexed(m.status))
@@ -169,7 +168,7 @@ BEGIN
     PERFORM 1 FROM public.campaign_runs r
     WHERE r.id IN (SELECT m.run_id FROM public.campaign_messages m WHERE m.id = ANY (planned))
     ORDER BY r.id FOR NO KEY UPDATE;
-    -- Locked first, and looked at in a statement of its own: it sees the attempt that was committed meanwhile.
+    -- Locked first, and checked in a separate statement, which sees an attempt that was committed meanwhile.
     PERFORM 1 FROM public.campaign_messages m WHERE m.id = ANY (planned) ORDER BY m.id FOR UPDATE;
     UPDATE public.campaign_messages m
     SET status = 'skipped', error_class = NULL, error_code = 'lead_replied',

@@ -1,11 +1,11 @@
--- Statements about one batch: the messages that it claimed, found by their ids.
+-- Statements about one batch: its messages, by their ids.
 
 -- name: end_leases
--- Give back what steps hold that have ended; see campaign_end_leases.
+-- Give back the messages of ended steps; see campaign_end_leases.
 SELECT message_id, run_id, was, owner FROM campaign_pipeline.campaign_end_leases(%(ids)s, %(owners)s);
 
 -- name: end_leases_of
--- Give back all that one owner holds whose process has ended.
+-- Give back all messages of an owner whose process has ended.
 SELECT message_id, run_id, was, owner
 FROM campaign_pipeline.campaign_end_leases(
     ARRAY(SELECT m.id FROM public.campaign_messages m
@@ -13,7 +13,7 @@ FROM campaign_pipeline.campaign_end_leases(
     ARRAY[%(owner)s]);
 
 -- name: count_batch
--- What became of the messages of a batch, as they are now.
+-- Count the messages of a batch by their present state.
 SELECT count(*) FILTER (WHERE m.status IN ('sent', 'replied')) AS sent,
        count(*) FILTER (WHERE m.status = 'failed') AS failed,
        count(*) FILTER (WHERE m.status = 'skipped') AS skipped,
@@ -23,6 +23,6 @@ SELECT count(*) FILTER (WHERE m.status IN ('sent', 'replied')) AS sent,
 FROM public.campaign_messages m WHERE m.id = ANY (%(ids)s::uuid[]);
 
 -- name: name_runs
--- How people call these campaign runs.
+-- The display names of these campaign runs.
 SELECT DISTINCT COALESCE(NULLIF(r.name, ''), 'unnamed') AS name FROM public.campaign_runs r
 WHERE r.id = ANY (%(run_ids)s::uuid[]) ORDER BY 1;

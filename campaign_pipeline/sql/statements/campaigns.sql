@@ -1,11 +1,11 @@
--- Statements of campaign files, of imported leads and of the plan of a day. See campaign_pipeline/campaigns/.
+-- Statements for campaign files, lead imports and daily plans. See campaign_pipeline/campaigns/.
 
 -- name: lock_campaign_files
--- One file is applied, one list imported at a time: what is not there is looked for and then made.
+-- Serialise applying files and importing lists: missing objects are searched for and then created.
 SELECT pg_advisory_xact_lock(hashtextextended('campaign_pipeline campaign files', 0));
 
 -- name: look_at_campaign_tables
--- How the CRM keeps campaigns: whether its table has a name for them, one a workspace at most, and workspaces an owner.
+-- The CRM's table layout: whether campaigns have names, one campaign per workspace, and workspaces an owner.
 SELECT campaign_pipeline.campaign_is_planner() AS has_names,
        EXISTS (SELECT FROM pg_catalog.pg_index i JOIN pg_catalog.pg_attribute a
                    ON a.attrelid = i.indrelid AND a.attname = 'workspace_id' AND i.indkey::text = a.attnum::text
@@ -15,7 +15,7 @@ SELECT campaign_pipeline.campaign_is_planner() AS has_names,
            AS needs_owner;
 
 -- name: find_workspaces
--- The workspaces of a name.
+-- Workspaces by name.
 SELECT w.id, w.name, COALESCE(w.settings ->> 'timezone', 'America/Sao_Paulo') AS timezone, w.max_cost_usd_per_day,
        w.one_message_per_lead_per_day, w.number_rest_hours, agent.id AS agent_id, agent.name AS agent_name, agent.model,
        agent.fallback_models, agent.system_prompt
@@ -25,11 +25,11 @@ LEFT JOIN LATERAL (SELECT a.* FROM public.ai_agents a WHERE a.workspace_id = w.i
 WHERE w.name = %(name)s ORDER BY w.created_at, w.id;
 
 -- name: insert_workspace
--- A new tenant. Its slug is its name without accents and spaces, and a piece of its id.
+-- A new tenant. Its slug is its name without accents and spaces, plus a part of its id.
 INSERT INTO public.workspaces (id, name, slug) VALUES (%(id)s, %(name)s, %(slug)s);
 
 -- name: update_workspace
--- What the file says of the tenant itself.
+-- Update the tenant's own fields from the file.
 UPDATE public.workspaces
 SET settings = COALESCE(settings, '{}') || jsonb_build_object('timezone', %(timezone)s::text),
     max_cost_usd_per_day = %(max_cost_usd_per_day)s, one_message_per_lead_per_day = %(one_message_per_lead_per_day)s,
@@ -41,13 +41,13 @@ WHERE id = %(id)s;
 INSERT INTO public.ai_agents (id, workspace_id, is_active) VALUES (%(id)s, %(workspace_id)s, true);
 
 -- name: update_agent
--- Its model and persona.
+-- Update its model and persona.
 UPDATE public.ai_agents
 SET name = %(name)s, model = %(model)s, fallback_models = %(fallback_models)s, system_prompt = %(system_prompt)s
 WHERE id = %(id)s;
 
 -- name: list_campaign_inboxes
--- The inboxes of a workspace, each with the instance that it sends through and its pace.
+-- The inboxes of a workspace, each with its instance and its pace.
 SELECT b.id, b.name, i.id AS instance_id, i.provider_type, i.name AS instance, i.provider_config,
        i.instance_token IS NOT NULL OR i.api_key IS NOT NULL AS has_own_key,
        p.inbox_id IS NOT NULL AS has_pace, p.min_gap_seconds, p.jitter, p.hourly_limit, p.daily_limit, p.warm_up_from,
@@ -65,23 +65,23 @@ WHERE b.workspace_id = %(workspace_id)s ORDER BY b.created_at, b.id;
 INSERT INTO public.inboxes (id, workspace_id, name) VALUES (%(id)s, %(workspace_id)s, %(name)s);
 
 -- name: insert_instance
--- Its number or mailbox. Connected: whoever declares it has connected it; a provider that says otherwise is believed.
+-- Its number or mailbox, as connected: the operator declares it so, and a provider's different answer overrides this.
 INSERT INTO public.instances (id, workspace_id, name, status, last_connected_at)
 VALUES (%(id)s, %(workspace_id)s, %(instance)s, 'connected', campaign_pipeline.campaign_now());
 
 -- name: link_instance
--- The inbox sends through it.
+-- Let the inbox send through the instance.
 INSERT INTO public.inbox_instances (inbox_id, instance_id) VALUES (%(inbox_id)s, %(instance_id)s);
 
 -- name: update_instance
--- What the file says of it; what else the CRM keeps in its settings stays.
+-- Update the file's fields; the CRM's other settings stay.
 UPDATE public.instances
 SET name = %(instance)s, provider = %(channel)s, provider_type = %(provider)s,
     provider_config = (COALESCE(provider_config, '{}') - %(unset)s::text[]) || %(provider_config)s
 WHERE id = %(id)s;
 
 -- name: save_inbox_pace
--- How fast the inbox may send.
+-- Set the pace of the inbox.
 INSERT INTO campaign_pipeline.campaign_inbox_pace AS p
     (inbox_id, min_gap_seconds, jitter, hourly_limit, daily_limit, warm_up_from, pause_after, pause_seconds, quiet_from,
      quiet_until, timezone)
@@ -95,11 +95,11 @@ SET (min_gap_seconds, jitter, hourly_limit, daily_limit, warm_up_from, pause_aft
            EXCLUDED.quiet_until, EXCLUDED.timezone);
 
 -- name: drop_inbox_pace
--- It goes as fast as it can.
+-- Remove the pace: as fast as possible.
 DELETE FROM campaign_pipeline.campaign_inbox_pace WHERE inbox_id = %(inbox_id)s;
 
 -- name: list_funnel_columns
--- The sales funnels of a workspace and their columns, in their order.
+-- The sales funnels of a workspace and their columns, in order.
 SELECT f.id AS funnel_id, f.name AS funnel, k.id AS column_id, k.title AS column
 FROM public.funnels f LEFT JOIN public.funnel_columns k ON k.funnel_id = f.id
 WHERE f.workspace_id = %(workspace_id)s ORDER BY f.position NULLS LAST, f.id, k.position NULLS LAST, k.id;
@@ -115,7 +115,7 @@ INSERT INTO public.funnel_columns (id, funnel_id, title, position)
 SELECT %(id)s, %(funnel_id)s, %(title)s, count(*) + 1 FROM public.funnel_columns k WHERE k.funnel_id = %(funnel_id)s;
 
 -- name: list_campaigns
--- The campaigns of a workspace, in the words of the file; null: of all workspaces.
+-- The campaigns of a workspace, with the file's field names; null: of all workspaces.
 SELECT c.id, c.workspace_id, w.name AS workspace, COALESCE(s.name, to_jsonb(c) ->> 'name') AS name,
        c.is_active AS active,
        c.inbox_id, b.name AS inbox, c.source_funnel_id, f.name AS funnel, c.source_column_id, source.title AS column,
@@ -139,13 +139,13 @@ WHERE %(workspace_id)s::uuid IS NULL OR c.workspace_id = %(workspace_id)s
 ORDER BY c.created_at, c.id;
 
 -- name: insert_campaign
--- A new campaign; what it says follows.
+-- A new campaign; its fields follow.
 INSERT INTO public.campaign_configs (id, workspace_id, inbox_id, source_funnel_id, source_column_id, target_column_id,
                                      is_active)
 VALUES (%(id)s, %(workspace_id)s, %(inbox_id)s, %(funnel_id)s, %(column_id)s, %(moved_to_id)s, false);
 
 -- name: update_campaign
--- What the file says of a campaign, where the CRM's table has a column for it.
+-- Update the campaign fields for which the CRM's table has a column.
 UPDATE public.campaign_configs
 SET inbox_id = %(inbox_id)s, source_funnel_id = %(funnel_id)s, source_column_id = %(column_id)s,
     target_column_id = %(moved_to_id)s, ai_instructions = %(instructions)s, frequency = %(frequency)s,
@@ -157,11 +157,11 @@ SET inbox_id = %(inbox_id)s, source_funnel_id = %(funnel_id)s, source_column_id 
 WHERE id = %(id)s;
 
 -- name: name_campaign
--- Its name, where the table has one.
+-- Set its name, if the table has a column for it.
 SELECT campaign_pipeline.campaign_set_name(%(id)s, %(name)s);
 
 -- name: save_campaign_settings
--- What the CRM's table has no column for.
+-- Set the fields for which the CRM's table has no column.
 INSERT INTO campaign_pipeline.campaign_settings AS s
     (config_id, name, weekdays, holidays, lead_tags, review, review_first)
 VALUES (%(id)s, %(name)s, %(weekdays)s, %(holidays)s, %(tags)s, %(review)s, %(review_first)s)
@@ -171,12 +171,12 @@ SET (name, weekdays, holidays, lead_tags, review, review_first)
            EXCLUDED.review_first);
 
 -- name: list_known_numbers
--- The numbers that a workspace has, in one spelling.
+-- The numbers of a workspace's leads, canonicalised.
 SELECT DISTINCT campaign_pipeline.campaign_canonical_address(l.phone) AS number
 FROM public.leads l WHERE l.workspace_id = %(workspace_id)s AND l.phone <> '';
 
 -- name: list_known_emails
--- The e-mail addresses that a workspace has, of leads with or without a number.
+-- The e-mail addresses of a workspace's leads, with or without a number.
 SELECT lower(btrim(l.email)) AS email FROM public.leads l WHERE l.workspace_id = %(workspace_id)s AND l.email <> ''
 UNION
 SELECT lower(btrim(v.value)) FROM public.custom_fields f JOIN public.lead_custom_values v ON v.custom_field_id = f.id
@@ -187,31 +187,31 @@ WHERE f.workspace_id = %(workspace_id)s AND lower(f.name) IN ('email', 'e-mail')
 SELECT f.id, f.name FROM public.custom_fields f WHERE f.workspace_id = %(workspace_id)s ORDER BY f.position, f.id;
 
 -- name: insert_custom_field
--- A new one, after the others.
+-- A new custom field, after the others.
 INSERT INTO public.custom_fields (id, workspace_id, name, field_type, position)
 SELECT %(id)s, %(workspace_id)s, %(name)s, 'text', count(*) + 1
 FROM public.custom_fields f WHERE f.workspace_id = %(workspace_id)s;
 
 -- name: take_planned_day
--- The row of a campaign's day, made where it is missing: who plans the same day at the same time waits for the commit.
+-- Lock the row of a campaign's day, creating it if missing: a concurrent plan of the same day waits for the commit.
 INSERT INTO campaign_pipeline.campaign_planned_days AS d (config_id, day, planned_at)
 VALUES (%(config_id)s, %(day)s, campaign_pipeline.campaign_now())
 ON CONFLICT (config_id, day) DO UPDATE SET planned_at = EXCLUDED.planned_at
 RETURNING d.run_id;
 
 -- name: lock_planned_inbox
--- Campaigns of one inbox are planned one after the other, for each has to see when the others' messages are due.
+-- Campaigns of one inbox are planned one after the other, because each needs the due times of the others.
 SELECT pg_advisory_xact_lock(hashtextextended('campaign_pipeline plan ' || %(inbox_id)s::uuid, 0));
 
 -- name: find_run_of_day
--- The run that a campaign has for a day: ours first, else another planner's.
+-- A campaign's run for a day: ours first, else another planner's.
 SELECT r.id, COALESCE(r.name, r.id::text) AS name, r.status, r.id IS NOT DISTINCT FROM %(run_id)s::uuid AS ours
 FROM public.campaign_runs r
 WHERE r.config_id = %(config_id)s AND (r.id = %(run_id)s OR (r.run_date = %(day)s AND r.status <> 'cancelled'))
 ORDER BY r.id IS DISTINCT FROM %(run_id)s::uuid LIMIT 1;
 
 -- name: look_at_campaign_day
--- What a campaign has to do already on a day, from p_from until p_until, and what its inbox can do.
+-- The messages that a campaign already has on a day, from p_from until p_until, and its inbox's capacity.
 SELECT campaign_pipeline.campaign_now() AS now,
        (SELECT count(*) FROM public.campaign_runs r JOIN public.campaign_messages m ON m.run_id = r.id
         WHERE r.config_id = %(config_id)s
@@ -242,8 +242,8 @@ LEFT JOIN campaign_pipeline.campaign_inbox_pace p ON p.inbox_id = %(inbox_id)s
 LEFT JOIN campaign_pipeline.campaign_pace_state x ON x.scope = 'inbox' AND x.scope_id = %(inbox_id)s;
 
 -- name: pick_leads
--- The leads of a campaign's column and tags to whom it has not written: how many may be written to, the first of them,
--- and how many may not, by reason. A message that was skipped for being too old was none.
+-- The leads of a campaign's column and tags that it has not contacted: how many may be contacted, the first of them,
+-- and how many may not, by reason. A message that was skipped as too old does not count.
 WITH candidate AS MATERIALIZED (
     SELECT l.id, l.phone, l.email, l.created_at, c.workspace_id, c.inbox_id,
            campaign_pipeline.campaign_inbox_channel(c.inbox_id) AS channel,
@@ -299,14 +299,14 @@ INSERT INTO public.campaign_runs (id, config_id, name, status, run_date, started
 VALUES (%(id)s, %(config_id)s, %(name)s, 'running', %(day)s, campaign_pipeline.campaign_now(), 0);
 
 -- name: insert_planned_messages
--- A message for each lead, due at its time.
+-- One message per lead, with its due time.
 INSERT INTO public.campaign_messages (run_id, lead_id, phone_number, scheduled_at)
 SELECT %(run_id)s, l.id, l.phone, p.due
 FROM unnest(%(lead_ids)s::uuid[], %(times)s::timestamptz[]) AS p (lead_id, due)
 JOIN public.leads l ON l.id = p.lead_id;
 
 -- name: note_planned_run
--- The day has this run, with so many more leads.
+-- Link the day to its run, and add to its number of leads.
 WITH day AS (
     UPDATE campaign_pipeline.campaign_planned_days SET run_id = %(run_id)s
     WHERE config_id = %(config_id)s AND day = %(day)s
@@ -314,18 +314,18 @@ WITH day AS (
 UPDATE public.campaign_runs SET leads_total = COALESCE(leads_total, 0) + %(added)s WHERE id = %(run_id)s;
 
 -- name: log_plan
--- Who planned what, for the campaign's log.
+-- Log who planned what.
 INSERT INTO public.campaign_logs (run_id, step_number, step_name, level, message, details, created_at)
 VALUES (%(run_id)s, 0, 'plan', 'info', %(message)s, %(details)s, campaign_pipeline.campaign_now());
 
 -- name: list_campaigns_to_plan
--- The active campaigns that a campaign file declared; whoever makes campaigns by other ways plans them, too.
+-- The active campaigns of campaign files; other campaigns are planned by their own creators.
 SELECT c.id, COALESCE(s.name, to_jsonb(c) ->> 'name', c.id::text) AS name
 FROM public.campaign_configs c JOIN campaign_pipeline.campaign_settings s ON s.config_id = c.id
 WHERE c.is_active AND s.name IS NOT NULL ORDER BY c.created_at, c.id;
 
 -- name: find_runs
--- The runs of a campaign's or a run's name or id: those that run first, the newest first.
+-- The runs with a campaign's or a run's name or id: running ones first, the newest first.
 SELECT r.id, COALESCE(r.name, r.id::text) AS name, r.status, r.config_id, c.workspace_id, c.inbox_id,
        COALESCE(s.name, to_jsonb(c) ->> 'name') AS campaign, COALESCE(s.review, 'none') AS review, s.review_first
 FROM public.campaign_runs r
@@ -336,7 +336,7 @@ WHERE r.status IN ('running', 'paused')
 ORDER BY r.status = 'running' DESC, r.run_date DESC NULLS LAST, r.started_at DESC NULLS LAST, r.id;
 
 -- name: list_next_messages
--- The next messages of a run that nobody works on and of which nothing was sent, as a shard would read them.
+-- The next messages of a run without a lease or a sent part, as a shard would read them.
 SELECT m.id, m.run_id, r.config_id, c.workspace_id, COALESCE(r.active_inbox_id, c.inbox_id) AS inbox_id, m.lead_id,
        m.phone_number, m.generated_message AS text, m.subject, m.template, m.retry_count, '[]'::jsonb AS parts,
        '1970-01-01Z'::timestamptz AS due_at, campaign_pipeline.campaign_due_at(m) AS planned_at,
@@ -350,19 +350,19 @@ LEFT JOIN public.leads l ON l.id = m.lead_id
 WHERE m.run_id = %(run_id)s AND m.status = 'pending' AND (NOT %(unwritten)s OR m.generated_message IS NULL)
   AND NOT EXISTS (SELECT 1 FROM campaign_pipeline.campaign_message_parts p
                   WHERE p.message_id = m.id AND p.status <> 'planned')
--- As they were planned: what waits for a person has been put off.
+-- In the planned order: messages that wait for review were postponed.
 ORDER BY COALESCE(m.scheduled_at, m.created_at), m.id LIMIT %(most)s;
 
 -- name: keep_texts
--- Keep texts that were written ahead; which of them were kept (see campaign_keep_texts).
+-- Store texts that were written ahead; returns those stored (see campaign_keep_texts).
 SELECT k.message_id FROM campaign_pipeline.campaign_keep_texts(%(items)s) AS k (message_id);
 
 -- name: note_trial_costs
--- Count what texts cost that nobody kept.
+-- Book the cost of texts that were not stored.
 SELECT campaign_pipeline.campaign_note_spending(%(items)s);
 
 -- name: list_reviews
--- The texts of a run that wait for a person, in the order in which they are due.
+-- The texts of a run that wait for review, by due time.
 SELECT m.id, l.client_name AS lead, m.generated_message AS text, m.subject,
        COALESCE(m.scheduled_at, m.created_at) AS planned_at, m.ai_cost_usd AS cost_usd, m.ai_model AS model
 FROM public.campaign_messages m
@@ -375,11 +375,11 @@ WHERE m.run_id = %(run_id)s AND m.status = 'pending' AND m.generated_message IS 
 ORDER BY COALESCE(m.scheduled_at, m.created_at), m.id LIMIT %(most)s;
 
 -- name: count_decided
--- How many texts of a run a person has decided on.
+-- How many texts of a run are decided.
 SELECT count(*) AS decided FROM campaign_pipeline.campaign_reviews v WHERE v.run_id = %(run_id)s;
 
 -- name: decide_reviews
--- Write down what a person said of texts (see campaign_decide_reviews), and who, in the campaign's log.
+-- Record decisions on texts (see campaign_decide_reviews), and who made them, in the campaign log.
 WITH decided AS (
     SELECT d.message_id FROM campaign_pipeline.campaign_decide_reviews(%(items)s, %(by)s) AS d (message_id)
 ), logged AS (

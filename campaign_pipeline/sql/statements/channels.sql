@@ -1,7 +1,7 @@
--- Statements of the providers: status events, unrecognised answers, spending.
+-- Statements for providers: status events, unrecognised answers, spending.
 
 -- name: read_last_heard
--- When the lead of each message last wrote to this inbox, where that is less than some hours ago.
+-- When the lead of each message last wrote to this inbox, if within some hours.
 SELECT m.id AS message_id, EXTRACT(epoch FROM heard.at) AS heard_at
 FROM public.campaign_messages m
 CROSS JOIN LATERAL (
@@ -11,7 +11,7 @@ CROSS JOIN LATERAL (
 WHERE m.id = ANY (%(ids)s) AND heard.at IS NOT NULL;
 
 -- name: take_status_events
--- The next status events that the webhook of the CRM handed over; nobody else takes them until the commit.
+-- Lock the next status events that the CRM's webhook stored, until the commit.
 SELECT e.id, e.payload FROM campaign_pipeline.campaign_status_events e
 WHERE e.settled_at IS NULL AND e.try_after <= campaign_pipeline.campaign_now()
 ORDER BY e.try_after LIMIT %(limit)s FOR UPDATE SKIP LOCKED;
@@ -20,7 +20,7 @@ ORDER BY e.try_after LIMIT %(limit)s FOR UPDATE SKIP LOCKED;
 SELECT event_id, verdict FROM campaign_pipeline.campaign_apply_status_events(%(events)s);
 
 -- name: note_status_events
--- What was done with each; those whose part is being worked are looked at again in a minute, for a week.
+-- Record the result of each event; those whose part is being sent are retried in a minute, for a week.
 UPDATE campaign_pipeline.campaign_status_events e
 SET settled_at = CASE WHEN done.verdict <> 'later' THEN campaign_pipeline.campaign_now() END,
     verdict = NULLIF(done.verdict, 'later'), try_after = campaign_pipeline.campaign_now() + interval '1 minute'
@@ -32,12 +32,12 @@ FROM (SELECT u.id, CASE WHEN u.verdict = 'later'
 WHERE e.id = done.id;
 
 -- name: drop_settled_status_events
--- They name persons, and nobody needs them any more.
+-- Delete settled events: they contain personal data, and are no longer needed.
 DELETE FROM campaign_pipeline.campaign_status_events
     WHERE settled_at < campaign_pipeline.campaign_now() - interval '720 hours';
 
 -- name: store_webhook_events
--- Keep what the webhook was told; what came before is not kept again.
+-- Store webhook events; repeated ones are ignored.
 INSERT INTO campaign_pipeline.campaign_webhook_events (provider, event_id, instance, kind, body)
 SELECT e.provider, e.event_id, e.instance, e.kind, e.body
 FROM jsonb_to_recordset(%(events)s) AS e (provider text, event_id text, instance text, kind text, body jsonb)
@@ -48,7 +48,7 @@ RETURNING id;
 SELECT verdict, events FROM campaign_pipeline.campaign_settle_webhook_events(%(limit)s);
 
 -- name: drop_settled_webhook_events
--- Their ids tell an event that comes again; no provider repeats one for so long.
+-- Delete settled events. Their ids detect repetitions, but no provider repeats an event after this time.
 WITH dropped AS (
     DELETE FROM campaign_pipeline.campaign_webhook_events
     WHERE settled_at < campaign_pipeline.campaign_now() - interval '720 hours' RETURNING 1

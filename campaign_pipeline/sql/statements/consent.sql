@@ -1,8 +1,9 @@
--- Statements of suppression, consent records and number checks.
+-- Statements for suppression, consent records and number checks.
 
 -- name: skip_refused_messages
--- Of the messages that a batch just leased, end those that touch a row of another workspace, and those whose lead or
--- number is suppressed, in the claim's transaction. Never one of which a part may have gone out: its shard ends it.
+-- Of the messages that a batch just leased, end those that reference a row of another workspace, and those whose lead
+-- or number is suppressed, in the claim's transaction. Never one with a part that may have been sent: its shard ends
+-- it.
 UPDATE public.campaign_messages m
 SET status = 'skipped', error_code = refused.code, error_message = refused.sentence,
     finished_at = campaign_pipeline.campaign_now(), lease_expires_at = NULL
@@ -17,18 +18,18 @@ FROM (SELECT DISTINCT ON (f.id) f.id, f.code, f.sentence
                    'The lead or its address is suppressed (campaign_suppressions), so nothing was sent.'
             FROM campaign_pipeline.campaign_suppressed_messages(%(message_ids)s) AS s (id)) f
       ORDER BY f.id, f.code) refused
--- The ids once more: by those alone the planner, which expects many refused messages, would read the whole table.
+-- The ids are repeated: without them the planner, which expects many refused messages, would scan the whole table.
 WHERE m.id = ANY (%(message_ids)s) AND m.id = refused.id
 RETURNING m.id, m.error_code AS code;
 
 -- name: hold_contacted_messages
--- Of the messages that a batch just leased, end or put off those whose number got a message not long ago; see
+-- Of the messages that a batch just leased, end or postpone those whose number was contacted recently; see
 -- campaign_hold_contacted.
 SELECT h.message_id AS id, h.skipped FROM campaign_pipeline.campaign_hold_contacted(%(message_ids)s) h;
 
 -- name: drop_past_lead_days
--- Which message a lead got on a day is of use on that day only, wherever on earth it is; which one a number got, for as
--- long as numbers may rest (30 days).
+-- Delete expired reservations: of leads' days that are over in every time zone, and of numbers, which rest for at most
+-- 30 days.
 WITH rested AS (
     DELETE FROM campaign_pipeline.campaign_number_contacts
     WHERE contacted_at < campaign_pipeline.campaign_now() - interval '744 hours'
@@ -37,7 +38,7 @@ DELETE FROM campaign_pipeline.campaign_lead_days
     WHERE day < ((campaign_pipeline.campaign_now() - interval '72 hours') AT TIME ZONE 'UTC')::date;
 
 -- name: suppress
--- Suppress an address, a lead, or both; in the lead's own workspace and at its own number where none is named.
+-- Suppress an address, a lead, or both; by default in the lead's own workspace, with its own number.
 SELECT campaign_pipeline.campaign_suppress(%(scope)s::text, CASE WHEN %(scope)s::text <> 'global'
                                            THEN COALESCE(%(workspace_id)s::uuid, l.workspace_id) END,
                          CASE WHEN %(scope)s::text = 'channel' THEN %(channel)s::text END,
@@ -45,12 +46,12 @@ SELECT campaign_pipeline.campaign_suppress(%(scope)s::text, CASE WHEN %(scope)s:
 FROM (SELECT 1) one LEFT JOIN public.leads l ON l.id = %(lead_id)s::uuid;
 
 -- name: lift
--- Lift what suppresses an address or a lead.
+-- Lift the suppressions of an address or a lead.
 SELECT campaign_pipeline.campaign_lift(%(workspace_id)s::uuid, %(channel)s::text, %(address)s::text, %(lead_id)s::uuid,
                                        %(by)s::text) AS lifted;
 
 -- name: list_suppressions
--- The suppressions that hold, the newest first; of one address, lead, workspace or channel if named.
+-- The active suppressions, the newest first; of one address, lead, workspace or channel if given.
 SELECT s.id, s.scope, s.workspace_id, s.channel, s.address, s.lead_id, s.source, s.reason, s.since
 FROM campaign_pipeline.campaign_suppressions s
 WHERE s.lifted_at IS NULL
@@ -62,7 +63,7 @@ ORDER BY s.since DESC, s.id DESC
 LIMIT %(shown)s;
 
 -- name: export_lead
--- All that is stored of a lead, as one JSON document; null if there is nothing.
+-- Everything stored of a lead, as one JSON document; null if there is nothing.
 SELECT jsonb_pretty(campaign_pipeline.campaign_export_lead(%(lead_id)s)) AS document, ARRAY(
     SELECT m.id::text FROM public.campaign_messages m WHERE m.lead_id = %(lead_id)s) AS message_ids;
 
@@ -76,7 +77,7 @@ SELECT DISTINCT e.lead_id FROM campaign_pipeline.campaign_erasures e
 WHERE e.erased_at >= campaign_pipeline.campaign_now() - make_interval(hours => 24 * %(days)s);
 
 -- name: read_number_checks
--- What a provider said of these numbers, where it is still to be believed; for a whole shard at once.
+-- The cached answers of a provider about these numbers; for a whole shard at once.
 SELECT k.number, k."exists", k.account, k.jid, k.lid
 FROM campaign_pipeline.campaign_number_checks k
 WHERE k.provider = %(provider)s AND k.number = ANY (%(numbers)s)
@@ -84,8 +85,8 @@ WHERE k.provider = %(provider)s AND k.number = ANY (%(numbers)s)
                                            ELSE %(missing_days)s::double precision END * interval '24 hours';
 
 -- name: keep_number_checks
--- Keep what a provider said of some numbers, in bulk, and tell the CRM what is known of their leads. One row a number
--- and one a lead: a statement can write a row only once.
+-- Store a provider's answers about numbers, in bulk, and update their leads in the CRM. One row per number and one per
+-- lead: a statement can write a row only once.
 WITH kept AS (
     INSERT INTO campaign_pipeline.campaign_number_checks
         AS k (provider, number, "exists", account, jid, lid, inbox_id, checked_at)

@@ -1,9 +1,9 @@
--- Statements of the day's report: why, through whom, at what cost, and what waits. They only read, by the indexes on
--- finished_at and on a run's messages; they name campaigns and inboxes, never a person.
+-- Statements for the details of a daily report. They only read, by the indexes on finished_at and on a run's messages;
+-- they contain names of campaigns and inboxes, never personal data.
 
 -- name: report_failures
--- What failed or was skipped in a day, by class and code. Not its sentence: a CRM's own processor may have written a
--- number into it.
+-- Failed or skipped messages of a day, by class and code. Without the sentence, in which a CRM's own processor may have
+-- written a number.
 SELECT m.status, COALESCE(m.error_class, '') AS error_class, COALESCE(m.error_code, 'none') AS code,
        count(*) AS messages
 FROM public.campaign_messages m
@@ -11,7 +11,7 @@ WHERE m.finished_at >= %(day_start)s AND m.finished_at < %(day_end)s AND m.statu
 GROUP BY 1, 2, 3 ORDER BY 4 DESC, 3;
 
 -- name: report_inboxes
--- What each inbox sent and did not send in a day.
+-- Sent and unsent messages of each inbox in a day.
 SELECT COALESCE(NULLIF(b.name, ''), n.inbox_id::text, 'no inbox') AS inbox, i.name AS instance, n.sent, n.failed,
        n.skipped, n.first_at, n.last_at
 FROM (SELECT COALESCE(m.inbox_id, c.inbox_id) AS inbox_id,
@@ -29,7 +29,7 @@ LEFT JOIN LATERAL (SELECT i.name FROM public.inbox_instances x JOIN public.insta
 ORDER BY n.sent DESC, 1;
 
 -- name: report_spending
--- What texts cost where a limit is set: workspaces on that day of theirs, and the runs that are running.
+-- The cost of texts that have a limit: of workspaces on their day, and of running runs.
 SELECT 'workspace' AS scope, w.name, sum(s.spent_usd)::double precision AS spent_usd,
        w.max_cost_usd_per_day::double precision AS limit_usd
 FROM campaign_pipeline.campaign_spending s JOIN public.workspaces w ON w.id = s.scope_id
@@ -45,7 +45,7 @@ GROUP BY r.id, r.name, c.max_cost_usd_per_run
 ORDER BY 1, 2;
 
 -- name: report_waits
--- What was due in a day and waits, by campaign run and reason; none: its turn comes with the next batch.
+-- Messages that became due in a day and wait, by campaign run and reason; none: their turn comes with the next batch.
 SELECT COALESCE(NULLIF(r.name, ''), 'unnamed') AS campaign, r.status, r.wait_code, r.wait_reason, n.messages
 FROM public.campaign_runs r
 CROSS JOIN LATERAL (

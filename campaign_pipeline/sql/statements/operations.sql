@@ -1,9 +1,9 @@
--- Statements of the schedules, sensors, back-fills and maintenance. When a message is due is spelled as in the index
+-- Statements for schedules, sensors, back-fills and maintenance. Due times are spelled as in the index
 -- campaign_messages_due.
 
 -- name: look_at_queue
--- All that a tick asks of an idle queue, by index: is anything due, and is there anything to put in order. The last
--- three are what fetch_message_batch and close_completed_runs would do; of a run that may close, see
+-- A tick's whole look at an idle queue, by index: is anything due, and is there anything to clean up? The last three
+-- are what fetch_message_batch and close_completed_runs would do; for runs that may close, see
 -- campaign_close_runs.
 SELECT campaign_pipeline.campaign_now() AS now, due.next_due, due.running_runs,
        EXISTS (SELECT FROM public.campaign_messages m WHERE campaign_pipeline.campaign_is_leased_indexed(m.status)
@@ -18,7 +18,7 @@ SELECT campaign_pipeline.campaign_now() AS now, due.next_due, due.running_runs,
                   OR NOT EXISTS (SELECT FROM campaign_pipeline.campaign_message_parts p
                                  WHERE p.message_id = x.message_id AND p.status = 'attempting')) AS has_dead_leases,
        EXISTS (SELECT FROM public.campaign_runs r WHERE r.status = 'cancelled' AND r.completed_at IS NULL
-               -- What is being sent now ends first; its own step settles it.
+               -- A message being sent ends first; its own step settles it.
                AND (SELECT 1 FROM public.campaign_messages m
                     WHERE m.run_id = r.id AND campaign_pipeline.campaign_is_leased_indexed(m.status) LIMIT 1) IS NULL)
                         AS has_cancelled,
@@ -34,7 +34,7 @@ SELECT campaign_pipeline.campaign_now() AS now, due.next_due, due.running_runs,
               ) AS has_complete
 FROM (
     SELECT count(*) AS running_runs,
-           -- 'infinity' is never, and Python knows no years beyond 9999 or before 1.
+           -- 'infinity' means never; Python has no years beyond 9999 or before 1.
            CASE WHEN min(first.due) < '9999-01-01Z' THEN greatest(min(first.due), '1970-01-01Z') END AS next_due
     FROM public.campaign_runs r
     LEFT JOIN LATERAL (
@@ -44,8 +44,8 @@ FROM (
     WHERE r.status = 'running') due;
 
 -- name: is_due_soon
--- Whether anything is due, or is planned for so soon, of a run that nothing was found to keep; by the index of due
--- messages. Asked every second: what keeps a run is judged by the minute's tick, and its end noted there.
+-- Whether a message is due, or planned within some time, in a run that nothing holds; by the index of due messages.
+-- Asked every second; the minute's tick decides what holds a run, and records when that ends.
 SELECT EXISTS (
     SELECT FROM public.campaign_runs r
     CROSS JOIN LATERAL (
@@ -53,15 +53,15 @@ SELECT EXISTS (
         WHERE m.run_id = r.id AND m.status = 'pending'
           AND campaign_pipeline.campaign_due_at(m)
               <= campaign_pipeline.campaign_now() + make_interval(secs => %(seconds)s)
-          -- What is to be tried again is not claimed ahead.
+          -- Retries are not claimed ahead.
           AND (m.next_attempt_at IS NULL
                OR campaign_pipeline.campaign_due_at(m) <= campaign_pipeline.campaign_now())
         ORDER BY campaign_pipeline.campaign_due_at(m) LIMIT 1) first
     WHERE r.status = 'running' AND (r.wait_code IS NULL OR r.wait_until <= campaign_pipeline.campaign_now())) AS yes;
 
 -- name: list_holders
--- Who holds messages under a live lease, by the index of leased messages; which runs' processes showed themselves when;
--- since when the server is up; and what time it is.
+-- The holders of messages under a live lease, by the index of leased messages; the last presence of each run's process;
+-- since when the server is up; and the present time.
 SELECT ARRAY(SELECT DISTINCT m.lease_owner FROM public.campaign_messages m
              WHERE campaign_pipeline.campaign_is_leased_indexed(m.status)
                AND m.lease_expires_at > campaign_pipeline.campaign_now() AND m.lease_owner IS NOT NULL) AS owners,
@@ -71,18 +71,18 @@ SELECT ARRAY(SELECT DISTINCT m.lease_owner FROM public.campaign_messages m
        pg_postmaster_start_time() AS up_since;
 
 -- name: note_presence
--- The process of a Dagster run shows itself.
+-- Record the presence of a Dagster run's process.
 INSERT INTO campaign_pipeline.campaign_run_presence (dagster_run_id, host, seen_at)
 VALUES (%(run_id)s, %(host)s, campaign_pipeline.campaign_now())
 ON CONFLICT (dagster_run_id) DO UPDATE SET host = EXCLUDED.host, seen_at = EXCLUDED.seen_at;
 
 -- name: forget_presence
--- The process of a Dagster run has ended; those of which nothing was heard for a day have, too.
+-- Delete the presence of an ended process, and of those silent for a day.
 DELETE FROM campaign_pipeline.campaign_run_presence p
 WHERE p.dagster_run_id = %(run_id)s OR p.seen_at < campaign_pipeline.campaign_now() - interval '24 hours';
 
 -- name: look_at_pauses
--- As list_pauses, for whoever only looks: without a lock that would keep a claimer from its probe.
+-- Like list_pauses, but without a lock that would keep a claimer from its probe.
 SELECT p.scope, p.scope_id, p.kind, p.code, p.reason, p.since, p.until,
        p.kind = 'systemic' AND p.until <= campaign_pipeline.campaign_now()
        AND NOT EXISTS (SELECT 1 FROM campaign_pipeline.campaign_manual_pauses h
@@ -94,8 +94,8 @@ SELECT h.scope, h.scope_id, 'systemic', 'paused_by_person', h.reason, h.since, N
 FROM campaign_pipeline.campaign_manual_pauses h;
 
 -- name: count_backlog
--- How many messages of each run were due before its cutoff. Counted up to 10,000: "more" is all that anybody wants to
--- know then.
+-- How many messages of each run were due before its cutoff. Counted up to 10,000; beyond that, nobody needs the exact
+-- number.
 SELECT c.run_id, count(d.due) AS messages, min(d.due) AS oldest
 FROM unnest(%(run_ids)s::uuid[], %(cutoffs)s::timestamptz[]) AS c (run_id, cutoff)
 CROSS JOIN LATERAL (
@@ -107,13 +107,13 @@ CROSS JOIN LATERAL (
 GROUP BY c.run_id;
 
 -- name: count_unknown_messages
--- What may have gone out and is never sent again by itself.
+-- Messages that may have been sent and are never resent automatically.
 SELECT count(*) AS messages, count(DISTINCT run_id) AS runs
 FROM public.campaign_messages WHERE status = 'failed' AND error_class = 'unknown';
 
 -- name: list_failed_messages
--- What failed within [since, until), the oldest first, and is wanted: by error class, run, campaign, workspace (null:
--- all). Failed before there were error classes: as 'exhausted'.
+-- Messages that failed within [since, until), the oldest first, by error class, run, campaign, workspace (null: all).
+-- Failures without an error class count as 'exhausted'.
 SELECT m.id, m.run_id
 FROM public.campaign_messages m
 JOIN public.campaign_runs r ON r.id = m.run_id
@@ -130,38 +130,38 @@ ORDER BY m.finished_at, m.id;
 SELECT campaign_pipeline.campaign_requeue_failed(%(ids)s, %(resend_unknown)s) AS id;
 
 -- name: delete_old_logs
--- One small batch, so that neither locks nor a vacuum's work grow with what was neglected.
+-- One small batch, so that locks and vacuum stay small whatever has accumulated.
 DELETE FROM public.campaign_logs
 WHERE id IN (SELECT l.id FROM public.campaign_logs l
              WHERE l.created_at < campaign_pipeline.campaign_now() - make_interval(hours => 24 * %(days)s)
              ORDER BY l.created_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED);
 
 -- name: delete_old_model_calls
--- One small batch of refused and changed texts, as old as the logs that are deleted.
+-- One small batch of refused and changed texts, with the retention of logs.
 DELETE FROM campaign_pipeline.campaign_model_calls
 WHERE id IN (SELECT k.id FROM campaign_pipeline.campaign_model_calls k
              WHERE k.called_at < campaign_pipeline.campaign_now() - make_interval(hours => 24 * %(days)s)
              ORDER BY k.called_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED);
 
 -- name: delete_spent_pauses
--- Slow-downs that are over, and pauses that nobody has tried for the given days: their inbox or campaign has nothing to
--- send any more. Were the cause still there, the next message would open the pause again.
+-- Delete slow-downs that are over, and pauses that nothing has probed for the given days: their inbox or campaign has
+-- nothing to send any more. If the cause persists, the next message opens the pause again.
 DELETE FROM campaign_pipeline.campaign_pauses
 WHERE (kind = 'throttled' AND until < campaign_pipeline.campaign_now() - interval '30 minutes')
    OR until < campaign_pipeline.campaign_now() - make_interval(hours => 24 * %(days)s);
 
 -- name: delete_past_spending
--- What workspaces spent on days that are over everywhere: no limit asks for it any more.
+-- Delete the spending of days that are over in every time zone: no limit reads it any more.
 DELETE FROM campaign_pipeline.campaign_spending s
 WHERE s.scope = 'workspace'
   AND s.day < ((campaign_pipeline.campaign_now() - make_interval(hours => 24 * %(days)s)) AT TIME ZONE 'UTC')::date;
 
 -- name: read_clock
--- What time it is, and the end of what is kept.
+-- The present time, and the end of the retention.
 SELECT campaign_pipeline.campaign_now() AS now;
 
 -- name: trickle_demo_campaign
--- Demo mode of `campaign-pipeline dev` alone: copies of a few leads of the newest demo workspace, with numbers of their
+-- Demo mode of `campaign-pipeline dev` only: copies of a few leads of the newest demo workspace, with numbers of their
 -- own, due within the next minute in a new run of one of its campaigns.
 WITH workspace AS (
     SELECT id FROM public.workspaces WHERE settings ->> 'made_by' = %(made_by)s ORDER BY created_at DESC, id LIMIT 1

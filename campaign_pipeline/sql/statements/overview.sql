@@ -1,9 +1,9 @@
--- What a person looks at, on the command line and in the UI. They only read. Names of leads, addresses and texts are
--- masked by whoever shows them.
+-- Read-only statements for the operator, on the command line and in the UI. Their callers mask names of leads,
+-- addresses and texts.
 
 -- name: overview_runs
--- Campaign runs with their progress and pace, those at work first. Counters are kept by trigger; what waits and what
--- was sent lately is counted by index. `sent_last_hour` counts this run alone.
+-- Campaign runs with progress and pace, running ones first. Triggers maintain the counters; waiting and recently sent
+-- messages are counted by index. `sent_last_hour` counts this run alone.
 SELECT r.id AS run_id, COALESCE(NULLIF(r.name, ''), NULLIF(b.name, ''), w.name, 'unnamed') AS name, r.status,
        w.name AS workspace, r.config_id, COALESCE(r.active_inbox_id, c.inbox_id) AS inbox_id, b.name AS inbox,
        r.started_at, r.completed_at, r.leads_total AS total,
@@ -31,8 +31,8 @@ ORDER BY (r.status = 'running') DESC, (r.status = 'paused') DESC, r.started_at D
 LIMIT %(shown)s;
 
 -- name: find_messages
--- Messages by run, status, reason, lead, digits of a phone number, or time; the newest first. What was not given is
--- null. The time of a message is when it ended, else when it is due.
+-- Messages by run, status, reason, lead, digits of a phone number, or time, the newest first. Unset criteria are null.
+-- A message's time is its end, or else its due time.
 SELECT m.id AS message_id, m.run_id, COALESCE(NULLIF(r.name, ''), 'unnamed') AS run, m.lead_id,
        l.client_name AS lead, COALESCE(m.address, m.phone_number, l.phone) AS address, m.status, m.error_class,
        m.error_code AS reason_code, COALESCE(m.error_message, m.last_error) AS reason,
@@ -44,7 +44,7 @@ LEFT JOIN public.inboxes b ON b.id = COALESCE(m.inbox_id, c.inbox_id)
 LEFT JOIN public.leads l ON l.id = m.lead_id
     AND NOT campaign_pipeline.campaign_is_foreign(l.workspace_id, c.workspace_id)
 CROSS JOIN LATERAL (SELECT campaign_pipeline.campaign_due_at(m) AS due) at
--- Of one run: every status there is, each in the words of the index that has it.
+-- Of one run: every status, each in the spelling of its index.
 WHERE (%(run_id)s::uuid IS NULL OR (m.run_id = %(run_id)s::uuid AND m.status = 'pending')
        OR (m.run_id = %(run_id)s::uuid AND m.status IN ('sent', 'replied', 'failed', 'skipped'))
        OR (m.run_id = %(run_id)s::uuid AND campaign_pipeline.campaign_is_leased_indexed(m.status)))
@@ -60,7 +60,7 @@ ORDER BY COALESCE(m.finished_at, at.due) DESC, m.id
 LIMIT %(shown)s;
 
 -- name: find_leads
--- Leads by a part of their name or company, or by an id between two (a prefix of it); with how many messages they have
+-- Leads by a part of their name or company, or by an id between two (a prefix), with how many messages they have
 -- and whether they are suppressed. At most %(shown)s.
 SELECT l.id AS lead_id, l.client_name AS lead, l.phone AS address,
        (SELECT count(*) FROM public.campaign_messages m WHERE m.lead_id = l.id) AS messages,
@@ -76,7 +76,7 @@ ORDER BY l.client_name, l.id
 LIMIT %(shown)s;
 
 -- name: find_by_prefix
--- Ids of runs, messages, inboxes or workspaces (`kind`) between two, or of that name; at most three.
+-- Ids of runs, messages, inboxes or workspaces (`kind`) between two, or with that name; at most three.
 SELECT found.id, found.name FROM (
     SELECT r.id, r.name FROM public.campaign_runs r
     WHERE %(kind)s = 'run'
@@ -96,7 +96,7 @@ SELECT found.id, found.name FROM (
 LIMIT 3;
 
 -- name: story_of_message
--- A message with all that decides what becomes of it.
+-- A message with everything that decides its status.
 SELECT m.id AS message_id, m.status, m.run_id, COALESCE(NULLIF(r.name, ''), 'unnamed') AS run,
        r.status AS run_status, w.name AS workspace, COALESCE(m.inbox_id, c.inbox_id) AS inbox_id, b.name AS inbox,
        m.lead_id, l.client_name AS lead, COALESCE(m.address, m.phone_number, l.phone) AS address,
@@ -131,7 +131,7 @@ WHERE p.message_id = %(message_id)s
 ORDER BY p.part_no;
 
 -- name: story_of_log
--- What the log says of a message, the oldest first; by the index on the run.
+-- The log lines of a message, the oldest first; by the index on the run.
 SELECT l.created_at AS at, l.step_name AS step, l.level, l.message
 FROM public.campaign_logs l
 WHERE l.run_id = (SELECT m.run_id FROM public.campaign_messages m WHERE m.id = %(message_id)s)
@@ -147,7 +147,7 @@ WHERE k.message_id = %(message_id)s AND (k.rule IS NOT NULL OR k.changed <> '{}'
 ORDER BY k.called_at, k.id;
 
 -- name: overview_inboxes
--- The inboxes that campaigns use, with their connection, pace, counts of today and warm-up. `day_limits`: the daily
+-- The inboxes of campaigns, with their connection, pace, today's counts and warm-up. `day_limits`: the daily
 -- limit of today and of each of the 13 days after it, warm-up included (null: none).
 WITH used AS (
     SELECT b.*, zone.name AS zone, (campaign_pipeline.campaign_now() AT TIME ZONE zone.name)::date AS today,
@@ -198,7 +198,7 @@ CROSS JOIN LATERAL campaign_pipeline.campaign_pace('inbox', used.id) pace
 ORDER BY w.name, used.name, used.id;
 
 -- name: overview_pauses
--- What is paused or slowed down: circuits that close by themselves, and what a person paused (`paused_by`). `name` is
+-- Scopes that are paused or slowed down: automatic circuits, and manual pauses (`paused_by`). `name` is
 -- that of the inbox, workspace or run.
 SELECT p.scope, p.scope_id, n.name, p.kind, p.code, p.reason, p.since,
        CASE WHEN p.until < '9999-01-01Z' THEN p.until END AS until, p.failures, NULL AS paused_by
@@ -217,7 +217,7 @@ LEFT JOIN LATERAL (
 ORDER BY since, scope, scope_id;
 
 -- name: forecast_due
--- How many messages of each running run become due in which hour (what is overdue: in this one), for 14 days.
+-- How many messages of each running run become due in which hour (overdue ones: in this one), for 14 days.
 SELECT m.run_id, date_trunc('hour', greatest(at.due, campaign_pipeline.campaign_now())) AS hour, count(*) AS messages
 FROM public.campaign_runs r
 JOIN public.campaign_messages m ON m.run_id = r.id AND m.status = 'pending'
@@ -226,15 +226,15 @@ WHERE r.status = 'running' AND at.due < campaign_pipeline.campaign_now() + inter
 GROUP BY 1, 2;
 
 -- name: forecast_campaigns
--- The pace of each campaign with a running run; nulls where it has none.
+-- The pace of each campaign with a running run; nulls if it has none.
 SELECT c.id AS config_id, p.gap_seconds, p.daily_limit, p.day_count, p.zone
 FROM (SELECT DISTINCT r.config_id FROM public.campaign_runs r WHERE r.status = 'running') r
 JOIN public.campaign_configs c ON c.id = r.config_id
 CROSS JOIN LATERAL campaign_pipeline.campaign_pace('campaign', c.id) p;
 
 -- name: diagnose_server
--- What of the server may slow or stop the queue: its clock, transactions that stay open for minutes (with them no dead
--- row of any table goes), and how much of the hot table is dead rows.
+-- Server conditions that may slow or stop the queue: its clock, transactions open for minutes (they keep vacuum from
+-- removing dead rows in all tables), and the share of dead rows in the hot table.
 SELECT clock_timestamp() AS clock, NULLIF(current_setting('campaign.clock_offset', true), '') AS clock_offset,
        (SELECT count(*) FROM pg_stat_activity a
         WHERE a.datname = current_database() AND a.xact_start < clock_timestamp() - interval '10 minutes'
@@ -246,22 +246,22 @@ SELECT clock_timestamp() AS clock, NULLIF(current_setting('campaign.clock_offset
 FROM pg_stat_user_tables t WHERE t.relid = 'public.campaign_messages'::regclass;
 
 -- name: diagnose_leases
--- Leases that nobody renews any more, and live ones; by the indexes of leased messages.
+-- Expired leases, and live ones; by the indexes of leased messages.
 SELECT count(*) FILTER (WHERE m.lease_expires_at <= campaign_pipeline.campaign_now()) AS stale,
        count(*) FILTER (WHERE m.lease_expires_at > campaign_pipeline.campaign_now()) AS live,
        min(m.lease_expires_at) FILTER (WHERE m.lease_expires_at <= campaign_pipeline.campaign_now()) AS since
 FROM public.campaign_messages m WHERE campaign_pipeline.campaign_is_leased_indexed(m.status);
 
 -- name: diagnose_campaigns
--- The windows of active campaigns, as their columns say, for whoever checks that they can be read.
+-- The windows of active campaigns, from their columns, for validation.
 SELECT c.id AS config_id, c.start_time::text AS start_time, c.end_time::text AS end_time, c.timezone, c.frequency,
        s.weekdays, s.holidays
 FROM public.campaign_configs c LEFT JOIN campaign_pipeline.campaign_settings s ON s.config_id = c.id
 WHERE c.is_active ORDER BY c.id;
 
 -- name: describe_claim
--- A claim by run and inbox: how many messages, how many of them need a text, and what a text of the campaign cost on
--- the average of the last week (of its workspace's, where it wrote none; null: nobody knows).
+-- A claim by run and inbox: how many messages, how many without a text, and the campaign's average cost of a text in
+-- the last week (its workspace's, if it wrote none; null: unknown).
 WITH claimed AS (
     SELECT m.run_id, u.inbox_id, m.generated_message IS NULL AS unwritten
     FROM unnest(%(ids)s::uuid[], %(inbox_ids)s::uuid[]) AS u (id, inbox_id)

@@ -5,8 +5,8 @@
 SELECT message_id, run_id, was, owner FROM campaign_pipeline.campaign_recover_leases();
 
 -- name: list_running_runs
--- Every running run with what decides whether it may be worked now. One row a run, an index probe each. Times of day
--- are read as text: '24:00' is a time of day for PostgreSQL and none for Python, and one campaign's must not stop all.
+-- Every running run with the data that decides whether it may be sent now. One row per run, an index probe each. Times
+-- of day are read as text: PostgreSQL accepts '24:00', Python does not, and one campaign's must not stop all.
 SELECT r.id AS run_id, r.name, r.wait_code, r.wait_reason, r.wait_until, r.resumed_at,
        campaign_pipeline.campaign_now() AS now,
        c.id AS config_id, c.workspace_id, c.inbox_id, c.is_active, c.start_time::text AS start_time,
@@ -22,8 +22,8 @@ FROM public.campaign_runs r
 LEFT JOIN public.campaign_configs c ON c.id = r.config_id
 LEFT JOIN campaign_pipeline.campaign_settings s ON s.config_id = c.id
 LEFT JOIN LATERAL (
-    -- Another tenant's instance shows neither name nor status, and keeps no run: its messages are claimed and ended
-    -- (see tenancy.sql), rather than to wait for ever.
+    -- Another tenant's instance shows neither name nor status, and holds no run: its messages are claimed and ended
+    -- (see tenancy.sql), rather than wait for ever.
     SELECT i.id AS instance_id, i.provider, CASE WHEN strange.yes THEN 'connected' ELSE i.status END AS status,
            CASE WHEN NOT strange.yes THEN i.name END AS name
     FROM public.inbox_instances x JOIN public.instances i ON i.id = x.instance_id
@@ -31,7 +31,7 @@ LEFT JOIN LATERAL (
     WHERE x.inbox_id = c.inbox_id
     ORDER BY strange.yes, (i.status = 'connected') DESC NULLS LAST, i.last_connected_at DESC NULLS LAST, i.id
     LIMIT 1) connection ON true
--- Of the same tenant and the same channel: a text for WhatsApp has no address in a mailbox.
+-- Of the same tenant and channel: a text for WhatsApp has no e-mail address.
 LEFT JOIN LATERAL (
     SELECT jsonb_agg(jsonb_build_object('inbox_id', f.id, 'instance_id', one.id, 'instance_status', one.status,
                                         'instance_name', one.name) ORDER BY f.place) AS inboxes
@@ -48,7 +48,7 @@ LEFT JOIN LATERAL (
     SELECT campaign_pipeline.campaign_due_at(m) AS first_due FROM public.campaign_messages m
     WHERE m.run_id = r.id AND m.status = 'pending'
     ORDER BY campaign_pipeline.campaign_due_at(m) LIMIT 1) due ON true
--- The first message that may be claimed ahead of its time; looked for no further than a batch looks ahead.
+-- The first message that may be claimed ahead of its time, searched only as far as a batch looks ahead.
 LEFT JOIN LATERAL (
     SELECT campaign_pipeline.campaign_due_at(m) AS next_planned FROM public.campaign_messages m
     WHERE m.run_id = r.id AND m.status = 'pending' AND m.next_attempt_at IS NULL
@@ -60,8 +60,8 @@ WHERE r.status = 'running'
 ORDER BY r.id;
 
 -- name: list_pauses
--- Every paused scope, by a cause or by a person; `probe_due` where one message may try whether the cause is gone. The
--- rows that may be probed are locked, so that of two claimers only one sends a probe; the other sees them as still
+-- Every paused scope, automatic or manual; `probe_due` if one message may test whether the cause is gone. The rows that
+-- may be probed are locked, so that only one of two claimers sends a probe; the other sees them as still
 -- paused.
 WITH probe AS (
     SELECT scope, scope_id FROM campaign_pipeline.campaign_pauses WHERE kind = 'systemic'
@@ -69,7 +69,7 @@ WITH probe AS (
     FOR UPDATE SKIP LOCKED
 )
 SELECT p.scope, p.scope_id, p.kind, p.code, p.reason, p.since, p.tried_message_ids,
-       NULLIF(p.until, '9999-12-31Z') AS until,  -- nobody knows: until a limit is raised
+       NULLIF(p.until, '9999-12-31Z') AS until,  -- unknown: until a limit is raised
        EXISTS (SELECT 1 FROM probe WHERE probe.scope = p.scope AND probe.scope_id = p.scope_id)
        AND NOT EXISTS (SELECT 1 FROM campaign_pipeline.campaign_manual_pauses h
                        WHERE h.scope = p.scope AND h.scope_id = p.scope_id) AS probe_due
@@ -80,20 +80,20 @@ SELECT h.scope, h.scope_id, 'systemic', 'paused_by_person', h.reason, h.since, '
 FROM campaign_pipeline.campaign_manual_pauses h;
 
 -- name: read_pauses
--- The paused scopes, for a shard at work.
+-- The paused scopes, for a shard in delivery.
 SELECT scope, scope_id, kind, code, reason, EXTRACT(epoch FROM until - campaign_pipeline.campaign_now()) AS seconds
 FROM campaign_pipeline.campaign_pauses
 WHERE kind = 'systemic' OR until > campaign_pipeline.campaign_now();
 
 -- name: begin_probe
--- Let one message through a paused scope; everybody else waits for what comes of it, at most a minute.
+-- Let one message through a paused scope; others wait for its result, at most a minute.
 UPDATE campaign_pipeline.campaign_pauses
 SET probe_message_id = %(message_id)s, until = campaign_pipeline.campaign_now() + interval '1 minute'
 WHERE scope = %(scope)s AND scope_id = %(scope_id)s;
 
 -- name: open_pause
--- Pause or slow down a scope. A systemic pause that fails its probe waits twice as long, from 1 minute to 15. A longer
--- known wait (Retry-After, believed up to a week) wins; a mere throttle never shortens or replaces a systemic pause.
+-- Pause or slow down a scope. A systemic pause whose probe fails lasts twice as long, from 1 minute to 15. A longer
+-- known wait (Retry-After, up to a week) wins; a mere throttle never shortens or replaces a systemic pause.
 INSERT INTO campaign_pipeline.campaign_pauses AS p
     (scope, scope_id, kind, code, reason, tried_message_ids, since, until)
 VALUES (%(scope)s, %(scope_id)s, %(kind)s, %(code)s, %(reason)s,
@@ -102,17 +102,17 @@ VALUES (%(scope)s, %(scope_id)s, %(kind)s, %(code)s, %(reason)s,
                                                              CASE WHEN %(kind)s = 'systemic' THEN 60 ELSE 5 END))))
 ON CONFLICT (scope, scope_id) DO UPDATE
 SET kind = EXCLUDED.kind, code = EXCLUDED.code, reason = EXCLUDED.reason,
-    -- Whose failure says that the cause is not gone: the next probe is another one.
+    -- This message met the cause: the next probe is another one.
     tried_message_ids = (EXCLUDED.tried_message_ids || p.tried_message_ids)[1:100],
     since = CASE WHEN p.kind <> EXCLUDED.kind OR (p.kind = 'throttled' AND p.until <= campaign_pipeline.campaign_now())
                  THEN EXCLUDED.since ELSE p.since END,
-    -- Many messages in flight fail of one cause together: only a failed probe, or a cause after its wait, counts again.
-    -- What was only a slow-down before is a first failure.
+    -- Many messages in flight fail for one cause together: only a failed probe, or a cause after its wait, counts
+    -- again. After a mere slow-down it is a first failure.
     failures = CASE WHEN p.kind <> EXCLUDED.kind THEN 1
                     WHEN p.probe_message_id IS NOT NULL OR p.until <= campaign_pipeline.campaign_now()
                         THEN p.failures + 1 ELSE p.failures END,
-    -- Doubled each time: what is broken is tried after a minute at first and each quarter of an hour at last, what is
-    -- only slow after 5 seconds at first and each minute at last.
+    -- Doubled each time: a broken scope is probed after a minute at first and every quarter of an hour at last, a slow
+    -- one after 5 seconds at first and every minute at last.
     until = CASE
         WHEN p.kind = EXCLUDED.kind AND (p.probe_message_id IS NOT NULL OR p.until <= campaign_pipeline.campaign_now())
             THEN campaign_pipeline.campaign_now()
@@ -125,8 +125,8 @@ WHERE NOT (p.kind = 'systemic' AND EXCLUDED.kind = 'throttled')
 RETURNING EXTRACT(epoch FROM until - campaign_pipeline.campaign_now()) AS seconds;
 
 -- name: note_failure
--- How often, and by how many different recipients, a scope has met this failure with no success between. A success is a
--- part that the inbox sent meanwhile; of a model nobody writes one down, so what is older than an hour is forgotten.
+-- How often, and for how many different recipients, a scope had this failure without a success in between. A success is
+-- a part that the inbox sent meanwhile; a model's successes are not recorded, so failures older than an hour expire.
 INSERT INTO campaign_pipeline.campaign_failure_streaks AS s (scope, scope_id, code, recipients, noted_at)
 VALUES (%(scope)s, %(scope_id)s, %(code)s, ARRAY[%(recipient)s::uuid], campaign_pipeline.campaign_now())
 ON CONFLICT (scope, scope_id, code) DO UPDATE
@@ -144,28 +144,28 @@ SET (recipients, noted_at, failures) = (
 RETURNING failures, cardinality(recipients) AS recipients;
 
 -- name: forget_failures
--- A scope worked: what was counted of it is over.
+-- Reset the failures of a scope that worked.
 DELETE FROM campaign_pipeline.campaign_failure_streaks WHERE scope = %(scope)s AND scope_id = %(scope_id)s;
 
 -- name: drop_old_failure_streaks
--- Failures of a week ago in a row say nothing of today.
+-- Delete streaks that are a week old.
 DELETE FROM campaign_pipeline.campaign_failure_streaks
 WHERE noted_at < campaign_pipeline.campaign_now() - interval '168 hours';
 
 -- name: drop_spent_throttles
--- A slow-down that is over leaves no trace, half an hour later: until then a new one starts where it left off.
+-- Delete slow-downs half an hour after their end: until then a new one continues from their level.
 DELETE FROM campaign_pipeline.campaign_pauses WHERE kind = 'throttled'
     AND until < campaign_pipeline.campaign_now() - interval '30 minutes';
 
 -- name: release_spending_limits
--- A limit that was raised, or a day that is over: what waited for it goes on.
+-- Close the pauses of limits that were raised and of days that are over.
 DELETE FROM campaign_pipeline.campaign_pauses p WHERE p.code = 'spending_limit'
     AND NOT campaign_pipeline.campaign_limit_reached(p.scope, p.scope_id);
 
 -- name: expire_old_messages
--- Skip what has been due for longer than it may be (of open time: the cut-off comes from core.window). Never a message
--- of which a part may have gone out, nor one that a person asked to be sent again: it is late by nature, and a
--- back-fill of many days takes longer to work off than a message may be old.
+-- Skip messages that were due too long ago (in open time; core.window computes the cut-off). Never one with a part that
+-- may have been sent, nor one that a person requeued: it is late by nature, and a back-fill of many days takes longer
+-- than the maximum age.
 WITH late AS (
     SELECT d.id
     FROM unnest(%(run_ids)s::uuid[], %(cutoffs)s::timestamptz[]) AS c (run_id, cutoff)
@@ -187,9 +187,9 @@ FROM late WHERE m.id = late.id
 RETURNING m.id, m.run_id;
 
 -- name: spread_overdue_messages
--- After a pause: what became overdue goes out one by one, %(intervals)s seconds apart, the oldest first, from now. What
--- does not fit before the window closes is due when it closes, to be spread anew when it opens (`put_off`). Where a cap
--- is given (seconds), all of a run's go out within it, however many they are.
+-- After a pause: send overdue messages one by one, %(intervals)s seconds apart, the oldest first, from now. Those that
+-- do not fit before the window closes become due when it closes, to be spread again when it opens (`put_off`). With a
+-- cap (seconds), all of a run's are sent within it, however many there are.
 UPDATE public.campaign_messages m
 SET next_attempt_at
     = least(o.closes,
@@ -210,13 +210,13 @@ WHERE m.id = o.id
 RETURNING m.id, m.run_id, m.next_attempt_at >= o.closes AS put_off;
 
 -- name: mark_runs_resumed
--- Their overdue messages are spread: the resume is dealt with (null), or is to be gone on with from some time on.
+-- Record that overdue messages are spread: the resume is done (null), or continues at some time.
 UPDATE public.campaign_runs r SET resumed_at = s.again_at
 FROM unnest(%(run_ids)s::uuid[], %(again_at)s::timestamptz[]) AS s (run_id, again_at)
 WHERE r.id = s.run_id AND r.resumed_at IS DISTINCT FROM s.again_at;
 
 -- name: note_run_waits
--- Say on each run why it waits, or clear it; rows that say so already are left alone.
+-- Record on each run why it waits, or clear it; unchanged rows are left alone.
 UPDATE public.campaign_runs r
 SET wait_code = w.code, wait_reason = w.reason, wait_until = w.until
 FROM unnest(%(run_ids)s::uuid[], %(codes)s::text[], %(reasons)s::text[], %(untils)s::timestamptz[])
@@ -226,7 +226,7 @@ WHERE r.id = w.run_id
 RETURNING r.id, r.wait_code, r.wait_reason;
 
 -- name: settle_cancelled_runs
--- What is left of a cancelled run is skipped, and counted; but what may have gone out is said to be unknown.
+-- Skip and count the rest of a cancelled run; messages that may have been sent become unknown.
 WITH rest AS (
     SELECT m.id,
            EXISTS (SELECT 1 FROM campaign_pipeline.campaign_message_parts p WHERE p.message_id = m.id
@@ -249,12 +249,12 @@ FROM rest WHERE m.id = rest.id
 RETURNING m.id, m.run_id;
 
 -- name: close_runs
--- Close what can change no more; see campaign_close_runs.
+-- Close runs that can change no more; see campaign_close_runs.
 SELECT id, name, status, leads_total, leads_success, leads_failed, leads_skipped
 FROM campaign_pipeline.campaign_close_runs();
 
 -- name: claim_messages
--- Lease the next due messages, fairly (see campaign_claim_messages), and say what the batch needs to know of them.
+-- Lease the next due messages, fairly (see campaign_claim_messages), and return what the batch needs to know of them.
 SELECT m.message_id, m.run_id, r.config_id, c.workspace_id, COALESCE(m.inbox_id, c.inbox_id) AS inbox_id, m.lead_id,
        %(token)s::uuid AS lease_token, greatest(m.due_at, '1970-01-01Z') AS due_at, m.retry_count
 FROM campaign_pipeline.campaign_claim_messages(
@@ -266,12 +266,12 @@ JOIN public.campaign_configs c ON c.id = r.config_id
 ORDER BY due_at, m.message_id;
 
 -- name: get_lead_contexts
--- All that the CRM knows of each lead, for a whole batch in one statement; each with the workspace that asks for it, of
--- which it gets its own rows only (see tenancy.sql). Values are cut: a field of 100 kB is of no use to a model, and
--- what is over 200 characters is left out by core.context anyway.
--- Written for the 20,000 fields of 1,000 leads: 15 ms, where an object a field, sorted, took 36. So custom fields are
--- one object a lead, `<position> <name>` -> value, which core.context.in_order reads, and json is written out as it
--- comes, where jsonb would be built first.
+-- Everything that the CRM knows of each lead, for a whole batch in one statement; each with its requesting workspace,
+-- and only with rows of that workspace (see tenancy.sql). Values are cut: a field of 100 kB is of no use to a model,
+-- and core.context omits values over 200 characters anyway.
+-- Optimised for the 20,000 fields of 1,000 leads: 15 ms, instead of 36 with one sorted object per field. So custom
+-- fields are one object per lead, `<position> <name>` -> value, which core.context.in_order reads, and json is written
+-- directly, while jsonb would first be built.
 SELECT l.id::text AS lead_id, campaign_pipeline.campaign_cut(l.phone, 100) AS phone,
        (SELECT row_to_json(known) FROM (SELECT
            campaign_pipeline.campaign_cut(l.email, 400) AS email,
@@ -298,7 +298,7 @@ LEFT JOIN (
     FROM public.lead_custom_values v JOIN public.custom_fields d ON d.id = v.custom_field_id
     JOIN public.leads o ON o.id = v.lead_id
         AND NOT campaign_pipeline.campaign_is_foreign(d.workspace_id, o.workspace_id)
-    -- No empty ones: of two fields of the same name and place, JSON's last would win.
+    -- No empty ones: of two fields with the same name and position, JSON's last would win.
     WHERE v.lead_id = ANY (%(lead_ids)s) AND v.value <> ''
     GROUP BY v.lead_id
 ) v ON v.lead_id = l.id
@@ -359,7 +359,7 @@ SELECT jsonb_build_object(
         FROM public.ai_message_splitter_config s WHERE s.is_active LIMIT 1)) AS settings;
 
 -- name: get_inbox_connection
--- How to reach an inbox, keys included: read by each shard for itself and never written anywhere.
+-- How to reach an inbox, keys included: each shard reads it for itself, and never writes it anywhere.
 SELECT b.id AS inbox_id, b.workspace_id, i.id AS instance_id, i.name, i.provider, i.provider_type, i.api_key,
        i.instance_token, i.phone_number, i.status, COALESCE(i.settings, '{}') AS settings,
        COALESCE(i.provider_config, '{}') AS provider_config,
@@ -379,7 +379,7 @@ SELECT t.message_id, t.verdict
 FROM campaign_pipeline.campaign_take_over(%(ids)s, %(batch_token)s, %(token)s, %(owner)s, %(lease_seconds)s) t;
 
 -- name: read_leased_messages
--- What a shard works on: the messages that it holds, with their stored text and ledger.
+-- What a shard delivers: the messages that it holds, with their stored text and ledger.
 SELECT m.id, m.run_id, r.config_id, c.workspace_id, COALESCE(m.inbox_id, c.inbox_id) AS inbox_id, m.lead_id,
        m.phone_number, m.generated_message AS text,
        m.subject, m.template, m.retry_count,
@@ -402,7 +402,7 @@ WHERE m.id = ANY (%(ids)s) AND m.lease_token = %(token)s AND campaign_pipeline.c
 ORDER BY campaign_pipeline.campaign_due_at(m), m.id;
 
 -- name: read_finished_messages
--- Of the messages of a shard: which an earlier worker of it finished, and how.
+-- The messages of a shard that an earlier worker of it finished, and how.
 SELECT m.id, m.status, m.error_class, COALESCE(m.error_code, m.status) AS code,
        COALESCE(m.error_message, m.last_error, '') AS reason
 FROM public.campaign_messages m
@@ -424,11 +424,11 @@ SELECT message_id, verdict, conversation_id, wait_seconds, wait_code, grace_seco
 SELECT wait_seconds, wait_code FROM campaign_pipeline.campaign_peek_turn(%(message_id)s, %(inbox_id)s);
 
 -- name: slow_inbox_down
--- The provider said that an inbox goes too fast: how many times slower it goes now.
+-- Slow an inbox down after a provider's report; returns by which factor it is slower now.
 SELECT campaign_pipeline.campaign_slow_down(%(inbox_id)s) AS factor;
 
 -- name: drop_recovered_paces
--- An inbox without a pace of its own that was slowed down, and has recovered: it costs its messages nothing more.
+-- Delete the slow-down of a recovered inbox without a pace of its own: its messages no longer check it.
 DELETE FROM campaign_pipeline.campaign_pace_state s
 WHERE (s.scope, s.scope_id) IN (
     SELECT x.scope, x.scope_id FROM campaign_pipeline.campaign_pace_state x
@@ -437,7 +437,7 @@ WHERE (s.scope, s.scope_id) IN (
     FOR UPDATE SKIP LOCKED);
 
 -- name: list_paces
--- Where each of these inboxes and campaigns stands that has a pace; what is leased and has not begun counts as used.
+-- The pacing state of these inboxes and campaigns, if they have a pace; leased, unbegun messages count as used.
 WITH run AS (
     SELECT u.run_id, u.inbox_id, u.config_id
     FROM unnest(%(run_ids)s::uuid[], %(inbox_ids)s::uuid[], %(config_ids)s::uuid[]) AS u (run_id, inbox_id, config_id)
@@ -465,7 +465,7 @@ SELECT scope.scope, scope.id AS scope_id, scope.leased, p.gap_seconds, p.jitter,
 FROM scope CROSS JOIN LATERAL campaign_pipeline.campaign_pace(scope.scope, scope.id) p;
 
 -- name: note_pace_holds
--- Since when more is due in these runs than their pace lets go (null: nothing that was due is left).
+-- Since when more is due in these runs than their pace admits (null: nothing due is left).
 UPDATE public.campaign_runs r
 SET pace_held_since = CASE WHEN due.waits THEN COALESCE(r.pace_held_since, campaign_pipeline.campaign_now()) END
 FROM unnest(%(run_ids)s::uuid[]) AS u (run_id)
@@ -477,7 +477,7 @@ CROSS JOIN LATERAL (SELECT COALESCE((
 WHERE r.id = u.run_id AND (r.pace_held_since IS NOT NULL) IS DISTINCT FROM due.waits;
 
 -- name: note_active_inboxes
--- Which fallback inbox each run goes through now (null: its own); runs that say so already are left alone.
+-- The fallback inbox that each run uses now (null: its own); unchanged rows are left alone.
 UPDATE public.campaign_runs r SET active_inbox_id = u.inbox_id
 FROM unnest(%(run_ids)s::uuid[], %(inbox_ids)s::uuid[]) AS u (run_id, inbox_id)
 WHERE r.id = u.run_id AND r.active_inbox_id IS DISTINCT FROM u.inbox_id;
@@ -486,15 +486,15 @@ WHERE r.id = u.run_id AND r.active_inbox_id IS DISTINCT FROM u.inbox_id;
 SELECT message_id, applied, moved, final FROM campaign_pipeline.campaign_settle(%(ends)s);
 
 -- name: settle_and_start
--- Both in one transaction and one round trip. In this order: who starts sees what the end of the others changed.
+-- Both in one transaction and one round trip, in this order: the start sees what the ends changed.
 SELECT message_id, applied, moved, final, NULL AS verdict FROM campaign_pipeline.campaign_settle(%(ends)s)
 UNION ALL
 SELECT message_id, NULL, NULL, NULL, verdict FROM campaign_pipeline.campaign_start_generating(%(starts)s);
 
 -- name: find_control_part
--- A part that this inbox surely sent a while ago, to prove that looking up works; the provider ids that other parts to
--- the same address took since the attempt began, none of which can be its answer; and what the CRM's own conversation
--- has of this text.
+-- A part that this inbox certainly sent some time ago, to prove that look-ups work; the provider ids that other parts
+-- to the same address got since the attempt began, which cannot be its result; and the CRM's own records
+-- of this text in the conversation.
 SELECT (SELECT p.provider_message_id FROM campaign_pipeline.campaign_message_parts p
         WHERE p.inbox_id = %(inbox_id)s AND p.status = 'sent'
             AND p.sent_at < campaign_pipeline.campaign_now() - interval '10 seconds'
@@ -503,7 +503,7 @@ SELECT (SELECT p.provider_message_id FROM campaign_pipeline.campaign_message_par
        (SELECT COALESCE(array_agg(p.provider_message_id), '{}') FROM campaign_pipeline.campaign_message_parts p
         WHERE p.inbox_id = %(inbox_id)s AND p.status = 'sent' AND p.address = %(address)s
           AND p.sent_at >= to_timestamp(%(started_at)s) - interval '24 hours') AS taken_provider_ids,
-       -- What somebody else (the CRM's own sender) wrote into the conversation of this text since the attempt began.
+       -- What others (the CRM's own sender) wrote of this text into the conversation since the attempt began.
        (SELECT COALESCE(array_agg(COALESCE(v.provider_message_id, v.id::text) ORDER BY v.created_at), '{}')
         FROM public.campaign_messages m JOIN public.messages v ON v.conversation_id = m.conversation_id
         WHERE m.id = %(message_id)s AND COALESCE(v.message_type, '') NOT IN ('received', 'incoming', 'delete')
@@ -511,8 +511,8 @@ SELECT (SELECT p.provider_message_id FROM campaign_pipeline.campaign_message_par
           AND btrim(v.text_content) = btrim(%(text)s)) AS conversation_ids;
 
 -- name: write_logs
--- What happened, in bulk. The CRM may have deleted the run meanwhile (then there is no log to write to), or the lead or
--- the message (then the line stands without).
+-- Write log lines in bulk. The CRM may have deleted the run meanwhile (then there is no log to write to), or the lead
+-- or the message (then the line is written without it).
 INSERT INTO public.campaign_logs (run_id, step_number, step_name, level, message, details, lead_id, message_id,
                                   created_at)
 SELECT r.id, COALESCE(l.step_number, 0), l.step_name, l.level, l.message, l.details,

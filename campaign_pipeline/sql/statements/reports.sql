@@ -1,7 +1,8 @@
--- Statements of the assets, their checks and the reports. They only read, and name campaigns and ids, never a person.
+-- Statements for the assets, their checks and the reports. They only read, and contain campaigns and ids, never
+-- personal data.
 
 -- name: list_runs_at_work
--- The runs that are running, and those given by their ids, with counters and waits. Counters are kept by trigger, so
+-- The running runs, and those given by their ids, with counters and waits. Triggers maintain the counters, so
 -- this reads no message.
 SELECT r.id AS run_id, COALESCE(NULLIF(r.name, ''), NULLIF(b.name, ''), w.name, 'unnamed') AS campaign, r.status,
        r.leads_total,
@@ -15,10 +16,10 @@ WHERE r.status = 'running' OR r.id = ANY (%(closed)s)
 ORDER BY r.status, campaign, r.id;
 
 -- name: report_campaign_day
--- One day: a row for each campaign of which messages came to an end in it, or were due in it and still wait; and a row
--- without campaign for all together (percentiles of a whole cannot be had from those of its parts). Half open, by the
--- index on finished_at: 11 ms for 4,900 messages of 200,000. `wait` is from when a message was first due until its last
--- part was out, so it holds closed windows and retries. Pace is over the minutes in which anything was sent.
+-- One day: a row for each campaign whose messages ended in it, or became due in it and still wait, and a row without
+-- campaign for the total (percentiles of a whole cannot be computed from its parts). Half-open, by the
+-- index on finished_at: 11 ms for 4,900 messages of 200,000. `wait` is the time from a message's first due time to its
+-- last part, so it includes closed windows and retries. Pace is over the minutes in which anything was sent.
 WITH ended AS MATERIALIZED (
     SELECT COALESCE(r.config_id, r.id) AS campaign_id, m.status, m.error_class, m.finished_at, m.sent_at,
            m.ai_tokens_used, m.ai_cost_usd, m.ai_generation_time_ms, m.send_time_ms,
@@ -27,7 +28,7 @@ WITH ended AS MATERIALIZED (
                 THEN greatest(0, EXTRACT(epoch FROM m.sent_at - COALESCE(m.scheduled_at, m.created_at))) END AS wait_s,
            p.receipts, p.delivered, p.read
     FROM public.campaign_messages m JOIN public.campaign_runs r ON r.id = m.run_id
-    -- What receipts say of its parts; a provider that sends none to us leaves both false.
+    -- The receipts of its parts; if the provider sends none to us, both are false.
     LEFT JOIN LATERAL (
         SELECT bool_or(part.delivery_status IS NOT NULL) AS receipts,
                bool_and(part.delivery_status IS NOT NULL AND part.delivery_status IN ('delivered', 'read'))
@@ -59,7 +60,7 @@ WITH ended AS MATERIALIZED (
            count(DISTINCT date_trunc('minute', e.sent_at)) FILTER (WHERE e.out) AS active_minutes
     FROM ended e
     GROUP BY GROUPING SETS ((e.campaign_id), ())
-), cached AS (  -- by the time of the call, not by the end of its message
+), cached AS (  -- by the time of the call, not of the message's end
     SELECT COALESCE(r.config_id, k.run_id) AS campaign_id, sum(k.cached_tokens)::bigint AS tokens,
            sum(k.cache_saved_usd)::double precision AS saved_usd
     FROM campaign_pipeline.campaign_model_calls k LEFT JOIN public.campaign_runs r ON r.id = k.run_id
@@ -109,7 +110,7 @@ LEFT JOIN still_open o ON o.campaign_id IS NOT DISTINCT FROM k.campaign_id
 LEFT JOIN cached ca ON ca.campaign_id IS NOT DISTINCT FROM k.campaign_id
 LEFT JOIN public.campaign_configs c ON c.id = k.campaign_id
 LEFT JOIN public.campaign_runs r ON r.id = k.campaign_id
--- A campaign is called as its newest run is, else as its inbox or its workspace.
+-- A campaign has the name of its newest run, else of its inbox or its workspace.
 LEFT JOIN LATERAL (SELECT x.name FROM public.campaign_runs x WHERE x.config_id = c.id AND x.name <> ''
                    ORDER BY x.started_at DESC NULLS LAST LIMIT 1) newest ON true
 LEFT JOIN public.inboxes b ON b.id = c.inbox_id
@@ -117,8 +118,8 @@ LEFT JOIN public.workspaces w ON w.id = c.workspace_id
 ORDER BY k.campaign_id IS NULL, due DESC, campaign, k.campaign_id;
 
 -- name: count_text_rules
--- How many answers of the language model each rule changed or refused in one day, by campaign, and what the refused
--- ones cost. By the index on their time.
+-- How many answers of the language model each rule changed or refused in one day, by campaign, and the cost of refused
+-- ones. By the index on their time.
 SELECT COALESCE(r.config_id, k.run_id) AS campaign_id, n.rule, n.what, count(*) AS texts,
        COALESCE(sum(k.cost_usd) FILTER (WHERE n.what = 'refused'), 0)::double precision AS cost_usd
 FROM campaign_pipeline.campaign_model_calls k
@@ -131,8 +132,8 @@ GROUP BY 1, 2, 3
 ORDER BY 1, 4 DESC, 2;
 
 -- name: count_failed_by_day
--- Messages that failed, by business day and class, the newest day first; by the index on failed messages. A message
--- that is sent again is no longer failed, so a day that was back-filled leaves this list by itself.
+-- Failed messages by business day and class, the newest day first; by the index on failed messages. A requeued message
+-- is no longer failed, so a back-filled day drops out of this list.
 SELECT to_char(m.finished_at AT TIME ZONE %(timezone)s, 'YYYY-MM-DD') AS day,
        COALESCE(m.error_class, 'none') AS error_class,
        count(*) AS messages
@@ -142,8 +143,8 @@ GROUP BY 1, 2
 ORDER BY 1 DESC, 2;
 
 -- name: find_wrong_counters
--- Open runs whose counters differ from a recount of their messages (I6). Those of runs that ended are frozen: the CRM
--- deletes some of their messages. By the index on a run's finished messages, without reading the messages.
+-- Open runs whose counters differ from a recount of their messages (I6). Counters of ended runs are frozen, because the
+-- CRM deletes some of their messages. By the index on a run's finished messages, without reading the messages.
 SELECT r.id AS run_id, r.leads_success, r.leads_failed, r.leads_skipped, r.leads_processed, n.success, n.failed,
        n.skipped
 FROM public.campaign_runs r
@@ -159,8 +160,8 @@ WHERE r.status IN ('running', 'paused')
 ORDER BY r.id;
 
 -- name: find_forgotten_leases
--- Messages whose lease ran out more than another lease's length ago, the oldest first: any batch would have taken them
--- back.
+-- Messages whose lease expired more than one lease duration ago, the oldest first: any batch would have recovered
+-- them.
 SELECT m.id AS message_id, m.run_id, m.status, m.lease_owner, m.lease_expires_at, count(*) OVER () AS of_all
 FROM public.campaign_messages m
 WHERE campaign_pipeline.campaign_is_leased_indexed(m.status)
@@ -169,8 +170,8 @@ ORDER BY m.lease_expires_at, m.id
 LIMIT %(shown)s;
 
 -- name: find_doubled_provider_ids
--- Provider ids that stand on two parts of one inbox, among the parts sent in the last %(days)s days: the proof that a
--- part was sent is then of another part. By the index on what each inbox sent.
+-- Provider ids that two parts of one inbox share, among the parts sent in the last %(days)s days: such an id may prove
+-- the sending of the wrong part. By the index on what each inbox sent.
 SELECT b.id AS inbox_id, d.provider_message_id, d.message_ids, count(*) OVER () AS of_all
 FROM public.inboxes b
 CROSS JOIN LATERAL (
@@ -185,8 +186,8 @@ ORDER BY b.id, d.provider_message_id
 LIMIT %(shown)s;
 
 -- name: count_undelivered
--- What each inbox's provider accepted in %(days)s days and what its receipts say of it; the last day is left out, for a
--- phone may be off. An inbox whose provider sends no receipts to us has none at all. By the index on what each inbox
+-- What each inbox's provider accepted in %(days)s days, and its receipts; without the last day, because a phone may be
+-- off. An inbox whose provider sends no receipts to us has none at all. By the index on what each inbox
 -- sent.
 SELECT b.id AS inbox_id, b.name AS inbox, n.accepted, n.delivered, n.failed_later, n.receipts,
        n.accepted - n.delivered - n.failed_later AS never_delivered
@@ -204,7 +205,7 @@ WHERE n.accepted > 0
 ORDER BY never_delivered DESC, b.id;
 
 -- name: find_unknown_outcomes
--- Messages that ended without anybody knowing whether they went out, the newest first; a person decides on each.
+-- Failed messages of unknown outcome, the newest first; a person decides on each.
 SELECT m.id AS message_id, m.run_id, m.error_code, m.finished_at, count(*) OVER () AS of_all
 FROM public.campaign_messages m
 WHERE m.status = 'failed' AND m.error_class = 'unknown'
@@ -212,8 +213,8 @@ ORDER BY m.finished_at DESC NULLS LAST, m.id
 LIMIT %(shown)s;
 
 -- name: find_foreign_rows
--- What connects two tenants: campaigns that name a row of another workspace, inboxes that are linked to another's
--- instance, waiting messages that touch such a row, and messages that were skipped for it in the last %(days)s days.
+-- References between tenants: campaigns that name a row of another workspace, inboxes that are linked to another's
+-- instance, waiting messages that reference such a row, and messages skipped for it in the last %(days)s days.
 WITH waiting AS (
     SELECT ARRAY(SELECT m.id FROM public.campaign_runs r JOIN public.campaign_messages m ON m.run_id = r.id
                  WHERE r.status IN ('running', 'paused') AND m.status = 'pending' LIMIT 20000) AS ids

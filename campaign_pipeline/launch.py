@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 JOB = "process_campaign_queue"
 STOP_PATIENCE = 60.0
-"""Seconds for parts in flight to get their answers before a run that was told to stop is killed."""
+"""Seconds for parts in flight to get their answers before a stopping run is killed."""
 
 _LOOK_EVERY = 0.2  # seconds
 

@@ -31,23 +31,23 @@ LANGUAGE_MODEL_ACCOUNT = "openrouter"
 """Scope id of the language-model account that all tenants share."""
 
 ScopeKey: TypeAlias = tuple[Scope, str]
-"""A scope, and the id of what it covers."""
+"""A scope, and the id of its object."""
 
 Ask: TypeAlias = Callable[[], Awaitable[Verdict]]
-"""The question to the store whether a message may go on."""
+"""Asks the store whether a message may go on."""
 
 SLOWED_DOWN_SECONDS = 5.0
-"""After how long a message that was throttled too often is due again: with the next batch, not in a loop."""
+"""Delay of a message that was throttled too often: it is retried in the next batch, not in a loop."""
 
 PREFETCHED_SECONDS = 10.0
-"""How long a prefetched `go` is believed. A stale one costs a text, which is stored; sending is checked again."""
+"""How long a prefetched `go` is valid. A stale one costs a text, which is stored; sending is checked again."""
 
 
 UNRECOGNISED_IN_A_ROW = "unrecognised_answers"
-"""Code of a pause for answers that nobody knows how to read."""
+"""Code of a pause for unrecognised answers."""
 
 UNRECOGNISED_PAUSE_SECONDS = 3600.0
-"""Before one message may try again: each that gets such an answer may be lost, so few are risked."""
+"""Until one message may probe: each message with such an answer may be lost, so few are risked."""
 
 
 @dataclass(frozen=True)

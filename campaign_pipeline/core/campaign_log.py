@@ -7,7 +7,7 @@ from campaign_pipeline.core.model import LeasedMessage
 from campaign_pipeline.core.ports import LogLine
 
 STEPS = ("prepare", "split", "send", "look_up", "lease", "pause")
-"""The steps that a campaign's log names, in their order."""
+"""The steps in a campaign's log, in order."""
 
 
 @dataclass(frozen=True)

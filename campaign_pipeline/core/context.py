@@ -65,7 +65,7 @@ _UNSAID: Final = frozenset(
         "sem informação", "sem informacao", "não identificado", "nao identificado",
     )
 )  # fmt: skip
-"""What people write in place of nothing, in lower case: a model that reads it as a name greets the lead by it."""
+"""Placeholders for an empty value, in lower case: a model that takes one for a name greets the lead by it."""
 
 _LONGEST_UNSAID: Final = max(map(len, _UNSAID))
 _LIKE_JSON: Final = re.compile(r"\s*[\[{]\s*(?:[\[{\"}\]]|\Z)")

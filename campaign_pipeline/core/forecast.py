@@ -15,7 +15,7 @@ from zoneinfo import ZoneInfo
 from campaign_pipeline.core.window import SendingWindow
 
 HORIZON_HOURS = 14 * 24
-"""How far ahead is looked: as far as `overview_inboxes` has daily limits."""
+"""How far the forecast reaches: as far as `overview_inboxes` has daily limits."""
 
 _HOUR = timedelta(hours=1)
 

@@ -17,10 +17,10 @@ from campaign_pipeline.core.text_rules import ChangeRule, TextProblem
 MIN_CHARS: Final = 10
 
 LONGEST_VARIABLE: Final = 1024
-"""Characters that a variable in the body of a template may have."""
+"""Characters allowed in a variable in the body of a template."""
 
 LONGEST_SUBJECT: Final = 120
-"""Characters of a subject that are kept: mail programs show about sixty of them."""
+"""Characters of a subject that are kept; mail programs show about sixty."""
 
 _SUBJECT_LINE: Final = re.compile(
     r"\W{0,20}(?:assunto|subject|asunto)\s{0,3}[*_]{0,3}\s{0,3}:[*_ ]{0,4}(?P<subject>[^\n]+)\n+"
@@ -50,7 +50,7 @@ EMAIL_SCHEMA: Mapping[str, Any] = {
         "additionalProperties": False,
     },
 }
-"""What a model is asked to answer when it writes an e-mail."""
+"""Schema of the model's answer for an e-mail."""
 
 
 @dataclass(frozen=True)

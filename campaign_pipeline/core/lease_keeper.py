@@ -9,12 +9,12 @@ from campaign_pipeline.core.model import LeasedMessage
 from campaign_pipeline.core.ports import Clock, LeaseStore, StoreUnavailable
 
 MARGIN = 1 / 6
-"""Of the lease: so long before its end no request is made any more. A request that was written then arrives before the
-lease is over, also where this machine's clock runs slower than the database's."""
+"""Share of the lease: no request starts in this last part of it. An earlier request arrives before the lease ends, even
+if this machine's clock runs slower than the database's."""
 
 STALLED_LEASES = 5
-"""For so many leases the event loop may show no sign of life. Then a message hangs it for good: the leases are renewed
-no more, other workers take the messages over, and the message that hung it is set aside when it does so again."""
+"""After so many leases without a sign of life, a message has blocked the event loop for good: the leases are no longer
+renewed, other workers take the messages over, and the blocking message is set aside when it does so again."""
 
 Beat: TypeAlias = Callable[[LeaseStore], Coroutine[Any, Any, None]]
 

@@ -70,10 +70,10 @@ TOO_LATE = "The database or the connection took so long that its turn was over; 
 OVERSLEPT = GiveBack("overslept", "Its lease ended before the request could be made, so nothing was requested.")
 
 LONGEST_SLEEP_SECONDS = 300.0
-"""A message that is planned for later than this waits in the queue rather than in its shard."""
+"""A message planned for later than this waits in the queue rather than in its shard."""
 
 NEXT_BATCH_SECONDS = 5.0
-"""After how long a message is due again that was tried too often in one turn: with the next batch, not in a loop."""
+"""Delay of a message that was tried too often in one turn: it is retried in the next batch, not in a loop."""
 
 
 class MessageDelivery:

@@ -335,7 +335,7 @@ class Shard:
 
 
 KEPT_EXAMPLES = 5
-"""Message ids that a shard's report keeps of each kind: enough to look at, however many failed."""
+"""Message ids per kind in a shard's report: enough for a look, however many failed."""
 
 
 @dataclass

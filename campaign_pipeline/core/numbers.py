@@ -13,10 +13,10 @@ from typing import Any, Final
 from campaign_pipeline.core.address import InvalidAddress, alternatives, normalize_phone
 
 NOT_ON_WHATSAPP: Final = "not_on_whatsapp"
-"""The code of a number that surely has no account, whoever found it out."""
+"""The code of a number that surely has no account, by any source."""
 
 MOST_NUMBERS: Final = 6
-"""Tried for one message: each is a request, and a lead with more numbers than these is a list of somebody's."""
+"""Numbers tried for one message: each is a request, and a lead with more numbers is probably a contact list."""
 
 _PHONE_FIELD: Final = re.compile(r"\b(telefones?|fones?|celular(es)?|whatsapp|whats|zap|phones?|mobile)\b")
 

@@ -9,7 +9,7 @@ from campaign_pipeline.core.ports import MAY_HAVE_NO_RECORD, Outcome, Settlement
 from campaign_pipeline.core.ports import Sent as Accepted
 
 OWN_INTERRUPTIONS = frozenset({"worker_died", "given_back"})
-"""Codes of attempts that our own end cut short."""
+"""Codes of attempts that our own process cut short."""
 
 
 @dataclass

@@ -12,16 +12,16 @@ from campaign_pipeline.core.model import Lead, LeasedMessage
 
 HIDDEN: Final = "***"
 SHORTEST_VALUE: Final = 3
-"""Characters. A shorter value stands in many innocent words, and tells little."""
+"""Characters. Shorter values occur in many ordinary words, and reveal little."""
 
 SHORTEST_NUMBER: Final = 5
-"""Digits from which on a number is found however it is punctuated."""
+"""Digits from which a number is found in any punctuation."""
 
 LONGEST_VALUE: Final = 120
-"""Characters of a value, or of a sentence of it, that are looked for: what is kept of an answer is short too."""
+"""Characters of a value, or of one of its sentences, that are searched for; a stored answer is short too."""
 
 MOST_VALUES: Final = 200
-"""Values that are looked for, the longest first: the time grows with their number."""
+"""Values that are searched for, the longest first; the time is proportional to their number."""
 
 _WORD: Final = re.compile(r"\w+")
 _SENTENCE: Final = re.compile(r"[^.!?\n]+")

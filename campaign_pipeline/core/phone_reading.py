@@ -20,7 +20,7 @@ PhoneCode: TypeAlias = Literal["no_phone", "invalid_phone"]
 BRAZIL: Final = "55"
 
 AREA_CODES: Final = "1[1-9]|2[12478]|3[1-578]|4[1-9]|5[1345]|6[1-9]|7[134579]|8[1-9]|9[1-9]"
-"""The area codes that Brazil uses, as a pattern (ANATEL's numbering plan: 67 of them)."""
+"""Brazil's area codes, as a pattern (ANATEL's numbering plan: 67 of them)."""
 
 _LONGEST_TEXT: Final = 200  # characters: a link with a prepared text
 _LONGEST_ADDRESS: Final = 320  # characters: an e-mail address has no more
@@ -28,7 +28,7 @@ _SHORTEST_FOREIGN: Final = 12  # digits without a plus: a shorter number may be 
 
 # The grammar. The patterns keep to what Python and PostgreSQL read alike, and stand in the same order in both.
 INVISIBLE: Final = "\u00ad\u034f\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff"
-"""Marks that come along when a number is copied from a contact card or a chat, as a character class."""
+"""Invisible characters that are copied with a number from a contact card or a chat, as a character class."""
 
 _WIDE: Final = {0xFF01 + offset: 0x21 + offset for offset in range(94)} | dict.fromkeys(
     (0x00A0, 0x2002, 0x2003, 0x2007, 0x2009, 0x202F, 0x3000), 0x20

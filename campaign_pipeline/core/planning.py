@@ -15,7 +15,7 @@ from zoneinfo import ZoneInfo
 from campaign_pipeline.core.window import SendingWindow
 
 SEND_SECONDS = 10.0
-"""What a message takes, from its turn to the provider's answer: a pace counts from the answer."""
+"""Duration of a message, from its turn to the provider's answer: a pace counts from the answer."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ REASONS = {
     INBOX_LIMIT: "the inbox's daily limit, or that of its warm-up, is reached",
     DAY_TOO_SHORT: "the window closes before their turn would come by interval and pace",
 }
-"""Why leads wait for another day, for people."""
+"""Why leads wait for another day, in words."""
 
 
 def plan_day(campaign: CampaignDay, inbox: InboxDay, wanted: int) -> DayPlan:

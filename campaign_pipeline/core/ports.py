@@ -95,17 +95,17 @@ class NotReady:
 
 
 UNRECOGNISED = "unrecognised_answer"
-"""Code of an answer that an adapter's table does not know; counted apart, so that somebody adds a row for it."""
+"""Code of an answer without a row in its adapter's table; counted separately, so that somebody adds a row."""
 
 NOT_STORED = "not_stored"
-"""Code of an answer that says that the provider's own database failed while it sent."""
+"""Code of an answer that reports a failure of the provider's own database during the send."""
 
 OLD_PROCESSOR = "old_processor"
-"""The CRM's own processor may have sent it, in pieces of its own cutting: campaign_settle_old_processor gives it."""
+"""The CRM's own processor may have sent it, split in its own way; set by campaign_settle_old_processor."""
 
 MAY_HAVE_NO_RECORD = frozenset({UNRECOGNISED, NOT_STORED, OLD_PROCESSOR})
-"""Codes of unknown outcomes after which the provider itself may have no record of what it sent: that a look-up does not
-find the part proves nothing then."""
+"""Codes of unknown outcomes after which the provider itself may have no record of what it sent: then a failed look-up
+proves nothing."""
 
 Failure: TypeAlias = Permanent | Transient | Throttled | Systemic | Unknown
 Outcome: TypeAlias = Sent | Failure
@@ -169,8 +169,8 @@ class Envelope:
     attempt_no: int = 1  # from 1
     template: Template | None = None  # then `text` is only what the lead will read
     may_leave: Callable[[], bool] = field(default=always, compare=False, repr=False)
-    """Whether the request may still be made: asked at the last instant before it is written to the connection, for a
-    process may have slept past its lease on the way there."""
+    """Returns whether the request may still be made: called right before it is written to the connection, because the
+    process may have slept past its lease."""
 
     @property
     def idempotency_key(self) -> str:

@@ -30,7 +30,7 @@ _ANSWER_MARK: Final = re.compile(
     re.IGNORECASE,
 )
 _MARKS: Final = "<[◁＜⟨"
-"""Every mark and token of reasoning begins with one of these; without any of them most steps have nothing to do."""
+"""Every mark and token of reasoning begins with one of these; without any of them, most steps do nothing."""
 
 _DETAILS: Final = re.compile(r"</?details\b[^<>]{0,300}>", re.IGNORECASE)
 _TOOL_CALL: Final = re.compile(
@@ -111,7 +111,7 @@ GREETING: Final = re.compile(
     r"[^\w\n]{0,6}(?:ola|oi+|oie|opa|ei|bom dia|boa tarde|boa noite|prezad[oa]s?|car[oa]s?|estimad[oa]s?|hola|hello|hi|"
     r"hey|dear|good (?:morning|afternoon|evening)|buen[oa]s (?:dias|tardes|noches)|e ai|tudo (?:bem|certo)|saudacoes)\b"
 )
-"""How a message begins; matched on folded text."""
+"""The beginning of a message; matched on folded text."""
 
 _HEADINGS: Final = (
     r"reasoning|thinking|thoughts?|thought process|my thought process|thinking process|chain of thought|analysis|"

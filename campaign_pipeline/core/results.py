@@ -26,8 +26,8 @@ from campaign_pipeline.core.ports import (
 )
 
 THROTTLE_SECONDS = 5.0
-"""How long to slow down when the provider does not say: longer than the bursts that make providers answer "too fast",
-short enough to be waited out in place."""
+"""How long to slow down if the provider does not say: longer than the bursts that cause throttling, short enough to be
+waited out inline."""
 
 
 @dataclass(frozen=True)
@@ -121,13 +121,13 @@ _NEVER = {
     Verdict.FOREIGN_WORKSPACE: "The message touches a row of another workspace than its campaign's (the check "
     "rows_stay_in_their_workspace names it)",
 }
-"""Why a message may not be sent at all, whatever is waited for."""
+"""Why a message may never be sent."""
 
 NUMBER_CONTACTED_DELAY = 60.0
-"""Seconds until the next claim looks at a message whose number another one has: by then that one is mostly settled."""
+"""Seconds until a message whose number another one reserved is claimed again; by then that one is mostly settled."""
 
 REVIEW_DELAY = 7 * 24 * 3600.0
-"""Seconds until a message that waits for a person is looked at again, should nobody decide."""
+"""Seconds until a message that waits for review is checked again, if nobody decides."""
 
 
 def refused(verdict: Verdict, *, begun: bool, seconds_of_day_left: Callable[[], float]) -> Result:

@@ -10,18 +10,18 @@ from campaign_pipeline.core import claim_budget
 from campaign_pipeline.core.window import InvalidWindow, SendingWindow
 
 DEFAULT_INTERVAL_SECONDS = 30.0
-"""Between overdue messages that go out after a pause, where the campaign does not say; the CRM's own minimum."""
+"""Between overdue messages that are sent after a pause, if the campaign has no interval; the CRM's own minimum."""
 
 DEFAULT_SPREAD_SECONDS = 600.0
-"""Within which all of them go out then: no burst, but nobody asked for a pace that would take days either."""
+"""Within which all of them are sent then: no burst, but not days either without a configured pace."""
 
 WINDOW_CLOSED = "window_closed"
 
 SLOWED_DOWN = "slowed_down"
-"""The wait for a throttle that is soon over: no pause, so what waited for it goes on at once, not spread."""
+"""The wait for a throttle that ends soon: not a pause, so the messages then go on at once, not spread."""
 
 CONNECTING = "connecting"
-"""The wait for an instance that reconnects: short, so what waited for it goes on at once, not spread."""
+"""The wait for an instance that reconnects: short, so the messages then go on at once, not spread."""
 
 SHORT_THROTTLE = timedelta(minutes=10)
 

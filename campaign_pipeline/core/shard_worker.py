@@ -33,7 +33,7 @@ from campaign_pipeline.core.text_writer import TextWriter
 TERMINATED = "The run was terminated."
 
 MANY_SUSPECTS = 50
-"""Messages at whose work a worker died: of so many in a shard, one at a time."""
+"""Messages with a dead worker, of which one is delivered at a time."""
 
 
 @dataclass

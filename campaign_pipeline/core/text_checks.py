@@ -54,7 +54,7 @@ class Known:
 
 
 NOTHING_KNOWN: Final = Known()
-"""Where it is not known what a text may repeat: its contacts are not judged."""
+"""Use it if the input is unknown: contacts are then not checked."""
 
 
 def check(text: str, known: Known) -> None:
@@ -420,7 +420,7 @@ def _is_refusal(folded: str) -> bool:
 
 
 _FILLERS: Final = "\u115f\u1160\u2800\u3164\uffa0"
-"""Letters and symbols that show nothing."""
+"""Letters and symbols without a visible form."""
 
 
 def is_blank(text: str) -> bool:

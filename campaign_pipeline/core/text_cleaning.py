@@ -682,7 +682,7 @@ _MD_SOURCE_LIST: Final = re.compile(
     re.MULTILINE,
 )
 _NUMBERED_CHOICE: Final = re.compile(r"(?:^|[ \t(])\[\d{1,2}\][ \t]?[^\W\d_]", re.MULTILINE)
-"""A number that belongs to the words behind it: "[1] para sim", "o item [3] do contrato"."""
+"""A number that belongs to the following words: "[1] para sim", "o item [3] do contrato"."""
 
 _BBCODE: Final = re.compile(r"\[(?P<tag>[bius])\](?P<inner>[^\[\]]{1,2000})\[/(?P=tag)\]", re.IGNORECASE)
 _MD_ESCAPE: Final = re.compile(r"\\([*_~#\[\]().!>+|{}-])(?![/\\])")

@@ -22,7 +22,7 @@ RefusalRule: TypeAlias = Literal[
     "unknown_payment_key",
     "truncated",
 ]
-"""Rules that refuse a text: it is written anew."""
+"""Rules that refuse a text: it is generated again."""
 
 ChangeRule: TypeAlias = Literal[
     "reasoning_cut",
@@ -34,10 +34,10 @@ ChangeRule: TypeAlias = Literal[
     "closing_cut",
     "markdown_converted",
 ]
-"""Rules that change a text: the rest of it is sent."""
+"""Rules that change a text: the changed text is sent."""
 
 LONGEST_ANSWER: Final = 100_000
-"""Characters of a model's answer that are read at all; a longer one is refused as `too_long`."""
+"""Characters of a model's answer that are read; a longer answer is refused as `too_long`."""
 
 
 class TextProblem(ValueError):

@@ -78,33 +78,33 @@ SPLIT_SCHEMA: Mapping[str, Any] = {
         "additionalProperties": False,
     },
 }
-"""What a model is asked to answer when it proposes a split."""
+"""Schema of the model's answer when it proposes a split."""
 
 NO_AGENT = AgentProfile()
 
 LONGEST_KEPT_ANSWER = 20_000
-"""Characters of a refused answer that are kept."""
+"""Characters of a refused answer that are stored."""
 
 MODEL_REFUSES = "model_refuses_requests"
-"""A model that takes none of our requests: its own settings or ours are wrong, not a message."""
+"""A model that rejects all our requests: its settings or ours are wrong, not a message."""
 
 FIRST_REFUSALS = 3
 """Three rejections with no success mean that the model or the account is misconfigured, not a message."""
 
 MODEL_UNFIT = "model_unfit"
-"""A model whose answers have no text that may be sent, whatever the message: another one has to be chosen."""
+"""A model whose answers never contain a usable text, whatever the message: another model must be chosen."""
 
 TEXTS_REFUSED = "texts_refused"
-"""A run whose texts break the rules one after the other: its instructions ask for what may not be sent."""
+"""A run whose texts break the rules again and again: its instructions ask for what may not be sent."""
 
 MOST_REFUSED_IN_A_ROW = 5
-"""So many refused answers with no good one between them are no accident of single messages."""
+"""So many refused answers in a row are no coincidence."""
 
 MODEL_RULES: frozenset[str] = frozenset({"reasoning", "control_tokens", "truncated", "empty", "malformed"})
-"""Rules that a model breaks by itself; the others depend on what a campaign asks for."""
+"""Rules that a model breaks whatever the prompt; the others depend on a campaign's instructions."""
 
 SPLIT_TIMEOUT_SECONDS = 20.0
-"""A split that takes longer is not waited for: the local splitter needs no time."""
+"""A slower split is abandoned: the local splitter needs no time."""
 
 
 @dataclass(frozen=True)
@@ -523,7 +523,7 @@ def _is_truncated(answer: Completion | Failure) -> TypeGuard[Completion]:
 
 
 LOST_TEXT = "lease_lost"
-"""Rule of a text that was paid for, but could not be kept: its lease was lost meanwhile. Nothing is wrong with it."""
+"""Rule of a paid text that could not be stored because its lease was lost meanwhile. The text itself is fine."""
 
 
 def lost_call(model: str | None, cost_usd: float) -> ModelCall:

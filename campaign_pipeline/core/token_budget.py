@@ -15,15 +15,15 @@ from campaign_pipeline.core.ports import Completion, Reasoning
 Effort: TypeAlias = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
 
 REASONING_ROOM: Final = 2_000
-"""Tokens for reasoning, beside those for the text: models that are asked to reason little rarely need more."""
+"""Tokens for reasoning in addition to the text; models that are asked to reason little rarely need more."""
 
 MOST_TOKENS: Final = 32_000
-"""The largest budget that may be set: beyond it, one text costs as much as a campaign."""
+"""The largest budget that can be set: beyond it, one text costs as much as a campaign."""
 
 _THINKING_TOKENS: Final = 1_024  # the smallest budget that models with a reasoning budget accept
 
 Control: TypeAlias = Literal["effort", "max_tokens", "none"]
-"""How a family is told to reason little: by an effort, by a number of tokens, or not at all."""
+"""How a family is asked to reason little: by an effort, by a number of tokens, or not at all."""
 
 REASONING_FAMILIES: Final[tuple[tuple[str, Control], ...]] = (
     # Part of a model's name -> how to limit its reasoning. See OpenRouter's guide on reasoning tokens.

@@ -22,14 +22,14 @@ from campaign_pipeline.core.runs import (
 SHOWN_RUNS = 3
 
 OVERDUE, UNKNOWN = "overdue", "unknown_outcome"
-"""Keys of the concerns that no wait of a run tells."""
+"""Keys of concerns without a run's wait."""
 
 AHEAD = timedelta(seconds=90)
 """How far a batch of the schedule looks ahead: a minute until the next tick, and the time to start a run and write its
-texts. So two runs overlap, and no planned time falls between them."""
+texts. So two runs overlap, and every planned time is covered."""
 
 LEAD_TIME = timedelta(seconds=30)
-"""How long before a message's turn a run is launched for it; shards wait in place for what is left of it."""
+"""How long before a message's turn a run is launched for it; shards wait inline for the rest."""
 
 
 @dataclass(frozen=True)
@@ -206,7 +206,7 @@ _SCOPES = {
     "workspace": ("workspace_id", ("no_model",)),
     "campaign": ("config_id", ("campaign_inactive", "no_inbox", "invalid_window")),
 }
-"""Whose trouble a wait is that no pause tells: the column with its id, and the codes."""
+"""The scope of a wait without a pause: the column with its id, and the codes."""
 
 
 def _cause(run: RunningRun, state: RunState, pauses: Sequence[OpenPause]) -> tuple[str, str, datetime | None]:

@@ -72,7 +72,7 @@ COUNTS = (
 TIMES = tuple(f"{figure}_{stage}_s" for stage in ("generation", "send", "wait") for figure in ("median", "p95"))
 COSTS = ("cost_usd", "cache_saved_usd")
 COLUMNS = ("campaign_id", "campaign", *COUNTS, *COSTS, *TIMES, "messages_per_minute")
-"""Of the report's table, in the words of the statement `report_campaign_day`; times in seconds."""
+"""Columns of the report's table, named as in the statement `report_campaign_day`; times in seconds."""
 
 
 @dg.asset(
@@ -243,7 +243,7 @@ refresh_campaign_report = dg.define_asset_job(
 
 BACK_FILL = "retry_failed_messages"
 SETTLED_WITHIN = timedelta(hours=2)
-"""For how long after a back-fill of a day its report is made anew each hour: the day's failures become fewer."""
+"""How long after a back-fill the day's report is refreshed hourly, while its failures decrease."""
 
 
 @dg.schedule(

@@ -46,7 +46,7 @@ def worker_app(settings: CelerySettings) -> Celery:
 
 
 PUT_OFF_SECONDS = 2.0
-"""How long a step that somebody else has takes up a slot before it goes back to the end of the queue."""
+"""How long a step that another worker holds occupies a slot before it returns to the end of the queue."""
 
 
 class StepRequest(Request):  # type: ignore[misc]
@@ -124,7 +124,7 @@ def _import_once(**_: Any) -> None:
 
 
 _stopping = mmap.mmap(-1, 1)
-"""Memory that the worker's main process shares with its children, forked later: 1 once it is told to stop."""
+"""Memory that the worker's main process shares with its later children: 1 once it is told to stop."""
 
 
 @worker_shutting_down.connect  # type: ignore[untyped-decorator]

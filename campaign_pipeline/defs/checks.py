@@ -20,7 +20,7 @@ from campaign_pipeline.defs.tags import OWNERS, WORK
 
 WARN, ERROR = dg.AssetCheckSeverity.WARN, dg.AssetCheckSeverity.ERROR
 SENT_AGAIN = frozenset(RequeueFailedMessagesConfig().error_classes)
-"""The classes that a back-fill takes without being told more."""
+"""The classes that a back-fill selects by default."""
 
 
 @dg.asset_check(

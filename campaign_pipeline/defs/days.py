@@ -16,7 +16,7 @@ days = dg.DailyPartitionsDefinition(
     fmt=DAY_FORMAT,
     end_offset=1,  # today too: messages that failed this morning can be retried this afternoon
 )
-"""One partition a day, midnight to midnight in CAMPAIGN_TIMEZONE; 23 or 25 hours where the clocks change."""
+"""One partition per day, midnight to midnight in CAMPAIGN_TIMEZONE; 23 or 25 hours at clock changes."""
 
 
 def hourly(job_name: str, minute: int, description: str) -> dg.ScheduleDefinition:

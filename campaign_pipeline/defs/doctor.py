@@ -29,7 +29,7 @@ from campaign_pipeline.defs.tags import WORK
 
 SCHEDULE = "process_campaign_queue_every_minute"
 AT_ONCE = 10
-"""Inboxes that are asked at the same time."""
+"""Inboxes that are checked at the same time."""
 
 PATIENCE = 15.0
 """Seconds for one provider's answer."""

@@ -53,10 +53,10 @@ PRELOAD = [
 ]
 
 DEPLOYMENT = Deployment.from_environment()
-"""Read where the code location loads: a value that is wrong keeps it from loading, with its sentence."""
+"""Read when the code location loads: an invalid value keeps it from loading, with its sentence."""
 
 IN_PROCESS: dict[str, Any] = {"config": {"in_process": {}}}
-"""The `execution` of a run that needs no process but its own."""
+"""The `execution` of a run that needs only its own process."""
 
 _AT_ONCE = dg.Field(int, default_value=4, description="How many shards are sent at once, a process each.")
 
@@ -78,7 +78,7 @@ _DEPLOYED_ENGINES = {
 }
 
 ENGINE_METADATA = {"executor": DEPLOYMENT.describe()}
-"""On the page of each job that sends."""
+"""Shown on the page of each job that sends."""
 
 _DEFAULT = "multiprocess" if DEPLOYMENT.engine == "processes" else DEPLOYMENT.engine
 

@@ -28,22 +28,22 @@ if TYPE_CHECKING:
     import pandas as pd
 
 PREVIEW_COLUMNS = ("message_id", "run_id", "lead_id", "inbox_id", "workspace_id", "due_at", "retry_count")
-"""Columns that may be shown in the UI: ids and times, nothing of a person."""
+"""Columns that may be shown in the UI: ids and times, no personal data."""
 
 PREVIEW_ROWS = 5
 
 CELL_CHARS = 80
 
 ROWS_PER_GROUP = 250
-"""What `Rows` reads at once."""
+"""Rows that `Rows` reads at once."""
 
 DRAFT = ".part"
-"""How a file ends until it is whole."""
+"""Suffix of a file until it is complete."""
 
 SHOWN_TROUBLES = 5
 
 DRAFT_SECONDS = 5.0
-"""After which nobody is writing a draft any more: a file takes far less than a second."""
+"""After which no process is writing a draft any more: a file takes far less than a second."""
 
 
 class UnreachableFilesError(OSError):

@@ -21,7 +21,7 @@ from campaign_pipeline.defs.resources import QueueDatabase
 from campaign_pipeline.defs.tags import OWNERS
 
 ABSENT = timedelta(seconds=75)
-"""For how long a run's process may not show itself (`defs.presence`): five beats. Its leases last longer, as a rule."""
+"""How long a run's process may be silent (`defs.presence`): five beats. Its leases usually last longer."""
 
 QUIET = timedelta(minutes=4)
 """How long a run whose process has never shown itself may add no event while it holds no message: it did not start."""

@@ -18,7 +18,7 @@ from campaign_pipeline.defs.resources import QueueDatabase
 from campaign_pipeline.defs.tags import WORK
 
 MODULE = "campaign_pipeline.definitions"
-"""What is loaded as the code location; also its name, where nobody gave it one."""
+"""The module of the code location; also its name, unless it was given one."""
 
 UNTRIED_PAUSE_DAYS = 7
 RUNS_AT_A_TIME = 50
@@ -40,7 +40,7 @@ OUR_JOBS = (
     "resend_messages",
     "lift_pause",
 )
-"""Whose runs may be ours to delete; see `_is_ours`: an instance may serve other code locations too."""
+"""Jobs whose runs may be ours to delete; see `_is_ours`: an instance may serve other code locations too."""
 
 _FINISHED = [DagsterRunStatus.SUCCESS, DagsterRunStatus.FAILURE, DagsterRunStatus.CANCELED]
 
@@ -135,7 +135,7 @@ def _told(context: dg.OpExecutionContext, what: str) -> Iterator[None]:
 
 
 LOG_FOLDER = "compute_logs"
-"""In the folder of each run, where Dagster keeps what its steps print on a local disk."""
+"""In the folder of each run: the steps' output that Dagster stores on a local disk."""
 
 
 def _logs_without_run(instance: DagsterInstance, before: datetime) -> Iterator[str]:

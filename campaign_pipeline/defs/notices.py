@@ -30,10 +30,10 @@ from campaign_pipeline.defs.days import days
 from campaign_pipeline.defs.reruns import lease_owner
 
 SUMMARY_HOUR = 18
-"""Of the business day: late enough to say what the day came to, early enough to do something about it."""
+"""Of the business day: late enough to summarise it, early enough to act."""
 
 CHECKED_WITHIN = timedelta(hours=24)
-"""How old a failed check may be to be in the day's summary."""
+"""The maximum age of a failed check in the day's summary."""
 
 
 class Desk:

@@ -9,10 +9,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 OUTCOMES = {"sent": "seagreen", "failed": "crimson", "skipped": "silver"}
-"""What can come of a message, in the order in which the hours list it; each with its colour."""
+"""The outcomes of a message, in the order of the plot, with their colours."""
 
 STAGES = {"generation": "writing", "send": "sending", "wait": "due until sent"}
-"""The stages of a message as the report's columns name them, and as a reader knows them."""
+"""The stages of a message: the report's column names, and the labels."""
 
 _INK, _GRID = "#3d3d3d", "#e4e4e4"
 _TICKS = (0.001, 0.01, 0.1, 1.0, 10.0, 60.0, 600.0, 3600.0, 36000.0, 360000.0)  # seconds

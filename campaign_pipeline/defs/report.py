@@ -22,12 +22,12 @@ from campaign_pipeline.core.shard_worker import ShardWorker
 from campaign_pipeline.defs.io import preview
 
 BATCH = "batch"
-"""On the materialization of `campaign_runs`: what became of the batch, as `BatchOutcome` has it."""
+"""Metadata of the materialization of `campaign_runs`: the outcome of the batch, see `BatchOutcome`."""
 
 SHOWN_RUNS = 20
 
 SHOWN_KINDS = 5
-"""Kinds of failure that a shard's log names; its table has all of them."""
+"""Kinds of failure in a shard's log; its table has all of them."""
 
 
 def describe_batch(

@@ -37,19 +37,19 @@ from campaign_pipeline.defs.resources import LanguageModelResource, QueueDatabas
 from campaign_pipeline.defs.tags import MESSAGES, OWNERS
 
 WHY = "campaign/why"
-"""Tag: what a run was launched for."""
+"""Tag: why a run was launched."""
 
 DRAINING_SINCE = ".dagster/campaign_draining_since"
-"""Tag: when the tick was that began to work off the queue, by the database's clock. The UI hides tags that begin so."""
+"""Tag: the tick that began to drain the queue, by the database's clock. The UI hides tags with this prefix."""
 
 BACK_FILL = "campaign/back_fill"
-"""Tag: the run of retry_failed_messages that this one goes on with, which no schedule's switch stops."""
+"""Tag: the run of retry_failed_messages that this one continues, which no schedule's switch stops."""
 
 SMALL_BATCH: dict[str, Any] = {
     "execution": IN_PROCESS,
     "ops": {"fetch_message_batch": {"config": {"look_ahead_seconds": AHEAD.total_seconds()}}},
 }
-"""Run config of a batch of a minute: one process, which waits for each message's planned time."""
+"""Run config of a batch of one minute: one process, which waits for each message's planned time."""
 
 _settings = OperationsSettings.from_environment()
 
@@ -57,7 +57,7 @@ _settings = OperationsSettings.from_environment()
 USUAL_BATCH, LARGEST_BATCH = 1000, 10_000
 
 MOST_TO_LOOK_AHEAD = 100
-"""Messages that are due already, above which a batch is cut into shards and looks for nothing that is still to come."""
+"""Due messages above which a batch is split into shards and does not look ahead."""
 
 
 def look_and_judge(database: QueueDatabase) -> tuple[QueueLook, Verdict, dict[str, Any]]:

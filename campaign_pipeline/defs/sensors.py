@@ -34,13 +34,13 @@ from campaign_pipeline.defs.tags import OWNERS
 MOST_CAUSES = 20
 
 UNREADABLE = "unreadable"
-"""In the cursor: since when the queue cannot be read, which the database cannot keep."""
+"""In the cursor: since when the queue is unreadable, which the database cannot store."""
 
 SUMMARIZED = "summarized"
-"""In the cursor: the day whose summary was told."""
+"""In the cursor: the day whose summary was sent."""
 
 HELD = "held"
-"""In the cursor: the runs that some cause held, and when that was last seen, in seconds since 1970."""
+"""In the cursor: the runs that some cause held, and when that was last seen, in epoch seconds."""
 
 
 @dg.run_failure_sensor(

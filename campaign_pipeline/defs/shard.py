@@ -29,7 +29,7 @@ from campaign_pipeline.defs.stopping import stopped_by_questions
 T = TypeVar("T")
 
 PROGRESS_SECONDS = 30.0
-"""Between two lines about a shard at work."""
+"""Between two progress lines of a shard."""
 
 
 class ProcessClock:

@@ -18,12 +18,12 @@ HOST_STOPS = "This worker is being shut down; another takes over what it gave ba
 RUN_ENDED = "The run has ended, so this shard ends too."
 
 host_stops: list[Callable[[], bool]] = []
-"""Questions whether this host is told to stop; an engine whose shutdown reaches no step by a signal adds its own."""
+"""Functions that return whether this host is told to stop; engines whose shutdown signals no step add their own."""
 
 LOOK_SECONDS = 1.0
 
 RUN_LOOKS = 5
-"""Every how many looks Dagster is asked for the run's status."""
+"""The run's status is read from Dagster at every n-th look."""
 
 
 def why_to_stop(instance: DagsterInstance, run_id: str) -> str | None:

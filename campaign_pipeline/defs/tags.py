@@ -9,17 +9,17 @@ import dagster as dg
 warnings.filterwarnings("ignore", message=r".*(owners|ource_code_references|CodeReference)", category=dg.BetaWarning)
 
 WORK = "campaign/work"
-"""Every job of ours has it: the kind of work that its runs do.
+"""The kind of work that a run does; all our jobs have this tag.
 
-By it deploy/dagster.yaml limits how many of a kind are at work at once. Not a pool: its slots are kept by a run that
-crashed until a daemon frees them, and leases guard the messages already.
+deploy/dagster.yaml uses it to limit concurrent runs of a kind. Not a pool: a crashed run keeps a pool's slots until a
+daemon frees them, and leases already protect the messages.
 """
 
 CAMPAIGNS = "campaign/campaigns"
-"""Of a run that has claimed a batch: the campaign runs that it works, by name."""
+"""Of a run that has claimed a batch: the names of its campaign runs."""
 
 MESSAGES = "campaign/messages"
 """Of a run that has claimed a batch: how many messages."""
 
 OWNERS = ["team:campaigns"]
-"""Of everything that Dagster lets have an owner: whom its UI names."""
+"""Owners of all Dagster objects that can have one, shown in the UI."""

@@ -20,16 +20,16 @@ from campaign_pipeline.defs.resources import ProvidersResource, delivery_policy
 from campaign_pipeline.defs.shard import ProcessClock, lead_of, run_async
 
 TRIAL_SECONDS = 24 * 3600.0
-"""A trial holds nothing that could be lost, so it may take its time."""
+"""A trial holds nothing that could be lost, so it may take long."""
 
 AT_ONCE = 5
-"""Texts that a trial has written at once."""
+"""Texts that a trial generates at the same time."""
 
 MOST_WRITTEN = 20
-"""Texts that a review has written at a time, where nobody says how many."""
+"""Texts that a review generates at a time, by default."""
 
 MADE_UP = LeadContext("Maria de Souza", "Padaria Exemplo", custom_fields=(("Cidade/UF", "Santos/SP"),))
-"""Whom a test send is written for where nobody is named."""
+"""The default recipient of a test send."""
 
 
 class TrialFailed(Exception):

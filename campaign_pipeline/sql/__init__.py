@@ -1,8 +1,8 @@
 """Named statements, SQL functions and migrations.
 
-`statements/` holds the statements that the adapters issue, each under a `-- name:` line and a line that says what it is
-for; a file for each subject. `functions/` holds the guarded state changes; they are applied anew at every upgrade, so
-they need no migrations.
+`statements/` contains the statements that the adapters issue, one file per subject; each has a `-- name:` line and a
+purpose line. `functions/` contains the guarded state changes; they are applied again at every upgrade, so they need no
+migrations.
 """
 
 import re
@@ -12,13 +12,13 @@ from importlib import resources
 from typing import Any
 
 SCHEMA = "campaign_pipeline"
-"""Where everything is that the pipeline owns. `public` is the CRM's; every statement names the schema that it means."""
+"""The schema of the pipeline's objects. `public` belongs to the CRM; every statement names its schema."""
 
 VERSION_TABLE = "campaign_pipeline_version"
-"""Alembic's bookkeeping, in that schema; named so that it never meets the CRM's own."""
+"""Alembic's version table, in that schema; its name differs from the CRM's own."""
 
 HEAD = "0025"
-"""The schema that this code works on; a test holds it to the migrations folder."""
+"""The schema revision that this code needs; a test compares it with the migrations folder."""
 
 STATEMENT_FILES = (
     "queue",
@@ -39,7 +39,7 @@ FUNCTION_FILES = (
     *("numbers", "spending", "tenancy", "reviews", "verdicts", "claiming", "leases", "conversations", "parts"),
     *("settling", "funnel", "deleted", "requeueing", "channels", "webhook", "campaigns", "crm", "rights"),
 )
-"""In this order: the clock exists before all that reads it; the rights are taken from all functions."""
+"""In this order: the clock first, because others use it; the rights last, because they revoke from all functions."""
 
 _NAME = re.compile(r"^-- name: (?P<name>\w+)\s*$", re.MULTILINE)
 _TOKEN = re.compile(
@@ -55,12 +55,12 @@ def _read(name: str) -> str:
 
 @cache
 def statements() -> dict[str, str]:
-    """All named statements. Raises ValueError for a name that is given twice or has no statement."""
+    """Return all named statements. Raises ValueError for a duplicate name or a name without a statement."""
     return parse_statements("\n".join(_read(f"statements/{name}.sql") for name in STATEMENT_FILES))
 
 
 def parse_statements(text: str) -> dict[str, str]:
-    """Cut a file into its named statements, comments left in for the server's own log."""
+    """Split a file into its named statements, with comments for the server's log."""
     found: dict[str, str] = {}
     headings = list(_NAME.finditer(text))
     for heading, following in zip(headings, [*headings[1:], None], strict=True):
@@ -75,18 +75,18 @@ def parse_statements(text: str) -> dict[str, str]:
 
 
 def statement(name: str) -> str:
-    """One named statement. Raises KeyError, at import time of whoever names it, if there is none."""
+    """Return one named statement. Raises KeyError, when the calling module is imported, if there is none."""
     return statements()[name]
 
 
 def functions_text() -> str:
-    """The SQL functions and triggers, to be applied after the migrations."""
+    """Return the SQL functions and triggers, to be applied after the migrations."""
     return "\n".join(_read(f"functions/{name}.sql") for name in FUNCTION_FILES)
 
 
 @dataclass(frozen=True)
 class Trigger:
-    """A trigger on a table, and the statement that makes it or replaces it."""
+    """A trigger on a table, and the statement that creates or replaces it."""
 
     name: str
     table: str
@@ -94,7 +94,7 @@ class Trigger:
 
 
 def functions_and_triggers() -> tuple[str, list[Trigger]]:
-    """The same cut in two: functions, which lock no table, and the triggers, each of which locks one."""
+    """Return the same in two parts: functions, which lock no table, and triggers, each of which locks one."""
     functions, triggers = [], []
     for text in split_statements(functions_text()):
         if found := _TRIGGER.search(text):
@@ -105,7 +105,7 @@ def functions_and_triggers() -> tuple[str, list[Trigger]]:
 
 
 def split_statements(text: str) -> list[str]:
-    """Cut a file at the semicolons that end its statements; comments stay before what they are about."""
+    """Split a file at the semicolons that end its statements; comments stay before their subject."""
     found, start = [], 0
     for token in _TOKEN.finditer(text):
         if token.group() == ";":
@@ -115,18 +115,18 @@ def split_statements(text: str) -> list[str]:
 
 
 def migration_names() -> list[str]:
-    """The SQL files of the migrations, in their order."""
+    """Return the names of the migrations' SQL files, in order."""
     folder = resources.files(__name__).joinpath("migrations/versions")
     return sorted(file.name.removesuffix(".sql") for file in folder.iterdir() if file.name.endswith(".sql"))
 
 
 def migration_text(name: str) -> str:
-    """The SQL file of one migration."""
+    """Return the SQL of one migration."""
     return _read(f"migrations/versions/{name}.sql")
 
 
 def run_migration(bind: Any, name: str) -> None:
-    """Run the SQL file of one migration, each statement as a step of its own (see adapters.online)."""
+    """Run the SQL file of one migration, each statement as its own step (see adapters.online)."""
     for text in split_statements(migration_text(name)):
         bind.info[RUN_STEP](text)
 
@@ -134,13 +134,13 @@ def run_migration(bind: Any, name: str) -> None:
 def run_migration_with_functions(bind: Any, name: str) -> None:
     """Run the SQL file of one migration and all functions and triggers in one step.
 
-    For a migration without which the functions of the version before it do not work.
+    For a migration after which the previous version's functions would not work.
     """
     bind.info[RUN_STEP](f"{migration_text(name)}\n{functions_text()}")
 
 
 RUN_STEP = "run_step"
-"""Under this name the connection that alembic is given holds what runs a step."""
+"""Key under which the connection given to alembic holds the function that runs a step."""
 
 BEFORE_MIGRATIONS = (
     f"CREATE SCHEMA IF NOT EXISTS {SCHEMA};",
@@ -156,8 +156,8 @@ BEFORE_MIGRATIONS = (
         END IF;
     END $$;""",  # noqa: S608 (constants)
 )
-"""What has to be there before alembic reads how far a database is."""
+"""Objects that must exist before alembic reads a database's revision."""
 
 MIGRATION_PATH = f"{SCHEMA}, public"
-"""The search_path of the migrations: what they make without naming a schema is ours, and never in public; what an
-installation from before 0008 has there is found."""
+"""The search_path of the migrations: objects without a schema are created in ours, never in public, and those that an
+installation from before 0008 has in public are found."""

@@ -1,4 +1,4 @@
-# Each target installs what it needs; only Python 3.11 to 3.13 must be there. `make` alone lists the targets.
+# Each target installs what it needs, except Python 3.11 to 3.13. `make` alone lists the targets.
 .DEFAULT_GOAL := help
 .PHONY: help install demo dev test test-waiting test-rest test-newest test-fast crash-test distributed-test bench lint format clean chromium pgbouncer redis iproute2 faketime
 
@@ -29,31 +29,31 @@ dev: $(READY) ## Dagster's UI on http://127.0.0.1:3000 (PORT=3001 for another po
 test: test-waiting test-rest ## All tests. Installs Debian's chromium, pgbouncer, redis-server and iproute2, if need be
 
 test-waiting: $(READY) chromium pgbouncer redis iproute2
-	$(BIN)/python -m pytest campaign_pipeline_tests/browser  # one UI for all of them: not in two workers
-	$(BIN)/python -m pytest campaign_pipeline_tests/distributed  # hosts of its own, which use both cores
+	$(BIN)/python -m pytest campaign_pipeline_tests/browser  # they share one UI, so one worker
+	$(BIN)/python -m pytest campaign_pipeline_tests/distributed  # its hosts use both cores
 
 test-rest: $(READY) pgbouncer
-	$(BIN)/python -m pytest -n 3 --ignore campaign_pipeline_tests/browser --ignore campaign_pipeline_tests/distributed  # tests wait for processes: three fill two cores
+	$(BIN)/python -m pytest -n 3 --ignore campaign_pipeline_tests/browser --ignore campaign_pipeline_tests/distributed  # tests wait for processes: three workers fill two cores
 
 test-newest: $(READY) ## Core, adapters and a whole job on the newest supported Python of this machine
 	@.ci/test-newest-python $(BIN)/python
 
-test-fast: $(READY) ## Core, SQL and adapters, without what starts servers of its own: the loop of a change
+test-fast: $(READY) ## Core, SQL and adapters, without tests that start servers: for the edit loop
 	$(BIN)/python -m pytest -n 2 -m "not slow" campaign_pipeline_tests/core campaign_pipeline_tests/sql campaign_pipeline_tests/adapters
 
-chromium: ## The browser of the UI's tests, from Debian's packages where we may install; else those tests say what to do
+chromium: ## Install the browser for the UI's tests from Debian's packages, if allowed
 	@.ci/debian-package chromium $(CHROMIUM) "the tests of the UI"
 
-pgbouncer: ## The pooler that tests put before the database, from Debian's packages where we may install
+pgbouncer: ## Install the pooler for the tests, likewise
 	@.ci/debian-package pgbouncer $(PGBOUNCER) "the tests through a pooler"
 
-redis: ## The broker of the tests on several hosts, from Debian's packages where we may install
+redis: ## Install the broker for the tests on several hosts, likewise
 	@.ci/debian-package redis-server $(REDIS) "the tests on several hosts" REDIS
 
-iproute2: ## What makes their hosts (network namespaces), likewise
+iproute2: ## Install the tool that creates their hosts (network namespaces), likewise
 	@.ci/debian-package iproute2 "$$(command -v ip || echo /usr/sbin/ip)" "the tests on several hosts" PATH
 
-faketime: ## What makes a host's clock wrong, likewise
+faketime: ## Install the tool that shifts a host's clock, likewise
 	@.ci/debian-package faketime /usr/bin/faketime "the hosts with a wrong clock"
 
 crash-test: $(READY) ## Kill and suspend processes at random, and verify all invariants (CRASH="--messages 20000 --kills 200 --seed 7")
@@ -72,7 +72,7 @@ lint: $(READY) ## Check style, types, import contracts, declared dependencies, a
 	$(BIN)/mypy
 	$(BIN)/lint-imports --config setup.cfg
 	$(BIN)/deptry .  # every import is declared, and every dependency used
-	$(BIN)/deptry campaign_pipeline --optional-dependencies-dev-groups dev,bench  # none of them by the product
+	$(BIN)/deptry campaign_pipeline --optional-dependencies-dev-groups dev,bench  # the product uses none of them
 	DAGSTER_DISABLE_TELEMETRY=1 $(BIN)/dagster definitions validate -w workspace.yaml
 
 format: $(READY) ## Fix style automatically

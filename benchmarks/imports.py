@@ -1,6 +1,6 @@
-"""Counting what a step's process imports after it was forked from the preloaded server.
+"""Counts what a step's process imports after it was forked from the preloaded server.
 
-A folder with a `sitecustomize` goes first on the import path of the run; each forked process then writes, at its end,
+A folder with a `sitecustomize` comes first on the run's import path; each forked process then writes, when it exits,
 the modules that it has and its parent had not.
 """
 
@@ -38,12 +38,12 @@ util.register_after_fork(_marker, lambda _: util.Finalize(None, _write, exitprio
 
 
 def watch_imports(folder: Path) -> Path:
-    """Prepare a folder for the run's import path; returns it."""
+    """Prepare a folder for the run's import path, and return it."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "sitecustomize.py").write_text(_SITE_CUSTOMIZE.format(folder=str(folder)))
     return folder
 
 
 def imported_by(folder: Path, pid: int) -> Sequence[str]:
-    """The modules that a forked process imported for itself. Raises FileNotFoundError where it wrote none."""
+    """Return the modules that a forked process imported itself. Raises FileNotFoundError if it wrote none."""
     return (folder / f"{pid}.imports").read_text().splitlines()

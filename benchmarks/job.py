@@ -1,7 +1,7 @@
-"""The process in which the job runs, for `benchmarks.ours`.
+"""The process that runs the job, for `benchmarks.ours`.
 
-A step's process imports the main module of its parent again, so this one imports nothing at its top that a step needs
-not.
+A step's process imports its parent's main module again, so this one imports nothing at the top that a step does not
+need.
 """
 
 import json
@@ -11,16 +11,16 @@ from typing import Any
 
 
 class RunFailed(RuntimeError):
-    """A run did not end well, so that there is nothing to measure."""
+    """A run failed, so there is nothing to measure."""
 
 
 def main(spec_json: str, result_file: str) -> None:
-    """Run the job as often as `{"run_config": ..., "runs": ...}` says, and write down what Dagster recorded of each."""
+    """Run the job as often as `{"run_config": ..., "runs": ...}` says, and write Dagster's records of each run."""
     import dagster as dg
     from dagster._core.definitions.reconstruct import ReconstructableRepository
 
     spec = json.loads(spec_json)
-    # As `dagster job execute -m` does: the job is found by its module, which is what the fork server preloads.
+    # Like `dagster job execute -m`: the job is found by its module, which the fork server preloads.
     repository = ReconstructableRepository.for_module("campaign_pipeline.definitions", "defs", str(Path.cwd()))
     job = repository.get_reconstructable_job("process_campaign_queue")
     with dg.DagsterInstance.get() as instance:
@@ -31,7 +31,7 @@ def main(spec_json: str, result_file: str) -> None:
 
 
 def measure(result: Any, instance: Any) -> dict[str, Any]:
-    """What Dagster recorded of a run; the names are those of `ours.JobRun`. Raises RunFailed."""
+    """Return Dagster's records of a run, with the names of `ours.JobRun`. Raises RunFailed."""
     if not result.success:
         raise RunFailed("The run failed; the lines above say why.")
     record = instance.get_run_record_by_id(result.run_id)

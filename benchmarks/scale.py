@@ -1,7 +1,7 @@
-"""`python -m benchmarks.scale`: what a message costs PostgreSQL, and how far several processes on one database go.
+"""`python -m benchmarks.scale`: what a message costs PostgreSQL, and how far several processes scale on one database.
 
-The figures of docs/scale.md. Dagster's own storage is on another server, so that only the queue's writes are counted.
-All else runs on this machine too, so the throughput is that of the machine and a lower bound for the database.
+Produces the figures of docs/scale.md. Dagster's own storage is on another server, so that only the queue's writes
+count. Everything else runs on this machine too, so the throughput is the machine's, and a lower bound for the database.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from benchmarks.world import Bench, fill
 from campaign_pipeline.sandbox import Behaviour, Kind, Latency, SandboxProcess
 
 LATENCIES = {Kind.GENERATION: Latency(0.07, 0.5), Kind.SEND: Latency(0.02, 0.5)}
-"""A tenth of the usual: what is measured is the database, not the provider."""
+"""A tenth of the usual: the database is measured, not the provider."""
 
 _COUNTS = """
 SELECT (SELECT pg_current_wal_insert_lsn() - '0/0'::pg_lsn) AS wal_bytes,
@@ -35,11 +35,11 @@ FROM pg_stat_user_tables m WHERE m.relname = 'campaign_messages'
 
 @dataclass(frozen=True)
 class Measured:
-    """One run: figures a message where nothing else is said."""
+    """The figures of one run, per message unless stated otherwise."""
 
     processes: int
     per_second: float  # messages
-    connections: int  # at most, of all processes together
+    connections: int  # maximum, over all processes
     wal_bytes: float
     full_pages: float
     commits: float
@@ -47,11 +47,11 @@ class Measured:
     in_place: float
     row_changes: float
     dead_rows: float
-    size_bytes: float  # by which the database grew, dead rows included
+    size_bytes: float  # growth of the database, dead rows included
 
 
 class _Connections:
-    """Counts the connections to a database while the block lasts."""
+    """Counts the connections to a database while the block runs."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -85,7 +85,7 @@ def _counts(url: str) -> dict[str, Any]:
 
 
 def measure(queue: Bench, dagster: Bench, sandbox: SandboxProcess, processes: int, messages: int) -> Measured:
-    """Send so many messages by so many processes, an inbox and a shard each."""
+    """Send so many messages from so many processes, with one inbox and one shard each."""
     spec = JobSpec(20, batch_size=messages, shard_size=messages, max_concurrent=processes)
     with queue.database("scale") as url:
         fill(url, messages, inboxes=processes)

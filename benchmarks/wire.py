@@ -1,7 +1,7 @@
-"""Proxies in front of the database server: one counts round trips on the wire, one puts the server far away.
+"""Proxies in front of the database server: one counts round trips on the wire, one simulates a distant server.
 
-A client waits for the server after each Query and each Sync message and at no other time, so these are the round trips:
-transactions, checks of a pool and empty queries included, whatever a driver says of itself.
+A client waits for the server only after each Query and each Sync message, so these are the round trips, including
+transactions, pool checks and empty queries, whatever a driver reports.
 """
 
 import asyncio
@@ -59,7 +59,7 @@ class Proxy:
         try:
             await self._copy_requests(client, to_server)
         except (asyncio.IncompleteReadError, ConnectionError):
-            pass  # the client has left
+            pass  # the client has disconnected
         finally:
             to_server.close()
             back.cancel()
@@ -80,7 +80,7 @@ class CountingProxy(Proxy):
         self.round_trips = 0
 
     async def _copy_requests(self, client: asyncio.StreamReader, to_server: asyncio.StreamWriter) -> None:
-        # The start-up message alone has no type before its length.
+        # Only the start-up message has no type before its length.
         head = await client.readexactly(4)
         to_server.write(head + await client.readexactly(int.from_bytes(head, "big") - 4))
         while True:
@@ -91,7 +91,7 @@ class CountingProxy(Proxy):
 
 
 class DistantProxy(Proxy):
-    """A server so many seconds away: each answer takes that much longer."""
+    """Simulates a distant server: each answer takes so many seconds longer."""
 
     def __init__(self, url: str, folder: Path, round_trip_seconds: float) -> None:
         super().__init__(url, folder)

@@ -84,7 +84,7 @@ print(ScriptDirectory.from_config(schema._alembic_config()).get_current_head() =
     assert "campaign-pipeline" in told.stdout
 
 
-def test_what_only_some_need_is_an_extra() -> None:
+def test_optional_dependencies_are_extras() -> None:
     needed = [each for each in requires("campaign_pipeline") or [] if "extra ==" not in each]
     assert not any(each.startswith(("pixeltable", "matplotlib", "pillow", "pytest")) for each in needed)
     extras = {

@@ -196,7 +196,7 @@ def test_a_time_that_is_none_is_left_out(stamp: object) -> None:
         event(status=["sent"]),
     ],
 )
-def test_what_is_not_about_a_part_of_ours_is_left_alone(strange: object) -> None:
+def test_events_about_other_messages_are_left_alone(strange: object) -> None:
     assert read_status(strange) is None
 
 
@@ -221,7 +221,7 @@ def test_what_is_not_about_a_part_of_ours_is_left_alone(strange: object) -> None
         ),
     ],
 )
-def test_what_is_missing_or_unusable_is_named(row: dict[str, Any], variables: dict[str, str], named: str) -> None:
+def test_missing_or_unusable_settings_are_named(row: dict[str, Any], variables: dict[str, str], named: str) -> None:
     with pytest.raises(LookupError, match=named):
         from_connection(http_client(connections=1), InboxConnection(**row), variables, 30.0)
 

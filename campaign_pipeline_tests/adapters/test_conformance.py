@@ -268,7 +268,7 @@ async def send(adapter: MessageChannel) -> Outcome:
 
 
 @every_channel
-def test_a_request_whose_time_is_over_is_not_written_and_one_is_asked_for_after_the_connection_is_there(
+def test_an_expired_request_is_not_written_and_the_check_follows_the_connection(
     channel: Channel,
 ) -> None:
     seen: list[str] = []
@@ -345,7 +345,7 @@ JSON = st.recursive(
 
 @every_channel
 @given(status=st.integers(200, 599), body=JSON, after=st.none() | st.floats(0, 100))
-def test_whatever_comes_is_classed_and_only_a_success_with_an_id_is_sent(
+def test_every_answer_is_classified_and_only_a_success_with_an_id_is_sent(
     channel: Channel, status: int, body: object, after: float | None
 ) -> None:
     raw = orjson.dumps(body, option=orjson.OPT_PASSTHROUGH_SUBCLASS) if not _too_big(body) else b"{}"
@@ -456,7 +456,7 @@ def test_a_huge_body_makes_no_huge_outcome(channel: Channel, status: int) -> Non
 
 
 @every_channel
-def test_a_body_that_comes_in_drops_ends_at_the_time_out(channel: Channel) -> None:
+def test_a_trickling_body_ends_at_the_timeout(channel: Channel) -> None:
     async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await read_request(reader)
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
@@ -471,7 +471,7 @@ def test_a_body_that_comes_in_drops_ends_at_the_time_out(channel: Channel) -> No
 
 
 @every_channel
-def test_what_the_server_itself_takes_is_added_to_the_time_out(channel: Channel) -> None:
+def test_the_servers_own_delay_extends_the_timeout(channel: Channel) -> None:
     if not channel.delay:
         return  # it answers at once
     types = channel.name != "supabase"  # there the delay is its own, and not ours to choose
@@ -489,7 +489,7 @@ def test_what_the_server_itself_takes_is_added_to_the_time_out(channel: Channel)
 
 @every_channel
 @pytest.mark.parametrize("status", [200, 400, 401, 404, 418, 429, 500, 502])
-def test_a_key_that_the_answer_quotes_is_nowhere_in_what_comes_of_it(
+def test_a_key_quoted_in_an_answer_is_in_no_result(
     channel: Channel, status: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -551,7 +551,7 @@ def test_a_state_that_cannot_be_asked_holds_nothing_back(channel: Channel, fault
 
 
 @every_channel
-def test_a_number_is_asked_for_where_the_channel_can_and_otherwise_not_taken_for_existing(channel: Channel) -> None:
+def test_a_number_is_checked_if_the_channel_can_and_never_assumed_to_exist(channel: Channel) -> None:
     async def use(adapter: MessageChannel, sandbox: Sandbox) -> None:
         known, missing = await adapter.check_number("5531987654321"), await adapter.check_number("5511900000001")
         if adapter.traits.number_check:
@@ -587,7 +587,7 @@ can_be_asked = pytest.mark.parametrize(
 
 @can_be_asked
 @pytest.mark.parametrize("fault", ["cut_after", "malformed_json", "hang_after", "server_error_500:accepts=true"])
-def test_a_part_that_went_out_without_an_answer_is_found_with_its_id(channel: Channel, fault: str) -> None:
+def test_a_part_sent_without_an_answer_is_found_with_its_id(channel: Channel, fault: str) -> None:
     async def use(adapter: MessageChannel, sandbox: Sandbox) -> None:
         assert isinstance(await adapter.send(ENVELOPE), Unknown)
         found = await adapter.find_accepted(Attempt(ENVELOPE, sandbox.record.entries[0]["received_at"]))

@@ -74,7 +74,7 @@ def test_another_path_or_port_is_another_address(url: str) -> None:
     ],
 )
 @pytest.mark.parametrize("of_row", [True, False])
-def test_what_is_no_base_address_is_refused_without_being_quoted(url: str, of_row: bool) -> None:
+def test_an_invalid_base_address_is_refused_without_being_quoted(url: str, of_row: bool) -> None:
     row = {"provider_config": {"base_url": url}} if of_row else {}
     variables = {} if of_row else {"EVOLUTION_API_URL": url}
     with pytest.raises(LookupError, match=r"base URL \(.*(EVOLUTION_API_URL|base_url).*\) must be .*\.$") as refused:

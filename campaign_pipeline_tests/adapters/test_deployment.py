@@ -9,7 +9,7 @@ SHARED = {"CAMPAIGN_OUTPUTS": "s3://outputs/campaigns", "CAMPAIGN_DATABASE_URL":
 CELERY = {"CAMPAIGN_EXECUTOR": "celery", "CAMPAIGN_CELERY_BROKER": "redis://:hunter2@redis:6379/0", **SHARED}
 
 
-def test_one_host_with_processes_is_what_nobody_has_to_ask_for() -> None:
+def test_one_host_with_processes_is_the_default() -> None:
     assert Deployment.from_environment({}) == Deployment.from_environment({"CAMPAIGN_EXECUTOR": " "}) == Deployment()
 
 
@@ -42,7 +42,7 @@ def test_a_folder_that_all_hosts_mount_is_named_as_a_url() -> None:
         ({**CELERY, "CAMPAIGN_DATABASE_URL": ""}, "CAMPAIGN_DATABASE_URL is not set and the embedded database serves"),
     ],
 )
-def test_what_cannot_work_is_refused_with_a_sentence_that_names_it(variables: dict[str, str], sentence: str) -> None:
+def test_an_impossible_setting_is_refused_with_its_name(variables: dict[str, str], sentence: str) -> None:
     with pytest.raises(SettingError) as refused:
         Deployment.from_environment(variables)
     assert sentence in str(refused.value)

@@ -26,7 +26,7 @@ def test_a_healthy_queue_has_nothing_that_stops(world: World) -> None:
     assert {finding.state for finding in findings(world).values()} == {State.FINE}
 
 
-def test_what_keeps_messages_stops_and_says_what_to_do(world: World) -> None:
+def test_findings_that_hold_messages_are_stops_and_say_what_to_do(world: World) -> None:
     workspace = world.workspace()
     world.due_message(world.run(world.campaign(workspace, world.inbox(workspace, status="disconnected")), name="Hoje"))
     world.campaign(timezone="Brazil/Nowhere")

@@ -154,7 +154,7 @@ def test_it_runs_as_its_users_own_where_that_is_not_root_and_two_users_have_one_
         root.leave()
 
 
-def test_what_an_earlier_version_made_is_closed_and_keeps_its_data(place: Path, made: Path) -> None:
+def test_an_earlier_versions_folder_is_secured_and_keeps_its_data(place: Path, made: Path) -> None:
     server = started(with_data(place / "home", made))
     with psycopg.connect(server.url()) as connection:
         connection.execute("CREATE TABLE kept AS SELECT 42 AS n")
@@ -186,9 +186,7 @@ def test_what_an_earlier_version_made_is_closed_and_keeps_its_data(place: Path, 
 
 
 @as_root
-def test_a_folder_of_somebody_else_is_refused_in_a_sentence_and_root_leaves_it_to_its_owner(
-    place: Path, made: Path
-) -> None:
+def test_another_users_folder_is_refused_and_root_leaves_it_to_its_owner(place: Path, made: Path) -> None:
     home = with_data(place / "home", made, NOBODY)
     assert "belongs to the user with the id 65534" in as_user(OTHER, lambda: started(home).leave())
     server = started(home)

@@ -14,7 +14,7 @@ SECRET = "hunter2"
 # How patient ----------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_unset_or_blank_keeps_its_default() -> None:
+def test_unset_and_blank_variables_keep_their_defaults() -> None:
     blank = {"CAMPAIGN_LEASE_SECONDS": " ", "CAMPAIGN_RETRY_DELAYS_MINUTES": ""}
     assert DeliverySettings.from_environment({}) == DeliverySettings.from_environment(blank) == DeliverySettings()
 
@@ -192,7 +192,7 @@ def test_a_database_that_does_not_answer_is_one_sentence_without_its_password(ur
     assert caught.value.__cause__ is None  # nor in a traceback
 
 
-def test_answers_are_kept_by_openrouter_for_as_long_as_is_said_and_not_at_all_by_itself() -> None:
+def test_openrouter_caches_answers_only_for_the_configured_time() -> None:
     assert Environment.read({}).openrouter_cache_seconds == 0
     assert Environment.read({"OPENROUTER_CACHE_SECONDS": "240"}).openrouter_cache_seconds == 240
 

@@ -70,7 +70,7 @@ def with_faults(*rules: str) -> Behaviour:
 # Sending --------------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_sent_arrives_as_it_is_with_its_typing_time() -> None:
+def test_a_message_arrives_unchanged_with_its_typing_time() -> None:
     server = playback({"key": {"id": "3EB0"}}, status="201 Created")
     text = "Olá 👋🏽!\n\nA — “b” {{x}} \u200f مرحبا"
     with_server(server)(lambda channel: channel.send(Envelope("m-1", 2, text, "5511987654321", delay_ms=700)))
@@ -168,7 +168,7 @@ async def send_control(channel: Evolution) -> str:
 
 
 @pytest.mark.parametrize("fault", ["cut_after", "malformed_json", "hang_after", "server_error_500:accepts=true"])
-def test_a_part_that_went_out_without_an_answer_is_found_with_its_id(fault: str) -> None:
+def test_a_part_sent_without_an_answer_is_found_with_its_id(fault: str) -> None:
     async def use(channel: Evolution, sandbox: Sandbox) -> None:
         assert isinstance(await channel.send(ENVELOPE), Unknown)
         found = await channel.find_accepted(attempt())
@@ -213,7 +213,7 @@ def test_a_part_is_found_under_the_hidden_name_that_whatsapp_gives_the_number() 
     assert server.requests[-1][1]["where"]["key"]["remoteJid"] == "18446744@lid"
 
 
-def test_a_part_is_absent_for_sure_where_a_sent_one_is_found_the_same_way() -> None:
+def test_a_part_is_proven_absent_if_a_sent_one_is_found_the_same_way() -> None:
     async def use(channel: Evolution, _: Sandbox) -> None:
         control = await send_control(channel)
         assert isinstance(await channel.send(ENVELOPE), Unknown)
@@ -279,7 +279,7 @@ def test_a_part_is_not_absent_while_the_disconnected_inbox_cannot_tell_what_what
     with_sandbox(use)
 
 
-def test_what_belongs_to_another_part_is_no_answer() -> None:
+def test_another_parts_message_is_no_result() -> None:
     async def use(channel: Evolution, _: Sandbox) -> None:
         control = await send_control(channel)
         sent = await channel.send(ENVELOPE)
@@ -369,7 +369,7 @@ def test_the_search_names_number_direction_and_a_span_that_a_wrong_clock_cannot_
         ),
     ],
 )
-def test_what_whatsapp_knows_of_a_number(answer: object, expected: object) -> None:
+def test_number_checks_return_whatsapps_answer(answer: object, expected: object) -> None:
     server = playback(answer)
     assert with_server(server)(lambda channel: channel.check_number("5511987654321")) == expected
     ((line, body),) = server.requests
@@ -412,7 +412,7 @@ def build(variables: Mapping[str, str], **row: Any) -> Evolution:
         ({"api_key": "chave-ção"}, {"EVOLUTION_API_URL": "http://x"}, "api_key"),
     ],
 )
-def test_what_is_missing_or_unusable_is_named(row: dict[str, Any], variables: dict[str, str], named: str) -> None:
+def test_missing_or_unusable_settings_are_named(row: dict[str, Any], variables: dict[str, str], named: str) -> None:
     with pytest.raises(LookupError, match=named) as problem:
         build(variables, **row)
     assert "ção" not in str(problem.value)

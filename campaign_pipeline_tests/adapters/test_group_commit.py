@@ -125,7 +125,7 @@ def test_an_error_of_no_item_reaches_all_of_the_group_and_none_of_the_next(error
     run(main)
 
 
-def test_a_statement_that_loses_a_result_leaves_nobody_waiting() -> None:
+def test_a_statement_with_a_missing_result_leaves_no_caller_waiting() -> None:
     async def main() -> None:
         async def execute(items: Sequence[int]) -> list[int]:
             return list(items)[1:]

@@ -87,7 +87,7 @@ def hosts(**variables: str) -> Hosts:
         ("https://224.0.0.1/x", "private address"),
     ],
 )
-def test_what_may_not_be_reached_is_refused_before_it_is_resolved(network: Network, url: str, reason: str) -> None:
+def test_a_forbidden_host_is_refused_before_it_is_resolved(network: Network, url: str, reason: str) -> None:
     answer = ask(url, hosts())
     assert answer.refused
     assert reason in answer.reason
@@ -119,7 +119,7 @@ def test_a_name_that_resolves_to_a_private_address_is_refused_before_it_is_conne
         ("http://public.example/x", "public.example", ("93.184.216.34", 80)),
     ],
 )
-def test_public_hosts_this_machine_and_what_is_allowed_are_reached(
+def test_public_hosts_this_machine_and_allowed_hosts_are_reached(
     network: Network, url: str, allowed: str, address: tuple[str, int]
 ) -> None:
     answer = ask(url, hosts(ALLOWED_HOSTS=allowed))
@@ -201,7 +201,7 @@ def test_mail_goes_to_no_other_host_either(network: Network, host: str, variable
 
 
 @pytest.mark.parametrize("host", ["mail..example", "x" * 64 + ".example", "mail\0.example", "", "."])
-def test_what_is_no_name_of_a_host_is_an_error_of_the_network(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_host_name_is_a_network_error(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async def start_connection(*_: object, **__: object) -> None:
         raise ConnectionRefusedError("nothing is connected here")
 

@@ -140,7 +140,7 @@ def test_a_server_that_speaks_no_tls_let_nothing_leave() -> None:
     assert not answer.left
 
 
-def test_a_certificate_that_nobody_signed_let_nothing_leave(tmp_path: Path) -> None:
+def test_an_untrusted_certificate_lets_nothing_leave(tmp_path: Path) -> None:
     certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
     subject = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
     files = ["-keyout", str(key), "-out", str(certificate)]
@@ -259,7 +259,7 @@ def test_a_body_that_is_not_compressed_as_it_says_may_have_it() -> None:
     assert unanswered(answering(response(b"not gzip at all", "Content-Encoding: gzip"))).left
 
 
-def test_an_answer_that_comes_in_drops_ends_too() -> None:
+def test_a_trickling_answer_ends_too() -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await read_request(reader)
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
@@ -350,7 +350,7 @@ def test_the_password_of_a_url_is_in_no_reason() -> None:
         KEY,
     ],
 )
-def test_what_looks_like_a_key_is_redacted(text: str) -> None:
+def test_strings_that_look_like_a_key_are_redacted(text: str) -> None:
     assert KEY not in redact(text)
     assert "0123456789abcdef" not in redact(text)
 
@@ -414,14 +414,14 @@ def test_a_whole_key_never_survives_and_the_rest_does(before: str, key: str, aft
         ("o token da loja venceu", "o token da loja venceu"),
     ],
 )
-def test_what_looks_like_an_encoded_key_is_redacted_too(text: str, left: str) -> None:
+def test_strings_that_look_like_an_encoded_key_are_redacted_too(text: str, left: str) -> None:
     assert redact(text) == left
 
 
 # What is kept of an answer that no table knows ------------------------------------------------------------------------
 
 
-def test_only_what_tells_of_an_error_is_kept_as_evidence() -> None:
+def test_only_error_fields_are_kept_as_evidence() -> None:
     body = {
         "error": {"code": 131, "message": "ana@example.com at +55 (11) 98765-4321 has no session", "trace": "x" * 900},
         "lead": {"name": "Ana", "message": "Olá"},
@@ -506,7 +506,7 @@ def test_any_path_into_any_body_is_safe(body: object, path: list[str | int]) -> 
     at(body, *path)
 
 
-def test_a_path_finds_what_lies_there_and_none_elsewhere() -> None:
+def test_a_path_returns_its_value_and_none_elsewhere() -> None:
     body = {"a": [{"b": 1}]}
     assert at(body, "a", 0, "b") == 1
     assert [at(body, "a", 1, "b"), at(body, 0), at(body, "a", "b"), at(None, "a")] == [None] * 4

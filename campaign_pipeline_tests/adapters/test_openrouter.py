@@ -197,7 +197,7 @@ def test_a_key_that_the_answer_quotes_is_in_no_reason() -> None:
     assert "Unknown key ***" in str(outcome.answer)
 
 
-def test_a_generation_whose_answer_is_lost_may_be_asked_for_again() -> None:
+def test_a_generation_whose_answer_is_lost_may_be_repeated() -> None:
     async def hang_up(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
         await reader.read(100)
 
@@ -266,7 +266,7 @@ def test_a_model_of_a_workspaces_own_account_that_is_missing_stays_the_models_tr
     assert outcome.scope is Scope.MODEL
 
 
-def test_answers_are_kept_by_openrouter_only_where_that_is_asked_for() -> None:
+def test_openrouter_caches_answers_only_if_requested() -> None:
     _, (without,) = bodies_and_headers(PROMPT, WRITTEN)
     _, (kept,) = bodies_and_headers(PROMPT, WRITTEN, cache_seconds=600)
     assert b"x-openrouter-cache" not in without.lower()
@@ -274,7 +274,7 @@ def test_answers_are_kept_by_openrouter_only_where_that_is_asked_for() -> None:
     assert b"x-openrouter-cache-ttl: 600" in kept.lower()
 
 
-def test_a_text_that_openrouter_kept_comes_again_for_nothing() -> None:
+def test_a_text_cached_by_openrouter_is_free() -> None:
     async def run() -> tuple[Completion | Failure, Completion | Failure, int]:
         async with Sandbox() as sandbox, http_client(connections=2) as client:
             model = OpenRouter(client, sandbox.openrouter_url, KEY, cache_seconds=600)
@@ -288,7 +288,7 @@ def test_a_text_that_openrouter_kept_comes_again_for_nothing() -> None:
     assert first.cost
 
 
-def test_where_the_model_cannot_answer_the_next_one_does_and_is_named() -> None:
+def test_if_a_model_cannot_answer_the_next_one_does_and_is_named() -> None:
     prompt = replace(PROMPT, fallback_models=("mistral/small", "meta/llama"))
     outcome, _ = ask_sandbox(Behaviour(faults=(Fault(Kind.GENERATION, "model_404"),)), prompt)
     assert isinstance(outcome, Completion)
@@ -336,7 +336,7 @@ def test_an_answer_that_may_not_be_used_says_what_it_cost(finish: str | None, co
         (Reasoning(max_tokens=1024), {"max_tokens": 1024, "exclude": True}),
     ],
 )
-def test_how_much_a_model_may_reason_is_said_in_the_request(reasoning: Reasoning | None, sent: object) -> None:
+def test_the_request_limits_a_models_reasoning(reasoning: Reasoning | None, sent: object) -> None:
     assert asked_with(replace(PROMPT, reasoning=reasoning)).get("reasoning") == sent
 
 
@@ -354,7 +354,7 @@ def test_requests_of_a_campaign_go_where_its_prompt_is_cached() -> None:
 
 
 @pytest.mark.parametrize(("model", "saved"), [("anthropic/claude-sonnet-4.5", 0.0081), ("vendor/model", None)])
-def test_what_a_cached_prompt_saved_follows_from_what_was_charged(model: str, saved: float | None) -> None:
+def test_savings_of_a_cached_prompt_follow_from_the_charge(model: str, saved: float | None) -> None:
     usage = {
         "prompt_tokens": 3500,
         "completion_tokens": 100,

@@ -33,7 +33,7 @@ def in_doubt(world: World, run: UUID) -> UUID:
     return due
 
 
-def test_a_prefix_or_a_name_finds_what_only_one_has(world: World) -> None:
+def test_a_unique_prefix_or_name_finds_its_object(world: World) -> None:
     run = world.run(name="Primeiro contato")
     message = world.due_message(run)
     with Operator(world.url) as desk:
@@ -106,7 +106,7 @@ def test_a_run_is_paused_resumed_and_cancelled_and_the_log_says_by_whom(world: W
     ]
 
 
-def test_what_may_have_gone_out_is_sent_again_only_where_that_is_said(world: World) -> None:
+def test_a_message_that_may_have_been_sent_is_resent_only_on_explicit_request(world: World) -> None:
     due = in_doubt(world, world.run())
     with Operator(world.url) as desk:
         with pytest.raises(OperatorError, match="it may have gone out"):

@@ -14,7 +14,7 @@ from campaign_pipeline_tests.sql.holder import insert_due
 OPTIONS = BatchOptions(batch_size=5, owner="test")
 
 
-def test_claiming_goes_on_after_an_immediate_restart_and_claims_nothing_twice(
+def test_claims_continue_after_an_immediate_restart_and_claim_nothing_twice(
     fragile: EmbeddedServer, fragile_url: str
 ) -> None:
     with World(fragile_url) as world:

@@ -96,7 +96,7 @@ def test_a_connection_is_encrypted_as_the_url_says(
         ("verify-full&sslrootcert=/nowhere/ca.crt", "root certificate file"),
     ],
 )
-def test_what_the_url_demands_and_cannot_be_had_is_said_before_anything_is_asked(
+def test_an_unsupported_url_option_is_reported_before_connecting(
     tls_port: int, certificates: Certificates, mode: str, reason: str
 ) -> None:
     url = f"postgresql://postgres@127.0.0.1:{tls_port}/postgres?sslmode={mode.format(other=certificates.other)}"

@@ -290,7 +290,7 @@ def test_a_database_that_does_not_exist_is_named(server: EmbeddedServer) -> None
         check(server.url("nowhere"))
 
 
-def test_a_role_that_may_not_look_is_told_so(database_url: str) -> None:
+def test_a_role_without_read_rights_is_reported(database_url: str) -> None:
     role = f"r{uuid4().hex[:12]}"
     with psycopg.connect(database_url, autocommit=True) as admin:
         admin.execute(f"CREATE ROLE {role} LOGIN")

@@ -90,7 +90,7 @@ def test_a_message_goes_its_whole_way(world: World, due: list[UUID]) -> None:
     assert world.value("SELECT leads_success FROM campaign_runs") == 1
 
 
-def test_taking_over_reads_what_was_stored_and_counts_what_was_left(world: World, due: list[UUID]) -> None:
+def test_a_take_over_reads_stored_rows_and_counts_the_others(world: World, due: list[UUID]) -> None:
     shard = claimed_shard(world.url)
     world.do("UPDATE campaign_messages SET status = 'skipped' WHERE id = %s", due[0])
     world.do("DELETE FROM campaign_messages WHERE id = %s", due[1])
@@ -136,7 +136,7 @@ def test_a_text_is_kept_that_may_not_be_sent_now(world: World, due: list[UUID]) 
     assert part_states(world, kept["id"]) == [("planned", 0)]
 
 
-def test_a_store_whose_lease_was_taken_is_refused_everything_but_facts(world: World, due: list[UUID]) -> None:
+def test_a_store_without_its_lease_may_only_record_facts(world: World, due: list[UUID]) -> None:
     async def work(store: ShardStore, ids: list[str]) -> None:
         begun, waiting = ids[0], ids[1]
         await store.begin_part(begin(begun))
@@ -166,7 +166,7 @@ def test_the_end_of_one_message_and_the_start_of_another_are_one_transaction(wor
     assert [message(world, each)["status"] for each in due[:2]] == ["sent", "generating"]
 
 
-def test_who_starts_sees_what_the_end_of_another_message_changed(world: World, due: list[UUID]) -> None:
+def test_a_start_sees_the_changes_of_another_messages_end(world: World, due: list[UUID]) -> None:
     async def work(store: ShardStore, ids: list[str]) -> None:
         await store.begin_part(begin(ids[0]))
         await store.open_pause(Scope.MODEL, "a/model", Systemic("no_credit", "It is empty.", Scope.MODEL))
@@ -179,7 +179,7 @@ def test_who_starts_sees_what_the_end_of_another_message_changed(world: World, d
     with_store(world.url, work)
 
 
-def test_an_end_that_cannot_be_stored_keeps_nobody_from_starting(world: World, due: list[UUID]) -> None:
+def test_an_end_that_cannot_be_stored_stops_no_start(world: World, due: list[UUID]) -> None:
     async def work(store: ShardStore, ids: list[str]) -> None:
         await store.begin_part(begin(ids[0]))
         bad = store.settle(sent(ids[0], duration_ms=2**40))
@@ -224,7 +224,7 @@ def test_text_that_postgresql_cannot_store_harms_neither_its_message_nor_its_nei
     assert parts(world, failed["id"])[0]["provider_response"]["raw"] == [failed["error_message"]]
 
 
-def test_what_is_known_of_a_message_is_stored_in_the_order_in_which_it_was_said(world: World, due: list[UUID]) -> None:
+def test_changes_of_a_message_are_stored_in_order(world: World, due: list[UUID]) -> None:
     """A shard that is stopped gives a message back whose last answer is still on its way to the database."""
 
     async def work(store: ShardStore, ids: list[str]) -> None:
@@ -259,7 +259,7 @@ def test_a_thousand_at_once_are_settled_each_once(world: World) -> None:
 # Pauses, look-ups, logs -----------------------------------------------------------------------------------------------
 
 
-def test_a_pause_is_opened_for_everybody_and_seen_at_once_by_who_opened_it(world: World, due: list[UUID]) -> None:
+def test_a_pause_is_opened_for_all_and_seen_at_once_by_its_opener(world: World, due: list[UUID]) -> None:
     async def work(store: ShardStore, ids: list[str]) -> None:
         assert await store.pauses() == []
         seconds = await store.open_pause(Scope.INBOX, "1", Systemic("disconnected", "It is closed.", Scope.INBOX))

@@ -464,7 +464,7 @@ def test_starttls_comes_before_the_password(certificate: tuple[Path, ssl.SSLCont
     assert isinstance(sent_over_tls(server, pem), Sent)
 
 
-def test_a_certificate_that_nobody_vouches_for_ends_it(certificate: tuple[Path, ssl.SSLContext]) -> None:
+def test_an_untrusted_certificate_ends_the_connection(certificate: tuple[Path, ssl.SSLContext]) -> None:
     server = MailServer(password="right", tls=certificate[1])
     outcome = sent_over_tls(server, None)
     assert isinstance(outcome, Systemic)
@@ -490,7 +490,7 @@ def bodies(message: EmailMessage) -> tuple[str, str]:
     return plain.get_content(), rich.get_content()
 
 
-def test_what_is_sent_arrives_as_it_is_with_its_headers() -> None:
+def test_a_message_arrives_unchanged_with_its_headers() -> None:
     server = MailServer()
     outcome = with_server(
         server,
@@ -533,7 +533,7 @@ def test_an_unsubscribe_address_by_mail_alone_promises_no_click() -> None:
     assert (message["List-Unsubscribe"], message["List-Unsubscribe-Post"]) == ("<mailto:sair@acme.example>", None)
 
 
-def test_a_long_address_to_unsubscribe_goes_out_in_one_piece() -> None:
+def test_a_long_unsubscribe_address_is_sent_in_one_piece() -> None:
     url = f"https://acme.example/{'sair/' * 60}"
     content = compose(replace(MAILBOX, unsubscribe_url=url), ENVELOPE)
     assert f"\r\nList-Unsubscribe: <{url}>, <".encode() in content

@@ -104,7 +104,7 @@ def test_a_miss_proves_nothing(ids: tuple[str, ...], taken: frozenset[str]) -> N
         ({"SUPABASE_URL": "x.supabase.co", "SUPABASE_SERVICE_ROLE_KEY": KEY}, "SUPABASE_URL"),
     ],
 )
-def test_what_is_missing_or_unusable_is_named(variables: dict[str, str], named: str) -> None:
+def test_missing_or_unusable_settings_are_named(variables: dict[str, str], named: str) -> None:
     connection = InboxConnection(instance_token="of its provider", provider_config={"base_url": "http://evolution"})
     with pytest.raises(LookupError, match=named):
         from_connection(http_client(connections=1), connection, variables, 30.0)

@@ -74,7 +74,7 @@ def test_no_text_has_doubled_braces_and_a_reader_sees_none_other(text: str) -> N
     assert harmless(safe) == safe
 
 
-def test_what_looks_like_a_placeholder_arrives_as_it_was_written() -> None:
+def test_a_text_that_looks_like_a_placeholder_arrives_unchanged() -> None:
     async def inside() -> str:
         async with Sandbox() as sandbox, http_client(connections=1) as client:
             channel = Uazapi(client, sandbox.uazapi_url, "loja", 5.0)
@@ -103,7 +103,7 @@ def test_a_message_that_the_server_could_not_send_is_absent(status: str) -> None
     assert absent == Absent(proven=True, reason="It was looked up by its own tracking id.")
 
 
-def test_of_two_under_one_key_the_one_that_went_out_counts() -> None:
+def test_of_two_messages_with_one_key_the_sent_one_counts() -> None:
     failed, sent = ({"messageid": name, "status": name, **OURS} for name in ("Failed", "ServerAck"))
     found, _ = look_up(page(failed, sent))
     assert isinstance(found, Found)
@@ -144,7 +144,7 @@ def test_a_look_up_without_end_is_given_up() -> None:
         ([{"isInWhatsapp": False, "error": ""}], NumberMissing("The number is not on WhatsApp.")),
     ],
 )
-def test_what_whatsapp_knows_of_a_number(body: object, expected: object) -> None:
+def test_number_checks_return_whatsapps_answer(body: object, expected: object) -> None:
     server = playback(body)
     assert with_server(server, lambda channel: channel.check_number("5531987654321")) == expected
     assert server.requests == [("POST /chat/check", {"numbers": ["5531987654321"]})]
@@ -167,6 +167,6 @@ def test_an_error_is_no_existing_number_as_the_original_took_it(body: object) ->
         ({"instance_token": "t", "settings": {"base_url": 7}}, {}, "settings.base_url"),
     ],
 )
-def test_what_is_missing_or_unusable_is_named(row: dict[str, Any], variables: dict[str, str], named: str) -> None:
+def test_missing_or_unusable_settings_are_named(row: dict[str, Any], variables: dict[str, str], named: str) -> None:
     with pytest.raises(LookupError, match=named):
         from_connection(http_client(connections=1), InboxConnection(**row), variables, 30.0)

@@ -165,7 +165,7 @@ def test_a_reply_is_shown_once_and_stops_what_is_planned_for_its_lead(world: Wor
     assert world.wrong_counters() == []
 
 
-def test_a_reply_stops_what_a_worker_holds_before_its_request_leaves(world: World, inbox: UUID) -> None:
+def test_a_reply_stops_a_leased_message_before_its_request(world: World, inbox: UUID) -> None:
     _, lead = sent_message(world, inbox)
     other = world.run(world.campaign(inbox=inbox))
     queued, written, begun = (world.due_message(other, lead) for _ in range(3))
@@ -182,7 +182,7 @@ def test_a_reply_stops_what_a_worker_holds_before_its_request_leaves(world: Worl
     assert world.wrong_counters() == []
 
 
-def test_what_two_tenants_call_alike_is_nobodys(world: World, inbox: UUID) -> None:
+def test_an_inbox_name_of_two_tenants_is_ambiguous(world: World, inbox: UUID) -> None:
     sent_message(world, inbox)
     world.inbox(world.workspace(), name="loja")
     post(world, f"/evolution/{TOKEN}", reply("Oi"))
@@ -197,7 +197,7 @@ def test_an_opt_out_holds_at_once(world: World, inbox: UUID) -> None:
     assert held == {"lead_id": lead, "address": NUMBER, "source": "keyword"}
 
 
-def test_receipts_show_how_far_a_part_came_in_whatever_order(world: World, inbox: UUID) -> None:
+def test_receipts_in_any_order_give_the_latest_stage(world: World, inbox: UUID) -> None:
     sent_message(world, inbox)
     post(world, f"/evolution/{TOKEN}", receipt("READ"), receipt("DELIVERY_ACK"), receipt("DELIVERY_ACK", "3EB0OTHER"))
     assert world.value("SELECT delivery_status FROM campaign_message_parts") == "read"

@@ -98,7 +98,7 @@ def test_a_batch_launched_from_the_launchpad_shows_its_shards_in_the_gantt_chart
     assert len(queue.accepted()) == len(set(queue.accepted())) == 120
 
 
-def test_a_shard_that_died_is_re_executed_from_failure_and_nothing_goes_out_twice(page: Page, queue: Stack) -> None:
+def test_a_dead_shard_is_re_executed_from_failure_and_nothing_is_sent_twice(page: Page, queue: Stack) -> None:
     queue.sandbox.set_behaviour(AT_AN_EASY_PACE)
     due_campaigns(queue, 60, "Vendas", "Suporte")
     # Dagster would repeat a run that lost a process by itself, and be done before a person has seen it.
@@ -123,9 +123,7 @@ def test_a_shard_that_died_is_re_executed_from_failure_and_nothing_goes_out_twic
     assert {row["status"] for row in queue.world.all("SELECT status FROM campaign_runs")} == {"completed"}
 
 
-def test_a_run_that_lost_a_process_is_repeated_by_dagster_itself_and_nothing_goes_out_twice(
-    page: Page, queue: Stack
-) -> None:
+def test_dagster_retries_a_run_that_lost_a_process_and_nothing_is_sent_twice(page: Page, queue: Stack) -> None:
     queue.sandbox.set_behaviour(AT_AN_EASY_PACE)
     due_campaigns(queue, 60, "Vendas", "Suporte")
     run = launch(page)
@@ -139,7 +137,7 @@ def test_a_run_that_lost_a_process_is_repeated_by_dagster_itself_and_nothing_goe
     assert queue.world.wrong_counters() == []
 
 
-def test_a_back_fill_of_three_days_sends_again_what_failed_on_them(page: Page, queue: Stack) -> None:
+def test_a_back_fill_of_three_days_resends_their_failed_messages(page: Page, queue: Stack) -> None:
     due_campaigns(queue, 0, "Black Friday")
     days = [today() - timedelta(days=back) for back in (4, 3, 2, 1)]
     for day in days:
@@ -196,7 +194,7 @@ def test_the_report_of_a_day_shows_its_picture_and_its_table(page: Page, queue: 
     keep(page, "report_picture")
 
 
-def test_a_tick_of_the_schedule_that_is_skipped_says_what_is_waited_for(page: Page, queue: Stack) -> None:
+def test_a_skipped_tick_of_the_schedule_records_the_reason(page: Page, queue: Stack) -> None:
     due_campaigns(queue, 0, "Vendas")
     run = queue.world.value("SELECT id FROM campaign_runs")
     queue.world.due_message(run, scheduled_at=datetime.now(ZONE) + timedelta(hours=2))

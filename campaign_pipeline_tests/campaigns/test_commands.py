@@ -48,7 +48,7 @@ def test_a_list_and_a_file_become_messages_that_are_due(
     assert [row["status"] for row in world.messages()] == ["pending"]
 
 
-def test_what_cannot_be_found_is_a_sentence_with_exit_code_2(world: World, environment: pytest.MonkeyPatch) -> None:
+def test_an_unknown_name_is_a_sentence_with_exit_code_2(world: World, environment: pytest.MonkeyPatch) -> None:
     for arguments in (["start", "Nada"], ["preview", "Nada"], ["review", "Nada"], ["test-send", "Nada", "--to", "1"]):
         result = call(*arguments, status=2)
         assert "'Nada'" in result.stderr
@@ -76,7 +76,9 @@ def test_the_daily_job_plans_each_campaign_and_says_what_keeps_one(
     assert len(world.messages()) == 2
 
 
-def test_the_schedule_plans_by_itself_only_where_no_crm_does(world: World, environment: pytest.MonkeyPatch) -> None:
+def test_the_schedule_plans_automatically_only_without_a_crms_plan(
+    world: World, environment: pytest.MonkeyPatch
+) -> None:
     def tick() -> object:
         context = dg.build_schedule_context(
             scheduled_execution_time=datetime(2026, 12, 1, 0, 10, tzinfo=ZoneInfo("America/Sao_Paulo")),

@@ -89,7 +89,7 @@ def test_the_schema_in_the_repository_is_that_of_the_model() -> None:
         ),
     ],
 )
-def test_a_fault_is_a_sentence_with_line_field_value_and_what_would_be_right(old: str, new: str, sentence: str) -> None:
+def test_an_error_is_a_sentence_with_line_field_value_and_correction(old: str, new: str, sentence: str) -> None:
     text = PLAIN.replace(old, new, 1) if old else PLAIN + new
     with pytest.raises(CampaignFileError) as error:
         parse_campaign_file(text)
@@ -113,7 +113,7 @@ def test_a_file_is_applied_once(world: World, text: str) -> None:
     assert applied(world, text).changes == []
 
 
-def test_what_the_file_says_is_what_the_pipeline_reads(world: World) -> None:
+def test_the_pipeline_reads_what_the_file_says(world: World) -> None:
     applied(world, PLAIN)
     campaign = world.one("SELECT * FROM campaign_configs")
     settings = world.one("SELECT * FROM campaign_settings")
@@ -132,7 +132,7 @@ def test_what_the_file_says_is_what_the_pipeline_reads(world: World) -> None:
     assert (reserve["provider_config"], reserve["status"]) == ({"key_variable": "UAZAPI_TOKEN_RESERVA"}, "connected")
 
 
-def test_only_what_differs_is_written_and_the_rest_stays(world: World) -> None:
+def test_only_differences_are_written(world: World) -> None:
     workspace = applied(world, PLAIN).workspace_id
     world.do("UPDATE instances SET provider_config = provider_config || '{\"own\": null}'")
     other = world.campaign(workspace, name="Outra")
@@ -151,7 +151,7 @@ def test_only_what_differs_is_written_and_the_rest_stays(world: World) -> None:
     assert world.value("SELECT provider_config FROM instances WHERE name = 'r2'") == {"own": None}
 
 
-def test_a_key_that_this_process_has_not_is_named(world: World) -> None:
+def test_a_missing_key_is_named(world: World) -> None:
     variables = {"EVOLUTION_API_URL": "http://127.0.0.1:1", "EVOLUTION_API_KEY": "k", "UAZAPI_API_URL": "http://x"}
     assert applied(world, PLAIN, variables=variables).missing_variables == [
         "UAZAPI_TOKEN_RESERVA is not set here; inbox Reserva waits until the pipeline's processes have it."

@@ -99,7 +99,7 @@ def test_a_run_of_another_planner_is_left_to_it(world: World) -> None:
         plan_campaign(world.url, "Hoje")
 
 
-def test_who_may_not_be_written_to_is_not_picked_and_counted_by_reason(world: World) -> None:
+def test_leads_that_must_not_be_contacted_are_counted_by_reason(world: World) -> None:
     config = campaign(world, leads=1)
     workspace = world.value("SELECT workspace_id FROM campaign_configs WHERE id = %s", config)
     column = world.value("SELECT id FROM funnel_columns")

@@ -83,7 +83,7 @@ def test_help_explains_every_command_and_each_of_its_options(command: list[str])
     assert all(described)
 
 
-def test_help_tells_what_exit_codes_mean() -> None:
+def test_help_explains_exit_codes() -> None:
     text = " ".join(call("--help").output.split())
     for code in ("0 success", "1 the pipeline could not work", "2 wrong usage", "130 interrupted"):
         assert code in text
@@ -157,7 +157,7 @@ def test_db_upgrade_makes_the_schema_and_is_harmless_when_it_is_there(
         assert connection.execute("SELECT count(*) FROM campaign_messages").fetchone() == (0,)
 
 
-def test_process_says_what_to_run_where_the_schema_is_missing(
+def test_process_says_what_to_run_if_the_schema_is_missing(
     environment: pytest.MonkeyPatch, empty_database: str
 ) -> None:
     environment.setenv("CAMPAIGN_DATABASE_URL", empty_database)
@@ -186,7 +186,7 @@ def test_db_url_holds_the_embedded_server_until_interrupted() -> None:
 
 
 @pytest.mark.parametrize("options", [[], ["--in-process"]], ids=["processes", "in process"])
-def test_process_sends_what_is_due_and_counts_it(
+def test_process_sends_due_messages_and_counts_them(
     world: World, environment: pytest.MonkeyPatch, dagster_home: Path, options: list[str]
 ) -> None:
     run_id = world.run()
@@ -296,7 +296,7 @@ def test_sandbox_serves_until_interrupted_and_says_how_to_point_at_it(tmp_path: 
     assert serving.returncode == 0
 
 
-def test_a_fault_that_there_is_not_is_one_sentence() -> None:
+def test_an_unknown_fault_is_reported_in_one_sentence() -> None:
     result = call("sandbox", "--fault", "send:explode")
     assert result.exit_code == 2
     assert "'explode' is not a fault of send" in sentence(result)
@@ -338,9 +338,7 @@ def test_dev_refuses_a_port_that_is_taken(environment: pytest.MonkeyPatch, tmp_p
     assert sentence(result).endswith("Choose another with --port.")
 
 
-def test_dev_keeps_a_sandbox_away_from_waiting_messages_of_ones_own(
-    world: World, environment: pytest.MonkeyPatch
-) -> None:
+def test_dev_does_not_send_the_users_own_messages_to_a_sandbox(world: World, environment: pytest.MonkeyPatch) -> None:
     world.due_message(world.run())
     result = call("dev", "--sandbox", "--port", str(free_port()))
     assert result.exit_code == 2

@@ -65,7 +65,7 @@ def test_an_address_is_suppressed_everywhere(world: World) -> None:
         (["lift"], "--lead or --address"),
     ],
 )
-def test_wrong_usage_is_told_in_one_sentence(world: World, arguments: list[str], told: str) -> None:
+def test_wrong_usage_is_reported_in_one_sentence(world: World, arguments: list[str], told: str) -> None:
     result = call(*arguments)
     assert (result.exit_code, suppressions(world)) == (2, [])
     assert told in sentence(result)
@@ -80,7 +80,7 @@ def test_wrong_usage_is_told_in_one_sentence(world: World, arguments: list[str],
         (["erase", str(uuid4()), "--yes"], "Nothing is stored of a lead"),
     ],
 )
-def test_what_cannot_be_done_is_told_in_one_sentence(world: World, arguments: list[str], told: str) -> None:
+def test_an_impossible_request_is_refused_in_one_sentence(world: World, arguments: list[str], told: str) -> None:
     result = call(*arguments)
     assert result.exit_code == 1
     assert told in sentence(result)
@@ -147,7 +147,7 @@ def test_erasing_reaches_the_step_outputs_and_says_what_it_did(
     assert world.value("SELECT erased_by FROM campaign_erasures") == "Rui"
 
 
-def test_nothing_is_erased_without_a_yes(world: World, lead: UUID) -> None:
+def test_nothing_is_erased_without_confirmation(world: World, lead: UUID) -> None:
     result = CliRunner().invoke(cli, ["consent", "erase", str(lead)], input="n\n")
     assert result.exit_code == 1
     assert world.value("SELECT client_name FROM leads WHERE id = %s", lead) == "Zenóbia Quaresma"

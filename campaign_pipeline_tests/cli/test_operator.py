@@ -48,7 +48,7 @@ def test_personal_data_is_masked_unless_it_is_asked_for(world: World) -> None:
         assert "Maria" in str(answer(*arguments, "--show-personal-data"))
 
 
-def test_what_is_shown_is_shown_as_json_too(world: World) -> None:
+def test_every_view_is_available_as_json(world: World) -> None:
     world.due_messages(world.run(name="Hoje"), 2)
     assert [(row["name"], row["waiting"]) for row in answer("runs")] == [("Hoje", 2)]
     assert [row["connection"] for row in answer("inboxes")] == ["connected"]
@@ -86,7 +86,7 @@ def test_wrong_usage_names_what_would_be_right(arguments: list[str], said: str) 
     assert said in result.stderr
 
 
-def test_what_is_not_found_ends_with_1_and_one_sentence(world: World) -> None:
+def test_an_unknown_object_ends_with_1_and_one_sentence(world: World) -> None:
     result = call("message", "00000000")
     assert result.exit_code == 1
     assert result.stderr == "Error: There is no message '00000000': give an id or the beginning of one.\n"

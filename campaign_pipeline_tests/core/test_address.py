@@ -143,7 +143,7 @@ def test_no_number_is_said_to_be_none(raw: str | None) -> None:
         "1234567890123456",
     ],
 )
-def test_what_is_no_number_is_refused_in_one_sentence(raw: str) -> None:
+def test_an_invalid_number_is_refused_in_one_sentence(raw: str) -> None:
     found = problem(raw)
     assert found.code == "invalid_phone"
     assert str(found).startswith("The phone number ")
@@ -282,7 +282,7 @@ def test_an_email_address_is_given_as_servers_take_it(raw: str, expected: str) -
         f"ana@{'ã' * 300}.com",
     ],
 )
-def test_what_no_server_would_take_is_refused_and_not_repeated(raw: str) -> None:
+def test_an_address_that_no_server_accepts_is_refused_and_not_repeated(raw: str) -> None:
     with pytest.raises(InvalidAddress) as raised:
         normalize_email(raw)
     assert raised.value.code == "invalid_email"

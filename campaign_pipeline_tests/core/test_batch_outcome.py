@@ -13,7 +13,7 @@ def report(claimed: int, code: str = "", count: int = 0, error_class: str = "") 
     return {"claimed": claimed, "reasons": reasons, "classes": {key: error_class}, "sentences": {key: "Why it waits."}}
 
 
-def test_messages_of_steps_that_never_ran_are_no_trouble_once_they_went_out() -> None:
+def test_messages_of_steps_that_never_ran_are_no_trouble_once_sent() -> None:
     left_out = batch_outcome(6, BatchCounts(sent=3, waiting=3), 0, [report(3)])
     assert not left_out.is_worked
     assert left_out.work_sentence().startswith(
@@ -22,7 +22,7 @@ def test_messages_of_steps_that_never_ran_are_no_trouble_once_they_went_out() ->
     assert batch_outcome(6, BatchCounts(sent=6), 0, [report(3)]).is_worked
 
 
-def test_what_ended_steps_still_held_is_said() -> None:
+def test_messages_that_ended_steps_still_held_are_reported() -> None:
     outcome = batch_outcome(4, BatchCounts(waiting=4), 4, [report(4)])
     assert "4 of them were held by steps that have ended" in outcome.work_sentence()
 
@@ -39,7 +39,7 @@ def test_what_ended_steps_still_held_is_said() -> None:
         ("awaiting_review", "", False),
     ],
 )
-def test_only_what_a_person_must_mend_is_trouble(code: str, error_class: str, trouble: bool) -> None:
+def test_only_causes_that_a_person_must_fix_are_trouble(code: str, error_class: str, trouble: bool) -> None:
     outcome = batch_outcome(2, BatchCounts(waiting=2), 0, [report(2, code, 2, error_class)])
     assert outcome.could_send is not trouble
     assert outcome.cause_sentence().startswith("0 of 2 sent")

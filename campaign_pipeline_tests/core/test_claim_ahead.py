@@ -62,7 +62,7 @@ def test_the_text_is_kept_and_counted_once_though_its_worker_is_stopped_before_t
     assert (report.sent, report.returned, report.seconds) == (1, 2, 100.0)
 
 
-def test_a_message_that_is_planned_anew_while_it_waits_is_not_sent_at_its_old_time() -> None:
+def test_a_message_replanned_while_it_waits_is_not_sent_at_its_old_time() -> None:
     queue, channel = planned(30.0, 40.0), Channel()
 
     async def run() -> ShardReport:
@@ -78,7 +78,7 @@ def test_a_message_that_is_planned_anew_while_it_waits_is_not_sent_at_its_old_ti
 
 
 @pytest.mark.parametrize("anew", [False, True], ids=["as planned", "planned anew"])
-def test_the_window_is_asked_for_again_at_the_planned_time(anew: bool) -> None:
+def test_the_window_is_checked_again_at_the_planned_time(anew: bool) -> None:
     queue, channel = planned(30.0 if anew else 120.0), Channel()
     noon_and_a_minute = settings(start_time="08:00", end_time="12:01")
 
@@ -93,7 +93,7 @@ def test_the_window_is_asked_for_again_at_the_planned_time(anew: bool) -> None:
     assert queue.messages["m0000"].parts, "the text that was paid for is kept"
 
 
-def test_what_waits_for_its_window_goes_out_when_that_opens_and_nothing_before() -> None:
+def test_messages_that_wait_for_a_window_are_sent_when_it_opens_and_not_before() -> None:
     # It is noon: two are overdue since the night, one of them with its first part sent; one is planned.
     queue, channel = planned(-3600.0, -3600.0, 75.0), Channel()
     queue.messages["m0001"].parts = [StoredPart("a", "sent"), StoredPart("b")]

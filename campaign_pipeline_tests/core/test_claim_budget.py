@@ -83,7 +83,7 @@ def test_so_many_go_within_a_lease(changes: dict[str, Any], expected: int) -> No
 
 
 @given(paces, st.floats(1, 600), st.floats(0, 600), st.integers(1, 1000))
-def test_what_goes_fits_the_time_and_every_limit(one: Pace, horizon: float, patience: float, most: int) -> None:
+def test_admitted_messages_fit_the_time_and_every_limit(one: Pace, horizon: float, patience: float, most: int) -> None:
     slots = one.slots_within(horizon, patience, most)
     assert 0 <= slots <= most
     if slots:
@@ -96,7 +96,7 @@ def test_what_goes_fits_the_time_and_every_limit(one: Pace, horizon: float, pati
 
 
 @given(paces, st.floats(1, 600), st.floats(0, 600))
-def test_more_time_or_patience_never_lets_fewer_go(one: Pace, horizon: float, patience: float) -> None:
+def test_more_time_or_patience_never_admits_fewer(one: Pace, horizon: float, patience: float) -> None:
     slots = one.slots_within(horizon, patience, MOST)
     assert one.slots_within(horizon + 60, patience, MOST) >= slots
     assert one.slots_within(horizon, patience + 60, MOST) >= slots
@@ -138,7 +138,7 @@ def worlds(draw: Any) -> tuple[list[Pace], dict[UUID, list[Any]], dict[UUID, int
 
 
 @given(worlds(), st.randoms(use_true_random=False))
-def test_claiming_by_a_budget_uses_what_the_paces_let_go_and_no_more(
+def test_claims_use_exactly_what_the_paces_admit(
     drawn: tuple[list[Pace], dict[UUID, list[Any]], dict[UUID, int]], chance: Any
 ) -> None:
     found, runs, due = drawn
@@ -173,7 +173,7 @@ def test_each_wait_is_a_sentence_that_says_when_it_ends_on_the_inboxes_own_clock
     assert REASONS[code].endswith(".")
 
 
-def test_a_slow_down_is_told() -> None:
+def test_a_slow_down_is_explained() -> None:
     told = pace(scope="campaign", wait=60, gap_seconds=120.0, slow_factor=4.0).explain()
     assert told == (
         "The campaign sends a message every 120 seconds; the next may begin at 2026-03-03 12:01:00 (America/Sao_Paulo)."
@@ -181,7 +181,7 @@ def test_a_slow_down_is_told() -> None:
     )
 
 
-def test_a_zone_that_only_the_database_knows_is_told_in_utc() -> None:
+def test_a_zone_that_only_the_database_knows_is_shown_in_utc() -> None:
     assert pace(zone="Mars/Olympus", wait=60, gap_seconds=60).explain().endswith("2026-03-03 15:01:00 (UTC).")
 
 
@@ -232,7 +232,7 @@ def test_while_many_wait_only_one_asks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(peeks) <= 19 * (30 + 2)
 
 
-def test_a_turn_that_is_too_far_away_is_waited_for_in_the_queue_at_no_cost() -> None:
+def test_a_distant_turn_is_waited_for_in_the_queue_at_no_cost() -> None:
     queue, channel, model = Queue.of(4), Channel(), Model()
     queue.gap = 100.0
     report, _ = worked(queue, channel=channel, model=model)
@@ -246,7 +246,7 @@ def test_a_turn_that_is_too_far_away_is_waited_for_in_the_queue_at_no_cost() -> 
     assert len(channel.asked) == 1
 
 
-def test_a_turn_that_comes_early_is_noticed_within_a_second() -> None:
+def test_an_early_turn_is_noticed_within_a_second() -> None:
     queue, channel = Queue.of(2), Channel()
     queue.gap = 50.0
 
@@ -270,7 +270,7 @@ def test_a_request_that_would_leave_too_late_is_not_made() -> None:
     assert (report.returned, queue.messages["m0000"].retry_count) == (1, 0)
 
 
-def test_a_late_answer_once_is_no_harm() -> None:
+def test_one_late_answer_does_no_harm() -> None:
     queue, channel = Queue.of(1), Channel()
     queue.gap, queue.grace = 5.0, 1.0
 
@@ -297,7 +297,7 @@ def test_stopping_ends_the_wait_for_a_turn_at_once() -> None:
     assert 7 <= ended < 7.5
 
 
-def test_a_message_that_is_lost_while_it_waits_is_left_alone() -> None:
+def test_a_message_lost_while_it_waits_is_left_alone() -> None:
     queue, channel = Queue.of(2), Channel()
     queue.gap = 50.0
 

@@ -32,14 +32,14 @@ def work(
     return in_no_time(run()), channel, begun
 
 
-def test_a_message_to_who_is_suppressed_ends_as_skipped_with_the_reason() -> None:
+def test_a_message_to_a_suppressed_lead_ends_as_skipped_with_the_reason() -> None:
     queue = Queue.of(2)
     report, channel, _ = work(queue, "suppressed")
     assert {(m.status, m.code, m.error_class) for m in queue.messages.values()} == {("skipped", "suppressed", None)}
     assert (report.skipped, report.reasons["skipped: suppressed"], channel.asked) == (2, 2, [])
 
 
-def test_a_message_of_which_a_part_went_out_before_ends_as_failed_and_the_rest_is_not_sent() -> None:
+def test_a_message_with_a_sent_part_ends_as_failed_and_the_rest_is_not_sent() -> None:
     queue = Queue.of(1, parts=[StoredPart("Um", "sent", 1, 0.0, "5511987654321"), StoredPart("Dois")], text="Um Dois")
     report, channel, _ = work(queue, "suppressed")
     stored = queue.messages["m0000"]
@@ -81,7 +81,7 @@ def test_a_day_of_another_workspace_is_not_ours() -> None:
     assert [begin.local_day for begin in begun] == [None]
 
 
-def test_the_text_that_was_paid_for_is_kept_for_the_next_day() -> None:
+def test_a_paid_text_is_kept_for_the_next_day() -> None:
     queue = Queue.of(1)
     work(queue, "contacted_today", replace(settings(), one_a_day=frozenset({"workspace"})))
     assert queue.messages["m0000"].text is not None

@@ -56,7 +56,7 @@ def other(value: object, name: str = "Campo") -> str:
 
 
 @pytest.mark.parametrize("name", ["Não informado", "SEM NOME", "desconhecido", "N/D", "-", "Unknown"])
-def test_what_people_write_in_place_of_nothing_is_not_read_as_a_name(name: str) -> None:
+def test_placeholders_for_an_empty_value_are_not_read_as_a_name(name: str) -> None:
     assert rendered(client_name=name, company="Padaria Aurora") == "Empresa: Padaria Aurora"
 
 
@@ -126,7 +126,7 @@ def test_json_in_other_fields_is_left_out(value: object) -> None:
     ("value", "shown"),
     [("[Matriz] Campinas", "(Matriz) Campinas"), ("{novo}", "(novo)"), ("10", "10")],
 )
-def test_what_only_begins_like_json_is_shown_with_round_brackets(value: str, shown: str) -> None:
+def test_a_text_that_only_begins_like_json_is_shown_with_round_brackets(value: str, shown: str) -> None:
     assert other(value) == f"Campo: {shown}"
 
 
@@ -280,6 +280,6 @@ def test_a_lead_without_custom_fields_has_none(stored: object) -> None:
 
 
 @pytest.mark.parametrize("value", ["None", "null", "NaN", "undefined", "N/A", "#REF!", " null "])
-def test_what_programs_write_in_place_of_nothing_is_nothing(value: str) -> None:
+def test_programs_placeholders_for_an_empty_value_are_empty(value: str) -> None:
     row = {"client_name": value, "company": "Null Sistemas", "custom_fields": [{"name": "Cidade/UF", "value": value}]}
     assert LeadContext.from_row(row).render() == "Empresa: Null Sistemas"

@@ -90,14 +90,14 @@ def test_the_wall_clock_is_all_latency_divided_by_the_concurrency_and_never_that
         assert report.seconds < 0.75 * chunks
 
 
-def test_one_message_that_hangs_holds_up_nobody_else() -> None:
+def test_a_hanging_message_delays_no_other() -> None:
     channel = Channel(seconds=lambda message: 500.0 if message == "m0000" else 1.0)
     work(Queue.of(41), 2, channel=channel)
     others = [when for when, key in channel.asked if key != "m0000:1"]
     assert max(others) <= 40.0
 
 
-def test_only_the_intent_is_committed_in_a_messages_place() -> None:
+def test_only_the_intent_is_committed_while_a_message_holds_its_slot() -> None:
     channel, count = Channel(seconds=lambda _: 2.0), 50
 
     async def run() -> ShardReport:
@@ -110,7 +110,7 @@ def test_only_the_intent_is_committed_in_a_messages_place() -> None:
     assert channel.most_in_flight == 1
 
 
-def test_no_more_messages_wait_for_their_end_to_be_written_down_than_there_are_places() -> None:
+def test_no_more_results_are_uncommitted_than_there_are_slots() -> None:
     class Stuck(Store):
         async def settle(self, settlement: Settlement) -> Settled:
             await asyncio.sleep(1000.0)  # a lock that somebody holds
@@ -128,7 +128,7 @@ def test_no_more_messages_wait_for_their_end_to_be_written_down_than_there_are_p
     assert len(channel.asked) == 50
 
 
-def test_a_yes_that_was_asked_for_ahead_is_asked_for_again_once_it_is_old() -> None:
+def test_a_prefetched_go_expires() -> None:
     model, queue = Model(seconds=lambda _: 60.0), Queue.of(3)
 
     def paused_after_half_a_minute(step: str, _: str) -> str:
@@ -141,7 +141,7 @@ def test_a_yes_that_was_asked_for_ahead_is_asked_for_again_once_it_is_old() -> N
     assert (len(model.asked), queue.statuses()) == (1, ["sent", "pending", "pending"])
 
 
-def test_where_spending_is_limited_nobody_is_asked_for_ahead() -> None:
+def test_nothing_is_prefetched_under_a_spending_limit() -> None:
     model, queue = Model(), Queue.of(5)
     limit_reached: list[str] = []
 
@@ -159,7 +159,7 @@ def test_where_spending_is_limited_nobody_is_asked_for_ahead() -> None:
     assert (len(model.asked), queue.statuses()) == (2, ["sent", "sent", "pending", "pending", "pending"])
 
 
-def test_a_question_ahead_that_fails_is_asked_again_by_the_message_itself() -> None:
+def test_a_failed_prefetch_is_repeated_by_the_message_itself() -> None:
     queue = Queue.of(3)
     failed: list[str] = []
 
@@ -237,7 +237,7 @@ def test_a_process_that_slept_past_its_lease_sends_nothing_after_go_and_returns_
     assert queue.messages["m0000"].text == TEXT
 
 
-def test_a_question_for_a_number_that_outlasts_the_lease_is_followed_by_no_send() -> None:
+def test_no_part_is_sent_after_a_number_check_that_outlasts_the_lease() -> None:
     def answer_late(number: str) -> NumberCheck:
         loop = asyncio.get_running_loop()
         assert isinstance(loop, LeapingLoop)
@@ -334,7 +334,7 @@ def test_nothing_is_sent_once_leases_could_not_be_renewed_for_their_life() -> No
     assert max(when for when, _ in channel.asked) < 120.0
 
 
-def test_the_heart_goes_on_beating_after_a_bug() -> None:
+def test_the_heartbeat_continues_after_a_bug() -> None:
     queue = Queue.of(10)
     stumbles = itertools.count()
 
@@ -390,7 +390,7 @@ def test_a_look_up_proves_no_absence_before_the_lease_of_the_dead_worker_has_lon
     assert queue.parts() == [["planned"]], "it surely was not sent, and may be tried again"
 
 
-def test_a_message_at_whose_work_a_worker_died_is_worked_alone_and_after_the_others() -> None:
+def test_a_message_whose_worker_died_is_delivered_alone_and_last() -> None:
     queue = Queue.of(6)
     queue.messages["m0000"].worker_deaths = queue.messages["m0003"].worker_deaths = 1
     model, channel = Model(seconds=lambda _: 3.0), Channel(seconds=lambda _: 2.0)
@@ -410,7 +410,7 @@ def once(failure: Failure) -> "itertools.chain[Failure | None]":
     return itertools.chain([failure], itertools.repeat(None))
 
 
-def test_a_throttled_model_is_not_asked_by_anybody_until_its_time_has_come() -> None:
+def test_no_message_asks_a_throttled_model_before_its_time() -> None:
     answers = once(MODEL_SLOW_DOWN)
     model = Model(answers=lambda _: next(answers), seconds=lambda _: 1.0)
     queue = Queue.of(12)
@@ -446,7 +446,7 @@ def test_a_throttled_inbox_is_waited_out_and_counts_no_attempt() -> None:
     assert {message.retry_count for message in queue.messages.values()} == {0}
 
 
-def test_a_shard_at_work_says_how_far_it_is_and_what_makes_it_slow() -> None:
+def test_a_running_shard_reports_its_progress_and_what_slows_it_down() -> None:
     answers = itertools.chain([None] * 6, [replace(SLOW_DOWN, retry_after=40.0)], itertools.repeat(None))
     channel = Channel(answers=lambda _: next(answers), seconds=lambda _: 2.0)
     told: list[str] = []
@@ -474,7 +474,7 @@ def test_a_throttle_that_is_renewed_meanwhile_is_waited_out_too() -> None:
 
 
 @pytest.mark.parametrize("retry_after", [61.0, 3600.0])
-def test_a_long_throttle_is_waited_for_in_the_queue(retry_after: float) -> None:
+def test_a_long_throttle_returns_the_message_to_the_queue(retry_after: float) -> None:
     failure = replace(MODEL_SLOW_DOWN, retry_after=retry_after)
     queue, model = Queue.of(30), Model(answers=lambda _: failure)
     report = work(queue, 3, model=model)
@@ -502,7 +502,7 @@ def test_an_inbox_that_stays_throttled_returns_the_message_after_three_requests(
     assert message.parts[0].status == "planned"
 
 
-def test_a_message_that_is_told_to_wait_again_and_again_goes_on_with_the_next_batch() -> None:
+def test_a_message_that_is_throttled_repeatedly_continues_in_the_next_batch() -> None:
     model, queue = Model(), Queue.of(1)
     policy = DeliveryPolicy(max_inline_waits=3)
     store = Store(queue, verdicts=lambda step, _: "scope_paused" if step == "generate" else "go")
@@ -531,7 +531,7 @@ def test_a_throttle_of_others_is_waited_out_and_a_pause_of_others_is_heeded() ->
 # Windows --------------------------------------------------------------------------------------------------------------
 
 
-def test_a_window_that_closes_in_mid_shard_keeps_the_rest_for_the_next_opening() -> None:
+def test_when_a_window_closes_in_mid_shard_the_rest_waits_for_the_next_opening() -> None:
     queue, channel = Queue.of(30), Channel(seconds=lambda _: 10.0)
 
     async def run() -> ShardReport:
@@ -576,7 +576,7 @@ def stopped_after(seconds: float, delivery: ShardWorker) -> None:
     asyncio.get_running_loop().call_later(seconds, delivery.stop, "Enough.")
 
 
-def test_stopping_ends_at_once_what_only_waits_and_lets_requests_end() -> None:
+def test_a_stop_ends_waits_at_once_and_lets_requests_finish() -> None:
     queue, channel = Queue.of(20), Channel(seconds=lambda _: 25.0)
     answers = itertools.chain([None] * 2, itertools.repeat(replace(MODEL_SLOW_DOWN, retry_after=55.0)))
 
@@ -695,7 +695,7 @@ def test_a_settlement_that_cannot_be_stored_harms_no_neighbour_and_leaves_the_pa
         (Unknown("x", "r"), "failed", "unknown", "unknown"),
     ],
 )
-def test_each_outcome_leaves_its_message_and_its_part_where_they_belong(
+def test_each_outcome_gives_its_message_and_part_the_right_state(
     outcome: Outcome, status: str, error_class: str, part: str
 ) -> None:
     queue = Queue.of(1)
@@ -723,7 +723,7 @@ def test_a_resend_that_was_approved_and_is_in_doubt_again_stays_unknown_and_no_l
     assert (message.status, message.error_class, report.sent, report.skipped) == (status, "unknown", 0, 0)
 
 
-def test_what_came_of_every_message_adds_up_to_what_was_claimed() -> None:
+def test_results_of_all_messages_add_up_to_the_claimed_number() -> None:
     outcomes = itertools.cycle([None, Permanent("x", "r"), Transient("x", "r"), Unknown("x", "r")])
     queue = Queue.of(40)
 

@@ -20,14 +20,14 @@ def hours(laid_out: Forecast) -> list[tuple[int, int, int]]:
     return [(slot.hour.astimezone(ZONE).hour, slot.messages, slot.waiting) for slot in laid_out.slots]
 
 
-def test_without_a_pace_all_goes_out_in_the_hour_in_which_it_is_due() -> None:
+def test_without_a_pace_every_message_is_sent_in_its_due_hour() -> None:
     run = plan(500)
     laid_out = forecast(NOW, [run], {}, {})
     assert hours(laid_out) == [(9, 500, 0)]
     assert laid_out.finished_at[run.run_id] == NOW.replace(minute=0) + HOUR
 
 
-def test_a_gap_counts_only_what_is_left_of_this_hour() -> None:
+def test_a_gap_counts_only_the_rest_of_this_hour() -> None:
     assert hours(forecast(NOW, [plan(100)], {INBOX: Limits(ZONE, gap_seconds=60)}, {})) == [
         (9, 30, 70),
         (10, 60, 10),
@@ -41,7 +41,7 @@ def test_a_closed_window_keeps_messages_until_it_opens() -> None:
     assert [slot for slot in hours(laid_out) if slot[1]] == [(18, 5, 0)]
 
 
-def test_a_daily_limit_leaves_the_rest_to_the_next_day_and_what_was_used_counts() -> None:
+def test_a_daily_limit_leaves_the_rest_to_the_next_day_and_counts_earlier_use() -> None:
     laid_out = forecast(NOW, [plan(50)], {INBOX: Limits(ZONE, day_limits=(30, 60), day_count=25)}, {})
     sent = {slot.hour.astimezone(ZONE).date().day: 0 for slot in laid_out.slots}
     for slot in laid_out.slots:
@@ -54,7 +54,7 @@ def test_quiet_hours_send_nothing() -> None:
     assert hours(forecast(NOW, [plan(5)], {INBOX: quiet}, {}))[:3] == [(9, 0, 5), (10, 0, 5), (11, 5, 0)]
 
 
-def test_runs_of_one_inbox_share_its_pace_and_what_one_leaves_goes_to_the_other() -> None:
+def test_runs_of_one_inbox_share_its_pace_and_unused_shares() -> None:
     small, large = plan(4), plan(100)
     laid_out = forecast(NOW, [large, small], {INBOX: Limits(ZONE, hourly_limit=20)}, {})
     assert laid_out.slots[0].messages == 20

@@ -182,7 +182,7 @@ def test_a_field_to_fill_in_is_found(field: str) -> None:
         "Preço {} e [] e <> e %% e 50%",
     ],
 )
-def test_what_only_looks_like_a_field_is_let_through(text: str) -> None:
+def test_a_text_that_only_looks_like_a_field_passes(text: str) -> None:
     assert check_text(text, 1000) == text
 
 
@@ -222,7 +222,7 @@ def test_the_agent_and_the_workspace_come_before_the_campaign() -> None:
     assert system.startswith("Você é a Bia.\n\nVocê escreve em nome da empresa Pão Certo.\n\nVenda fornos.\n\nRegras")
 
 
-def test_what_is_the_same_for_a_campaign_is_the_beginning_of_every_prompt() -> None:
+def test_every_prompt_of_a_campaign_begins_with_their_common_part() -> None:
     """Providers cache the beginning of a prompt."""
     prompts = [first_contact_prompt("Venda.", LeadContext(client_name=name), Author("Bia")) for name in ("Ana", "Rui")]
     (system, user), (other_system, other_user) = prompts

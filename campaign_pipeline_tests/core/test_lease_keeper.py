@@ -44,7 +44,7 @@ def test_a_renewal_counts_from_when_it_was_asked_for_and_not_from_its_answer() -
     in_no_time(run())
 
 
-def test_an_event_loop_that_hangs_for_good_keeps_its_leases_no_longer() -> None:
+def test_a_permanently_blocked_event_loop_loses_its_leases() -> None:
     async def run() -> None:
         leases, renewals = keeper(), Renewals()
         beating = asyncio.create_task(leases.beat(renewals))

@@ -62,7 +62,7 @@ def test_a_good_text_is_sent_as_it_was_written(text: str) -> None:
 
 
 @pytest.mark.parametrize("case", [case for case in ANSWERS if "text" in case], ids=lambda case: case["name"])
-def test_a_text_that_was_taken_out_of_an_answer_is_not_changed_again(case: Mapping[str, Any]) -> None:
+def test_a_cleaned_text_is_not_changed_again(case: Mapping[str, Any]) -> None:
     text = outcome(case["completion"], known_of(case))
     again = read_message(text, 4000, known_of(case))
     assert (again.text, again.changed) == (text, ())
@@ -96,7 +96,7 @@ def test_the_kept_cases_are_cleaned_or_refused(name: str, expected: str) -> None
     assert outcome(kept_case(name)["input"]["completion"]) == expected
 
 
-def test_each_change_is_said_by_its_rule() -> None:
+def test_each_change_reports_its_rule() -> None:
     changes = {
         "<think>x</think>": "reasoning_cut",
         "```\n%s\n```": "unwrapped",

@@ -92,13 +92,13 @@ def test_every_code_has_a_remedy_or_is_known_to_pass() -> None:
         ("left", "", "lease_lost", "nothing: the worker that holds it"),
     ],
 )
-def test_the_step_follows_from_what_became_of_the_message_and_why(
+def test_the_next_step_follows_from_the_messages_end_and_its_reason(
     what: str, error_class: str, code: str, words: str
 ) -> None:
     assert words in next_step(what, error_class, code)
 
 
-def test_nothing_that_a_person_must_mend_is_said_to_pass_by_itself() -> None:
+def test_no_cause_that_a_person_must_fix_is_said_to_pass() -> None:
     for code, remedy in REMEDIES.items():
         for step in (next_step("returned", "systemic", code), step_of_wait(code)):
             assert step.startswith("nothing") == (remedy == PASSES), code

@@ -109,7 +109,7 @@ def test_a_number_that_exists_is_asked_for_once_and_remembered() -> None:
     assert (note.lead_id, note.reachable) == ("lead", True)
 
 
-def test_nothing_is_asked_unless_it_is_wanted_and_can_be() -> None:
+def test_no_number_is_checked_unless_configured_and_supported() -> None:
     for channel, days in ((Channel(number_check=True), 0.0), (Channel(number_check=False), 30.0)):
         queue = Queue.of(1)
         report, _ = work(queue, channel, days=days)
@@ -123,14 +123,14 @@ def test_a_number_that_is_known_is_not_asked_for() -> None:
     assert (report.sent, channel.checked) == (1, [])
 
 
-def test_where_it_could_not_be_asked_the_message_is_sent_and_nothing_is_remembered() -> None:
+def test_a_failed_number_check_stops_no_message_and_is_not_cached() -> None:
     channel, queue = answering({FIRST: NumberNotChecked("The provider did not answer.")}), Queue.of(1)
     report, _ = work(queue, channel)
     assert (report.sent, len(channel.asked), queue.notes) == (1, 1, [])
     assert any("could not be checked" in line["message"] for line in queue.log)
 
 
-def test_what_could_not_be_asked_is_asked_once_a_shard() -> None:
+def test_a_failed_number_check_is_tried_once_per_shard() -> None:
     channel, queue = answering({FIRST: NumberNotChecked("The provider did not answer.")}), Queue.of(3)
     report, _ = work(queue, channel)
     assert (report.sent, channel.checked) == (3, [FIRST])
@@ -151,7 +151,7 @@ def test_a_missing_number_is_followed_by_the_leads_next_ones_in_order() -> None:
     ]
 
 
-def test_a_lead_with_no_number_that_exists_fails_for_good_and_nothing_leaves() -> None:
+def test_a_lead_without_an_existing_number_fails_and_nothing_is_sent() -> None:
     channel = Channel(number_check=True, numbers=lambda _: MISSING)
     queue = Queue.of(1)
     report, _ = work(queue, channel)
@@ -161,7 +161,7 @@ def test_a_lead_with_no_number_that_exists_fails_for_good_and_nothing_leaves() -
     assert [note.reachable for note in queue.notes] == [None, False]
 
 
-def test_a_lead_of_which_all_numbers_are_known_as_missing_costs_neither_a_text_nor_a_question() -> None:
+def test_a_lead_with_only_missing_numbers_costs_neither_a_text_nor_a_check() -> None:
     channel, queue = Channel(number_check=True), Queue.of(1)
     queue.numbers = {number: KnownNumber(number, False) for number in (FIRST, TWIN)}
     report, _ = work(queue, channel)
@@ -186,7 +186,7 @@ def test_a_send_that_is_refused_for_its_number_is_followed_by_the_next_number() 
     assert [note.known for note in queue.notes] == [KnownNumber(FIRST, False)]
 
 
-def test_a_message_of_which_a_part_went_out_keeps_its_number_and_asks_nothing() -> None:
+def test_a_message_with_a_sent_part_keeps_its_number_without_a_check() -> None:
     parts = [StoredPart("Um", "sent", 1, 0.0, OTHER), StoredPart("Dois")]
     channel, queue = Channel(number_check=True, numbers=lambda _: MISSING), Queue.of(1, parts=parts, text="Um Dois")
     report, addresses = work(queue, channel)

@@ -51,7 +51,7 @@ def hidden(said: str, *texts: str) -> str:
         "Vi a Padaria São João",
     ],
 )
-def test_no_value_of_the_lead_is_left_however_it_is_written(said: str) -> None:
+def test_no_value_of_the_lead_remains_in_any_spelling(said: str) -> None:
     left = hidden(said, MESSAGE.text or "").casefold()
     for value in ("ana", "souza", "cristina", "padaria", "joão", "example.com", "98765", "123", "1980"):
         assert value not in left, (value, left)

@@ -217,7 +217,7 @@ def test_of_a_mobile_number_and_a_land_line_the_mobile_number_is_meant(
 
 @thorough
 @given(mobiles, st.sampled_from(["{n} ramal 5", "{n};ext=5", "{n}x5", "{n}#5", "{n} / 4322", "{n} e o outro"]))
-def test_what_stands_beside_a_number_and_is_not_understood_refuses_it(national: str, form: str) -> None:
+def test_unrecognised_text_beside_a_number_refuses_it(national: str, form: str) -> None:
     assert readings(form.format(n=national)) == set()
 
 
@@ -264,7 +264,7 @@ def test_a_zero_in_brackets_is_not_dialled_from_abroad() -> None:
 
 @thorough
 @given(st.text() | st.text("0123456789+-() .:@/xeE,'", max_size=30))
-def test_what_is_read_has_the_spelling_of_its_digits(raw: str) -> None:
+def test_the_canonical_spelling_of_a_number_is_that_of_its_digits(raw: str) -> None:
     for digits in readings(raw):
         assert re.fullmatch("[1-9][0-9]{6,14}", digits)
         assert read_phone(digits if digits.startswith("55") else f"+{digits}").digits == digits
@@ -290,7 +290,7 @@ def test_no_reading_has_digits_that_its_text_does_not_have(digits: str, form: st
         (None, None),
     ],
 )
-def test_what_is_no_number_has_a_spelling_of_its_own_or_none(written: str | None, canonical: str | None) -> None:
+def test_a_text_that_is_no_number_has_its_own_spelling_or_none(written: str | None, canonical: str | None) -> None:
     assert canonical_address(written) == canonical
 
 

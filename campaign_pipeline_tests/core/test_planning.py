@@ -49,7 +49,7 @@ campaigns = st.builds(
 
 @given(campaigns, inboxes, st.integers(0, 80))
 @settings(max_examples=120)
-def test_whatever_is_planned_can_go_out(campaign: CampaignDay, inbox: InboxDay, wanted: int) -> None:
+def test_every_plan_can_be_sent(campaign: CampaignDay, inbox: InboxDay, wanted: int) -> None:
     plan = plan_day(campaign, inbox, wanted)
     assert len(plan.times) + sum(plan.left_out.values()) == wanted
     assert len(plan.times) <= min(
@@ -82,7 +82,7 @@ def test_a_start_within_the_window_begins_now() -> None:
     assert plan_day(CampaignDay(OFFICE, DAY, now), InboxDay(), 1).times == (now,)
 
 
-def test_what_does_not_fit_is_told_by_reason() -> None:
+def test_leads_that_do_not_fit_are_reported_by_reason() -> None:
     campaign = CampaignDay(OFFICE, DAY, NINE, interval_seconds=3600 - SEND_SECONDS, left=12)
     assert plan_day(campaign, InboxDay(left=10), 20).left_out == {DAILY_LIMIT: 8, INBOX_LIMIT: 2, DAY_TOO_SHORT: 1}
     late = CampaignDay(OFFICE, DAY, NINE + timedelta(hours=9))

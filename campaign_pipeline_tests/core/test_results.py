@@ -57,7 +57,7 @@ def test_a_permanent_failure_ends_the_message_and_keeps_its_reason() -> None:
     )
 
 
-def test_a_transient_failure_is_tried_after_five_and_fifteen_minutes_and_then_given_up() -> None:
+def test_a_transient_failure_is_retried_after_five_and_fifteen_minutes() -> None:
     failure = Transient("provider_500", "It answered 500.")
     first, second, third = (decide(failure, before) for before in range(3))
     assert (first.status, first.delay_seconds, first.count_attempt) == (MessageStatus.PENDING, 300.0, True)
@@ -95,13 +95,13 @@ def test_a_throttled_inbox_leaves_its_messages_in_their_order() -> None:
     )
 
 
-def test_a_systemic_failure_gives_the_claim_back_untouched() -> None:
+def test_a_systemic_failure_returns_the_message_unchanged() -> None:
     assert decide(Systemic("no_credit", "No credit.", Scope.PROVIDER), 2) == GiveBack(
         "no_credit", "No credit.", ErrorClass.SYSTEMIC, None
     )
 
 
-def test_an_unknown_outcome_is_never_tried_again_by_itself() -> None:
+def test_an_unknown_outcome_is_never_retried_automatically() -> None:
     assert decide(Unknown("read_timeout", "No answer.")) == Fail("read_timeout", "No answer.", ErrorClass.UNKNOWN)
 
 
@@ -115,7 +115,7 @@ def test_every_failure_keeps_its_code_and_begins_with_its_reason(failure: Failur
 
 
 @given(failures, st.integers(0, 10), chances)
-def test_only_what_waits_has_a_delay_and_none_is_negative(failure: Failure, before: int, chance: float) -> None:
+def test_only_waiting_results_have_a_delay_and_none_is_negative(failure: Failure, before: int, chance: float) -> None:
     decision = RetryPolicy().decide(failure, before, lambda: chance)
     if decision.delay_seconds is not None:
         assert decision.status is MessageStatus.PENDING
@@ -144,7 +144,7 @@ def test_no_message_is_attempted_more_often_than_allowed(max_attempts: int, befo
 PATIENCE = POLICY.look_up_patience_seconds
 
 
-def test_what_is_found_was_sent() -> None:
+def test_a_found_part_was_sent() -> None:
     found = Found("WA-1")
     assert POLICY.decide_unknown(LookUp.EXACT, found, 1.0) is found
 
@@ -186,7 +186,7 @@ def test_a_miss_that_proves_nothing_ends_as_unknown() -> None:
     assert decision.reason.endswith("It is sent again only when a person says so.")
 
 
-def test_where_a_later_look_may_prove_more_it_is_waited_for_but_not_for_ever() -> None:
+def test_a_look_up_that_may_prove_more_later_is_repeated_but_not_for_ever() -> None:
     answer = Absent(False, "No control yet.", may_improve=True)
     waiting = POLICY.decide_unknown(LookUp.SEARCH, answer, POLICY.wait_for_proof_seconds - 1)
     ended = POLICY.decide_unknown(LookUp.SEARCH, answer, POLICY.wait_for_proof_seconds)
@@ -197,7 +197,7 @@ def test_where_a_later_look_may_prove_more_it_is_waited_for_but_not_for_ever() -
 
 
 @pytest.mark.parametrize(("age", "delay"), [(0.0, 30.0), (200.0, 200.0), (80_000.0, 900.0)])
-def test_a_provider_that_cannot_be_asked_now_is_asked_again_ever_more_rarely(age: float, delay: float) -> None:
+def test_an_unavailable_provider_is_asked_ever_more_rarely(age: float, delay: float) -> None:
     decision = POLICY.decide_unknown(LookUp.EXACT, LookUpFailed("It is down."), age)
     assert isinstance(decision, Result)
     assert (decision.status, decision.code, decision.delay_seconds) == (MessageStatus.PENDING, "look_up_failed", delay)
@@ -209,7 +209,7 @@ def test_a_provider_that_could_not_be_asked_for_a_day_ends_the_message_as_unknow
     assert (decision.status, decision.error_class) == (MessageStatus.FAILED, ErrorClass.UNKNOWN)
 
 
-def test_where_nothing_can_be_asked_the_message_ends_as_unknown_at_once() -> None:
+def test_without_a_look_up_the_message_ends_as_unknown_at_once() -> None:
     decision = POLICY.decide_unknown(LookUp.NONE, None, 0.0)
     assert isinstance(decision, Result)
     assert (decision.status, decision.error_class) == (MessageStatus.FAILED, ErrorClass.UNKNOWN)

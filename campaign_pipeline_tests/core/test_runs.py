@@ -70,7 +70,7 @@ def code(state: RunState) -> str | None:
     return state.wait.code if state.wait else None
 
 
-def test_a_run_that_nothing_keeps_is_worked() -> None:
+def test_a_run_without_a_wait_is_sent() -> None:
     state = judge()
     assert (state.wait, state.has_due, state.resumed, state.note_changed) == (None, True, False, False)
     assert state.too_old_before == NOON - HOUR
@@ -97,7 +97,7 @@ def test_a_run_that_nothing_keeps_is_worked() -> None:
         ({"weekdays": []}, "invalid_window"),
     ],
 )
-def test_of_several_reasons_the_most_basic_is_told(changes: dict[str, Any], expected: str) -> None:
+def test_the_most_basic_of_several_reasons_is_reported(changes: dict[str, Any], expected: str) -> None:
     state = judge(**changes)
     assert code(state) == expected
     assert state.wait is not None
@@ -106,7 +106,7 @@ def test_of_several_reasons_the_most_basic_is_told(changes: dict[str, Any], expe
     assert state.note_changed
 
 
-def test_a_window_that_opens_within_the_horizon_keeps_only_what_is_to_be_spread_behind_it() -> None:
+def test_a_window_that_opens_within_the_horizon_holds_only_overdue_messages() -> None:
     run = {"start_time": "12:01:00", "timezone": "UTC", "now": NOON.replace(hour=12, minute=0)}
 
     def ahead(seconds: float, **changes: Any) -> str | None:
@@ -135,11 +135,11 @@ def test_a_pause_covers_the_runs_of_its_scope(scope: str, scope_id: Any) -> None
         assert code(judge(pause(scope, UUID(int=77)))) is None
 
 
-def test_a_closed_window_is_no_pause_and_a_pause_is_told_before_it() -> None:
+def test_a_closed_window_is_no_pause_and_a_pause_is_reported_first() -> None:
     assert code(judge(pause(), now=NOON + 12 * HOUR)) == "inbox_trouble"
 
 
-def test_a_throttle_that_is_soon_over_is_told_as_such_and_after_any_pause() -> None:
+def test_a_short_throttle_is_reported_as_such_and_after_any_pause() -> None:
     short = pause(kind="throttled", lasts=timedelta(minutes=10))
     assert code(judge(short)) == "slowed_down"
     assert code(judge(pause(kind="throttled", lasts=timedelta(minutes=11)))) == "inbox_trouble"
@@ -150,28 +150,28 @@ def test_a_throttle_that_is_soon_over_is_told_as_such_and_after_any_pause() -> N
 
 
 @pytest.mark.parametrize("was", ["inbox_disconnected", "inbox_trouble", "campaign_inactive", "invalid_window"])
-def test_a_hold_that_is_over_is_a_resume(was: str) -> None:
+def test_the_end_of_a_hold_is_a_resume(was: str) -> None:
     assert judge(wait_code=was).resumed
 
 
 @pytest.mark.parametrize("was", [None, "window_closed", "slowed_down"])
-def test_an_opened_window_and_a_short_slow_down_are_none(was: str | None) -> None:
+def test_an_opened_window_and_a_short_slow_down_are_no_resume(was: str | None) -> None:
     assert not judge(wait_code=was).resumed
 
 
-def test_a_resume_by_a_person_stays_one_until_it_is_dealt_with() -> None:
+def test_a_manual_resume_stays_pending_until_it_is_handled() -> None:
     assert judge(resumed_at=NOON - HOUR).resumed
     assert judge(resumed_at=NOON - HOUR, now=NOON + 12 * HOUR).resumed
     assert not judge(resumed_at=NOON - HOUR, instance_status="disconnected").resumed
 
 
-def test_what_was_put_off_until_the_window_closes_is_not_spread_before() -> None:
+def test_messages_postponed_to_the_windows_end_are_not_spread_earlier() -> None:
     closing = NOON + 6 * HOUR
     assert not judge(resumed_at=closing).resumed
     assert judge(resumed_at=closing, now=NOON + 21 * HOUR).resumed
 
 
-def test_since_when_a_resume_waits_is_kept() -> None:
+def test_the_time_of_a_resume_is_kept() -> None:
     assert judge(wait_code="inbox_trouble").resumed_at == NOON
     assert judge(resumed_at=NOON - HOUR).resumed_at == NOON - HOUR
 
@@ -197,7 +197,7 @@ def test_a_note_is_written_only_when_it_says_something_new() -> None:
 # Pace and fallback inboxes --------------------------------------------------------------------------------------------
 
 
-def test_what_a_pace_keeps_back_does_not_grow_older_by_it() -> None:
+def test_waiting_for_a_pace_does_not_age_a_message() -> None:
     now = NOON + 2 * HOUR
     assert judge(now=now).too_old_before == NOON + HOUR
     assert judge(now=now, pace_held_since=NOON).too_old_before == NOON - HOUR
@@ -208,7 +208,7 @@ def test_a_wait_for_a_pace_that_is_over_is_no_resume_but_a_pause_of_the_same_nam
     assert judge(wait_code="daily_limit").resumed
 
 
-def test_a_noted_wait_for_a_pace_is_believed_until_its_time_is_near() -> None:
+def test_a_noted_wait_for_a_pace_holds_until_shortly_before_its_end() -> None:
     note = {"wait_code": "paced", "wait_reason": "The inbox waits.", "wait_until": NOON + HOUR}
     state = judge(**note)
     assert state.wait is None
@@ -241,7 +241,7 @@ def test_a_throttle_is_no_reason_for_another_inbox() -> None:
     assert (state.active_inbox_id, code(state)) == (None, "inbox_trouble")
 
 
-def test_a_probe_of_the_inbox_that_was_left_needs_all_its_pauses_to_be_due_and_it_connected() -> None:
+def test_a_probe_of_the_own_inbox_needs_all_its_pauses_due_and_a_connection() -> None:
     own = ("inbox", str(INBOX))
     state = judge(pause(), fallbacks=[OTHER])
     assert state.wait is None
@@ -254,7 +254,7 @@ def test_a_probe_of_the_inbox_that_was_left_needs_all_its_pauses_to_be_due_and_i
 # Probing --------------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_that_only_pauses_keep_may_probe_them_all_at_once() -> None:
+def test_a_run_held_only_by_pauses_may_probe_them_all_at_once() -> None:
     state = judge(pause(), pause("provider", "openrouter"))
     inbox, provider = ("inbox", str(INBOX)), ("provider", "openrouter")
     assert state.may_probe({inbox, provider, ("run", "x")})
@@ -263,11 +263,11 @@ def test_a_run_that_only_pauses_keep_may_probe_them_all_at_once() -> None:
 
 
 @pytest.mark.parametrize("changes", [{"now": NOON + 12 * HOUR}, {"is_active": False}, {"timezone": "Nowhere"}])
-def test_a_run_that_something_else_keeps_may_not(changes: dict[str, Any]) -> None:
+def test_a_run_held_by_something_else_may_not_probe(changes: dict[str, Any]) -> None:
     assert not judge(pause(), **changes).may_probe({("inbox", str(INBOX))})
 
 
-def test_a_run_that_no_pause_keeps_has_nothing_to_probe() -> None:
+def test_a_run_held_by_no_pause_has_nothing_to_probe() -> None:
     assert not judge().may_probe({("inbox", str(INBOX))})
 
 

@@ -64,7 +64,7 @@ def test_variables_are_read_in_their_order_as_one_line_each(raw: str) -> None:
         ('{"variavel_1": "{{nome}}", "variavel_2": "x"}', "placeholder"),
     ],
 )
-def test_what_may_not_go_out_is_refused(raw: str, code: str) -> None:
+def test_forbidden_variables_are_refused(raw: str, code: str) -> None:
     with pytest.raises(TextProblem) as problem:
         parse_variables(raw, 2)
     assert problem.value.code == code
@@ -89,7 +89,7 @@ def test_a_variable_that_is_too_long_is_cut_between_words() -> None:
     assert len(endless) == LONGEST_VARIABLE
 
 
-def test_what_the_lead_reads_is_the_template_with_its_variables_in_their_places() -> None:
+def test_the_lead_reads_the_template_with_its_variables_filled_in() -> None:
     template = TemplateSettings("oi", "pt_BR", PURPOSES, "Olá, {{1}}! {{ 2 }} Até, {{1}}. {{3}}")
     assert template.fill(("Ana", "Vi {{1}}.")) == "Olá, Ana! Vi {{1}}. Até, Ana. {{3}}"
     assert TemplateSettings("oi", "pt_BR", PURPOSES).fill(("Ana", "Vi.")) == "[oi]\nAna\nVi."

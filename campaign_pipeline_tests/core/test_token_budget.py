@@ -38,7 +38,7 @@ def test_any_other_model_gets_what_a_text_needs(model: str) -> None:
     assert first_budget(model, 500, NOTHING_SET, learned=False) == TokenBudget(500)
 
 
-def test_a_model_that_was_seen_reasoning_gets_room_though_nobody_knew() -> None:
+def test_a_model_seen_reasoning_gets_room_although_its_family_is_unknown() -> None:
     assert first_budget("new/model", 500, NOTHING_SET, learned=True) == TokenBudget(2500)
 
 

@@ -30,6 +30,6 @@ def test_the_crms_workspace_gets_its_one_campaign_and_leads(crm: Crm) -> None:
     assert import_leads(crm.url, [lead], [2], name, "Primeiro contato").known == [2]
 
 
-def test_what_the_crm_cannot_hold_is_a_sentence(crm: Crm) -> None:
+def test_a_value_that_the_crm_cannot_store_is_one_sentence(crm: Crm) -> None:
     with pytest.raises(CampaignFileError, match="In this CRM each needs an owner"):
         apply_campaign_file(crm.url, parse_campaign_file(TEXT.format(name="Nobody's")), {}, check=False)

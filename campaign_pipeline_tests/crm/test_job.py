@@ -70,7 +70,7 @@ def everything_adds_up(crm: Crm, sandbox: SandboxProcess) -> None:
     assert crm.wrong_open_counters() == []
 
 
-def test_a_batch_goes_out_as_the_crm_keeps_it(
+def test_a_batch_is_sent_and_stored_as_in_the_crm(
     crm: Crm, run: UUID, sandbox: SandboxProcess, instance: DagsterInstance
 ) -> None:
     result = run_job(instance, IN_PROCESS)

@@ -52,7 +52,7 @@ def log(crm: Crm, run: UUID) -> list[dict[str, Any]]:
 # As the CRM keeps it --------------------------------------------------------------------------------------------------
 
 
-def test_what_the_ai_wrote_stands_in_the_chat_as_the_crm_writes_it(crm: Crm, run: UUID) -> None:
+def test_texts_of_the_ai_are_in_the_chat_as_the_crm_writes_them(crm: Crm, run: UUID) -> None:
     due = first(crm, run)
     holder = begin(crm, due)
     talk = crm.one("SELECT * FROM conversations")
@@ -84,7 +84,7 @@ def test_a_lead_that_moves_has_it_in_its_history_once(crm: Crm, run: UUID) -> No
     assert lead_column(crm, activity["lead_id"]) == TARGET_COLUMN
 
 
-def test_a_lead_that_somebody_moved_meanwhile_stays_there_without_a_word(crm: Crm, run: UUID) -> None:
+def test_a_lead_that_somebody_moved_meanwhile_stays_there_silently(crm: Crm, run: UUID) -> None:
     due = first(crm, run)
     holder = begin(crm, due, "Olá")
     won = crm.insert("funnel_columns", funnel_id="00000000-0000-0000-0000-0000000000e1", title="Ganho", position=2)
@@ -95,7 +95,7 @@ def test_a_lead_that_somebody_moved_meanwhile_stays_there_without_a_word(crm: Cr
 
 
 @pytest.mark.parametrize("message_type", ["received", "incoming"])
-def test_an_opt_out_is_heard_as_the_crm_stores_it(crm: Crm, run: UUID, message_type: str) -> None:
+def test_an_opt_out_counts_as_the_crm_stores_it(crm: Crm, run: UUID, message_type: str) -> None:
     """Through a function of the CRM's that saves replies, as little as it can see."""
     due = first(crm, run)
     begin(crm, due, "Olá").sent(due)
@@ -128,9 +128,7 @@ def test_an_opt_out_is_heard_as_the_crm_stores_it(crm: Crm, run: UUID, message_t
         ("ALTER TABLE lead_activities ADD CHECK (activity_type = 'call') NOT VALID", "move of the lead"),
     ],
 )
-def test_an_outcome_is_committed_though_the_crm_refuses_what_it_shows_of_it(
-    crm: Crm, run: UUID, refusal: str, what: str
-) -> None:
+def test_an_outcome_is_committed_even_if_the_crms_chat_refuses_it(crm: Crm, run: UUID, refusal: str, what: str) -> None:
     due = first(crm, run)
     holder = begin(crm, due, "Olá, tudo bem?")
     crm.do(refusal)
@@ -143,7 +141,7 @@ def test_an_outcome_is_committed_though_the_crm_refuses_what_it_shows_of_it(
     assert (line["level"], line["message_id"]) == ("error", due)
 
 
-def test_of_a_group_only_what_the_crm_refuses_is_missing(crm: Crm, run: UUID) -> None:
+def test_only_the_items_that_the_crm_refuses_are_missing_from_a_group(crm: Crm, run: UUID) -> None:
     due = [row["id"] for row in crm.messages(run)]
     holder = holding(crm, *due)
     holder.begin_all(
@@ -166,7 +164,7 @@ def test_a_conversation_that_the_crm_refuses_is_done_without(crm: Crm, run: UUID
     assert any("conversation" in line["message"] for line in log(crm, run) if line["step_name"] == "crm")
 
 
-def test_a_log_line_about_what_the_crm_has_deleted_stands_without_it(crm: Crm, run: UUID) -> None:
+def test_a_log_line_about_a_deleted_row_is_written_without_it(crm: Crm, run: UUID) -> None:
     due = message(crm, first(crm, run))
     lines = [
         {
@@ -194,7 +192,7 @@ def test_a_finalize_by_a_total_that_is_too_small_ends_no_run_and_deletes_no_mess
 
 
 @pytest.mark.parametrize("how", ["cancel", "delete the message", "delete the run"])
-def test_a_part_in_flight_is_recorded_though_its_message_is_deleted(crm: Crm, run: UUID, how: str) -> None:
+def test_a_part_in_flight_is_recorded_although_its_message_is_deleted(crm: Crm, run: UUID, how: str) -> None:
     due = first(crm, run)
     lead = message(crm, due)["lead_id"]
     holder = begin(crm, due)
@@ -215,7 +213,7 @@ def test_a_part_in_flight_is_recorded_though_its_message_is_deleted(crm: Crm, ru
         assert "1 of its 2 parts went out: recorded, shown in the chat, and the lead was moved." in line["message"]
 
 
-def test_what_surely_did_not_go_out_moves_no_lead(crm: Crm, run: UUID) -> None:
+def test_a_part_that_was_surely_not_sent_moves_no_lead(crm: Crm, run: UUID) -> None:
     due = first(crm, run)
     lead = message(crm, due)["lead_id"]
     holder = begin(crm, due)
@@ -226,9 +224,7 @@ def test_what_surely_did_not_go_out_moves_no_lead(crm: Crm, run: UUID) -> None:
     assert (lead_column(crm, lead), chat(crm)) == (SOURCE_COLUMN, [])
 
 
-def test_of_a_deleted_message_whose_worker_died_nobody_knows_and_its_lead_is_not_written_to_again(
-    crm: Crm, run: UUID
-) -> None:
+def test_a_deleted_message_whose_worker_died_is_unknown_and_its_lead_not_contacted_again(crm: Crm, run: UUID) -> None:
     due = first(crm, run)
     lead = message(crm, due)["lead_id"]
     holder = begin(crm, due)
@@ -246,9 +242,7 @@ def test_of_a_deleted_message_whose_worker_died_nobody_knows_and_its_lead_is_not
     assert [row["text_content"] for row in chat(crm)] == [PARTS[0]]
 
 
-def test_a_lead_that_got_a_part_moves_though_its_message_is_deleted_while_it_waits_for_the_next(
-    crm: Crm, run: UUID
-) -> None:
+def test_a_lead_that_got_a_part_moves_although_its_message_is_deleted(crm: Crm, run: UUID) -> None:
     due = first(crm, run)
     lead = message(crm, due)["lead_id"]
     holder = begin(crm, due)
@@ -265,7 +259,7 @@ def test_a_lead_that_got_a_part_moves_though_its_message_is_deleted_while_it_wai
     assert not look(crm).has_dead_leases
 
 
-def test_what_is_known_of_a_person_is_found_though_the_crm_deleted_the_message(crm: Crm, run: UUID) -> None:
+def test_a_persons_data_is_found_although_the_crm_deleted_the_message(crm: Crm, run: UUID) -> None:
     due = first(crm, run)
     lead = message(crm, due)["lead_id"]
     holder = begin(crm, due)
@@ -322,7 +316,7 @@ def test_a_pause_by_the_crm_stops_a_message_after_the_part_in_flight_and_it_goes
     assert crm.wrong_counters() == []
 
 
-def test_what_the_crms_pause_skipped_is_not_lost_when_the_pipelines_resume_ends_it(crm: Crm, run: UUID) -> None:
+def test_the_pipelines_resume_restores_what_the_crms_pause_skipped(crm: Crm, run: UUID) -> None:
     """Only its status set to running, the run would end with everything skipped, and the clean-up delete that."""
     due = first(crm, run)
     holder = begin(crm, due)
@@ -340,7 +334,7 @@ def test_what_the_crms_pause_skipped_is_not_lost_when_the_pipelines_resume_ends_
     assert holding(crm, due).begin(due, part_no=2) == "go"
 
 
-def test_what_a_worker_holds_and_has_not_begun_is_not_sent_after_a_cancel(crm: Crm, run: UUID) -> None:
+def test_leased_messages_that_have_not_begun_are_not_sent_after_a_cancel(crm: Crm, run: UUID) -> None:
     due = [row["id"] for row in crm.messages(run)]
     holder = holding(crm, *due)
     crm.value("SELECT cancel_campaign_run(%s)", run)
@@ -423,7 +417,7 @@ def test_a_run_without_messages_is_left_to_the_scheduler_for_five_minutes(crm: C
     assert [row["id"] for row in rows(crm, "close_runs")] == [run]
 
 
-def test_a_run_whose_total_says_that_messages_are_to_come_is_left_for_an_hour(crm: Crm) -> None:
+def test_an_empty_run_with_a_total_stays_open_for_an_hour(crm: Crm) -> None:
     run = crm.run(name="Manhã", leads_total=5)
     crm.move_clock(timedelta(minutes=59))
     assert rows(crm, "close_runs") == []

@@ -111,7 +111,7 @@ def invalid_indexes(crm: Crm) -> list[dict[str, Any]]:
     return crm.all("SELECT indexrelid::regclass::text FROM pg_index WHERE NOT indisvalid")
 
 
-def test_the_crm_goes_on_writing_during_an_upgrade(bare_crm: Crm) -> None:
+def test_the_crm_keeps_writing_during_an_upgrade(bare_crm: Crm) -> None:
     talk_much(bare_crm, CHAT_ROWS)
     before = bare_crm.value("SELECT count(*) FROM messages")
     with at_work(bare_crm.url) as writers:
@@ -142,7 +142,9 @@ def test_a_long_transaction_of_the_crm_delays_the_upgrade_and_nobody_else(bare_c
     schema.check(bare_crm.url)
 
 
-def test_a_lock_that_is_never_let_go_is_said_with_what_to_do(bare_crm: Crm, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lock_that_is_never_released_is_reported_with_what_to_do(
+    bare_crm: Crm, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(OnlineSteps.__init__, "__defaults__", (print, 0.3))
     with psycopg.connect(bare_crm.url) as long:
         long.execute("UPDATE public.leads SET notes = 'x'")
@@ -184,7 +186,7 @@ def test_an_upgrade_that_is_cut_short_again_and_again_comes_to_its_end(
     assert shape(bare_crm) == shape(crm)
 
 
-def test_an_index_that_was_left_half_built_is_built_anew(bare_crm: Crm) -> None:
+def test_a_half_built_index_is_rebuilt(bare_crm: Crm) -> None:
     talk_much(bare_crm, 1000)
     index = (
         "CREATE INDEX CONCURRENTLY IF NOT EXISTS messages_of_conversation "
@@ -232,7 +234,7 @@ def stranger(server: EmbeddedServer, bare_crm_url: str) -> Iterator[str]:
         admin.execute(f"DROP ROLE {role}")
 
 
-def test_a_role_that_does_not_own_the_tables_is_told_who_does_and_what_helps(bare_crm: Crm, stranger: str) -> None:
+def test_a_role_that_does_not_own_the_tables_learns_the_owner_and_the_grant(bare_crm: Crm, stranger: str) -> None:
     url = url_as(bare_crm.url, stranger)
     with pytest.raises(DatabaseUnusable) as caught:
         schema.upgrade(url)

@@ -174,7 +174,7 @@ def empty_database(server: Any) -> Iterator[str]:
         admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
-def test_what_a_role_lacks_stops_an_attach_with_the_grant_that_helps(bare_crm: Crm) -> None:
+def test_a_missing_right_stops_an_attach_and_names_the_grant(bare_crm: Crm) -> None:
     findings = by_what(check(url_as(bare_crm.url, "authenticator")))
     assert findings["rights"].state is State.STOPS
     assert f"which the role {OWNER} owns" in findings["rights"].todo
@@ -243,7 +243,7 @@ def test_every_object_that_an_upgrade_adds_to_the_crm_is_known_to_detach(bare_cr
     assert new[4] == set()
 
 
-def test_a_detached_pipeline_takes_nothing_and_says_what_to_do(crm: Crm, tmp_path: Path) -> None:
+def test_a_detached_pipeline_claims_nothing_and_says_what_to_do(crm: Crm, tmp_path: Path) -> None:
     crm.start_run(leads=3)
     attach(crm.url, quiet)
     detach(crm.url, quiet)
@@ -283,7 +283,7 @@ def test_a_claim_under_way_is_waited_for_and_given_back(crm: Crm) -> None:
     assert crm.value("SELECT jsonb_array_length(public.get_and_lock_campaign_messages(5))") == 4
 
 
-def test_what_waited_long_is_not_too_old_for_the_old_processor(crm: Crm) -> None:
+def test_messages_that_waited_long_are_not_too_old_for_the_old_processor(crm: Crm) -> None:
     crm.start_run(leads=3, gap=1)
     crm.do("UPDATE campaign_messages SET scheduled_at = scheduled_at - interval '5 hours'")
     order = [message["id"] for message in crm.messages()]
@@ -301,7 +301,7 @@ def test_what_waited_long_is_not_too_old_for_the_old_processor(crm: Crm) -> None
         (["planned"], "pending", None),
     ],
 )
-def test_what_went_out_in_part_is_never_left_to_the_old_processor(
+def test_partly_sent_messages_are_never_left_to_the_old_processor(
     crm: Crm, parts: list[str], status: str, error_class: str | None
 ) -> None:
     crm.start_run(leads=1)
@@ -320,7 +320,7 @@ def test_what_went_out_in_part_is_never_left_to_the_old_processor(
     assert (message["status"], message["error_class"]) == (status, error_class)
 
 
-def test_what_went_out_in_part_and_was_skipped_by_a_pause_is_not_sent_whole_after_a_resume(crm: Crm) -> None:
+def test_partly_sent_messages_skipped_by_a_pause_are_not_sent_whole_after_a_resume(crm: Crm) -> None:
     run = crm.start_run(leads=2)
     attach(crm.url, quiet)
     begun, untouched = crm.messages(run)
@@ -346,7 +346,7 @@ def test_the_old_processor_skips_nothing_that_waits_longer_than_it_would(bare_cr
     assert bare_crm.value(skip_old.replace("1 hour", "-1 hour")) == 2
 
 
-def test_a_drop_leaves_the_columns_where_nobody_noted_what_the_crm_had_before(bare_crm: Crm) -> None:
+def test_a_drop_leaves_the_columns_if_the_crms_own_were_not_recorded(bare_crm: Crm) -> None:
     bare_crm.do("UPDATE ai_agents SET behavior_config = '{}'")
     attach(bare_crm.url, quiet)
     bare_crm.do("DELETE FROM campaign_pipeline.campaign_columns_before")  # as in an installation from before 0008
@@ -402,7 +402,7 @@ def test_an_attach_gives_way_to_the_crm_and_settles_afterwards(bare_crm: Crm) ->
     assert bare_crm.wrong_counters() == []
 
 
-def test_messages_that_are_being_sent_are_waited_for_and_their_number_is_said(crm: Crm) -> None:
+def test_a_detach_waits_for_messages_in_flight_and_reports_their_number(crm: Crm) -> None:
     crm.start_run(leads=2)
     attach(crm.url, quiet)
     assert len(claim(crm.url)) == 2
@@ -416,7 +416,7 @@ def test_messages_that_are_being_sent_are_waited_for_and_their_number_is_said(cr
     detach(crm.url, quiet, 0.1)
 
 
-def test_a_claim_function_that_was_deployed_anew_is_left_alone(bare_crm: Crm) -> None:
+def test_a_redeployed_claim_function_is_left_alone(bare_crm: Crm) -> None:
     attach(bare_crm.url, quiet)
     bare_crm.do(
         "CREATE OR REPLACE FUNCTION get_and_lock_campaign_messages(p_batch_size integer DEFAULT 5, "
@@ -520,7 +520,7 @@ def left_by_old(crm: Crm, status: str, text: str | None, chat: list[str], ago: t
 
 @pytest.mark.parametrize("status", ["queued", "generating", "sending"])
 @pytest.mark.parametrize("chat", [[TEXT], [TEXT[:14], f"\n{TEXT[14:]} "]], ids=["whole", "in pieces"])
-def test_what_stands_in_the_chat_was_sent(bare_crm: Crm, status: str, chat: list[str]) -> None:
+def test_messages_found_in_the_chat_were_sent(bare_crm: Crm, status: str, chat: list[str]) -> None:
     message = left_by_old(bare_crm, status, TEXT, chat)
     told = attach(bare_crm.url, quiet)
     assert any(text.startswith("1 messages that the old processor left are sent") for text in told)
@@ -537,7 +537,7 @@ def test_what_stands_in_the_chat_was_sent(bare_crm: Crm, status: str, chat: list
     [("sending", TEXT, [TEXT[:14]]), ("sending", None, []), ("sending", None, ["Oi!"]), ("sending", "  ", [])],
     ids=["a piece of it", "no text", "something in the chat", "an empty text"],
 )
-def test_what_nobody_can_tell_fails_as_unknown(bare_crm: Crm, status: str, text: str | None, chat: list[str]) -> None:
+def test_undecidable_messages_fail_as_unknown(bare_crm: Crm, status: str, text: str | None, chat: list[str]) -> None:
     message = left_by_old(bare_crm, status, text, chat)
     attach(bare_crm.url, quiet)
     row = bare_crm.one("SELECT * FROM campaign_messages WHERE id = %s", message)
@@ -545,13 +545,13 @@ def test_what_nobody_can_tell_fails_as_unknown(bare_crm: Crm, status: str, text:
     assert claim(bare_crm.url) == []
 
 
-def test_what_had_no_text_yet_waits_again(bare_crm: Crm) -> None:
+def test_messages_without_a_text_wait_again(bare_crm: Crm) -> None:
     message = left_by_old(bare_crm, "generating", None, [])
     attach(bare_crm.url, quiet)
     assert [row.message_id for row in claim(bare_crm.url)] == [message]
 
 
-def test_what_the_old_processor_took_lately_is_left_to_it(bare_crm: Crm) -> None:
+def test_messages_recently_taken_by_the_old_processor_are_left_to_it(bare_crm: Crm) -> None:
     message = left_by_old(bare_crm, "queued", None, [], ago=timedelta(minutes=5))
     told = attach(bare_crm.url, quiet)
     assert told[-1].startswith("1 messages were taken by the CRM's own processor less than 15 minutes ago")
@@ -584,7 +584,7 @@ def sends(sandbox: SandboxProcess) -> list[str]:
 
 
 @pytest.mark.parametrize("accepted", [True, False])
-def test_what_is_not_in_the_chat_is_asked_for_at_the_provider_and_never_just_sent_again(
+def test_messages_missing_from_the_chat_are_looked_up_and_never_blindly_resent(
     bare_crm: Crm, sandbox: SandboxProcess, accepted: bool
 ) -> None:
     message = left_by_old(bare_crm, "sending", TEXT, [])
@@ -644,7 +644,7 @@ def test_the_crms_counting_is_known_though_several_functions_have_its_name(bare_
     assert bare_crm.wrong_counters() == []
 
 
-def test_who_else_takes_or_finishes_messages_is_noticed_and_reported(bare_crm: Crm) -> None:
+def test_other_programs_that_claim_or_finish_messages_are_reported(bare_crm: Crm) -> None:
     bare_crm.do(UNPACED)
     run = bare_crm.start_run(leads=4)
     attach(bare_crm.url, quiet)
@@ -667,7 +667,7 @@ def test_who_else_takes_or_finishes_messages_is_noticed_and_reported(bare_crm: C
     assert bare_crm.value("SELECT count(*) FROM campaign_foreign_changes") == 2  # now it is theirs
 
 
-def test_what_the_pipeline_itself_does_is_no_change_by_others(bare_crm: Crm, sandbox: SandboxProcess) -> None:
+def test_the_pipelines_own_changes_are_not_reported_as_foreign(bare_crm: Crm, sandbox: SandboxProcess) -> None:
     bare_crm.do(UNPACED)
     bare_crm.start_run(leads=5)
     attach(bare_crm.url, quiet)

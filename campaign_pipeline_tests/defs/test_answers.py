@@ -35,7 +35,7 @@ def scripted(answer: Mapping[str, Any], **more: Any) -> Behaviour:
 
 
 @pytest.mark.parametrize("number", ["01", "04"])
-def test_what_was_sent_and_not_stored_by_its_provider_is_sent_once(world: World, play: Play, number: str) -> None:
+def test_a_part_that_its_provider_sent_but_did_not_store_is_sent_once(world: World, play: Play, number: str) -> None:
     message = world.due_message(world.run())
 
     async def scenario(rig: Rig) -> None:
@@ -52,7 +52,7 @@ def test_what_was_sent_and_not_stored_by_its_provider_is_sent_once(world: World,
 
 
 @pytest.mark.parametrize(("saves", "status"), [(True, "sent"), (False, "failed")])
-def test_what_may_have_been_sent_and_not_stored_is_looked_up_and_never_sent_again(
+def test_a_part_that_may_be_sent_but_not_stored_is_looked_up_and_never_resent(
     world: World,
     play: Play,
     saves: bool,
@@ -182,7 +182,7 @@ def test_two_recipients_pause_it_and_the_probe_is_a_third_one_after_which_the_re
 # Nothing recognised ---------------------------------------------------------------------------------------------------
 
 
-def test_an_inbox_whose_answers_nobody_knows_is_paused_before_its_queue_is_burnt(world: World, play: Play) -> None:
+def test_unrecognised_answers_pause_an_inbox_before_its_queue_is_lost(world: World, play: Play) -> None:
     world.due_messages(world.run(), 12)
 
     async def scenario(rig: Rig) -> None:
@@ -209,9 +209,7 @@ def test_a_success_between_them_lets_an_inbox_go_on(world: World, play: Play) ->
     play(scenario, "send:other_400:rate=0.3", CAMPAIGN_MAX_UNRECOGNISED_ANSWERS="5")
 
 
-def test_a_model_whose_answers_nobody_knows_is_paused(
-    world: World, play: Play, environment: pytest.MonkeyPatch
-) -> None:
+def test_unrecognised_answers_pause_a_model(world: World, play: Play, environment: pytest.MonkeyPatch) -> None:
     world.due_messages(world.run(), 8)
     asked: list[int] = []
 
@@ -386,7 +384,7 @@ def test_a_lead_known_only_by_its_business_scoped_id_is_written_to(world: World,
 # What a provider quotes back ------------------------------------------------------------------------------------------
 
 
-def test_what_a_provider_repeats_of_a_lead_stays_out_of_reasons_and_is_hidden_in_the_ledger(
+def test_a_leads_data_in_an_answer_is_in_no_reason_and_hidden_in_the_ledger(
     world: World,
     play: Play,
 ) -> None:

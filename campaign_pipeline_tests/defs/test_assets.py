@@ -171,9 +171,7 @@ def test_a_report_has_figures_to_draw_a_table_and_a_picture(
     assert len(figures["picture"]) < 30_000  # it stays in Dagster's event log
 
 
-def test_a_report_says_why_through_whom_at_what_cost_and_what_waits(
-    world: World, outputs: Path, instance: DagsterInstance
-) -> None:
+def test_a_report_shows_reasons_inboxes_costs_and_waits(world: World, outputs: Path, instance: DagsterInstance) -> None:
     workspace = world.workspace()
     inbox = world.inbox(workspace, name="numero 2")
     config = world.campaign(workspace, inbox, max_cost_usd_per_run=2)
@@ -218,7 +216,9 @@ def test_a_day_without_messages_is_a_report_of_nothing(world: World, outputs: Pa
     assert all(evaluation.passed for evaluation in check_results(result).values())
 
 
-def test_a_report_names_campaigns_and_nobody_else(world: World, outputs: Path, instance: DagsterInstance) -> None:
+def test_a_report_contains_campaigns_and_no_personal_data(
+    world: World, outputs: Path, instance: DagsterInstance
+) -> None:
     run = world.run(name="Café")
     lead = world.lead(client_name="Berenice Quixadá", phone="+55 11 97654-3210")
     ended(
@@ -267,7 +267,7 @@ def test_a_day_with_messages_to_send_again_shows_as_such_until_they_are_put_back
     assert evaluate() == (True, True)
 
 
-def test_a_database_that_is_gone_fails_the_report_with_one_sentence(
+def test_an_unavailable_database_fails_the_report_with_one_sentence(
     environment: pytest.MonkeyPatch, outputs: Path, instance: DagsterInstance
 ) -> None:
     environment.setenv("CAMPAIGN_DATABASE_URL", "postgresql://me:hunter2@127.0.0.1:1/none")
@@ -280,7 +280,7 @@ def test_a_database_that_is_gone_fails_the_report_with_one_sentence(
     assert "hunter2" not in "\n".join(str(entry) for entry in instance.all_logs(result.run_id))
 
 
-def test_each_hour_today_yesterday_and_what_was_back_filled_are_reported_anew(instance: DagsterInstance) -> None:
+def test_each_hour_refreshes_today_yesterday_and_back_filled_days(instance: DagsterInstance) -> None:
     tick = datetime(2026, 3, 12, 0, 5, tzinfo=ZONE)
     repository = defs.get_repository_def()
 
@@ -396,7 +396,7 @@ def log_of(instance: DagsterInstance, result: dg.JobExecutionResult) -> str:
     return "\n".join(entry.user_message for entry in instance.all_logs(result.run_id))
 
 
-def test_a_shard_shows_what_did_not_go_out_and_why_without_a_person(
+def test_a_shard_shows_unsent_messages_and_reasons_without_personal_data(
     world: World, sandbox: SandboxProcess, outputs: Path, instance: DagsterInstance
 ) -> None:
     run = world.run()
@@ -504,7 +504,7 @@ def test_a_step_that_draws_nothing_imports_no_plotting_library() -> None:
     ("seconds", "words"),
     [(0, "0 ms"), (0.0004, "0 ms"), (0.85, "850 ms"), (1, "1 s"), (1.649, "1.6 s"), (180, "3 min"), (9000, "2.5 h")],
 )
-def test_a_time_is_said_in_its_own_unit(seconds: float, words: str) -> None:
+def test_a_time_has_a_fitting_unit(seconds: float, words: str) -> None:
     assert in_words(seconds) == words
 
 

@@ -157,7 +157,7 @@ def test_a_run_a_campaign_or_a_workspace_narrows_it(world: World, instance: Dags
         ({"workspace": "acme"}, "workspace has 'acme', but must be a UUID as in the CRM's id columns."),
     ],
 )
-def test_what_cannot_be_meant_is_refused_in_one_sentence(
+def test_an_impossible_selection_is_refused_in_one_sentence(
     world: World, instance: DagsterInstance, config: dict[str, Any], sentence: str
 ) -> None:
     failed_message(world, world.run(), NOON)
@@ -171,9 +171,7 @@ def test_a_run_for_no_day_is_refused_in_one_sentence(world: World, instance: Dag
     )
 
 
-def test_what_is_only_put_back_waits_for_the_schedule_and_no_step_is_run_for_it(
-    world: World, instance: DagsterInstance
-) -> None:
+def test_messages_that_are_only_requeued_wait_for_the_schedule(world: World, instance: DagsterInstance) -> None:
     failed_message(world, world.run(), NOON)
     result = retry(instance, day(0), requeue_only=True)
     assert requeued(result) == 1
@@ -181,7 +179,7 @@ def test_what_is_only_put_back_waits_for_the_schedule_and_no_step_is_run_for_it(
     assert [message["status"] for message in world.messages()] == ["pending"]
 
 
-def test_what_a_person_asked_for_is_never_skipped_for_being_late(world: World, instance: DagsterInstance) -> None:
+def test_a_manual_resend_is_never_skipped_as_too_old(world: World, instance: DagsterInstance) -> None:
     run = world.run()
     again, other = failed_message(world, run, NOON), world.due_message(run)
     assert requeued(retry(instance, day(0), requeue_only=True)) == 1

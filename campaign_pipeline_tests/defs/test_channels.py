@@ -211,7 +211,9 @@ def test_a_retry_sends_the_very_same_variables_and_pays_for_nothing(world: World
 
 
 @pytest.mark.parametrize(("hours_ago", "free"), [(1, True), (23.5, True), (23.9, False), (30, False)])
-def test_free_text_goes_only_to_who_wrote_within_a_day(world: World, play: Play, hours_ago: float, free: bool) -> None:
+def test_free_text_goes_only_to_leads_who_wrote_within_a_day(
+    world: World, play: Play, hours_ago: float, free: bool
+) -> None:
     _, inbox, config = cloud_campaign(world)
     message = world.due_message(world.run(config))
     heard(world, message, inbox, hours_ago=hours_ago)
@@ -227,7 +229,7 @@ def test_free_text_goes_only_to_who_wrote_within_a_day(world: World, play: Play,
     play(scenario)
 
 
-def test_what_was_written_to_another_inbox_opens_no_window(world: World, play: Play) -> None:
+def test_a_message_to_another_inbox_opens_no_service_window(world: World, play: Play) -> None:
     workspace, _, config = cloud_campaign(world)
     message = world.due_message(world.run(config))
     heard(world, message, world.inbox(workspace), hours_ago=1)
@@ -368,7 +370,7 @@ def test_a_failure_of_an_earlier_attempt_says_nothing_of_the_last_one(world: Wor
     assert world.value("SELECT status FROM campaign_message_parts") == "failed"
 
 
-def test_a_failure_waits_for_who_works_the_part_and_is_applied_then(world: World) -> None:
+def test_a_failure_waits_for_the_parts_worker_and_is_then_applied(world: World) -> None:
     message = unknown_message(world)
     world.do(
         "UPDATE campaign_messages SET status = 'sending', error_class = NULL, lease_token = gen_random_uuid(),"
@@ -386,7 +388,7 @@ def test_a_failure_waits_for_who_works_the_part_and_is_applied_then(world: World
     assert world.wrong_counters() == []
 
 
-def test_what_was_sent_stays_sent_whatever_became_of_it(world: World) -> None:
+def test_a_sent_part_stays_sent_whatever_happens_later(world: World) -> None:
     message = unknown_message(world)
     hand_over(world, event(message, "delivered"))
     hand_over(world, event(message, "failed"))
@@ -395,7 +397,7 @@ def test_what_was_sent_stays_sent_whatever_became_of_it(world: World) -> None:
 
 
 @pytest.mark.parametrize("before", ["unknown", "sent"])
-def test_an_opt_out_that_an_event_tells_holds_for_every_campaign(world: World, before: str) -> None:
+def test_an_opt_out_in_an_event_applies_to_every_campaign(world: World, before: str) -> None:
     message = unknown_message(world)
     if before == "sent":
         hand_over(world, event(message, "sent"))
@@ -414,7 +416,7 @@ def test_an_opt_out_that_an_event_tells_holds_for_every_campaign(world: World, b
         ({"status": "sent", "biz_opaque_callback_data": f"{uuid4()}:1"}, "no_part"),
     ],
 )
-def test_what_is_not_about_a_part_of_ours_is_put_aside(world: World, payload: dict[str, Any], verdict: str) -> None:
+def test_events_about_other_messages_are_set_aside(world: World, payload: dict[str, Any], verdict: str) -> None:
     assert hand_over(world, payload) == {verdict: 1}
     assert hand_over(world) == {}
     assert world.value("SELECT verdict FROM campaign_status_events") == verdict

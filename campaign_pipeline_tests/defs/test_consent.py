@@ -240,7 +240,7 @@ def test_another_number_of_the_lead_is_tried_last(world: World, play: Play, reac
     play(scenario, *faults, CAMPAIGN_NUMBER_CHECK_DAYS="30")
 
 
-def test_a_lead_without_any_account_fails_for_good_and_the_crm_is_told(
+def test_a_lead_without_any_account_fails_and_the_crm_learns_it(
     world: World, play: Play, reachable: tuple[UUID, UUID]
 ) -> None:
     message, lead = reachable
@@ -309,7 +309,7 @@ def test_a_table_of_one_lead_keeps_its_columns_when_it_is_emptied(tmp_path: Path
     assert list(pd.read_parquet(after_it)["lead_id"]) == ["b"]
 
 
-def test_what_a_dead_process_left_half_written_goes_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_drafts_of_dead_processes_are_deleted_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(io, "DRAFT_SECONDS", 0.2)
     files = PrivateFiles(str(tmp_path))
     drafts = [Path(files.path(f"run/{name}.parquet.{number}.part")) for number, name in enumerate(("old", "fresh"))]

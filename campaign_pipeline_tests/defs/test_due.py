@@ -118,9 +118,7 @@ def test_the_schedules_switch_is_its_switch(world: World, instance: DagsterInsta
     assert pauses.seconds > 10, "a sensor that comes back at once would have twelve ticks a minute"
 
 
-def test_what_is_kept_launches_nothing_and_is_not_asked_for_every_second(
-    world: World, instance: DagsterInstance
-) -> None:
+def test_held_messages_launch_nothing_and_are_not_queried_every_second(world: World, instance: DagsterInstance) -> None:
     workspace = world.workspace()
     kept = world.run(world.campaign(workspace, is_active=False))
     world.due_message(kept)

@@ -312,7 +312,7 @@ def test_a_terminated_run_gives_back_what_it_did_not_send(
 
 
 @pytest.mark.crash
-def test_a_killed_run_is_taken_over_after_its_leases_and_nothing_goes_out_twice(
+def test_a_killed_runs_messages_are_taken_over_and_nothing_is_sent_twice(
     world: World, slow_sandbox: SandboxProcess, outputs: Path, tmp_path: Path, instance: DagsterInstance
 ) -> None:
     world.due_messages(world.run(), 150)
@@ -347,7 +347,7 @@ def test_two_runs_on_one_queue_share_it_without_doubles(
     assert world.wrong_counters() == []
 
 
-def test_a_re_run_from_failure_takes_anew_only_what_nobody_else_holds(
+def test_a_re_run_from_failure_takes_only_messages_without_a_lease(
     world: World, sandbox: SandboxProcess, outputs: Path, instance: DagsterInstance
 ) -> None:
     workspace = world.workspace()

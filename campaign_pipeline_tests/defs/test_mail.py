@@ -62,9 +62,7 @@ def test_subject_and_body_are_written_in_one_request_and_kept_together(world: Wo
     with_mail(world, play, scenario)
 
 
-def test_a_mail_goes_out_whole_to_the_address_and_in_a_conversation_of_its_own_channel(
-    world: World, play: Play
-) -> None:
+def test_a_mail_is_sent_whole_with_a_conversation_in_its_own_channel(world: World, play: Play) -> None:
     async def scenario(rig: Rig, server: MailServer, message: UUID) -> None:
         lead = rig.message(message)["lead_id"]
         chat = world.insert("conversations", lead_id=lead, workspace_id=world.value("SELECT id FROM workspaces"))
@@ -104,9 +102,7 @@ def test_a_lead_without_a_usable_address_fails_before_anything_is_paid(
     with_mail(world, play, scenario, email=email)
 
 
-def test_a_deferred_mail_goes_out_later_with_the_same_subject_and_id_and_is_not_written_again(
-    world: World, play: Play
-) -> None:
+def test_a_deferred_mail_is_sent_later_with_the_same_text_subject_and_id(world: World, play: Play) -> None:
     answers = iter(["451 4.7.1 Greylisted"])
     server = MailServer({"rcpt": lambda: next(answers, "250 Ok")})
 
@@ -125,7 +121,7 @@ def test_a_deferred_mail_goes_out_later_with_the_same_subject_and_id_and_is_not_
     with_mail(world, play, scenario, server=server)
 
 
-def test_a_mail_whose_answer_is_lost_is_unknown_and_never_sent_again_by_itself(world: World, play: Play) -> None:
+def test_a_mail_whose_answer_is_lost_is_unknown_and_never_resent_automatically(world: World, play: Play) -> None:
     server = MailServer({"data": lambda: HANG_UP})
 
     async def scenario(rig: Rig, server: MailServer, message: UUID) -> None:
@@ -192,7 +188,7 @@ def test_a_model_that_takes_no_schema_is_asked_for_the_same_in_words(world: Worl
 
 
 @pytest.mark.parametrize("fault", ["fenced", "quoted"])
-def test_what_a_model_puts_around_its_json_does_not_reach_the_lead(world: World, play: Play, fault: str) -> None:
+def test_text_around_a_models_json_does_not_reach_the_lead(world: World, play: Play, fault: str) -> None:
     async def scenario(rig: Rig, server: MailServer, message: UUID) -> None:
         await rig.batch()
         assert server.taken[0]["Subject"] == "Ana, uma ideia rápida"

@@ -78,9 +78,7 @@ def test_outputs_go_when_their_run_wrote_nothing_for_a_week(
     assert not still_at_it.exists()
 
 
-def test_an_erased_lead_is_taken_out_of_what_was_written_since(
-    world: World, instance: DagsterInstance, outputs: Path
-) -> None:
+def test_an_erased_lead_is_removed_from_later_outputs(world: World, instance: DagsterInstance, outputs: Path) -> None:
     lead = world.lead(world.workspace())
     world.value("SELECT campaign_erase_lead(%s, 'Rui')", lead)
     table = outputs / str(uuid4()) / "lead_contexts.parquet"
@@ -110,9 +108,7 @@ def test_logs_go_in_small_batches_and_only_the_old_ones(
     assert clean_up(instance, delete_old_logs=85)["deleted_logs"]["rows"] == 5
 
 
-def test_pauses_that_are_over_go_and_those_that_hold_stay(
-    world: World, instance: DagsterInstance, outputs: Path
-) -> None:
+def test_ended_pauses_are_deleted_and_active_ones_stay(world: World, instance: DagsterInstance, outputs: Path) -> None:
     for scope, kind, ended in (
         ("a", "throttled", "1 hour"),
         ("b", "throttled", "5 minutes"),
@@ -219,9 +215,7 @@ def test_a_clean_up_of_one_location_leaves_the_other_locations_of_the_same_code_
     assert [maintenance._is_ours(instance, run, own) for run in (same, other)] == [True, False]
 
 
-def test_what_the_steps_of_a_deleted_run_printed_goes_with_it(
-    world: World, instance: DagsterInstance, outputs: Path
-) -> None:
+def test_compute_logs_of_a_deleted_run_are_deleted(world: World, instance: DagsterInstance, outputs: Path) -> None:
     job = defs.resolve_job_def("process_campaign_queue")
     manager = instance.compute_log_manager
     assert isinstance(manager, LocalComputeLogManager)

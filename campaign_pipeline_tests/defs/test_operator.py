@@ -59,7 +59,7 @@ def test_sending_is_paused_from_the_ui_and_a_wrong_target_is_one_sentence(
     assert failure(refused) == "target is empty, but must name the inbox."
 
 
-def test_the_overview_shows_inboxes_and_what_will_go_out(world: World, instance: DagsterInstance) -> None:
+def test_the_overview_shows_inboxes_and_the_forecast(world: World, instance: DagsterInstance) -> None:
     world.due_messages(world.run(), 2)
     result = run(instance, "refresh_overview")
     tables = {

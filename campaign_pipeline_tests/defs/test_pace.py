@@ -197,7 +197,7 @@ def test_a_throttled_inbox_goes_slower_and_recovers(world: World, play: Play) ->
     play(scenario, "send:rate_overlimit:times=4", CAMPAIGN_MAX_INLINE_WAIT_SECONDS="0", CAMPAIGN_MAX_AGE_MINUTES="9999")
 
 
-def test_what_never_went_out_uses_up_no_limit(world: World, play: Play) -> None:
+def test_unsent_messages_use_up_no_limit(world: World, play: Play) -> None:
     inbox = paced(world, 3, daily_limit=2)
     missing = world.value("SELECT phone FROM leads ORDER BY phone LIMIT 1")
     digits = "".join(character for character in missing if character.isdigit())

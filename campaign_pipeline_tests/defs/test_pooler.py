@@ -30,7 +30,7 @@ def run_on(
     return run_job(variables, spec or JobSpec(20, shard_size=30, in_process=True))
 
 
-def test_a_batch_in_two_shards_goes_out_through_a_pooler(
+def test_a_batch_in_two_shards_is_sent_through_a_pooler(
     world: World, pooled_url: str, environment: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     run = world.run(world.campaign(split_messages=True))

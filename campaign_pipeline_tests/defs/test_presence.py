@@ -73,7 +73,7 @@ def test_a_step_that_no_signal_reaches_learns_that_its_run_is_being_terminated(
     assert why_to_stop(instance, run.run_id) == TERMINATED
 
 
-def test_a_run_whose_broker_forgot_its_steps_ends_with_that_sentence(
+def test_a_run_whose_broker_lost_its_steps_ends_with_that_reason(
     world: World, instance: DagsterInstance, interrupted: threading.Event
 ) -> None:
     run = instance.create_run_for_job(defs.resolve_job_def("process_campaign_queue"))
@@ -104,7 +104,7 @@ def broker(port: int) -> Iterator[None]:
         process.wait()
 
 
-def test_a_broker_that_restarts_without_what_it_held_is_noticed_and_one_that_is_away_is_waited_for() -> None:
+def test_a_brokers_data_loss_is_noticed_and_its_absence_waited_out() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     url = f"redis://127.0.0.1:{port}/0"

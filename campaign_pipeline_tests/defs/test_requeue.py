@@ -47,7 +47,7 @@ def test_an_unknown_message_is_sent_again_only_when_it_is_asked_for_by_name(worl
     play(scenario)
 
 
-def test_an_unknown_message_that_turns_out_to_have_gone_out_is_corrected_and_not_sent(world: World, play: Play) -> None:
+def test_an_unknown_message_found_to_be_sent_is_corrected_and_not_resent(world: World, play: Play) -> None:
     async def scenario(rig: Rig) -> None:
         _, inbox, run = inbox_of(world)
         await rig.a_message_surely_sent(inbox)
@@ -70,7 +70,7 @@ def test_an_unknown_message_that_turns_out_to_have_gone_out_is_corrected_and_not
     play(scenario)
 
 
-def test_a_refused_message_goes_on_at_the_part_that_was_refused(world: World, play: Play) -> None:
+def test_a_refused_message_continues_at_the_refused_part(world: World, play: Play) -> None:
     async def scenario(rig: Rig) -> None:
         _, _, run = inbox_of(world)
         world.do("UPDATE campaign_configs SET split_messages = true")

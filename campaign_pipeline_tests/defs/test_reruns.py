@@ -103,7 +103,7 @@ def test_a_single_step_after_trouble_sends_what_is_due_again_and_leaves_the_rest
     assert "6 messages; 5 sent, 0 failed, 0 skipped, 0 returned" in told
 
 
-def test_what_another_run_has_taken_meanwhile_is_left_to_it(
+def test_messages_that_another_run_has_taken_are_left_to_it(
     world: World, sandbox: SandboxProcess, instance: DagsterInstance
 ) -> None:
     messages = world.due_messages(world.run(), 4)

@@ -219,7 +219,7 @@ def hold(world: World, message: Any, run: dg.DagsterRun) -> None:
     )
 
 
-def test_what_a_host_that_lost_power_left_started_is_ended_with_a_sentence_and_stops_no_schedule(
+def test_runs_of_a_host_without_power_are_ended_with_a_reason_and_stop_no_schedule(
     world: World, instance: DagsterInstance
 ) -> None:
     world.due_message(world.run())
@@ -259,7 +259,7 @@ def test_a_run_that_holds_messages_or_has_just_said_something_is_at_work(
 
 
 @pytest.mark.parametrize("hours", [-1, 1])
-def test_a_run_that_starts_on_a_host_whose_clock_is_wrong_is_not_taken_for_lost(
+def test_a_run_on_a_host_with_a_wrong_clock_does_not_count_as_lost(
     world: World, instance: DagsterInstance, hours: int
 ) -> None:
     clean_up = CleanUp(instance)
@@ -272,7 +272,7 @@ def test_a_run_that_starts_on_a_host_whose_clock_is_wrong_is_not_taken_for_lost(
     assert clean_up.tick().startswith("Ended 1 lost runs: ")
 
 
-def test_a_run_is_at_work_while_its_process_shows_itself_though_it_waits_for_workers(
+def test_a_run_with_a_present_process_counts_as_running_while_it_waits_for_workers(
     world: World, instance: DagsterInstance
 ) -> None:
     run = a_run(instance, DagsterRunStatus.STARTED)
@@ -291,7 +291,7 @@ def test_a_run_is_at_work_while_its_process_shows_itself_though_it_waits_for_wor
         assert operations.holders().silent(run.run_id) is None  # nor is it looked at again
 
 
-def test_no_run_is_ended_while_nobody_can_say_what_it_holds(
+def test_no_run_is_ended_while_its_leases_are_unknown(
     world: World, instance: DagsterInstance, environment: pytest.MonkeyPatch
 ) -> None:
     run = a_run(instance, DagsterRunStatus.STARTED)
@@ -365,7 +365,7 @@ def test_a_paused_scope_gets_its_probe_when_it_is_due_and_no_run_before(
         ("UPDATE campaign_messages SET status = 'skipped'", "a complete run is to be closed"),
     ],
 )
-def test_what_is_to_be_put_in_order_launches_a_run_although_nothing_is_due(
+def test_pending_clean_up_launches_a_run_although_nothing_is_due(
     world: World, instance: DagsterInstance, change: str, why: str
 ) -> None:
     world.due_message(world.run(), scheduled_at=world.value("SELECT campaign_now() + interval '1 day'"))
@@ -379,7 +379,7 @@ def test_what_is_to_be_put_in_order_launches_a_run_although_nothing_is_due(
     assert isinstance(tick(instance), str)  # what it asked for was done
 
 
-def test_what_is_being_sent_is_no_reason_for_another_run(world: World, instance: DagsterInstance) -> None:
+def test_messages_in_delivery_launch_no_further_run(world: World, instance: DagsterInstance) -> None:
     world.due_messages(world.run(), 2)
     claim(world)
     assert tick(instance) == "Nothing else is due: the remaining messages are being sent now."
@@ -477,7 +477,7 @@ def test_draining_ends_with_its_budget_and_with_the_schedule(
         assert "CAMPAIGN_DRAIN_MINUTES (0) are over" in str(follow(instance, run))
 
 
-def test_a_back_fill_is_gone_on_with_though_the_schedule_is_off(world: World, instance: DagsterInstance) -> None:
+def test_a_back_fill_continues_although_the_schedule_is_off(world: World, instance: DagsterInstance) -> None:
     world.due_message(world.run())
     first = follow(instance, ended(instance, 100, job=retry_failed_messages.name))
     assert isinstance(first, dg.RunRequest)

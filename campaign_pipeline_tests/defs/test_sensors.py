@@ -92,9 +92,7 @@ def watch(instance: DagsterInstance) -> Watch:
     return Watch(instance)
 
 
-def test_overdue_messages_are_told_once_and_once_that_they_are_over(
-    world: World, webhook: Webhook, watch: Watch
-) -> None:
+def test_overdue_messages_are_reported_once_and_their_end_once(world: World, webhook: Webhook, watch: Watch) -> None:
     run = world.run(name="Natal")
     world.due_message(run)
     assert watch.tick() == "All is well."
@@ -210,7 +208,7 @@ def test_the_summary_of_a_day_says_what_is_left_for_a_person(world: World, webho
     assert len(webhook.told) == 1
 
 
-def test_what_the_doctor_finds_to_stop_is_told_though_nothing_is_due(
+def test_findings_that_stop_sending_are_reported_even_if_nothing_is_due(
     world: World, webhook: Webhook, watch: Watch
 ) -> None:
     campaign = world.campaign(timezone="Brazil/Nowhere")
@@ -222,9 +220,7 @@ def test_what_the_doctor_finds_to_stop_is_told_though_nothing_is_due(
     assert watch.tick() == "Told: 0 new, 1 over, 0 in all."
 
 
-def test_more_outcomes_that_nobody_knows_are_news_and_fewer_are_not(
-    world: World, webhook: Webhook, watch: Watch
-) -> None:
+def test_more_unknown_outcomes_are_news_and_fewer_are_not(world: World, webhook: Webhook, watch: Watch) -> None:
     run = world.run()
 
     def unknown() -> None:
@@ -241,7 +237,7 @@ def test_more_outcomes_that_nobody_knows_are_news_and_fewer_are_not(
     assert watch.tick().startswith("Told: 1 new")
 
 
-def test_what_could_not_be_told_is_said_in_the_tick_and_told_at_the_next(
+def test_a_failed_notice_shows_in_the_tick_and_is_sent_at_the_next(
     world: World, webhook: Webhook, watch: Watch
 ) -> None:
     world.due_message(world.run(), scheduled_at=world.value("SELECT campaign_now() - interval '20 minutes'"))
@@ -253,7 +249,7 @@ def test_what_could_not_be_told_is_said_in_the_tick_and_told_at_the_next(
     assert len(webhook.told) == 1
 
 
-def test_a_queue_that_cannot_be_read_is_told_without_its_password(
+def test_an_unreadable_queue_is_reported_without_its_password(
     webhook: Webhook, watch: Watch, environment: pytest.MonkeyPatch
 ) -> None:
     url = os.environ["CAMPAIGN_DATABASE_URL"]
@@ -268,7 +264,7 @@ def test_a_queue_that_cannot_be_read_is_told_without_its_password(
     assert [told["title"] for told in webhook.told[1:]] == ["Over: the queue cannot be read"]
 
 
-def test_a_missing_key_is_told_when_something_is_due(
+def test_a_missing_key_is_reported_when_something_is_due(
     world: World, webhook: Webhook, watch: Watch, environment: pytest.MonkeyPatch
 ) -> None:
     environment.delenv("OPENROUTER_API_KEY")
@@ -307,9 +303,7 @@ def tell(instance: DagsterInstance, run: dg.DagsterRun) -> str:
     return outcome.skip_message or ""
 
 
-def test_a_failed_run_is_told_with_its_sentence_and_the_next_that_fails_of_the_same_is_not(
-    instance: DagsterInstance, webhook: Webhook
-) -> None:
+def test_a_failed_run_is_reported_with_its_reason_once_per_reason(instance: DagsterInstance, webhook: Webhook) -> None:
     first = a_failed_run(instance, "mysql://one")
     assert tell(instance, first) == f"The run {first.run_id[:8]} of process_campaign_queue failed: told."
     (told,) = webhook.told
@@ -370,13 +364,13 @@ def test_a_step_that_was_killed_says_that_nothing_is_lost_and_when_what_it_held_
     assert "Dagster repeats the run by itself." in webhook.told[0]["lines"]
 
 
-def test_a_failure_that_could_not_be_told_says_so(instance: DagsterInstance, webhook: Webhook) -> None:
+def test_a_failed_notice_of_a_failure_is_visible(instance: DagsterInstance, webhook: Webhook) -> None:
     webhook.status = 503
     said = tell(instance, a_failed_run(instance, "mysql://one"))
     assert said.endswith("nobody but this log was told: CAMPAIGN_NOTIFY_WEBHOOK answered with status 503.")
 
 
-def test_a_run_whose_process_died_is_told_though_no_step_of_it_failed(
+def test_a_run_whose_process_died_is_reported_although_no_step_failed(
     instance: DagsterInstance, webhook: Webhook
 ) -> None:
     job = defs.resolve_job_def("process_campaign_queue")
@@ -442,7 +436,7 @@ def mail_server() -> Iterator[tuple[Mailbox, str]]:
         controller.stop()
 
 
-def test_a_notice_goes_out_by_e_mail_with_its_headline_as_subject() -> None:
+def test_a_notice_by_e_mail_has_its_headline_as_subject() -> None:
     with mail_server() as (mailbox, url):
         settings = NotifierSettings(email="ops@example.com, on-call@example.com", smtp_url=url)
         assert Notifier(settings, lambda _: None).tell(Notice("Título", ["Uma inbox está fora."])) == []

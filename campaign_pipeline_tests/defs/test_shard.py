@@ -485,7 +485,7 @@ def test_a_look_up_that_fails_is_asked_again_and_nothing_is_sent_meanwhile(world
 
 
 @pytest.mark.parametrize(("removed", "expected"), [(False, ("sent", None)), (True, ("failed", "unknown"))])
-def test_a_part_that_went_through_another_inbox_is_looked_up_there_and_never_taken_for_absent(
+def test_a_part_sent_through_another_inbox_is_looked_up_there(
     world: World, play: Play, removed: bool, expected: tuple[str, str | None]
 ) -> None:
     workspace, inbox, run = inbox_of(world)
@@ -513,7 +513,7 @@ def test_a_part_that_went_through_another_inbox_is_looked_up_there_and_never_tak
     play(scenario)
 
 
-def test_the_same_text_to_the_same_lead_from_two_runs_is_not_taken_for_the_other(world: World, play: Play) -> None:
+def test_equal_texts_to_one_lead_from_two_runs_are_told_apart(world: World, play: Play) -> None:
     workspace, inbox, run = inbox_of(world)
     lead = world.lead(workspace, phone="+55 31 98765-4321")
 
@@ -616,7 +616,7 @@ def test_a_text_that_may_not_be_sent_is_written_anew_later(world: World, play: P
 
 
 @pytest.mark.parametrize("fault", ["quoted", "fenced"])
-def test_a_text_is_taken_out_of_its_wrapping(world: World, play: Play, fault: str) -> None:
+def test_a_text_is_removed_from_its_wrapping(world: World, play: Play, fault: str) -> None:
     world.due_message(world.run())
 
     async def scenario(rig: Rig) -> None:
@@ -836,7 +836,7 @@ def test_a_disconnected_inbox_costs_nothing_and_goes_on_when_it_is_back(
     play(scenario)
 
 
-def test_an_inbox_that_disconnects_between_two_parts_keeps_the_second_for_later(world: World, play: Play) -> None:
+def test_if_an_inbox_disconnects_between_two_parts_the_second_waits(world: World, play: Play) -> None:
     message = in_two_parts(world)
 
     async def scenario(rig: Rig) -> None:
@@ -959,7 +959,7 @@ def test_a_message_without_a_lead_is_skipped(world: World, play: Play) -> None:
 
 
 @pytest.mark.parametrize("change", [{"timezone": "Mars/Olympus"}, {"frequency": "whenever"}])
-def test_a_window_that_makes_no_sense_keeps_its_messages_and_says_so(
+def test_an_invalid_window_holds_its_messages_with_that_reason(
     world: World, play: Play, change: dict[str, str]
 ) -> None:
     run = world.run()
@@ -982,7 +982,7 @@ def test_a_window_that_makes_no_sense_keeps_its_messages_and_says_so(
     play(scenario)
 
 
-def test_a_campaign_whose_inbox_was_exchanged_meanwhile_is_read_anew(world: World, play: Play) -> None:
+def test_a_campaign_with_a_changed_inbox_is_read_again(world: World, play: Play) -> None:
     workspace, _, run = inbox_of(world)
     message = world.due_message(run)
     other = world.inbox(workspace, name="outra")
@@ -1021,7 +1021,7 @@ def test_a_workspace_without_a_model_holds_its_runs_and_no_others_and_goes_on_wh
     play(scenario)
 
 
-def test_a_model_that_is_taken_away_right_after_the_claim_burns_no_message(world: World, play: Play) -> None:
+def test_a_model_removed_right_after_the_claim_fails_no_message(world: World, play: Play) -> None:
     message = world.due_message(world.run())
 
     async def scenario(rig: Rig) -> None:
@@ -1080,7 +1080,7 @@ def test_an_inbox_whose_instance_was_unlinked_meanwhile_waits_and_says_why(world
     play(scenario)
 
 
-def test_fields_of_any_size_and_script_harm_nobody(world: World, play: Play) -> None:
+def test_fields_of_any_size_and_script_do_no_harm(world: World, play: Play) -> None:
     run = world.run()
     monsters: list[dict[str, Any]] = [
         {"client_name": "A" * 100_000, "company": "ç" * 100_000},
@@ -1227,7 +1227,7 @@ def test_a_message_that_another_took_over_before_it_was_begun_is_not_even_genera
     play(scenario)
 
 
-def test_what_somebody_else_holds_or_finished_is_left_alone(world: World, play: Play) -> None:
+def test_messages_that_others_hold_or_finished_are_left_alone(world: World, play: Play) -> None:
     messages = world.due_messages(world.run(), 3)
 
     async def scenario(rig: Rig) -> None:
@@ -1241,9 +1241,7 @@ def test_what_somebody_else_holds_or_finished_is_left_alone(world: World, play: 
     play(scenario)
 
 
-def test_a_shard_that_is_repeated_after_it_lost_its_database_says_what_became_of_all_its_messages(
-    world: World, play: Play
-) -> None:
+def test_a_shard_repeated_after_losing_its_database_reports_all_its_messages(world: World, play: Play) -> None:
     run = world.run()
     messages = world.due_messages(run, 5)
 
@@ -1478,7 +1476,7 @@ def test_a_split_that_the_model_proposes_is_used_where_it_changes_nothing(world:
 
 
 @pytest.mark.parametrize("fault", ["html_200", "empty_content", "server_error_500", "too_short", "length"])
-def test_a_split_that_is_not_usable_is_made_here_and_said_so(world: World, play: Play, fault: str) -> None:
+def test_an_unusable_split_is_replaced_by_the_local_one_with_a_warning(world: World, play: Play, fault: str) -> None:
     message = split_by_model(world)
 
     async def scenario(rig: Rig) -> None:

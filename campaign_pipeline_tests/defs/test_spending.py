@@ -64,7 +64,7 @@ def test_a_run_overspends_by_no_more_than_what_is_in_flight(world: World, play: 
     play(scenario)
 
 
-def test_a_text_that_was_paid_for_goes_out_though_the_limit_was_reached_meanwhile(world: World, play: Play) -> None:
+def test_a_paid_text_is_sent_although_the_limit_was_reached_meanwhile(world: World, play: Play) -> None:
     world.due_messages(world.run(world.campaign(max_cost_usd_per_run=0.0000001)), 10)
 
     async def scenario(rig: Rig) -> None:
@@ -75,7 +75,7 @@ def test_a_text_that_was_paid_for_goes_out_though_the_limit_was_reached_meanwhil
     play(scenario)
 
 
-def test_a_run_says_that_it_waits_for_its_limit_and_goes_on_once_it_is_raised(world: World, play: Play) -> None:
+def test_a_run_waits_for_its_limit_with_that_reason_and_continues_once_it_is_raised(world: World, play: Play) -> None:
     run = world.run(world.campaign(max_cost_usd_per_run=0.0000001))
     world.due_messages(run, 4)
 
@@ -103,7 +103,7 @@ def local_noon(world: World, zone: str) -> timedelta:
 
 
 @pytest.mark.parametrize("zone", ["America/Sao_Paulo", "Asia/Tokyo", "Nowhere/Atlantis"])
-def test_a_workspace_that_spent_its_day_goes_on_at_its_own_midnight(world: World, play: Play, zone: str) -> None:
+def test_a_workspace_at_its_daily_limit_continues_at_its_own_midnight(world: World, play: Play, zone: str) -> None:
     known = "America/Sao_Paulo" if zone.startswith("Nowhere") else zone
     rig_day = local_noon(world, known)
     world.move_clock(rig_day)
@@ -179,7 +179,7 @@ def test_only_whoever_holds_a_message_can_spend_for_it(world: World) -> None:
     assert world.all("SELECT * FROM campaign_spending") == []
 
 
-def test_messages_of_several_runs_that_are_begun_together_are_counted_apart(world: World) -> None:
+def test_messages_of_several_runs_in_one_group_are_counted_separately(world: World) -> None:
     workspace = world.workspace()
     world.do("UPDATE workspaces SET max_cost_usd_per_day = 1")
     config = world.campaign(workspace, max_cost_usd_per_run=0.5)

@@ -52,7 +52,7 @@ def test_a_text_with_reasoning_is_cleaned_and_paid_for_once(world: World, play: 
     assert len(asked) == 3
 
 
-def test_what_a_cached_prompt_saved_is_kept_with_the_call_and_told_for_the_day(world: World, play: Play) -> None:
+def test_savings_of_a_cached_prompt_are_stored_with_the_call_and_reported(world: World, play: Play) -> None:
     run = world.run()
     world.due_messages(run, 2)
 
@@ -190,7 +190,7 @@ def test_a_model_that_spends_its_tokens_on_reasoning_gets_more_and_keeps_them(wo
     play(scenario)
 
 
-def test_a_model_that_never_comes_to_a_text_is_paused_and_burns_no_message(world: World, play: Play) -> None:
+def test_a_model_that_never_produces_a_text_is_paused_and_fails_no_message(world: World, play: Play) -> None:
     world.due_messages(world.run(), 6)
     asked: list[int] = []
 

@@ -59,7 +59,7 @@ def test_a_kept_preview_is_what_is_sent(world: World, play: Play) -> None:
     play(scenario)
 
 
-def test_what_waits_for_review_is_not_sent_by_any_batch_until_it_is_approved(world: World, play: Play) -> None:
+def test_no_batch_sends_a_text_before_its_approval(world: World, play: Play) -> None:
     async def scenario(rig: Rig) -> None:
         run, _ = reviewed(world, "all")
         await rig.batch()
@@ -97,7 +97,7 @@ def test_of_first_n_only_those_are_written_and_the_rest_follows_their_approval(w
     play(scenario)
 
 
-def test_an_edited_text_is_what_goes_out_and_is_checked_as_every_other(world: World, play: Play) -> None:
+def test_an_edited_text_is_checked_like_any_other_and_sent(world: World, play: Play) -> None:
     async def scenario(rig: Rig) -> None:
         run, (message,) = reviewed(world, "all", count=1)
         await to_thread(texts_to_review, world.url, str(run))

@@ -91,7 +91,7 @@ def test_a_run_without_messages_has_no_pace_and_no_slowest_stage(world: World) -
     assert "–" in shown(report_table([report]))
 
 
-def test_the_table_says_for_each_campaign_what_came_of_it_and_why() -> None:
+def test_the_table_shows_each_campaigns_outcomes_and_reasons() -> None:
     text = shown(report_table([plain_report()]))
     for wanted in ("Novembro", "7 of 10", "1 no phone", "2 too old", "1,500", "US$ 0.0100", "3.5", "sending, 1.1 s"):
         assert wanted in text

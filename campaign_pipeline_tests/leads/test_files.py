@@ -40,7 +40,7 @@ def names(found: LeadsFile) -> list[str]:
     ],
 )
 @pytest.mark.parametrize("upper", [False, True])
-def test_an_encoding_is_found_by_the_whole_file_and_said(
+def test_the_encoding_is_detected_from_the_whole_file_and_reported(
     encoding: str, how: str, note: str, upper: bool, tmp_path: Path
 ) -> None:
     text = TEXT.upper() if upper else TEXT
@@ -154,7 +154,7 @@ def test_a_workbook_with_a_number_that_lost_digits_leaves_the_row_out(tmp_path: 
         (b"SQLite format 3\0" + bytes(range(256)) * 4, "is not a text file"),
     ],
 )
-def test_a_file_of_another_kind_is_said_to_be_what_it_is(content: bytes, said: str, tmp_path: Path) -> None:
+def test_a_file_of_another_kind_is_named_correctly(content: bytes, said: str, tmp_path: Path) -> None:
     with pytest.raises(LeadsFileError, match=said):
         read(content, tmp_path)
 

@@ -289,7 +289,7 @@ def test_a_phone_is_taken_in_each_way_of_writing(write_csv: WriteCsv, phone: str
         *("11987654321 / 11912345678", "5,51199E+12", "+55 11 9876-432", "+1", "0", "1" * 40),
     ],
 )
-def test_what_is_not_one_number_with_area_code_is_reported(write_csv: WriteCsv, phone: str) -> None:
+def test_values_other_than_one_number_with_area_code_are_reported(write_csv: WriteCsv, phone: str) -> None:
     leads, problems = read_leads_csv(write_csv(f"nome;Telefone\nAna;{phone}\nBia;11987654321\n"))
     assert [lead.client_name for lead in leads] == ["Bia"]
     assert [(problem.line, problem.column, problem.value) for problem in problems] == [(2, "Telefone", phone)]
@@ -540,7 +540,7 @@ def test_any_file_is_read_or_refused(content: bytes) -> None:
         max_size=12,
     )
 )
-def test_good_rows_are_read_whatever_stands_on_the_lines_before_them(rubbish: list[tuple[int, str]]) -> None:
+def test_good_rows_are_read_whatever_precedes_them(rubbish: list[tuple[int, str]]) -> None:
     bad = "".join(f"{' ' * pad}{text}\n" for pad, text in rubbish)
     leads, _ = read_bytes(f"nome;telefone\n{bad}Bia;21987654321\n".encode())
     assert leads[-1] == Lead(client_name="Bia", phone="5521987654321")

@@ -208,7 +208,7 @@ def test_the_first_rule_that_applies_wins() -> None:
     assert names == ["cut_after", "other_400"]
 
 
-def test_a_scripted_answer_says_what_it_is_told_and_reads_back() -> None:
+def test_a_scripted_answer_is_returned_and_readable() -> None:
     rule = Fault(Kind.SEND, "scripted", status=400, body={"response": {"message": ["x"]}}, accepts=True, saves=False)
     assert Fault.from_dict(rule.to_dict()) == rule
     for wrong in ({"name": "schema", "status": 400}, {"name": "scripted", "status": 99}):

@@ -15,7 +15,7 @@ def sent(record: Record, text: str, message_id: str, track_id: str | None = None
     return entry
 
 
-def test_what_was_accepted_is_known_to_the_next_record(tmp_path: Path) -> None:
+def test_the_next_record_knows_accepted_messages(tmp_path: Path) -> None:
     file = tmp_path / "record.jsonl"
     first = Record(file)
     kept = sent(first, "Olá", "A", "7:1")
@@ -55,7 +55,7 @@ def test_a_file_that_is_no_record_is_refused_and_left_alone(tmp_path: Path, cont
     assert file.read_text() == content
 
 
-def test_the_summary_names_what_was_sent_twice_and_paid_twice() -> None:
+def test_the_summary_lists_duplicate_sends_and_payments() -> None:
     record = Record()
     first, _, third = sent(record, "Olá", "A"), sent(record, "Oi", "B"), sent(record, "Olá", "C")
     for no in range(2):

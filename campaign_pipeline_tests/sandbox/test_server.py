@@ -94,7 +94,7 @@ def test_a_reset_forgets_requests_and_counts_and_keeps_the_behaviour() -> None:
     converse(talk, with_faults("send:other_400:times=1"))
 
 
-def test_what_was_to_go_out_late_is_forgotten_by_a_reset() -> None:
+def test_a_reset_discards_late_messages() -> None:
     async def talk(client: Client) -> None:
         with pytest.raises(aiohttp.ServerDisconnectedError):
             await client.evolution_send("atrasada")

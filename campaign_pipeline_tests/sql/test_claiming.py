@@ -58,7 +58,7 @@ def test_runs_with_enough_due_get_equal_shares(world: World) -> None:
     assert per_run(claim_batch(world, 100)) == dict.fromkeys(runs, 20)
 
 
-def test_what_a_run_does_not_use_goes_to_the_others(world: World) -> None:
+def test_unused_shares_go_to_the_other_runs(world: World) -> None:
     runs = [world.run() for _ in range(4)]
     for run, count in zip(runs, (1, 5, 200, 200), strict=True):
         insert_due(world, run, count)
@@ -104,7 +104,7 @@ def test_quotas_and_batch_size_are_respected_and_nothing_within_them_is_left(wor
             assert claimed.total() == min(batch_size, sum(most.values())), (due, quotas, batch_size, claimed)
 
 
-def test_a_quota_holds_over_every_further_helping(world: World) -> None:
+def test_a_quota_holds_over_all_rounds(world: World) -> None:
     config = world.campaign()
     large, small, *idle = (world.run(config) for _ in range(10))
     insert_due(world, large, 200)
@@ -116,7 +116,7 @@ def test_a_quota_holds_over_every_further_helping(world: World) -> None:
 # Due ------------------------------------------------------------------------------------------------------------------
 
 
-def test_only_what_is_due_is_claimed_the_oldest_first(world: World) -> None:
+def test_only_due_messages_are_claimed_the_oldest_first(world: World) -> None:
     run, now = world.run(), world.value("SELECT campaign_now()")
     old = world.due_message(run, scheduled_at=now - 9 * MINUTE)
     retried = world.due_message(run, scheduled_at=now - 30 * MINUTE, next_attempt_at=now - 5 * MINUTE)
@@ -133,7 +133,7 @@ def test_the_oldest_are_taken_when_not_all_fit(world: World) -> None:
     assert claimed_ids(claim_batch(world, 2)) == {by_age[1], by_age[3]}
 
 
-def test_what_is_due_follows_the_database_clock(world: World) -> None:
+def test_due_times_follow_the_database_clock(world: World) -> None:
     run, now = world.run(), world.value("SELECT campaign_now()")
     later = world.due_message(run, scheduled_at=now + timedelta(hours=5))
     assert not claim_batch(world).rows
@@ -151,7 +151,7 @@ def test_a_claimed_message_is_leased_and_says_to_whom(world: World) -> None:
 
 
 @pytest.mark.parametrize("status", ["sent", "replied", "failed", "skipped"])
-def test_what_is_finished_is_not_claimed(world: World, status: str) -> None:
+def test_finished_messages_are_not_claimed(world: World, status: str) -> None:
     run = world.run()
     world.due_message(run, status=status)
     world.due_message(run, scheduled_at=world.value("SELECT campaign_now() + interval '1 hour'"))
@@ -159,7 +159,7 @@ def test_what_is_finished_is_not_claimed(world: World, status: str) -> None:
 
 
 @pytest.mark.parametrize("moment", ["infinity", "9999-12-31 23:59:59+00", "12000-01-01 00:00:00+00"])
-def test_a_message_that_is_never_due_harms_nobody(world: World, moment: str) -> None:
+def test_a_message_that_is_never_due_does_no_harm(world: World, moment: str) -> None:
     held, open_run = world.run(), world.run()
     waiting, due = world.due_message(held), world.due_message(open_run)
     world.do("UPDATE campaign_messages SET scheduled_at = %s::timestamptz WHERE id = %s", moment, waiting)
@@ -167,7 +167,7 @@ def test_a_message_that_is_never_due_harms_nobody(world: World, moment: str) -> 
     assert not look(world).is_due
 
 
-def test_a_message_due_since_ever_is_too_old_and_harms_nobody(world: World) -> None:
+def test_a_message_due_since_ever_is_skipped_as_too_old(world: World) -> None:
     run = world.run()
     oldest, due = world.due_message(run), world.due_message(run)
     world.do("UPDATE campaign_messages SET scheduled_at = '-infinity' WHERE id = %s", oldest)
@@ -232,7 +232,7 @@ def test_eight_threads_that_only_claim_never_get_the_same_message(world: World) 
     assert len(claimed) == len(set(claimed)) == 450
 
 
-def test_a_claimer_passes_over_what_another_has_not_committed(world: World) -> None:
+def test_a_claimer_skips_rows_that_another_has_not_committed(world: World) -> None:
     config = world.campaign()
     first, second = world.run(config), world.run(config)
     insert_due(world, first, 5)
@@ -365,7 +365,7 @@ WAITS: dict[str, tuple[Arrange, str, str]] = {
 
 
 @pytest.mark.parametrize("case", WAITS)
-def test_a_run_that_cannot_be_worked_waits_says_why_and_harms_no_neighbour(world: World, case: str) -> None:
+def test_a_run_that_cannot_be_sent_waits_with_a_reason_and_affects_no_other(world: World, case: str) -> None:
     arrange, code, words = WAITS[case]
     waiting, neighbour = arrange(world), world.run()
     insert_due(world, waiting, 3)
@@ -390,7 +390,7 @@ def test_a_closed_window_says_when_it_opens(world: World) -> None:
 
 
 @pytest.mark.parametrize("status", ["paused", "cancelled", "failed", "completed"])
-def test_a_run_that_is_not_running_is_not_worked(world: World, status: str) -> None:
+def test_a_run_that_is_not_running_is_not_claimed(world: World, status: str) -> None:
     run, neighbour = world.run(status=status), world.run()
     world.due_message(run)
     due = world.due_message(neighbour)
@@ -421,7 +421,7 @@ def test_a_wait_is_cleared_when_its_cause_is_gone(world: World) -> None:
     assert (row["wait_code"], row["wait_reason"], row["wait_until"]) == (None, None, None)
 
 
-def test_a_wait_that_is_said_already_is_not_written_again(world: World) -> None:
+def test_an_unchanged_wait_is_not_written_again(world: World) -> None:
     run = closed_window(world)
     world.due_message(run)
     claim_batch(world)
@@ -440,7 +440,7 @@ def test_a_run_without_anything_due_waits_silently(world: World) -> None:
 # Ahead ----------------------------------------------------------------------------------------------------------------
 
 
-def test_a_claim_ahead_takes_what_is_planned_soon_and_nothing_that_waits_for_another_try(world: World) -> None:
+def test_a_claim_ahead_takes_messages_planned_soon_and_no_retries(world: World) -> None:
     run = world.run()
     now = world.value("SELECT campaign_now()")
     soon, later, again, due = (

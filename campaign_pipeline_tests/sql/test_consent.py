@@ -157,9 +157,7 @@ def test_a_suppression_holds_for_every_spelling_of_its_number(
     assert message(world, due)["error_code"] == "suppressed"
 
 
-def test_a_suppression_of_an_older_spelling_is_spelled_anew_by_the_upgrade(
-    world: World, workspace: UUID, run: UUID
-) -> None:
+def test_an_upgrade_canonicalises_older_suppressions(world: World, workspace: UUID, run: UUID) -> None:
     for old in ("55011987654321", "01511987654321", PHONE):
         world.do(
             "INSERT INTO campaign_suppressions (scope, workspace_id, address, address_hash, source, since) "
@@ -255,7 +253,7 @@ def test_a_suppression_reaches_as_far_as_its_scope_in_the_claim_and_before_the_s
     assert holder.begin_new(late) == ("suppressed" if stops else "go")
 
 
-def test_what_may_have_gone_out_is_left_to_whoever_finds_out(
+def test_a_message_that_may_have_been_sent_is_left_to_its_look_up(
     world: World, workspace: UUID, lead: UUID, due: UUID
 ) -> None:
     holder = holding(world, due)
@@ -306,7 +304,7 @@ def test_the_same_suppression_is_written_once_and_again_after_it_was_lifted(worl
 @pytest.mark.parametrize(
     "columns", [{"scope": "workspace", "address": PHONE}, {"scope": "global"}, {"scope": "global", "address": "nobody"}]
 )
-def test_a_suppression_of_nobody_or_nowhere_is_refused(world: World, columns: dict[str, Any]) -> None:
+def test_a_suppression_without_a_target_or_scope_is_refused(world: World, columns: dict[str, Any]) -> None:
     with pytest.raises(psycopg.errors.InvalidParameterValue, match="A suppression needs"):
         suppress(world, **columns)
 
@@ -345,7 +343,7 @@ def test_only_the_suppressed_of_a_group_are_held_back(world: World, workspace: U
     assert [answers[m]["verdict"] for m in messages] == ["go", "suppressed", "go", "go"]
 
 
-def test_an_opt_out_that_is_committed_while_the_intent_waits_for_its_row_is_heard(
+def test_an_opt_out_committed_while_the_intent_waits_for_its_row_counts(
     world: World, workspace: UUID, lead: UUID, due: UUID
 ) -> None:
     """The intent locks the message first and looks at consent after: what was committed meanwhile counts."""
@@ -626,7 +624,7 @@ def test_any_other_refusal_suppresses_nobody(world: World, due: UUID) -> None:
     assert suppressions(world) == []
 
 
-def test_who_lost_the_lease_suppresses_nobody(world: World, due: UUID) -> None:
+def test_a_worker_without_its_lease_suppresses_nobody(world: World, due: UUID) -> None:
     first = holding(world, due)
     first.begin_new(due)
     world.do("UPDATE campaign_messages SET lease_token = gen_random_uuid()")
@@ -687,7 +685,7 @@ def test_two_messages_of_one_lead_in_one_group_do_not_both_go(world: World, two:
     assert sorted(row["verdict"] for row in answers.values()) == ["contacted_today", "go"]
 
 
-def test_a_day_is_taken_over_from_a_message_that_surely_did_not_go_out(world: World, two: tuple[UUID, UUID]) -> None:
+def test_a_day_is_taken_over_from_a_message_that_was_surely_not_sent(world: World, two: tuple[UUID, UUID]) -> None:
     first, second = (holding(world, m) for m in two)
     first.begin_new(two[0], local_day=DAY)
     first.settle(two[0], part_no=1, attempt_no=1, outcome="failed", status="failed", code="not_on_whatsapp")
@@ -695,14 +693,14 @@ def test_a_day_is_taken_over_from_a_message_that_surely_did_not_go_out(world: Wo
     assert world.value("SELECT message_id FROM campaign_lead_days") == two[1]
 
 
-def test_a_day_is_not_taken_over_from_a_message_that_may_have_gone_out(world: World, two: tuple[UUID, UUID]) -> None:
+def test_a_day_is_not_taken_over_from_a_message_that_may_have_been_sent(world: World, two: tuple[UUID, UUID]) -> None:
     first, second = (holding(world, m) for m in two)
     first.begin_new(two[0], local_day=DAY)
     first.settle(two[0], part_no=1, attempt_no=1, outcome="unknown")
     assert second.begin_new(two[1], local_day=DAY) == "contacted_today"
 
 
-def test_a_text_that_was_begun_is_finished_the_day_after(world: World, two: tuple[UUID, UUID]) -> None:
+def test_a_begun_text_is_finished_the_day_after(world: World, two: tuple[UUID, UUID]) -> None:
     first, second = (holding(world, m) for m in two)
     first.begin_new(two[0], "Um", "Dois", local_day=DAY)
     first.sent(two[0])
@@ -878,7 +876,7 @@ def test_an_erased_person_can_be_read_in_no_column_of_any_table(world: World, pe
     assert (counts["campaign_messages"], counts["campaign_message_parts"], counts["campaign_logs"]) == (3, 3, 2)
 
 
-def test_what_must_hold_holds_after_an_erasure(world: World, run: UUID, person: UUID) -> None:
+def test_the_invariants_hold_after_an_erasure(world: World, run: UUID, person: UUID) -> None:
     before = world.all(
         "SELECT message_id, part_no, status, idempotency_key, attempts FROM campaign_message_parts ORDER BY 1, 2"
     )
@@ -896,7 +894,7 @@ def test_what_must_hold_holds_after_an_erasure(world: World, run: UUID, person: 
     assert rows(world, "close_runs")[0]["id"] == run
 
 
-def test_nobody_else_loses_anything(world: World, workspace: UUID, run: UUID, person: UUID) -> None:
+def test_no_other_lead_loses_anything(world: World, workspace: UUID, run: UUID, person: UUID) -> None:
     neighbour = world.lead(workspace, client_name="Bruno Lima")
     world.due_message(run, neighbour, generated_message="Olá, Bruno")
     reply(
@@ -953,7 +951,7 @@ def test_a_message_that_was_being_written_ends_and_its_worker_finds_out(world: W
     assert (message(world, due)["status"], message(world, due)["generated_message"]) == ("skipped", None)
 
 
-def test_a_message_that_may_have_gone_out_stays_visible_as_such(world: World, lead: UUID, due: UUID) -> None:
+def test_a_message_that_may_have_been_sent_stays_visible_as_such(world: World, lead: UUID, due: UUID) -> None:
     holder = holding(world, due)
     holder.begin_new(due)
     holder.settle(due, part_no=1, attempt_no=1, outcome="unknown", status="pending", delay_seconds=60)
@@ -1029,7 +1027,7 @@ def known(world: World, *numbers: str, provider: str = "evolution") -> dict[str,
     return {row["number"]: row["exists"] for row in found}
 
 
-def test_a_check_is_believed_for_its_time_and_a_miss_for_less(world: World) -> None:
+def test_a_number_check_is_cached_for_its_time_and_a_miss_for_less(world: World) -> None:
     keep(world, [{"number": "551", "exists": True}, {"number": "552", "exists": False}])
     assert known(world, "551", "552", "553") == {"551": True, "552": False}
     assert known(world, "551", provider="uazapi") == {}
@@ -1046,7 +1044,7 @@ def test_a_newer_check_replaces_an_older_one(world: World) -> None:
     assert row == {"number": "551", "exists": True, "jid": "551@s.whatsapp.net", "account": "551"}
 
 
-def test_the_crm_is_told_what_is_known_of_the_lead(world: World, lead: UUID) -> None:
+def test_the_crm_learns_what_is_known_of_the_lead(world: World, lead: UUID) -> None:
     keep(
         world,
         [{"number": "551", "exists": True}],

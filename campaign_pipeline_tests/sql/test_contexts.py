@@ -113,7 +113,7 @@ def test_fields_of_a_hundred_kilobytes_are_cut(world: World) -> None:
     assert [len(tag) for tag in context["tags"]] == [200] * 20
 
 
-def test_a_lead_of_which_nothing_is_known_has_a_context_of_nothing(world: World) -> None:
+def test_a_lead_without_data_has_an_empty_context(world: World) -> None:
     lead = world.insert("leads", client_name=None)
     row = contexts(world, lead)[str(lead)]
     assert row["phone"] is None

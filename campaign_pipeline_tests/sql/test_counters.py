@@ -276,7 +276,7 @@ def test_a_transaction_shows_its_counters_only_with_its_messages(world: World) -
     assert run_row(world, run)["leads_success"] == 1
 
 
-def test_what_is_not_counted_locks_no_run(world: World) -> None:
+def test_uncounted_changes_lock_no_run(world: World) -> None:
     """Claims, heartbeats and attempts of one shard never wait for the counters of another."""
     run = world.run()
     due = world.due_message(run)

@@ -17,7 +17,7 @@ FINALIZE = """
 
 
 @pytest.mark.parametrize("leased", [False, True], ids=["pending", "leased"])
-def test_a_run_of_which_messages_are_left_is_not_completed_by_its_total(world: World, leased: bool) -> None:
+def test_a_run_with_remaining_messages_is_not_completed_by_its_total(world: World, leased: bool) -> None:
     run = world.run(leads_total=0)
     due = world.due_message(run)
     if leased:

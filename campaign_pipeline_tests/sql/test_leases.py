@@ -34,7 +34,7 @@ def snapshot(world: World) -> list[dict[str, Any]]:
 # Steps that have ended ------------------------------------------------------------------------------------------------
 
 
-def test_what_an_ended_step_holds_is_due_at_once_and_its_request_may_leave_until_its_lease_would_have_ended(
+def test_messages_of_an_ended_step_are_due_at_once_and_its_request_may_leave_until_its_lease_ends(
     world: World,
 ) -> None:
     begun, waiting = world.due_messages(world.run(), 2)
@@ -194,7 +194,7 @@ def test_the_lease_that_a_finished_message_keeps_as_a_trace_recovers_nothing(wor
     assert rows(world, "recover_leases") == []
 
 
-def test_what_the_replaced_system_left_is_settled_after_a_quarter_of_an_hour(world: World) -> None:
+def test_messages_of_the_previous_processor_are_settled_after_a_quarter_of_an_hour(world: World) -> None:
     run, now = world.run(), world.value("SELECT campaign_now()")
     queued = world.due_message(run, status="queued", queued_at=now - timedelta(minutes=16))
     sending = world.due_message(run, status="sending", created_at=now - timedelta(minutes=16))
@@ -205,7 +205,7 @@ def test_what_the_replaced_system_left_is_settled_after_a_quarter_of_an_hour(wor
     assert found == {queued: ("pending", None), sending: ("failed", "unknown"), at_work: ("queued", None)}
 
 
-def test_a_dead_lease_that_somebody_works_on_right_now_is_passed_over(world: World) -> None:
+def test_an_expired_lease_on_a_locked_row_is_skipped(world: World) -> None:
     now = world.value("SELECT campaign_now()")
     run = world.run()
     dead = [
@@ -322,7 +322,7 @@ def test_the_old_token_changes_nothing_after_a_take_over(world: World) -> None:
     assert snapshot(world) == before
 
 
-def test_an_expired_lease_may_begin_nothing_though_nobody_took_it(world: World) -> None:
+def test_an_expired_lease_may_begin_nothing_even_if_nobody_took_it(world: World) -> None:
     generating, sending = world.due_messages(world.run(), 2)
     holder = holding(world, generating, sending)
     world.move_clock(PAST_LEASE)
@@ -334,7 +334,7 @@ def test_an_expired_lease_may_begin_nothing_though_nobody_took_it(world: World) 
 # Renewing -------------------------------------------------------------------------------------------------------------
 
 
-def test_renewing_returns_what_is_held_and_only_that(world: World) -> None:
+def test_a_renewal_returns_exactly_the_held_messages(world: World) -> None:
     mine, finished, others, waiting = world.due_messages(world.run(), 4)
     holder = holding(world, mine, finished)
     holder.settle(finished, status="skipped", code="lead_deleted", reason="Deleted.")

@@ -66,7 +66,7 @@ def test_a_probe_is_not_sent_through_an_inbox_that_a_person_paused(world: World)
     assert len(claimed_ids(claim_batch(world))) == 1, "the probe"
 
 
-def test_who_paused_first_stays_named_and_the_log_has_both_ends(world: World) -> None:
+def test_the_first_person_to_pause_stays_recorded_and_the_log_has_both_ends(world: World) -> None:
     assert pause(world, "all", "all")["changed"]
     again = rows(world, "pause_by_hand", scope="all", scope_id="all", reason="Me too.", by="rui", log="Stopped again.")
     assert [(row["changed"], row["paused_by"]) for row in again] == [(False, "ana")]

@@ -100,21 +100,23 @@ def test_two_messages_to_one_number_in_one_group_do_not_both_go(world: World, tw
     assert sorted(row["verdict"] for row in answers.values()) == ["go", "number_contacted"]
 
 
-def test_a_number_is_taken_over_from_a_message_that_surely_did_not_go_out(world: World, two: tuple[UUID, UUID]) -> None:
+def test_a_number_is_taken_over_from_a_message_that_was_surely_not_sent(world: World, two: tuple[UUID, UUID]) -> None:
     first, second = (holding(world, m) for m in two)
     first.begin_new(two[0], address=NUMBER)
     first.settle(two[0], part_no=1, attempt_no=1, outcome="failed", status="failed", code="bad_text")
     assert second.begin_new(two[1], address=TWIN) == "go"
 
 
-def test_a_number_is_not_taken_over_from_a_message_that_may_have_gone_out(world: World, two: tuple[UUID, UUID]) -> None:
+def test_a_number_is_not_taken_over_from_a_message_that_may_have_been_sent(
+    world: World, two: tuple[UUID, UUID]
+) -> None:
     first, second = (holding(world, m) for m in two)
     first.begin_new(two[0], address=NUMBER)
     first.settle(two[0], part_no=1, attempt_no=1, outcome="unknown")
     assert second.begin_new(two[1], address=TWIN) == "number_contacted"
 
 
-def test_a_text_that_was_begun_is_finished_and_a_retry_has_its_own_number(world: World, two: tuple[UUID, UUID]) -> None:
+def test_a_begun_text_is_finished_and_a_retry_has_its_own_number(world: World, two: tuple[UUID, UUID]) -> None:
     first = holding(world, two[0])
     first.begin_new(two[0], "Um", "Dois", address=NUMBER)
     first.settle(two[0], part_no=1, attempt_no=1, outcome="planned")

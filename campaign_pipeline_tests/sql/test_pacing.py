@@ -125,7 +125,7 @@ def test_an_inbox_without_a_pace_lets_everything_go_and_leaves_no_trace(inbox: M
     assert {part["slot_at"] for due in dues for part in parts(plain.world, due)} == {None}
 
 
-def test_of_a_group_one_message_goes_and_the_others_are_told_how_long_to_wait(inbox: Make) -> None:
+def test_one_message_of_a_group_is_admitted_and_the_others_get_their_wait(inbox: Make) -> None:
     paced = inbox(min_gap_seconds=40)
     dues = paced.held(4)
     answers = paced.ask(*dues)
@@ -137,7 +137,7 @@ def test_of_a_group_one_message_goes_and_the_others_are_told_how_long_to_wait(in
     assert {(a["wait_seconds"], a["wait_code"]) for a in waiting} == {(45, "paced")}
 
 
-def test_a_text_is_kept_though_its_turn_has_not_come(inbox: Make) -> None:
+def test_a_text_is_stored_although_its_turn_has_not_come(inbox: Make) -> None:
     paced = inbox(min_gap_seconds=40)
     first, second = sorted(paced.held(2))
     paced.ask(first, second)
@@ -159,7 +159,7 @@ def test_the_next_message_goes_a_whole_gap_after_the_answer(inbox: Make) -> None
     assert paced.verdicts(second) == ["go"]
 
 
-def test_a_request_that_is_never_answered_holds_the_next_one_for_gap_and_grace(inbox: Make) -> None:
+def test_an_unanswered_request_delays_the_next_one_by_gap_and_grace(inbox: Make) -> None:
     paced = inbox(min_gap_seconds=8)
     first, second = paced.held(2)
     paced.ask(first)
@@ -181,7 +181,7 @@ def test_a_gap_is_stretched_at_random_within_its_jitter(inbox: Make) -> None:
     assert 115 < sum(gaps) / len(gaps) < 135
 
 
-def test_of_two_workers_that_ask_at_once_the_second_waits_and_sees_that_the_slot_is_gone(inbox: Make) -> None:
+def test_the_second_of_two_concurrent_workers_finds_the_slot_taken(inbox: Make) -> None:
     paced = inbox(min_gap_seconds=30)
     earlier, first, second = paced.held(3)
     paced.send(earlier)
@@ -318,14 +318,14 @@ def test_a_campaigns_daily_limit_is_of_its_own_time_zone(inbox: Make) -> None:
     assert plain.ask(dues[1])[0]["wait_seconds"] == pytest.approx(15 * 60, abs=1)
 
 
-def test_a_zone_that_nobody_knows_stops_no_message(inbox: Make) -> None:
+def test_an_unknown_zone_stops_no_message(inbox: Make) -> None:
     plain = inbox()
     dues = plain.held(2, plain.run(daily_limit=1, timezone="Nowhere/At_All"))
     assert sorted(plain.verdicts(*dues)) == ["go", "paced"]
 
 
 @pytest.mark.parametrize("outcome", ["failed", "planned"])
-def test_what_surely_did_not_go_out_is_taken_off_the_limits_but_keeps_its_gap(inbox: Make, outcome: str) -> None:
+def test_a_part_that_was_surely_not_sent_leaves_the_limits_but_keeps_its_gap(inbox: Make, outcome: str) -> None:
     limited = inbox(min_gap_seconds=30, daily_limit=1, hourly_limit=1)
     first, second = limited.held(2)
     limited.ask(first)
@@ -348,7 +348,7 @@ def test_a_later_part_that_does_not_go_out_leaves_its_message_on_the_limits(inbo
     assert limited.state()["day_count"] == 1
 
 
-def test_what_may_have_gone_out_stays_on_the_limits_until_it_surely_did_not(inbox: Make) -> None:
+def test_an_unknown_part_counts_against_the_limits_until_it_was_surely_not_sent(inbox: Make) -> None:
     limited = inbox(daily_limit=5, hourly_limit=5)
     (due,) = limited.held(1)
     limited.ask(due)
@@ -482,7 +482,7 @@ def test_each_throttle_doubles_the_gap_up_to_eight_times(inbox: Make) -> None:
     assert paced.wait(second) == pytest.approx(80, abs=0.5)
 
 
-def test_what_many_requests_are_told_at_once_counts_once(inbox: Make) -> None:
+def test_simultaneous_throttles_count_once(inbox: Make) -> None:
     paced = inbox(min_gap_seconds=10)
     assert [slow_down(paced) for _ in range(5)] == [2] * 5
 
@@ -500,7 +500,7 @@ def test_a_slow_down_recovers_step_by_step_with_time(inbox: Make) -> None:
     assert slow_down(paced) == 2
 
 
-def test_a_slow_down_recovers_by_what_is_accepted(inbox: Make) -> None:
+def test_a_slow_down_recovers_with_accepted_messages(inbox: Make) -> None:
     paced = inbox(min_gap_seconds=1)
     slow_down(paced)
     dues = paced.held(11)
@@ -555,7 +555,7 @@ def test_a_setting_counts_from_the_next_message_on(inbox: Make) -> None:
 
 
 @pytest.mark.parametrize("changed", ["inbox", "campaign"])
-def test_a_run_that_waits_for_a_pace_is_judged_anew_when_it_is_changed(inbox: Make, changed: str) -> None:
+def test_a_changed_pace_reconsiders_the_runs_that_wait_for_it(inbox: Make, changed: str) -> None:
     paced = inbox(daily_limit=1)
     run = paced.run(daily_limit=1)
     paced.send(paced.held(1, run)[0])
@@ -581,13 +581,13 @@ def test_a_batch_claims_no_more_than_the_pace_lets_go_within_its_lease(inbox: Ma
     assert run_row(paced.world, run)["wait_code"] is None  # it is being worked
 
 
-def test_a_claim_takes_one_where_the_next_would_have_to_be_waited_for_too_long(inbox: Make) -> None:
+def test_a_claim_takes_one_message_if_the_next_would_wait_too_long(inbox: Make) -> None:
     paced = inbox(min_gap_seconds=90)
     insert_due(paced.world, paced.run(), 5)
     assert len(claim_batch(paced.world, max_wait_seconds=60.0).rows) == 1
 
 
-def test_runs_that_share_an_inbox_share_what_it_lets_go(inbox: Make) -> None:
+def test_runs_that_share_an_inbox_share_its_pace(inbox: Make) -> None:
     paced = inbox(daily_limit=10)
     runs = [paced.run() for _ in range(3)]
     for run, count in zip(runs, (100, 100, 2), strict=True):
@@ -618,7 +618,7 @@ def test_an_unpaced_run_beside_a_paced_one_gets_the_rest_of_the_batch(world: Wor
         ({"quiet_from": "10:05", "quiet_until": "11:00"}, "quiet_hours"),
     ],
 )
-def test_a_run_that_its_pace_holds_says_so(inbox: Make, pace: dict[str, Any], code: str) -> None:
+def test_a_run_delayed_by_its_pace_shows_that_reason(inbox: Make, pace: dict[str, Any], code: str) -> None:
     paced = inbox(**pace)
     run = paced.run()
     paced.at(2027, 3, 3, 10, 0)
@@ -637,7 +637,7 @@ def test_a_run_that_its_pace_holds_says_so(inbox: Make, pace: dict[str, Any], co
     assert [wait.code for wait in batch.waits] == [code]
 
 
-def test_what_waits_for_the_next_day_is_neither_too_old_nor_spread(inbox: Make) -> None:
+def test_messages_that_wait_for_the_next_day_are_neither_too_old_nor_spread(inbox: Make) -> None:
     paced = inbox(daily_limit=3)
     run = paced.run(start_time="09:00", end_time="18:00")
     paced.at(2027, 3, 3, 9, 30)
@@ -657,7 +657,7 @@ def test_what_waits_for_the_next_day_is_neither_too_old_nor_spread(inbox: Make) 
     assert run_row(paced.world, run)["pace_held_since"] is None
 
 
-def test_what_was_too_old_before_the_pace_held_it_is_skipped(inbox: Make) -> None:
+def test_messages_that_were_too_old_before_the_pace_held_them_are_skipped(inbox: Make) -> None:
     paced = inbox(daily_limit=3)
     run = paced.run()
     insert_due(paced.world, run, 2, age=2 * HOUR)
@@ -754,7 +754,7 @@ def test_a_pause_of_the_inbox_that_is_used_stops_a_message_and_one_of_the_other_
 
 
 @pytest.mark.parametrize("outcome", ["sent", "unknown"])
-def test_a_conversation_goes_on_only_through_the_inbox_that_began_it(detour: Detour, outcome: str) -> None:
+def test_a_conversation_continues_only_through_the_inbox_that_began_it(detour: Detour, outcome: str) -> None:
     due = detour.world.due_message(detour.run)
     holder = holding(detour.world, due)
     holder.begin_new(due, "Um", "Dois", inbox_id=detour.first)
@@ -785,7 +785,7 @@ def test_a_conversation_that_a_fallback_began_stays_there_when_the_first_inbox_i
     assert (message(detour.world, due)["inbox_id"], message(detour.world, other)["inbox_id"]) == (detour.second, None)
 
 
-def test_a_message_that_surely_never_went_out_may_change_its_inbox(detour: Detour) -> None:
+def test_a_message_that_was_surely_not_sent_may_change_its_inbox(detour: Detour) -> None:
     due = detour.world.due_message(detour.run)
     holder = holding(detour.world, due)
     holder.begin_new(due, inbox_id=detour.first)

@@ -238,7 +238,7 @@ def test_a_systemic_pause_holds_past_its_time_for_all_but_the_probe(world: World
     assert holder.begin_new(other) == "scope_paused"
 
 
-def test_a_text_that_was_kept_while_paused_goes_out_as_a_first_attempt(world: World, run: UUID, due: UUID) -> None:
+def test_a_text_stored_during_a_pause_is_sent_as_a_first_attempt(world: World, run: UUID, due: UUID) -> None:
     holder = holding(world, due)
     pause(world, "inbox", scope_ids(world, run)["inbox"])
     assert holder.begin_new(due, "Um", "Dois") == "scope_paused"
@@ -255,7 +255,7 @@ def test_starting_to_generate_shows_and_may_be_repeated(world: World, due: UUID)
         assert message(world, due)["status"] == "generating"
 
 
-def test_a_message_that_is_gone_is_lost(world: World, due: UUID) -> None:
+def test_a_deleted_message_is_lost(world: World, due: UUID) -> None:
     holder = holding(world, due)
     world.do("DELETE FROM campaign_messages")
     assert holder.start_generating(due) == "lost"
@@ -283,7 +283,7 @@ def test_each_item_of_a_group_has_its_own_verdict(world: World, run: UUID) -> No
     assert part_states(world, paused) == [("planned", 0)]
 
 
-def test_two_holders_that_begin_at_once_do_not_both_go(world: World, due: UUID) -> None:
+def test_of_two_holders_that_begin_at_once_only_one_is_admitted(world: World, due: UUID) -> None:
     """The second waits for the first's commit, and then sees whose the message is."""
     old = holding(world, due)
     with psycopg.connect(world.url, options=PLAIN_NAMES) as other:
@@ -402,7 +402,7 @@ def test_a_later_part_stays_in_the_conversation_of_the_first(world: World, works
     assert conversation_of(world, due) == first
 
 
-def test_no_conversation_is_made_for_what_may_not_go(world: World, run: UUID, due: UUID) -> None:
+def test_no_conversation_is_created_for_a_message_that_may_not_be_sent(world: World, run: UUID, due: UUID) -> None:
     holder = holding(world, due)
     world.do("UPDATE campaign_runs SET status = 'paused' WHERE id = %s", run)
     holder.begin_new(due)

@@ -157,7 +157,7 @@ def test_a_systemic_pause_replaces_a_throttle_and_is_a_first_failure(world: Worl
 
 
 @pytest.mark.parametrize("seconds", [1e9, 1e300])
-def test_an_absurd_retry_after_is_believed_up_to_a_week(world: World, seconds: float) -> None:
+def test_an_absurd_retry_after_is_capped_at_a_week(world: World, seconds: float) -> None:
     for _ in range(2):
         assert open_pause(world, "inbox", 1, "throttled", seconds=seconds) == 604_800.0
 
@@ -196,7 +196,7 @@ def test_a_paused_scope_holds_its_runs_says_why_and_harms_no_other(world: World,
     assert message(world, held)["status"] == "pending"
 
 
-def test_a_wait_tells_the_new_time_when_its_pause_is_prolonged(world: World, run: UUID) -> None:
+def test_a_prolonged_pause_updates_the_waits_end(world: World, run: UUID) -> None:
     world.due_message(run)
     open_pause(world, "inbox", inbox_of(world, run), "throttled", seconds=20.0)
     claim_batch(world)
@@ -205,7 +205,7 @@ def test_a_wait_tells_the_new_time_when_its_pause_is_prolonged(world: World, run
     assert run_row(world, run)["wait_until"] == pauses(world)[0]["until"]
 
 
-def test_after_a_short_slow_down_everything_goes_on_at_once(world: World, run: UUID, clock: Clock) -> None:
+def test_after_a_short_slow_down_everything_continues_at_once(world: World, run: UUID, clock: Clock) -> None:
     insert_due(world, run, 5)
     open_pause(world, "inbox", inbox_of(world, run), "throttled", seconds=30.0)
     assert not claim_batch(world).rows
@@ -359,7 +359,7 @@ def test_a_scope_is_not_probed_while_another_holds_the_run_for_longer(world: Wor
     assert {row["probe_message_id"] for row in pauses(world)} == {None}
 
 
-def test_a_run_that_something_else_keeps_sends_no_probe(world: World, run: UUID, clock: Clock) -> None:
+def test_a_run_held_by_something_else_sends_no_probe(world: World, run: UUID, clock: Clock) -> None:
     insert_due(world, run, 3)
     open_pause(world, "inbox", inbox_of(world, run))
     world.do("UPDATE instances SET status = 'disconnected'")

@@ -116,7 +116,7 @@ def test_pace_is_over_the_minutes_in_which_anything_was_sent(world: World) -> No
     assert (total["active_minutes"], total["messages_per_minute"]) == (3, pytest.approx(5 / 3))
 
 
-def test_what_was_due_that_day_and_still_waits_is_due_but_not_ended(world: World) -> None:
+def test_messages_due_that_day_that_still_wait_are_due_but_not_ended(world: World) -> None:
     run, over = world.run(name="Café"), world.run(status="cancelled")
     world.due_message(run, scheduled_at=NOON)
     world.due_message(run, scheduled_at=NOON, next_attempt_at=NOON + timedelta(days=2))  # waits for another day
@@ -196,7 +196,7 @@ def test_one_provider_id_on_two_parts_of_an_inbox_is_found(world: World) -> None
     assert set(found["message_ids"]) == {one, two}
 
 
-def test_what_was_accepted_is_compared_with_its_receipts_inbox_by_inbox(world: World) -> None:
+def test_accepted_messages_are_compared_with_their_receipts_by_inbox(world: World) -> None:
     workspace = world.workspace()
     told, silent = world.inbox(workspace), world.inbox(workspace)
     for inbox, statuses in ((told, ["delivered", "read", "failed", "sent", None]), (silent, [None, None])):

@@ -42,7 +42,7 @@ def local(text: str, zone: str, fold: int = 0) -> datetime:
 
 
 @pytest.mark.parametrize("status", ["sent", "replied", "failed", "skipped"])
-def test_a_run_of_which_nothing_can_change_closes(world: World, status: str) -> None:
+def test_a_run_closes_when_no_message_can_change(world: World, status: str) -> None:
     run = world.run(leads_total=2)
     insert_due(world, run, 2, status=status)
     assert close_runs(world) == [run]
@@ -134,7 +134,7 @@ def test_only_running_and_cancelled_runs_are_closed(world: World, status: str) -
     assert close_runs(world) == []
 
 
-def test_closing_clears_what_was_said_of_waiting(world: World) -> None:
+def test_closing_clears_the_noted_wait(world: World) -> None:
     run = world.run(wait_code="window_closed", wait_reason="Closed.")
     assert close_runs(world) == [run]
     assert run_row(world, run)["wait_code"] is None
@@ -143,7 +143,7 @@ def test_closing_clears_what_was_said_of_waiting(world: World) -> None:
 # Cancelling -----------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_left_of_a_cancelled_run_is_skipped_and_counted_and_the_run_ends_once(world: World) -> None:
+def test_the_rest_of_a_cancelled_run_is_skipped_and_counted_and_the_run_ends_once(world: World) -> None:
     run = world.run(leads_total=5)
     insert_due(world, run, 1, status="sent")
     insert_due(world, run, 2)
@@ -177,7 +177,7 @@ def test_a_batch_settles_cancelled_runs_too(world: World) -> None:
         (["attempting"], "unknown", "while it was not known"),
     ],
 )
-def test_what_was_begun_of_a_cancelled_run_fails_and_says_what_is_known(
+def test_begun_messages_of_a_cancelled_run_fail_with_what_is_known(
     world: World, states: list[str], error_class: str, words: str
 ) -> None:
     run = world.run(status="cancelled")
@@ -261,7 +261,7 @@ def test_a_campaign_that_names_no_interval_is_spread_within_ten_minutes_however_
     assert due_times(world, run) == [n * timedelta(seconds=10) for n in range(60)]
 
 
-def test_what_was_not_yet_due_keeps_its_time(world: World) -> None:
+def test_messages_that_are_not_due_keep_their_times(world: World) -> None:
     run = world.run()
     later = world.value("SELECT campaign_now() + interval '1 day'")
     due = world.due_message(run, scheduled_at=later)
@@ -279,7 +279,7 @@ def test_other_runs_are_not_spread(world: World) -> None:
     assert len(claim_batch(world).rows) == 1 + 3
 
 
-def test_what_does_not_fit_before_the_window_closes_is_spread_anew_when_it_opens(world: World) -> None:
+def test_messages_that_do_not_fit_before_the_window_closes_are_spread_when_it_opens(world: World) -> None:
     zone = "America/Sao_Paulo"
     run = world.run(world.campaign(start_time="09:00", end_time="18:00", timezone=zone, min_interval_seconds=60))
     set_clock(world, local("2026-03-03T17:57:00", zone))
@@ -425,7 +425,7 @@ def test_only_open_time_makes_a_message_too_old(world: World, case: str) -> None
     assert (with_old.expired, with_old.rows) == (1, [])
 
 
-def test_what_is_too_old_is_skipped_counted_and_says_since_when(world: World) -> None:
+def test_too_old_messages_are_skipped_and_counted_with_their_due_time(world: World) -> None:
     run = world.run()
     due = world.due_message(run, scheduled_at=datetime(2026, 3, 3, 12, 30, tzinfo=UTC))
     set_clock(world, datetime(2026, 3, 3, 13, 31, tzinfo=UTC))
@@ -441,7 +441,7 @@ def test_what_is_too_old_is_skipped_counted_and_says_since_when(world: World) ->
 
 
 @pytest.mark.parametrize("status", ["attempting", "unknown", "sent", "failed"])
-def test_a_message_of_which_a_part_may_have_gone_out_never_becomes_too_old(world: World, status: str) -> None:
+def test_a_message_that_may_have_been_sent_never_becomes_too_old(world: World, status: str) -> None:
     run = world.run()
     due, unsent = world.due_messages(run, 2)
     for number, (of, state) in enumerate([(due, status), (due, "planned"), (unsent, "planned")], start=1):
@@ -475,7 +475,7 @@ def test_a_run_that_waits_or_is_paused_expires_nothing(world: World) -> None:
     assert {message(world, due)["status"] for due in dues} == {"pending"}
 
 
-def test_the_next_due_message_of_a_running_run_is_told(world: World) -> None:
+def test_the_next_due_message_of_a_running_run_is_reported(world: World) -> None:
     now = world.value("SELECT campaign_now()")
     world.due_message(world.run(), scheduled_at=now + 2 * HOUR)
     world.due_message(world.run(), scheduled_at=now + HOUR)

@@ -8,7 +8,7 @@ from campaign_pipeline.adapters import schema
 from campaign_pipeline_tests.factories import World
 
 
-def test_the_head_that_the_code_works_on_is_the_newest_migration() -> None:
+def test_the_head_in_the_code_is_the_newest_migration() -> None:
     assert schema.head_revision() == sql.HEAD
 
 

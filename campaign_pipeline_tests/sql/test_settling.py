@@ -163,7 +163,7 @@ def test_an_end_is_counted_and_keeps_its_reason(
     assert counters(world, run) == expected
 
 
-def test_an_unknown_outcome_is_noted_before_anybody_is_asked_and_then_ends(world: World, run: UUID, due: UUID) -> None:
+def test_an_unknown_outcome_is_recorded_before_the_look_up(world: World, run: UUID, due: UUID) -> None:
     holder = begun(world, due)
     unknown: dict[str, Any] = {"part_no": 1, "attempt_no": 1, "outcome": "unknown"}
     holder.settle(due, **unknown, code="read_timeout", reason="No answer.")
@@ -218,7 +218,9 @@ def test_a_message_that_was_sent_is_not_moved_any_more(world: World, run: UUID, 
     assert counters(world, run) == (1, 1, 0, 0)
 
 
-def test_who_does_not_hold_the_lease_neither_moves_a_message_nor_calls_its_part_unsent(world: World, due: UUID) -> None:
+def test_without_the_lease_a_caller_can_neither_move_a_message_nor_call_its_part_unsent(
+    world: World, due: UUID
+) -> None:
     begun(world, due)
     stranger, before = Holder(world), message(world, due)
     for item in ({"outcome": "planned", "status": "pending"}, {"outcome": "failed", "status": "failed"}):
@@ -342,7 +344,7 @@ LATE = [lose_lease, end_as_unknown, be_believed_absent, be_skipped, be_taken_ove
 
 
 @pytest.mark.parametrize("happen", LATE)
-def test_a_late_fact_corrects_whatever_was_believed(world: World, run: UUID, due: UUID, happen: Any) -> None:
+def test_a_late_fact_corrects_an_earlier_outcome(world: World, run: UUID, due: UUID, happen: Any) -> None:
     old = begun(world, due)
     happen(world, due, old)
     assert old.sent(due)["final"] == "sent"

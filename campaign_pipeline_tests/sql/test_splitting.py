@@ -26,7 +26,7 @@ def test_a_file_is_cut_at_the_semicolons_that_end_statements(text: str, statemen
     assert sql.split_statements(text) == statements
 
 
-def test_triggers_are_told_from_functions() -> None:
+def test_triggers_are_distinguished_from_functions() -> None:
     functions, triggers = sql.functions_and_triggers()
     assert "CREATE OR REPLACE TRIGGER" not in functions
     assert {(trigger.name, trigger.table) for trigger in triggers} >= {

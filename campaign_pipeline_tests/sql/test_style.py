@@ -49,7 +49,7 @@ def test_every_file_of_functions_and_statements_is_in_the_list_that_is_loaded() 
     ],
     ids=["leased statuses", "due time"],
 )
-def test_what_one_function_says_is_spelled_nowhere_else(spelled: str, allowed: dict[str, int]) -> None:
+def test_each_list_is_spelled_in_one_function(spelled: str, allowed: dict[str, int]) -> None:
     files = {path: "\n".join(lines) for path, lines in sql_files().items() if not path.startswith("migrations/")}
     counts = {path: len(re.findall(spelled, text)) for path, text in files.items()}
     assert {path: count for path, count in counts.items() if count} == allowed

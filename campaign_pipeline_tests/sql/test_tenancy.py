@@ -89,7 +89,7 @@ def cross(world: World, tenants: tuple[Tenant, Tenant], crossing: Crossing) -> T
 
 
 @each_crossing
-def test_what_belongs_to_another_workspace_is_skipped_in_the_claim(
+def test_messages_that_reference_another_workspace_are_skipped_in_the_claim(
     world: World, tenants: tuple[Tenant, Tenant], crossing: Crossing
 ) -> None:
     a = cross(world, tenants, crossing)
@@ -108,7 +108,7 @@ def test_what_belongs_to_another_workspace_is_skipped_in_the_claim(
 
 
 @each_crossing
-def test_what_comes_to_belong_to_another_workspace_after_the_claim_is_neither_written_nor_sent(
+def test_a_message_that_references_another_workspace_after_the_claim_is_not_sent(
     world: World, tenants: tuple[Tenant, Tenant], crossing: Crossing
 ) -> None:
     a, b = tenants
@@ -181,13 +181,13 @@ def test_a_fallback_inbox_of_another_workspace_or_with_its_instance_is_never_cho
     assert found == {("campaign", a.campaign), ("inbox", crossed)}
 
 
-def test_what_belongs_to_no_workspace_is_foreign_to_nobody(world: World, tenants: tuple[Tenant, Tenant]) -> None:
+def test_rows_without_a_workspace_are_foreign_to_nobody(world: World, tenants: tuple[Tenant, Tenant]) -> None:
     for table in ("leads", "instances", "funnels", "conversations"):
         world.do(f"UPDATE {table} SET workspace_id = NULL")
     assert len(claim_batch(world).rows) == 2
 
 
-def test_a_message_of_which_a_part_is_out_is_left_to_its_shard(world: World, tenants: tuple[Tenant, Tenant]) -> None:
+def test_a_message_with_a_sent_part_is_left_to_its_shard(world: World, tenants: tuple[Tenant, Tenant]) -> None:
     a, b = tenants
     holder = holding(world, a.message)
     holder.begin_new(a.message, "Olá", "Tudo bem?")

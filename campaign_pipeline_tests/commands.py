@@ -1,4 +1,4 @@
-"""The console script as tests run it: as an operator does, in a process of its own, with nothing of ours in its way."""
+"""The console script as an operator runs it: in its own process, without the test environment."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Shared fixtures: one PostgreSQL a session, one template database, a cheap copy of it a test; and a sandbox."""
+"""Shared fixtures: one PostgreSQL per session, one template database, a cheap copy of it per test; and a sandbox."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""Factories named by the state that they make, over one plain connection; and recounts of what must hold."""
+"""Factories named by the state that they create, over one plain connection; and recounts of the invariants."""
 
 from datetime import timedelta
 from types import TracebackType

@@ -1,4 +1,4 @@
-"""No test, and no process that a test starts, reaches anything but this machine.
+"""Restricts tests, and the processes that they start, to this machine.
 
 The variable is the product's own limit, which each process of a test inherits. The audit hook is a second one, for this
 process: it stops what the product forgot to ask about.

@@ -1,4 +1,4 @@
-"""PgBouncer, as Debian packages it, in front of the tests' server: every transaction on any server connection."""
+"""Debian's PgBouncer in front of the tests' server: every transaction may use another server connection."""
 
 import contextlib
 import os

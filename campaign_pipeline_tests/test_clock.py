@@ -1,4 +1,4 @@
-"""The clock is the database's: a worker whose own clock is an hour off must decide nothing by it."""
+"""The database's clock decides: a worker whose own clock is an hour off must decide nothing by it."""
 
 import ast
 from pathlib import Path

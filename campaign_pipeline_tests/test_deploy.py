@@ -1,4 +1,4 @@
-"""What is shipped under deploy/, as far as it can be checked without Docker or a cluster."""
+"""The files under deploy/, as far as they can be checked without Docker or a cluster."""
 
 import re
 import tomllib

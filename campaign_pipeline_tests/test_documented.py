@@ -1,4 +1,4 @@
-"""What the code reads from its environment is what docs/settings.md says it reads."""
+"""docs/settings.md lists the environment variables that the code reads."""
 
 import re
 from pathlib import Path

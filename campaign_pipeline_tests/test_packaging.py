@@ -1,4 +1,4 @@
-"""What `pip install` of a built wheel gives: all files that are no modules, and a command line that works."""
+"""An installation from a built wheel has all data files and a working command line."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""Asks a misbehaving server, four times at once, in a process of its own: a peak of memory is one of a process.
+"""Queries a misbehaving server, four times at once, in its own process, to measure that process's peak of memory.
 
 It tells what came of it, how much memory that took, and how long the event loop stood still.
 """

@@ -1,4 +1,4 @@
-"""A database that goes away: a server for one module of tests, to be crashed and started again."""
+"""A server for one module of tests, to be crashed and started again."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""A real SMTP server of the test's own, which refuses, hangs up and dawdles as it is told."""
+"""A real SMTP server of the test, which refuses, hangs up and delays on request."""
 
 import asyncio
 import ssl

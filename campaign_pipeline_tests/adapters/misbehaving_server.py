@@ -1,4 +1,4 @@
-"""A server that misbehaves, in a process of its own: its own memory must not count as the client's."""
+"""A misbehaving server in its own process, so that its memory does not count as the client's."""
 
 import asyncio
 import gzip

@@ -1,4 +1,4 @@
-"""A server of a test's own that may be stopped as if it had crashed, and started again."""
+"""A test's own server that can be stopped as in a crash, and started again."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""What a provider's answer may cost: a megabyte, the time-out, and no stop of the event loop."""
+"""The limits of a provider's answer: a megabyte, the timeout, and no blocked event loop."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""The Cloud API: what is its own. What every channel must do is in test_conformance."""
+"""The Cloud API's own behaviour. test_conformance has the tests of every channel."""
 
 import asyncio
 import re

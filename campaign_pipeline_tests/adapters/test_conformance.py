@@ -1,4 +1,4 @@
-"""What every message channel must do, whichever provider it speaks to: one suite, one entry a channel.
+"""The requirements of every message channel: one suite, one entry per channel.
 
 A further channel over HTTP is one more entry in CHANNELS, one file in `answers/`, and a stand-in in the sandbox; what
 is its provider's alone is tested in a file of its own. SMTP speaks another protocol and has its own suite with the same

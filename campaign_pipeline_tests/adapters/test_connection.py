@@ -1,4 +1,4 @@
-"""Which address and which key an inbox gets, and that no key of the environment leaves for an address of a row."""
+"""Address and key of an inbox; no key of the environment is sent to an address of a row."""
 
 from typing import Any
 

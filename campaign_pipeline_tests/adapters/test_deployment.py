@@ -1,4 +1,4 @@
-"""Where steps run, as the environment says it."""
+"""The environment's settings of where steps run."""
 
 import pytest
 

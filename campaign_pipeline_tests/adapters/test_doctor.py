@@ -1,4 +1,4 @@
-"""What the doctor finds of a database, and what of it keeps messages from going out."""
+"""The doctor's findings about a database, and which of them keep messages from being sent."""
 
 import asyncio
 from datetime import timedelta

@@ -1,4 +1,4 @@
-"""The embedded server is its owner's alone: as root and not, with short and long paths, beside another user's.
+"""Only its owner can use the embedded server: as root and not, with short and long paths, beside another user's.
 
 Other users are children of this process that gave up being root: an interpreter of its own might not be theirs to run.
 """

@@ -1,4 +1,4 @@
-"""Evolution: what is its own, the search above all. What every channel must do is in test_conformance."""
+"""Evolution's own behaviour, mainly the search. test_conformance has the tests of every channel."""
 
 import asyncio
 import time

@@ -1,4 +1,4 @@
-"""A heartbeat that goes on while the event loop is blocked, and ends when it is told to."""
+"""A heartbeat that continues while the event loop is blocked, and ends on request."""
 
 import asyncio
 import threading

@@ -1,4 +1,4 @@
-"""Which hosts may be reached: by name and by address, for HTTP and for mail. Nothing is resolved for real."""
+"""Allowed hosts: by name and by address, for HTTP and for mail. Names are not really resolved."""
 
 import asyncio
 import socket

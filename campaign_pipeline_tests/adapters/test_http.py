@@ -1,4 +1,4 @@
-"""What left and what did not, proven against raw servers; keys, Retry-After and bodies of any shape."""
+"""Whether a request left, proven with raw servers; keys, Retry-After and bodies of any shape."""
 
 import asyncio
 import base64

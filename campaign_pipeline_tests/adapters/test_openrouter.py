@@ -1,4 +1,4 @@
-"""OpenRouter: every answer of its contract, over real HTTP, with the class that it must get."""
+"""OpenRouter: every answer of its contract, over real HTTP, with its expected class."""
 
 import asyncio
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""What a person asks and does: found by prefix and name, told as a story, and changed within the invariants."""
+"""An operator's reads and actions: found by prefix and name, told as a story, changed within the invariants."""
 
 from datetime import timedelta
 from uuid import UUID, uuid4

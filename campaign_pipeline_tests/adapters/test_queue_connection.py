@@ -1,4 +1,4 @@
-"""Reaching the database through a pooler, by TLS, and from afar."""
+"""Connecting to the database through a pooler, with TLS, and from afar."""
 
 import subprocess
 from collections.abc import Iterator

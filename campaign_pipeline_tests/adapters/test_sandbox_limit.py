@@ -1,4 +1,4 @@
-"""Where every provider is a sandbox, no adapter reaches anything else, whatever names the address.
+"""If every provider is a sandbox, no adapter reaches anything else, whatever sets the address.
 
 Each adapter is tried with each source of an address; what would resolve a name or make a connection only records.
 """

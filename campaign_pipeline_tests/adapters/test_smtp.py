@@ -1,4 +1,4 @@
-"""E-mail: every refusal of the contract over real SMTP, what arrives, and what is never said to have been sent."""
+"""E-mail: every refusal of the contract over real SMTP, what arrives, and what is never reported as sent."""
 
 import asyncio
 import base64

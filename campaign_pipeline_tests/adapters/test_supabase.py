@@ -1,4 +1,4 @@
-"""The CRM's own sender: what is its own. What every channel must do is in test_conformance."""
+"""The own behaviour of the CRM's sender. test_conformance has the tests of every channel."""
 
 import asyncio
 from dataclasses import replace

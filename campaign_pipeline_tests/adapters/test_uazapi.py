@@ -1,4 +1,4 @@
-"""UAZAPI: what is its own. What every channel must do is in test_conformance."""
+"""UAZAPI's own behaviour. test_conformance has the tests of every channel."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping

@@ -1,4 +1,4 @@
-"""Our own webhook: who may call it, what it stores, and what comes of that."""
+"""Our own webhook: who may call it, what it stores, and the effects."""
 
 import asyncio
 import hashlib

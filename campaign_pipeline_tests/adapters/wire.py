@@ -1,4 +1,4 @@
-"""Servers that do on the wire exactly what a test says, and sample answers played back over real HTTP."""
+"""Servers that do on the wire exactly what a test requests, and sample answers played back over real HTTP."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence

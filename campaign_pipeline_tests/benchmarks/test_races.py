@@ -1,4 +1,4 @@
-"""The races run, and the README shows the figures of RESULTS.md. Nothing here is timed: CI machines are busy.
+"""The races run, and the README shows the figures of RESULTS.md. Nothing is timed here: CI machines are busy.
 
 small_batch, punctual and idle are left out: they compare with an older commit, in real time.
 """

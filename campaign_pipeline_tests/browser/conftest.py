@@ -1,4 +1,4 @@
-"""Dagster as `campaign-pipeline dev` starts it, and a real browser to look at it: one of each for all these tests."""
+"""Dagster as `campaign-pipeline dev` starts it, and a real browser: one of each for all these tests."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""What an operator does in Dagster's UI, done in a real browser, and recounted at the providers."""
+"""An operator's actions in Dagster's UI, in a real browser, verified at the providers."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""From a list to a campaign, as an operator does it; and the job that plans each day."""
+"""From a list to a campaign, as an operator does it; and the daily planning job."""
 
 import json
 from datetime import datetime, timedelta

@@ -1,4 +1,4 @@
-"""`campaign.yaml`: what is said of its faults, and what an apply makes of it."""
+"""`campaign.yaml`: error messages, and the result of an apply."""
 
 import json
 from collections.abc import Mapping

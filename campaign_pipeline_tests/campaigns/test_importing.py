@@ -1,4 +1,4 @@
-"""Leads of a file in a workspace."""
+"""Importing a file's leads into a workspace."""
 
 from pathlib import Path
 from uuid import UUID

@@ -1,4 +1,4 @@
-"""`campaign-pipeline consent`, as an operator types it."""
+"""`campaign-pipeline consent`, as an operator uses it."""
 
 import stat
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Looking and acting, as an operator types it."""
+"""Views and actions on the command line, as an operator uses them."""
 
 from datetime import UTC, datetime
 from typing import Any

@@ -1,4 +1,4 @@
-"""A store, a language model and a channel without process boundaries, on a clock that leaps: for what only time shows.
+"""A store, a language model and a channel in one process, on a simulated clock, for tests of timing.
 
 What the real store promises is proven on the real store; here its ledger is kept by the same rules in a dictionary.
 """

@@ -1,4 +1,4 @@
-"""What a run says of its batch: the sentences and whether they are good news."""
+"""A run's report on its batch: the sentences, and whether they mean success."""
 
 from typing import Any
 

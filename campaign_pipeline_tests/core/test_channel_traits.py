@@ -1,4 +1,4 @@
-"""What a channel declares of itself, and a shard heeds; what it says of one recipient alone."""
+"""A shard respects its channel's traits, and failures that concern one recipient alone."""
 
 import itertools
 from dataclasses import dataclass, replace

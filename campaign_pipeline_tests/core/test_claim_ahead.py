@@ -1,4 +1,4 @@
-"""Messages that a shard holds before their planned time, on a clock that leaps."""
+"""Messages that a shard holds before their planned time, on a simulated clock."""
 
 import pytest
 

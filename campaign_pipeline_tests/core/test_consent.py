@@ -1,4 +1,4 @@
-"""How a message ends, or waits, where consent refuses it; on a clock that leaps."""
+"""The end, or the wait, of a message that consent refuses; on a simulated clock."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""A shard in time: the window without a barrier, leases, throttles, stops; on a clock that leaps."""
+"""A shard over time: concurrency without barriers, leases, throttles, stops; on a simulated clock."""
 
 import asyncio
 import itertools

@@ -1,4 +1,4 @@
-"""Until when leases are sure, and when they are renewed no more."""
+"""How long leases are certain, and when they are no longer renewed."""
 
 import asyncio
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What models really answer: what of it is sent, what is refused by which rule, and that no text takes long."""
+"""Real models' answers: what is sent, which rule refuses what, and that no text takes long."""
 
 import contextlib
 import json

@@ -1,4 +1,4 @@
-"""Every reason that the pipeline gives has a next step, and each step is true."""
+"""Every reason of the pipeline has a correct next step."""
 
 import ast
 import re

@@ -1,4 +1,4 @@
-"""Which of a lead's numbers is written to, and what is asked of the provider before."""
+"""The choice of a lead's number, and the provider's check before it is used."""
 
 import re
 from typing import Any

@@ -1,4 +1,4 @@
-"""What is known of a person does not stay in what a provider answered."""
+"""Personal data is removed from providers' answers."""
 
 import time
 from typing import Any

@@ -1,4 +1,4 @@
-"""One reader for every spelling of a phone number, and for every way in which one gets damaged."""
+"""One parser for every spelling of a phone number, and for every kind of damage."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""The plan of a day: within the window, at its interval and pace, within its limits."""
+"""The plan of a day: within window, interval, pace and limits."""
 
 from datetime import UTC, date, datetime, time, timedelta
 from itertools import pairwise

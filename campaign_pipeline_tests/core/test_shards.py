@@ -1,4 +1,4 @@
-"""How a batch is cut into shards, and what they are called in Dagster."""
+"""Splitting a batch into shards, and their names in Dagster."""
 
 from datetime import UTC, datetime
 from uuid import UUID

@@ -1,4 +1,4 @@
-"""The variables of an approved template: asked for, read, made fit for Meta, and put in their places."""
+"""The variables of an approved template: requested, read, adapted to Meta's limits, and filled in."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""How many tokens a model gets for a text."""
+"""The token budget of a model for a text."""
 
 import pytest
 

@@ -1,1 +1,1 @@
-"""Real processes are killed; then what must hold is recounted from the database and the providers' records."""
+"""Real processes are killed; then the invariants are verified from the database and the providers' records."""

@@ -1,4 +1,4 @@
-"""A random campaign of kills and stops: many workers on one queue, mixed faults, and anything may die or sleep.
+"""A random campaign of kills and stops: many workers on one queue, mixed faults, and any process may die or sleep.
 
     python -m campaign_pipeline_tests.crash.campaign --messages 2000 --kills 40 --seed 7      (or: make crash-test)
 

@@ -1,4 +1,4 @@
-"""What a crash test is made of: a world, a provider that remembers, workers that die, and a recount at the end."""
+"""Parts of a crash test: a world, a provider that records, workers that die, and a final verification."""
 
 import contextlib
 import multiprocessing

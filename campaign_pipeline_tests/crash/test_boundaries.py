@@ -1,4 +1,4 @@
-"""A worker is killed before and after every persisted boundary; others recover, and everything is recounted."""
+"""A worker is killed before and after every persisted boundary; others recover, and everything is verified."""
 
 import signal
 import time

@@ -1,4 +1,4 @@
-"""Old and new code on one queue at once, as during an upgrade: the old code is kept beside this file."""
+"""Old and new code on one queue at once, as during an upgrade; the old code is stored beside this file."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""A worker process to be killed: claims batches and delivers shards with the pipeline's own code, without Dagster.
+"""A worker process for kills: claims batches and delivers shards with the pipeline's own code, without Dagster.
 
 `CRASH_AT=<side>:<point>:<n>` lets it kill itself with SIGKILL at the n-th passing of a point, before or after a call of
 the store, the language model or the channel; `STOP_AT` suspends it there (SIGSTOP). `CRASH_FOR=<message>` lets it kill

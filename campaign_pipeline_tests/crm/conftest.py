@@ -1,4 +1,4 @@
-"""The CRM's database: made once a run of the tests, copied for each."""
+"""The CRM's database: created once per test run, copied for each test."""
 
 from collections.abc import Iterator
 from uuid import uuid4

@@ -1,4 +1,4 @@
-"""The whole job on the CRM's database, as the role that owns it, while the CRM does what it does."""
+"""The whole job on the CRM's database, as the owner's role, while the CRM is in use."""
 
 import time
 from collections import Counter

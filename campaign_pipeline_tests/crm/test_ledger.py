@@ -1,4 +1,4 @@
-"""What a provider accepted is recorded, shown and moves the lead, whatever the CRM does to its rows meanwhile."""
+"""Accepted parts are recorded, shown and move the lead, whatever the CRM does to its rows meanwhile."""
 
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta

@@ -1,4 +1,4 @@
-"""Upgrading the CRM's own database while it works: nobody waits or fails, and an interruption is taken up again."""
+"""Upgrading the CRM's database in use: no client waits or fails, and an interrupted upgrade resumes."""
 
 import os
 import threading

@@ -1,4 +1,4 @@
-"""What the CRM planned goes out as planned: its own pace is scheduled_at."""
+"""Messages that the CRM planned are sent as planned: scheduled_at is their pace."""
 
 from uuid import UUID
 

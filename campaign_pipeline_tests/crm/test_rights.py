@@ -1,4 +1,4 @@
-"""Who may reach what: roles of a Supabase project, members of workspaces, and whoever may only insert a message."""
+"""Access rights: roles of a Supabase project, members of workspaces, and roles that may only insert messages."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -1,4 +1,4 @@
-"""Taking over the CRM's queue from its own processor and giving it back: twice, in the middle of everything."""
+"""Taking over the CRM's queue from its own processor and giving it back: twice, and during operation."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Our webhook beside the CRM's own: an event that comes both ways counts once."""
+"""Our webhook beside the CRM's own: an event received by both counts once."""
 
 import asyncio
 

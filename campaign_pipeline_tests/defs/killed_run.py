@@ -1,4 +1,4 @@
-"""A run of the main job that is killed (SIGKILL) at a point of its work; see `crash.worker` for the points."""
+"""A run of the main job that is killed (SIGKILL) at a given point; see `crash.worker` for the points."""
 
 import os
 import sys

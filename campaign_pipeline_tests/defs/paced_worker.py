@@ -1,4 +1,4 @@
-"""A worker process of a paced inbox: one batch for each line that it reads, with the pipeline's own code."""
+"""A worker process of a paced inbox: one batch per input line, with the pipeline's own code."""
 
 import asyncio
 import os

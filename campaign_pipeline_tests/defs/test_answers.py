@@ -1,4 +1,4 @@
-"""What providers really answered in public bug reports, played to whole batches: copies and suppressions counted."""
+"""Provider answers from public bug reports, played to whole batches: duplicates and suppressions are counted."""
 
 # ruff: noqa: F811 (the fixture is imported, and named by the tests)
 

@@ -1,4 +1,4 @@
-"""What an operator sees in the UI: assets with their lineage, the report of a day, checks, figures and words."""
+"""The UI's content for an operator: assets with lineage, the daily report, checks, figures and texts."""
 
 import base64
 import io

@@ -1,4 +1,4 @@
-"""Sending again what failed on a day, by partition: launched twice, it changes nothing that is already sent."""
+"""Resending a day's failed messages, by partition: a second launch does not change sent messages."""
 
 import re
 from collections import Counter

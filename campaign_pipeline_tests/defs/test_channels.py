@@ -1,4 +1,4 @@
-"""Whole shards through each provider: what arrives, what the ledger says, and what never happens twice."""
+"""Whole shards through each provider: what arrives, what the ledger has, and what never happens twice."""
 
 import asyncio
 from collections import Counter

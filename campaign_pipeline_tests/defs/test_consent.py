@@ -1,4 +1,4 @@
-"""Consent and numbers on the real queue, over real HTTP: what never leaves, and where it goes instead."""
+"""Consent and number checks on the real queue, over real HTTP: what is not sent, and where it is sent instead."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Dagster's own settings, the shipped ones and those that the command line writes: loaded by a real instance."""
+"""Dagster's settings, the shipped ones and those that the command line writes, loaded by a real instance."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""What nobody planned for is launched within seconds, and what cannot be worked makes no loop of runs."""
+"""Unplanned messages are launched within seconds; messages that cannot be sent cause no loop of runs."""
 
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta

@@ -1,4 +1,4 @@
-"""After an erasure nothing of the person is left: one test that looks everywhere."""
+"""After an erasure nothing of the person is left: one test searches everywhere."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a run may ask for on each deployment, and what Dagster's executors are told."""
+"""The run config of executors on each deployment, and the options of Dagster's executors."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What a step costs before it does anything: counted, not timed."""
+"""The fixed cost of a step: counted, not timed."""
 
 import os
 from pathlib import Path

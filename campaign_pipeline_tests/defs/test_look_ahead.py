@@ -1,4 +1,4 @@
-"""The batches of a minute, as the schedule launches them: one process, each message at its planned time."""
+"""The schedule's small batches: one process, each message at its planned time."""
 
 from collections import Counter
 from datetime import timedelta

@@ -1,4 +1,4 @@
-"""The nightly clean-up: what is older than its time goes, everything else stays."""
+"""The nightly clean-up deletes expired data, and nothing else."""
 
 import os
 from collections.abc import Iterator

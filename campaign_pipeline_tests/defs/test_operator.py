@@ -1,4 +1,4 @@
-"""The operator's looks and actions as Dagster jobs."""
+"""The operator's views and actions as Dagster jobs."""
 
 from collections.abc import Iterator
 from pathlib import Path

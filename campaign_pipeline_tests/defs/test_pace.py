@@ -1,4 +1,4 @@
-"""The pace as the provider sees it: real processes on one inbox, a relay that throttles, a number that is missing."""
+"""The pace at the provider: real processes on one inbox, a provider that throttles, a missing number."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""The whole job, schedules and the command line through PgBouncer in transaction mode, and on a database far away."""
+"""The whole job, schedules and the command line through PgBouncer in transaction mode, and on a distant database."""
 
 import os
 from collections import Counter

@@ -1,4 +1,4 @@
-"""The process of a run shows itself, and stops when its run has ended without it."""
+"""The process of a run reports its presence, and stops when its run has ended without it."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Sending again what failed: never what may have gone out, unless a person asks for it by name."""
+"""Resending failed messages: never one that may have been sent, unless a person requests it explicitly."""
 
 from typing import Any
 from uuid import UUID

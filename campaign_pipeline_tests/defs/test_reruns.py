@@ -1,4 +1,4 @@
-"""What an operator may do with a run in the UI: re-execute all of it, one step of it, or what failed of it."""
+"""Re-executions in the UI: a whole run, one step, or the failed steps."""
 
 import logging
 import os

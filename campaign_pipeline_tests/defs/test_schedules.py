@@ -1,4 +1,4 @@
-"""When the queue is worked by itself: ticks decide by the database's clock, which these tests move."""
+"""The schedule: its ticks decide by the database's clock, which these tests move."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping

@@ -1,4 +1,4 @@
-"""What a person is told of, once each, and what happens when telling fails."""
+"""Notices: one per cause, also if sending fails."""
 
 import email
 import email.policy

@@ -1,4 +1,4 @@
-"""What somebody set for a role or a database changes nothing: time zone, date style and interval style of a session."""
+"""Session defaults of a role or a database (time zone, date and interval style) change nothing."""
 
 from datetime import UTC, datetime, timedelta
 

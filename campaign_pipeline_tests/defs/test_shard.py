@@ -1,4 +1,4 @@
-"""A shard on the real queue, over real HTTP: what is sent, what is written down, what never happens twice."""
+"""A shard on the real queue, over real HTTP: what is sent, what is recorded, and what never happens twice."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""Limits on what texts may cost: kept in the database, whoever works, and nothing lost by them."""
+"""Spending limits: enforced in the database for all workers, without losing messages."""
 
 import asyncio
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Two tenants on the real queue, over real HTTP: what connects them after the claim is neither written nor sent."""
+"""Two tenants on the real queue, over real HTTP: a message linked to another tenant after the claim is not sent."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What becomes of messages whose texts the model wrote badly: cleaned, refused, booked, and nothing burnt."""
+"""Messages with bad texts of the model: cleaned, refused and booked, without wasting messages."""
 
 from collections.abc import Callable
 from datetime import timedelta

@@ -1,4 +1,4 @@
-"""Texts before they go out: previews, reviews, test sends."""
+"""Texts before they are sent: previews, reviews, test sends."""
 
 from asyncio import to_thread
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Demo mode: made-up messages become due by themselves, and only where nobody's own are."""
+"""Demo mode: sample messages become due automatically, and only in a database without the user's own."""
 
 import os
 import subprocess

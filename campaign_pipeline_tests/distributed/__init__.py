@@ -1,1 +1,1 @@
-"""Several hosts on one queue: network namespaces with no folder in common, Celery, Redis, and outputs in a bucket."""
+"""Several hosts on one queue: network namespaces without a shared folder, Celery, Redis, and outputs in a bucket."""

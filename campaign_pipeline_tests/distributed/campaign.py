@@ -1,4 +1,4 @@
-"""A random campaign of deaths on several hosts: workers, cables, clocks, runs, the broker, the database and the store.
+"""A random campaign of failures on several hosts: workers, cables, clocks, runs, broker, database and store.
 
     python -m campaign_pipeline_tests.distributed.campaign --messages 2000 --deaths 20 --seed 7  (make distributed-test)
 

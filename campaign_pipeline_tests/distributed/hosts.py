@@ -1,4 +1,4 @@
-"""Hosts on one machine: network namespaces, each with a cable of its own that can be pulled."""
+"""Hosts on one machine: network namespaces, each with its own cable that can be unplugged."""
 
 import contextlib
 import os

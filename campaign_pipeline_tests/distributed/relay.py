@@ -1,4 +1,4 @@
-"""A port in front of a Unix socket: the embedded PostgreSQL, as other hosts reach it.
+"""A port in front of a Unix socket, through which other hosts reach the embedded PostgreSQL.
 
 python relay.py ADDRESS PORT SOCKET
 """

@@ -1,4 +1,4 @@
-"""A deployment on several hosts, with all that it needs: database, broker, store, providers, workers and runs."""
+"""A deployment on several hosts with all its parts: database, broker, store, providers, workers and runs."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""One queue on several hosts: a whole job, a host that is cut off and dies, a run and a worker that are stopped."""
+"""One queue on several hosts: a whole job, a host that is cut off and dies, a stopped run and a stopped worker."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Exports of lead tools, CRMs and spreadsheets as they come, and what becomes of each."""
+"""Real exports of lead tools, CRMs and spreadsheets, and the result of each."""
 
 import csv
 import io

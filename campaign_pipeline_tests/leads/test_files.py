@@ -1,4 +1,4 @@
-"""How files are decoded, opened and mapped."""
+"""Decoding, opening and mapping of files."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Workbooks as Excel writes them, without Excel."""
+"""Workbooks in Excel's format, without Excel."""
 
 import io
 import zipfile

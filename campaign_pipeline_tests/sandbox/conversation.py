@@ -1,4 +1,4 @@
-"""Talks to a sandbox as the adapters' clients do, and keeps what tests compare."""
+"""A client of the sandbox that behaves like the adapters', and records what tests compare."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Mapping

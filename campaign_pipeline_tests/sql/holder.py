@@ -1,4 +1,4 @@
-"""Somebody who holds leases: the named statements as the adapters issue them, on one plain connection."""
+"""A holder of leases: the named statements as the adapters issue them, on one plain connection."""
 
 import asyncio
 import time

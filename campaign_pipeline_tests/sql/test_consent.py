@@ -1,4 +1,4 @@
-"""Who may not be written to: how it comes about, what it stops, and what is left of a person who was erased."""
+"""Suppression: its sources, its effects, and what remains of an erased person."""
 
 import re
 import threading

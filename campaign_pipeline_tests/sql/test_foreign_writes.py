@@ -1,4 +1,4 @@
-"""What the CRM writes while the pipeline works, and what becomes of it."""
+"""The CRM's writes while the pipeline works, and their effects."""
 
 from datetime import timedelta
 

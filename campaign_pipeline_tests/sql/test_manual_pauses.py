@@ -1,4 +1,4 @@
-"""What a person pauses stops wherever it is, and goes on when a person says so."""
+"""A manual pause stops messages at any stage, until a person resumes them."""
 
 from typing import Any
 from uuid import UUID, uuid4

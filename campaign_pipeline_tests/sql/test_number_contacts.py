@@ -1,4 +1,4 @@
-"""Within a workspace a number gets one campaign message per window of time, whichever lead carries it."""
+"""Within a workspace a number gets one campaign message per window of time, even if several leads have it."""
 
 import json
 import threading

@@ -1,4 +1,4 @@
-"""The pace of inboxes and campaigns, as the database holds it: who may begin a message, and when."""
+"""Pacing of inboxes and campaigns in the database: which message may begin, and when."""
 
 import threading
 from collections.abc import Callable

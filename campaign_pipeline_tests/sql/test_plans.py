@@ -1,4 +1,4 @@
-"""Which way the server goes, on a table that is large: a matter of indexes, not of time."""
+"""Query plans on a large table: which indexes are used, not how long it takes."""
 
 from collections.abc import Callable, Iterator
 from datetime import timedelta

@@ -1,4 +1,4 @@
-"""The records that are built from rows have the columns of their statements, and no other."""
+"""Records built from rows have exactly the columns of their statements."""
 
 from dataclasses import fields
 from uuid import uuid4

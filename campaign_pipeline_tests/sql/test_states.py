@@ -1,4 +1,4 @@
-"""Whatever changes a status makes a change of the table in core.states, which the documents show."""
+"""Every change of a status is in the tables of core.states, which the documents show."""
 
 import re
 from datetime import timedelta

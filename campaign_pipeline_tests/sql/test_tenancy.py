@@ -1,4 +1,4 @@
-"""Two tenants in one database: whatever of one is connected with a campaign of the other, nothing of it is sent."""
+"""Two tenants in one database: a message that references the other tenant is never sent."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

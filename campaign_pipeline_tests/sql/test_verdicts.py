@@ -1,4 +1,4 @@
-"""The answers of the store are the same words in SQL and in Python."""
+"""The store's verdicts are the same in SQL and in Python."""
 
 import re
 

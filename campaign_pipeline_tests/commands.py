@@ -15,20 +15,20 @@ OURS = ("CAMPAIGN_", "OPENROUTER_", "DAGSTER_", *PROVIDER_PREFIXES)
 
 
 def variables(home: Path, **more: str) -> dict[str, str]:
-    """This process's environment without what the pipeline reads, and a home of the test's own."""
+    """Return this process's environment without the pipeline's variables, with the test's own home."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
     return {**kept, **ONLY_THIS_MACHINE, "CAMPAIGN_HOME": str(home), "COLUMNS": "100", **more}
 
 
 def run(home: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
-    """Run it to its end."""
+    """Run it until it ends."""
     return subprocess.run(
         [SCRIPT, *arguments], env=variables(home, **more), capture_output=True, text=True, timeout=150, check=False
     )
 
 
 def start(home: Path, *arguments: str, **more: str) -> "subprocess.Popen[str]":
-    """Start it, as the leader of a session, as a terminal would."""
+    """Start it as a session leader, like a terminal."""
     return subprocess.Popen(
         [SCRIPT, *arguments],
         env=variables(home, **more),
@@ -40,7 +40,7 @@ def start(home: Path, *arguments: str, **more: str) -> "subprocess.Popen[str]":
 
 
 def wait_until(what: Callable[[], bool], seconds: float = 60.0) -> None:
-    """Look until something is so. Raises TimeoutError if it does not become so."""
+    """Poll until a condition holds. Raises TimeoutError if it does not."""
     deadline = time.monotonic() + seconds
     while not what():
         if time.monotonic() > deadline:
@@ -49,7 +49,7 @@ def wait_until(what: Callable[[], bool], seconds: float = 60.0) -> None:
 
 
 def processes_of(home: Path) -> list[str]:
-    """Command lines of living processes that work with this home: by what they were told, or where they write."""
+    """Return command lines of living processes that use this home: by their arguments, or by where they write."""
     return [command for environment, command in _processes() if str(home) in environment or str(home) in command]
 
 

@@ -31,7 +31,7 @@ runs. On a disk, a third of the tests' time is waiting for it."""
 
 
 def keep_temporary_files_in_memory() -> None:
-    """For this process and all that it starts, unless TMPDIR says where else."""
+    """Set it for this process and its children, unless TMPDIR is set."""
     if "TMPDIR" in os.environ or not os.access(MEMORY, os.W_OK | os.X_OK):
         return
     if shutil.disk_usage(MEMORY).free >= ENOUGH_MEMORY:
@@ -50,7 +50,7 @@ TEMPLATE = "campaign_template"
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[EmbeddedServer]:
-    """The embedded PostgreSQL, shared by all workers of a test run, in a folder of its own."""
+    """The embedded PostgreSQL, shared by all workers of a test run, in its own folder."""
     run = os.environ.get("PYTEST_XDIST_TESTRUNUID", uuid4().hex)
     home = Path(tempfile.gettempdir()) / f"campaign_tests_{run[:12]}"
     home.mkdir(exist_ok=True)
@@ -70,7 +70,7 @@ def server() -> Iterator[EmbeddedServer]:
 
 @pytest.fixture
 def database_url(server: EmbeddedServer) -> Iterator[str]:
-    """A database of the test's own, with the schema and nothing in it."""
+    """The test's own database, with the schema and no rows."""
     name = f"test_{uuid4().hex[:16]}"
     with psycopg.connect(server.url("postgres"), autocommit=True) as admin:
         admin.execute(f"CREATE DATABASE {name} TEMPLATE {TEMPLATE} STRATEGY file_copy")
@@ -100,7 +100,7 @@ def world(database_url: str) -> Iterator[World]:
 
 @pytest.fixture
 def environment(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """The variables of a process that works on that database; providers are set by who needs them."""
+    """The variables of a process that uses that database; tests that need providers set theirs."""
     for name in list(os.environ):
         ours = name.startswith(("CAMPAIGN_", "OPENROUTER_", "DAGSTER_", *PROVIDER_PREFIXES))
         if ours and name not in ONLY_THIS_MACHINE:
@@ -112,7 +112,7 @@ def environment(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def point_at(monkeypatch: pytest.MonkeyPatch, sandbox: Addresses) -> None:
-    """Let the process that `environment` prepared talk to a sandbox."""
+    """Let the process that `environment` prepared use a sandbox."""
     monkeypatch.setenv("OPENROUTER_API_KEY", "sk-or-test-key-of-no-account")
     monkeypatch.setenv("OPENROUTER_BASE_URL", sandbox.openrouter_url)
     monkeypatch.setenv("EVOLUTION_API_URL", sandbox.evolution_url)

@@ -26,7 +26,7 @@ PLAIN_NAMES = "-c search_path=public,campaign_pipeline"
 
 
 class World:
-    """A CRM's database in the making."""
+    """A CRM's database under construction."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -70,14 +70,14 @@ class World:
         return self.connection.execute(query, values).rowcount
 
     def move_clock(self, by: timedelta) -> None:
-        """Move the database's clock, for this connection and for every one made from now on."""
+        """Move the database's clock, for this connection and all later ones."""
         seconds = f"{by.total_seconds()} seconds"
         name = self.value("SELECT current_database()")
         self.connection.execute(f"ALTER DATABASE {name} SET campaign.clock_offset = '{seconds}'")
         self.connection.execute(f"SET campaign.clock_offset = '{seconds}'")
 
     def wrong_counters(self) -> list[dict[str, Any]]:
-        """Runs whose counters differ from a recount (I6); should be none."""
+        """Return runs whose counters differ from a recount (I6); expected: none."""
         return self.all(COUNTERS_EQUAL_RECOUNT)
 
     def messages(self, run: UUID | None = None) -> list[dict[str, Any]]:
@@ -97,7 +97,7 @@ class World:
         return row.get("id")  # type: ignore[return-value]
 
     def workspace(self, model: str | None = "openai/gpt-4o-mini", *, number_rest_hours: int = 0) -> UUID:
-        """A tenant; with no model if None. Numbers need no rest: most tests write to one number again and again."""
+        """A tenant; without a model if None. Numbers need no rest: most tests send to one number repeatedly."""
         workspace = self.insert("workspaces", name="Acme")
         # A database as an earlier version made it has no such column.
         if self.all(
@@ -111,7 +111,7 @@ class World:
     def inbox(
         self, workspace: UUID, *, status: str | None = "connected", name: str | None = None, **instance: Any
     ) -> UUID:
-        """A WhatsApp number; with no instance if status is None."""
+        """A WhatsApp number; without an instance if status is None."""
         inbox = self.insert("inboxes", workspace_id=workspace, name="Vendas")
         if status is not None:
             made = self.insert(
@@ -130,7 +130,7 @@ class World:
         return inbox
 
     def campaign(self, workspace: UUID | None = None, inbox: UUID | None = None, **columns: Any) -> UUID:
-        """A campaign that may always send, in one part; of the inbox's workspace where only an inbox is given."""
+        """A campaign that may always send, in one part; by default in the inbox's workspace."""
         if workspace is None and inbox is not None:
             workspace = self.value("SELECT workspace_id FROM inboxes WHERE id = %s", inbox)
         workspace = workspace or self.workspace()
@@ -158,7 +158,7 @@ class World:
         )
 
     def due_message(self, run: UUID, lead: UUID | None = None, **columns: Any) -> UUID:
-        """A pending message that has been due for a minute, to a new lead of the run's workspace."""
+        """A message that became due a minute ago, to a new lead of the run's workspace."""
         workspace = self.value(
             "SELECT c.workspace_id FROM campaign_runs r JOIN campaign_configs c ON c.id = r.config_id WHERE r.id = %s",
             run,
@@ -170,5 +170,5 @@ class World:
         )
 
     def due_messages(self, run: UUID, count: int) -> list[UUID]:
-        """Some such messages."""
+        """Several such messages."""
         return [self.due_message(run) for _ in range(count)]

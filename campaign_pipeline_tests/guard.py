@@ -13,11 +13,11 @@ ONLY_THIS_MACHINE = {"CAMPAIGN_ONLY_HOSTS": "127.0.0.0/8, ::1"}
 
 
 class ForbiddenConnection(RuntimeError):
-    """A test was about to reach another machine."""
+    """A test tried to reach another machine."""
 
 
 def stay_on_this_machine() -> None:
-    """From now on, for this process and all that it starts."""
+    """Install the guard for this process and all that it starts."""
     os.environ.update(ONLY_THIS_MACHINE)
     sys.addaudithook(_refuse_others)
 

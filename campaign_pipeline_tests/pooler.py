@@ -41,7 +41,7 @@ server_round_robin = 1
 
 @contextmanager
 def folder_for_all() -> Iterator[Path]:
-    """A folder that other users may enter: PgBouncer has a user of its own where the tests run as root.
+    """A folder that other users may enter: PgBouncer has its own user if the tests run as root.
 
     Not below pytest's folder, which is closed to others; the permissions of folders above are not ours to change.
     """
@@ -102,7 +102,7 @@ def _wait_for(port: int, process: "subprocess.Popen[bytes]") -> None:
 
 
 def refuses_session_state(url: str) -> bool:
-    """Whether a setting of one transaction is gone in a later one: that is, whether this really pools transactions."""
+    """Return whether a setting of one transaction is gone in a later one, that is, whether pooling is real."""
     with psycopg.connect(url, autocommit=True, prepare_threshold=None) as one:
         pids = {one.execute("SELECT pg_backend_pid()").fetchone() for _ in range(4)}
         with psycopg.connect(url, prepare_threshold=None) as other:

@@ -23,7 +23,7 @@ NOT_THE_QUEUE = {"io.py": "the age of a file is told by the clock that stamped i
 
 
 def wall_clock_uses(source: str) -> list[str]:
-    """Where a module asks this machine what time it is."""
+    """Return where a module reads this machine's clock."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name | ast.Attribute):

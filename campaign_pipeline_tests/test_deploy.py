@@ -39,7 +39,7 @@ def test_kubernetes_understands_every_manifest(path: Path) -> None:
 
 
 def pods() -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
-    """Name, pod and container of all that the chart makes from our values, as far as we say anything about them."""
+    """Return name, pod and container of all that the chart creates from our values, as far as the values affect it."""
     (code,) = VALUES["dagster-user-deployments"]["deployments"]
     for name, values in {
         "code": code,

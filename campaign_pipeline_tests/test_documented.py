@@ -12,7 +12,7 @@ VARIABLE = re.compile(r"\b(?:CAMPAIGN|OPENROUTER|EVOLUTION|UAZAPI|CLOUD_API|SUPA
 
 
 def read_variables() -> set[str]:
-    """Every variable that is named in quotes in the rooms that read the environment, and by the production settings."""
+    """Every variable that is quoted in the packages that read the environment, and in the production settings."""
     files = [*PACKAGE.joinpath("adapters").rglob("*.py"), PACKAGE.parent / "deploy" / "dagster.yaml"]
     quoted = re.compile(rf"[\"'{{ ]({VARIABLE.pattern})[\"'}}]")
     return {found for file in files for found in quoted.findall(file.read_text(encoding="utf-8"))}

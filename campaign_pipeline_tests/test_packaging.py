@@ -21,7 +21,7 @@ def run(command: list[str], **more: str) -> "subprocess.CompletedProcess[str]":
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from a copy: a build writes into the folder that it builds from."""
+    """Built from a copy: a build writes into its source folder."""
     source = tmp_path_factory.mktemp("source")
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(CHECKOUT / name, source)
@@ -49,7 +49,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
-    """Variables with which Python finds the wheel's package before the checkout's."""
+    """Variables that make Python find the wheel's package before the checkout's."""
     target = tmp_path_factory.mktemp("installed")
     command = [sys.executable, "-m", "pip", "install", "--no-deps", "-q", "--target", str(target), str(wheel)]
     done = run(command)
@@ -68,7 +68,7 @@ def test_every_file_of_the_package_is_in_the_wheel_and_none_of_the_tests(wheel: 
 
 
 def test_it_works_outside_the_checkout(installed: Mapping[str, str]) -> None:
-    """Modules, statements, migrations and the console script, all of the wheel."""
+    """Check that modules, statements, migrations and the console script all come from the wheel."""
     code = """
 import campaign_pipeline.definitions, campaign_pipeline, sys
 from campaign_pipeline import sql

@@ -9,7 +9,7 @@ from campaign_pipeline_tests.adapters.restarts import own_database, own_server
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that crash a server of their own are slow."""
+    """Tests that crash their own server are slow."""
     for item in items:
         if "fragile" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.slow)
@@ -17,7 +17,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="module")
 def fragile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
-    """Not the server that the other tests share."""
+    """A separate server for these tests."""
     home = tmp_path_factory.mktemp("fragile")
     with own_server(home) as server:
         yield server
@@ -25,6 +25,6 @@ def fragile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer
 
 @pytest.fixture
 def fragile_url(fragile: EmbeddedServer) -> Iterator[str]:
-    """A queue of the test's own on it."""
+    """The test's own queue on it."""
     with own_database(fragile) as url:
         yield url

@@ -22,7 +22,7 @@ Answer = Callable[[], Awaitable[str] | str]
 
 @dataclass
 class MailServer:
-    """What it answers at each stage (`mail`, `rcpt`, `data`: the whole message), and what it took."""
+    """The configured replies per stage (`mail`, `rcpt`, `data`: the whole message), and the accepted messages."""
 
     answers: dict[str, Answer] = field(default_factory=dict)
     password: str | None = None  # None: nobody has to log in
@@ -39,7 +39,7 @@ class MailServer:
 
     @property
     def port(self) -> int:
-        """Where it listens."""
+        """Return where it listens."""
         return int(self.place.rpartition(":")[2])
 
     async def hang_up_on_all(self) -> None:
@@ -66,7 +66,7 @@ class MailServer:
     async def handle_MAIL(  # noqa: N802
         self, server: SMTP, session: Session, envelope: Envelope, address: str, options: list[str]
     ) -> str:
-        """Take the sender or not."""
+        """Accept or refuse the sender."""
         said = await self._say("mail", server, "250 2.1.0 Ok")
         if said.startswith("2"):
             envelope.mail_from = address
@@ -75,14 +75,14 @@ class MailServer:
     async def handle_RCPT(  # noqa: N802
         self, server: SMTP, session: Session, envelope: Envelope, address: str, options: list[str]
     ) -> str:
-        """Take the recipient or not."""
+        """Accept or refuse the recipient."""
         said = await self._say("rcpt", server, "250 2.1.5 Ok")
         if said.startswith("2"):
             envelope.rcpt_tos.append(address)
         return said
 
     async def handle_DATA(self, server: SMTP, session: Session, envelope: Envelope) -> str:  # noqa: N802
-        """Take the message or not."""
+        """Accept or refuse the message."""
         said = await self._say("data", server, f"250 2.0.0 Ok: queued as {len(self.taken) + 1:04X}")
         if said.startswith("2") or said == HANG_UP:  # who hangs up has it all the same
             content = envelope.original_content or b""
@@ -94,7 +94,7 @@ class MailServer:
         return said
 
     def authenticate(self, server: SMTP, session: Session, envelope: Envelope, mechanism: str, data: Any) -> AuthResult:
-        """Look at the password."""
+        """Check the password."""
         good = isinstance(data, LoginPassword) and data.password.decode() == self.password
         return AuthResult(success=good, handled=good, message=None if good else self.refusal_of_login)
 

@@ -18,13 +18,13 @@ def gzip_bomb() -> bytes:
 
 
 def endless(head: bytes, piece: bytes) -> Iterator[bytes]:
-    """The same again and again, up to 200 MiB."""
+    """The same piece repeatedly, up to 200 MiB."""
     yield head
     yield from repeat(piece, 200 * MIB // len(piece))
 
 
 def whole(body: bytes, *headers: bytes) -> Iterator[bytes]:
-    """An answer that is as long as it says."""
+    """An answer with the announced length."""
     yield b"\r\n".join([OK, *headers, b"Content-Length: %d" % len(body), b"", body])
 
 
@@ -45,7 +45,7 @@ ANSWERS: dict[str, Callable[[], Iterator[bytes]]] = {
 
 
 async def main() -> None:
-    """Serve on a free port, which is printed; the path says how to misbehave."""
+    """Serve on a free port, which is printed; the path selects the misbehaviour."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")

@@ -12,7 +12,7 @@ from campaign_pipeline.adapters.embedded import EmbeddedServer, embedded_server,
 
 
 def crash(server: EmbeddedServer) -> None:
-    """Every connection dies, nothing is written any more."""
+    """Kill every connection; nothing is written any more."""
     server.stop("immediate")
 
 
@@ -22,7 +22,7 @@ def start(server: EmbeddedServer) -> None:
 
 
 def is_running(data: Path) -> bool:
-    """Whether a server works on this data folder."""
+    """Return whether a server uses this data folder."""
     return running_pid(data) is not None
 
 
@@ -39,7 +39,7 @@ def own_server(home: Path) -> Iterator[EmbeddedServer]:
 
 @contextmanager
 def own_database(server: EmbeddedServer) -> Iterator[str]:
-    """An empty queue on that server, though it was stopped meanwhile."""
+    """An empty queue on that server, even if it was stopped meanwhile."""
     name = f"test_{uuid4().hex[:16]}"
     with psycopg.connect(server.url("postgres"), autocommit=True) as admin:
         admin.execute(f"CREATE DATABASE {name} TEMPLATE campaign STRATEGY file_copy")

@@ -24,7 +24,7 @@ MISBEHAVIOURS = {
 
 @pytest.fixture(scope="module")
 def measured() -> dict[str, Any]:
-    """What came of each misbehaviour, and what it cost, in one process that asks and one that answers."""
+    """Measure the result and the cost of each misbehaviour, with one process that asks and one that answers."""
     place = [sys.executable, "-m", "campaign_pipeline_tests.adapters"]
     server = subprocess.Popen(
         [*place[:2], f"{place[2]}.misbehaving_server"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

@@ -70,7 +70,7 @@ HALF_ANSWERS: Classes = {"malformed_json": (Unknown, "no_id"), "no_id": (Unknown
 
 @dataclass(frozen=True)
 class Channel:
-    """One adapter, and what is known of it."""
+    """One adapter with its test data."""
 
     name: str  # also of its file in answers/, and of its provider in the sandbox
     build: Callable[[httpx.AsyncBaseTransport, InboxConnection, Mapping[str, str], float], MessageChannel]
@@ -84,11 +84,11 @@ class Channel:
 
     @property
     def samples(self) -> Sequence[Mapping[str, Any]]:
-        """Its answers, each with the class that it must get."""
+        """Its answers, each with the expected class."""
         return samples(f"{self.name}.json")
 
     def connect(self, client: httpx.AsyncBaseTransport, base_url: str, send_timeout: float = 5.0) -> MessageChannel:
-        """Its channel, keys and all, built as the pipeline builds it."""
+        """Return its channel, with keys, constructed like the pipeline does."""
         connection = InboxConnection(
             name="loja",
             instance_token=KEY,
@@ -100,7 +100,7 @@ class Channel:
         return self.build(client, connection, variables, send_timeout)
 
     def url(self, sandbox: Sandbox) -> str:
-        """Where the sandbox serves its provider."""
+        """Return where the sandbox serves its provider."""
         return f"{sandbox.url}/{self.name}"
 
 
@@ -361,7 +361,7 @@ def test_every_answer_is_classified_and_only_a_success_with_an_id_is_sent(
 
 
 def _too_big(body: object) -> bool:
-    """Whether JSON cannot hold one of its numbers."""
+    """Return whether JSON cannot represent one of its numbers."""
     if isinstance(body, dict | list):
         return any(_too_big(each) for each in (body.values() if isinstance(body, dict) else body))
     return isinstance(body, int) and abs(body) >= 2**63

@@ -13,7 +13,7 @@ COMMON = {"EVOLUTION_API_URL": "https://evolution.example/api/", "EVOLUTION_API_
 
 @pytest.fixture(autouse=True)
 def no_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in production; nothing is connected here."""
+    """Like production; nothing connects here."""
     for name in ("CAMPAIGN_ONLY_HOSTS", "CAMPAIGN_ALLOWED_HOSTS", "CAMPAIGN_SANDBOX"):
         monkeypatch.delenv(name, raising=False)
 

@@ -66,7 +66,7 @@ with DagsterInstance.ephemeral() as instance:
 
 
 class User:
-    """A process that uses the embedded server until it is told to go."""
+    """A process that uses the embedded server until it is told to exit."""
 
     def __init__(self, home: Path, script: str = USER) -> None:
         self._process = subprocess.Popen(
@@ -90,7 +90,7 @@ class User:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A data folder that is made once; each test finds it without a server and leaves it so."""
+    """A data folder that is created once; each test finds and leaves it without a server."""
     home = tmp_path_factory.mktemp("embedded")
     yield home
     if is_running(home / DATA):

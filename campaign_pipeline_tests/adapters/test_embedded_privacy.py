@@ -29,7 +29,7 @@ LONG = "a-folder-with-quite-a-long-name/" * 3
 
 @pytest.fixture
 def place() -> Iterator[Path]:
-    """A folder that everybody can get through, as /tmp is meant to be."""
+    """A folder that everybody can traverse, like /tmp."""
     folder = Path(tempfile.mkdtemp(prefix="private-"))
     folder.chmod(0o755)
     yield folder
@@ -37,7 +37,7 @@ def place() -> Iterator[Path]:
 
 
 def as_user(uid: int, work: Callable[[], Any]) -> Any:
-    """Do something as another user, in a child; gives its result, or the name of its error."""
+    """Do something as another user, in a child; return its result, or the name of its error."""
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
@@ -72,7 +72,7 @@ def modes(folder: Path) -> dict[Path, int]:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data folder as initdb makes it, to be copied: that takes a tenth of the time."""
+    """A data folder from initdb, to be copied: that takes a tenth of the time."""
     home = tmp_path_factory.mktemp("made")
     started(home).leave()
     return home / "postgres"

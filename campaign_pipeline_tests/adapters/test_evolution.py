@@ -160,7 +160,7 @@ def attempt(
 
 
 async def send_control(channel: Evolution) -> str:
-    """Send something by which the search can be tried."""
+    """Send a message as a control for the search."""
     sent = await channel.send(Envelope("m-0", 1, "Outra mensagem.", "5511911112222"))
     assert isinstance(sent, Sent)
     assert sent.provider_message_id is not None

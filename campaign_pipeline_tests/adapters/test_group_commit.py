@@ -9,7 +9,7 @@ from campaign_pipeline.adapters.group_commit import NEAR_SECONDS, GroupCommit, T
 
 
 class Server:
-    """A statement that notes its groups, and that may be held, fail, or choke on one item."""
+    """A statement that records its groups, and can be held, fail, or fail for one item."""
 
     def __init__(self) -> None:
         self.groups: list[list[int]] = []

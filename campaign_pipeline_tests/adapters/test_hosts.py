@@ -26,7 +26,7 @@ ADDRESSES = {
 
 @dataclass
 class Network:
-    """Stands where names are resolved and connections are made: records both and makes none."""
+    """Replaces name resolution and connecting: records both and makes none."""
 
     resolved: list[str] = field(default_factory=list)
     connected: list[tuple[str, int]] = field(default_factory=list)

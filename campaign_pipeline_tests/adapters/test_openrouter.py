@@ -40,7 +40,7 @@ SAMPLES = samples("openrouter.json")
 
 
 def judged(outcome: Completion | Failure) -> Completion | Failure:
-    """What an answer comes to: its text, or why it may not be used."""
+    """Return the text of an answer, or why it may not be used."""
     return outcome.failure or outcome if isinstance(outcome, Completion) else outcome
 
 
@@ -212,7 +212,7 @@ def test_a_generation_whose_answer_is_lost_may_be_repeated() -> None:
 def bodies_and_headers(
     prompt: Prompt, *bodies: object, status: str = "200 OK", **options: Any
 ) -> tuple[list[Completion | Failure], list[bytes]]:
-    """Ask once for each body; what came of it, and the requests as they were on the wire."""
+    """Ask once for each body; return the results, and the requests as sent."""
     requests: list[bytes] = []
     answers = iter(bodies)
 

@@ -14,7 +14,7 @@ HOUR = timedelta(hours=1)
 
 
 def in_doubt(world: World, run: UUID) -> UUID:
-    """A message of which one part was sent, and nobody knows of the other."""
+    """A message with one sent part and one of unknown outcome."""
     due = world.due_message(run)
     holder = holding(world, due)
     holder.begin_new(due, "Um", "Dois")

@@ -38,7 +38,7 @@ def test_a_tick_leaves_no_setting_behind_on_the_connections_that_others_share(wo
 
 @dataclass(frozen=True)
 class Certificates:
-    """A server's own certificate, and somebody else's."""
+    """The server's own certificate, and a foreign one."""
 
     key: Path
     certificate: Path
@@ -67,7 +67,7 @@ def certificates(open_folder: Path) -> Certificates:
 
 @pytest.fixture(scope="module")
 def tls_port(server: EmbeddedServer, certificates: Certificates) -> Iterator[int]:
-    """A port on which nothing but TLS is spoken."""
+    """A port that accepts only TLS."""
     more = (
         "client_tls_sslmode = require\n"
         f"client_tls_key_file = {certificates.key}\nclient_tls_cert_file = {certificates.certificate}\n"

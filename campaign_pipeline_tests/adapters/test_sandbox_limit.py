@@ -64,7 +64,7 @@ BASICS = {"phone_number_id": "106540352242922", "from_address": "vendas@acme.exa
 
 @dataclass
 class Wire:
-    """What was asked of the network."""
+    """Records of network access."""
 
     resolved: list[str] = field(default_factory=list)
     connected: list[Any] = field(default_factory=list)
@@ -95,7 +95,7 @@ def sandbox() -> Any:
 
 @pytest.fixture
 def variables(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """Without any variable of a provider."""
+    """Without any provider's variable."""
     for name in list(os.environ):
         if name.startswith(("OPENROUTER_", *PROVIDER_PREFIXES)):
             monkeypatch.delenv(name)
@@ -104,7 +104,7 @@ def variables(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 @pytest.fixture
 def sandboxed(sandbox: SandboxProcess, variables: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """This process as `dev --sandbox` starts its own."""
+    """This process like one that `dev --sandbox` starts."""
     for name, value in sandbox_variables(sandbox, {}).items():
         variables.setenv(name, value)
     return variables
@@ -122,7 +122,7 @@ def address_for(kind: str, address: str) -> str:
 
 
 async def try_everything(channel: MessageChannel) -> list[Any]:
-    """Every request that an adapter can make."""
+    """Make every request that an adapter can make."""
     envelope = MAIL if channel.traits.name == "smtp" else WHATSAPP
     return [
         await channel.check_connection(),
@@ -196,7 +196,7 @@ def test_no_other_language_model_is_asked(sandboxed: pytest.MonkeyPatch, wire: W
 def test_no_adapter_that_was_built_without_a_question_connects_either(
     sandboxed: pytest.MonkeyPatch, wire: Wire, monkeypatch: pytest.MonkeyPatch, address: str
 ) -> None:
-    """The last word is the connector's: here the builders believe every address."""
+    """The connector decides last: here the constructors accept every address."""
     monkeypatch.setattr("campaign_pipeline.adapters.connection._reachable", lambda url, _: url)
     for kind in CHANNELS:
         for name in variables_of(kind):

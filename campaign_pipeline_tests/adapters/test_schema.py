@@ -43,7 +43,7 @@ def crm(empty_url: str) -> Iterator[World]:
 
 
 def shape(url: str) -> list[tuple[Any, ...]]:
-    """Schemas, tables, columns, constraints, indexes, triggers and functions, and who may do what with them."""
+    """Return schemas, tables, columns, constraints, indexes, triggers and functions, with their rights."""
     ours = "IN ('public'::regnamespace, 'campaign_pipeline'::regnamespace)"
     queries = [
         "SELECT table_schema, table_name, column_name, data_type, is_nullable, column_default "
@@ -68,7 +68,7 @@ CRM_TABLES = ("alembic_version", "campaign_runs", "campaign_messages", "leads", 
 
 
 def columns(world: World) -> dict[str, list[str]]:
-    """The columns of the CRM's tables as they are now; without the counters, which an upgrade may have to correct."""
+    """Return the present columns of the CRM's tables, without the counters, which an upgrade may have to correct."""
     query = (
         "SELECT column_name FROM information_schema.columns WHERE table_name = %s"
         " AND column_name NOT IN ('leads_processed', 'leads_success', 'leads_failed', 'leads_skipped')"
@@ -124,7 +124,7 @@ def test_a_crm_in_use_keeps_its_rows_and_its_own_migrations(crm: World, database
 
 @pytest.fixture
 def installed_in_public(empty_url: str) -> Iterator[World]:
-    """An installation of schema 0007, when everything was in public; with rows, triggers and some of its functions."""
+    """An installation of schema 0007, with everything in public; with rows, triggers and some of its functions."""
     folder = resources.files(sql).joinpath("migrations/versions")
     with World(empty_url) as world:  # whose statements make in public what names no schema
         for file in sorted(folder.iterdir(), key=lambda file: file.name):

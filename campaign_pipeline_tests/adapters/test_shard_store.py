@@ -32,14 +32,14 @@ Work = Callable[[ShardStore, list[str]], Awaitable[None]]
 
 
 def claimed_shard(url: str) -> Shard:
-    """All that is due, as one shard."""
+    """Return all due messages, as one shard."""
     batch = asyncio.run(Queue(url).claim_batch(BatchOptions(batch_size=1000, owner="test")))
     (shard,) = split_batch(batch.rows, 1000)
     return shard
 
 
 def with_store(url: str, work: Work, shard: Shard | None = None, **options: Any) -> None:
-    """Take what is due over, and work on it."""
+    """Take over due messages, and deliver them."""
     shard = shard or claimed_shard(url)
 
     async def main() -> None:
@@ -225,7 +225,7 @@ def test_text_that_postgresql_cannot_store_harms_neither_its_message_nor_its_nei
 
 
 def test_changes_of_a_message_are_stored_in_order(world: World, due: list[UUID]) -> None:
-    """A shard that is stopped gives a message back whose last answer is still on its way to the database."""
+    """A stopped shard gives back a message whose last result is still on its way to the database."""
 
     async def work(store: ShardStore, ids: list[str]) -> None:
         await asyncio.gather(*(store.begin_part(begin(i)) for i in ids))

@@ -92,7 +92,7 @@ async def send_once(channel: Smtp) -> Outcome:
 
 
 def refusal(sample: Mapping[str, Any]) -> Any:
-    """Send to a server that refuses as a sample says."""
+    """Send to a server that refuses like a sample."""
     said = f"{sample['reply']} {sample['text']}"
     if sample["stage"] == "connect":
 

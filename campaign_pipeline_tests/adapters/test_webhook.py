@@ -25,7 +25,7 @@ NUMBER = "5511987654321"
 
 
 def calls(world: World, scenario: Callable[[httpx.AsyncClient], Awaitable[None]]) -> None:
-    """Call the application, then apply what it stored."""
+    """Call the application, then apply the stored events."""
 
     async def run() -> None:
         store = WebhookStore(world.url)
@@ -38,7 +38,7 @@ def calls(world: World, scenario: Callable[[httpx.AsyncClient], Awaitable[None]]
 
 
 def post(world: World, path: str, *bodies: Any, headers: dict[str, str] | None = None) -> list[int]:
-    """The answers to some calls."""
+    """Return the answers to some calls."""
     answers: list[int] = []
 
     async def scenario(client: httpx.AsyncClient) -> None:
@@ -56,7 +56,7 @@ def signed(body: Any) -> dict[str, str]:
 
 
 def reply(text: str, message_id: str = "3EB0REPLY") -> dict[str, Any]:
-    """A lead's message, as Evolution tells it: without the ninth digit."""
+    """A lead's message in Evolution's format: without the ninth digit."""
     key = {"remoteJid": "551187654321@s.whatsapp.net", "fromMe": False, "id": message_id}
     data = {"key": key, "pushName": "Ana", "message": {"conversation": text}, "messageTimestamp": 1_764_000_000}
     return {"event": "messages.upsert", "instance": "loja", "data": data}
@@ -73,7 +73,7 @@ def meta(**value: Any) -> dict[str, Any]:
 
 
 def sent_message(world: World, inbox: UUID, status: str = "sent") -> tuple[UUID, UUID]:
-    """A message that went out through an inbox, and its lead; in doubt where `status` says so."""
+    """A message that was sent through an inbox, and its lead; of unknown outcome if `status` says so."""
     run = world.run(world.campaign(inbox=inbox))
     workspace = world.value("SELECT workspace_id FROM inboxes WHERE id = %s", inbox)
     lead = world.lead(workspace, phone=NUMBER)
@@ -263,7 +263,7 @@ def test_connections_are_kept_through_a_burst_and_one_that_is_cut_loses_nothing(
 
 
 def test_a_connection_to_a_server_that_takes_no_writes_any_more_is_not_kept(world: World) -> None:
-    """As after a fail-over, when the server that was the primary answers on."""
+    """As after a fail-over, when the former primary still answers."""
     change = f"ALTER DATABASE {world.value('SELECT quote_ident(current_database())')}"
     events = [WebhookEvent("evolution", "3EB0", "loja", "status", {})]
 

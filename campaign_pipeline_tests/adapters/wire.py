@@ -15,7 +15,7 @@ Serve: TypeAlias = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaita
 
 @asynccontextmanager
 async def serving(serve: Serve, context: SSLContext | None = None) -> AsyncIterator[str]:
-    """A raw TCP server that does with each connection what `serve` says; gives its host and port."""
+    """A raw TCP server that treats each connection as `serve` says; yields its host and port."""
     connections: set[asyncio.Task[None]] = set()
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -37,7 +37,7 @@ async def serving(serve: Serve, context: SSLContext | None = None) -> AsyncItera
 
 
 async def read_request(reader: asyncio.StreamReader) -> bytes:
-    """Take one whole request."""
+    """Read one whole request."""
     head = await reader.readuntil(b"\r\n\r\n")
     lengths = [line.split(b":")[1] for line in head.lower().split(b"\r\n") if line.startswith(b"content-length")]
     return head + await reader.readexactly(int(lengths[0]) if lengths else 0)
@@ -50,7 +50,7 @@ def response(body: bytes, *headers: str, status: str = "200 OK") -> bytes:
 
 
 def answering(content: bytes) -> Serve:
-    """Take a request, write these bytes, close."""
+    """Read a request, write these bytes, close."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await read_request(reader)
@@ -62,7 +62,7 @@ def answering(content: bytes) -> Serve:
 
 @dataclass
 class Playback:
-    """Gives one answer after the other, whatever is asked, and keeps what was asked."""
+    """Gives one answer after the other, whatever is requested, and records the requests."""
 
     answers: Iterator[bytes]
     requests: list[tuple[str, Any]] = field(default_factory=list)  # request line, JSON body
@@ -76,12 +76,12 @@ class Playback:
 
 
 def playback(*bodies: object, status: str = "200 OK") -> Playback:
-    """Play these JSON bodies, one a request."""
+    """Play these JSON bodies, one per request."""
     return Playback(response(orjson.dumps(body), status=status) for body in bodies)
 
 
 def samples(file: str) -> Sequence[Mapping[str, Any]]:
-    """The sample answers of a provider, each with the class that it must get."""
+    """Return the sample answers of a provider, each with the expected class."""
     rows: list[dict[str, Any]] = orjson.loads((Path(__file__).parent / "answers" / file).read_bytes())
     return rows
 
@@ -94,7 +94,7 @@ def played(sample: Mapping[str, Any]) -> Playback:
 
 
 def differences(outcome: object, expected: Mapping[str, Any]) -> dict[str, tuple[object, object]]:
-    """What of an outcome is not as a sample says: name -> (got, expected)."""
+    """Return the fields of an outcome that differ from a sample: name -> (actual, expected)."""
     renamed = {"tokens": "total_tokens", "id": "provider_message_id"}
     wrong: dict[str, tuple[object, object]] = {}
     if type(outcome).__name__.lower() != expected["outcome"]:

@@ -57,7 +57,7 @@ class Stack:
         return f"http://127.0.0.1:{self.port}"
 
     def ask(self, query: str) -> dict[str, Any]:
-        """Ask Dagster what the page does not say, such as the process of a step. Raises URLError while it starts."""
+        """Ask Dagster what the page does not show, such as the process of a step. Raises URLError while it starts."""
         request = urllib.request.Request(  # noqa: S310
             f"{self.url}/graphql", orjson.dumps({"query": query}), {"Content-Type": "application/json"}
         )
@@ -86,14 +86,14 @@ class Stack:
         return [run["status"] for run in runs if run["rootRunId"] == run_id and run["runId"] != run_id]
 
     def accepted(self, instance: str | None = None) -> list[str]:
-        """The numbers that providers took a message for, one an accepted request."""
+        """Return the numbers for which providers accepted a message, one per accepted request."""
         wanted = {} if instance is None else {"instance": instance}
         return [entry["number"] for entry in self.sandbox.record(kind="send", accepted=True, **wanted)]
 
 
 @pytest.fixture(scope="module")
 def stack(server: EmbeddedServer) -> Iterator[Stack]:
-    """Dagster's UI and daemon, started by our own command on a database of their own."""
+    """Dagster's UI and daemon, started by our own command with their own database."""
     name = f"browser_{uuid4().hex[:16]}"
     with psycopg.connect(server.url("postgres"), autocommit=True) as admin:
         admin.execute(f"CREATE DATABASE {name} TEMPLATE {TEMPLATE} STRATEGY file_copy")
@@ -148,7 +148,7 @@ def _free_port() -> int:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Debian's own Chromium, without a window; nothing is downloaded."""
+    """Debian's Chromium, headless; nothing is downloaded."""
     if not CHROMIUM.exists():
         pytest.fail(
             f"There is no {CHROMIUM}: install Debian's package chromium (`apt-get install chromium`), or name a "
@@ -163,13 +163,13 @@ def browser() -> Iterator[Browser]:
 
 
 def keep(page: Page, name: str) -> None:
-    """Take a screenshot, with every fading tooltip and dialog at its end."""
+    """Take a screenshot, after every tooltip and dialog has finished fading."""
     page.screenshot(path=KEPT / f"{name}.png", animations="disabled")
 
 
 @pytest.fixture
 def queue(stack: Stack) -> Stack:
-    """The stack, with nothing in the queue, well-behaved providers, and the clock on time."""
+    """The stack with an empty queue, well-behaved providers, and the clock on time."""
     stack.world.do("TRUNCATE campaign_configs, campaign_runs, campaign_messages CASCADE")
     stack.world.move_clock(timedelta(0))
     stack.sandbox.set_behaviour(Behaviour())
@@ -179,7 +179,7 @@ def queue(stack: Stack) -> Stack:
 
 @pytest.fixture
 def page(browser: Browser, queue: Stack, request: pytest.FixtureRequest) -> Iterator[Page]:
-    """A page of a browser that knows nothing yet, and may go nowhere but to the UI; its last view is kept."""
+    """A page of a fresh browser that may only visit the UI; its last view is saved."""
     context = browser.new_context(
         base_url=queue.url, viewport={"width": 1440, "height": 900}, locale="en-US", timezone_id="America/Sao_Paulo"
     )

@@ -26,7 +26,7 @@ AT_AN_EASY_PACE = Behaviour(latencies={Kind.GENERATION: Latency(0.2, 0.3), Kind.
 
 
 def due_campaigns(queue: Stack, messages: int, *inboxes: str) -> None:
-    """A campaign an inbox, with so many messages that are due."""
+    """A campaign per inbox, each with so many due messages."""
     world = queue.world
     workspace = world.workspace()
     for name in inboxes:
@@ -35,7 +35,7 @@ def due_campaigns(queue: Stack, messages: int, *inboxes: str) -> None:
 
 
 def launch(page: Page, tags: Mapping[str, str] | None = None) -> str:
-    """Launch process_campaign_queue from its Launchpad, with tags of one's own; returns the run's id."""
+    """Launch process_campaign_queue from its Launchpad, with extra tags; return the run's id."""
     page.goto(f"{JOBS}/process_campaign_queue/playground")
     expect(page.get_by_text("No errors")).to_be_visible()
     for key, value in (tags or {}).items():
@@ -59,12 +59,12 @@ def status(page: Page, text: str) -> Locator:
 
 
 def enlarge_gantt(page: Page) -> None:
-    """Give the chart the whole height: the nameless button beside "Re-execute"."""
+    """Give the chart the full height, with the unnamed button beside "Re-execute"."""
     page.get_by_role("button", name="Re-execute").locator("xpath=preceding::button[1]").click()
 
 
 def expect_drawn(image: Locator) -> None:
-    """A picture that the browser could decode, and shows at a size that can be read."""
+    """Check that the browser could decode a picture and shows it at a readable size."""
     expect(image).to_be_visible()
     assert image.evaluate("async image => { await image.decode(); return image.naturalWidth > 0; }")
     box = image.bounding_box()
@@ -74,7 +74,7 @@ def expect_drawn(image: Locator) -> None:
 
 
 def right_edge(element: Locator) -> float:
-    """Where it ends, in pixels of the window."""
+    """Return where it ends, in pixels of the window."""
     box = element.bounding_box()
     assert box is not None
     return box["x"] + box["width"]
@@ -212,18 +212,18 @@ def test_a_skipped_tick_of_the_schedule_records_the_reason(page: Page, queue: St
 
 
 def today() -> datetime:
-    """Noon of this day, where the business is."""
+    """Noon of this day, in the business's time zone."""
     return datetime.now(ZONE).replace(hour=12, minute=0, second=0, microsecond=0)
 
 
 def failed_message(queue: Stack, at: datetime) -> None:
-    """A message of the only run that failed for a passing reason."""
+    """A message, the only one of its run, that failed for a temporary reason."""
     run = queue.world.value("SELECT id FROM campaign_runs")
     queue.world.due_message(run, status="failed", finished_at=at, error_class="exhausted", retry_count=3)
 
 
 def make_a_days_history(queue: Stack, day: datetime) -> None:
-    """What three campaigns came to on a day: most was sent, some failed for several reasons."""
+    """The results of three campaigns on a day: most messages sent, some failed for several reasons."""
     due_campaigns(queue, 0, *CAMPAIGNS)
     for no, run in enumerate(queue.world.all("SELECT id FROM campaign_runs ORDER BY name")):
         for n in range(40 - 8 * no):
@@ -246,7 +246,7 @@ def make_a_days_history(queue: Stack, day: datetime) -> None:
 
 
 def process_of_shard(queue: Stack, run: str, instance: str) -> int:
-    """The process that works an inbox's shard in a run."""
+    """Return the process that delivers an inbox's shard in a run."""
     inbox = queue.world.value(
         "SELECT b.inbox_id FROM inbox_instances b JOIN instances i ON i.id = b.instance_id WHERE i.name = %s"
         " AND i.workspace_id = (SELECT workspace_id FROM campaign_configs LIMIT 1)",

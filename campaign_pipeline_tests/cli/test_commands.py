@@ -38,14 +38,14 @@ def call(*arguments: str) -> Result:
 
 
 def sentence(result: Result) -> str:
-    """The one sentence of an error, without Click's own word before it."""
+    """Return the one sentence of an error, without Click's prefix."""
     (line,) = result.stderr.strip().splitlines()
     return line.removeprefix("Error: ")
 
 
 @pytest.fixture
 def dagster_home(environment: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """An operator's own Dagster instance; without one, a run starts an embedded server for Dagster's storage."""
+    """An operator's own Dagster instance; without it, a run would start an embedded server for Dagster's storage."""
     folder = tmp_path / "dagster"
     folder.mkdir()
     (folder / "dagster.yaml").write_text("telemetry: {enabled: false}\n")

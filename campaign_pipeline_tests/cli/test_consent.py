@@ -21,7 +21,7 @@ def call(*arguments: object) -> Result:
 
 
 def sentence(result: Result) -> str:
-    """The last line of what went wrong, without Click's own word before it."""
+    """Return the last line of an error, without Click's prefix."""
     return result.stderr.strip().splitlines()[-1].removeprefix("Error: ")
 
 

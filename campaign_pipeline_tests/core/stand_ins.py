@@ -65,7 +65,7 @@ TEXT = "Olá, Ana! Podemos conversar por dez minutos?"
 
 
 class _Leaping(selectors.DefaultSelector):
-    """Never waits: where nothing is ready, the clock leaps to what comes next."""
+    """Never waits: if nothing is ready, the clock jumps to the next event."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class _Leaping(selectors.DefaultSelector):
 
 
 class LeapingLoop(asyncio.SelectorEventLoop):
-    """An event loop whose hours pass in no time."""
+    """An event loop whose hours take no time."""
 
     def __init__(self) -> None:
         self._leaping = _Leaping()
@@ -92,12 +92,12 @@ class LeapingLoop(asyncio.SelectorEventLoop):
         return self._leaping.now
 
     def oversleep(self, seconds: float) -> None:
-        """Be asleep as a process: time passes, and nothing is done."""
+        """Sleep as a process: time passes, and nothing runs."""
         self._leaping.now += seconds
 
 
 def in_no_time(main: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine on a leaping loop."""
+    """Run a coroutine on a simulated clock."""
     loop = LeapingLoop()
     try:
         return loop.run_until_complete(main)
@@ -113,7 +113,7 @@ async def _end(tasks: set["asyncio.Task[Any]"]) -> None:
 
 
 def now() -> float:
-    """Seconds on the leaping clock."""
+    """Return the seconds of the simulated clock."""
     return asyncio.get_running_loop().time()
 
 
@@ -164,7 +164,7 @@ class StoredMessage:
 
 @dataclass
 class Queue:
-    """The rows, whoever works them."""
+    """The rows, whoever holds them."""
 
     messages: dict[str, StoredMessage] = field(default_factory=dict)
     pauses: dict[tuple[Scope, str], tuple[float, Throttled | Systemic]] = field(default_factory=dict)
@@ -211,7 +211,7 @@ class Store:
         )
 
     async def renew(self, message_ids: Sequence[str]) -> set[str]:
-        """Keep the leases."""
+        """Renew the leases."""
         await asyncio.sleep(self.commit_seconds)
         self.renewals.append(now())
         self.renewing()
@@ -230,7 +230,7 @@ class Store:
         return Verdict(self.verdicts(step, message_id))
 
     async def start_generating(self, message_id: str) -> Verdict:
-        """Say whether the model may be called."""
+        """Return whether the model may be called."""
         await asyncio.sleep(self.commit_seconds)
         return self._verdict("generate", message_id)
 
@@ -257,7 +257,7 @@ class Store:
         return Begun(verdict, "conversation", grace_seconds=self.queue.grace if self.queue.gap else None)
 
     async def keep_text(self, begin: BeginPart) -> None:
-        """Keep a text."""
+        """Store a text."""
         await asyncio.sleep(self.commit_seconds)
         message = self._held(begin.message_id)
         if message is not None:
@@ -269,7 +269,7 @@ class Store:
             message.parts = [StoredPart(text) for text in begin.parts or ()]
 
     async def settle(self, settlement: Settlement) -> Settled:
-        """Commit what came of it."""
+        """Commit a settlement."""
         await asyncio.sleep(self.commit_seconds)
         message = self.queue.messages[settlement.message_id]
         if message.held_back_by is not None:
@@ -305,13 +305,13 @@ class Store:
         ]
 
     async def note_failure(self, scope: Scope, scope_id: str, code: str, recipient: str) -> FailureStreak:
-        """Count it, by recipient."""
+        """Count a failure, by recipient."""
         met = self.queue.failures.setdefault((scope, scope_id, code), [])
         met.append(recipient)
         return FailureStreak(len(met), len(set(met)))
 
     async def forget_failures(self, scope: Scope, scope_id: str) -> None:
-        """Count anew."""
+        """Reset the count."""
         self.queue.failures = {key: met for key, met in self.queue.failures.items() if key[:2] != (scope, scope_id)}
 
     async def open_pause(
@@ -323,12 +323,12 @@ class Store:
         return seconds
 
     async def next_turn(self, message_id: str) -> Turn:
-        """When the inbox lets the next message go."""
+        """Return when the inbox admits the next message."""
         await asyncio.sleep(self.commit_seconds)
         return Turn(max(0.0, self.queue.next_at - now()), "paced")
 
     async def slow_down(self, inbox_id: str) -> float:
-        """Note that it was said."""
+        """Record the call."""
         self.queue.slowed += 1
         return 2.0**self.queue.slowed
 
@@ -339,16 +339,16 @@ class Store:
     async def known_numbers(
         self, provider: str, numbers: Sequence[str], days: float, missing_days: float
     ) -> Sequence[KnownNumber]:
-        """As noted, or as told before."""
+        """Return cached answers."""
         return [known for number, known in self.queue.numbers.items() if number in numbers]
 
     def note_number(self, provider: str, note: NumberNote) -> None:
-        """Keep it."""
+        """Store it."""
         self.queue.numbers[note.known.number] = note.known
         self.queue.notes.append(note)
 
     def log(self, line: LogLine) -> None:
-        """Keep a line."""
+        """Store a line."""
         self.queue.log.append(line)
 
     async def flush(self) -> None:
@@ -360,7 +360,7 @@ class Store:
 
 @dataclass
 class Model:
-    """Answers each prompt as told, after a while; see `core.ports.LanguageModel`."""
+    """Answers each prompt as configured, after a delay; see `core.ports.LanguageModel`."""
 
     seconds: Callable[[str], float] = lambda _: 0.0
     answers: Callable[[Prompt], Completion | Failure | None] = lambda _: None  # None: a good text
@@ -375,7 +375,7 @@ class Model:
 
 @dataclass
 class Channel:
-    """Accepts or not, as told; see `core.ports.MessageChannel`."""
+    """Accepts or refuses as configured; see `core.ports.MessageChannel`."""
 
     seconds: Callable[[str], float] = lambda _: 0.0
     answers: Callable[[Envelope], Outcome | None] = lambda _: None  # None: sent
@@ -393,15 +393,15 @@ class Channel:
 
     @property
     def traits(self) -> ChannelTraits:
-        """What it can do."""
+        """Return its traits."""
         return ChannelTraits("stand-in", 4096, self.look_up, self.number_check)
 
     async def check_connection(self) -> Failure | None:
-        """As told."""
+        """Return the configured answer."""
         return self.refusal
 
     async def send(self, envelope: Envelope) -> Outcome:
-        """Accept as the request comes in, answer later."""
+        """Accept when the request arrives, answer later."""
         self.connecting()
         if not envelope.may_leave():
             return Transient("unreachable", "Too late.")
@@ -418,12 +418,12 @@ class Channel:
         return outcome
 
     async def find_accepted(self, attempt: Attempt) -> LookUpAnswer:
-        """The truth."""
+        """Return the truth."""
         key = attempt.envelope.idempotency_key
         return Found(f"id-{key}") if key in self.accepted else Absent(True, "It is not there.")
 
     async def check_number(self, number: str) -> NumberCheck:
-        """As told."""
+        """Return the configured answer."""
         self.checked.append(number)
         return self.numbers(number)
 
@@ -446,7 +446,7 @@ def campaign(**columns: Any) -> CampaignSettings:
 
 
 def settings(splitter: SplitterSettings | None = None, **columns: Any) -> BatchSettings:
-    """What the messages share."""
+    """The settings that the messages share."""
     return BatchSettings(
         {"config": campaign(**columns)}, {"workspace": "vendor/model"}, {}, splitter or SplitterSettings()
     )
@@ -492,7 +492,7 @@ def shard_of(
     chance: float = 0.0,
     lead: Lead = ANA,
 ) -> ShardWorker:
-    """A shard over all rows that its store holds."""
+    """A shard over all rows of its store."""
     held = [leased(message) for message in store.queue.messages.values() if message.token == store.token]
     return ShardWorker(
         shard=Shard("shard", "inbox", "batch", tuple(message.id for message in held)),

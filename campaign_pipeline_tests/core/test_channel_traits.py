@@ -25,7 +25,7 @@ PARTS = ("Olá, Ana!", "Tudo bem?", "Podemos conversar?")
 
 @dataclass
 class GappedChannel(Channel):
-    """One that shows no typing."""
+    """A channel without a typing indicator."""
 
     gap: float = 6.0
 
@@ -36,7 +36,7 @@ class GappedChannel(Channel):
 
 
 def work(queue: Queue, channel: Channel) -> ShardReport:
-    """Work a queue to its end, one message at a time."""
+    """Deliver a queue to its end, one message at a time."""
 
     async def run() -> ShardReport:
         return await shard_of(Store(queue), Model(), channel).run(1)

@@ -19,12 +19,12 @@ from campaign_pipeline_tests.core.test_delivery import stopped_after
 
 
 def planned(*seconds: float) -> Queue:
-    """Leased messages that are planned for so many seconds from now."""
+    """Leased messages that are planned so many seconds from now."""
     return Queue({f"m{n:04d}": StoredMessage(f"m{n:04d}", due=due) for n, due in enumerate(seconds)})
 
 
 def work(store: Store, model: Model, channel: Channel, concurrency: int = 1, stop: float | None = None) -> ShardReport:
-    """Work the messages of a store to their end, or until a stop."""
+    """Deliver the messages of a store to their end, or until a stop."""
 
     async def run() -> ShardReport:
         delivery: ShardWorker = shard_of(store, model, channel)

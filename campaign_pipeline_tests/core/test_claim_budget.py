@@ -124,7 +124,7 @@ def test_whoever_gets_the_odd_slot_is_left_to_chance() -> None:
 
 @st.composite
 def worlds(draw: Any) -> tuple[list[Pace], dict[UUID, list[Any]], dict[UUID, int]]:
-    """Some paces, runs that go by some of them, and how much is due in each run."""
+    """Random paces, runs with some of them, and the number of due messages in each run."""
     found = [
         pace(n, scope, daily_limit=draw(st.integers(0, 40)), leased=draw(st.integers(0, 10)))
         for n, scope in ((1, "inbox"), (2, "inbox"), (3, "campaign"), (4, "campaign"))
@@ -191,7 +191,7 @@ def test_a_zone_that_only_the_database_knows_is_shown_in_utc() -> None:
 def worked(
     queue: Queue, *, concurrency: int = 5, channel: Channel | None = None, model: Model | None = None, **store: Any
 ) -> tuple[ShardReport, Store]:
-    """Work a queue to its end, on a clock that leaps."""
+    """Deliver a queue to its end, on a simulated clock."""
 
     async def run() -> tuple[ShardReport, Store]:
         holder = Store(queue, **store)

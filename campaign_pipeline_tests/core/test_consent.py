@@ -21,7 +21,7 @@ from campaign_pipeline_tests.core.stand_ins import (
 def work(
     queue: Queue, verdict: str, batch: BatchSettings | None = None
 ) -> tuple[ShardReport, Channel, list[BeginPart]]:
-    """Work a queue whose store says so of every intent."""
+    """Deliver a queue whose store gives this verdict for every intent."""
     channel = Channel()
     begun: list[BeginPart] = []
 

@@ -61,7 +61,7 @@ TWO_PARTS = [StoredPart("Olá, Ana!"), StoredPart("Podemos conversar?")]
 def work(
     queue: Queue, concurrency: int = 5, *, model: Model | None = None, channel: Channel | None = None
 ) -> ShardReport:
-    """Work a queue to its end."""
+    """Deliver a queue to its end."""
 
     async def run() -> ShardReport:
         return await shard_of(Store(queue), model or Model(), channel or Channel()).run(concurrency)
@@ -762,7 +762,7 @@ POLICY = DeliveryPolicy(retry=RetryPolicy(max_attempts=30, delays_seconds=(1.0,)
 
 
 class Fateful(Channel):
-    """Does to each request what fate says next."""
+    """Applies a random event to each request."""
 
     def __init__(self, fates: list[str], look_up: LookUp) -> None:
         super().__init__(look_up=look_up)
@@ -785,7 +785,7 @@ class Fateful(Channel):
 
 
 class Batches:
-    """Works a queue batch after batch, under a new token each, as ever new processes would."""
+    """Delivers a queue batch after batch, under a new token each, like a series of new processes."""
 
     def __init__(self, queue: Queue, channel: Channel, model: Model, commit_seconds: float) -> None:
         self._queue, self._channel, self._model = queue, channel, model
@@ -793,7 +793,7 @@ class Batches:
         self._tokens = itertools.count(1)
 
     async def one(self, cancel_after: float | None) -> None:
-        """A batch, cancelled after a while or not."""
+        """Deliver a batch, optionally cancelled after a while."""
         token = next(self._tokens)
         for message in self._queue.messages.values():
             if message.status in {"pending", "queued"}:
@@ -809,7 +809,7 @@ class Batches:
             assert all(part.status != "attempting" for part in message.parts)
 
     async def until_quiet(self, cancellations: list[float]) -> None:
-        """Until nothing is pending any more."""
+        """Continue until nothing is pending."""
         for cancel_after in [*cancellations, *[None] * 200]:
             await self.one(cancel_after)
             if "pending" not in self._queue.statuses():

@@ -13,7 +13,7 @@ LEASE, MARGIN = 120.0, 20.0
 
 
 class Renewals:
-    """Renews whatever it is asked for, and takes its time."""
+    """Renews every lease, slowly."""
 
     def __init__(self, seconds: float = 0.0) -> None:
         self.at: list[float] = []

@@ -42,7 +42,7 @@ def known_of(case: Mapping[str, Any]) -> Known:
 
 
 def outcome(raw: str, known: Known = NOTHING_KNOWN, markup: Markup = Markup.WHATSAPP) -> str:
-    """The text that is sent, or the rule that refuses the answer."""
+    """Return the text that is sent, or the rule that refuses the answer."""
     try:
         return read_message(raw, 4000, known, markup).text
     except TextProblem as problem:
@@ -291,7 +291,7 @@ def seconds_for(function: Callable[[str], object], text: str) -> float:
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_the_time_of_a_text_function_grows_with_its_text_and_no_faster(name: str) -> None:
-    """Processor time, so that a busy machine does not matter; four times the text takes four times the time."""
+    """Uses processor time, so that a busy machine does not matter; four times the text takes four times the time."""
     slow = []
     units = UNITS[::5] if name in LINEAR_BUT_DEAR else UNITS
     for unit in units:

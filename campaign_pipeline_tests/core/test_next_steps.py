@@ -28,7 +28,7 @@ _SQL_CODE = re.compile(r"(?:error_code|wait_code)\s*(?:=|:=)\s*'([a-z_]+)'|'([a-
 
 
 def literal_codes() -> set[str]:
-    """Codes that are written, or named by a constant, where an outcome, a wait or a result is made."""
+    """Return the codes, literal or by a constant, where an outcome, a wait or a result is created."""
     trees = [
         ast.parse(path.read_text(encoding="utf-8"))
         for path in PACKAGE.rglob("*.py")
@@ -55,7 +55,7 @@ def literal_codes() -> set[str]:
 
 
 def sql_codes() -> set[str]:
-    """Codes that statements and functions give."""
+    """Return the codes that statements and functions produce."""
     texts = [path.read_text(encoding="utf-8") for path in (PACKAGE / "sql").rglob("*.sql")]
     return {code for text in texts for pair in _SQL_CODE.findall(text) for code in pair if code}
 

@@ -81,7 +81,7 @@ def test_a_custom_field_without_name_or_value_is_none() -> None:
 def work(
     queue: Queue, channel: Channel, others: tuple[str, ...] = (), days: float = 30.0, **columns: Any
 ) -> tuple[ShardReport, list[str]]:
-    """Work a queue; returns the report and the addresses of the intents, in their order."""
+    """Deliver a queue; return the report and the addresses of the intents, in order."""
     addresses: list[str] = []
 
     def note(begin: BeginPart) -> None:

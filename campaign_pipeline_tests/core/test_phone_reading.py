@@ -35,7 +35,7 @@ def fault(raw: str | None) -> str:
 
 
 def readings(raw: str) -> set[str]:
-    """What a text may be read as: nothing, or one number."""
+    """Return the possible readings of a text: none, or one number."""
     try:
         return {read_phone(raw).digits}
     except NotANumber:
@@ -193,7 +193,7 @@ def test_too_few_digits_are_refused(national: str, prefix: str, kept: int) -> No
 
 @pytest.mark.parametrize("written", ["+55 11 98765-432", "(11) 98765 432", "11 98765.432", "tel:+55-11-98765-432"])
 def test_a_number_whose_last_digit_is_lost_is_not_taken_for_an_old_one(written: str) -> None:
-    """Its ten digits would have a twin with a ninth digit, which is somebody else's number."""
+    """Its ten digits would have a twin with a ninth digit, which belongs to somebody else."""
     assert "lost a digit" in fault(written)
     assert readings("(11) 9876-5432") == {"551198765432"}
     assert readings("+43 664 98765 432") == {"4366498765432"}

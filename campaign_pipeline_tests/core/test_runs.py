@@ -15,7 +15,7 @@ MAX_AGE = HOUR
 
 
 def row(**changes: Any) -> dict[str, Any]:
-    """A run that may be worked, as `list_running_runs` gives it."""
+    """A run that may be sent, as `list_running_runs` returns it."""
     return {
         "run_id": RUN,
         "name": "Hoje",

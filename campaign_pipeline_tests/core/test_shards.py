@@ -14,7 +14,7 @@ OTHER = "569266f0-6efd-7645-22b0-eb74603e27ca"
 
 
 def claimed(*inboxes: UUID | str) -> list[ClaimedMessage]:
-    """A claimed message for each inbox that is named, in this order."""
+    """A claimed message for each given inbox, in this order."""
     some, at = UUID(int=9), datetime(2026, 11, 23, tzinfo=UTC)
     return [
         ClaimedMessage(UUID(int=n), some, some, some, UUID(str(inbox)), None, some, at, 0)
@@ -23,7 +23,7 @@ def claimed(*inboxes: UUID | str) -> list[ClaimedMessage]:
 
 
 def numbers(shard: Shard) -> list[int]:
-    """Which messages of those above are in a shard."""
+    """Return which of those messages are in a shard."""
     return [UUID(message_id).int for message_id in shard.message_ids]
 
 

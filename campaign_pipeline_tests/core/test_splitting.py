@@ -63,7 +63,7 @@ def bare(text: str) -> str:
 
 
 def breaks_a_character(text: str, parts: tuple[str, ...]) -> bool:
-    """Tell whether a part begins inside a visible character of the text."""
+    """Return whether a part begins inside a grapheme of the text."""
     starts, position = cluster_starts(text), 0
     for part in parts:
         position = text.index(part, position)
@@ -302,7 +302,7 @@ def test_nothing_is_lost_and_every_limit_holds(text: str, max_parts: int, max_ch
 
 
 def _clusters(text: str) -> list[str]:
-    """Cut a text into what a reader sees as its characters."""
+    """Split a text into graphemes."""
     starts = [index for index, is_start in enumerate(cluster_starts(text)) if is_start]
     return [text[a:b] for a, b in zip(starts, [*starts[1:], len(text)], strict=True)]
 

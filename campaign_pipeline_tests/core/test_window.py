@@ -137,7 +137,7 @@ def test_naive_instants_are_refused() -> None:
 
 
 def test_a_window_closes_by_its_own_clock_and_not_by_utc() -> None:
-    """18:00 in São Paulo is 21:00 UTC: the system before kept sending until then, and three hours more."""
+    """18:00 in São Paulo is 21:00 UTC: the previous system sent three hours too long."""
     day = window("08:00", "18:00")
     assert day.is_open(datetime(2024, 5, 7, 20, 59, 59, tzinfo=UTC))
     assert not day.is_open(datetime(2024, 5, 7, 21, 0, tzinfo=UTC))

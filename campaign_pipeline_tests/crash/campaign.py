@@ -63,7 +63,7 @@ FAULTS = (
 
 @dataclass(frozen=True)
 class Plan:
-    """What a random campaign does."""
+    """The actions of a random campaign."""
 
     messages: int
     kills: int
@@ -91,7 +91,7 @@ def behaviour(plan: Plan) -> Behaviour:
 
 
 def run(plan: Plan, server: EmbeddedServer, world: World, progress: Progress | None = None) -> list[str]:
-    """Run the campaign; returns what is wrong at its end, in words."""
+    """Run the campaign; return the violations at its end, in words."""
     chance = random.Random(plan.seed)
     many_messages(world, plan.messages, runs=10, inboxes=5)
     events = [
@@ -150,14 +150,14 @@ class Sleeper:
 
 
 def _stop(chance: random.Random, workers: list[Worker]) -> Sleeper:
-    """Suspend a worker, for anything from a moment to three leases."""
+    """Suspend a worker, for between a moment and three leases."""
     victim = chance.choice(workers)
     victim.send_signal(signal.SIGSTOP)
     return Sleeper(victim, time.monotonic() + chance.choice([0.2, 2.0, 6.0, 10.0, 15.0]))
 
 
 def _wake(asleep: list[Sleeper], now: float) -> list[Sleeper]:
-    """Let those go on whose time is over; returns who sleeps on."""
+    """Resume those whose time is over; return the others."""
     for sleeper in asleep:
         if sleeper.until <= now:
             sleeper.process.send_signal(signal.SIGCONT)
@@ -165,7 +165,7 @@ def _wake(asleep: list[Sleeper], now: float) -> list[Sleeper]:
 
 
 def _living(workers: list[Worker]) -> list[Worker]:
-    """Those that still work."""
+    """Return those that still run."""
     return [worker for worker in workers if worker.exit_code is None]
 
 

@@ -54,7 +54,7 @@ def variables(url: str, sandbox: Addresses, **more: str) -> dict[str, str]:
 
 
 class Worker:
-    """A process that works until the queue is dry.
+    """A process that works until the queue is empty.
 
     It is forked from a server that has imported the pipeline: an interpreter's start and imports take longer than the
     work of a test.
@@ -90,7 +90,7 @@ class Worker:
         return self.exit_code
 
     def finish(self, seconds: float = 90) -> int:
-        """Wait for an end that is meant to be good; returns how many messages it claimed."""
+        """Wait for a successful end; return how many messages it claimed."""
         answer = self._end.recv() if self._end.poll(seconds) else f"it still runs after {seconds:.0f} s"
         self.wait()
         assert isinstance(answer, int), answer
@@ -100,7 +100,7 @@ class Worker:
 def start_worker(
     url: str, sandbox: SandboxProcess, *, batch: int = 100, shard: int = 50, concurrency: int = 10, **more: str
 ) -> Worker:
-    """Start a worker; `more` are variables, such as where it dies."""
+    """Start a worker; `more` are variables, for example where it dies."""
     return Worker(variables(url, sandbox, **more), url, batch, shard, concurrency)
 
 
@@ -113,7 +113,7 @@ def open_messages(world: World) -> int:
 
 
 def recover(world: World, sandbox: SandboxProcess, moved: timedelta = timedelta(0), workers: int = 1) -> timedelta:
-    """Let clean workers run, moving the clock between rounds, until nothing can change; returns the clock's offset."""
+    """Run clean workers, moving the clock between rounds, until nothing can change; return the clock's offset."""
     for _ in range(ROUNDS):
         moved += STEP
         world.move_clock(moved)
@@ -130,7 +130,7 @@ def recover(world: World, sandbox: SandboxProcess, moved: timedelta = timedelta(
 
 
 def violations(world: World, record: Iterable[dict[str, Any]]) -> list[str]:
-    """Recount every invariant from the database and from what the provider accepted; what is wrong, in words."""
+    """Verify every invariant from the database and the provider's record; return the violations in words."""
     accepted = [entry for entry in record if entry["accepted"] and entry["kind"] == "send"]
     parts = world.all(
         "SELECT p.*, m.status AS message_status, m.error_class AS message_class,"
@@ -152,7 +152,7 @@ def _doubles(accepted: list[dict[str, Any]]) -> list[str]:
 
 
 def _ledger_against_provider(parts: list[dict[str, Any]], accepted: list[dict[str, Any]]) -> list[str]:
-    """I2, I5: what the ledger calls sent was accepted; what was accepted is sent, or said to be unknown."""
+    """I2, I5: parts sent in the ledger were accepted; accepted parts are sent, or reported as unknown."""
     wrong = []
     ids = {entry["provider_message_id"] for entry in accepted}
     went_out = {(entry["number"], entry["text"]) for entry in accepted}
@@ -171,7 +171,7 @@ def _ledger_against_provider(parts: list[dict[str, Any]], accepted: list[dict[st
 
 
 def _messages(world: World) -> list[str]:
-    """Every message says where it is and why; none is called sent with a part that is not."""
+    """Every message shows its state and reason; none is sent with an unsent part."""
     wrong = world.all(
         "SELECT id, status, error_code FROM campaign_messages m WHERE"
         " status IN ('queued', 'generating', 'sending')"
@@ -197,7 +197,7 @@ def _runs(world: World) -> list[str]:
 
 
 def many_messages(world: World, count: int, *, runs: int = 4, inboxes: int = 2, split: bool = True) -> list[UUID]:
-    """Due messages spread over runs of some tenants, an inbox each; inserted at once."""
+    """Due messages spread over runs of some tenants, one inbox each; inserted at once."""
     # Suspects of a death go out one at a time: half a second of "typing" a part would be most of a test.
     world.insert("ai_message_splitter_config", delay_between_messages=1)
     tenants = [world.workspace() for _ in range(inboxes)]

@@ -36,7 +36,7 @@ def provider() -> Iterator[SandboxProcess]:
 
 @pytest.fixture
 def sandbox(provider: SandboxProcess) -> SandboxProcess:
-    """The provider of all these tests, well-behaved and with nothing on its record."""
+    """The provider of all these tests, well-behaved and with an empty record."""
     provider.set_behaviour(Behaviour())
     provider.reset()
     return provider
@@ -103,7 +103,7 @@ def test_a_message_that_every_worker_dies_of_is_set_aside_and_all_others_are_sen
 
 
 def outlast_lease(since: float) -> None:
-    """Let the lease pass in real time too: a worker measures it by its own clock, which no test can move."""
+    """Let the lease expire in real time too: a worker measures it with its own clock, which no test can move."""
     time.sleep(max(0.0, since + float(PATIENCE["CAMPAIGN_LEASE_SECONDS"]) - time.monotonic()))
 
 

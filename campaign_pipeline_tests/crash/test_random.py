@@ -14,7 +14,7 @@ pytestmark = pytest.mark.crash
 
 @pytest.fixture
 def server_to_crash(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
-    """Not the one that the other tests share; and with its data really on the disk."""
+    """A separate server, with its data really on the disk."""
     with own_server(tmp_path_factory.mktemp("crashing")) as server:
         yield server
 

@@ -22,7 +22,7 @@ history must pass the tests, too."""
 
 @pytest.fixture
 def old_code(tmp_path: Path) -> Path:
-    """The package as it was."""
+    """The old package."""
     with tarfile.open(OLD_CODE) as files:
         files.extractall(tmp_path, filter="data")
     return tmp_path

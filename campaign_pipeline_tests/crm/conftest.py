@@ -18,7 +18,7 @@ _LOCK = 4_711_009
 
 @pytest.fixture(scope="session")
 def crm_templates(server: EmbeddedServer) -> None:
-    """Two templates: the CRM as it is without us, and with our schema, brought up to date by its owner."""
+    """Two templates: the CRM without us, and with our schema, upgraded by its owner."""
     with psycopg.connect(server.url("postgres"), autocommit=True) as admin:
         make_roles(admin)
         admin.execute("SELECT pg_advisory_lock(%s)", [_LOCK])
@@ -50,7 +50,7 @@ def _copy(server: EmbeddedServer, template: str) -> Iterator[str]:
 
 @pytest.fixture
 def bare_crm_url(server: EmbeddedServer, crm_templates: None) -> Iterator[str]:
-    """A CRM's database without anything of ours, as its owner."""
+    """A CRM's database without our objects, as its owner."""
     yield from _copy(server, TEMPLATE)
 
 
@@ -62,7 +62,7 @@ def crm_url(server: EmbeddedServer, crm_templates: None) -> Iterator[str]:
 
 @pytest.fixture
 def bare_crm(bare_crm_url: str) -> Iterator[Crm]:
-    """The CRM without anything of ours."""
+    """The CRM without our objects."""
     with Crm(bare_crm_url) as crm:
         yield crm
 
@@ -76,5 +76,5 @@ def crm(crm_url: str) -> Iterator[Crm]:
 
 @pytest.fixture
 def database_url(crm_url: str) -> str:
-    """What `environment` points the pipeline at, in this folder."""
+    """Return the settings that `environment` gives the pipeline, in this folder."""
     return crm_url

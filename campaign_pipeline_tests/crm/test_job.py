@@ -37,7 +37,7 @@ def instance(tmp_path: Path, environment: pytest.MonkeyPatch) -> Iterator[Dagste
 
 @pytest.fixture
 def run(crm: Crm) -> UUID:
-    """Fifteen due messages of a campaign that sends as fast as it can."""
+    """Fifteen due messages of a campaign without a pace."""
     crm.do("UPDATE campaign_configs SET min_interval_seconds = 0, daily_limit = 1000")
     return crm.start_run(15)
 
@@ -47,7 +47,7 @@ def sends(sandbox: SandboxProcess) -> list[dict[str, Any]]:
 
 
 def everything_adds_up(crm: Crm, sandbox: SandboxProcess) -> None:
-    """Each accepted part is in the ledger as sent and in the chat, once; each lead that got one has moved."""
+    """Check that each accepted part is sent in the ledger and in the chat, once, and that its lead has moved."""
     accepted = Counter((entry["number"], entry["text"]) for entry in sends(sandbox))
     ledger = Counter(
         (row["address"], row["text"]) for row in crm.all("SELECT * FROM campaign_message_parts WHERE status = 'sent'")

@@ -20,13 +20,13 @@ PARTS = ("Olá, tudo bem?", "Podemos conversar?")
 
 @pytest.fixture
 def run(crm: Crm) -> UUID:
-    """Three due messages of a campaign that sends as fast as it can."""
+    """Three due messages of a campaign without a pace."""
     crm.do("UPDATE campaign_configs SET min_interval_seconds = 0, daily_limit = 1000")
     return crm.start_run(3)
 
 
 def begin(crm: Crm, due: UUID, *texts: str) -> Holder:
-    """A message of which the first part is on its way to the provider."""
+    """A message with its first part in flight."""
     holder = holding(crm, due)
     assert holder.start_generating(due) == "go"
     assert holder.begin_new(due, *(texts or PARTS)) == "go"
@@ -317,7 +317,7 @@ def test_a_pause_by_the_crm_stops_a_message_after_the_part_in_flight_and_it_goes
 
 
 def test_the_pipelines_resume_restores_what_the_crms_pause_skipped(crm: Crm, run: UUID) -> None:
-    """Only its status set to running, the run would end with everything skipped, and the clean-up delete that."""
+    """If only its status were set to running, the run would end with all messages skipped, and they would be deleted."""
     due = first(crm, run)
     holder = begin(crm, due)
     crm.do("UPDATE campaign_messages SET status = 'skipped', error_message = 'antiga' WHERE id = %s",
@@ -343,7 +343,7 @@ def test_leased_messages_that_have_not_begun_are_not_sent_after_a_cancel(crm: Cr
 
 
 def test_the_crm_never_fails_because_a_worker_is_in_its_way(crm: Crm, run: UUID) -> None:
-    """A cancel has the run and wants the message; whoever settles the message waits for the run alone."""
+    """A cancel has locked the run and wants the message; settling the message waits only for the run."""
     due = first(crm, run)
     holder = begin(crm, due, "Olá")
     with ThreadPoolExecutor(1) as pool, Crm(crm.url) as other:
@@ -359,7 +359,7 @@ def test_the_crm_never_fails_because_a_worker_is_in_its_way(crm: Crm, run: UUID)
 
 
 def test_of_a_worker_and_a_member_in_each_others_way_the_worker_gives_up(crm: Crm, run: UUID) -> None:
-    """A member's statement has a message and wants the run, for its counters; the worker has the run already."""
+    """A member's statement has locked a message and wants the run, for its counters; the worker has locked the run."""
     due = [row["id"] for row in crm.messages(run)]
     holder = begin(crm, due[0], "Olá")
     with ThreadPoolExecutor(1) as pool, Crm(crm.url) as member:

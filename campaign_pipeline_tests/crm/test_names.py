@@ -26,7 +26,7 @@ def columns(crm: Crm) -> dict[str, set[str]]:
 
 
 def missing(text: str, known: dict[str, set[str]]) -> set[str]:
-    """Columns that a piece of SQL names, of tables that have no such column."""
+    """Return the columns that a piece of SQL uses and its tables do not have."""
     code = CODE.sub("''", text).replace("%%", "%")
     tables = defaultdict(set)
     for found in ALIAS.finditer(code):
@@ -57,7 +57,7 @@ def test_the_crms_server_understands_every_statement(crm: Crm) -> None:
 
 
 def test_every_column_that_a_function_names_exists(crm: Crm) -> None:
-    """What PL/pgSQL would notice only when it gets there."""
+    """PL/pgSQL would notice this only when it executes it."""
     known = columns(crm)
     bodies = FUNCTION.findall(functions_text())
     assert len(bodies) > 50

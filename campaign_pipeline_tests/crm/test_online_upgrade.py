@@ -27,7 +27,7 @@ LONGEST_WAIT = 1.0  # seconds, which no write of the CRM may wait
 
 @dataclass
 class Writer:
-    """Somebody who uses the CRM all the time: what it writes, how long each write took, and what failed."""
+    """A continuous user of the CRM: records its writes, their durations, and failures."""
 
     write: Callable[["psycopg.Connection[Any]", int], object]
     seconds: list[float] = field(default_factory=list)
@@ -74,7 +74,7 @@ def move_message(connection: "psycopg.Connection[Any]", number: int) -> None:
 
 @contextmanager
 def at_work(url: str) -> Iterator[list[Writer]]:
-    """The CRM at work for as long as this lasts."""
+    """Use the CRM for as long as this context lasts."""
     stop = threading.Event()
     writers = [Writer(reply), Writer(new_message), Writer(move_message)]
     threads = [threading.Thread(target=writer.run, args=(url, stop)) for writer in writers]
@@ -89,7 +89,7 @@ def at_work(url: str) -> Iterator[list[Writer]]:
 
 
 def talk_much(crm: Crm, rows: int) -> None:
-    """A CRM that has been used for years."""
+    """A CRM with years of data."""
     run = crm.start_run(leads=5)
     crm.do("UPDATE campaign_messages SET scheduled_at = now() + interval '1 day'")
     talk = {"workspace_id": WORKSPACE, "contact_name": "Ana", "contact_phone": "5567980000001"}
@@ -224,7 +224,7 @@ def test_two_upgrades_through_a_pooler_do_not_run_into_each_other(bare_crm: Crm,
 
 @pytest.fixture
 def stranger(server: EmbeddedServer, bare_crm_url: str) -> Iterator[str]:
-    """A role that may log in and nothing else."""
+    """A role that may only log in."""
     role = f"r{uuid4().hex[:12]}"
     with psycopg.connect(server.url("postgres"), autocommit=True) as admin:
         admin.execute(f"CREATE ROLE {role} LOGIN")

@@ -38,11 +38,11 @@ def test_a_campaign_may_ask_for_its_limits_over_all_runs_and_says_that_it_waits_
 
 
 def _let_one_number_stand_for_all(crm: Crm) -> None:
-    """The holder's parts all have one address, which is not what these tests are about."""
+    """Give all of the holder's parts one address, which these tests do not examine."""
     crm.do("UPDATE workspaces SET number_rest_hours = 0")
 
 
 def _let_go(crm: Crm, messages: list[UUID]) -> list[UUID]:
-    """The batch's own lease has ended, so that a shard takes its messages over."""
+    """End the batch's own lease, so that a shard takes over its messages."""
     crm.do("UPDATE campaign_messages SET lease_expires_at = campaign_pipeline.campaign_now() - interval '1 second'")
     return messages

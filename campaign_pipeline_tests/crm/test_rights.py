@@ -75,7 +75,7 @@ def test_a_new_object_that_others_reach_would_be_noticed(crm: Crm) -> None:
 
 
 def test_an_upgrade_puts_nothing_into_public_but_triggers(bare_crm: Crm, crm: Crm) -> None:
-    """Columns, constraints and indexes belong to tables that are the CRM's."""
+    """Columns, constraints and indexes belong to the CRM's tables."""
     assert crm.all(PUBLIC_OBJECTS) == bare_crm.all(PUBLIC_OBJECTS)
     query = (
         "SELECT tgrelid::regclass::text AS name, tgname FROM pg_trigger WHERE NOT tgisinternal"
@@ -110,7 +110,7 @@ def test_every_trigger_on_the_crms_tables_runs_with_the_rights_of_its_owner(crm:
 
 
 def sections(lines: list[str]) -> dict[str, list[str]]:
-    """Psql's output by the headings that the file prints."""
+    """Split psql's output at the headings that the file prints."""
     found: dict[str, list[str]] = {}
     for line in lines:
         if line.startswith("-- "):
@@ -171,7 +171,7 @@ def test_the_crms_edge_functions_work_and_see_no_ledger(crm: Crm) -> None:
 
 @pytest.fixture
 def intruder(crm: Crm) -> "Iterator[psycopg.Connection[Any]]":
-    """A login role that may write into the CRM's tables that have triggers of ours, and nothing else."""
+    """A login role that may only write to those of the CRM's tables that have our triggers."""
     role = f"intruder_{uuid4().hex[:12]}"
     with psycopg.connect(url_as(crm.url, "postgres"), autocommit=True) as admin:
         admin.execute(f"CREATE ROLE {role} LOGIN")
@@ -191,7 +191,7 @@ def intruder(crm: Crm) -> "Iterator[psycopg.Connection[Any]]":
 
 
 def test_no_definer_function_can_be_led_to_somebody_elses_object(crm: Crm, intruder: "psycopg.Connection[Any]") -> None:
-    """A temporary table, view or function of every name that our functions use, and then every trigger is pulled."""
+    """Create a temporary table, view or function for every name that our functions use, then fire every trigger."""
     run = crm.start_run(2)
     talk = crm.insert(
         "conversations", workspace_id=WORKSPACE, contact_name="x", contact_phone="5567980000001", channel="whatsapp"

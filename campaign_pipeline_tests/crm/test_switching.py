@@ -50,7 +50,7 @@ def by_what(findings: list[switch.Finding]) -> dict[str, switch.Finding]:
 
 
 def definitions(crm: Crm) -> list[Any]:
-    """All that the CRM has in public, and what its own functions are."""
+    """Return all of the CRM's objects in public, with the definitions of its functions."""
     queries = (
         "SELECT table_name, column_name, data_type, column_default, is_nullable FROM information_schema.columns "
         "WHERE table_schema = 'public'",
@@ -76,7 +76,7 @@ def claim(url: str, size: int = 100) -> list[ClaimedMessage]:
 
 
 class OldProcessor:
-    """The CRM's own processor, as far as the database and the gateway see it."""
+    """The CRM's own processor, as the database and the gateway see it."""
 
     def __init__(self, url: str, evolution_url: str) -> None:
         self.url = url
@@ -85,7 +85,7 @@ class OldProcessor:
         self.worked = 0
 
     def tick(self, batch: int = 5, die_after: Callable[[str], bool] = lambda step: False) -> int:
-        """One call of it; `die_after` says after which step its process ends."""
+        """Run one call of it; `die_after` is the step after which its process ends."""
         with psycopg.connect(self.url, autocommit=True, row_factory=dict_row, prepare_threshold=None) as connection:
             claimed = connection.execute(
                 "SELECT public.get_and_lock_campaign_messages(%s) AS batch", [batch]
@@ -502,7 +502,7 @@ def test_the_switch_works_through_a_pooler(bare_crm: Crm, pooler: Pooler, tmp_pa
 
 
 def left_by_old(crm: Crm, status: str, text: str | None, chat: list[str], ago: timedelta = LONG_AGO) -> UUID:
-    """A message that the old processor took and never finished, with what stands in its lead's chat."""
+    """A message that the old processor took and never finished, with its lead's chat."""
     crm.start_run(leads=1)
     (message,) = crm.messages()
     since = crm.value("SELECT now()") - ago
@@ -680,7 +680,7 @@ def test_the_pipelines_own_changes_are_not_reported_as_foreign(bare_crm: Crm, sa
 
 @contextmanager
 def ticking(processor: OldProcessor) -> Iterator[None]:
-    """The old processor, called all the time by the CRM's cron."""
+    """The old processor, called continuously by the CRM's cron."""
     stop = threading.Event()
     troubles: list[BaseException] = []
 

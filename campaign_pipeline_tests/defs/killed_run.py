@@ -10,7 +10,7 @@ from campaign_pipeline_tests.defs.test_job import IN_PROCESS, resolved_job
 
 
 def main() -> None:
-    """Entry point: the folder of Dagster's instance; where to die, by CRASH_AT."""
+    """Entry point: the folder of Dagster's instance; CRASH_AT says where to die."""
     crash_at(os.environ["CRASH_AT"])
     config = IN_PROCESS | {"ops": {"send_shard": {"config": {"concurrency": 1}}}}
     with DagsterInstance.local_temp(sys.argv[1], overrides={"telemetry": {"enabled": False}}) as instance:

@@ -21,13 +21,13 @@ CASES = Path(__file__).parent.parent / "cases"
 
 
 def case(number: str) -> Mapping[str, Any]:
-    """What a kept case has as its input."""
+    """Return the input of a stored case."""
     (file,) = CASES.glob(f"{number}-*.json")
     return dict(orjson.loads(file.read_bytes())["input"])
 
 
 def scripted(answer: Mapping[str, Any], **more: Any) -> Behaviour:
-    """Every send is answered like this."""
+    """Answer every send like this."""
     return Behaviour(faults=(Fault(Kind.SEND, "scripted", status=answer["status"], body=answer["body"], **more),))
 
 
@@ -259,7 +259,7 @@ MAIL_CASES = [
 
 
 def reply_of(number: str, index: int | None) -> tuple[str, str]:
-    """The stage of a kept case, and what the server says there."""
+    """Return the stage of a stored case, and the server's reply there."""
     said = case(number)
     if index is None:
         stage, reply = said["stage"], said["reply"]

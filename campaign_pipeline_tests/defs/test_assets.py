@@ -58,7 +58,7 @@ def sandbox(environment: pytest.MonkeyPatch) -> Iterator[SandboxProcess]:
 
 
 def ended(world: World, run: UUID, status: str, at: datetime = NOON, **columns: Any) -> UUID:
-    """A message that came to an end then."""
+    """A message that ended at a given time."""
     sent_at = at if status in {"sent", "replied"} else None
     return world.due_message(
         run,

@@ -39,7 +39,7 @@ def day(offset: int) -> str:
 
 
 def retry(instance: DagsterInstance, partition: str | None, **config: Any) -> dg.ExecuteInProcessResult:
-    """One run of the back-fill, as the UI, the CLI and GraphQL launch it for a day."""
+    """Run the back-fill once, as the UI, the CLI and GraphQL launch it for a day."""
     job = defs.resolve_job_def("retry_failed_messages")
     run_config = {"ops": {"requeue_failed_messages": {"config": config}}}
     return job.execute_in_process(

@@ -54,7 +54,7 @@ def cloud_campaign(world: World, **columns: Any) -> tuple[UUID, UUID, UUID]:
 
 
 def heard(world: World, message: UUID, inbox: UUID, *, hours_ago: float) -> UUID:
-    """The lead of a message wrote to an inbox."""
+    """Let the lead of a message write to an inbox."""
     row = world.one("SELECT lead_id FROM campaign_messages WHERE id = %s", message)
     conversation = world.insert("conversations", inbox_id=inbox, lead_id=row["lead_id"], channel="whatsapp")
     world.do(
@@ -279,14 +279,14 @@ def event(message: UUID, status: str, *, part: int = 1, at: int = 1_900_000_000,
 
 
 def hand_over(world: World, *events: dict[str, Any]) -> dict[str, int]:
-    """As the webhook of the CRM does, and a batch after it."""
+    """Store events like the CRM's webhook, and run a batch after it."""
     for each in events:
         world.insert("campaign_status_events", payload=each)
     return dict(asyncio.run(settle_status_events(world.url, read_status)))
 
 
 def unknown_message(world: World) -> UUID:
-    """A message that ended as unknown: its part went out or not, and nobody can be asked."""
+    """A message that ended as unknown: its part may have been sent, and nobody can be asked."""
     message = world.due_message(
         world.run(),
         conversation_id=world.insert("conversations", channel="whatsapp"),

@@ -25,7 +25,7 @@ PHONE, TWIN = "5511988887777", "551188887777"
 
 
 def opts_out(world: World, lead: UUID, times: int = 1) -> Callable[[object], None]:
-    """The lead answers SAIR, as the CRM writes it down, the given time that it is called."""
+    """The lead answers SAIR, as the CRM stores it, at the given call."""
     calls = iter(range(1, 1000))
 
     def reply(_: object) -> None:

@@ -37,7 +37,7 @@ def storage_url(server: EmbeddedServer) -> Iterator[str]:
 
 
 def limits(instance: DagsterInstance) -> dict[str, int]:
-    """How many runs of each kind of work may be at work at once."""
+    """Return the limit of concurrent runs per kind of work."""
     assert isinstance(instance.run_coordinator, QueuedRunCoordinator)
     config = instance.get_concurrency_config().run_queue_config
     assert config is not None

@@ -33,7 +33,7 @@ def instance(environment: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Dagste
 
 
 class Pauses:
-    """Stands in for the time that passes: something happens in the first pause, and the pauses are counted."""
+    """Replaces sleeping: something happens in the first pause, and the pauses are counted."""
 
     def __init__(self, first: Callable[[], Any] = lambda: None) -> None:
         self.seconds = 0.0
@@ -49,7 +49,7 @@ class Pauses:
 
 
 def evaluate(instance: DagsterInstance, pauses: Pauses | None = None, *, on: bool = True) -> dg.RunRequest | str:
-    """What one tick of the sensor comes to."""
+    """Return the result of one tick of the sensor."""
     resources = {"database": QueueDatabase(), "language_model": LanguageModelResource()}
     with (
         patch(SWITCH, return_value=on),
@@ -64,7 +64,7 @@ def evaluate(instance: DagsterInstance, pauses: Pauses | None = None, *, on: boo
 
 
 def a_run(instance: DagsterInstance, status: DagsterRunStatus, **named: Any) -> dg.DagsterRun:
-    """A run; one that has started has claimed its batch."""
+    """A run; a started one has claimed its batch."""
     if status == DagsterRunStatus.STARTED:
         named.setdefault("tags", {MESSAGES: "3"})
     return instance.create_run_for_job(defs.resolve_job_def(process_campaign_queue.name), status=status, **named)
@@ -164,7 +164,7 @@ def test_the_last_run_that_is_allowed_keeps_no_planned_message(
 
 
 def test_a_question_that_the_database_does_not_answer_ends_by_itself(world: World) -> None:
-    """Each tick that Dagster gave up would leave a thread and a connection that wait for a locked table."""
+    """Otherwise each tick that Dagster gave up would leave a thread and a connection waiting for a locked table."""
     asked = "SELECT current_setting('statement_timeout') = '50s' AND %(seconds)s > 0 AS yes"
     answer = patch("campaign_pipeline.adapters.operations.statement", return_value=asked)
     with answer, Operations(world.url) as operations:

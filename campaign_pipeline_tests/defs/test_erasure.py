@@ -21,7 +21,7 @@ OF_ANOTHER = "Bittencourt"
 
 
 def of_every_table(world: World) -> Iterator[tuple[str, str]]:
-    """Each table of the CRM and of ours, and all that stands in it."""
+    """Yield each table of the CRM and of ours, with its whole content."""
     for row in world.all(
         "SELECT schemaname || '.' || tablename AS name FROM pg_tables"
         " WHERE schemaname IN ('public', 'campaign_pipeline')"
@@ -31,7 +31,7 @@ def of_every_table(world: World) -> Iterator[tuple[str, str]]:
 
 
 def of_every_file(folder: Path) -> Iterator[tuple[str, str]]:
-    """Each file below a folder, and all that stands in it: step outputs, and Dagster's events and compute logs."""
+    """Yield each file below a folder, with its whole content: step outputs, and Dagster's events and compute logs."""
     for path in folder.rglob("*"):
         if path.suffix == ".parquet":
             yield path.name, pd.read_parquet(path).to_csv()
@@ -40,14 +40,14 @@ def of_every_file(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def places(world: World, folder: Path, words: tuple[str, ...]) -> set[str]:
-    """Where any of these words stands."""
+    """Return the places that contain any of these words."""
     everything = [*of_every_table(world), *of_every_file(folder)]
     return {name for name, content in everything if any(word in content for word in words)}
 
 
 @pytest.fixture
 def lead(world: World) -> UUID:
-    """A person of whom everything is known that the CRM can know, and whose messages met with trouble."""
+    """A person with data in every field of the CRM, whose messages ran into trouble."""
     workspace = world.workspace()
     run = world.run(world.campaign(workspace))
     lead = world.lead(

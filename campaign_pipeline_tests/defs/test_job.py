@@ -64,7 +64,7 @@ def run_job(instance: DagsterInstance, config: dict[str, Any] | None = None) -> 
 
 
 def troubles(result: dg.JobExecutionResult) -> list[str]:
-    """What went wrong, for the message of a failed assertion."""
+    """Describe what went wrong, for the message of a failed assertion."""
     return [str(event.event_specific_data)[-3000:] for event in result.all_events if event.is_failure]
 
 
@@ -263,7 +263,7 @@ def test_the_lead_contexts_of_a_batch_are_one_statement(
 
 
 def dagster_run(database_url: str, home: Path, *more: str) -> "subprocess.Popen[bytes]":
-    """A Dagster run as an operator starts it from a shell, in a process group of its own."""
+    """A Dagster run as an operator starts it from a shell, in its own process group."""
     home.mkdir(exist_ok=True)
     return subprocess.Popen(
         [
@@ -278,7 +278,7 @@ def dagster_run(database_url: str, home: Path, *more: str) -> "subprocess.Popen[
 
 
 def wait_for_sends(sandbox: SandboxProcess, count: int, run: "subprocess.Popen[bytes]") -> None:
-    """Until the provider has accepted so many; the run must still be at it."""
+    """Wait until the provider has accepted so many; the run must still be in progress."""
     while len(sandbox.record(accepted=True)) < count:
         assert run.poll() is None, run.stderr.read()[-2000:] if run.stderr else ""
         time.sleep(0.02)

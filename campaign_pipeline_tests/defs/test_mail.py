@@ -20,7 +20,7 @@ BODY = "Olá, Ana! Vi que a sua padaria cresceu. Podemos conversar por dez minut
 def with_mail(
     world: World, play: Play, scenario: Scenario, *rules: str, server: MailServer | None = None, **lead: Any
 ) -> None:
-    """Play a scenario with a mailbox on a mail server and one due message to a lead."""
+    """Run a scenario with a mailbox on a mail server and one due message to a lead."""
     served = server or MailServer()
 
     async def inside(rig: Rig) -> None:

@@ -39,7 +39,7 @@ def outputs(environment: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 def clean_up(instance: DagsterInstance, **days: int) -> dict[str, Any]:
-    """One run of the job; returns the figures of its steps."""
+    """Run the job once; return the figures of its steps."""
     config = {"ops": {op: {"config": {"keep_days": keep}} for op, keep in days.items()}}
     job = defs.resolve_job_def("clean_up_old_data")
     result = job.execute_in_process(instance=instance, run_config=config, raise_on_error=False)
@@ -126,22 +126,22 @@ def test_ended_pauses_are_deleted_and_active_ones_stay(world: World, instance: D
 
 @dg.job
 def of_another_code_location() -> None:
-    """A job that is none of ours."""
+    """A job that is not ours."""
 
 
 @dg.job(name="process_campaign_queue")
 def called_like_ours() -> None:
-    """A job of somebody else's that has the name of one of ours."""
+    """Another code location's job with the name of one of ours."""
 
 
 def from_location(name: str, job: str) -> RemoteJobOrigin:
-    """Where a run says that it comes from, if a daemon launched it."""
+    """Return the origin tags of a run that a daemon launched."""
     location = GrpcServerCodeLocationOrigin(host="localhost", port=1, location_name=name)
     return RemoteJobOrigin(RemoteRepositoryOrigin(location, "__repository__"), job)
 
 
 def from_module(module: str, job: str) -> JobPythonOrigin:
-    """The same, if `dagster job execute` did."""
+    """Return the origin tags of a run that `dagster job execute` launched."""
     pointer = CodePointer.from_module(module, "defs", None)
     return JobPythonOrigin(job, RepositoryPythonOrigin("python", pointer, None, None, None))
 

@@ -24,7 +24,7 @@ __all__ = ["play"]  # a fixture that is made for shards, wherever they are teste
 
 
 class Worker:
-    """A process that works a batch whenever it is told to."""
+    """A process that delivers a batch on request."""
 
     def __init__(self, world: World, sandbox: SandboxProcess, **more: str) -> None:
         self.process = subprocess.Popen(
@@ -42,7 +42,7 @@ class Worker:
         self.process.stdin.flush()
 
     def end(self) -> int:
-        """Wait for its end; returns how many messages it claimed."""
+        """Wait for its end; return how many messages it claimed."""
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         assert line, "the worker died"
@@ -59,7 +59,7 @@ class Worker:
 
 @contextmanager
 def workers(world: World, sandbox: SandboxProcess, **more: str) -> Iterator[list[Worker]]:
-    """Four of them, up and running."""
+    """Four running workers."""
     with ExitStack() as stack:
         started = []
         for _ in range(WORKERS):
@@ -69,7 +69,7 @@ def workers(world: World, sandbox: SandboxProcess, **more: str) -> Iterator[list
 
 
 def paced_run(world: World, count: int, **pace: Any) -> tuple[UUID, UUID]:
-    """An inbox with a pace, and a run of so many due messages; both ids."""
+    """An inbox with a pace, and a run with so many due messages; returns both ids."""
     workspace = world.workspace()
     inbox = world.inbox(workspace)
     world.insert("campaign_inbox_pace", inbox_id=inbox, **pace)
@@ -84,7 +84,7 @@ def sends(sandbox: SandboxProcess) -> list[dict[str, Any]]:
 
 
 def test_four_workers_keep_the_pace_of_one_inbox_for_an_hour(world: World) -> None:
-    """Told from the provider's record: real arrivals on the moved clock."""
+    """Return the provider's record: real arrivals on the moved clock."""
     gap, jitter, hour = 150.0, 0.2, timedelta(hours=1)
     inbox, _ = paced_run(world, 30, min_gap_seconds=gap, jitter=jitter)
     start = world.value("SELECT campaign_now()")
@@ -124,7 +124,7 @@ def offset_at(moves: list[tuple[float, timedelta]], moment: float) -> timedelta:
 
 
 def violations_while_open(world: World, sandbox: SandboxProcess) -> list[str]:
-    """What is wrong, but for messages that are simply not finished."""
+    """Return the violations, ignoring messages that are merely unfinished."""
     return [text for text in violations(world, sandbox.record()) if "without what that takes" not in text]
 
 

@@ -87,7 +87,7 @@ def test_a_run_whose_broker_lost_its_steps_ends_with_that_reason(
 
 @contextmanager
 def broker(port: int) -> Iterator[None]:
-    """Redis that keeps nothing on disk."""
+    """Redis without persistence."""
     process = subprocess.Popen([REDIS, "--port", str(port), "--save", ""], stdout=subprocess.DEVNULL)
     try:
         with redis.Redis(port=port) as client:

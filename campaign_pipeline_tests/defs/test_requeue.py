@@ -12,12 +12,12 @@ __all__ = ["play"]  # the fixture
 
 
 def requeue(world: World, message: UUID, **named: Any) -> int:
-    """How many messages went back to the queue."""
+    """Return how many messages were requeued."""
     return len(world.all("SELECT campaign_requeue_failed(%s, %s)", [message], named.get("resend_unknown", False)))
 
 
 async def closed_run(rig: Rig, run: UUID) -> str:
-    """The run's status, after whoever closes runs came by."""
+    """Return the run's status after closing runs."""
     await Queue(rig.world.url).close_runs()
     status: str = rig.world.value("SELECT status FROM campaign_runs WHERE id = %s", run)
     return status

@@ -36,7 +36,7 @@ def instance(tmp_path: Path) -> Iterator[DagsterInstance]:
 
 
 def again(instance: DagsterInstance, run_id: str, steps: list[str] | None = None) -> dg.JobExecutionResult:
-    """Re-execute a run: all of it, or the steps that are named."""
+    """Re-execute a run: all of it, or the named steps."""
     options = dg.ReexecutionOptions(parent_run_id=run_id, step_selection=steps or [])
     job = reconstructable(resolved_job)
     return dg.execute_job(job, instance, IN_PROCESS, reexecution_options=options, raise_on_error=False)
@@ -119,7 +119,7 @@ def test_messages_that_another_run_has_taken_are_left_to_it(
 
 
 def killed(instance: DagsterInstance, where: str) -> dg.DagsterRun:
-    """A run that died, as Dagster finds it after a while."""
+    """A run that died, as Dagster detects it later."""
     command = [sys.executable, "-m", "campaign_pipeline_tests.defs.killed_run", instance.root_directory]
     died = subprocess.run(command, env={**os.environ, "CRASH_AT": where}, capture_output=True, check=False)
     assert died.returncode == -signal.SIGKILL, died.stderr[-3000:]

@@ -43,7 +43,7 @@ def instance(environment: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Dagste
 
 
 def tick(instance: DagsterInstance, at: datetime = DAY) -> dg.RunRequest | str:
-    """What one tick of the schedule comes to: a request, or why not."""
+    """Return the result of one tick of the schedule: a request, or the reason for none."""
     with dg.build_schedule_context(
         instance=instance,
         scheduled_execution_time=at,
@@ -63,13 +63,13 @@ def set_clock(world: World, to: datetime) -> None:
 
 
 def claim(world: World, size: int = 1000) -> list[dict[str, Any]]:
-    """What the launched run's first step does."""
+    """Return what the launched run's first step does."""
     batch = run_async(Queue(world.url).claim_batch(BatchOptions(batch_size=size, owner="test")))
     return [asdict(row) for row in batch.rows]
 
 
 def finish(world: World, rows: list[dict[str, Any]]) -> None:
-    """What its shards do, in short."""
+    """Return a short summary of its shards."""
     ids = [row["message_id"] for row in rows]
     world.do("UPDATE campaign_messages SET status = 'sent', finished_at = campaign_now() WHERE id = ANY (%s)", ids)
     run_async(Queue(world.url).close_runs())
@@ -155,7 +155,7 @@ def test_a_tick_that_is_evaluated_twice_asks_for_the_same_run(world: World, inst
 
 
 def a_run(instance: DagsterInstance, status: DagsterRunStatus, **named: Any) -> dg.DagsterRun:
-    """A run; one that has started has claimed its batch, unless `tags` says otherwise."""
+    """A run; a started one has claimed its batch, unless `tags` says otherwise."""
     job = defs.resolve_job_def(named.pop("job", process_campaign_queue.name))
     if status == DagsterRunStatus.STARTED:
         named.setdefault("tags", {MESSAGES: "3"})
@@ -183,7 +183,7 @@ def test_runs_overlap_up_to_the_limit_and_no_further(
 
 
 def of_a_dead_host(instance: DagsterInstance) -> list[dg.DagsterRun]:
-    """What a host that lost power leaves behind: a run of each kind that Dagster believes to be at work."""
+    """The runs that a host without power leaves behind: one of each kind that Dagster treats as running."""
     kinds = (
         (DagsterRunStatus.STARTED, process_campaign_queue.name),
         (DagsterRunStatus.STARTED, process_campaign_queue.name),
@@ -201,7 +201,7 @@ class CleanUp:
         self._cursor: str | None = None
 
     def tick(self) -> str:
-        """What one tick says."""
+        """Return the answer of one tick."""
         resources = {"database": QueueDatabase()}
         with dg.build_sensor_context(self._instance, cursor=self._cursor, resources=resources) as context:
             told = lost_run_cleanup.evaluate_tick(context)
@@ -210,7 +210,7 @@ class CleanUp:
 
 
 def hold(world: World, message: Any, run: dg.DagsterRun) -> None:
-    """A step of that run works on a message."""
+    """Let a step of that run hold a message."""
     world.do(
         "UPDATE campaign_messages SET status = 'sending', lease_token = gen_random_uuid(), lease_owner = %s,"
         " lease_expires_at = campaign_now() + interval '2 minutes' WHERE id = %s",
@@ -413,7 +413,7 @@ def claimed(
 
 
 def follow(instance: DagsterInstance, run: dg.DagsterRun) -> dg.RunRequest | str:
-    """What the sensor after a run does when that run has succeeded."""
+    """Return what the sensor does after that run has succeeded."""
     event = dg.DagsterEvent(event_type_value="PIPELINE_SUCCESS", job_name=run.job_name)
     with dg.build_run_status_sensor_context(
         sensor_name="next_batch_after_run",

@@ -31,7 +31,7 @@ from campaign_pipeline_tests.factories import World
 
 
 class Webhook:
-    """A person's webhook: keeps what it is told, answers as it is set to."""
+    """A person's webhook: records what it receives, answers as configured."""
 
     def __init__(self) -> None:
         self.status = 200
@@ -73,7 +73,7 @@ def instance(environment: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Dagste
 
 
 class Watch:
-    """The backlog sensor, tick by tick: its cursor is kept as the daemon keeps it."""
+    """The backlog sensor, tick by tick; its cursor is stored as by the daemon."""
 
     def __init__(self, instance: DagsterInstance) -> None:
         self._instance = instance
@@ -279,7 +279,7 @@ def test_a_missing_key_is_reported_when_something_is_due(
 
 
 def a_failed_run(instance: DagsterInstance, url: str) -> dg.DagsterRun:
-    """A run of the main job that fails in its first step, with the one sentence of a wrong database."""
+    """A run of the main job that fails in its first step, with the sentence for a wrong database."""
     job = defs.resolve_job_def("process_campaign_queue")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CAMPAIGN_DATABASE_URL", url)
@@ -411,7 +411,7 @@ def test_a_run_that_failed_while_the_code_server_was_away_is_told_when_it_is_bac
 
 
 class Mailbox:
-    """An SMTP server's handler that keeps what it gets."""
+    """An SMTP server's handler that stores what it receives."""
 
     def __init__(self) -> None:
         self.mails: list[email.message.EmailMessage] = []

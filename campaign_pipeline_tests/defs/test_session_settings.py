@@ -20,7 +20,7 @@ SETTINGS = {"timezone": "'Europe/Berlin'", "datestyle": "'SQL, DMY'", "intervals
 
 @pytest.fixture(params=["DATABASE {database}", "ROLE postgres IN DATABASE {database}"], ids=["database", "role"])
 def odd_sessions(request: pytest.FixtureRequest, world: World) -> World:
-    """Sessions that begin with settings of somebody else's; the test's own began before."""
+    """Sessions that begin with foreign settings; the test's own began before."""
     whose = request.param.format(database=world.value("SELECT current_database()"))
     for name, value in SETTINGS.items():
         world.do(f"ALTER {whose} SET {name} = {value}")

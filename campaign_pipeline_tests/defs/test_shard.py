@@ -51,7 +51,7 @@ Hook = Callable[[Any], object]
 
 @dataclass
 class Watch:
-    """What a test does around the requests of a shard. A hook may raise."""
+    """Actions of a test around the requests of a shard. A hook may raise."""
 
     answers: Callable[[Prompt], Completion | Failure | None] = lambda _: None  # None: the sandbox answers
     before_generation: Hook = lambda _: None
@@ -98,7 +98,7 @@ class WatchedChannel:
 
 
 class WatchedProviders:
-    """The real providers with a watch around them; the requests go over the wire all the same."""
+    """The real providers with hooks around them; the requests still go over the wire."""
 
     def __init__(self, watch: Watch) -> None:
         self._watch = watch
@@ -112,7 +112,7 @@ class WatchedProviders:
 
 @dataclass
 class Claimed:
-    """A batch that was claimed and read, and not yet sent."""
+    """A batch that was claimed and read, but not sent."""
 
     shards: list[Shard] = field(default_factory=list)
     contexts: list[dict[str, Any]] = field(default_factory=list)
@@ -121,24 +121,24 @@ class Claimed:
 
 @dataclass
 class Rig:
-    """A queue and the outside world."""
+    """A queue and its outside systems."""
 
     world: World
     sandbox: Sandbox
     later_by: timedelta = timedelta()
 
     def later(self, **by: float) -> None:
-        """Let time pass: the database's clock moves on."""
+        """Let time pass: move the database's clock."""
         self.later_by += timedelta(**by)
         self.world.move_clock(self.later_by)
 
     async def until_quiet(self) -> None:
-        """Batch after batch, until nothing is to be sent any more."""
+        """Run batch after batch, until nothing is left to send."""
         while await self.batch():
             self.later(minutes=5)
 
     async def claim(self, meanwhile: Callable[[], object] = lambda: None) -> Claimed:
-        """The first steps of the job; `meanwhile` happens between claiming and reading."""
+        """Run the first steps of the job; `meanwhile` happens between claiming and reading."""
         queue = Queue(self.world.url)
         batch = await queue.claim_batch(BatchOptions(1000, "test"))
         rows = [row.to_row() for row in batch.rows]
@@ -162,7 +162,7 @@ class Rig:
         on_started: Callable[[ShardWorker], None] = lambda _: None,
         why_to_stop: Callable[[], str | None] = lambda: None,
     ) -> list[ShardReport]:
-        """Each shard, one after the other."""
+        """Deliver each shard, one after the other."""
         providers = cast("ProvidersResource", WatchedProviders(watch or Watch()))
         reports = []
         for shard in claimed.shards:
@@ -182,19 +182,19 @@ class Rig:
         return reports
 
     async def batch(self, watch: Watch | None = None, concurrency: int = 5) -> list[ShardReport]:
-        """One whole batch."""
+        """Run one whole batch."""
         return await self.send(await self.claim(), watch, concurrency)
 
     def generations(self) -> int:
-        """How many requests the language model got."""
+        """Count the requests that the language model received."""
         return len(self.sandbox.record.where(kind="generation"))
 
     def sends(self, text: str = "") -> int:
-        """How many requests to send a text with these words the message provider got."""
+        """Count the requests to send a text with these words that the message provider received."""
         return sum(text in (entry["text"] or "") for entry in self.sandbox.record.where(kind="send"))
 
     def arrived(self) -> list[str]:
-        """The texts that are on their way to leads, in their order."""
+        """Return the texts sent to leads, in order."""
         return [entry["text"] or "" for entry in self.sandbox.record.sent()]
 
     def message(self, message: UUID) -> dict[str, Any]:
@@ -213,7 +213,7 @@ class Rig:
         return Counter(row["status"] for row in self.world.messages())
 
     async def a_message_surely_sent(self, inbox: UUID) -> None:
-        """Send something a while ago, by which looking up can be tried."""
+        """Send something a while ago, as a control for look-ups."""
         self.world.due_message(
             self.world.run(self.world.campaign(inbox=inbox)), generated_message="Uma mensagem que chegou."
         )
@@ -226,7 +226,7 @@ Play = Callable[..., None]
 
 @pytest.fixture
 def play(world: World, environment: pytest.MonkeyPatch) -> Play:
-    """Run a scenario with a sandbox that behaves so and the given variables, then check what must always hold."""
+    """Run a scenario with this sandbox behaviour and these variables, then check the invariants."""
 
     def run(scenario: Callable[[Rig], Awaitable[None]], *rules: str, **variables: str) -> None:
         environment.setenv("CAMPAIGN_LOOK_UP_PATIENCE_SECONDS", "0")
@@ -1372,11 +1372,11 @@ def test_a_shard_that_is_cancelled_in_mid_send_lets_the_request_end_and_records_
 
 
 class OurBugError(Exception):
-    """Stands for a mistake that nobody foresaw."""
+    """An unforeseen bug."""
 
 
 def broken_for(message: UUID) -> Hook:
-    """Break what is done for one message."""
+    """Break the processing of one message."""
 
     def hook(what: Any) -> None:
         name = what.reference if isinstance(what, Prompt) else getattr(what, "envelope", what).message_id
@@ -1569,7 +1569,7 @@ def test_kinds_of_faults_are_those_that_the_sandbox_knows() -> None:
 
 @dataclass
 class Trouble:
-    """Makes life hard for everybody on a database, and ends it once the pipeline has met it a few times."""
+    """Disturbs all users of a database, and stops once the pipeline has encountered it a few times."""
 
     world: World
     begin: Callable[[World], None]
@@ -1585,14 +1585,14 @@ class Trouble:
             self.begin(self.world)
 
     def note(self) -> None:
-        """The pipeline met it."""
+        """Record that the pipeline encountered it."""
         self.met += 1
         if self.met == 3:
             self.end(self.world)
             self.over = True
 
     def watch(self, monkeypatch: pytest.MonkeyPatch) -> "Trouble":
-        """Note each call to the database that fails."""
+        """Record each database call that fails."""
         patiently = postgres._patiently
 
         async def noted(call: Callable[[], Awaitable[Any]], patience_seconds: float) -> Any:
@@ -1610,7 +1610,7 @@ class Trouble:
 
 
 def everybody(world: World, setting: str) -> None:
-    """Give a setting to all connections to this database but the test's own: the old ones are ended."""
+    """Apply a setting to all connections to this database except the test's own, by ending the old ones."""
     name = world.value("SELECT current_database()")
     with psycopg.connect(world.url, dbname="postgres", autocommit=True) as elsewhere:  # whence all is allowed
         elsewhere.execute(f"ALTER DATABASE {name} {setting}")

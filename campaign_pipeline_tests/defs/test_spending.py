@@ -43,7 +43,7 @@ def paused(world: World) -> set[tuple[str, str]]:
 
 
 def counted(world: World, scope: str) -> float:
-    """What was counted of the only run or workspace."""
+    """Return the booked spending of the only run or workspace."""
     return float(world.value("SELECT sum(spent_usd) FROM campaign_spending WHERE scope = %s", scope))
 
 
@@ -95,7 +95,7 @@ def test_a_run_waits_for_its_limit_with_that_reason_and_continues_once_it_is_rai
 
 
 def local_noon(world: World, zone: str) -> timedelta:
-    """How far the clock must be moved for it to be noon tomorrow in a time zone."""
+    """Return how far the clock must be moved for noon tomorrow in a time zone."""
     by: timedelta = world.value(
         "SELECT ((now() AT TIME ZONE %s)::date + 1 + time '12:00') AT TIME ZONE %s - now()", zone, zone
     )

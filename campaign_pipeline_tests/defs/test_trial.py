@@ -21,7 +21,7 @@ __all__ = ["play"]  # the fixture
 
 
 def reviewed(world: World, review: str, first: int | None = None, count: int = 3) -> tuple[UUID, list[UUID]]:
-    """A run of a campaign that asks for review, with messages that are due."""
+    """A run of a campaign with review, with due messages."""
     _, _, run = inbox_of(world)
     config = world.value("SELECT config_id FROM campaign_runs WHERE id = %s", run)
     world.insert("campaign_settings", config_id=config, review=review, review_first=first)

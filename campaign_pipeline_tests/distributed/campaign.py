@@ -41,7 +41,7 @@ ROUNDS = 12
 
 
 class Campaign:
-    """Keeps workers and a run at work, and strikes."""
+    """Keeps workers and a run going, and causes failures."""
 
     def __init__(self, site: Site, server: EmbeddedServer, world: World, seed: int) -> None:
         self._site, self._server, self._world, self._chance = site, server, world, random.Random(seed)
@@ -53,7 +53,7 @@ class Campaign:
         return self._site.start_run(shard_size=self._chance.choice([10, 25, 60]), concurrency=4, batch_size=400)
 
     def wait_for_work(self) -> int:
-        """Restore what is dead, wait until messages are in hand and some time has passed; returns how many are."""
+        """Restore what failed, wait until messages are in flight and some time has passed; return how many."""
         deadline = time.monotonic() + 180
         time.sleep(self._chance.uniform(0, 4))  # not a test's wait: the moment is what is drawn
         while not (held := self._held()):
@@ -67,7 +67,7 @@ class Campaign:
         return int(self._world.value(query))
 
     def restore(self) -> None:
-        """Start again what is dead."""
+        """Restart what failed."""
         for name, worker in self._workers.items():
             if worker.poll() is not None:
                 self._workers[name] = self._site.start_worker(name)
@@ -75,7 +75,7 @@ class Campaign:
             self._run = self._start_run()
 
     def strike(self) -> str:
-        """Let one thing die; returns which. Each kind has its turn before one comes again."""
+        """Let one component fail; return which. Each kind has its turn before one repeats."""
         what, host = self._left.pop(self._chance.randrange(len(self._left))), self._chance.choice(WORKERS)
         self._left = self._left or list(DEATHS)
         getattr(self, f"_{what.replace(' ', '_')}")(host)
@@ -85,7 +85,7 @@ class Campaign:
         kill(self._workers[host])
 
     def _process(self, host: str) -> None:
-        """A process with a shard in hand, whose worker lives on."""
+        """Return a process with a shard, whose worker survives."""
         query = "SELECT max(lease_owner) FROM campaign_messages WHERE status IN ('generating', 'sending')"
         pid = (self._world.value(query) or "").partition(":")[2]
         if pid:
@@ -99,7 +99,7 @@ class Campaign:
         self._cut_off(host, self._chance.uniform(1, 20))
 
     def _long_cable(self, host: str) -> None:
-        """Five leases: as ten minutes are to a lease of two."""
+        """Cut the network for five leases, like ten minutes with a lease of two."""
         self._cut_off(host, 5 * LEASE_SECONDS)
 
     def _cut_off(self, host: str, seconds: float) -> None:
@@ -108,7 +108,7 @@ class Campaign:
         self._site.hosts.heal(host)
 
     def _clock(self, host: str) -> None:
-        """The host comes back with a clock that is an hour wrong."""
+        """Let the host return with a clock that is an hour wrong."""
         kill(self._workers[host])
         self._workers[host] = self._site.start_worker(host, clock_off=self._chance.choice([-HOUR, HOUR]))
 
@@ -120,13 +120,13 @@ class Campaign:
         self._site.start_broker()
 
     def _port(self, _: str) -> None:
-        """The way to the database."""
+        """Cut the connection to the database."""
         kill(self._site.relay)
         time.sleep(self._chance.uniform(0, 5))
         self._site.start_relay()
 
     def _database(self, _: str) -> None:
-        """The database's host dies and comes back."""
+        """Let the database's host die and return."""
         crash(self._server)
         time.sleep(self._chance.uniform(0, 10))
         start(self._server)
@@ -136,7 +136,7 @@ class Campaign:
         self._site.restart_store(self._chance.uniform(0, 10))
 
     def come_to_rest(self) -> None:
-        """Let clean runs work until nothing can change, moving the clock past leases and retries between them."""
+        """Run clean runs until nothing can change, moving the clock past leases and retries between them."""
         moved = STEP
         for _ in range(ROUNDS):
             self.restore()

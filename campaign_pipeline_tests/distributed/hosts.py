@@ -13,7 +13,7 @@ HUB = "hub"
 
 
 class CannotMakeHosts(RuntimeError):
-    """Network namespaces cannot be made here; one sentence that says what is missing."""
+    """Network namespaces cannot be created here; the message is one sentence that says what is missing."""
 
 
 def _ip(*arguments: str) -> None:
@@ -29,7 +29,7 @@ def _ip(*arguments: str) -> None:
 
 
 class Hosts:
-    """A hub and workers around it. A context manager: all that was started on them ends with it."""
+    """A hub with workers around it. A context manager: everything started on them ends with it."""
 
     def __init__(self, workers: Sequence[str]) -> None:
         self.addresses = {HUB: "10.77.0.1", **{name: f"10.77.0.{10 + n}" for n, name in enumerate(workers)}}
@@ -73,7 +73,7 @@ class Hosts:
         _ip("-n", ours, "link", "set", "cable", "up")
 
     def cut_off(self, name: str) -> None:
-        """Pull the host's cable: what is on its way is lost, and nobody is told."""
+        """Unplug the host's cable: packets in flight are lost, and nobody is notified."""
         _ip("-n", self._space(HUB), "link", "set", f"to-{name}", "down")
 
     def heal(self, name: str) -> None:
@@ -83,7 +83,7 @@ class Hosts:
     def start(
         self, name: str, command: Sequence[str], variables: Mapping[str, str], log: Path
     ) -> "subprocess.Popen[bytes]":
-        """Start a program on a host; what it prints goes to a file."""
+        """Start a program on a host; its output goes to a file."""
         with log.open("ab") as output:
             process = subprocess.Popen(
                 ["ip", "netns", "exec", self._space(name), *command],
@@ -97,7 +97,7 @@ class Hosts:
         return process
 
     def run(self, name: str, command: Sequence[str], variables: Mapping[str, str], timeout: float = 60) -> str:
-        """Run a program on a host until its end; returns what it printed. Raises CalledProcessError."""
+        """Run a program on a host until it ends; return its output. Raises CalledProcessError."""
         done = subprocess.run(
             ["ip", "netns", "exec", self._space(name), *command],
             env=dict(variables),
@@ -111,7 +111,7 @@ class Hosts:
 
 
 def kill(process: "subprocess.Popen[bytes]") -> None:
-    """Kill a program with all that it started: a host that lost its power."""
+    """Kill a program and all its children, like a power failure of a host."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

@@ -70,7 +70,7 @@ class Provider(Addresses):
 
 
 class Site:
-    """See the module. Made by `site`."""
+    """See the module. Created by `site`."""
 
     def __init__(self, hosts: Hosts, folder: Path, world: World, storage: str, socket: str, broker: str) -> None:
         self.hosts, self.folder, self.world = hosts, folder, world
@@ -98,7 +98,7 @@ class Site:
         )
 
     def environment(self, host: str) -> dict[str, str]:
-        """What a process on a host is told: the same everywhere, but folders of the host's own."""
+        """Return the variables of a process on a host: the same everywhere, except the host's own folders."""
         home = self.folder / host
         dagster = home / "dagster"
         if not dagster.exists():
@@ -109,7 +109,7 @@ class Site:
     # The hub's services ------------------------------------------------------------------------------------------
 
     def start_services(self, behaviour: Behaviour) -> None:
-        """Start them and wait until each can be used."""
+        """Start the services and wait until each is usable."""
         hub, python = self.hosts.addresses[HUB], sys.executable
         (self.folder / "behaviour.json").write_bytes(orjson.dumps(behaviour.to_dict()))
         self.start_relay()
@@ -131,7 +131,7 @@ class Site:
         return self.hosts.start(HUB, command, self.environment(HUB), self.folder / f"{name}.log")
 
     def _on_each_port(self, *ports: int) -> None:
-        """Wait until something listens on each."""
+        """Wait until something listens on each port."""
         code = f"""
 import socket, time
 for port in {ports!r}:
@@ -153,13 +153,13 @@ for port in {ports!r}:
         self.relay = self._on_hub([sys.executable, str(relay), hub, "5432", f"{self._socket}/.s.PGSQL.5432"], "relay")
 
     def start_store(self) -> None:
-        """Start the S3-compatible store, which keeps what it holds in memory."""
+        """Start the S3-compatible store, which stores its data in memory."""
         self.store = self._on_hub(
             [sys.executable, "-m", "moto.server", "-H", self.hosts.addresses[HUB], "-p", "5000"], "store"
         )
 
     def restart_store(self, away: float = 0) -> None:
-        """Let the store lose all that it held, and be away for some seconds."""
+        """Let the store lose its data, and be unavailable for some seconds."""
         kill(self.store)
         time.sleep(away)  # not a test's wait: how long it is away is what is drawn
         self.start_store()
@@ -171,7 +171,7 @@ for port in {ports!r}:
         self.hosts.run(HUB, [sys.executable, "-S", "-c", _BUCKET, url], self.environment(HUB))
 
     def start_broker(self) -> None:
-        """Start Redis, which keeps nothing on disk, or RabbitMQ, which does."""
+        """Start Redis without persistence, or RabbitMQ with it."""
         if self._kind == "rabbitmq":
             self._start_rabbitmq()
             return
@@ -183,7 +183,7 @@ for port in {ports!r}:
         )
 
     def _start_rabbitmq(self) -> None:
-        """Its files, names and ports are this site's own; the port is Redis', for nothing else differs."""
+        """Its files, names and ports belong to this site; only the port is also Redis'."""
         if not Path(RABBITMQ).exists():
             raise FileNotFoundError(f"{RABBITMQ} is missing; install Debian's package rabbitmq-server.")
         home = self.folder / "rabbitmq"
@@ -242,30 +242,30 @@ for port in {ports!r}:
         return self._on_hub(command, "runs")
 
     def tick(self) -> str:
-        """What the schedule would do now."""
+        """Return what the schedule would do now."""
         return self.hosts.run(HUB, [sys.executable, "-c", _TICK], self.environment(HUB), timeout=120).strip()
 
     def runs(self) -> dict[str, str]:
-        """Run -> status, the newest first."""
+        """Return run -> status, the newest first."""
         with self._instance() as instance:
             return {run.run_id: run.status.value for run in instance.get_runs()}
 
     def cancel_run(self) -> str:
-        """Have the one run at work terminated, as far as Dagster goes; its process is told by whoever launched it."""
+        """Terminate the one running run, as far as Dagster goes; its launcher tells its process."""
         with self._instance() as instance:
             (run,) = instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED]))
             instance.report_run_canceling(run)
             return run.run_id
 
     def _instance(self) -> dg.DagsterInstance:
-        """Dagster as its webserver would see it, in this process: its imports are done."""
+        """Dagster as its webserver sees it, in this process: its imports are done."""
         storage = {"postgres": {"postgres_url": self._storage}}
         return dg.DagsterInstance.local_temp(str(self.folder), overrides={"storage": storage, **QUIET})
 
     # What came of it ---------------------------------------------------------------------------------------------
 
     def record(self) -> list[dict[str, Any]]:
-        """What the provider accepted, by its own record."""
+        """Return what the provider accepted, by its own record."""
         if not self._record.exists():
             return []
         return [orjson.loads(line) for line in self._record.read_bytes().splitlines() if line.endswith(b"}")]
@@ -275,14 +275,14 @@ for port in {ports!r}:
         return sum(entry["kind"] == "send" and entry["accepted"] for entry in self.record())
 
     def logs(self) -> str:
-        """The ends of all logs, for a test that fails."""
+        """Return the ends of all logs, for a failed test."""
         return "\n".join(
             f"--- {log.name}\n{log.read_text(errors='replace')[-3000:]}" for log in sorted(self.folder.glob("*.log"))
         )
 
 
 def wait_until(condition: Callable[[], bool], what: str, seconds: float = 120) -> None:
-    """Look until something holds. Raises AssertionError that names it."""
+    """Poll until a condition holds. Raises AssertionError with its name."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"after {seconds:g} s it does not hold that {what}"
@@ -290,7 +290,7 @@ def wait_until(condition: Callable[[], bool], what: str, seconds: float = 120) -
 
 
 def ended(process: "subprocess.Popen[bytes]", seconds: float = 150) -> int:
-    """The exit code of a program that is meant to end."""
+    """Return the exit code of a program that is expected to end."""
     return process.wait(timeout=seconds)
 
 
@@ -298,7 +298,7 @@ def ended(process: "subprocess.Popen[bytes]", seconds: float = 150) -> int:
 def site(
     server: EmbeddedServer, world: World, behaviour: Behaviour, workers: tuple[str, ...], broker: str = "redis"
 ) -> Iterator[Site]:
-    """A site with its services up, no worker started yet. Raises CannotMakeHosts."""
+    """A site with its services running and no worker yet. Raises CannotMakeHosts."""
     storage = f"dagster_{uuid4().hex[:12]}"
     folder = Path(tempfile.mkdtemp(prefix="campaign_hosts_"))
     socket = parse_qs(urlsplit(server.url("postgres")).query)["host"][0]
@@ -317,6 +317,6 @@ def site(
 
 
 def _administer(server: EmbeddedServer, command: str) -> None:
-    """A connection for one command: the server may have been restarted since the last."""
+    """Open a connection for one command: the server may have been restarted since the last."""
     with psycopg.connect(server.url("postgres"), autocommit=True) as admin:
         admin.execute(command)

@@ -73,7 +73,7 @@ def test_hosts_share_a_queue_and_the_death_of_one_or_of_a_run_neither_loses_nor_
 
 
 def leased(world: World) -> int:
-    """How many messages are in somebody's hand."""
+    """Count leased messages."""
     count: int = world.value(
         "SELECT count(*) FROM campaign_messages WHERE status IN ('queued', 'generating', 'sending')"
     )
@@ -81,7 +81,7 @@ def leased(world: World) -> int:
 
 
 def holds(world: World, owner: str) -> int:
-    """How many messages a process holds."""
+    """Count the messages that a process holds."""
     query = "SELECT count(*) FROM campaign_messages WHERE lease_owner = %s AND lease_token IS NOT NULL"
     count: int = world.value(query, owner)
     return count

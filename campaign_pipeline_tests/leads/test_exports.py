@@ -17,7 +17,7 @@ CASES = Path(__file__).parents[1] / "cases" / "leads"
 
 @dataclass(frozen=True)
 class Right:
-    """What is right for a file: the leads as (name, company, phone), more fields of the first, lines left out."""
+    """The expected result for a file: the leads as (name, company, phone), more fields of the first, skipped lines."""
 
     leads: Sequence[tuple[str, str | None, str]]
     first: dict[str, Any] = field(default_factory=dict)

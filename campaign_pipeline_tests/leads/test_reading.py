@@ -22,7 +22,7 @@ WriteCsv = Callable[[str | bytes], Path]
 
 @pytest.fixture
 def write_csv(tmp_path: Path) -> WriteCsv:
-    """Write a file of leads; a text goes out in UTF-8 with its line breaks as they are."""
+    """Write a file of leads; text is encoded in UTF-8 with its line breaks unchanged."""
 
     def write(content: str | bytes) -> Path:
         path = tmp_path / "leads.csv"
@@ -39,7 +39,7 @@ def read_leads_csv(path: str | Path) -> tuple[list[Lead], list[Problem]]:
 
 
 def as_read(lead: Lead) -> Lead | None:
-    """A made-up lead as it comes back from a file; None where its phone is none."""
+    """Return a sample lead as it is read from a file; None if its phone is invalid."""
     try:
         return replace(lead, phone=read_phone(lead.phone).digits)
     except NotANumber:

@@ -66,12 +66,12 @@ class Client:
         return await self.uazapi("/send/text", {"number": PHONE, "text": text, **fields})
 
     async def until(self, is_so: Callable[[], bool]) -> None:
-        """Keep the sandbox's loop turning until something is so; the conversation's own time limit ends it if not."""
+        """Keep the sandbox's loop running until a condition holds, within the conversation's time limit."""
         while not is_so():
             await self.call("GET", f"{self.sandbox.url}/_sandbox/summary")
 
     async def give_up(self, asking: Coroutine[Any, Any, Answer], after: Callable[[Entry], bool]) -> Entry:
-        """Ask, and leave without an answer once the request's entry says enough."""
+        """Send a request, and disconnect without an answer once its entry contains enough."""
         known = len(self.sandbox.record.entries)
         task = asyncio.ensure_future(asking)
         await self.until(lambda: len(self.sandbox.record.entries) > known)
@@ -93,5 +93,5 @@ def converse(talk: Callable[[Client], Awaitable[None]], behaviour: Behaviour | N
 
 
 def with_faults(*rules: str) -> Behaviour:
-    """Make a behaviour of rules as flags write them."""
+    """Create a behaviour from rules in the syntax of the flags."""
     return Behaviour(faults=tuple(Fault.parse(rule) for rule in rules))

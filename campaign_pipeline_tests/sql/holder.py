@@ -24,12 +24,12 @@ def rows(world: World, name: str, **parameters: Any) -> list[dict[str, Any]]:
 
 
 def run_statement(world: World, name: str, **parameters: Any) -> int:
-    """Run a named statement that returns nothing; gives the number of rows that it changed."""
+    """Run a named statement that returns nothing; return the number of rows that it changed."""
     return world.connection.execute(statement(name), parameters).rowcount
 
 
 def look(world: World) -> QueueLook:
-    """What a tick sees of the queue."""
+    """Return a tick's look at the queue."""
     with Operations(world.url) as operations:
         return operations.look()
 
@@ -59,7 +59,7 @@ def insert_due(world: World, run: UUID, count: int, age: timedelta = timedelta(m
 
 
 def wait_until_blocked(world: World) -> None:
-    """Come back when some connection to this database waits for a lock of another."""
+    """Return when a connection to this database waits for a lock of another."""
     query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
     give_up = time.monotonic() + 20
     while not world.value(query):
@@ -67,7 +67,7 @@ def wait_until_blocked(world: World) -> None:
 
 
 class Holder:
-    """A shard of its own: takes messages over and works them under one token."""
+    """A separate shard: takes over messages and delivers them under one token."""
 
     def __init__(self, world: World) -> None:
         self.world = world
@@ -109,12 +109,12 @@ class Holder:
         return {row["message_id"]: row for row in begun}
 
     def begin(self, message: UUID, part_no: int = 1, attempt_no: int = 1, **item: Any) -> str:
-        """One intent; gives the verdict."""
+        """Commit one intent; return the verdict."""
         answers = self.begin_all([{"id": message, "part_no": part_no, "attempt_no": attempt_no, **item}])
         return str(answers[message]["verdict"])
 
     def begin_new(self, message: UUID, *parts: str, **item: Any) -> str:
-        """The intent to send the first part of a text that was just written."""
+        """Commit the intent to send the first part of a new text."""
         parts = parts or ("Olá, Ana!",)
         return self.begin(message, text=" ".join(parts), parts=list(parts), ai_model="m", ai_tokens_used=9, **item)
 

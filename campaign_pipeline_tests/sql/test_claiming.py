@@ -298,7 +298,7 @@ def campaign_with(**columns: Any) -> Arrange:
 
 
 def campaign_from(start: str, end: str | None) -> Arrange:
-    """Written in SQL: 24:00 is a time of day for PostgreSQL, and none that Python could read back."""
+    """Written in SQL: PostgreSQL accepts 24:00 as a time of day, Python does not."""
 
     def arrange(world: World) -> UUID:
         config = world.campaign(timezone="Australia/Lord_Howe")
@@ -338,7 +338,7 @@ def without_inbox(world: World) -> UUID:
 
 
 def closed_window(world: World) -> UUID:
-    """From two hours on, for an hour, in Kathmandu."""
+    """From two hours on, for one hour, in Kathmandu."""
     local = world.value("SELECT campaign_now() AT TIME ZONE 'Asia/Kathmandu'")
     start, end = ((local + timedelta(hours=h)).time().replace(second=0, microsecond=0) for h in (2, 3))
     return world.run(world.campaign(start_time=start, end_time=end, timezone="Asia/Kathmandu"))

@@ -346,7 +346,7 @@ def test_only_the_suppressed_of_a_group_are_held_back(world: World, workspace: U
 def test_an_opt_out_committed_while_the_intent_waits_for_its_row_counts(
     world: World, workspace: UUID, lead: UUID, due: UUID
 ) -> None:
-    """The intent locks the message first and looks at consent after: what was committed meanwhile counts."""
+    """The intent locks the message first and checks consent afterwards: whatever was committed meanwhile counts."""
     holder = holding(world, due)
     verdicts: list[str] = []
     with psycopg.connect(world.url) as other:
@@ -780,7 +780,7 @@ SECRETS = ("zenóbia", "quaresma", "acácias", "98765", "8765-4321", "zq@padaria
 
 @pytest.fixture
 def person(world: World, workspace: UUID, run: UUID) -> UUID:
-    """A lead about whom every table knows something."""
+    """A lead with data in every table."""
     lead = world.lead(
         workspace,
         client_name=NAME,
@@ -845,7 +845,7 @@ def person(world: World, workspace: UUID, run: UUID) -> UUID:
 
 
 def everything(world: World) -> list[tuple[str, str]]:
-    """Every row of every table, as text; without ids and parts of seconds, which may have any digits."""
+    """Every row of every table as text, without ids and fractions of seconds, which may contain any digits."""
     random = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|\.[0-9]+(?=[+-]\d\d:\d\d)")
     tables = world.all(
         "SELECT tablename AS name FROM pg_tables WHERE schemaname IN ('public', 'campaign_pipeline')"
@@ -859,7 +859,7 @@ def everything(world: World) -> list[tuple[str, str]]:
 
 
 def traces(world: World) -> set[str]:
-    """Tables in which a person's name, number or text can still be read."""
+    """Tables that still contain a person's name, number or text."""
     return {table for table, text in everything(world) for secret in SECRETS if secret in text}
 
 
@@ -968,7 +968,7 @@ def test_a_column_that_the_crm_adds_is_erased_too(world: World, person: UUID) ->
 
 
 def test_every_table_of_ours_that_names_a_lead_or_message_is_thought_of(world: World) -> None:
-    """A new one must be erased and exported, or listed here because it holds ids and figures only."""
+    """A new column must be erased and exported, or be listed here because it holds only ids and figures."""
     found = world.all(
         """SELECT DISTINCT table_name AS name FROM information_schema.columns
            WHERE table_schema = current_schema() AND table_name LIKE 'campaign\\_%%'

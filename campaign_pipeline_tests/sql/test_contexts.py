@@ -13,14 +13,14 @@ from campaign_pipeline_tests.factories import World
 
 
 def read_contexts(world: World, *leads: Any, of: UUID | None = None) -> list[dict[str, Any]]:
-    """The rows of the statement, each lead asked for by its own workspace unless another is given."""
+    """Return the statement's rows; each lead is requested by its own workspace unless another is given."""
     own = {row["id"]: row["workspace_id"] for row in world.all("SELECT id, workspace_id FROM leads")}
     asking = [str(of or own.get(lead) or uuid4()) for lead in leads]
     return asyncio.run(Queue(world.url).get_lead_contexts([str(lead) for lead in leads], asking))
 
 
 def contexts(world: World, *leads: Any) -> dict[str, dict[str, Any]]:
-    """Contexts by lead, as the model's prompt is made of them."""
+    """Return contexts by lead, as the model's prompt uses them."""
     found = read_contexts(world, *leads)
     for row in found:
         row["context"] = orjson.loads(row["context"])

@@ -19,7 +19,7 @@ few = st.integers(1, 6)
 
 
 class AnybodysChanges(RuleBasedStateMachine):
-    """Whatever anybody types into the database, one statement a transaction or several."""
+    """Arbitrary manual statements, one or several per transaction."""
 
     def __init__(self, world: World) -> None:
         super().__init__()
@@ -140,7 +140,7 @@ def test_counters_equal_a_recount_after_any_group_of_settlements(world: World, e
 
 
 def at_once(world: World, writers: int, work: Callable[[World, int], None]) -> int:
-    """Run `work` in as many threads, each with a connection of its own; counters are recounted all the while."""
+    """Run `work` in several threads, each with its own connection, while counters are recounted."""
 
     def writer(number: int) -> None:
         with World(world.url) as own:
@@ -236,7 +236,7 @@ def test_four_shards_that_settle_mixed_groups_at_once_do_not_deadlock(world: Wor
 
 
 def test_a_settlement_that_waits_for_one_run_does_not_hold_another_that_comes_after_it(world: World) -> None:
-    """Runs are locked in one order, whatever ends in them: two groups cannot hold what the other one waits for."""
+    """Runs are locked in one order, whatever ends in them, so that two groups cannot deadlock."""
     config = world.campaign()
     first, last = sorted(world.run(config) for _ in range(2))
     failed, sent = world.due_message(first), world.due_message(last)
@@ -298,7 +298,7 @@ def test_a_run_that_new_messages_reopen_counts_each_of_them_once(world: World) -
 
 
 def test_a_trigger_of_the_crm_on_runs_may_leave_out_schemas(world: World) -> None:
-    """Nothing we do makes a CRM's write fail (I12), whatever names its own triggers write."""
+    """Nothing we do makes a CRM's write fail (I12), whatever names its own triggers use."""
     world.do("CREATE TABLE public.run_audit (run_id uuid, leads_processed integer)")
     world.do(
         "CREATE FUNCTION public.audit_run() RETURNS trigger LANGUAGE plpgsql AS "

@@ -70,7 +70,7 @@ def test_the_outcome_of_a_part_is_kept_though_the_crm_ended_its_message_meanwhil
 
 
 def holding_of_another(world: World, due: object, outcome: str) -> bool:
-    """Whether somebody who never made the attempt could change what came of it."""
+    """Return whether a caller that did not make the attempt could change its outcome."""
     stranger = {"id": str(due), "token": "00000000-0000-0000-0000-000000000001", "part_no": 1, "attempt_no": 1}
     other = "planned" if outcome != "planned" else "failed"
     (answer,) = rows(world, "settle", ends=Jsonb([{**stranger, "outcome": other}]))

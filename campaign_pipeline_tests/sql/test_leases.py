@@ -25,7 +25,7 @@ PAST_LEASE = timedelta(seconds=121)
 
 
 def snapshot(world: World) -> list[dict[str, Any]]:
-    """Everything that a holder can change of messages."""
+    """Everything that a holder can change about messages."""
     query = "SELECT to_jsonb(t)::text AS row FROM {} t ORDER BY 1"
     tables = ("campaign_messages", "campaign_message_parts", "messages", "conversations", "leads", "campaign_runs")
     return [row for table in tables for row in world.all(query.format(table))]
@@ -104,7 +104,7 @@ def test_an_attempt_of_a_dead_worker_may_have_left_until_its_lease_ended(world: 
 
 
 def die(world: World, *messages: UUID, at_work: bool = True) -> None:
-    """A worker takes messages over, begins them or not, and dies."""
+    """A worker takes messages over, begins some of them, and dies."""
     holder = holding(world, *messages)
     for one in messages if at_work else ():
         assert holder.start_generating(one) == "go"
@@ -227,7 +227,7 @@ def test_a_recovered_message_is_claimed_again_under_another_token(world: World) 
 
 
 def test_the_database_clock_alone_ends_a_lease(world: World) -> None:
-    """A worker whose clock is wrong by an hour, or by years, changes nothing: it has no say in it."""
+    """A worker whose clock is an hour, or years, off changes nothing: its clock is not used."""
     package = Path(campaign_pipeline.__file__).parent
     forbidden = {"now", "utcnow", "today", "time", "time_ns"}
     for path in [*package.glob("core/*.py"), package / "adapters/postgres.py", package / "adapters/group_commit.py"]:
@@ -280,7 +280,7 @@ def test_taking_over_again_after_a_lost_answer_gives_the_same(world: World) -> N
 
 
 def test_of_two_shards_that_take_over_the_same_batch_one_gets_each_message(world: World) -> None:
-    """A step that is re-executed while its first process still lives."""
+    """A step that is re-executed while its first process is still alive."""
     due = world.due_message(world.run())
     batch = claim_batch(world)
     assert batch.token is not None

@@ -61,7 +61,7 @@ class Inbox:
         return dues
 
     def ask(self, *messages: UUID, **item: Any) -> list[dict[str, Any]]:
-        """Ask for all of them in one group; the answers in that order."""
+        """Ask for all of them in one group; return the answers in that order."""
         text = {"text": "Olá!", "parts": ["Olá!"]}
         answers = self.holder.begin_all({"id": m, "inbox_id": self.id, **text, **item} for m in messages)
         return [answers[m] for m in messages]
@@ -85,13 +85,13 @@ class Inbox:
         self.world.move_clock(self.moved)
 
     def at(self, *local: int) -> None:
-        """Let it be this time in São Paulo."""
+        """Set the time in São Paulo."""
         there = datetime(*local, tzinfo=SAO_PAULO)  # type: ignore[misc,arg-type]
         self.moved += there - self.world.value("SELECT campaign_now()")
         self.world.move_clock(self.moved)
 
     def state(self, scope: str = "inbox") -> dict[str, Any]:
-        """Where it stands."""
+        """Return its state."""
         return self.world.one(
             "SELECT day_count, since_rest, slow_factor, floor_message_id, greatest(next_at, '1970-01-01Z') AS next_at,"
             " greatest(held_until, '1970-01-01Z') AS held_until FROM campaign_pace_state WHERE scope = %s",
@@ -99,7 +99,7 @@ class Inbox:
         )
 
     def wait(self, message_id: UUID) -> float:
-        """What somebody who waits is told."""
+        """Return the answer for a waiting message."""
         (row,) = rows(self.world, "peek_turn", message_id=message_id, inbox_id=self.id)
         return float(row["wait_seconds"])
 
@@ -693,7 +693,7 @@ class Detour:
         )  # fmt: skip
 
     def claim(self, count: int = 1) -> list[UUID]:
-        """Claim that many new messages; through which inboxes they go."""
+        """Claim so many new messages; return their inboxes."""
         insert_due(self.world, self.run, count)
         return [row.inbox_id for row in claim_batch(self.world).rows]
 

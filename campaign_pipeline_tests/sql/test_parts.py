@@ -284,7 +284,7 @@ def test_each_item_of_a_group_has_its_own_verdict(world: World, run: UUID) -> No
 
 
 def test_of_two_holders_that_begin_at_once_only_one_is_admitted(world: World, due: UUID) -> None:
-    """The second waits for the first's commit, and then sees whose the message is."""
+    """The second waits for the first's commit, and then sees who holds the message."""
     old = holding(world, due)
     with psycopg.connect(world.url, options=PLAIN_NAMES) as other:
         new = uuid4()

@@ -32,7 +32,7 @@ def open_pause(
     code: str = "trouble",
     message_id: UUID | None = None,
 ) -> float | None:
-    """Seconds from now until it may be tried again; None where it changed nothing."""
+    """Return the seconds until it may be probed; None if nothing changed."""
     opened = rows(
         world,
         "open_pause",
@@ -64,7 +64,7 @@ def run(world: World) -> UUID:
 
 
 class Clock:
-    """The database's clock, moved on and on."""
+    """The database's clock, moved step by step."""
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -81,7 +81,7 @@ def clock(world: World) -> Clock:
 
 
 def taken(world: World, batch: Any) -> Holder:
-    """A shard that took a batch over."""
+    """A shard that took over a batch."""
     holder = Holder(world)
     assert set(holder.take_over(claimed_ids(batch), UUID(batch.token)).values()) == {"taken"}
     return holder
@@ -334,7 +334,7 @@ def test_one_run_probes_a_scope_that_several_share(world: World, clock: Clock) -
 
 
 def test_two_paused_scopes_do_not_keep_each_other_from_being_probed(world: World, run: UUID, clock: Clock) -> None:
-    """No credit and a closed inbox at once: one message tries both."""
+    """No credit and a disconnected inbox at once: one message probes both."""
     insert_due(world, run, 3, lead_id=world.lead())
     open_pause(world, "inbox", inbox_of(world, run), code="disconnected")
     open_pause(world, "provider", "openrouter", code="no_credit")

@@ -52,7 +52,7 @@ class Crowded(World):
         ]
 
     def sequential_scans(self) -> dict[str, int]:
-        """So far, by this transaction, in functions and triggers too."""
+        """Return the count so far in this transaction, functions and triggers included."""
         found = self.all(
             "SELECT relname, seq_scan FROM pg_stat_xact_user_tables WHERE relname = ANY (%s)", list(WORKED)
         )

@@ -23,7 +23,7 @@ def report(world: World, start: datetime = DAY, end: datetime | None = None) -> 
 
 
 def ended(world: World, run: UUID, status: str, at: datetime = NOON, **columns: Any) -> UUID:
-    """A message that came to an end then."""
+    """A message that ended at a given time."""
     sent_at = at if status in {"sent", "replied"} else None
     return world.due_message(run, **{"status": status, "finished_at": at, "sent_at": sent_at, **columns})
 

@@ -215,7 +215,7 @@ def test_a_message_under_way_keeps_a_cancelled_run_open_until_it_is_given_back(w
 
 
 def paused_for(world: World, run: UUID, pause: timedelta) -> None:
-    """Pause and resume as an operator does it: by a plain UPDATE."""
+    """Pause and resume like an operator: with a plain UPDATE."""
     world.do("UPDATE campaign_runs SET status = 'paused' WHERE id = %s", run)
     assert not claim_batch(world).rows
     world.move_clock(pause)
@@ -224,7 +224,7 @@ def paused_for(world: World, run: UUID, pause: timedelta) -> None:
 
 
 def due_times(world: World, run: UUID) -> list[timedelta]:
-    """When its waiting messages are due, from the first on, in the order of their schedule."""
+    """Return the due times of its waiting messages, relative to the first, in scheduled order."""
     times = [row["next_attempt_at"] for row in world.messages(run)]
     return [time - times[0] for time in times]
 

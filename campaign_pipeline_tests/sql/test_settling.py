@@ -37,7 +37,7 @@ def counters(world: World, run: UUID) -> tuple[int, int, int, int]:
 
 
 def begun(world: World, due: UUID, *texts: str) -> Holder:
-    """A holder whose request for the first part is on its way."""
+    """A holder with a request for the first part in flight."""
     holder = holding(world, due)
     assert holder.begin_new(due, *texts) == "go"
     return holder
@@ -277,7 +277,7 @@ def test_a_settlement_that_is_repeated_after_a_lost_answer_says_the_same_and_cha
 
 
 def test_a_repeated_first_part_of_several_is_still_applied(world: World, due: UUID) -> None:
-    """Or its holder would take the message for lost and leave it half sent until the lease ends."""
+    """Otherwise its holder would consider the message lost and leave it half sent until the lease ends."""
     holder = begun(world, due, "Um", "Dois")
     for _ in range(2):
         assert holder.sent(due) == {"applied": True, "moved": False, "final": "sending"}
@@ -319,7 +319,7 @@ def end_as_unknown(world: World, due: UUID, holder: Holder) -> None:
 
 
 def be_believed_absent(world: World, due: UUID, holder: Holder) -> None:
-    """A new holder looked it up too early, found nothing and returned it to be sent again."""
+    """A new holder looked it up too early, found nothing, and returned it to be sent again."""
     lose_lease(world, due, holder)
     holding(world, due).settle(due, part_no=1, attempt_no=1, outcome="planned", status="pending", looked_up=True)
 

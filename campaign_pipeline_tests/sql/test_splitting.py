@@ -39,7 +39,7 @@ def test_triggers_are_distinguished_from_functions() -> None:
 
 @pytest.mark.parametrize("name", MIGRATIONS)
 def test_no_step_of_a_migration_keeps_the_crm_waiting_or_fails_when_it_is_repeated(name: str) -> None:
-    """What can be seen by reading; that it is so is tried on a CRM at work in crm/test_online_upgrade.py."""
+    """Checked by reading; crm/test_online_upgrade.py checks it on a CRM in use."""
     for statement in sql.split_statements(FOLDER.joinpath(name).read_text(encoding="utf-8")):
         text = " ".join(re.sub(r"--[^\n]*", "", statement).split())
         if text.startswith("CREATE") and "INDEX" in text.partition(" ON ")[0]:

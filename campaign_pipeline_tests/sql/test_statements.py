@@ -14,14 +14,14 @@ PACKAGE = Path(campaign_pipeline.__file__).parent
 
 
 def numbered(text: str) -> str:
-    """The statement with $1, $2, … in place of psycopg's named places."""
+    """Return the statement with $1, $2, … instead of psycopg's named placeholders."""
     names: dict[str, int] = {}
     numbers = re.sub(r"%\((\w+)\)s", lambda found: f"${names.setdefault(found[1], len(names) + 1)}", text)
     return numbers.replace("%%", "%")
 
 
 def named_in_code() -> Iterator[str]:
-    """Every name given to `statement(...)`, or to what runs one by its name, in the package."""
+    """Return every name passed to `statement(...)`, or to a function that runs one by name, in the package."""
     for path in PACKAGE.rglob("*.py"):
         if path.name == "embedded.py":
             continue  # its `_run` runs programs
@@ -43,7 +43,7 @@ def test_the_server_understands_every_statement(world: World) -> None:
 
 
 def test_no_statement_needs_a_search_path(world: World) -> None:
-    """A transaction pooler keeps no session's settings, and the search_path is the CRM's business."""
+    """A transaction pooler keeps no session settings, and the search_path belongs to the CRM."""
     world.do("SET search_path = ''")
     world.connection.execute(functions_text().encode())
     for name in statements():
@@ -51,7 +51,7 @@ def test_no_statement_needs_a_search_path(world: World) -> None:
 
 
 def unqualified(text: str) -> set[str]:
-    """Tables and functions of the database that are named without their schema, comments and texts left out."""
+    """Return tables and functions that are named without their schema, ignoring comments and texts."""
     code = re.sub(r"--[^\n]*|'[^']*'", "", text)
     tables = r"\b(?:FROM|JOIN|UPDATE|INTO)\s+(\w+)\b(?!\.)"
     own = r"(?<![\w.])campaign_\w+(?=\()"
@@ -61,7 +61,7 @@ def unqualified(text: str) -> set[str]:
 
 @pytest.mark.parametrize("text", [*statements().values(), functions_text()], ids=[*statements(), "functions"])
 def test_nothing_is_reckoned_in_the_time_zone_of_the_session(text: str) -> None:
-    """A day of the calendar, or today's date, is another one for a session with another zone."""
+    """A calendar day, or today's date, differs in a session with another time zone."""
     code = re.sub(r"--.*", "", text)
     calendar = r"interval '\d+ (day|week|month|year)|make_interval\((days|weeks|months|years)"
     today = r"campaign_now\(\)::(date|timestamp\b)|current_date|localtimestamp|date::timestamptz"
@@ -69,7 +69,7 @@ def test_nothing_is_reckoned_in_the_time_zone_of_the_session(text: str) -> None:
 
 
 def test_every_name_in_the_functions_is_qualified() -> None:
-    """What PL/pgSQL would notice only when it runs."""
+    """PL/pgSQL would notice this only at run time."""
     assert unqualified(functions_text()) == set()
 
 

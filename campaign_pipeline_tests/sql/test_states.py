@@ -30,7 +30,7 @@ RECORDER = """
 
 @pytest.fixture
 def recorded(world: World) -> World:
-    """A world that notes each change of a status."""
+    """A world that records each change of a status."""
     for statement in RECORDER.split(";\n    C"):
         world.do(statement if statement.lstrip().startswith("C") else f"C{statement}")
     return world
@@ -51,7 +51,7 @@ def expire(world: World) -> None:
 
 
 def held(world: World, message: UUID, step: str) -> Holder:
-    """The holder of a message that has come so far: queued, generating or sending."""
+    """Return the holder of a message in a given state: queued, generating or sending."""
     holder = holding(world, message)
     if step == "generating":
         holder.start_generating(message)
@@ -61,7 +61,7 @@ def held(world: World, message: UUID, step: str) -> Holder:
 
 
 def settle_in_every_way(world: World, run: UUID) -> list[UUID]:
-    """End messages from each leased status in each way, and learn afterwards that their part was sent."""
+    """End messages from each leased status in each way, and then learn that their part was sent."""
     ended = []
     for step in LEASED:
         for status in ("pending", "failed", "skipped"):
@@ -135,7 +135,7 @@ STEPS = {
 
 
 def bodies() -> dict[str, str]:
-    """Each statement and function of ours by its name."""
+    """Return each of our statements and functions by name."""
     found = re.split(r"CREATE OR REPLACE FUNCTION campaign_pipeline\.(\w+)", functions_text())
     return {**statements(), **dict(zip(found[1::2], found[2::2], strict=True))}
 

@@ -12,7 +12,7 @@ from campaign_pipeline_tests.sql.holder import claim_batch, holding, message, ro
 
 @dataclass
 class Tenant:
-    """A workspace with one of everything that a message touches."""
+    """A workspace with one of every row that a message references."""
 
     workspace: UUID
     inbox: UUID
@@ -27,7 +27,7 @@ class Tenant:
 
 
 def tenant(world: World, name: str) -> Tenant:
-    """A tenant whose message is due and may go."""
+    """A tenant with a due message that may be sent."""
     workspace = world.workspace()
     inbox = world.inbox(workspace, name=f"instance_of_{name}", status="connected")
     instance = world.value("SELECT instance_id FROM inbox_instances WHERE inbox_id = %s", inbox)
@@ -83,7 +83,7 @@ def tenants(world: World) -> tuple[Tenant, Tenant]:
 
 
 def cross(world: World, tenants: tuple[Tenant, Tenant], crossing: Crossing) -> Tenant:
-    """Connect the first tenant's message with the second; gives the first."""
+    """Connect the first tenant's message with the second; return the first."""
     crossing(world, *tenants)
     return tenants[0]
 
@@ -199,6 +199,6 @@ def test_a_message_with_a_sent_part_is_left_to_its_shard(world: World, tenants: 
 
 
 def holding_again(world: World, due: UUID) -> str:
-    """What its next holder is told about the second part."""
+    """Return the verdict for its next holder about the second part."""
     world.do("UPDATE campaign_messages SET lease_expires_at = campaign_now() - interval '1 s' WHERE id = %s", due)
     return holding(world, due).begin(due, part_no=2)

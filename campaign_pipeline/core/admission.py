@@ -425,7 +425,7 @@ class _VerdictPrefetch:
         """Ask for a message, unless that was done."""
         if message_id not in self._asked:
             asking = asyncio.create_task(self._timed(message_id))
-            # Where it fails, whoever wants the answer asks again and finds out why.
+            # If it fails, the caller that needs the answer asks again and finds out why.
             asking.add_done_callback(lambda asked: asked.cancelled() or asked.exception())
             self._asked[message_id] = asking
 

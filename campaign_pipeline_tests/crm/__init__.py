@@ -67,7 +67,7 @@ class Crm(World):
         return self
 
     def start_run(self, leads: int = 5, *, skip: int = 0, gap: float = 0, first: float = -60) -> UUID:
-        """Write what the CRM's scheduler writes: a run, then its messages, `gap` seconds apart, the first at `first`."""
+        """Write like the CRM's scheduler: a run, then its messages, `gap` seconds apart, the first at `first`."""
         run = uuid4()
         self.psql("run.sql", run=run, n=skip, k=leads, gap=gap, first=first)
         return run

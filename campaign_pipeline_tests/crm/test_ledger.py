@@ -317,7 +317,7 @@ def test_a_pause_by_the_crm_stops_a_message_after_the_part_in_flight_and_it_goes
 
 
 def test_the_pipelines_resume_restores_what_the_crms_pause_skipped(crm: Crm, run: UUID) -> None:
-    """If only its status were set to running, the run would end with all messages skipped, and they would be deleted."""
+    """If only its status were set to running, the run would end with all messages skipped, later deleted."""
     due = first(crm, run)
     holder = begin(crm, due)
     crm.do("UPDATE campaign_messages SET status = 'skipped', error_message = 'antiga' WHERE id = %s",

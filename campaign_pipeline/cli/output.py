@@ -68,7 +68,7 @@ def show(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], *, as_js
 
 
 def table_of(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], title: str | None = None) -> Any:
-    """A rich table: numbers to the right, times short and local; a column in which nothing stands is left out."""
+    """A rich table: numbers to the right, times short and local; empty columns are left out."""
     from rich.table import Table
     from rich.text import Text
 

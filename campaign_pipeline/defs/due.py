@@ -43,17 +43,17 @@ WAIT = 25.0
 ASK_EVERY = 1.0  # seconds
 
 AFTER_A_NO = 5.0
-"""Seconds until the next question where something is due that may not be worked now: what that needs takes longer."""
+"""Seconds until the next question if due messages may not be sent now: their obstacle lasts longer."""
 
 SOON = 8.0
-"""Seconds before its planned time from which a message that no batch claimed is worth a run: as long as that takes to
-be launched, to start, and to have its text."""
+"""How many seconds before its planned time an unclaimed message gets a run: the time to launch it, to start it, and to
+write the text."""
 
 APART = timedelta(seconds=10)
-"""Between two runs that this sensor launches: what becomes due message by message shares runs."""
+"""Between two runs that this sensor launches, so that messages that become due one by one share runs."""
 
 FRUITLESS = timedelta(seconds=60)
-"""How long the sensor leaves it to the schedule after a run of its own that had nothing to claim."""
+"""After a run of its own that had nothing to claim, the sensor leaves launching to the schedule for this long."""
 
 
 @dg.sensor(
@@ -96,7 +96,7 @@ def _until(end: float, pause: float) -> Iterator[None]:
 def _wait_and_ask(
     instance: DagsterInstance, database: QueueDatabase, language_model: LanguageModelResource, until: float
 ) -> dg.RunRequest | str | None:
-    """A run as soon as something is due, or why there is none; None where nothing became due in time."""
+    """Return a run as soon as a message is due, or why there is none; None if none became due in time."""
     with Operations(database.url()) as operations:
         if not any(operations.is_due_within(SOON) for _ in _until(until, ASK_EVERY)):
             return None
@@ -106,7 +106,7 @@ def _wait_and_ask(
 def _request(
     instance: DagsterInstance, database: QueueDatabase, language_model: LanguageModelResource
 ) -> dg.RunRequest | str:
-    """A run for what is due, or why none is launched."""
+    """Return a run for due messages, or why none is launched."""
     if not schedule_is_on(instance):
         return f"The schedule {process_campaign_queue_every_minute.name} is switched off."
     look, verdict, run_config = look_and_judge(database)
@@ -122,10 +122,10 @@ def _request(
 
 
 def _small_batch(now: datetime, room: int) -> dict[str, Any]:
-    """Run config of one process that claims ahead until the schedule's next batch does.
+    """Return the run config of one process that claims ahead until the schedule's next batch does.
 
-    Not so of the last run that CAMPAIGN_RUNS_AT_ONCE allows: while it waited for a planned time, nothing could be
-    launched for what becomes due meanwhile.
+    The last run that CAMPAIGN_RUNS_AT_ONCE allows does not claim ahead: while it waited for a planned time, no run
+    could be launched for messages that become due meanwhile.
     """
     ahead = 60.0 - now.second + 2 * SOON if room > 1 else SOON
     return {"execution": IN_PROCESS, "ops": {"fetch_message_batch": {"config": {"look_ahead_seconds": ahead}}}}
@@ -144,5 +144,5 @@ def _why_too_soon(instance: DagsterInstance, now: datetime) -> str | None:
 
 
 def _has_threads(instance: DagsterInstance) -> bool:
-    """Whether the daemon evaluates sensors in threads, so that this one may wait."""
+    """Return whether the daemon evaluates sensors in threads, so that this one may wait."""
     return bool(instance.get_sensor_settings().get("use_threads"))

@@ -234,7 +234,7 @@ NO_PHONE_WORDS: Final = frozenset(
         *("aceita", "permite", "data", "date", "hora", "count", "total", "qtd", "calls", "chamadas", "tags", "pager"),
     )
 )
-"""Words beside which a telephone word means something else, or somebody else's number."""
+"""Words that change the meaning of a telephone word beside them: another thing, or another person's number."""
 
 QUESTIONS: Final = (frozenset(("seu", "nome")), frozenset(("your", "name")))
 """Words of a question in a form that asks for the name: `Qual é o seu nome completo?`"""
@@ -249,7 +249,7 @@ PHONE_RANKS: Final = (
 PLAIN_PHONE_RANK: Final = 20
 
 REFUSALS: Final = (
-    # Heading, and what its cell says where the person wants no messages.
+    # Heading, and the content of its cell if the person wants no messages.
     ("unsubscribed from all email", ("true", "yes", "sim")),
     ("status para comunicacao por email", ("nao", "no", "descadastrado")),
     ("email opt out", ("true", "yes", "sim", "1")),
@@ -259,4 +259,4 @@ REFUSALS: Final = (
     ("nao perturbe", ("true", "yes", "sim", "1")),
     ("unsubscribed", ("true", "yes", "sim", "1")),
 )
-"""Columns by which a tool says that a person wants no messages of some kind: told, never dropped in silence."""
+"""Columns in which a tool records that a person wants no messages of some kind: reported, never ignored silently."""

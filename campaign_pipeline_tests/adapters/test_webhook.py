@@ -140,7 +140,7 @@ def test_a_webhook_without_secrets_does_not_start(variables: dict[str, str]) -> 
         WebhookSecrets.from_environment(variables)
 
 
-# What comes of it -----------------------------------------------------------------------------------------------------
+# Effects --------------------------------------------------------------------------------------------------------------
 
 
 def test_a_reply_is_shown_once_and_stops_what_is_planned_for_its_lead(world: World, inbox: UUID) -> None:

@@ -101,7 +101,7 @@ def test_a_batch_launched_from_the_launchpad_shows_its_shards_in_the_gantt_chart
 def test_a_dead_shard_is_re_executed_from_failure_and_nothing_is_sent_twice(page: Page, queue: Stack) -> None:
     queue.sandbox.set_behaviour(AT_AN_EASY_PACE)
     due_campaigns(queue, 60, "Vendas", "Suporte")
-    # Dagster would repeat a run that lost a process by itself, and be done before a person has seen it.
+    # Dagster would retry a run that lost a process automatically, before a person has seen it.
     run = launch(page, tags={"dagster/max_retries": "0"})
     wait_until(lambda: len(queue.accepted("Vendas")) >= 10, PATIENCE / 1000)
     os.kill(process_of_shard(queue, run, "Vendas"), signal.SIGKILL)

@@ -380,14 +380,14 @@ def test_dev_serves_the_job_with_something_to_send_and_leaves_nothing_running() 
     try:
         wait_until(answers, 90)
         assert "LaunchRunSuccess" in str(ask(port, launch))
-        # The schedules launch the others by themselves, at the next full minute.
+        # The schedules launch the others automatically, at the next full minute.
         wait_until(ended, 180)
     finally:
         dev.send_signal(signal.SIGINT)
         said, _ = dev.communicate(timeout=120)
     assert dev.returncode == 0, said
     assert "60 sample messages are due now" in " ".join(said.split())
-    # A sensor's tick that Ctrl-C cuts short is told by Dagster itself, after that.
+    # Dagster itself reports a sensor's tick that Ctrl-C interrupts, after that.
     assert "Traceback" not in said.partition("Stopping Dagster")[0]
     wait_until(lambda: processes_of(home) == [])
     looked = run(home, "db", "url")

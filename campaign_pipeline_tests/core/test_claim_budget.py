@@ -162,7 +162,7 @@ def test_claims_use_exactly_what_the_paces_admit(
             assert any(left.get(scope) == 0 for scope in scopes), "something was due and could have gone"
 
 
-# What is told ---------------------------------------------------------------------------------------------------------
+# Explanations ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("code", sorted(CODES))

@@ -105,7 +105,7 @@ def test_only_the_intent_is_committed_while_a_message_holds_its_slot() -> None:
         return await shard_of(store, Model(seconds=lambda _: 7.0), channel).run(1)
 
     report = in_no_time(run())
-    # The first question and the last outcome have nobody to hide behind.
+    # No other request overlaps the first question and the last outcome.
     assert (report.sent, report.seconds) == (count, count * (7.0 + 0.5 + 2.0) + 0.5 + 0.5)
     assert channel.most_in_flight == 1
 

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.crash
 
 # A look-up happens only after an earlier death, and is tried on its own below.
 BOUNDARIES = [f"{side}:{point}" for point in POINTS if point != "look_up" for side in ("before", "after")]
-# Only there may a request be out of which nobody knows: elsewhere there is nothing to look up.
+# Only there may a request of unknown outcome exist: elsewhere there is nothing to look up.
 IN_DOUBT = [boundary for boundary in BOUNDARIES if boundary.endswith((":begin_part", ":send", ":settle"))]
 
 

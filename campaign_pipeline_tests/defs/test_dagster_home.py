@@ -52,7 +52,7 @@ def test_the_shipped_settings_make_an_instance_that_keeps_runs_in_postgresql(
 ) -> None:
     shutil.copy(CHECKOUT / "deploy" / "dagster.yaml", tmp_path / "dagster.yaml")
     parts = urlsplit(storage_url)
-    # The embedded server listens on a Unix socket, which libpq is told in its own way.
+    # The embedded server listens on a Unix socket, for which libpq has its own syntax.
     monkeypatch.setenv("DAGSTER_PG_HOST", "")
     monkeypatch.setenv("PGHOST", parse_qs(parts.query)["host"][0])
     monkeypatch.setenv("DAGSTER_PG_PORT", "5432")

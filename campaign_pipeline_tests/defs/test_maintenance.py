@@ -169,7 +169,7 @@ def test_finished_runs_of_our_jobs_go_with_their_events(
         instance.report_engine_event("something happened", job_name=job.name, run_id=run_id)
     assert clean_up(instance)["deleted_runs"] == {"runs": 0, "keep_days": 30}
     world.move_clock(timedelta(days=31))
-    # The clean-up before goes too; this one is at work.
+    # The previous clean-up is deleted too; this one is running.
     assert clean_up(instance)["deleted_runs"]["runs"] == 6
     assert [instance.get_run_by_id(run_id) for run_id in old] == [None] * 5
     assert instance.all_logs(old[0]) == []

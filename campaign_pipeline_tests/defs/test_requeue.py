@@ -27,7 +27,7 @@ def test_an_unknown_message_is_sent_again_only_when_it_is_asked_for_by_name(worl
     async def scenario(rig: Rig) -> None:
         _, _, run = inbox_of(world)
         message = world.due_message(run)
-        # Never accepted, no answer, and a server that keeps nothing: nobody can know.
+        # Never accepted, no answer, and a server that stores nothing: the outcome stays unknown.
         rig.sandbox.set_behaviour(Behaviour(saves_messages=False, faults=(Fault.parse("send:cut_before:times=1"),)))
         for _ in range(3):
             await rig.batch()
@@ -52,7 +52,7 @@ def test_an_unknown_message_found_to_be_sent_is_corrected_and_not_resent(world: 
         _, inbox, run = inbox_of(world)
         await rig.a_message_surely_sent(inbox)
         message = world.due_message(run)
-        # Accepted, but nobody could be asked for a day.
+        # Accepted, but the provider could not be asked for a day.
         faults = (Fault.parse("send:cut_after:times=1"), Fault.parse("look_up:server_error_500"))
         rig.sandbox.set_behaviour(Behaviour(faults=faults))
         await rig.batch()

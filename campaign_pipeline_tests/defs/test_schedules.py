@@ -491,7 +491,7 @@ def test_definitions_hold_schedules_and_sensors_that_say_how_they_start() -> Non
     repository = defs.get_repository_def()
     started = {schedule.name: schedule.default_status.value for schedule in repository.schedule_defs}
     started |= {sensor.name: sensor.default_status.value for sensor in repository.sensor_defs}
-    # Nothing is sent before somebody says so; watching and the promise to keep personal data no longer hold always.
+    # Nothing is sent before a person switches it on; watching and deleting expired personal data are always on.
     expected = Counter({
         "process_campaign_queue_every_minute": "STOPPED",
         "clean_up_every_night": "RUNNING",

@@ -48,14 +48,14 @@ def test_hosts_share_a_queue_and_the_death_of_one_or_of_a_run_neither_loses_nor_
         assert open_messages(world) > 0
         assert world.value("SELECT count(*) FROM campaign_message_parts WHERE status = 'attempting'") == 0
 
-        # The schedule goes on, and the host that is back works with it.
+        # The schedule continues, with the returned host.
         hosts.hosts.heal("two")
         hosts.start_worker("two")
         assert hosts.tick() == "launches a run"
         before = hosts.sent()
         run = hosts.start_run(shard_size=40, concurrency=2)
 
-        # A worker's process dies: what it held is free at once, not when its leases are over, and the run goes on.
+        # A worker's process dies: its messages are free at once, not when its leases expire, and the run continues.
         wait_until(lambda: hosts.sent() >= before + 10, "some of the third job is sent")
         owner = world.value("SELECT max(lease_owner) FROM campaign_messages WHERE status = 'sending'")
         os.kill(int(owner.partition(":")[2]), signal.SIGKILL)

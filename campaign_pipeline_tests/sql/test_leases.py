@@ -201,7 +201,7 @@ def test_messages_of_the_previous_processor_are_settled_after_a_quarter_of_an_ho
     at_work = world.due_message(run, status="queued", queued_at=now - timedelta(minutes=14))
     rows(world, "recover_leases")
     found = {row["id"]: (row["status"], row["error_class"]) for row in world.messages(run)}
-    # It had begun to send nothing; nobody knows what it sent; it may still be at it.
+    # The first sent nothing; the outcome of the second is unknown; the third may still be in progress.
     assert found == {queued: ("pending", None), sending: ("failed", "unknown"), at_work: ("queued", None)}
 
 

@@ -43,7 +43,7 @@ def test_every_file_of_functions_and_statements_is_in_the_list_that_is_loaded() 
 @pytest.mark.parametrize(
     ("spelled", "allowed"),
     [
-        # The trigger's condition is evaluated for whoever changes a message, who may call no function of ours.
+        # The trigger's condition is evaluated for every client that changes a message, which may call none of ours.
         (r"'queued',\s*'generating',\s*'sending'", {"functions/clock.sql": 1, "functions/crm.sql": 2}),
         (r"next_attempt_at,[^,]{0,40}scheduled_at,[^,]{0,40}created_at", {"functions/clock.sql": 1}),
     ],

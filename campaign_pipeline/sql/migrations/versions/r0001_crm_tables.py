@@ -1,4 +1,4 @@
-"""The CRM's own tables, where they do not exist."""
+"""The CRM's own tables, if they do not exist."""
 
 from alembic import op
 
@@ -9,5 +9,5 @@ down_revision = None
 
 
 def upgrade() -> None:
-    """Create what is missing; leave what is there."""
+    """Create missing tables; leave existing ones."""
     run_migration(op.get_bind(), "0001_crm_tables")

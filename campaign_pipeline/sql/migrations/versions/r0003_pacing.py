@@ -9,5 +9,5 @@ down_revision = "0002"
 
 
 def upgrade() -> None:
-    """Add what the pace of an inbox needs."""
+    """Add the tables and columns for paces."""
     run_migration(op.get_bind(), "0003_pacing")

@@ -9,5 +9,5 @@ down_revision = "0003"
 
 
 def upgrade() -> None:
-    """Add what consent needs."""
+    """Add the tables and columns for consent."""
     run_migration(op.get_bind(), "0004_consent")

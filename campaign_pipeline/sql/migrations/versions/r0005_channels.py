@@ -1,4 +1,4 @@
-"""What e-mail, the Cloud API and OpenRouter need: subjects, status events, spending."""
+"""Columns for e-mail, the Cloud API and OpenRouter: subjects, status events, spending."""
 
 from alembic import op
 

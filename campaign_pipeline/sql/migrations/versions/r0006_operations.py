@@ -1,4 +1,4 @@
-"""What back-fills, reports and maintenance need."""
+"""Columns and indexes for back-fills, reports and maintenance."""
 
 from alembic import op
 

@@ -1,4 +1,4 @@
-"""The index of leased messages by run serves only who asks by run."""
+"""The index of leased messages by run is used only by queries by run."""
 
 from alembic import op
 
@@ -9,5 +9,5 @@ down_revision = "0006"
 
 
 def upgrade() -> None:
-    """Build the index anew."""
+    """Rebuild the index."""
     run_migration(op.get_bind(), "0007_leased_by_run")

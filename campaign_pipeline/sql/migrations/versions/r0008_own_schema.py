@@ -1,4 +1,4 @@
-"""A schema of the pipeline's own."""
+"""The pipeline's own schema."""
 
 from alembic import op
 

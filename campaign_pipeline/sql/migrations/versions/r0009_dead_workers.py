@@ -1,4 +1,4 @@
-"""What is known of attempts and messages whose worker died."""
+"""Attempts and messages of dead workers."""
 
 from alembic import op
 

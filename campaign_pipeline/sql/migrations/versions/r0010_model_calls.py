@@ -1,4 +1,4 @@
-"""Answers of language models that are kept and counted by themselves."""
+"""Model calls that are stored and counted on their own."""
 
 from alembic import op
 
@@ -9,5 +9,5 @@ down_revision = "0009"
 
 
 def upgrade() -> None:
-    """Make the tables of model calls and of text records."""
+    """Create the tables of model calls and of text records."""
     run_migration(op.get_bind(), "0010_model_calls")

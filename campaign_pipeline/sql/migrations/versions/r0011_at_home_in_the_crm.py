@@ -1,4 +1,4 @@
-"""A ledger that outlives the CRM's messages, and what else it takes to live beside the CRM."""
+"""A ledger that outlives the CRM's messages, and other columns for coexistence with the CRM."""
 
 from alembic import op
 

@@ -1,4 +1,4 @@
-"""Who met the same failure."""
+"""Recipients that met the same failure."""
 
 from alembic import op
 
@@ -9,5 +9,5 @@ down_revision = "0011"
 
 
 def upgrade() -> None:
-    """Make the table of failures that an inbox or a model met in a row."""
+    """Create the table of failure streaks of inboxes and models."""
     run_migration(op.get_bind(), "0012_failure_streaks")

@@ -1,4 +1,4 @@
-"""Whose pace holds, and spending that counts from the day's start."""
+"""The owner of a campaign's pace, and spending counted from the start of the day."""
 
 from alembic import op
 

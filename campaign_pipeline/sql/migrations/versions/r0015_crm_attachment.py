@@ -1,4 +1,4 @@
-"""What attaching to a CRM remembers."""
+"""The state of an attachment to a CRM."""
 
 from alembic import op
 

@@ -1,4 +1,4 @@
-"""Which message a number got last."""
+"""The last message to each number."""
 
 from alembic import op
 

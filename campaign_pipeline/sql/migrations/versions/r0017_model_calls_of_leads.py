@@ -1,4 +1,4 @@
-"""Refused answers are found by their lead."""
+"""An index for refused answers by lead."""
 
 from alembic import op
 

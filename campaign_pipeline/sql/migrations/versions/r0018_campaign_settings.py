@@ -1,4 +1,4 @@
-"""Campaigns have settings for which the CRM has no column; days are planned once."""
+"""Campaign settings without a column in the CRM, and planned days."""
 
 from alembic import op
 

@@ -1,4 +1,4 @@
-"""A person pauses an inbox, a workspace or all sending."""
+"""Manual pauses of an inbox, a workspace or all sending."""
 
 from alembic import op
 
@@ -9,5 +9,5 @@ down_revision = "0018"
 
 
 def upgrade() -> None:
-    """Make the table of what people paused."""
+    """Create the table of manual pauses."""
     run_migration(op.get_bind(), "0019_manual_pauses")

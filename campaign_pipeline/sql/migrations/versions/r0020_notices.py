@@ -1,4 +1,4 @@
-"""Notices that stand are kept in the database."""
+"""Open notices."""
 
 from alembic import op
 

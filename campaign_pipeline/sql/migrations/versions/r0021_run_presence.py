@@ -1,4 +1,4 @@
-"""The processes of Dagster runs show themselves."""
+"""The presence of the processes of Dagster runs."""
 
 from alembic import op
 
@@ -9,5 +9,5 @@ down_revision = "0020"
 
 
 def upgrade() -> None:
-    """Add the table of who is there."""
+    """Add the table of presence."""
     run_migration(op.get_bind(), "0021_run_presence")

@@ -1,4 +1,4 @@
-"""Model calls say what prompt caches did."""
+"""The effect of prompt caches on model calls."""
 
 from alembic import op
 
@@ -9,5 +9,5 @@ down_revision = "0021"
 
 
 def upgrade() -> None:
-    """Add the tokens that were cached, and what that saved."""
+    """Add the cached tokens, and the savings."""
     run_migration(op.get_bind(), "0022_prompt_cache")

@@ -1,4 +1,4 @@
-"""A person may look at texts before they are sent."""
+"""Reviews of texts before they are sent."""
 
 from alembic import op
 

@@ -1,4 +1,4 @@
-"""The pipeline may take webhooks itself."""
+"""The pipeline's own webhook."""
 
 from alembic import op
 

@@ -9,5 +9,5 @@ down_revision = "0024"
 
 
 def upgrade() -> None:
-    """Validate the checks of the ledger and of retry delays for rows of before."""
+    """Validate the checks of the ledger and of retry delays for older rows."""
     run_migration(op.get_bind(), "0025_validated_checks")

@@ -58,7 +58,7 @@ def _processes() -> Iterator[tuple[str, str]]:
         try:
             environment = (folder / "environ").read_bytes().decode(errors="replace")
             command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        except OSError:  # it ended meanwhile, or is somebody else's
+        except OSError:  # it ended meanwhile, or belongs to another user
             continue
         if command:  # a zombie has none
             yield environment, command

@@ -99,7 +99,7 @@ class World:
     def workspace(self, model: str | None = "openai/gpt-4o-mini", *, number_rest_hours: int = 0) -> UUID:
         """A tenant; without a model if None. Numbers need no rest: most tests send to one number repeatedly."""
         workspace = self.insert("workspaces", name="Acme")
-        # A database as an earlier version made it has no such column.
+        # A database of an earlier version has no such column.
         if self.all(
             "SELECT FROM pg_attribute WHERE attrelid = 'workspaces'::regclass AND attname = 'number_rest_hours'"
         ):

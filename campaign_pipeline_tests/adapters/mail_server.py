@@ -84,7 +84,7 @@ class MailServer:
     async def handle_DATA(self, server: SMTP, session: Session, envelope: Envelope) -> str:  # noqa: N802
         """Accept or refuse the message."""
         said = await self._say("data", server, f"250 2.0.0 Ok: queued as {len(self.taken) + 1:04X}")
-        if said.startswith("2") or said == HANG_UP:  # who hangs up has it all the same
+        if said.startswith("2") or said == HANG_UP:  # a server that hangs up has it all the same
             content = envelope.original_content or b""
             self.raw.append(content)
             parsed = message_from_bytes(content, policy=policy.default)
@@ -139,7 +139,7 @@ async def mail_server(server: MailServer) -> AsyncIterator[MailServer]:
     try:
         yield server
     finally:
-        # asyncio does not say when a connection whose handshake failed is gone.
+        # asyncio does not report when a connection with a failed handshake is closed.
         with suppress(asyncio.TimeoutError):
             await asyncio.wait_for(server.hang_up_on_all(), 0.5)
         listening.close()

@@ -39,7 +39,7 @@ ANSWERS: dict[str, Callable[[], Iterator[bytes]]] = {
     "one-header": lambda: endless(OK + b"\r\nX-Long: ", b"y" * 65536),
     "deep": lambda: whole(b"[" * 900 + b"]" * 900),
     "very-deep": lambda: whole(b'{"a":' * 100_000),
-    # The key that it was sent, or a piece of it, as often as fits.
+    # The received key, or a piece of it, as often as it fits.
     "keys": lambda: whole(b"a-key-of-no" * (MIB // 11)),
 }
 

@@ -200,7 +200,7 @@ def test_events_about_other_messages_are_left_alone(strange: object) -> None:
     assert read_status(strange) is None
 
 
-# Building -------------------------------------------------------------------------------------------------------------
+# Configuration --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

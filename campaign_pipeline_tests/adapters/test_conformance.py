@@ -76,7 +76,7 @@ class Channel:
     build: Callable[[httpx.AsyncBaseTransport, InboxConnection, Mapping[str, str], float], MessageChannel]
     read: Callable[[Answer | NoAnswer], Outcome]
     table: Sequence[Row]
-    instance: str  # what the sandbox calls our inbox
+    instance: str  # the sandbox's name of our inbox
     faults: Classes
     states: Classes = field(default_factory=dict)  # of an instance that cannot send
     success: int = 200
@@ -264,7 +264,7 @@ async def send(adapter: MessageChannel) -> Outcome:
     return await adapter.send(ENVELOPE)
 
 
-# When it leaves -------------------------------------------------------------------------------------------------------
+# Deadline -------------------------------------------------------------------------------------------------------------
 
 
 @every_channel
@@ -301,7 +301,7 @@ def test_a_refused_departure_spoils_no_other_request(channel: Channel) -> None:
     assert with_sandbox(channel, use) == [True, False] * 3
 
 
-# What an answer means -------------------------------------------------------------------------------------------------
+# Classification -------------------------------------------------------------------------------------------------------
 
 SAMPLES = [(channel, sample) for channel in CHANNELS for sample in channel.samples]
 

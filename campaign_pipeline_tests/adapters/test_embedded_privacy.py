@@ -175,7 +175,7 @@ def test_an_earlier_versions_folder_is_secured_and_keeps_its_data(place: Path, m
         assert rules == [("local", "peer")] * 3
         assert "guests visitor guest" in (again.data / "pg_ident.conf").read_text()
         assert stat.S_IMODE((place / "home" / "postgres").stat().st_mode) == 0o700
-        # And one that still runs as it was started then.
+        # And one that is still running with its old settings.
         (again.data / "pg_hba.conf").write_text(trusting)
         joined = EmbeddedServer(place / "home" / "postgres")
         joined.start()

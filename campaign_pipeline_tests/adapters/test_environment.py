@@ -11,7 +11,7 @@ from campaign_pipeline.adapters.schema import DatabaseUnusable
 SECRET = "hunter2"
 
 
-# How patient ----------------------------------------------------------------------------------------------------------
+# Delivery -------------------------------------------------------------------------------------------------------------
 
 
 def test_unset_and_blank_variables_keep_their_defaults() -> None:

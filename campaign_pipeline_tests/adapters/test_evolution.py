@@ -392,7 +392,7 @@ def test_a_number_that_could_not_be_asked_for_is_not_known(fault: str) -> None:
     assert isinstance(with_sandbox(use, with_faults(f"number_check:{fault}")), NumberNotChecked)
 
 
-# Building -------------------------------------------------------------------------------------------------------------
+# Configuration --------------------------------------------------------------------------------------------------------
 
 
 def build(variables: Mapping[str, str], **row: Any) -> Evolution:

@@ -63,7 +63,7 @@ def unanswered(serve: Serve, timeout: float = 5.0) -> NoAnswer:
 def test_a_process_that_stops_right_after_it_was_told_to_go_has_written_its_request(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # Kept until the end of a turn of the loop, as uvloop once did, it would leave on waking.
+    # If kept until the end of a loop iteration, as uvloop once did, it would leave on waking.
     arrived, in_time = threading.Event(), list[bool]()
     listener = socket.create_server(("127.0.0.1", 0))
 
@@ -102,7 +102,7 @@ def test_a_process_that_stops_right_after_it_was_told_to_go_has_written_its_requ
 def test_a_refused_connection_let_nothing_leave() -> None:
     async def run() -> Answer | NoAnswer:
         async with serving(answering(b"")) as place:
-            pass  # closed again: nobody listens there now
+            pass  # closed again: nothing listens there now
         return await post_to(f"http://{place}/x")
 
     answer = asyncio.run(run())
@@ -418,7 +418,7 @@ def test_strings_that_look_like_an_encoded_key_are_redacted_too(text: str, left:
     assert redact(text) == left
 
 
-# What is kept of an answer that no table knows ------------------------------------------------------------------------
+# Evidence of unrecognised answers -------------------------------------------------------------------------------------
 
 
 def test_only_error_fields_are_kept_as_evidence() -> None:

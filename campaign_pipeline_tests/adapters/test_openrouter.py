@@ -206,7 +206,7 @@ def test_a_generation_whose_answer_is_lost_may_be_repeated() -> None:
     assert outcome.code == "no_answer"
 
 
-# Whose account, which model, whether it is kept -----------------------------------------------------------------------
+# Account, model, cache ------------------------------------------------------------------------------------------------
 
 
 def bodies_and_headers(
@@ -304,7 +304,7 @@ def test_an_only_model_is_asked_for_as_one_and_several_as_a_list_in_their_order(
     assert (body.get("model"), body["models"]) == (None, [PROMPT.model, "b/c", "d/e"])
 
 
-# What was charged, and how much a model may reason --------------------------------------------------------------------
+# Charges and reasoning ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ def test_claims_continue_after_an_immediate_restart_and_claim_nothing_twice(
     with World(fragile_url) as world:
         leased = world.value("SELECT count(*) FROM campaign_messages WHERE status = 'queued'")
         assert leased == 300
-    # An answer may have been lost with the connection: each claimer's last one. Those come back when their lease ends.
+    # Each claimer's last answer may have been lost with the connection. Those messages return when their lease expires.
     assert 300 - len(claimed) <= 3 * OPTIONS.batch_size
 
 

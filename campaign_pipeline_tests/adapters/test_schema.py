@@ -53,7 +53,7 @@ def shape(url: str) -> list[tuple[Any, ...]]:
         "SELECT indexdef FROM pg_indexes WHERE schemaname IN ('public', 'campaign_pipeline')",
         "SELECT pg_get_triggerdef(oid) FROM pg_trigger WHERE NOT tgisinternal",
         f"SELECT pg_get_functiondef(oid), proacl::text FROM pg_proc WHERE pronamespace {ours}",
-        # What its owner has without being granted is written out once somebody was revoked something.
+        # PostgreSQL writes out the owner's default rights once another role's were revoked.
         "SELECT relnamespace::regnamespace::text, relname, reloptions::text, NULLIF(relacl, "
         "acldefault(CASE relkind WHEN 'S' THEN 's'::\"char\" ELSE 'r'::\"char\" END, relowner))::text FROM pg_class "
         f"WHERE relnamespace {ours}",
@@ -126,7 +126,7 @@ def test_a_crm_in_use_keeps_its_rows_and_its_own_migrations(crm: World, database
 def installed_in_public(empty_url: str) -> Iterator[World]:
     """An installation of schema 0007, with everything in public; with rows, triggers and some of its functions."""
     folder = resources.files(sql).joinpath("migrations/versions")
-    with World(empty_url) as world:  # whose statements make in public what names no schema
+    with World(empty_url) as world:  # its statements create objects without a schema in public
         for file in sorted(folder.iterdir(), key=lambda file: file.name):
             if file.name.endswith(".sql") and file.name < "0008":
                 for statement in sql.split_statements(file.read_text(encoding="utf-8")):
@@ -241,7 +241,7 @@ def test_an_upgrade_that_fails_is_taken_up_again(
     assert shape(empty_url) == shape(database_url)
 
 
-# Looking --------------------------------------------------------------------------------------------------------------
+# Check ----------------------------------------------------------------------------------------------------------------
 
 
 def test_a_database_without_our_schema_is_refused_with_what_to_do(empty_url: str) -> None:

@@ -68,7 +68,7 @@ def due(world: World) -> list[UUID]:
     return world.due_messages(world.run(), 5)
 
 
-# As the port says -----------------------------------------------------------------------------------------------------
+# The port's contract --------------------------------------------------------------------------------------------------
 
 
 def test_a_message_goes_its_whole_way(world: World, due: list[UUID]) -> None:
@@ -356,7 +356,7 @@ def test_a_log_line_that_cannot_be_stored_does_not_cost_the_others(world: World,
     assert logged(world) == ["a", "c "]
 
 
-# A database that goes away --------------------------------------------------------------------------------------------
+# An unavailable database ----------------------------------------------------------------------------------------------
 
 
 def test_an_immediate_restart_in_the_middle_of_a_shard_loses_nothing_and_doubles_nothing(

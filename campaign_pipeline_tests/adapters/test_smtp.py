@@ -268,7 +268,7 @@ def test_an_answer_to_the_message_that_is_no_reply_is_unknown() -> None:
 def test_a_server_that_is_away_is_transient_and_after_three_times_the_inboxs_trouble() -> None:
     async def inside() -> list[Outcome]:
         async with serving(_close) as place:
-            pass  # nobody listens there any more
+            pass  # nothing listens there any more
         async with from_connection(CLIENT, mailbox_of(place), {}, 5.0) as channel:
             return [await channel.send(ENVELOPE) for _ in range(3)]
 
@@ -480,7 +480,7 @@ def test_a_server_without_starttls_gets_no_password() -> None:
     assert server.asked == {}
 
 
-# What arrives ---------------------------------------------------------------------------------------------------------
+# Contents -------------------------------------------------------------------------------------------------------------
 
 
 def bodies(message: EmailMessage) -> tuple[str, str]:

@@ -101,7 +101,7 @@ def inbox(world: World) -> UUID:
     return world.inbox(world.workspace(), name="loja")
 
 
-# Who may call ---------------------------------------------------------------------------------------------------------
+# Authentication -------------------------------------------------------------------------------------------------------
 
 
 def test_a_call_of_meta_counts_only_with_its_signature(world: World) -> None:
@@ -202,7 +202,7 @@ def test_receipts_in_any_order_give_the_latest_stage(world: World, inbox: UUID) 
     post(world, f"/evolution/{TOKEN}", receipt("READ"), receipt("DELIVERY_ACK"), receipt("DELIVERY_ACK", "3EB0OTHER"))
     assert world.value("SELECT delivery_status FROM campaign_message_parts") == "read"
     verdicts = {row["event_id"]: row["verdict"] for row in world.all("SELECT * FROM campaign_webhook_events")}
-    # A receipt may come before the answer that it belongs to.
+    # A receipt may arrive before the answer that it belongs to.
     assert verdicts == {"3EB0SENT:read": "settled", "3EB0SENT:delivered": "settled", "3EB0OTHER:delivered": None}
 
 

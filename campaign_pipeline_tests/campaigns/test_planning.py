@@ -23,7 +23,7 @@ def campaign(world: World, leads: int = 3, **columns: Any) -> UUID:
     world.insert("campaign_settings", config_id=config, name="Hoje")
     for _ in range(leads):
         world.lead(workspace, column_id=column)
-    # Midday, so that a whole afternoon is left wherever the tests run.
+    # Midday, so that a whole afternoon is left in any time zone.
     world.move_clock(
         world.value(
             "SELECT date_trunc('day', now() AT TIME ZONE 'UTC') + interval '36 hours' - now() AT TIME ZONE 'UTC'"

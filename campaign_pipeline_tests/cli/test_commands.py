@@ -285,7 +285,7 @@ def test_a_setting_that_is_no_number_is_refused_before_anything_starts(environme
 def test_sandbox_serves_until_interrupted_and_says_how_to_point_at_it(tmp_path: Path) -> None:
     serving = start(tmp_path, "sandbox", "--fault", "send:not_on_whatsapp:rate=0.5")
     assert serving.stdout is not None
-    told = [serving.stdout.readline() for _ in range(5)]  # not left to communicate(), which misses what is buffered
+    told = [serving.stdout.readline() for _ in range(5)]  # not with communicate(), which misses buffered lines
     url = told[0].split("at ")[1].split(";")[0]
     with urllib.request.urlopen(f"{url}/_sandbox/behaviour", timeout=10) as response:  # noqa: S310
         behaviour = orjson.loads(response.read())

@@ -159,7 +159,7 @@ class StoredMessage:
     error_class: str | None = None
     due: float = 0.0
     worker_deaths: int = 0
-    held_back_by: Exception | None = None  # what this message's next settlement raises
+    held_back_by: Exception | None = None  # raised by this message's next settlement
 
 
 @dataclass
@@ -355,7 +355,7 @@ class Store:
         """Nothing to write."""
 
 
-# The outside ----------------------------------------------------------------------------------------------------------
+# Model and channel ----------------------------------------------------------------------------------------------------
 
 
 @dataclass

@@ -94,7 +94,7 @@ def test_the_window_is_checked_again_at_the_planned_time(anew: bool) -> None:
 
 
 def test_messages_that_wait_for_a_window_are_sent_when_it_opens_and_not_before() -> None:
-    # It is noon: two are overdue since the night, one of them with its first part sent; one is planned.
+    # It is noon: two have been overdue since the night, one of them with its first part sent; one is planned.
     queue, channel = planned(-3600.0, -3600.0, 75.0), Channel()
     queue.messages["m0001"].parts = [StoredPart("a", "sent"), StoredPart("b")]
     opens = settings(start_time="12:01", end_time="18:00")

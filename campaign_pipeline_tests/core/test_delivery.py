@@ -113,7 +113,7 @@ def test_only_the_intent_is_committed_while_a_message_holds_its_slot() -> None:
 def test_no_more_results_are_uncommitted_than_there_are_slots() -> None:
     class Stuck(Store):
         async def settle(self, settlement: Settlement) -> Settled:
-            await asyncio.sleep(1000.0)  # a lock that somebody holds
+            await asyncio.sleep(1000.0)  # a lock that another holds
             return await super().settle(settlement)
 
     channel = Channel(seconds=lambda _: 1.0)

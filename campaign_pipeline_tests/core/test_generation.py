@@ -188,7 +188,7 @@ def test_a_text_that_only_looks_like_a_field_passes(text: str) -> None:
 
 @thorough
 @given(st.text() | st.text("\"'“”«»`~\n\r\t\0 {}[]<>%abçã😊", max_size=60), st.integers(10, 100))
-@example("0Ã\x1f\xa00000000", 10)  # broken letters, once what stands between them is taken out
+@example("0Ã\x1f\xa00000000", 10)  # broken letters, once the characters between them are removed
 def test_a_checked_text_passes_again_unchanged(raw: str, max_chars: int) -> None:
     try:
         text = check_text(raw, max_chars)
@@ -357,7 +357,7 @@ BODY = "Olá, Ana!\n\nVi que a sua padaria cresceu. Podemos conversar?"
             f"Aqui está o e-mail:\n{json.dumps({'body': BODY, 'subject': 'Café', 'tone': 'x'})}\nEspero que ajude!",
             "Café",
         ),
-        ('{"subject": "Café", "body": "' + BODY + '"}', "Café"),  # line breaks as they are
+        ('{"subject": "Café", "body": "' + BODY + '"}', "Café"),  # unchanged line breaks
         (json.dumps({"subject": None, "body": BODY}), None),
         (f"Assunto: Café\n\n{BODY}", "Café"),
         (f"**Assunto:** Café\n\n**Corpo:**\n{BODY}", "Café"),

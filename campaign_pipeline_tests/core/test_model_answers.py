@@ -243,7 +243,7 @@ def test_a_variable_of_a_template_is_cleaned_of_markup() -> None:
     assert parse_variables('{"variavel_1": "**Ana**"}', 1) == ("Ana",)
 
 
-# No text takes long -----------------------------------------------------------------------------------------------
+# Run time ---------------------------------------------------------------------------------------------------------
 
 KNOWN = Known.of(["Ligue (11) 3456-7890 ou veja https://exemplo.com.br"], ["Ana", "Padaria Aurora"])
 

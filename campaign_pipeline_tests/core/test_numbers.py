@@ -29,7 +29,7 @@ LAND_LINE = "551133334444"
 MISSING = NumberMissing("The number is not on WhatsApp.")
 
 
-# What is tried --------------------------------------------------------------------------------------------------------
+# Candidates -----------------------------------------------------------------------------------------------------------
 
 
 def test_a_number_and_its_twin_come_before_the_next_number() -> None:

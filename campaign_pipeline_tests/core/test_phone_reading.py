@@ -168,7 +168,7 @@ def test_a_digit_too_many_is_refused_and_read_as_nobody_else(
     assume(not national.startswith("55"))  # with a digit more, as good as any number with its country code
     damaged = national[:place] + str(digit) + national[place:]
     found = readings(prefix + damaged)
-    # What is left is a number of another country, only where no Brazilian one stands at its beginning.
+    # The rest is a number of another country only if it does not begin with a Brazilian one.
     assert all(prefix == "" and place < 11 and number == damaged for number in found)
     assert not found or not re.fullmatch(rf"(?:{AREA_CODES})9.{{9}}", damaged)
 

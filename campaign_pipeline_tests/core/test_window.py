@@ -378,7 +378,7 @@ def test_every_minute_around_a_change_agrees_with_a_watched_clock(
     first = CHANGES[campaign.zone.key][which] + offset * MINUTE
     minutes = 3 * 24 * 60
     expected = brute_force(campaign, first, minutes)
-    checked = range(0, minutes, 7)  # every seventh minute, and all minutes where the answer changes
+    checked = range(0, minutes, 7)  # every seventh minute, and all minutes around a change of the answer
     changes = [n for n, (before, after) in enumerate(pairwise(expected)) if before != after]
     for number in {*checked, *changes, *(n + 1 for n in changes)}:
         assert campaign.is_open(first + number * MINUTE) == expected[number]

@@ -69,7 +69,7 @@ class Plan:
     kills: int
     workers: int
     seed: int
-    looks_up: bool = True  # whether the provider can be asked for what it sent
+    looks_up: bool = True  # whether the provider supports look-ups
     stops: int = 20
     database_restarts: int = 2
     provider_kills: int = 2

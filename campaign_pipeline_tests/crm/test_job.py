@@ -125,7 +125,7 @@ def test_the_crm_stops_a_run_in_the_middle_of_a_batch(
         return
     sandbox.set_behaviour(Behaviour())
     crm.value("SELECT resume_campaign_run(%s)", run)
-    assert run_job(instance, IN_PROCESS).success  # what became overdue meanwhile is spread over ten minutes
+    assert run_job(instance, IN_PROCESS).success  # overdue messages are spread over ten minutes
     crm.move_clock(timedelta(minutes=15))
     assert run_job(instance, IN_PROCESS).success
     everything_adds_up(crm, sandbox)

@@ -49,7 +49,7 @@ def log(crm: Crm, run: UUID) -> list[dict[str, Any]]:
     return crm.all("SELECT * FROM campaign_logs WHERE run_id = %s ORDER BY created_at", run)
 
 
-# As the CRM keeps it --------------------------------------------------------------------------------------------------
+# The CRM's own format -------------------------------------------------------------------------------------------------
 
 
 def test_texts_of_the_ai_are_in_the_chat_as_the_crm_writes_them(crm: Crm, run: UUID) -> None:
@@ -99,7 +99,7 @@ def test_an_opt_out_counts_as_the_crm_stores_it(crm: Crm, run: UUID, message_typ
     """Through a function of the CRM's that saves replies, as little as it can see."""
     due = first(crm, run)
     begin(crm, due, "Olá").sent(due)
-    # The CRM's own trigger on what is received needs a search_path; ours needs none.
+    # The CRM's own trigger on incoming messages needs a search_path; ours needs none.
     crm.do(f"""
         CREATE FUNCTION save_incoming_message(p_conversation uuid, p_type text, p_text text) RETURNS void LANGUAGE sql
         SECURITY DEFINER SET search_path = {"public" if message_type == "received" else "''"} AS $$
@@ -116,7 +116,7 @@ def test_an_opt_out_counts_as_the_crm_stores_it(crm: Crm, run: UUID, message_typ
     assert crm.wrong_counters() == []
 
 
-# What the CRM refuses -------------------------------------------------------------------------------------------------
+# Writes that the CRM refuses ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_a_log_line_about_a_deleted_row_is_written_without_it(crm: Crm, run: UUI
     assert (line["message_id"], line["lead_id"]) == (None, None)
 
 
-# What the CRM deletes -------------------------------------------------------------------------------------------------
+# Rows that the CRM deletes --------------------------------------------------------------------------------------------
 
 
 def test_a_finalize_by_a_total_that_is_too_small_ends_no_run_and_deletes_no_message(crm: Crm, run: UUID) -> None:

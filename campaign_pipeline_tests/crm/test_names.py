@@ -36,7 +36,7 @@ def missing(text: str, known: dict[str, set[str]]) -> set[str]:
         if alias and alias.lower() not in WORDS:
             tables[alias].add(name)
     unknown = {name for names in tables.values() for name in names if name not in known and not known.get(name)}
-    # An alias that a piece of SQL uses for something of its own, too (jsonb_to_recordset AS i), proves nothing.
+    # An alias that the SQL also uses for its own rows (jsonb_to_recordset AS i) proves nothing.
     own = set(re.findall(r"\bAS\s+(\w+)\s*\(", code)) | set(re.findall(r"\)\s+(\w+)\b", code))
     own |= set(re.findall(r"\b(?:FROM|JOIN)\s+\w+\s+(\w+)\b", code))  # of a WITH
     wrong = set()

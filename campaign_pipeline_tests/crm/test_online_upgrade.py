@@ -63,7 +63,7 @@ def new_message(connection: "psycopg.Connection[Any]", number: int) -> None:
 
 
 def move_message(connection: "psycopg.Connection[Any]", number: int) -> None:
-    # Two tables in one transaction, as the CRM's own functions do it.
+    # Two tables in one transaction, like the CRM's own functions.
     with connection.transaction():
         connection.execute("UPDATE public.campaign_runs SET leads_total = leads_total + 1")
         connection.execute(
@@ -117,7 +117,7 @@ def test_the_crm_keeps_writing_during_an_upgrade(bare_crm: Crm) -> None:
     with at_work(bare_crm.url) as writers:
         assert schema.upgrade(bare_crm.url) == sql.HEAD
     assert [writer.failures for writer in writers] == [[], [], []]
-    assert all(len(writer.seconds) > 20 for writer in writers)  # else nobody was at work
+    assert all(len(writer.seconds) > 20 for writer in writers)  # otherwise the writers were not busy
     assert max(max(writer.seconds) for writer in writers) < LONGEST_WAIT
     assert bare_crm.value("SELECT count(*) FROM messages") == before + len(writers[0].seconds)
     assert invalid_indexes(bare_crm) == []

@@ -166,7 +166,7 @@ def test_the_crms_edge_functions_work_and_see_no_ledger(crm: Crm) -> None:
     assert crm.wrong_counters() == []
 
 
-# Whoever may only insert a message ------------------------------------------------------------------------------------
+# Roles that may only insert messages ----------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -196,7 +196,7 @@ def test_no_definer_function_can_be_led_to_somebody_elses_object(crm: Crm, intru
     talk = crm.insert(
         "conversations", workspace_id=WORKSPACE, contact_name="x", contact_phone="5567980000001", channel="whatsapp"
     )
-    # The CRM's own definer functions have this very fault; they are not ours to mend, and would hide what ours do.
+    # The CRM's own definer functions have this fault; they are not ours to fix, and would hide the faults of ours.
     crm.do("ALTER TABLE messages DISABLE TRIGGER trg_detect_campaign_response")
     crm.do("ALTER TABLE campaign_runs DISABLE TRIGGER trg_cleanup_on_campaign_end")
     crm.do("CREATE TABLE public.caught (who text)")

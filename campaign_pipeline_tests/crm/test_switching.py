@@ -141,7 +141,7 @@ class OldProcessor:
         )
 
 
-# Looking --------------------------------------------------------------------------------------------------------------
+# Check ----------------------------------------------------------------------------------------------------------------
 
 
 def test_a_check_of_the_crm_finds_nothing_in_the_way_and_changes_nothing(bare_crm: Crm, tmp_path: Path) -> None:
@@ -211,7 +211,7 @@ def test_a_column_that_is_missing_stops_an_attach(bare_crm: Crm) -> None:
     assert (finding.state, finding.found) == (State.STOPS, "missing: campaign_messages.scheduled_at")
 
 
-# There and back -------------------------------------------------------------------------------------------------------
+# Attach and detach ----------------------------------------------------------------------------------------------------
 
 
 def test_an_attach_and_a_detach_with_drop_leave_the_crm_as_it_was(bare_crm: Crm) -> None:
@@ -411,8 +411,8 @@ def test_a_detach_waits_for_messages_in_flight_and_reports_their_number(crm: Crm
     with pytest.raises(DatabaseUnusable, match=r"2 messages are still being sent after 0.1 seconds; .* Run this again"):
         detach(crm.url, said.append, 0.1)
     assert said == ["Waiting for 2 messages that are being written or sent …"]
-    assert crm.value("SELECT public.get_and_lock_campaign_messages(5)") == []  # nobody takes them meanwhile
-    crm.do("UPDATE campaign_messages SET lease_expires_at = now() - interval '1 second'")  # their holder is gone
+    assert crm.value("SELECT public.get_and_lock_campaign_messages(5)") == []  # nothing takes them meanwhile
+    crm.do("UPDATE campaign_messages SET lease_expires_at = now() - interval '1 second'")  # their holder died
     detach(crm.url, quiet, 0.1)
 
 
@@ -476,7 +476,7 @@ def test_an_attach_that_is_cut_short_anywhere_is_taken_up_again(bare_crm: Crm, m
             try:
                 command(bare_crm.url, quiet)
             except Killed:
-                # Whoever has the queue now: never both.
+                # One of them has the queue now, never both.
                 old = bare_crm.value("SELECT public.get_and_lock_campaign_messages(0) = '[]'")
                 assert old is True
                 continue
@@ -498,7 +498,7 @@ def test_the_switch_works_through_a_pooler(bare_crm: Crm, pooler: Pooler, tmp_pa
     assert Counter(message["status"] for message in bare_crm.messages()) == {"pending": 3}
 
 
-# What the old processor left ------------------------------------------------------------------------------------------
+# Messages left by the old processor -----------------------------------------------------------------------------------
 
 
 def left_by_old(crm: Crm, status: str, text: str | None, chat: list[str], ago: timedelta = LONG_AGO) -> UUID:
@@ -602,7 +602,7 @@ def test_messages_missing_from_the_chat_are_looked_up_and_never_blindly_resent(
     assert bare_crm.wrong_counters() == []
 
 
-# Others at the queue --------------------------------------------------------------------------------------------------
+# Foreign changes ------------------------------------------------------------------------------------------------------
 
 
 def test_the_crms_own_counting_beside_the_pipelines_counts_nothing_twice(bare_crm: Crm) -> None:
@@ -675,7 +675,7 @@ def test_the_pipelines_own_changes_are_not_reported_as_foreign(bare_crm: Crm, sa
     assert bare_crm.all("SELECT * FROM campaign_foreign_changes") == []
 
 
-# Twice, in the middle of everything -----------------------------------------------------------------------------------
+# Twice, during operation ----------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -750,7 +750,7 @@ def test_attached_and_detached_twice_with_messages_in_flight_nothing_is_sent_twi
 
 def _run_to_its_end(variables: dict[str, str]) -> None:
     spec = orjson.dumps(JobSpec(4, in_process=True).to_dict()).decode()
-    # Its later steps find the pipeline detached, which fails the run with a sentence.
+    # Its later steps find the pipeline detached, which fails the run with that reason.
     subprocess.run(
         [sys.executable, "-m", "benchmarks.job", spec, "/dev/null"], env=variables, capture_output=True, check=False
     )

@@ -169,7 +169,7 @@ def test_two_recipients_pause_it_and_the_probe_is_a_third_one_after_which_the_re
         await rig.batch(concurrency=1)  # the probe
         assert rig.statuses() == {"pending": 7, "sent": 1}, "neither of the two was tried again"
         assert world.value("SELECT count(*) FROM campaign_pauses") == 0
-        for _ in range(12):  # what became overdue meanwhile is spread over some minutes
+        for _ in range(12):  # overdue messages are spread over some minutes
             rig.later(minutes=1)
             await rig.batch(concurrency=1)
         sent = [entry["number"] for entry in rig.sandbox.record.sent()]
@@ -179,7 +179,7 @@ def test_two_recipients_pause_it_and_the_probe_is_a_third_one_after_which_the_re
     play(scenario)
 
 
-# Nothing recognised ---------------------------------------------------------------------------------------------------
+# Unrecognised answers -------------------------------------------------------------------------------------------------
 
 
 def test_unrecognised_answers_pause_an_inbox_before_its_queue_is_lost(world: World, play: Play) -> None:
@@ -295,7 +295,7 @@ def test_a_mail_server_that_refuses_the_sender_costs_no_lead_its_message(
                 assert rig.pause()["scope"] == "inbox"
                 assert server.asked[stage] <= 2, "it is not asked for each lead"
             assert world.value("SELECT count(*) FROM campaign_suppressions") == 0
-            server.answers.clear()  # the day is over, or somebody mended it
+            server.answers.clear()  # the day is over, or somebody fixed it
             rig.later(hours=30)
             world.do("UPDATE campaign_messages SET next_attempt_at = campaign_now()")  # else too old: no batch ran
             for _ in range(8):
@@ -381,7 +381,7 @@ def test_a_lead_known_only_by_its_business_scoped_id_is_written_to(world: World,
     play(scenario)
 
 
-# What a provider quotes back ------------------------------------------------------------------------------------------
+# Quoted personal data -------------------------------------------------------------------------------------------------
 
 
 def test_a_leads_data_in_an_answer_is_in_no_reason_and_hidden_in_the_ledger(

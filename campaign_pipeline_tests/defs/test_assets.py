@@ -212,7 +212,7 @@ def test_a_day_without_messages_is_a_report_of_nothing(world: World, outputs: Pa
     assert result.success
     figures = shown(instance, "campaign_report")
     assert (figures["due"], figures["sent"], figures["next_step"]) == (0, 0, "Nothing to do.")
-    assert "p95_generation_s" not in figures  # no zero in the chart where nothing was measured
+    assert "p95_generation_s" not in figures  # no zero in the chart for unmeasured values
     assert all(evaluation.passed for evaluation in check_results(result).values())
 
 
@@ -307,7 +307,7 @@ def test_days_begin_at_midnight_of_the_business_and_end_with_today() -> None:
 
 def run_checks(instance: DagsterInstance) -> dict[str, dg.AssetCheckEvaluation]:
     result = defs.resolve_job_def("check_campaign_queue").execute_in_process(instance=instance)
-    assert result.success  # what a check finds is no failure of the run
+    assert result.success  # a failed check does not fail the run
     return check_results(result)
 
 

@@ -80,7 +80,7 @@ def test_a_lead_that_opts_out_after_the_first_part_does_not_get_the_second(world
         assert (row["status"], row["error_class"], row["error_code"]) == ("failed", "permanent", "suppressed")
         assert "after a part had gone out" in row["error_message"]
         assert (rig.arrived(), rig.parts(message)) == ([FIRST], ["sent", "planned"])
-        # Once the lead wants to hear from us again, a person may have the rest sent.
+        # Once the lead opts in again, a person may have the rest sent.
         world.do("SELECT campaign_lift(NULL, NULL, NULL, %s, 'Rui')", lead)
         assert len(world.all("SELECT campaign_requeue_failed(%s)", [message])) == 1
         await rig.batch()

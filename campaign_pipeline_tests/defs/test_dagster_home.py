@@ -62,7 +62,7 @@ def test_the_shipped_settings_make_an_instance_that_keeps_runs_in_postgresql(
     monkeypatch.setenv("DAGSTER_COMPUTE_LOGS", str(tmp_path / "logs"))
     with DagsterInstance.from_config(str(tmp_path)) as instance:
         run = instance.create_run_for_job(defs.resolve_job_def("process_campaign_queue"))
-        # A NOTIFY with a bound parameter: what fails where SQLAlchemy's default driver is psycopg 3.
+        # A NOTIFY with a bound parameter, which fails if SQLAlchemy's default driver is psycopg 3.
         instance.report_engine_event("a line", job_name=run.job_name, run_id=run.run_id)
         assert instance.get_run_by_id(run.run_id)
         assert limits(instance) == {"queue": 4, "back_fill": 2, "maintenance": 1}

@@ -86,14 +86,14 @@ def test_a_single_step_after_trouble_sends_what_is_due_again_and_leaves_the_rest
     world: World, sandbox: SandboxProcess, instance: DagsterInstance
 ) -> None:
     world.due_messages(world.run(), 6)
-    # Two texts are not written for a while: their messages wait for their second attempt.
+    # Two texts cannot be written: their messages wait for their second attempt.
     sandbox.set_behaviour(Behaviour(faults=(Fault.parse("generation:unavailable_503:times=2"),)))
     first = run_job(instance, IN_PROCESS)
     (step,) = shard_steps(first)
     status: dict[Any, str] = {message["id"]: message["status"] for message in world.messages()}
     waiting = [message for message, state in status.items() if state == "pending"]
     assert len(waiting) == 2
-    # One of them is made due by hand.
+    # One of them is made due manually.
     world.do("UPDATE campaign_messages SET next_attempt_at = campaign_now() WHERE id = %s", waiting[0])
     second = again(instance, first.run_id, [step])
     assert second.success, troubles(second)
@@ -159,7 +159,7 @@ def test_a_rerun_of_a_run_that_died_goes_on_at_once_and_is_not_green_while_steps
     assert not again.success
     told = log_of(instance, again.run_id)
     assert f"2 messages were held by run {died.run_id[:8]}" in told
-    # What the dead process was sending may have gone out: it is looked up when its lease is over.
+    # The part that the dead process was sending may have been sent: it is looked up when its lease has expired.
     assert Counter(message["status"] for message in world.messages()) == {"sent": 2, "pending": 4}
     assert sends(sandbox) == 2
     check = checks_of(again)["batch_was_worked"]
@@ -168,7 +168,7 @@ def test_a_rerun_of_a_run_that_died_goes_on_at_once_and_is_not_green_while_steps
     assert check.description.startswith("4 of 6 messages of this batch are not sent: the steps of 3 of them never ran")
     assert "launch process_campaign_queue" in check.description
     assert check.description in told
-    # Nothing is held any more: the next batch sends it, long before the leases of the dead run would have ended.
+    # Nothing is leased any more: the next batch sends it, long before the leases of the dead run would have expired.
     assert run_job(instance, IN_PROCESS).success
     assert sends(sandbox) == 5
 

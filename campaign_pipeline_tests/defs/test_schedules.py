@@ -346,7 +346,7 @@ def test_a_paused_scope_gets_its_probe_when_it_is_due_and_no_run_before(
     assert isinstance(outcome, dg.RunRequest)
     assert "one message may try" in outcome.tags[WHY]
     assert len(claim(world)) == 1
-    assert isinstance(tick(instance), str)  # the others wait for what comes of it
+    assert isinstance(tick(instance), str)  # the others wait for its result
 
 
 @pytest.mark.parametrize(
@@ -376,7 +376,7 @@ def test_pending_clean_up_launches_a_run_although_nothing_is_due(
     assert outcome.tags[WHY] == why
     claim(world)
     run_async(Queue(world.url).close_runs())
-    assert isinstance(tick(instance), str)  # what it asked for was done
+    assert isinstance(tick(instance), str)  # its request was fulfilled
 
 
 def test_messages_in_delivery_launch_no_further_run(world: World, instance: DagsterInstance) -> None:

@@ -156,7 +156,7 @@ def test_one_inbox_that_is_down_is_one_notice_that_names_it_and_all_the_campaign
     assert told["links"] == {"Runs": "https://dagster.example.com/assets/campaign_runs"}
     world.move_clock(timedelta(minutes=40))
     assert watch.tick() == "1 concerns, all told before."
-    # What became late behind it is of the same cause, as long as it may be catching up.
+    # Messages that became late because of it have the same cause while they may be catching up.
     world.do("UPDATE instances SET status = 'connected'")
     assert watch.tick() == "Told: 0 new, 1 over, 0 in all."
     world.move_clock(timedelta(minutes=56))

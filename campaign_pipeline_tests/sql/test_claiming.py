@@ -41,7 +41,7 @@ def claim(world: World, quotas: dict[UUID, int], batch_size: int) -> Counter[UUI
     return Counter(row["run_id"] for row in claimed)
 
 
-# Fair -----------------------------------------------------------------------------------------------------------------
+# Fairness -------------------------------------------------------------------------------------------------------------
 
 
 def test_a_run_with_thousands_due_does_not_starve_one_with_ten(world: World) -> None:
@@ -109,11 +109,11 @@ def test_a_quota_holds_over_all_rounds(world: World) -> None:
     large, small, *idle = (world.run(config) for _ in range(10))
     insert_due(world, large, 200)
     insert_due(world, small, 15)
-    # First 10 each, then 40 and 5, and then what is left of the first one's quota.
+    # First 10 each, then 40 and 5, then the rest of the first one's quota.
     assert claim(world, {large: 60, small: 200, **dict.fromkeys(idle, 200)}, 100) == {large: 60, small: 15}
 
 
-# Due ------------------------------------------------------------------------------------------------------------------
+# Due times ------------------------------------------------------------------------------------------------------------
 
 
 def test_only_due_messages_are_claimed_the_oldest_first(world: World) -> None:
@@ -176,7 +176,7 @@ def test_a_message_due_since_ever_is_skipped_as_too_old(world: World) -> None:
     assert world.value("SELECT error_code FROM campaign_messages WHERE id = %s", oldest) == "too_old"
 
 
-# At once --------------------------------------------------------------------------------------------------------------
+# Concurrency ----------------------------------------------------------------------------------------------------------
 
 
 def test_eight_claimers_at_once_claim_everything_and_nothing_twice(world: World) -> None:
@@ -437,7 +437,7 @@ def test_a_run_without_anything_due_waits_silently(world: World) -> None:
     assert run_row(world, run)["wait_code"] == "inbox_disconnected"
 
 
-# Ahead ----------------------------------------------------------------------------------------------------------------
+# Claims ahead of planned times ----------------------------------------------------------------------------------------
 
 
 def test_a_claim_ahead_takes_messages_planned_soon_and_no_retries(world: World) -> None:

@@ -194,7 +194,7 @@ def test_the_kind_is_kept_with_the_message_and_each_of_its_parts(world: World, d
     assert kinds == [{"address_kind": "lid"}]
 
 
-# Before a claim's messages are worked ---------------------------------------------------------------------------------
+# During the claim -----------------------------------------------------------------------------------------------------
 
 
 def test_a_suppressed_lead_is_skipped_in_the_claim_and_counted(
@@ -309,7 +309,7 @@ def test_a_suppression_without_a_target_or_scope_is_refused(world: World, column
         suppress(world, **columns)
 
 
-# Just before the send -------------------------------------------------------------------------------------------------
+# Right before the request ---------------------------------------------------------------------------------------------
 
 
 def test_a_lead_that_opts_out_after_the_claim_gets_nothing(
@@ -600,7 +600,7 @@ def test_an_opt_in_reaches_no_other_workspace(world: World, workspace: UUID, lea
     assert len(suppressions(world)) == 1
 
 
-# Answers of providers -------------------------------------------------------------------------------------------------
+# Providers' answers ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("code", ["opted_out", "hard_bounce"])

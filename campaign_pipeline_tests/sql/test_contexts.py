@@ -140,7 +140,7 @@ def test_nulls_among_tags_and_values_are_bearable(world: World) -> None:
     assert "a, b" in LeadContext.from_row(context).render()
 
 
-# What a batch shares --------------------------------------------------------------------------------------------------
+# Batch settings -------------------------------------------------------------------------------------------------------
 
 
 def settings(world: World, configs: list[Any], workspaces: list[Any], inboxes: list[Any]) -> BatchSettings:

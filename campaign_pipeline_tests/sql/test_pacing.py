@@ -577,7 +577,7 @@ def test_a_batch_claims_no_more_than_the_pace_lets_go_within_its_lease(inbox: Ma
     run = paced.run()
     insert_due(paced.world, run, 50)
     assert len(claim_batch(paced.world, lease_seconds=120.0).rows) == 5  # at 0, 30, 60, 90 and 120 seconds
-    assert claim_batch(paced.world, lease_seconds=120.0).rows == []  # what is leased counts
+    assert claim_batch(paced.world, lease_seconds=120.0).rows == []  # leased messages count
     assert run_row(paced.world, run)["wait_code"] is None  # it is being worked
 
 
@@ -594,7 +594,7 @@ def test_runs_that_share_an_inbox_share_its_pace(inbox: Make) -> None:
         insert_due(paced.world, run, count)
     rows_ = claim_batch(paced.world).rows
     counts = sorted(sum(row.run_id == run for row in rows_) for run in runs)
-    assert counts in ([2, 4, 4], [2, 3, 5])  # who gets an odd one is left to chance
+    assert counts in ([2, 4, 4], [2, 3, 5])  # the odd ones go to random runs
 
 
 def test_an_unpaced_run_beside_a_paced_one_gets_the_rest_of_the_batch(world: World) -> None:

@@ -231,7 +231,7 @@ def messages_read(world: World) -> int:
 
 
 def test_a_group_reads_its_own_messages_and_not_all_that_are_leased(crowded: Crowded) -> None:
-    # Believing that hardly any message is leased, the planner likes to read all that are, once for every group.
+    # The planner assumes that hardly any message is leased, and tends to read all that are, once per group.
     with crowded.connection.transaction(force_rollback=True):
         crowded.holder.take_over([row["id"] for row in crowded.all("SELECT id FROM campaign_messages LIMIT 1000")])
         crowded.do(
@@ -252,7 +252,7 @@ def test_a_group_reads_its_own_messages_and_not_all_that_are_leased(crowded: Cro
 
 
 def test_housekeeping_reads_no_lease_that_lives(crowded: Crowded) -> None:
-    # Analyzed while nothing was leased, so that all indexes of leased messages look the same to the planner.
+    # Analyzed while nothing was leased, so that all indexes of leased messages look equal to the planner.
     holder = crowded.holder
     ids = [row["id"] for row in crowded.all("SELECT id FROM campaign_messages WHERE status = 'pending'")]
     holder.take_over(ids)
@@ -273,7 +273,7 @@ def test_housekeeping_reads_no_lease_that_lives(crowded: Crowded) -> None:
 
 
 def test_statistics_from_before_a_busy_hour_send_no_group_through_all_messages(world: World) -> None:
-    # As after a bulk import: analyzed while everything was pending. By then thousands are leased and finished, and the
+    # After a bulk import: analyzed while everything was pending. By then thousands are leased and finished, and the
     # planner still takes their partial indexes for empty.
     run = world.run()
     world.do("ALTER TABLE campaign_messages SET (autovacuum_enabled = false)")

@@ -90,7 +90,7 @@ def test_percentiles_are_those_of_the_messages_not_of_the_campaigns(world: World
         run = quick if number <= 90 else slow
         due = NOON - timedelta(seconds=number)
         ended(world, run, "sent", ai_generation_time_ms=10 * number, send_time_ms=20 * number, scheduled_at=due)
-    ended(world, quick, "failed", send_time_ms=10**6)  # what did not go out says nothing of how long sending takes
+    ended(world, quick, "failed", send_time_ms=10**6)  # unsent messages do not count for the duration
     by_name = {row["campaign"]: row for row in report(world)}
     assert by_name[None]["median_generation_s"] == pytest.approx(0.505)
     assert by_name[None]["p95_generation_s"] == pytest.approx(0.9505)
@@ -233,7 +233,7 @@ def test_the_runs_at_work_and_those_just_closed_are_listed_with_their_counters(w
     assert earlier not in found
     assert found[running]["campaign"] == "Café"
     assert (found[running]["leads_success"], found[running]["wait_code"]) == (1, "no_credit")
-    assert found[closed]["campaign"] == "Hoje"  # a campaign without a name goes by its run's
+    assert found[closed]["campaign"] == "Hoje"  # a campaign without a name has its run's
 
 
 PARAMETERS: dict[str, Any] = {

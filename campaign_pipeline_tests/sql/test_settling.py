@@ -408,7 +408,7 @@ def test_a_late_fact_leaves_the_counters_of_a_run_that_is_closed_as_they_were(
     assert run_row(world, run)["status"] == "completed"
 
 
-# What the CRM sees ----------------------------------------------------------------------------------------------------
+# Effects in the CRM ---------------------------------------------------------------------------------------------------
 
 
 def test_each_sent_part_appears_once_in_the_chat(world: World, run: UUID, due: UUID) -> None:

@@ -55,7 +55,7 @@ def test_no_step_of_a_migration_keeps_the_crm_waiting_or_fails_when_it_is_repeat
             pytest.fail(f"{column} of {name} cannot be repeated")
         for constraint in re.findall(r"ADD CONSTRAINT (\w+)", text):
             assert f"DROP CONSTRAINT IF EXISTS {constraint}" in text, constraint
-            # A key cannot be added so; our own tables are small enough, and the CRM does not wait for them.
+            # A primary key cannot be added like that; our own tables are small, and the CRM does not wait for them.
             assert "NOT VALID" in text or "public." not in text, constraint
         for table in re.findall(r"ALTER TABLE (?:IF EXISTS )?public\.(\w+)", text):
             assert table in {*schema.OWNED_BY_CRM, sql.VERSION_TABLE}, f"add {table} to schema.OWNED_BY_CRM"

@@ -81,7 +81,9 @@ def leased(world: World) -> int:
 
 
 def holds(world: World, owner: str) -> int:
-    """Count the messages that a process holds."""
-    query = "SELECT count(*) FROM campaign_messages WHERE lease_owner = %s AND lease_token IS NOT NULL"
+    """Count the messages that a process holds. A finished message keeps its last owner and token, but is not held."""
+    query = (
+        "SELECT count(*) FROM campaign_messages WHERE lease_owner = %s AND campaign_pipeline.campaign_is_leased(status)"
+    )
     count: int = world.value(query, owner)
     return count

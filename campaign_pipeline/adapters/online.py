@@ -129,14 +129,14 @@ def one_at_a_time(url: str, say: Callable[[str], None], patience_seconds: float 
 
     A pooler assigns a server connection for a whole transaction, so this lock is ours until its end; a session lock
     would not be. Between its statements the transaction has no snapshot, so no index build waits for it. Other upgrades
-    poll instead of waiting in the server, where our index builds would wait for them.
+    poll instead of waiting in the server, where our index builds would wait for them. Each poll is its own transaction:
+    a build that starts during one waits for that transaction, and would wait for good if it lasted until the next.
     """
     end = time.monotonic() + patience_seconds
     with connect(url) as guard:
-        guard.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
         told = False
-        # Without parameters, hence by the simple protocol: the extended one keeps a snapshot until the next statement.
-        while not _value(guard.execute(f"SELECT pg_try_advisory_xact_lock({_KEY})")):
+        while not _took_upgrade_lock(guard):
+            guard.rollback()
             if time.monotonic() > end:
                 raise StepFailed(
                     f"Another upgrade of this database has not ended for {patience_seconds / 60:.0f} minutes."
@@ -148,10 +148,13 @@ def one_at_a_time(url: str, say: Callable[[str], None], patience_seconds: float 
         yield
 
 
-def _value(cursor: "psycopg.Cursor[Any]") -> Any:
-    row = cursor.fetchone()
+def _took_upgrade_lock(guard: "psycopg.Connection[Any]") -> bool:
+    """Try to take the lock for the rest of the transaction that this call begins."""
+    guard.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
+    # Without parameters, hence by the simple protocol: the extended one keeps a snapshot until the next statement.
+    row = guard.execute(f"SELECT pg_try_advisory_xact_lock({_KEY})").fetchone()
     assert row is not None
-    return row[0]
+    return bool(row[0])
 
 
 def _first_words(statement: str) -> str:

@@ -2,6 +2,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from importlib import resources
+from threading import Event
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -11,6 +12,7 @@ import pytest
 from campaign_pipeline import sql
 from campaign_pipeline.adapters import schema
 from campaign_pipeline.adapters.embedded import EmbeddedServer
+from campaign_pipeline.adapters.online import one_at_a_time
 from campaign_pipeline.adapters.schema import DatabaseUnusable, check, upgrade
 from campaign_pipeline_tests.factories import World
 from campaign_pipeline_tests.sql.holder import Holder, claim_batch, claimed_ids, message, part_states, parts
@@ -108,6 +110,27 @@ def test_two_upgrades_at_once_do_not_run_into_each_other(empty_url: str, databas
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(upgrade, [empty_url] * 4)) == [sql.HEAD] * 4
     assert shape(empty_url) == shape(database_url)
+
+
+def test_an_upgrade_that_waits_for_another_keeps_no_transaction_open(world: World, database_url: str) -> None:
+    # A concurrent index build of the other one would wait for its end: each would wait for the other.
+    states: list[str] = []
+    told = Event()
+
+    def look(_: str) -> None:
+        query = "SELECT state FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        states.extend(row["state"] for row in world.all(query))
+        told.set()
+
+    def wait() -> None:
+        with one_at_a_time(database_url, look):
+            pass
+
+    with ThreadPoolExecutor(1) as pool, one_at_a_time(database_url, print):
+        waiting = pool.submit(wait)
+        told.wait(timeout=60)
+    waiting.result()
+    assert sorted(states) == ["idle", "idle in transaction"], "the waiting one, and the one that holds the lock"
 
 
 def test_a_crm_in_use_keeps_its_rows_and_its_own_migrations(crm: World, database_url: str) -> None:

@@ -4,8 +4,9 @@ A finding is `ok`, `look` (a person should look at it; messages are sent) or `st
 sent).
 """
 
+import shlex
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from zoneinfo import ZoneInfo
@@ -15,11 +16,12 @@ import psycopg
 from campaign_pipeline import sql
 from campaign_pipeline.adapters import schema
 from campaign_pipeline.adapters.crm import Finding, State, connection_finding, rights_finding, server_finding
+from campaign_pipeline.adapters.environment import BusinessDays
 from campaign_pipeline.adapters.operator import Operator
 from campaign_pipeline.adapters.queue_connection import connect_rows
 from campaign_pipeline.core.next_steps import PASSES, REMEDIES, step_of_wait
-from campaign_pipeline.core.notices import Concern
-from campaign_pipeline.core.ports import StoreUnavailable
+from campaign_pipeline.core.notices import Concern, listed, messages
+from campaign_pipeline.core.ports import StoreUnavailable, Verdict
 from campaign_pipeline.core.upkeep import OVERDUE, UNKNOWN, backlog_cutoffs, find_concerns
 from campaign_pipeline.core.window import InvalidWindow, SendingWindow
 
@@ -34,6 +36,9 @@ FEW_BYTES, TOO_FEW_BYTES = 2 * 2**30, 200 * 2**20
 """Free disk space below which a person should look, and below which outputs and logs will soon fail."""
 
 SHOWN = 5
+
+REVIEW = Verdict.AWAITING_REVIEW.value
+"""Key of the concern about texts that wait for approval; the run's id follows."""
 
 
 def database_findings(url: str, max_age: timedelta, overdue: timedelta) -> Iterator[Finding]:
@@ -63,6 +68,11 @@ def database_findings(url: str, max_age: timedelta, overdue: timedelta) -> Itera
 class Doctor(Operator):
     """The checks that need the schema."""
 
+    @property
+    def zone(self) -> ZoneInfo:
+        """The zone of the times in findings."""
+        return BusinessDays.from_environment().zone
+
     def findings(self, max_age: timedelta, overdue: timedelta) -> Iterator[Finding]:
         """Run all checks."""
         yield from self.surroundings()
@@ -71,6 +81,7 @@ class Doctor(Operator):
         concerns = {concern.key: concern for concern in self.concerns(overdue)}
         yield self.overdue(concerns.get(OVERDUE))
         yield self.unknown(concerns.get(UNKNOWN))
+        yield self.reviews([concern for concern in concerns.values() if concern.key.startswith(REVIEW)])
 
     def surroundings(self) -> Iterator[Finding]:
         """Check what no message or run shows: server, leases, windows."""
@@ -84,7 +95,7 @@ class Doctor(Operator):
         missing = look.blocked_by(missing_key)
         cutoffs = {run.run_id: look.now for run in look.runs} if missing else backlog_cutoffs(look, overdue)
         backlog = self.backlog(cutoffs)
-        found = list(find_concerns(look, backlog, self.unknown_messages(), overdue))
+        found = [*find_concerns(look, backlog, self.unknown_messages(), overdue), *self.awaited_reviews()]
         if not missing:
             return found
         names = {run.run_id: run.name or "unnamed" for run in look.runs if run.run_id in backlog}
@@ -92,6 +103,19 @@ class Doctor(Operator):
         key = Concern("missing_key", f"Nothing can be sent: {missing}", "", messages=waiting, runs=names)
         # Messages that are late because the key is missing are reported with it.
         return [key, *(concern for concern in found if concern.key != OVERDUE)]
+
+    def awaited_reviews(self) -> Iterator[Concern]:
+        """Yield a concern per run whose texts wait for approval: each one needs its own review."""
+        for row in self._all("list_awaited_reviews"):
+            yield Concern(
+                f"{REVIEW}:{row['run_id']}",
+                "Its texts wait for a person's approval.",
+                f"`campaign-pipeline review {shlex.quote(row['name'])}`, or the job approve_messages",
+                *("run", str(row["run_id"])),
+                since=row["since"],
+                messages=row["messages"],
+                runs={row["run_id"]: row["name"]},
+            )
 
     def server(self) -> Iterator[Finding]:
         """Check clock, long transactions, dead rows."""
@@ -108,7 +132,7 @@ class Doctor(Operator):
         else:
             yield Finding("clock", State.FINE, "the database's and this machine's agree")
         if row["long_transactions"]:
-            since = row["oldest_transaction"].astimezone()
+            since = row["oldest_transaction"].astimezone(self.zone)
             text = f"{row['long_transactions']} open for more than 10 minutes, the oldest since {since:%H:%M}"
             yield Finding("transactions", State.LOOK, text, "End them (pg_stat_activity): dead rows pile up meanwhile.")
         else:
@@ -123,9 +147,8 @@ class Doctor(Operator):
         """Check for messages whose worker is gone."""
         row = self._all("diagnose_leases")[0]
         if row["stale"]:
-            text = (
-                f"{row['stale']:,} messages are held by workers that are gone, since {row['since'].astimezone():%H:%M}"
-            )
+            since = row["since"].astimezone(self.zone)
+            text = f"{row['stale']:,} messages are held by workers that are gone, since {since:%H:%M}"
             return Finding("leases", State.LOOK, text, "Nothing: the next batch takes them back, if one is launched.")
         return Finding("leases", State.FINE, f"{row['live']:,} messages are at work" if row["live"] else "none is held")
 
@@ -146,11 +169,8 @@ class Doctor(Operator):
                 )
         yield from wrong[:SHOWN]
         told = ", ".join(sorted(zones)[:SHOWN]) or "no campaign is active"
-        now = datetime.now(UTC)
-        here = now.astimezone().utcoffset()
-        other = [zone for zone in zones if now.astimezone(ZoneInfo(zone)).utcoffset() != here]
-        text = f"{told}; this machine shows other hours than {', '.join(sorted(other)[:SHOWN])}" if other else told
-        yield Finding("time zones", State.FINE, text)
+        shown = f"; times are shown in {self.zone}" if zones - {self.zone.key} else ""
+        yield Finding("time zones", State.FINE, told + shown)
 
     def pauses_by_hand(self) -> Finding:
         """Report what a person paused."""
@@ -180,7 +200,7 @@ class Doctor(Operator):
             yield Finding(
                 "waiting runs",
                 State.FINE,
-                f"{len(names)} are running, none waits for anything" + (" else" if held else ""),
+                f"{len(names)} running, none waits" + (" for anything else" if held else ""),
             )
 
     @staticmethod
@@ -189,7 +209,7 @@ class Doctor(Operator):
         if concern is None:
             return Finding("overdue", State.FINE, "no message that may go out is late")
         todo = "Switch process_campaign_queue_every_minute on, or run `campaign-pipeline process`."
-        text = f"{concern.messages:,} {concern.what[0].lower()}{concern.what[1:].removesuffix('.')}"
+        text = f"{messages(concern.messages)} {concern.what.removeprefix('Messages are ').removesuffix('.')}"
         return Finding("overdue", State.STOPS, text, todo)
 
     @staticmethod
@@ -199,6 +219,16 @@ class Doctor(Operator):
             return Finding("unknown outcomes", State.FINE, "none")
         todo = "Look at their chats: `campaign-pipeline messages --reason unknown`."
         return Finding("unknown outcomes", State.LOOK, concern.what.removesuffix("."), todo)
+
+    @staticmethod
+    def reviews(concerns: Sequence[Concern]) -> Finding:
+        """Report texts that wait for a person's approval."""
+        if not concerns:
+            return Finding("reviews", State.FINE, "no text waits for approval")
+        runs = [name for concern in concerns for name in concern.names]
+        count = sum(each.messages for each in concerns)
+        text = f"{messages(count)} of {listed(runs)} {'waits' if count == 1 else 'wait'} for approval"
+        return Finding("reviews", State.STOPS, text, f"`campaign-pipeline review {shlex.quote(runs[0])}`")
 
 
 def disk_finding(folder: Path) -> Finding:

@@ -68,6 +68,11 @@ class BusinessDays:
     timezone: str = "America/Sao_Paulo"  # in which a day begins and ends
     first_day: date = date(2025, 1, 1)  # the earliest day in the UI, if the first day with data is unknown
 
+    @property
+    def zone(self) -> ZoneInfo:
+        """The zone of the day, and of all times that operators read."""
+        return ZoneInfo(self.timezone)
+
     @classmethod
     def from_environment(cls, env: Mapping[str, str] | None = None) -> "BusinessDays":
         """Read CAMPAIGN_TIMEZONE and CAMPAIGN_FIRST_DAY, else the first day with data. Raises SettingError."""

@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, time, timedelta
+from datetime import datetime, time, timedelta, tzinfo
 from typing import Any
 from uuid import UUID
 from zoneinfo import ZoneInfo
@@ -150,8 +150,8 @@ class Operator(Operations):
             shown=shown,
         )
 
-    def story(self, message_id: UUID, max_age: timedelta) -> Story:
-        """Return everything about a message. Raises OperatorError if it was deleted."""
+    def story(self, message_id: UUID, max_age: timedelta, zone: tzinfo) -> Story:
+        """Return everything about a message, its sentences with times in `zone`. Raises OperatorError if deleted."""
         found = self._all("story_of_message", message_id=message_id)
         if not found:
             raise OperatorError(f"There is no message {message_id}.")
@@ -162,6 +162,7 @@ class Operator(Operations):
             log=self._all("story_of_log", message_id=message_id),
             model_calls=self._all("story_of_model_calls", message_id=message_id),
             wait=state.wait if state else None,
+            zone=zone,
         )
 
     def inboxes(self) -> list[dict[str, Any]]:

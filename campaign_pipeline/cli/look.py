@@ -82,6 +82,7 @@ def messages(
     The newest come first. `campaign-pipeline message ID` shows the history of one.
     """
     from campaign_pipeline.core.overview import mask
+    from campaign_pipeline.core.ports import Verdict
 
     with operator() as desk:
         leads = desk.find_leads(lead) if lead else None
@@ -98,7 +99,8 @@ def messages(
     columns = {"message_id": "id", "lead": "lead", "address": "to", "run": "run", "status": "status"}
     columns |= {"at": "ended, or due", "inbox": "inbox", "reason_code": "reason", "reason": "details"}
     for row in rows:
-        row["at"] = row["finished_at"] or row["due_at"]
+        waits = row["status"] == "pending" and row["reason_code"] == Verdict.AWAITING_REVIEW
+        row["at"] = None if waits else row["finished_at"] or row["due_at"]  # until then it is only asked again
     output.show(rows, columns, as_json=as_json, empty=_no_messages(leads, personal=personal))
 
 
@@ -133,7 +135,8 @@ def message(message_id: str, personal: bool, as_json: bool) -> None:
     ID is a message's id, or a unique beginning of one.
     """
     with operator() as desk:
-        story = desk.story(desk.find("message", message_id).id, DeliverySettings.from_environment().max_age)
+        found = desk.find("message", message_id)
+        story = desk.story(found.id, DeliverySettings.from_environment().max_age, output.zone())
     told = story.to_dict(personal=personal)
     if as_json:
         output.show_json(told)
@@ -153,6 +156,7 @@ def message(message_id: str, personal: bool, as_json: bool) -> None:
     _show_table("Attempts", told["attempts"], attempts)
     _show_table("Texts refused or changed", told["model_calls"], calls)
     _show_table("Log", told["log"], log)
+    click.echo(f"Times are in {output.zone()}.")
 
 
 def _show_table(title: str, rows: list[dict[str, Any]], columns: dict[str, str]) -> None:
@@ -160,7 +164,9 @@ def _show_table(title: str, rows: list[dict[str, Any]], columns: dict[str, str])
     if not rows:
         return
     click.echo()
-    shown = [{**row, "at": f"{row['at'].astimezone():%m-%d %H:%M:%S}"} if "at" in row else row for row in rows]
+    shown = [
+        {**row, "at": f"{row['at'].astimezone(output.zone()):%m-%d %H:%M:%S}"} if "at" in row else row for row in rows
+    ]
     output.print_tables(output.table_of(shown, columns, title))
 
 
@@ -244,17 +250,17 @@ def forecast(days: int, as_json: bool) -> None:
     with operator() as desk:
         names = {row["inbox_id"]: row["name"] for row in desk.inboxes()}
         laid_out = desk.forecast(DeliverySettings.from_environment().max_age)
-    last = datetime.now().astimezone().date() + timedelta(days=days - 1)
+    last = datetime.now(output.zone()).date() + timedelta(days=days - 1)
     rows = [
         {
             "inbox_id": slot.inbox_id,
             "inbox": names.get(slot.inbox_id),
-            "hour": slot.hour.astimezone(),
+            "hour": slot.hour,
             "messages": slot.messages,
             "waiting": slot.waiting,
         }
         for slot in laid_out.slots
-        if slot.hour.astimezone().date() <= last and (slot.messages or slot.waiting)
+        if slot.hour.astimezone(output.zone()).date() <= last and (slot.messages or slot.waiting)
     ]
     columns = {"hour": "hour", "inbox": "inbox", "messages": "messages", "waiting": "left waiting"}
     output.show(rows, columns, as_json=as_json, empty="No message that can be sent is due then.")

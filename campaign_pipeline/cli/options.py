@@ -57,11 +57,9 @@ yes_option = click.option("--yes", is_flag=True, help="Do not ask for confirmati
 
 def beginning_of(day: datetime) -> datetime:
     """Return the start of a day in CAMPAIGN_TIMEZONE, as reports and back-fills use it. Raises SettingError."""
-    from zoneinfo import ZoneInfo
-
     from campaign_pipeline.adapters.environment import BusinessDays
 
-    return day.replace(tzinfo=ZoneInfo(BusinessDays.from_environment().timezone))
+    return day.replace(tzinfo=BusinessDays.from_environment().zone)
 
 
 def mapping_of(given: tuple[str, ...]) -> dict[str, list[str]]:

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date, datetime, timedelta
 from decimal import Decimal
+from functools import cache
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import click
 
 if TYPE_CHECKING:
+    from zoneinfo import ZoneInfo
+
     from rich.console import Console
 
 PIPED_WIDTH = 1000
@@ -65,10 +68,11 @@ def show(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], *, as_js
         click.echo(empty)
     else:
         print_tables(table_of(rows, columns))
+        say_zone(rows, columns)
 
 
 def table_of(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], title: str | None = None) -> Any:
-    """A rich table: numbers to the right, times short and local; empty columns are left out."""
+    """A rich table: numbers to the right, times short, in `zone`; empty columns are left out."""
     from rich.table import Table
     from rich.text import Text
 
@@ -91,6 +95,20 @@ def table_of(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], titl
     return table
 
 
+@cache
+def zone() -> ZoneInfo:
+    """Return the time zone of all shown times: CAMPAIGN_TIMEZONE, as in reports and in the UI. Raises SettingError."""
+    from campaign_pipeline.adapters.environment import BusinessDays
+
+    return BusinessDays.from_environment().zone
+
+
+def say_zone(rows: Sequence[Mapping[str, Any]], fields: Iterable[str]) -> None:
+    """Name the zone below a table that shows times."""
+    if any(isinstance(row.get(field), datetime) for row in rows for field in fields):
+        click.echo(f"Times are in {zone()}.")
+
+
 def show_json(value: Any) -> None:
     """Print one JSON document."""
     click.echo(json.dumps(value, ensure_ascii=False, indent=2, default=_plain))
@@ -103,7 +121,7 @@ def cell(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, datetime):
-        return f"{value.astimezone():%Y-%m-%d %H:%M}"
+        return f"{value.astimezone(zone()):%Y-%m-%d %H:%M}"
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, float | Decimal):

@@ -129,6 +129,8 @@ def review(
 
 
 def _list(rows: Sequence[dict[str, Any]], *, as_json: bool, personal: bool) -> None:
+    from campaign_pipeline.campaigns.planning import counted
+
     shown = [_row(row, personal=personal) for row in rows]
     if as_json:
         show_json(shown)
@@ -137,6 +139,10 @@ def _list(rows: Sequence[dict[str, Any]], *, as_json: bool, personal: bool) -> N
     else:
         for row in shown:
             _show(row)
+        click.echo(
+            f"{counted(len(shown), 'text waits', 'texts wait')}. Approve with --approve ID or --approve-all, "
+            "change with --edit ID TEXT, refuse with --reject ID."
+        )
 
 
 def _row(row: dict[str, Any], *, personal: bool) -> dict[str, Any]:

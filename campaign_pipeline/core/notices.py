@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, tzinfo
 from enum import StrEnum
 from uuid import UUID
 
@@ -80,10 +80,10 @@ def title_of(concern: Concern, name: str) -> str:
     return f"{head}, {waiting}" if waiting else head
 
 
-def lines_of(kind: Kind, concern: Concern, since: datetime, now: datetime) -> list[str]:
-    """Return what happened, where, since when, and what to do."""
+def lines_of(kind: Kind, concern: Concern, since: datetime, now: datetime, zone: tzinfo) -> list[str]:
+    """Return what happened, where, since when, and what to do; times in `zone`."""
     lines = [concern.what]
-    stands = f"Since {since:%Y-%m-%d %H:%M} UTC" + (f" ({span(now - since)})" if kind is Kind.REMINDER else "")
+    stands = f"Since {_at(since, zone)}" + (f", {span(now - since)}" if kind is Kind.REMINDER else "")
     if concern.messages:
         lines.append(f"{stands}. Waiting: {messages(concern.messages)} of {listed(concern.names)}. Nothing is lost.")
     else:
@@ -93,10 +93,14 @@ def lines_of(kind: Kind, concern: Concern, since: datetime, now: datetime) -> li
     return lines
 
 
-def over_line(notice: Standing, now: datetime, sent: int) -> str:
+def over_line(notice: Standing, now: datetime, sent: int, zone: tzinfo) -> str:
     """Say how long a cause lasted, and how many messages its campaigns sent since it began."""
     went = f" The affected campaigns have sent {messages(sent)} since it began." if notice.run_ids else ""
-    return f"It lasted {span(now - notice.since)}, since {notice.since:%Y-%m-%d %H:%M} UTC.{went}"
+    return f"It lasted {span(now - notice.since)}, since {_at(notice.since, zone)}.{went}"
+
+
+def _at(instant: datetime, zone: tzinfo) -> str:
+    return f"{instant.astimezone(zone):%Y-%m-%d %H:%M} ({zone})"
 
 
 def messages(count: int) -> str:

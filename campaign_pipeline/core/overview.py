@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, tzinfo
 from typing import Any
 
 from campaign_pipeline.core.address import masked
 from campaign_pipeline.core.next_steps import next_step, step_of_wait
+from campaign_pipeline.core.ports import Verdict
 from campaign_pipeline.core.runs import RunWait
 from campaign_pipeline.core.states import LEASED
 
@@ -41,6 +42,7 @@ class Story:
     log: Sequence[Mapping[str, Any]]  # of story_of_log
     model_calls: Sequence[Mapping[str, Any]]  # of story_of_model_calls
     wait: RunWait | None  # why its run waits
+    zone: tzinfo  # of the operator's times
 
     @property
     def summary(self) -> str:
@@ -49,19 +51,19 @@ class Story:
         match m["status"]:
             case "sent":
                 through = m["inbox"] or "an inbox that is gone"
-                return f"Sent at {_at(m['sent_at'])} through {through}.{self._delivery()}"
+                return f"Sent at {self._at(m['sent_at'])} through {through}.{self._delivery()}"
             case "replied":
-                return f"Sent at {_at(m['sent_at'])}, and the lead replied at {_at(m['replied_at'])}."
+                return f"Sent at {self._at(m['sent_at'])}, and the lead replied at {self._at(m['replied_at'])}."
             case "failed" if m["error_class"] == "unknown":
-                return f"Failed at {_at(m['finished_at'])}; it may have been sent. {_sentence(m['reason'])}"
+                return f"Failed at {self._at(m['finished_at'])}; it may have been sent. {_sentence(m['reason'])}"
             case "failed" | "skipped" as status:
                 out = sum(part["status"] == "sent" for part in self.parts)
                 begun = f" {out} of its {len(self.parts)} parts had been sent before." if out else ""
-                return f"{status.capitalize()} at {_at(m['finished_at'])}. {_sentence(m['reason'])}{begun}"
+                return f"{status.capitalize()} at {self._at(m['finished_at'])}. {_sentence(m['reason'])}{begun}"
             case status if status in LEASED:
                 return (
                     f"In progress ({status}): leased by {m['lease_owner'] or 'an unknown worker'} "
-                    f"until {_at(m['lease_expires_at'])}, unless the lease is renewed."
+                    f"until {self._at(m['lease_expires_at'])}, unless the lease is renewed."
                 )
         return self._waiting()
 
@@ -71,14 +73,16 @@ class Story:
             return f"Waits: its run {m['run']} is {m['run_status']}."
         if self.wait is not None:
             coming = self.wait.until is not None and self.wait.until > m["now"]
-            until = f" (until {_at(self.wait.until)})" if coming else ""
+            until = f" (until {self._at(self.wait.until)})" if coming else ""
             return f"Waits with its whole run: {_sentence(self.wait.reason)}{until}"
         if m["due_at"] is None:
             return "Waits without a due time."
+        if m["error_code"] == Verdict.AWAITING_REVIEW:
+            return "Waits for a person to approve its text, or the first texts of its run."
         if m["due_at"] > m["now"]:
             why = f" {_sentence(m['reason'])}" if m["reason"] else ""
-            return f"Waits until it is due at {_at(m['due_at'])}.{why}"
-        return f"Due since {_at(m['due_at'])}: the next batch claims it."
+            return f"Waits until it is due at {self._at(m['due_at'])}.{why}"
+        return f"Due since {self._at(m['due_at'])}: the next batch claims it."
 
     def _delivery(self) -> str:
         failed = next((part for part in self.parts if part["delivery_status"] == "failed"), None)
@@ -113,7 +117,12 @@ class Story:
             return f"`campaign-pipeline resume {m['run_id']}` resumes its run."
         if self.wait is not None:
             return _sentence(step_of_wait(self.wait.code))
+        if m["due_at"] is not None and m["due_at"] > m["now"] and m["error_code"]:
+            return _sentence(next_step("returned", m["error_class"] or "", m["error_code"]))
         return "Nothing to do: it continues automatically."
+
+    def _at(self, instant: datetime | None) -> str:
+        return f"{instant.astimezone(self.zone):%Y-%m-%d %H:%M:%S}" if instant else "an unknown time"
 
     def attempts(self) -> list[dict[str, Any]]:
         """Return all attempts to send a part, and all look-ups, by time."""
@@ -169,10 +178,6 @@ def _attempts(part: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 _OUTCOMES = {"planned": "not sent", "sent": "accepted", "failed": "refused"}
 """The outcome of an attempt, by the part's state."""
-
-
-def _at(instant: datetime | None) -> str:
-    return f"{instant.astimezone():%Y-%m-%d %H:%M:%S}" if instant else "an unknown time"
 
 
 def _sentence(text: str | None) -> str:

@@ -11,7 +11,7 @@ from campaign_pipeline.adapters.environment import DeliverySettings
 from campaign_pipeline.adapters.reports import RECENT_DAYS, Reports
 from campaign_pipeline.defs.assets import COUNTS, campaign_report, campaign_runs, message_batch, next_step
 from campaign_pipeline.defs.backfill import RequeueFailedMessagesConfig
-from campaign_pipeline.defs.days import days, hourly
+from campaign_pipeline.defs.days import at, days, hourly
 from campaign_pipeline.defs.ops import plain_failures
 from campaign_pipeline.defs.resources import QueueDatabase
 from campaign_pipeline.defs.run_checks import RUN_CHECKS
@@ -66,7 +66,7 @@ def leases_are_taken_back(database: QueueDatabase) -> dg.AssetCheckResult:
             "run": str(row["run_id"]),
             "status": row["status"],
             "held by": row["lease_owner"] or "",
-            "until": f"{row['lease_expires_at']:%Y-%m-%d %H:%M} UTC",
+            "until": at(row["lease_expires_at"]),
         }
         for row in rows
     ]
@@ -114,7 +114,7 @@ def outcomes_are_known(database: QueueDatabase) -> dg.AssetCheckResult:
             "message": str(row["message_id"]),
             "run": str(row["run_id"]),
             "code": row["error_code"] or "",
-            "ended": f"{row['finished_at']:%Y-%m-%d %H:%M} UTC" if row["finished_at"] else "",
+            "ended": at(row["finished_at"]) if row["finished_at"] else "",
         }
         for row in rows
     ]
@@ -219,7 +219,7 @@ def nobody_else_sends(database: QueueDatabase) -> dg.AssetCheckResult:
             "messages": row["messages"],
             "by role": row["by_role"] or "",
             "application": row["application"] or "",
-            "last": f"{row['last_at']:%Y-%m-%d %H:%M} UTC",
+            "last": at(row["last_at"]),
             "for example": _ids(row["examples"]),
         }
         for row in rows

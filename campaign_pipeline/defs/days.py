@@ -1,11 +1,16 @@
 """The daily partitions of reports and back-fills, and hourly schedules, in the business's time zone, not UTC."""
 
+from datetime import datetime
+
 import dagster as dg
 
 from campaign_pipeline.adapters.environment import BusinessDays
 from campaign_pipeline.defs.tags import OWNERS
 
 _business = BusinessDays.from_environment()
+
+ZONE = _business.zone
+"""Of the business day, and of all times that operators read."""
 
 DAY_FORMAT = "%Y-%m-%d"
 """Of a partition key."""
@@ -17,6 +22,11 @@ days = dg.DailyPartitionsDefinition(
     end_offset=1,  # today too: messages that failed this morning can be retried this afternoon
 )
 """One partition per day, midnight to midnight in CAMPAIGN_TIMEZONE; 23 or 25 hours at clock changes."""
+
+
+def at(instant: datetime) -> str:
+    """Write a time for an operator, to the minute, with its zone."""
+    return f"{instant.astimezone(ZONE):%Y-%m-%d %H:%M} ({ZONE})"
 
 
 def hourly(job_name: str, minute: int, description: str) -> dg.ScheduleDefinition:

@@ -24,6 +24,7 @@ from campaign_pipeline.adapters.operator import Operator
 from campaign_pipeline.adapters.postgres import Queue
 from campaign_pipeline.adapters.schema import DatabaseUnusable
 from campaign_pipeline.core.ports import NotReady, StoreUnavailable
+from campaign_pipeline.defs.days import at
 from campaign_pipeline.defs.resources import channel_of
 from campaign_pipeline.defs.tags import WORK
 
@@ -45,7 +46,7 @@ def dagster_findings(instance: DagsterInstance) -> Iterator[Finding]:
     if dead:
         beats = [status.last_heartbeat.timestamp for status in statuses.values() if status.last_heartbeat]
         newest = datetime.fromtimestamp(max(beats), UTC) if beats else None
-        last = f"; the last heartbeat was at {newest:%Y-%m-%d %H:%M} UTC" if newest else ""
+        last = f"; the last heartbeat was at {at(newest)}" if newest else ""
         state = State.STOPS if sends else State.LOOK
         todo = "Start dagster-daemon (`campaign-pipeline dev` has one): schedules and queued runs need it."
         yield Finding("daemon", state, f"not running{last}", todo)

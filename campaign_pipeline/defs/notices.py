@@ -4,8 +4,7 @@ import hashlib
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
-from zoneinfo import ZoneInfo
+from datetime import datetime, timedelta
 
 import dagster as dg
 from dagster import DagsterInstance, DagsterRunStatus, RunsFilter
@@ -26,7 +25,7 @@ from campaign_pipeline.core.notices import (
     to_tell,
 )
 from campaign_pipeline.defs.checks import CHECKS
-from campaign_pipeline.defs.days import days
+from campaign_pipeline.defs.days import ZONE, at
 from campaign_pipeline.defs.reruns import lease_owner
 
 SUMMARY_HOUR = 18
@@ -66,7 +65,7 @@ def tell_concerns(
         success = _success_since(instance, notice) if notice.job else None
         if key in concerns or (notice.job and success is None):
             continue
-        line = over_line(notice, now, notices.sent_since(notice.run_ids, notice.since))
+        line = over_line(notice, now, notices.sent_since(notice.run_ids, notice.since), ZONE)
         if success is not None:
             line = f"{line} The run {success.run_id[:8]} of {notice.job} succeeded."
         if desk.tell(f"Over: {notice.title}", [line]):
@@ -78,7 +77,7 @@ def tell_concerns(
 def _told(desk: Desk, notices: Notices, kind: Kind, concern: Concern, before: Standing | None, now: datetime) -> bool:
     title = title_of(concern, notices.name(concern.scope, concern.scope_id))
     since = before.since if before else concern.since or now
-    if not desk.tell(title, lines_of(kind, concern, since, now)):
+    if not desk.tell(title, lines_of(kind, concern, since, now, ZONE)):
         return False
     notices.keep(concern, title, since)
     return True
@@ -124,7 +123,7 @@ def fingerprint(causes: Sequence[str]) -> str:
 def _what_it_means(run: dg.DagsterRun, messages: int, until: datetime | None) -> Iterator[str]:
     if messages and until is not None:
         yield (
-            f"Nothing is lost: {messages} messages that it held are due again by {until.astimezone(UTC):%H:%M} UTC, "
+            f"Nothing is lost: {messages} messages that it held are due again at {at(until)}, "
             "when their leases end; the next batch takes them up where they stood."
         )
     else:
@@ -161,7 +160,7 @@ def _sentences(event: dg.DagsterEvent) -> Iterator[str]:
 
 def day_to_summarize(now: datetime, summarized: str | None) -> str | None:
     """Return the business day whose summary is due; None if none is due, or it was sent."""
-    local = now.astimezone(ZoneInfo(str(days.timezone)))
+    local = now.astimezone(ZONE)
     day = local.date().isoformat()
     return day if local.hour >= SUMMARY_HOUR and day != summarized else None
 
@@ -170,8 +169,7 @@ def tell_summary(
     desk: Desk, notices: Notices, instance: DagsterInstance, day: str, now: datetime, findings: Sequence[Finding]
 ) -> bool:
     """Send what the day leaves for a person, if anything; return whether that is done. `findings`: the doctor's."""
-    zone = ZoneInfo(str(days.timezone))
-    start = datetime.fromisoformat(day).replace(tzinfo=zone)
+    start = datetime.fromisoformat(day).replace(tzinfo=ZONE)
     end = (start + timedelta(days=1)).replace(hour=0)
     amber = [f"{each.what}: {each.found}. {each.todo}".strip() for each in findings if each.state is State.LOOK]
     checks = [*_failed_checks(instance, now), *amber]

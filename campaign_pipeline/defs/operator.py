@@ -9,7 +9,6 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 from uuid import UUID
-from zoneinfo import ZoneInfo
 
 import dagster as dg
 import orjson
@@ -18,7 +17,7 @@ from pydantic import Field
 from campaign_pipeline.adapters.environment import DeliverySettings
 from campaign_pipeline.adapters.operator import Done, Named, Operator, OperatorError
 from campaign_pipeline.core.overview import Story
-from campaign_pipeline.defs.days import days, hourly
+from campaign_pipeline.defs.days import ZONE, hourly
 from campaign_pipeline.defs.io import markdown_table
 from campaign_pipeline.defs.ops import plain_failures
 from campaign_pipeline.defs.resources import QueueDatabase
@@ -87,13 +86,12 @@ def forecast(context: dg.AssetExecutionContext, database: QueueDatabase) -> dg.M
     with _desk(database) as desk:
         names = {row["inbox_id"]: row["name"] for row in desk.inboxes()}
         laid_out = desk.forecast(DeliverySettings.from_environment().max_age, FORECAST_HOURS)
-    zone = ZoneInfo(str(days.timezone))
     import pandas as pd  # only these tables need it
 
     table = pd.DataFrame(
         [
             {
-                "hour": f"{slot.hour.astimezone(zone):%Y-%m-%d %H:%M}",
+                "hour": f"{slot.hour.astimezone(ZONE):%Y-%m-%d %H:%M}",
                 "inbox": names.get(slot.inbox_id),
                 "messages": slot.messages,
                 "left waiting": slot.waiting,
@@ -141,7 +139,8 @@ class ExplainMessageConfig(dg.Config):
 def tell_story(context: dg.OpExecutionContext, config: ExplainMessageConfig, database: QueueDatabase) -> dict[str, Any]:
     """Show what happened to a message, why it has its status, and what to do."""
     with _desk(database) as desk:
-        story = desk.story(desk.find("message", config.message).id, DeliverySettings.from_environment().max_age)
+        message_id = desk.find("message", config.message).id
+        story = desk.story(message_id, DeliverySettings.from_environment().max_age, ZONE)
     context.log.info(f"{story.summary} {story.next_step}")
     context.add_output_metadata(_story_metadata(story), output_name="story")
     told: dict[str, Any] = orjson.loads(orjson.dumps(story.to_dict(personal=False), default=str))
@@ -163,10 +162,9 @@ def _story_metadata(story: Story) -> dict[str, Any]:
 
 
 def _markdown(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> dg.MarkdownMetadataValue:
-    zone = ZoneInfo(str(days.timezone))
 
     def shown(value: Any) -> Any:
-        return f"{value.astimezone(zone):%Y-%m-%d %H:%M:%S}" if isinstance(value, datetime) else value
+        return f"{value.astimezone(ZONE):%Y-%m-%d %H:%M:%S}" if isinstance(value, datetime) else value
 
     table = [{name: shown(row[name]) for name in columns} for row in rows]
     import pandas as pd

@@ -8,7 +8,6 @@ import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from datetime import UTC
 from typing import Any
 
 import dagster as dg
@@ -19,6 +18,7 @@ from campaign_pipeline.core.model import ErrorClass, ShardReport
 from campaign_pipeline.core.next_steps import next_step, step_of_wait
 from campaign_pipeline.core.runs import RunWait
 from campaign_pipeline.core.shard_worker import ShardWorker
+from campaign_pipeline.defs.days import at
 from campaign_pipeline.defs.io import preview
 
 BATCH = "batch"
@@ -109,7 +109,7 @@ def _until(wait: RunWait) -> str:
     """Say when a wait ends, if known. Its messages stay pending meanwhile (I8)."""
     if wait.until is None:
         return ""
-    return f"It is checked again from {wait.until.astimezone(UTC):%Y-%m-%d %H:%M} UTC."
+    return f"It is checked again from {at(wait.until)}."
 
 
 def describe_shard(context: dg.OpExecutionContext, report: ShardReport) -> None:

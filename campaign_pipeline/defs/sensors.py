@@ -17,7 +17,7 @@ from campaign_pipeline.adapters.schema import DatabaseUnusable
 from campaign_pipeline.core.notices import Concern, Standing
 from campaign_pipeline.core.ports import StoreUnavailable
 from campaign_pipeline.core.upkeep import OVERDUE
-from campaign_pipeline.defs.days import days
+from campaign_pipeline.defs.days import at, days
 from campaign_pipeline.defs.notices import (
     Desk,
     causes_of,
@@ -146,7 +146,7 @@ def _tell_unreadable(desk: Desk, state: dict[str, Any], reason: str, readable: f
 def _tell_readable(desk: Desk, state: dict[str, Any]) -> None:
     if UNREADABLE in state:
         since = state[UNREADABLE]
-        last = f" It could last be read at {datetime.fromtimestamp(since, UTC):%Y-%m-%d %H:%M} UTC." if since else ""
+        last = f" It could last be read at {at(datetime.fromtimestamp(since, UTC))}." if since else ""
         line = f"The queue can be read again.{last}"
         if desk.tell("Over: the queue cannot be read", [line]):
             del state[UNREADABLE]

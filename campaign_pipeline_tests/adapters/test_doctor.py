@@ -44,7 +44,7 @@ def test_late_messages_that_nothing_keeps_stop_and_stale_leases_are_worth_a_look
     holding(world, world.due_message(run))
     world.move_clock(timedelta(minutes=40))
     found = findings(world)
-    assert found["overdue"].found == "1 messages are overdue by more than 15 minutes in an open window"
+    assert found["overdue"].found == "1 message overdue by more than 15 minutes in an open window"
     assert [found[what].state for what in ("overdue", "leases", "clock")] == [State.STOPS, State.LOOK, State.LOOK]
 
 

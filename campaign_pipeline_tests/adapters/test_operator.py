@@ -1,6 +1,6 @@
 """An operator's reads and actions: found by prefix and name, told as a story, changed within the invariants."""
 
-from datetime import timedelta
+from datetime import UTC, timedelta
 from uuid import UUID, uuid4
 
 import pytest
@@ -64,7 +64,7 @@ def test_messages_are_found_by_all_that_is_given(world: World) -> None:
 def test_a_story_tells_each_attempt_and_who_may_act(world: World) -> None:
     due = in_doubt(world, world.run())
     with Operator(world.url) as desk:
-        story = desk.story(due, HOUR)
+        story = desk.story(due, HOUR, UTC)
     assert [(each["part_no"], each["outcome"], each["code"]) for each in story.attempts()] == [
         (1, "accepted", None),
         (2, "unknown", "no_answer"),
@@ -80,7 +80,7 @@ def test_a_waiting_message_tells_why_its_run_waits(world: World) -> None:
     inbox = world.inbox(workspace, status="disconnected", name="vendas_1")
     due = world.due_message(world.run(world.campaign(workspace, inbox)))
     with Operator(world.url) as desk:
-        story = desk.story(due, HOUR)
+        story = desk.story(due, HOUR, UTC)
     assert story.summary.startswith("Waits with its whole run: The instance vendas_1 is disconnected")
     assert story.next_step == "Connect the inbox's instance; it then continues automatically."
 

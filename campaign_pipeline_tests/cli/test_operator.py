@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from campaign_pipeline.cli import cli
+from campaign_pipeline.cli.output import zone
 from campaign_pipeline_tests.factories import World
 
 pytestmark = pytest.mark.usefixtures("environment")
@@ -37,6 +38,20 @@ def test_why_did_maria_get_nothing(world: World) -> None:
     world.lead(workspace, client_name="Joana Reis")
     assert "no campaign message, because it is in no run" in call("messages", "--lead", "Joana").stdout
     assert call("messages", "--lead", "Nobody").stdout == "No lead found.\n"
+
+
+def test_times_are_shown_in_the_business_zone_which_is_named(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAMPAIGN_TIMEZONE", "Asia/Kathmandu")
+    zone.cache_clear()
+    try:
+        due = world.due_message(world.run(), scheduled_at=datetime(2025, 3, 4, 12, 0, tzinfo=UTC))
+        for arguments in (["messages"], ["message", due]):
+            shown = call(*arguments).stdout
+            assert "2025-03-04 17:45" in shown
+            assert "Times are in Asia/Kathmandu." in shown
+        assert "Times are in" not in call("inboxes").stdout
+    finally:
+        zone.cache_clear()
 
 
 def test_personal_data_is_masked_unless_it_is_asked_for(world: World) -> None:

@@ -24,7 +24,7 @@ from campaign_pipeline.adapters.environment import BusinessDays, NotifierSetting
 from campaign_pipeline.adapters.notice_formats import Notice
 from campaign_pipeline.adapters.notify import Notifier
 from campaign_pipeline.definitions import defs
-from campaign_pipeline.defs.days import days
+from campaign_pipeline.defs.days import at, days
 from campaign_pipeline.defs.resources import LanguageModelResource, QueueDatabase
 from campaign_pipeline.defs.sensors import backlog_notifications, run_failure_notifications
 from campaign_pipeline_tests.factories import World
@@ -107,7 +107,7 @@ def test_overdue_messages_are_reported_once_and_their_end_once(world: World, web
     assert watch.tick() == "1 concerns, all told before."
     world.move_clock(timedelta(hours=4, minutes=21))
     assert watch.tick() == "Told: 1 new, 0 over, 1 in all."
-    assert "(4 hours). Waiting: 2 messages of Natal." in webhook.told[1]["lines"][1]
+    assert ", 4 hours. Waiting: 2 messages of Natal." in webhook.told[1]["lines"][1]
     world.do("UPDATE campaign_messages SET status = 'sent', sent_at = campaign_now()")
     assert watch.tick() == "Told: 0 new, 1 over, 0 in all."
     assert webhook.told[2]["title"] == "Over: Overdue, 2 messages waiting"
@@ -175,8 +175,8 @@ def test_a_pause_of_the_account_that_all_share_is_one_notice_since_it_began(
     )
     assert watch.tick() == "Told: 1 new, 0 over, 1 in all."
     assert webhook.told[0]["title"] == "Provider openrouter: bad key, 3 messages waiting"
-    since = world.value("SELECT to_char(since AT TIME ZONE 'UTC', 'HH24:MI') FROM campaign_pauses")
-    assert f"{since} UTC. Waiting: 3 messages of" in webhook.told[0]["lines"][1]
+    since = at(world.value("SELECT since FROM campaign_pauses"))
+    assert f"Since {since}. Waiting: 3 messages of" in webhook.told[0]["lines"][1]
     assert world.value("SELECT cardinality(run_ids) FROM campaign_notices") == 3
 
 
@@ -352,7 +352,7 @@ def test_a_step_that_was_killed_says_that_nothing_is_lost_and_when_what_it_held_
         "lease_expires_at = campaign_now() + interval '90 seconds'",
         f"run {run.run_id[:8]} inbox_1",
     )
-    until = world.value("SELECT to_char(max(lease_expires_at) AT TIME ZONE 'UTC', 'HH24:MI') FROM campaign_messages")
+    until = at(world.value("SELECT max(lease_expires_at) FROM campaign_messages"))
     dead = instance.get_run_by_id(run.run_id)
     assert dead is not None
     tell(instance, dead)
@@ -360,7 +360,7 @@ def test_a_step_that_was_killed_says_that_nothing_is_lost_and_when_what_it_held_
         "The process of the step send_shard[inbox_1] was killed: "
         "from outside, or because the machine ran out of memory."
     )
-    assert f"Nothing is lost: 3 messages that it held are due again by {until} UTC" in webhook.told[0]["text"]
+    assert f"Nothing is lost: 3 messages that it held are due again at {until}" in webhook.told[0]["text"]
     assert "Dagster repeats the run by itself." in webhook.told[0]["lines"]
 
 

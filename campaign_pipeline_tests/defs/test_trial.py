@@ -1,6 +1,7 @@
 """Texts before they are sent: previews, reviews, test sends."""
 
 from asyncio import to_thread
+from datetime import UTC, timedelta
 from pathlib import Path
 from uuid import UUID
 
@@ -8,6 +9,8 @@ import dagster as dg
 import pytest
 from click.testing import CliRunner
 
+from campaign_pipeline.adapters.crm import State
+from campaign_pipeline.adapters.doctor import Doctor
 from campaign_pipeline.adapters.queue_connection import connect_rows
 from campaign_pipeline.adapters.reviews import Decision
 from campaign_pipeline.campaigns.finding import find_campaign
@@ -18,6 +21,8 @@ from campaign_pipeline_tests.defs.test_shard import Play, Rig, inbox_of, play
 from campaign_pipeline_tests.factories import World
 
 __all__ = ["play"]  # the fixture
+
+HOUR, QUARTER = timedelta(hours=1), timedelta(minutes=15)
 
 
 def reviewed(world: World, review: str, first: int | None = None, count: int = 3) -> tuple[UUID, list[UUID]]:
@@ -79,6 +84,26 @@ def test_no_batch_sends_a_text_before_its_approval(world: World, play: Play) -> 
         }
         assert rig.generations() == 3
         assert world.wrong_counters() == []
+
+    play(scenario)
+
+
+def test_texts_that_wait_for_review_are_a_concern_per_run_until_they_are_decided(world: World, play: Play) -> None:
+    async def scenario(rig: Rig) -> None:
+        run, messages = reviewed(world, "all", count=1)
+        await rig.batch()
+        with Doctor(world.url) as doctor:
+            (concern,) = doctor.concerns(QUARTER)
+            story = doctor.story(messages[0], HOUR, UTC)
+            assert (concern.key, concern.messages) == (f"awaiting_review:{run}", 1)
+            assert concern.step.startswith("`campaign-pipeline review ")
+            assert story.summary == "Waits for a person to approve its text, or the first texts of its run."
+            assert story.next_step.startswith("Approve its text with `campaign-pipeline review`")
+            finding = {found.what: found for found in doctor.findings(HOUR, QUARTER)}["reviews"]
+            assert (finding.state, finding.found) == (State.STOPS, "1 message of Hoje waits for approval")
+            (row,) = (await to_thread(texts_to_review, world.url, str(run))).rows
+            await to_thread(decide, world.url, str(run), [Decision(row["id"], "approved")], "Ana")
+            assert doctor.concerns(QUARTER) == []
 
     play(scenario)
 

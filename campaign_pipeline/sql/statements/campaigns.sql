@@ -374,6 +374,16 @@ WHERE m.run_id = %(run_id)s AND m.status = 'pending' AND m.generated_message IS 
                   WHERE p.message_id = m.id AND p.status <> 'planned')
 ORDER BY COALESCE(m.scheduled_at, m.created_at), m.id LIMIT %(most)s;
 
+-- name: list_awaited_reviews
+-- The running runs with messages that wait for a review, the number of these, and since when the first one is due.
+SELECT r.id AS run_id, COALESCE(r.name, r.id::text) AS name, count(*) AS messages,
+       LEAST(min(COALESCE(m.scheduled_at, m.created_at)), campaign_pipeline.campaign_now()) AS since
+FROM campaign_pipeline.campaign_settings s
+JOIN public.campaign_runs r ON r.config_id = s.config_id AND r.status = 'running'
+JOIN public.campaign_messages m ON m.run_id = r.id AND m.status = 'pending' AND m.error_code = 'awaiting_review'
+WHERE s.review <> 'none'
+GROUP BY r.id ORDER BY r.id;
+
 -- name: count_decided
 -- How many texts of a run are decided.
 SELECT count(*) AS decided FROM campaign_pipeline.campaign_reviews v WHERE v.run_id = %(run_id)s;

@@ -20,7 +20,7 @@ UPDATE campaign_pipeline.campaign_notices SET size = %(size)s WHERE key = %(key)
 DELETE FROM campaign_pipeline.campaign_notices WHERE key = %(key)s;
 
 -- name: name_scope
--- The display name of an inbox (with its instance), a workspace or a campaign.
+-- The display name of an inbox (with its instance), a workspace, a campaign or a run.
 SELECT CASE %(scope)s
     WHEN 'inbox' THEN (SELECT concat_ws(' ', b.name, '(' || i.name || ')') FROM public.inboxes b
                        LEFT JOIN LATERAL (SELECT i.name FROM public.inbox_instances x

@@ -10,6 +10,9 @@ from campaign_pipeline.adapters.deployment import CelerySettings
 
 LONGEST_RUN_SECONDS = 7 * 86_400
 
+LOOKS_PER_TIMEOUT = 4
+"""How often a worker looks for the steps of silent ones: a dead host's steps wait at most a quarter longer."""
+
 
 def executor_config(settings: CelerySettings) -> dict[str, Any]:
     """Return the configuration of dagster-celery's executor and of the workers' application."""
@@ -19,7 +22,12 @@ def executor_config(settings: CelerySettings) -> dict[str, Any]:
         "task_acks_late": True,
         "task_reject_on_worker_lost": True,
         "worker_prefetch_multiplier": 1,  # no step waits behind a busy worker while another is idle
-        "broker_transport_options": {"visibility_timeout": settings.visibility_seconds},
+        "broker_transport_options": {
+            "visibility_timeout": settings.visibility_seconds,
+            # Workers look for such steps so often. Celery's own setting is every 100 seconds.
+            "unacked_restore_interval": max(1, settings.visibility_seconds // LOOKS_PER_TIMEOUT),
+            "unacked_restore_throttle": 1,
+        },
         "broker_connection_retry_on_startup": True,
         "task_default_queue": settings.queue,
         "task_default_priority": 5,

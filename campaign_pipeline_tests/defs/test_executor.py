@@ -6,6 +6,7 @@ import pytest
 from dagster._config import validate_config
 from dagster_celery import celery_executor
 from dagster_k8s import k8s_job_executor
+from kombu.transport.redis import Channel
 
 from campaign_pipeline.adapters.deployment import CelerySettings, KubernetesSettings
 from campaign_pipeline.defs.celery_settings import executor_config
@@ -25,6 +26,13 @@ def test_a_run_config_for_one_host_means_the_same_everywhere_and_a_broker_is_the
     assert _config(engine).default_value == {engine: {}}
     assert accepts(engine, {"celery": {}}) == (engine == "celery")
     assert accepts(engine, {"k8s": {"max_concurrent": 2}}) == (engine == "k8s")
+
+
+def test_workers_look_for_the_steps_of_a_dead_host_four_times_per_visibility_timeout() -> None:
+    config = executor_config(CelerySettings("redis://redis/0", "redis://redis/0", visibility_seconds=120))
+    options = config["config_source"]["broker_transport_options"]
+    assert options["unacked_restore_interval"] * options["unacked_restore_throttle"] == 120 / 4
+    assert set(options) <= set(Channel.from_transport_options), "unknown options are ignored"
 
 
 def test_dagsters_executors_take_what_they_are_told() -> None:

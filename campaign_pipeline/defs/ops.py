@@ -357,6 +357,7 @@ def send_batch(
         reports = run_async(_send_side_by_side(context, database, providers, whole_batch, shards, concurrency, workers))
     for report in reports:
         tell_of_shard(context, report)
+    fail_if_run_ended(next((report.stopped_by for report in reports if report.stopped_by), None))
     rows = [report.to_json() for report in reports]
     closed, outcome = yield from _close(context, database, rows, whole_batch)
     describe_runs(context, rows, closed)
@@ -385,6 +386,7 @@ async def _send_side_by_side(
         owner=lease_owner(context.run_id),
         on_started=workers.append,
         tell=context.log.info,
+        why_to_stop=partial(why_to_stop, context.instance, context.run_id),
     )
 
 

@@ -89,16 +89,8 @@ async def deliver(
 
     Meanwhile `tell` gets a line every 30 seconds, in its own thread, because it may write to a database.
     """
-    with _stopped_by_signals() as signals:
-
-        def start(worker: ShardWorker) -> None:
-            signals.add(worker)
-            on_started(worker)
-
-        def watched(worker: ShardWorker) -> contextlib.AbstractAsyncContextManager[None]:
-            return _watched(worker, tell, why_to_stop)
-
-        return await _deliver(url, shard, contexts, settings, providers, concurrency, owner, start, watched)
+    async with _running(on_started, why_to_stop) as start:
+        return await _deliver(url, shard, contexts, settings, providers, concurrency, owner, start, tell)
 
 
 async def deliver_side_by_side(
@@ -111,37 +103,23 @@ async def deliver_side_by_side(
     owner: str,
     on_started: Callable[[ShardWorker], None] = lambda _: None,
     tell: Callable[[str], None] = lambda _: None,
+    why_to_stop: Callable[[], str | None] = lambda: None,
 ) -> list[ShardReport]:
     """Deliver several shards at once, each with its own `concurrency`, over one small connection pool.
 
     Meanwhile `tell` gets a line of each every 30 seconds.
 
-    A signal to stop ends all of them in an orderly way. If one fails, the others first finish.
+    The first signal or reason to stop ends all of them in an orderly way. If one fails, the others first finish.
     """
-    with _stopped_by_signals() as signals:
-
-        def start(worker: ShardWorker) -> None:
-            signals.add(worker)
-            on_started(worker)
-
-        async with ShardStore.pool(url) as pool:
-            deliveries = (
-                _deliver(
-                    url,
-                    shard,
-                    contexts,
-                    settings,
-                    providers,
-                    concurrency,
-                    f"{owner} {shard.key}",
-                    start,
-                    # In the run's own process a signal tells what Dagster would have to be asked for elsewhere.
-                    lambda worker: _watched(worker, tell, lambda: None),
-                    pool,
-                )
-                for shard in shards
+    async with _running(on_started, why_to_stop) as start, ShardStore.pool(url) as pool:
+        deliveries = (
+            _deliver(
+                *(url, shard, contexts, settings, providers, concurrency, f"{owner} {shard.key}", start, tell),
+                pool,
             )
-            results = await asyncio.gather(*deliveries, return_exceptions=True)
+            for shard in shards
+        )
+        results = await asyncio.gather(*deliveries, return_exceptions=True)
     for result in results:
         if isinstance(result, BaseException):
             raise result
@@ -157,7 +135,7 @@ async def _deliver(
     concurrency: int,
     owner: str,
     on_started: Callable[[ShardWorker], None],
-    watched: Callable[[ShardWorker], contextlib.AbstractAsyncContextManager[None]],
+    tell: Callable[[str], None],
     pool: ConnectionPool | None = None,
 ) -> ShardReport:
     options, clock = DeliverySettings.from_environment(), ProcessClock()
@@ -188,18 +166,9 @@ async def _deliver(
             leased_at=leased_at,
         )
         on_started(delivery)
-        async with watched(delivery):
+        async with _told_of(delivery, tell):
             report = await delivery.run(concurrency)
         return await _with_the_rest(report, shard, left, store)
-
-
-@contextlib.asynccontextmanager
-async def _watched(
-    delivery: ShardWorker, tell: Callable[[str], None], why_to_stop: Callable[[], str | None]
-) -> AsyncIterator[None]:
-    """Report a shard's progress while it runs, and stop it if there is a reason."""
-    async with _told_of(delivery, tell), stopped_by_questions(delivery, why_to_stop):
-        yield
 
 
 @contextlib.asynccontextmanager
@@ -259,46 +228,67 @@ def lead_of(row: Mapping[str, Any]) -> Lead:
     return Lead(row["lead_id"], row["phone"], known, email=email, other_phones=phones_among(fields))
 
 
-class _Signals:
-    """The shards that a stop signal ends, and the signals received."""
+class _RunningShards:
+    """The running shards of this process, which a signal or another reason ends in an orderly way."""
 
     def __init__(self) -> None:
-        self.received: list[int] = []
+        self.signals: list[int] = []
         self._workers: list[ShardWorker] = []
+        self._reason: str | None = None
 
     def add(self, worker: ShardWorker) -> None:
-        """Register a shard to be stopped, even if the signal has already arrived."""
+        """Register a shard to be stopped, even if the reason is already there."""
         self._workers.append(worker)
-        if self.received:
-            worker.stop(TERMINATED)
+        if self._reason is not None:
+            worker.stop(self._reason)
+
+    def stop(self, reason: str) -> None:
+        """End all shards in an orderly way."""
+        self._reason = reason
+        for worker in self._workers:
+            worker.stop(reason)
 
     def receive(self, number: int) -> None:
-        """End all shards in an orderly way."""
-        self.received.append(number)
-        for worker in self._workers:
-            worker.stop(TERMINATED)
+        """End all shards because a signal arrived."""
+        self.signals.append(number)
+        self.stop(TERMINATED)
+
+
+@contextlib.asynccontextmanager
+async def _running(
+    on_started: Callable[[ShardWorker], None], why_to_stop: Callable[[], str | None]
+) -> AsyncIterator[Callable[[ShardWorker], None]]:
+    """Yield what each shard is registered with when it starts; the first signal or reason to stop ends all of them."""
+    shards = _RunningShards()
+
+    def start(worker: ShardWorker) -> None:
+        shards.add(worker)
+        on_started(worker)
+
+    with _stopped_by_signals(shards):
+        async with stopped_by_questions(shards.stop, why_to_stop):
+            yield start
 
 
 @contextlib.contextmanager
-def _stopped_by_signals() -> Iterator[_Signals]:
+def _stopped_by_signals(shards: _RunningShards) -> Iterator[None]:
     """End shards in an orderly way on Ctrl-C or a terminated run, then pass the interrupt to Dagster.
 
     Dagster's own handler raises at any point of the process, which in an event loop may be the middle of any task: an
     answer could be lost between the provider and the ledger.
     """
-    signals = _Signals()
     if threading.current_thread() is not threading.main_thread():
-        yield signals
+        yield
         return
     loop = asyncio.get_running_loop()
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     for number in before:
-        loop.add_signal_handler(number, signals.receive, number)
+        loop.add_signal_handler(number, shards.receive, number)
     try:
-        yield signals
+        yield
     finally:
         for number, handler in before.items():
             loop.remove_signal_handler(number)
             signal.signal(number, handler)
-    if signals.received:
+    if shards.signals:
         raise dg.DagsterExecutionInterruptedError

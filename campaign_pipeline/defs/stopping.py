@@ -1,4 +1,4 @@
-"""Reasons to end a shard early, found by asking.
+"""Reasons to end shards early, found by asking.
 
 Signals do not reach every step: Celery's revoke does not stop a running step, steps may outlive a run that was ended
 because its host seemed dead, and a worker that shuts down waits for its steps.
@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable
 import dagster as dg
 from dagster import DagsterInstance, DagsterRunStatus
 
-from campaign_pipeline.core.shard_worker import TERMINATED, ShardWorker
+from campaign_pipeline.core.shard_worker import TERMINATED
 
 HOST_STOPS = "This worker is being shut down; another takes over what it gave back."
 
@@ -40,8 +40,8 @@ def why_to_stop(instance: DagsterInstance, run_id: str) -> str | None:
 
 
 @contextlib.asynccontextmanager
-async def stopped_by_questions(delivery: ShardWorker, ask: Callable[[], str | None]) -> AsyncIterator[None]:
-    """End the shard in an orderly way if `ask` returns a reason, or the host stops."""
+async def stopped_by_questions(stop: Callable[[str], None], ask: Callable[[], str | None]) -> AsyncIterator[None]:
+    """Call `stop` with the reason as soon as `ask` returns one, or the host stops."""
 
     async def watch() -> None:
         looks = 0
@@ -52,7 +52,7 @@ async def stopped_by_questions(delivery: ShardWorker, ask: Callable[[], str | No
             if reason is None and looks % RUN_LOOKS == 0:
                 reason = await asyncio.to_thread(ask)
             if reason is not None:
-                delivery.stop(reason)
+                stop(reason)
                 return
 
     task = asyncio.create_task(watch())

@@ -5,9 +5,14 @@ up; ending its leases does no harm then (see campaign_end_leases).
 """
 
 import os
+import secrets
 import socket
 
 import dagster as dg
+
+_HOST = f"{socket.gethostname()}/{secrets.token_hex(4)}"
+"""The host in the names of this process and of those that it forks. Two containers may have the same host name and the
+same process ids; without the token, a death in one could end the leases of the other."""
 
 
 def lease_owner(run_id: str) -> str:
@@ -16,8 +21,8 @@ def lease_owner(run_id: str) -> str:
 
 
 def step_owner(run_id: str, shard_key: str, pid: int | None = None) -> str:
-    """Return the lease owner of the process of a shard's step: this process, or another one of this host."""
-    return f"{lease_owner(run_id)} {shard_key} {socket.gethostname()}:{os.getpid() if pid is None else pid}"
+    """Return the lease owner of the process of a shard's step: this process, or a forked one of this pid."""
+    return f"{lease_owner(run_id)} {shard_key} {_HOST}:{os.getpid() if pid is None else pid}"
 
 
 def ended_runs_before(context: dg.OpExecutionContext) -> list[str]:

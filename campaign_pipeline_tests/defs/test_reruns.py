@@ -14,6 +14,7 @@ import dagster as dg
 import pytest
 from dagster import DagsterInstance, reconstructable
 
+from campaign_pipeline.defs.reruns import step_owner
 from campaign_pipeline.sandbox import Behaviour, Fault, SandboxProcess
 from campaign_pipeline_tests.defs.test_job import IN_PROCESS, resolved_job, run_job, troubles
 from campaign_pipeline_tests.factories import World
@@ -116,6 +117,14 @@ def test_messages_that_another_run_has_taken_are_left_to_it(
     second = dg.execute_job(reconstructable(resolved_job), instance, run_config=IN_PROCESS, reexecution_options=options)
     assert sends(sandbox) == 1
     assert "3 messages of this shard were left alone: held by another." in log_of(instance, second.run_id)
+
+
+def test_a_process_with_the_same_host_name_and_id_in_another_container_is_another_owner() -> None:
+    code = "from campaign_pipeline.defs.reruns import step_owner; print(step_owner('1a2b3c4d', 'inbox_1', 7))"
+    elsewhere = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout.strip()
+    here = step_owner("1a2b3c4d", "inbox_1", 7)
+    assert here != elsewhere
+    assert here.partition("/")[0] == elsewhere.partition("/")[0]
 
 
 def killed(instance: DagsterInstance, where: str) -> dg.DagsterRun:

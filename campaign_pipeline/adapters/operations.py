@@ -61,7 +61,7 @@ class Requeued:
 class Holders:
     """The holders of messages under a live lease, and the database's time."""
 
-    owners: Sequence[str]  # as `lease_owner` has them: `run 1a2b3c4d`, `run 1a2b3c4d inbox_… host:pid`
+    owners: Sequence[str]  # as `lease_owner` has them: `run 1a2b3c4d`, `run 1a2b3c4d inbox_… host/5e6f7a8b:pid`
     now: datetime
     seen: Mapping[str, datetime] = field(default_factory=dict)  # Dagster run -> its process's last presence
     up_since: datetime | None = None  # since when presence can be recorded in the database

@@ -5,19 +5,18 @@ worker to another one; the task below waits there until the dead worker's leases
 """
 
 import contextlib
+import json
 import mmap
 import time
+from collections.abc import Sequence
 from importlib import import_module
-from typing import Any
+from typing import Any, Protocol, cast
 
 from celery import Celery, Task
 from celery.exceptions import Ignore, WorkerLostError
 from celery.signals import worker_init, worker_shutting_down
 from celery.worker.request import Request
-from dagster import DagsterInstance, DagsterRunStatus
-from dagster._core.execution.retries import RetryMode
-from dagster._grpc.types import ExecuteStepArgs
-from dagster._serdes import unpack_value
+from dagster import DagsterInstance, DagsterRunStatus, deserialize_value
 from dagster_celery.executor import CeleryExecutor
 from dagster_celery.make_app import make_app
 from dagster_celery.tasks import create_task
@@ -36,13 +35,26 @@ from campaign_pipeline.defs.resources import QueueDatabase
 
 def worker_app(settings: CelerySettings) -> Celery:
     """Return the application of a worker, with the one task that executes steps."""
-    executor = CeleryExecutor(RetryMode.DISABLED, **executor_config(settings))
+    executor = CeleryExecutor.for_cli(**executor_config(settings))
     app = make_app(executor.app_args())
     app.conf.task_queues = [
         Queue(settings.queue, routing_key=f"{settings.queue}.#", queue_arguments={"x-max-priority": 10})
     ]
     create_task(app, base=StepTask)
     return app
+
+
+class Step(Protocol):
+    """What is read here of Dagster's arguments for the execution of a step."""
+
+    instance_ref: Any
+    run_id: str
+    step_keys_to_execute: Sequence[str] | None
+
+
+def _step(packed: dict[str, Any]) -> Step:
+    """Read the arguments of a step from the form in which dagster-celery sends them."""
+    return cast("Step", deserialize_value(json.dumps(packed)))
 
 
 PUT_OFF_SECONDS = 2.0
@@ -55,12 +67,11 @@ class StepRequest(Request):  # type: ignore[misc]
     def on_failure(self, exc_info: Any, **options: Any) -> Any:
         """Release the leases of a dead process, so that the step's next worker can continue at once. See Request."""
         if isinstance(getattr(exc_info.exception, "exc", exc_info.exception), WorkerLostError | SystemExit):
-            step = unpack_value(self.kwargs["execute_step_args_packed"], as_type=ExecuteStepArgs)
-            end_leases_of_process(step, self.worker_pid)
+            end_leases_of_process(_step(self.kwargs["execute_step_args_packed"]), self.worker_pid)
         return super().on_failure(exc_info, **options)
 
 
-def end_leases_of_process(step: ExecuteStepArgs, pid: int) -> None:
+def end_leases_of_process(step: Step, pid: int) -> None:
     """End the leases of a dead process of this host. If the database is unavailable, they expire by themselves."""
     shard = _shard_of(step)
     if shard is None:
@@ -72,7 +83,7 @@ def end_leases_of_process(step: ExecuteStepArgs, pid: int) -> None:
         operations.end_leases(step_owner(step.run_id, shard, pid))
 
 
-def _shard_of(step: ExecuteStepArgs) -> str | None:
+def _shard_of(step: Step) -> str | None:
     """Return the key of the shard that a step sends; None for other steps: they hold no leases and end in a second."""
     (key,) = step.step_keys_to_execute or [""]
     return key.removesuffix("]").partition("[")[2] or None
@@ -86,7 +97,7 @@ class StepTask(Task):  # type: ignore[misc]
 
     def __call__(self, execute_step_args_packed: dict[str, Any], executable_dict: dict[str, Any]) -> Any:
         """Execute the step, postpone it, or skip it: the broker may deliver a step whose worker is still alive."""
-        step = unpack_value(execute_step_args_packed, as_type=ExecuteStepArgs)
+        step = _step(execute_step_args_packed)
         self._leave_what_is_over(step)
         if _is_held(step):
             queue = self.app.conf.task_default_queue
@@ -95,9 +106,8 @@ class StepTask(Task):  # type: ignore[misc]
             raise self.retry(countdown=0, max_retries=None, queue=queue, routing_key=f"{queue}.execute_plan")
         return super().__call__(execute_step_args_packed, executable_dict)
 
-    def _leave_what_is_over(self, step: ExecuteStepArgs) -> None:
+    def _leave_what_is_over(self, step: Step) -> None:
         """Raise Ignore for a step whose run has ended or is being terminated."""
-        assert step.instance_ref is not None
         with DagsterInstance.from_ref(step.instance_ref) as instance:
             run = instance.get_run_by_id(step.run_id)
         if run is None or run.is_finished:
@@ -108,7 +118,7 @@ class StepTask(Task):  # type: ignore[misc]
             raise Ignore
 
 
-def _is_held(step: ExecuteStepArgs) -> bool:
+def _is_held(step: Step) -> bool:
     """Return whether a worker holds messages of this very step under a live lease."""
     shard = _shard_of(step)
     if shard is None:

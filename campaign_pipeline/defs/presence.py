@@ -10,20 +10,23 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 from dagster import DagsterEvent, DagsterInstance
-from dagster._core.execution.context.system import PlanOrchestrationContext
-from dagster._core.execution.plan.plan import ExecutionPlan
-from dagster._core.execution.retries import RetryMode
-from dagster._core.execution.step_dependency_config import StepDependencyConfig
 
 from campaign_pipeline.adapters.environment import SettingError
 from campaign_pipeline.adapters.operations import Operations
 from campaign_pipeline.adapters.schema import DatabaseUnusable
 from campaign_pipeline.core.ports import StoreUnavailable
 from campaign_pipeline.defs.resources import QueueDatabase
+
+if TYPE_CHECKING:
+    # The types in the signatures of dagster.Executor: Dagster exports the class, but none of these.
+    from dagster._core.execution.context.system import PlanOrchestrationContext
+    from dagster._core.execution.plan.plan import ExecutionPlan
+    from dagster._core.execution.retries import RetryMode
+    from dagster._core.execution.step_dependency_config import StepDependencyConfig
 
 BEAT_SECONDS = 15.0
 
@@ -86,18 +89,20 @@ class PresentExecutor(dg.Executor):
         self._executor = executor
         self._check = check
 
-    def execute(self, plan_context: PlanOrchestrationContext, execution_plan: ExecutionPlan) -> Iterator[DagsterEvent]:
+    def execute(
+        self, plan_context: "PlanOrchestrationContext", execution_plan: "ExecutionPlan"
+    ) -> Iterator[DagsterEvent]:
         """See dagster.Executor."""
         with Presence(plan_context.instance, plan_context.dagster_run, self._check):
             yield from self._executor.execute(plan_context, execution_plan)
 
     @property
-    def retries(self) -> RetryMode:
+    def retries(self) -> "RetryMode":
         """See dagster.Executor."""
         return self._executor.retries
 
     @property
-    def step_dependency_config(self) -> StepDependencyConfig:
+    def step_dependency_config(self) -> "StepDependencyConfig":
         """See dagster.Executor."""
         return self._executor.step_dependency_config
 

@@ -110,7 +110,8 @@ class Doctor(Operator):
             yield Concern(
                 f"{REVIEW}:{row['run_id']}",
                 "Its texts wait for a person's approval.",
-                f"`campaign-pipeline review {shlex.quote(row['name'])}`, or the job approve_messages",
+                f"`campaign-pipeline review {shlex.quote(row['name'])}`; or the jobs preview_messages (keep: true) and "
+                "approve_messages",
                 *("run", str(row["run_id"])),
                 since=row["since"],
                 messages=row["messages"],

@@ -85,6 +85,8 @@ def decide_texts(context: dg.OpExecutionContext, config: ApproveConfig, database
         except TrialFailed as error:
             raise dg.Failure(description=str(error), allow_retries=False) from None
     late = sorted(set(ids) - done)
+    if not ids:
+        context.log.warning("No written text waits. The job preview_messages with keep: true writes the texts first.")
     context.log.info(f"{len(done)} of {len(ids)} texts are {config.decision} by {config.by}.")
     if late:
         context.log.warning(f"Too late for {json.dumps(late)}: they do not wait any more, or have no text.")

@@ -4,6 +4,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from uuid import uuid4
 
@@ -16,6 +17,7 @@ from campaign_pipeline.adapters import schema
 from campaign_pipeline.adapters.embedded import EmbeddedServer, embedded_server
 from campaign_pipeline.adapters.environment import PROVIDER_PREFIXES
 from campaign_pipeline.sandbox.server import Addresses
+from campaign_pipeline_tests.databases import Databases
 from campaign_pipeline_tests.factories import World
 from campaign_pipeline_tests.guard import ONLY_THIS_MACHINE, stay_on_this_machine
 from campaign_pipeline_tests.pooler import Pooler, folder_for_all, run_pooler
@@ -68,14 +70,18 @@ def server() -> Iterator[EmbeddedServer]:
         shutil.rmtree(home, ignore_errors=True)
 
 
+@pytest.fixture(scope="session")
+def databases(server: EmbeddedServer) -> Iterator[Databases]:
+    """Creates databases on that server."""
+    with closing(Databases(server.url("postgres"))) as databases:
+        yield databases
+
+
 @pytest.fixture
-def database_url(server: EmbeddedServer) -> Iterator[str]:
+def database_url(server: EmbeddedServer, databases: Databases) -> Iterator[str]:
     """The test's own database, with the schema and no rows."""
-    name = f"test_{uuid4().hex[:16]}"
-    with psycopg.connect(server.url("postgres"), autocommit=True) as admin:
-        admin.execute(f"CREATE DATABASE {name} TEMPLATE {TEMPLATE} STRATEGY file_copy")
+    with databases.create(TEMPLATE) as name:
         yield server.url(name)
-        admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @pytest.fixture(scope="session")

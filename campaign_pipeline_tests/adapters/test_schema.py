@@ -14,6 +14,7 @@ from campaign_pipeline.adapters import schema
 from campaign_pipeline.adapters.embedded import EmbeddedServer
 from campaign_pipeline.adapters.online import one_at_a_time
 from campaign_pipeline.adapters.schema import DatabaseUnusable, check, upgrade
+from campaign_pipeline_tests.databases import Databases
 from campaign_pipeline_tests.factories import World
 from campaign_pipeline_tests.sql.holder import Holder, claim_batch, claimed_ids, message, part_states, parts
 
@@ -21,13 +22,10 @@ SECRET = "hunter2"
 
 
 @pytest.fixture
-def empty_url(server: EmbeddedServer) -> Iterator[str]:
+def empty_url(server: EmbeddedServer, databases: Databases) -> Iterator[str]:
     """A database with nothing in it."""
-    name = f"empty_{uuid4().hex[:16]}"
-    with psycopg.connect(server.url("postgres"), autocommit=True) as admin:
-        admin.execute(f"CREATE DATABASE {name} STRATEGY file_copy")
+    with databases.create() as name:
         yield server.url(name)
-        admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @pytest.fixture

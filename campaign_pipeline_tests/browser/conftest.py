@@ -13,10 +13,8 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import orjson
-import psycopg
 import pytest
 from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
@@ -24,6 +22,7 @@ from campaign_pipeline.adapters.embedded import EmbeddedServer
 from campaign_pipeline.sandbox import Behaviour, SandboxProcess
 from campaign_pipeline_tests.commands import SCRIPT, processes_of, variables, wait_until
 from campaign_pipeline_tests.conftest import TEMPLATE
+from campaign_pipeline_tests.databases import Databases
 from campaign_pipeline_tests.factories import World
 
 CHROMIUM = Path(os.environ.get("CHROMIUM", "/usr/bin/chromium"))
@@ -92,14 +91,10 @@ class Stack:
 
 
 @pytest.fixture(scope="module")
-def stack(server: EmbeddedServer) -> Iterator[Stack]:
+def stack(server: EmbeddedServer, databases: Databases) -> Iterator[Stack]:
     """Dagster's UI and daemon, started by our own command with their own database."""
-    name = f"browser_{uuid4().hex[:16]}"
-    with psycopg.connect(server.url("postgres"), autocommit=True) as admin:
-        admin.execute(f"CREATE DATABASE {name} TEMPLATE {TEMPLATE} STRATEGY file_copy")
-        with World(server.url(name)) as world, SandboxProcess() as sandbox:
-            yield from _dev(world, sandbox)
-        admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    with databases.create(TEMPLATE) as name, World(server.url(name)) as world, SandboxProcess() as sandbox:
+        yield from _dev(world, sandbox)
 
 
 def _dev(world: World, sandbox: SandboxProcess) -> Iterator[Stack]:

@@ -23,6 +23,7 @@ from campaign_pipeline.cli import cli
 from campaign_pipeline.cli.dev import one_dev_alone
 from campaign_pipeline.sandbox import Behaviour, Kind, Latency, SandboxProcess
 from campaign_pipeline_tests.commands import processes_of, run, start, wait_until
+from campaign_pipeline_tests.databases import Databases
 from campaign_pipeline_tests.factories import World
 
 
@@ -67,11 +68,9 @@ def point_to(environment: pytest.MonkeyPatch, sandbox: SandboxProcess) -> None:
 
 
 @pytest.fixture
-def empty_database(server: EmbeddedServer) -> Iterator[str]:
-    with psycopg.connect(server.url("postgres"), autocommit=True) as admin:
-        admin.execute("CREATE DATABASE empty_for_cli")
-        yield server.url("empty_for_cli")
-        admin.execute("DROP DATABASE empty_for_cli WITH (FORCE)")
+def empty_database(server: EmbeddedServer, databases: Databases) -> Iterator[str]:
+    with databases.create() as name:
+        yield server.url(name)
 
 
 @pytest.mark.parametrize("command", [[], *commands_below(cli)], ids=" ".join)

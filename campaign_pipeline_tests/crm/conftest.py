@@ -1,7 +1,6 @@
 """The CRM's database: created once per test run, copied for each test."""
 
 from collections.abc import Iterator
-from uuid import uuid4
 
 import psycopg
 import pytest
@@ -10,6 +9,7 @@ from psycopg import sql as names
 from campaign_pipeline.adapters import schema
 from campaign_pipeline.adapters.embedded import EmbeddedServer
 from campaign_pipeline_tests.crm import OWNER, Crm, load_crm, make_roles, url_as
+from campaign_pipeline_tests.databases import Databases
 
 TEMPLATE = "crm_template"
 ATTACHED_TEMPLATE = "crm_attached_template"
@@ -40,24 +40,18 @@ def _create(admin: "psycopg.Connection[tuple[object, ...]]", name: str, template
     )
 
 
-def _copy(server: EmbeddedServer, template: str) -> Iterator[str]:
-    name = f"crm_{uuid4().hex[:16]}"
-    with psycopg.connect(server.url("postgres"), autocommit=True) as admin:
-        _create(admin, name, template)
-        yield url_as(server.url(name), OWNER)
-        admin.execute(names.SQL("DROP DATABASE {} WITH (FORCE)").format(names.Identifier(name)))
-
-
 @pytest.fixture
-def bare_crm_url(server: EmbeddedServer, crm_templates: None) -> Iterator[str]:
+def bare_crm_url(server: EmbeddedServer, databases: Databases, crm_templates: None) -> Iterator[str]:
     """A CRM's database without our objects, as its owner."""
-    yield from _copy(server, TEMPLATE)
+    with databases.create(TEMPLATE, OWNER) as name:
+        yield url_as(server.url(name), OWNER)
 
 
 @pytest.fixture
-def crm_url(server: EmbeddedServer, crm_templates: None) -> Iterator[str]:
+def crm_url(server: EmbeddedServer, databases: Databases, crm_templates: None) -> Iterator[str]:
     """A CRM's database with our schema, as its owner."""
-    yield from _copy(server, ATTACHED_TEMPLATE)
+    with databases.create(ATTACHED_TEMPLATE, OWNER) as name:
+        yield url_as(server.url(name), OWNER)
 
 
 @pytest.fixture

@@ -33,6 +33,7 @@ from campaign_pipeline_tests.commands import run as run_command
 from campaign_pipeline_tests.commands import wait_until
 from campaign_pipeline_tests.conftest import point_at
 from campaign_pipeline_tests.crm import OWNER, TARGET_COLUMN, WORKSPACE, Crm, url_as
+from campaign_pipeline_tests.databases import Databases
 from campaign_pipeline_tests.pooler import Pooler
 from campaign_pipeline_tests.sql.holder import wait_until_blocked
 
@@ -166,12 +167,9 @@ def test_a_check_of_another_database_stops_an_attach(empty_database: str, tmp_pa
 
 
 @pytest.fixture
-def empty_database(server: Any) -> Iterator[str]:
-    name = f"empty_{uuid4().hex[:16]}"
-    with psycopg.connect(server.url("postgres"), autocommit=True) as admin:
-        admin.execute(f"CREATE DATABASE {name}")
+def empty_database(server: Any, databases: Databases) -> Iterator[str]:
+    with databases.create() as name:
         yield server.url(name)
-        admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 def test_a_missing_right_stops_an_attach_and_names_the_grant(bare_crm: Crm) -> None:

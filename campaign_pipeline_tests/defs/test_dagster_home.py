@@ -8,9 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
-from uuid import uuid4
 
-import psycopg
 import pytest
 from dagster import DagsterInstance
 from dagster._core.run_coordinator.queued_run_coordinator import QueuedRunCoordinator
@@ -21,19 +19,17 @@ from campaign_pipeline.adapters.embedded import EmbeddedServer
 from campaign_pipeline.definitions import defs
 from campaign_pipeline.defs.tags import WORK
 from campaign_pipeline.sandbox import SandboxProcess
+from campaign_pipeline_tests.databases import Databases
 from campaign_pipeline_tests.factories import World
 
 CHECKOUT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def storage_url(server: EmbeddedServer) -> Iterator[str]:
+def storage_url(server: EmbeddedServer, databases: Databases) -> Iterator[str]:
     """An empty database for Dagster's own storage."""
-    name = f"dagster_{uuid4().hex[:12]}"
-    with psycopg.connect(server.url("postgres"), autocommit=True) as admin:
-        admin.execute(f"CREATE DATABASE {name}")
+    with databases.create() as name:
         yield server.url(name).replace("postgresql://", "postgresql+psycopg2://", 1)
-        admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 def limits(instance: DagsterInstance) -> dict[str, int]:

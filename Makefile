@@ -38,8 +38,8 @@ test-rest: $(READY) pgbouncer
 test-newest: $(READY) ## Core, adapters and a whole job on the newest supported Python of this machine
 	@.ci/test-newest-python $(BIN)/python
 
-test-fast: $(READY) ## Core, SQL and adapters, without tests that start servers: for the edit loop
-	$(BIN)/python -m pytest -n 2 -m "not slow" campaign_pipeline_tests/core campaign_pipeline_tests/sql campaign_pipeline_tests/adapters
+test-fast: $(READY) ## Core, SQL and adapters, without slow tests and with few generated examples: for the edit loop
+	$(BIN)/python -m pytest -n 3 --dist loadfile -m "not slow" --hypothesis-profile few campaign_pipeline_tests/core campaign_pipeline_tests/sql campaign_pipeline_tests/adapters
 
 chromium: ## Install the browser for the UI's tests from Debian's packages, if allowed
 	@.ci/debian-package chromium $(CHROMIUM) "the tests of the UI"

@@ -1,5 +1,6 @@
 """Shared fixtures: one PostgreSQL per session, one template database, a cheap copy of it per test; and a sandbox."""
 
+import gc
 import os
 import shutil
 import tempfile
@@ -43,11 +44,18 @@ def keep_temporary_files_in_memory() -> None:
 
 keep_temporary_files_in_memory()
 
-# How long an example takes is the machine's business.
-settings.register_profile("any machine", deadline=None)
-settings.load_profile("any machine")
+# How long an example takes is the machine's business. `make test-fast` takes the profile `few`.
+settings.register_profile("all", deadline=None, max_examples=120)
+settings.register_profile("few", deadline=None, max_examples=20)
+settings.load_profile("all")
 
 TEMPLATE = "campaign_template"
+
+
+def pytest_collection_finish() -> None:
+    """Keep the garbage collector from looking at modules and tests again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

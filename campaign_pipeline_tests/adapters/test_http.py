@@ -443,7 +443,7 @@ def test_of_a_page_its_first_words_are_kept_as_evidence() -> None:
     assert len(answer.evidence["text"]) <= 200
 
 
-@settings(max_examples=40)
+@settings(max_examples=settings().max_examples // 3)
 @given(JSON)
 def test_evidence_of_any_body_is_small(body: object) -> None:
     kept = Answer(500, body, orjson.dumps(str(body)), None).evidence

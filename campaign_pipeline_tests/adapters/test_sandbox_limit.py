@@ -259,6 +259,7 @@ def ask_in_a_child(env: dict[str, str], *urls: str) -> str:
     return done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_the_limit_is_inherited_and_a_process_that_lost_it_reaches_nothing(sandbox: SandboxProcess) -> None:
     plain = {name: value for name, value in os.environ.items() if not name.startswith("CAMPAIGN_")}
     given = sandbox_variables(sandbox, plain)

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from campaign_pipeline.core.address import (
@@ -21,8 +21,7 @@ from campaign_pipeline.core.phone_reading import AREA_CODES
 
 CASE_64 = Path(__file__).parents[1] / "cases" / "64-cloud-bsuid.json"
 
-thorough = settings(max_examples=120)
-area_codes = st.from_regex(AREA_CODES, fullmatch=True)
+area_codes = st.sampled_from([code for code in map(str, range(100)) if re.fullmatch(AREA_CODES, code)])
 mobiles = st.builds("{}9{:08d}".format, area_codes, st.integers(0, 99_999_999))
 landlines = st.builds("{}{}{:07d}".format, area_codes, st.integers(2, 5), st.integers(0, 9_999_999))
 
@@ -160,7 +159,6 @@ def test_a_refusal_survives_the_way_to_another_process() -> None:
     assert (type(found), found.code) == (InvalidAddress, "invalid_phone")
 
 
-@thorough
 @given(mobiles | landlines, st.sampled_from(["", "55", "+55", "0055", "+55 "]), st.booleans())
 def test_a_normalized_brazilian_number_stays_as_it_is(national: str, prefix: str, jid: bool) -> None:
     digits = normalize_phone(prefix + national)
@@ -168,7 +166,6 @@ def test_a_normalized_brazilian_number_stays_as_it_is(national: str, prefix: str
     assert normalize_phone(digits + "@s.whatsapp.net" * jid) == digits
 
 
-@thorough
 @given(st.text() | st.text("0123456789+-() .:@/x", max_size=25))
 def test_any_text_is_a_number_or_a_refusal(raw: str) -> None:
     try:
@@ -197,7 +194,6 @@ def test_land_lines_and_other_countries_have_no_twin(digits: str) -> None:
     assert alternatives(digits) == (digits,)
 
 
-@thorough
 @given(mobiles)
 def test_twins_are_each_others_twins(national: str) -> None:
     digits = f"55{national}"
@@ -227,7 +223,6 @@ def test_the_middle_of_an_address_is_hidden(address: str, shown: str) -> None:
     assert masked(address) == shown
 
 
-@thorough
 @given(st.text("0123456789", min_size=5, max_size=20))
 def test_at_least_a_third_of_every_number_is_hidden(digits: str) -> None:
     assert masked(digits).count("*") >= len(digits) / 3
@@ -296,7 +291,6 @@ def test_a_missing_email_address_is_named_as_missing(raw: str | None) -> None:
     assert raised.value.code == "no_email"
 
 
-@thorough
 @given(st.text(max_size=300) | st.emails())
 def test_an_email_address_that_passes_has_one_at_and_nothing_that_steers_a_server(raw: str) -> None:
     try:

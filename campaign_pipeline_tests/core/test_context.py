@@ -4,13 +4,11 @@ from time import process_time
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from campaign_pipeline.core import texts
 from campaign_pipeline.core.context import LeadContext, in_order
-
-thorough = settings(max_examples=120)
 
 FULL_ROW = {
     "client_name": "Ana Souza",
@@ -231,7 +229,6 @@ def test_custom_fields_of_another_shape_are_left_out(garbage: object) -> None:
     assert rendered(custom_fields=garbage) == ""
 
 
-@thorough
 @given(rows)
 def test_no_row_whatever_crashes_bloats_or_breaks_its_lines(row: dict[str, Any]) -> None:
     context = LeadContext.from_row(row)
@@ -244,7 +241,6 @@ def test_no_row_whatever_crashes_bloats_or_breaks_its_lines(row: dict[str, Any])
     assert not set(text) & set("<>[]{}\0\r\u202e")
 
 
-@thorough
 @given(rows)
 def test_rendering_says_the_same_each_time_and_after_a_way_through_json(row: dict[str, Any]) -> None:
     context = LeadContext.from_row(row)

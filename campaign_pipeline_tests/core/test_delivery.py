@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 from hypothesis import given
-from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from campaign_pipeline.core.model import ShardReport, SplitterSettings
@@ -75,16 +74,16 @@ def work(
 @pytest.mark.parametrize("concurrency", [1, 7, 20, 100])
 def test_the_wall_clock_is_all_latency_divided_by_the_concurrency_and_never_that_of_chunks(concurrency: int) -> None:
     dice = random.Random(7)
-    generating = {f"m{n:04d}": dice.lognormvariate(0.5, 0.6) for n in range(2000)}
+    generating = {f"m{n:04d}": dice.lognormvariate(0.5, 0.6) for n in range(600)}
     sending = {message: dice.lognormvariate(-0.5, 0.6) for message in generating}
     channel = Channel(seconds=sending.__getitem__)
-    queue = Queue.of(2000)
+    queue = Queue.of(600)
     report = work(queue, concurrency, model=Model(seconds=generating.__getitem__), channel=channel)
     latencies = [generating[message] + sending[message] for message in generating]
     ideal = sum(latencies) / concurrency
-    chunks = sum(max(latencies[start : start + concurrency]) for start in range(0, 2000, concurrency))
-    assert report.sent == 2000
-    assert ideal <= report.seconds <= 1.05 * ideal + max(latencies)
+    chunks = sum(max(latencies[start : start + concurrency]) for start in range(0, 600, concurrency))
+    assert report.sent == 600
+    assert ideal - 0.001 <= report.seconds <= 1.05 * ideal + max(latencies)
     assert channel.most_in_flight <= concurrency
     if concurrency > 1:
         assert report.seconds < 0.75 * chunks
@@ -818,7 +817,6 @@ class Batches:
         raise AssertionError("it never ends")
 
 
-@hypothesis_settings(max_examples=150, deadline=None)
 @given(
     fates=st.lists(FATES, max_size=40),
     cancellations=st.lists(st.floats(0.1, 60.0), max_size=6),

@@ -2,7 +2,7 @@ import json
 import pickle
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from campaign_pipeline.core.context import LeadContext
@@ -19,7 +19,6 @@ from campaign_pipeline.core.generation import (
 from campaign_pipeline.core.text_rules import TextProblem
 
 GOOD = "Olá, Ana! Tudo bem? Vi que a Padaria Aurora abriu uma segunda loja."
-thorough = settings(max_examples=120)
 
 
 def check_text(raw: str, max_chars: int) -> str:
@@ -186,7 +185,6 @@ def test_a_text_that_only_looks_like_a_field_passes(text: str) -> None:
     assert check_text(text, 1000) == text
 
 
-@thorough
 @given(st.text() | st.text("\"'“”«»`~\n\r\t\0 {}[]<>%abçã😊", max_size=60), st.integers(10, 100))
 @example("0Ã\x1f\xa00000000", 10)  # broken letters, once the characters between them are removed
 def test_a_checked_text_passes_again_unchanged(raw: str, max_chars: int) -> None:
@@ -316,7 +314,6 @@ def test_a_lead_cannot_leave_the_marks(attack: str) -> None:
         assert user.endswith("</dados_do_lead>")
 
 
-@thorough
 @given(st.text(), st.text(), st.lists(st.text(), max_size=3))
 def test_no_field_whatever_adds_a_line_or_a_mark(name: str, value: str, tags: list[str]) -> None:
     row = {"client_name": name, "company": value, "tags": tags, "custom_fields": [{"name": name, "value": value}]}
@@ -406,7 +403,6 @@ def test_a_subject_is_one_line_or_the_texts_first_sentence(raw: str | None, expe
     assert check_subject(raw, BODY) == expected
 
 
-@thorough
 @given(st.text(max_size=300), st.text(max_size=100))
 def test_a_subject_that_passes_is_short_and_has_no_line_end(raw: str, body: str) -> None:
     try:

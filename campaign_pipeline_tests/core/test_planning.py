@@ -4,7 +4,7 @@ from datetime import UTC, date, datetime, time, timedelta
 from itertools import pairwise
 from zoneinfo import ZoneInfo
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from campaign_pipeline.core.planning import (
@@ -48,7 +48,6 @@ campaigns = st.builds(
 
 
 @given(campaigns, inboxes, st.integers(0, 80))
-@settings(max_examples=120)
 def test_every_plan_can_be_sent(campaign: CampaignDay, inbox: InboxDay, wanted: int) -> None:
     plan = plan_day(campaign, inbox, wanted)
     assert len(plan.times) + sum(plan.left_out.values()) == wanted

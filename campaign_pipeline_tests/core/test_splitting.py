@@ -2,7 +2,7 @@ import json
 from time import process_time
 
 import pytest
-from hypothesis import assume, example, given, settings
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from campaign_pipeline.core.splitting import (
@@ -19,7 +19,6 @@ GREETING = (
     "Olá, Sra. Márcia! Tudo bem? Sou o Dr. Paulo, da Clínica Sol Ltda. em Campinas, e vi que a Padaria Aurora abriu "
     "uma segunda loja. Nosso plano sai por R$ 1.500,00 ao mês. Posso explicar em 10 minutos?"
 )
-thorough = settings(max_examples=120)
 
 # Pieces that look like what people write, glued in any order; white space never stands before a combining mark.
 pieces = st.sampled_from(
@@ -279,7 +278,6 @@ def test_long_texts_of_any_kind_are_cut_in_well_under_a_second(unit: str) -> Non
     assert bare("".join(parts)) == bare(text)
 
 
-@thorough
 @given(anything, st.integers(1, 5), st.integers(1, 120), st.integers(0, 200))
 @example("aaaaaa bbbbbb cccccc", 2, 10, 0)
 @example(f"{FAMILY} {FAMILY}", 3, 7, 0)
@@ -307,7 +305,6 @@ def _clusters(text: str) -> list[str]:
     return [text[a:b] for a, b in zip(starts, [*starts[1:], len(text)], strict=True)]
 
 
-@thorough
 @given(messages, st.integers(1, 5), st.integers(30, 120))
 def test_no_visible_character_is_broken(text: str, max_parts: int, max_chars: int) -> None:
     text = text.strip()
@@ -319,7 +316,6 @@ def test_no_visible_character_is_broken(text: str, max_parts: int, max_chars: in
     assert not breaks_a_character(text, parts)
 
 
-@thorough
 @given(st.lists(st.text("abcdefgh.,!?", min_size=1, max_size=20), min_size=1, max_size=80), st.integers(60, 200))
 def test_words_stay_whole_while_the_parts_have_room(words: list[str], max_chars: int) -> None:
     text = " ".join(words)
@@ -371,7 +367,6 @@ def test_a_proposal_with_a_part_that_is_too_long_is_not_taken() -> None:
     assert accept_proposal("Olá, Ana! Tudo bem?", ["Olá, Ana!", "Tudo bem?"], 2, 8) is None
 
 
-@thorough
 @given(messages, st.integers(1, 5), st.integers(30, 200))
 def test_our_own_parts_are_a_proposal_that_is_taken_unless_a_word_was_cut(
     text: str, max_parts: int, max_chars: int
@@ -387,7 +382,6 @@ def test_our_own_parts_are_a_proposal_that_is_taken_unless_a_word_was_cut(
         assert accepted == parts
 
 
-@thorough
 @given(messages, st.lists(messages, max_size=6), st.integers(1, 5), st.integers(1, 200))
 def test_what_is_taken_is_always_the_same_text_within_the_limits(
     text: str, proposal: list[str], max_parts: int, max_chars: int
@@ -438,14 +432,12 @@ def test_an_answer_without_parts_gives_none(answer: str) -> None:
     assert parse_proposal(answer) is None
 
 
-@thorough
 @given(st.lists(st.text(), min_size=1), st.text(st.characters(exclude_characters="[{")), st.text(), st.booleans())
 def test_any_parts_come_back_as_they_were(parts: list[str], before: str, after: str, wrapped: bool) -> None:
     value = {"parts": parts} if wrapped else parts
     assert parse_proposal(before + json.dumps(value) + after) == parts
 
 
-@thorough
 @given(st.text() | st.text('{}[]",:parts \\u0d8n'))
 def test_no_answer_makes_the_parser_crash(answer: str) -> None:
     found = parse_proposal(answer)

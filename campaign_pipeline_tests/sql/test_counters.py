@@ -105,11 +105,15 @@ def test_counters_equal_a_recount_whatever_anybody_does(world: World) -> None:
             super().__init__(world)
 
     run_state_machine_as_test(
-        Here, settings=settings(max_examples=40, stateful_step_count=15, deadline=None, derandomize=True)
+        Here, settings=settings(max_examples=settings().max_examples // 3, stateful_step_count=15, derandomize=True)
     )
 
 
-@settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=settings().max_examples // 4,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(
     ends=st.lists(
         st.tuples(st.integers(0, 1), st.sampled_from(["sent", "late", "failed", "skipped", "pending", "left"])),

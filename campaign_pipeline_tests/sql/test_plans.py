@@ -10,6 +10,8 @@ from psycopg.types.json import Jsonb
 from campaign_pipeline_tests.factories import World
 from campaign_pipeline_tests.sql.holder import Holder, rows, run_statement
 
+pytestmark = pytest.mark.slow
+
 RUNS = 10
 WORKED = ("campaign_messages", "campaign_message_parts")
 

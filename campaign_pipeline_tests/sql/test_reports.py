@@ -247,6 +247,7 @@ PARAMETERS: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 def test_no_report_reads_the_whole_table_of_messages(world: World) -> None:
     workspace = world.workspace()
     inboxes = [world.inbox(workspace) for _ in range(20)]

@@ -16,7 +16,7 @@ import pytest
 
 from campaign_pipeline.adapters import postgres
 from campaign_pipeline.adapters.inbox_connection import InboxConnection
-from campaign_pipeline.adapters.postgres import BatchOptions, Queue
+from campaign_pipeline.adapters.postgres import BatchOptions, Queue, ShardStore
 from campaign_pipeline.core.model import BatchSettings, Shard, ShardReport, split_batch
 from campaign_pipeline.core.ports import (
     Attempt,
@@ -35,7 +35,7 @@ from campaign_pipeline.core.ports import (
 from campaign_pipeline.core.shard_worker import TERMINATED, ShardWorker
 from campaign_pipeline.defs import stopping
 from campaign_pipeline.defs.resources import Outside, ProvidersResource
-from campaign_pipeline.defs.shard import deliver
+from campaign_pipeline.defs.shard import ProcessClock, deliver
 from campaign_pipeline.sandbox import Behaviour, Fault, InstanceState, Kind, Latency, Sandbox
 from campaign_pipeline_tests.conftest import point_at
 from campaign_pipeline_tests.factories import World
@@ -1180,6 +1180,31 @@ def test_a_lease_that_was_lost_stops_the_message_before_it_is_sent(world: World,
         row = rig.message(message)
         assert (row["status"], row["lease_token"]) == ("generating", thief), "its new holder goes on with it"
         assert rig.parts(message) == []
+
+    play(scenario)
+
+
+def test_a_process_that_slept_while_it_took_messages_over_sends_none_of_them(
+    world: World, play: Play, environment: pytest.MonkeyPatch
+) -> None:
+    # The database counted the lease from its own commit. Others may hold the message when the process wakes up.
+    message = world.due_message(world.run(), generated_message=FIRST)
+    take_over, monotonic, slept = ShardStore.take_over, ProcessClock.monotonic, 0.0
+
+    async def sleepily(store: ShardStore) -> Any:
+        nonlocal slept
+        taken = await take_over(store)
+        slept = 110.0  # of a lease of 120 seconds
+        return taken
+
+    environment.setattr(ShardStore, "take_over", sleepily)
+    environment.setattr(ProcessClock, "monotonic", lambda clock: monotonic(clock) + slept)
+
+    async def scenario(rig: Rig) -> None:
+        (report,) = await rig.batch()
+        assert rig.sends() == 0
+        assert report.reasons == {"returned: overslept": 1}
+        assert rig.message(message)["status"] == "pending"
 
     play(scenario)
 

@@ -5,7 +5,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from campaign_pipeline.adapters.group_commit import NEAR_SECONDS, GroupCommit, Turns
+from campaign_pipeline.adapters.group_commit import LONGEST_REST_SECONDS, NEAR_SECONDS, GroupCommit, Turns
+from campaign_pipeline_tests.core.stand_ins import in_no_time, now
 
 
 class Server:
@@ -207,3 +208,37 @@ def test_a_statement_that_is_stuck_does_not_keep_the_other_kind_waiting() -> Non
         assert await asyncio.gather(*submit(stuck, 3), *submit(other, 4)) == ["stored 3", "stored 4"]
 
     run(main)
+
+
+async def starts_of_statements(seconds: float, came_at: Sequence[float]) -> list[tuple[float, int]]:
+    """Return the start and size of each statement that takes some time, after a first quick one."""
+    groups: list[tuple[float, int]] = []
+    durations = [0.001]
+
+    async def execute(items: Sequence[int]) -> list[int]:
+        groups.append((round(now() - started, 6), len(items)))
+        await asyncio.sleep(durations.pop() if durations else seconds)
+        return list(items)
+
+    group_commit = GroupCommit(execute)
+    started = now()
+    await group_commit.submit(0)
+    await asyncio.sleep(1)
+    groups.clear()
+    started = now()
+
+    async def submit_at(at: float) -> None:
+        await asyncio.sleep(at)
+        await group_commit.submit(1)
+
+    await asyncio.gather(*map(submit_at, came_at))
+    return groups
+
+
+def test_statements_of_a_near_database_rest_twice_as_long_as_they_took_while_the_next_group_gathers() -> None:
+    assert in_no_time(starts_of_statements(0.002, [0, 0.001, 0.003, 0.005, 0.1])) == [(0, 1), (0.006, 3), (0.1, 1)]
+
+
+def test_no_message_waits_long_for_company_after_a_slow_statement() -> None:
+    second = 1 + LONGEST_REST_SECONDS
+    assert in_no_time(starts_of_statements(1, [0, 0.5, 1.01])) == [(0, 1), (second, 2)]

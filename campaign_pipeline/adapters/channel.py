@@ -10,10 +10,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, TypeVar
 
-import httpx
-
 from campaign_pipeline.adapters.answers import NOTHING_HEARD, Heard, Row, known, no_answer, unrecognised
-from campaign_pipeline.adapters.http import MAX_ANSWER_BYTES, Answer, NoAnswer, at, get, post
+from campaign_pipeline.adapters.http import MAX_ANSWER_BYTES, Answer, HttpClient, NoAnswer, at, get, post
 from campaign_pipeline.core.ports import (
     Attempt,
     ChannelTraits,
@@ -93,7 +91,7 @@ class HttpChannel(ABC):
 
     def __init__(
         self,
-        client: httpx.AsyncBaseTransport,
+        client: HttpClient,
         base_url: str,
         headers: Mapping[str, str],
         send_timeout: float,

@@ -9,12 +9,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import httpx
-
 from campaign_pipeline.adapters.answers import Heard, statements, texts
 from campaign_pipeline.adapters.channel import HttpChannel, Request
 from campaign_pipeline.adapters.connection import environment_endpoint
-from campaign_pipeline.adapters.http import Answer, at, text_at
+from campaign_pipeline.adapters.http import Answer, HttpClient, at, text_at
 from campaign_pipeline.adapters.inbox_connection import InboxConnection
 from campaign_pipeline.adapters.supabase_answers import ANSWERS, FUNCTION
 from campaign_pipeline.adapters.whatsapp_web import CONNECTING, DISCONNECTED
@@ -60,7 +58,7 @@ class InternalSend(HttpChannel):
 
     def __init__(
         self,
-        client: httpx.AsyncBaseTransport,
+        client: HttpClient,
         base_url: str,
         service_key: str,
         status: str | None,
@@ -130,7 +128,7 @@ def _first_text(body: Any, paths: tuple[tuple[str, ...], ...]) -> str | None:
 
 
 def from_connection(
-    client: httpx.AsyncBaseTransport, connection: InboxConnection, variables: Mapping[str, str], send_timeout: float
+    client: HttpClient, connection: InboxConnection, variables: Mapping[str, str], send_timeout: float
 ) -> InternalSend:
     """Build the channel of an inbox from SUPABASE_URL and SUPABASE_SERVICE_ROLE_KEY.
 

@@ -9,13 +9,12 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psycopg
 
-from benchmarks.world import Bench
-from campaign_pipeline.adapters.dagster_home import write_dagster_home
+from benchmarks.world import Bench, make_dagster_home
 from campaign_pipeline.sandbox import SandboxProcess
 
 ROOT = Path(__file__).parents[1]
@@ -35,6 +34,7 @@ class Contestant:
     url: str  # of its queue
     storage: str  # of Dagster, as libpq reads it
     variables: dict[str, str]
+    code: str = "campaign_pipeline.definitions"  # the module of its code location
 
     def start(self, program: str, *arguments: str, log: Path) -> "subprocess.Popen[bytes]":
         """Start a program of the virtual environment on its code, in a new session."""
@@ -47,6 +47,13 @@ class Contestant:
                 stderr=output,
                 start_new_session=True,
             )
+
+
+@contextlib.contextmanager
+def empty_location(bench: Bench, sandbox: SandboxProcess) -> Iterator[Contestant]:
+    """Yield a code location with sensors and a schedule that do nothing: what remains is Dagster's own work."""
+    with _contestant(bench, sandbox, "empty", ROOT) as contestant:
+        yield replace(contestant, code="benchmarks.empty_location")
 
 
 @contextlib.contextmanager
@@ -73,7 +80,7 @@ def _contestant(bench: Bench, sandbox: SandboxProcess, name: str, root: Path) ->
     queue, storage = (bench.server.url(each) for each in names)
     home = bench.home / name
     home.mkdir(exist_ok=True)
-    dagster_home = write_dagster_home(home, storage.replace("postgresql://", "postgresql+psycopg2://", 1))
+    dagster_home = make_dagster_home(home, storage)
     variables = bench.environment(queue, sandbox) | {
         "PYTHONPATH": str(root),
         "CAMPAIGN_HOME": str(home),
@@ -134,7 +141,7 @@ def working_by_itself(contestant: Contestant) -> Iterator[ProcessTime]:
     log, workspace, socket = home / "daemon.log", home / "server.yaml", home / "server.sock"
     location = {"socket": str(socket), "location_name": "campaign_pipeline"}
     workspace.write_text(json.dumps({"load_from": [{"grpc_server": location}]}), encoding="utf-8")  # JSON is YAML
-    code = ("api", "grpc", "-m", "campaign_pipeline.definitions", "--socket", str(socket))
+    code = ("api", "grpc", "-m", contestant.code, "--socket", str(socket))
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(_ended_after(contestant.start("dagster", *code, log=home / "server.log")))
         daemon = stack.enter_context(

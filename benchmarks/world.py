@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 import psycopg
+from dagster import DagsterInstance
 from psycopg.rows import dict_row
 
 from campaign_pipeline.adapters import schema
@@ -63,9 +64,7 @@ class Bench:
         with psycopg.connect(self.server.url("postgres"), autocommit=True) as admin:
             admin.execute(f"CREATE DATABASE {TEMPLATE}")
         schema.upgrade(self.server.url(TEMPLATE))
-        self.dagster_home = write_dagster_home(
-            self.home, self.server.url(DAGSTER_DATABASE).replace("postgresql://", "postgresql+psycopg2://", 1)
-        )
+        self.dagster_home = make_dagster_home(self.home, self.server.url(DAGSTER_DATABASE))
         return self
 
     def __exit__(
@@ -93,12 +92,16 @@ class Bench:
         return str(row[0])
 
     def environment(self, url: str, sandbox: SandboxProcess) -> dict[str, str]:
-        """Return the variables of a process that works a queue against a sandbox, without real keys."""
-        ours = ("CAMPAIGN_", "OPENROUTER_", "EVOLUTION_", "UAZAPI_", "DAGSTER_")
+        """Return the variables of a process that works a queue against a sandbox, without real keys.
+
+        Compiled modules are kept, as those of an installed package are.
+        """
+        ours = ("CAMPAIGN_", "OPENROUTER_", "EVOLUTION_", "UAZAPI_", "DAGSTER_", "PYTHONDONTWRITEBYTECODE")
         kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
         root = str(Path(__file__).parents[1])
         return kept | {
             "PYTHONPATH": os.pathsep.join(filter(None, (root, kept.get("PYTHONPATH")))),
+            "PYTHONPYCACHEPREFIX": str(self.home / "compiled"),
             "CAMPAIGN_ONLY_HOSTS": f"{sandbox.host}:{sandbox.port}",
             "CAMPAIGN_DATABASE_URL": url,
             "CAMPAIGN_HOME": str(self.home / "unused"),
@@ -110,6 +113,13 @@ class Bench:
             "OPENROUTER_BASE_URL": sandbox.openrouter_url,
             "EVOLUTION_API_URL": sandbox.evolution_url,
         }
+
+
+def make_dagster_home(home: Path, storage: str) -> Path:
+    """Write Dagster's settings into a folder, as after their first use: its storage has its tables."""
+    url = storage.replace("postgresql://", "postgresql+psycopg2://", 1)
+    DagsterInstance.from_config(str(write_dagster_home(home, url))).dispose()
+    return write_dagster_home(home, url)
 
 
 # The CRM ------------------------------------------------------------------------------------------------------------

@@ -6,10 +6,12 @@ a code server that stops waits for it; so each ends after less than half a minut
 
 The daemon evaluates sensors in threads, so no other sensor waits for this one. Where dagster.yaml switches the threads
 off (`sensors: {use_threads: false}`), the sensor only looks once each time.
+
+While nothing is due, it does not open Dagster's instance; see `resources.QueueDatabase`.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -55,6 +57,8 @@ APART = timedelta(seconds=10)
 FRUITLESS = timedelta(seconds=60)
 """After a run of its own that had nothing to claim, the sensor leaves launching to the schedule for this long."""
 
+_SWITCHED_OFF = f"The schedule {process_campaign_queue_every_minute.name} is switched off."
+
 
 @dg.sensor(
     name=NAME,
@@ -65,23 +69,21 @@ FRUITLESS = timedelta(seconds=60)
     description="Launches a run within seconds of something becoming due that no batch claimed ahead, while "
     "process_campaign_queue_every_minute is on, whose switch is meant for both.",
 )
-def next_batch_when_due(
-    context: dg.SensorEvaluationContext, database: QueueDatabase, language_model: LanguageModelResource
-) -> dg.RunRequest | dg.SkipReason:
+def next_batch_when_due(context: dg.SensorEvaluationContext) -> dg.RunRequest | dg.SkipReason:
     """Wait until something is due, and launch a run for it."""
-    until = time.monotonic() + (WAIT if _has_threads(context.instance) else 0.0)
-    if not schedule_is_on(context.instance):
-        time.sleep(max(0.0, until - time.monotonic()))
-        return dg.SkipReason(f"The schedule {process_campaign_queue_every_minute.name} is switched off.")
+    until = time.monotonic() + (WAIT if _has_threads(context) else 0.0)
     said = "Nothing became due that was not claimed ahead."
     for _ in _until(until, AFTER_A_NO):
         try:
-            answer = _wait_and_ask(context.instance, database, language_model, until)
+            answer = _wait_and_ask(context, until)
         except (DatabaseUnusable, SettingError, StoreUnavailable) as error:
             answer = str(error)
         if isinstance(answer, dg.RunRequest):
             return answer
         said = answer or said
+        if said == _SWITCHED_OFF:
+            time.sleep(max(0.0, until - time.monotonic()))
+            break
     return dg.SkipReason(said)
 
 
@@ -93,14 +95,13 @@ def _until(end: float, pause: float) -> Iterator[None]:
         yield
 
 
-def _wait_and_ask(
-    instance: DagsterInstance, database: QueueDatabase, language_model: LanguageModelResource, until: float
-) -> dg.RunRequest | str | None:
+def _wait_and_ask(context: dg.SensorEvaluationContext, until: float) -> dg.RunRequest | str | None:
     """Return a run as soon as a message is due, or why there is none; None if none became due in time."""
+    database = QueueDatabase()
     with Operations(database.url()) as operations:
         if not any(operations.is_due_within(SOON) for _ in _until(until, ASK_EVERY)):
             return None
-    return _request(instance, database, language_model)
+    return _request(context.instance, database, LanguageModelResource())
 
 
 def _request(
@@ -108,7 +109,7 @@ def _request(
 ) -> dg.RunRequest | str:
     """Return a run for due messages, or why none is launched."""
     if not schedule_is_on(instance):
-        return f"The schedule {process_campaign_queue_every_minute.name} is switched off."
+        return _SWITCHED_OFF
     look, verdict, run_config = look_and_judge(database)
     if not verdict.work:
         return verdict.why
@@ -143,6 +144,8 @@ def _why_too_soon(instance: DagsterInstance, now: datetime) -> str | None:
     return None
 
 
-def _has_threads(instance: DagsterInstance) -> bool:
+def _has_threads(context: dg.SensorEvaluationContext) -> bool:
     """Return whether the daemon evaluates sensors in threads, so that this one may wait."""
-    return bool(instance.get_sensor_settings().get("use_threads"))
+    reference = context.instance_ref
+    settings = reference.settings.get("sensors") if reference else context.instance.get_sensor_settings()
+    return isinstance(settings, Mapping) and bool(settings.get("use_threads"))

@@ -74,22 +74,20 @@ class SilentRuns:
 
 
 def _runs_at_work(instance: DagsterInstance) -> list[dg.DagsterRun]:
-    return [
-        record.dagster_run
-        for job in (process_campaign_queue, retry_failed_messages)
-        for record in instance.get_run_records(RunsFilter(job_name=job.name, statuses=AT_WORK))
-    ]
+    jobs = {process_campaign_queue.name, retry_failed_messages.name}
+    return [run for run in instance.get_runs(RunsFilter(statuses=AT_WORK)) if run.job_name in jobs]
 
 
 @dg.sensor(
     name="lost_run_cleanup",
-    minimum_interval_seconds=30,
+    minimum_interval_seconds=60,
     owners=OWNERS,
     default_status=dg.DefaultSensorStatus.RUNNING,
     description="Ends runs of the queue whose process is gone: no live lease, and no heartbeat.",
 )
-def lost_run_cleanup(context: dg.SensorEvaluationContext, database: QueueDatabase) -> dg.SkipReason:
+def lost_run_cleanup(context: dg.SensorEvaluationContext) -> dg.SkipReason:
     """End the runs that a host without power left running."""
+    database = QueueDatabase()
     at_work = _runs_at_work(context.instance)
     if not at_work:
         return dg.SkipReason("No run is at work.")

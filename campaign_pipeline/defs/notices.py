@@ -1,9 +1,8 @@
 """Sends the sensors' notices: in an operator's words, with links, stored in the database while they are open."""
 
 import hashlib
-import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 
 import dagster as dg
@@ -38,9 +37,9 @@ CHECKED_WITHIN = timedelta(hours=24)
 class Desk:
     """Sends notices. `troubles`: what could not be sent, a sentence each; it is retried at the next tick."""
 
-    def __init__(self, log: logging.Logger) -> None:
+    def __init__(self, warn: Callable[[str], None]) -> None:
         self._settings = NotifierSettings.from_environment()
-        self._notifier = Notifier(self._settings, log.warning)
+        self._notifier = Notifier(self._settings, warn)
         self.troubles: list[str] = []
 
     def tell(self, title: str, lines: Sequence[str], page: str = "assets/campaign_runs", label: str = "Runs") -> bool:
@@ -52,9 +51,16 @@ class Desk:
 
 
 def tell_concerns(
-    desk: Desk, notices: Notices, instance: DagsterInstance, concerns: Mapping[str, Concern], now: datetime
+    desk: Desk,
+    notices: Notices,
+    instance: Callable[[], DagsterInstance],
+    concerns: Mapping[str, Concern],
+    now: datetime,
 ) -> tuple[int, int]:
-    """Send what is new, persists or is over; return how many concerns began or were repeated, and how many ended."""
+    """Send what is new, persists or is over; return how many concerns began or were repeated, and how many ended.
+
+    `instance` opens Dagster's, which is needed only for notices of failed runs.
+    """
     standing = notices.standing()
     begun = sum(_told(desk, notices, kind, concern, standing.get(concern.key), now)
                 for kind, concern in to_tell(concerns.values(), standing, now))  # fmt: skip
@@ -62,7 +68,7 @@ def tell_concerns(
         notices.shrink(key, concerns[key].size)
     ended = 0
     for key, notice in standing.items():
-        success = _success_since(instance, notice) if notice.job else None
+        success = _success_since(instance(), notice) if notice.job else None
         if key in concerns or (notice.job and success is None):
             continue
         line = over_line(notice, now, notices.sent_since(notice.run_ids, notice.since), ZONE)

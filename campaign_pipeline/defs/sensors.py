@@ -45,13 +45,13 @@ HELD = "held"
 
 @dg.run_failure_sensor(
     name="run_failure_notifications",
-    minimum_interval_seconds=60,  # each evaluation costs the code server about 50 ms
+    minimum_interval_seconds=120,  # each evaluation opens Dagster's instance, see `resources.QueueDatabase`
     default_status=dg.DefaultSensorStatus.RUNNING,
     description="Reports a failed run: once per job and cause, and again when the job succeeds.",
 )
 def run_failure_notifications(context: dg.RunFailureSensorContext, database: QueueDatabase) -> dg.SkipReason:
     """Notify of a failed run, with the error of the step that failed."""
-    run, instance, desk = context.dagster_run, context.instance, Desk(context.log)
+    run, instance, desk = context.dagster_run, context.instance, Desk(context.log.warning)
     # A run that died has an event with the time it was noticed, so this is never empty.
     causes = causes_of(instance, run.run_id) or [context.failure_event.message or "No reason was given."]
     record = instance.get_run_record_by_id(run.run_id)
@@ -87,22 +87,20 @@ def _tell_without_database(desk: Desk, instance: DagsterInstance, run: dg.Dagste
     description="Reports each cause that needs a person: overdue messages; inboxes, keys and settings that keep "
     "messages waiting; unknown outcomes; a full disk. Repeats it after hours, and reports its end. At 18:00 a summary.",
 )
-def backlog_notifications(
-    context: dg.SensorEvaluationContext, database: QueueDatabase, language_model: LanguageModelResource
-) -> dg.SensorResult:
+def backlog_notifications(context: dg.SensorEvaluationContext) -> dg.SensorResult:
     """Notify of what is new since the last tick; failed notifications are retried at the next."""
     state: dict[str, Any] = orjson.loads(context.cursor) if context.cursor else {}
     state = {key: state[key] for key in (UNREADABLE, SUMMARIZED, HELD) if key in state}
-    desk = Desk(context.log)
+    desk = Desk(lambda text: context.log.warning(text))  # noqa: PLW0108 (`context.log` opens Dagster's instance)
     try:
-        with Notices(database.url()) as notices:
+        with Notices(QueueDatabase().url()) as notices:
             now = notices.now()
             keep_first_day(Environment.read().home, notices.first_day(str(days.timezone)))
             _tell_readable(desk, state)
             findings = [*notices.surroundings(), disk_finding(Environment.read().home)]
-            concerns = {concern.key: concern for concern in _concerns(notices, language_model, findings)}
+            concerns = {concern.key: concern for concern in _concerns(notices, LanguageModelResource(), findings)}
             _leave_time_to_catch_up(concerns, state, now, notices.standing())
-            begun, ended = tell_concerns(desk, notices, context.instance, concerns, now)
+            begun, ended = tell_concerns(desk, notices, lambda: context.instance, concerns, now)
             day = day_to_summarize(now, state.get(SUMMARIZED))
             if day and tell_summary(desk, notices, context.instance, day, now, findings):
                 state[SUMMARIZED] = day

@@ -75,6 +75,14 @@ def test_the_settings_of_one_person_make_an_instance_with_limits_too(storage_url
         assert instance.run_monitoring_enabled
 
 
+def test_dagster_looks_for_its_tables_until_they_exist(storage_url: str, tmp_path: Path) -> None:
+    for create in ("true", "false"):
+        home = write_dagster_home(tmp_path, storage_url)
+        assert f"should_autocreate_tables: {create}\n" in (home / "dagster.yaml").read_text(encoding="utf-8")
+        with DagsterInstance.from_config(str(home)) as instance:
+            assert list(instance.get_runs()) == []
+
+
 def top_level_keys(text: str) -> set[str]:
     return set(re.findall(r"^(\w+):", text, re.MULTILINE))
 

@@ -15,7 +15,6 @@ from campaign_pipeline.adapters.postgres import BatchOptions, Queue
 from campaign_pipeline.definitions import defs
 from campaign_pipeline.defs.due import NAME, next_batch_when_due
 from campaign_pipeline.defs.jobs import process_campaign_queue
-from campaign_pipeline.defs.resources import LanguageModelResource, QueueDatabase
 from campaign_pipeline.defs.schedules import DRAINING_SINCE
 from campaign_pipeline.defs.shard import run_async
 from campaign_pipeline.defs.tags import MESSAGES
@@ -50,11 +49,10 @@ class Pauses:
 
 def evaluate(instance: DagsterInstance, pauses: Pauses | None = None, *, on: bool = True) -> dg.RunRequest | str:
     """Return the result of one tick of the sensor."""
-    resources = {"database": QueueDatabase(), "language_model": LanguageModelResource()}
     with (
         patch(SWITCH, return_value=on),
         patch("campaign_pipeline.defs.due.time", pauses or Pauses()),
-        dg.build_sensor_context(instance=instance, resources=resources) as context,
+        dg.build_sensor_context(instance=instance) as context,
     ):
         data = next_batch_when_due.evaluate_tick(context)
     if data.run_requests:

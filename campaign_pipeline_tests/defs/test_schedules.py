@@ -202,8 +202,7 @@ class CleanUp:
 
     def tick(self) -> str:
         """Return the answer of one tick."""
-        resources = {"database": QueueDatabase()}
-        with dg.build_sensor_context(self._instance, cursor=self._cursor, resources=resources) as context:
+        with dg.build_sensor_context(self._instance, cursor=self._cursor) as context:
             told = lost_run_cleanup.evaluate_tick(context)
         self._cursor = told.cursor or self._cursor
         return told.skip_message or ""
@@ -227,7 +226,7 @@ def test_runs_of_a_host_without_power_are_ended_with_a_reason_and_stop_no_schedu
     lost = of_a_dead_host(instance)
     assert "is about to start" in str(tick(instance))
     assert clean_up.tick() == "No run is lost."
-    world.move_clock(4.5 * MINUTE)  # the sensor looks every 30 seconds: five minutes in all
+    world.move_clock(4.5 * MINUTE)  # the sensor looks every minute: within 5.5 minutes
     assert clean_up.tick().startswith("Ended 4 lost runs: ")
     assert isinstance(tick(instance), dg.RunRequest)
     for run in lost:

@@ -25,7 +25,7 @@ from campaign_pipeline.adapters.notice_formats import Notice
 from campaign_pipeline.adapters.notify import Notifier
 from campaign_pipeline.definitions import defs
 from campaign_pipeline.defs.days import at, days
-from campaign_pipeline.defs.resources import LanguageModelResource, QueueDatabase
+from campaign_pipeline.defs.resources import QueueDatabase
 from campaign_pipeline.defs.sensors import backlog_notifications, run_failure_notifications
 from campaign_pipeline_tests.factories import World
 
@@ -80,8 +80,7 @@ class Watch:
         self._cursor: str | None = None
 
     def tick(self) -> str:
-        resources = {"database": QueueDatabase(), "language_model": LanguageModelResource()}
-        with dg.build_sensor_context(self._instance, cursor=self._cursor, resources=resources) as context:
+        with dg.build_sensor_context(self._instance, cursor=self._cursor) as context:
             data = backlog_notifications.evaluate_tick(context)
         self._cursor = data.cursor
         return data.skip_message or ""

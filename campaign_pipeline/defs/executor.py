@@ -5,7 +5,7 @@ fields come from the deployment: its engine, the broker, the namespace.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from importlib.util import find_spec
+from multiprocessing import forkserver
 from typing import Any
 
 import dagster as dg
@@ -15,42 +15,8 @@ from campaign_pipeline.adapters.deployment import Deployment, KubernetesSettings
 from campaign_pipeline.adapters.environment import Environment
 from campaign_pipeline.defs.presence import PresentExecutor
 
-PRELOAD = [
-    # Modules that a step's process imports besides our own code. Without them every step spends a second on imports.
-    # Found with benchmarks.imports; a test fails if a step imports more. The fork server ignores names that a Dagster
-    # release removed.
-    "campaign_pipeline.definitions",
-    "campaign_pipeline.adapters.smtp",
-    "certifi",
-    "dagster._core.definitions.repository_definition.repository_data_builder",
-    "dagster._core.execution.api",
-    "dagster._core.instance.factory",
-    "dagster._core.secrets.env_file",
-    "dagster._core.storage.fs_io_manager",
-    "dagster._core.storage.local_compute_log_manager",
-    "dagster._core.storage.root",
-    "dagster._core.storage.sqlite_storage",
-    "dagster._core.system_config.composite_descent",
-    "dagster._core.utility_ops",
-    "dagster._core.workspace.autodiscovery",
-    "dagster._utils.test.definitions",
-    "dagster_postgres",
-    "dagster._core.storage.migration.utils",
-    "encodings.idna",
-    "fsspec.implementations.chained",
-    "fsspec.implementations.local",
-    "pandas.core.arrays.arrow.extension_types",
-    "phonenumbers",
-    "psycopg2.extras",
-    "psycopg_binary",
-    "pyarrow.pandas_compat",
-    "pyarrow.parquet",
-    "sqlalchemy.dialects.postgresql.psycopg2",
-    "alembic.command",
-    "alembic.autogenerate",
-    "upath.implementations.local",
-    "uvloop",
-]
+PRELOAD = ["campaign_pipeline.defs.preload", "dagster._core.executor.multiprocess"]
+"""Imported by the fork server in this order. Dagster would put its own module first, if it were not named."""
 
 DEPLOYMENT = Deployment.from_environment()
 """Read when the code location loads: an invalid value keeps it from loading, with its sentence."""
@@ -124,9 +90,11 @@ def _create(context: dg.InitExecutorContext, engine: str, options: Mapping[str, 
 
         assert DEPLOYMENT.k8s is not None
         return _with(k8s_job_executor, context, {**_pods(DEPLOYMENT.k8s), **options})
-    preload = [module for module in PRELOAD if find_spec(module.partition(".")[0])]
+    # Started at once, the fork server imports while the run's process still prepares its first step.
+    forkserver.set_forkserver_preload(PRELOAD)
+    forkserver.ensure_running()
     return _with(
-        dg.multiprocess_executor, context, {**options, "start_method": {"forkserver": {"preload_modules": preload}}}
+        dg.multiprocess_executor, context, {**options, "start_method": {"forkserver": {"preload_modules": PRELOAD}}}
     )
 
 

@@ -365,9 +365,7 @@ class MessageDelivery:
         finally:
             self._shared.admission.release_turn(self.id)
         part.status = PartStatus.ATTEMPTING
-        # The facts about an earlier attempt do not apply to this one.
-        part.interrupted = part.resend_approved = False
-        part.unknown_code = None
+        part.interrupted = part.resend_approved = False  # these were facts about an earlier attempt
         part.attempted_at = part.may_have_left_until = self._shared.time.now().timestamp()
 
     async def _request(self, part: Part) -> Outcome:

@@ -709,6 +709,18 @@ def test_a_transient_failure_waits_at_least_as_long_as_the_provider_says() -> No
     assert queue.messages["m0000"].due >= 5000.0
 
 
+@pytest.mark.parametrize(
+    ("first", "numbers"),
+    [("planned", ["5511987654321"] * 2), ("sent", ["5511955554444"])],
+    ids=["none sent", "one sent"],
+)
+def test_a_corrected_number_is_used_unless_a_part_went_to_the_old_one(first: str, numbers: list[str]) -> None:
+    parts = [StoredPart("Olá, Ana!", first, 1, 0.0, address="5511955554444"), StoredPart("Podemos conversar?")]
+    sent_to: list[str] = []
+    work(Queue.of(1, text="x", parts=parts), channel=Channel(answers=lambda part: sent_to.append(part.address)))
+    assert sent_to == numbers
+
+
 @pytest.mark.parametrize(("look_up", "status"), [(LookUp.NONE, "failed"), (LookUp.SEARCH, "pending")])
 def test_a_resend_that_was_approved_and_is_in_doubt_again_stays_unknown_and_no_later_part_goes_out(
     look_up: LookUp, status: str

@@ -269,6 +269,21 @@ def test_a_process_that_slept_past_its_lease_on_the_way_to_the_connection_writes
     assert (report.reasons, queue.messages["m0000"].retry_count) == ({"returned: late": 1}, 0)
 
 
+def test_a_request_that_left_stays_in_doubt_though_its_repetition_was_not_let_out() -> None:
+    class CutAndReconnected(Channel):
+        async def send(self, envelope: Envelope) -> Outcome:
+            assert envelope.may_leave()
+            loop = asyncio.get_running_loop()
+            assert isinstance(loop, LeapingLoop)
+            loop.oversleep(121.0)
+            assert not envelope.may_leave()
+            return Unknown("no_answer", "The connection was cut.")
+
+    queue = Queue.of(1)
+    work(queue, channel=CutAndReconnected(look_up=LookUp.NONE))
+    assert (queue.parts(), queue.messages["m0000"].error_class) == ([["unknown"]], "unknown")
+
+
 def test_no_request_is_made_in_the_last_sixth_of_a_lease() -> None:
     queue, channel = Queue.of(20), Channel(seconds=lambda _: 7.0)
 

@@ -13,7 +13,6 @@ import contextlib
 import os
 import random
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,6 +24,7 @@ from campaign_pipeline.adapters.embedded import EmbeddedServer
 from campaign_pipeline.sandbox import Behaviour, Kind, Latency
 from campaign_pipeline_tests.adapters.restarts import crash, own_database, own_server, start
 from campaign_pipeline_tests.crash.harness import STEP, many_messages, open_messages, violations
+from campaign_pipeline_tests.distributed.forked_run import ForkedRun
 from campaign_pipeline_tests.distributed.hosts import kill
 from campaign_pipeline_tests.distributed.site import LEASE_SECONDS, Site, ended, site
 from campaign_pipeline_tests.factories import World
@@ -49,7 +49,7 @@ class Campaign:
         self._run = self._start_run()
         self._left = list(DEATHS)
 
-    def _start_run(self) -> "subprocess.Popen[bytes]":
+    def _start_run(self) -> ForkedRun:
         return self._site.start_run(shard_size=self._chance.choice([10, 25, 60]), concurrency=4, batch_size=400)
 
     def wait_for_work(self) -> int:

@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Protocol
 
 HUB = "hub"
 """The host of the database, the broker, the store and the providers."""
@@ -40,12 +41,12 @@ class Hosts:
     def __enter__(self) -> "Hosts":
         try:
             for name in self.addresses:
-                _ip("netns", "add", self._space(name))
+                _ip("netns", "add", self.space(name))
                 self._made.append(name)
-                _ip("-n", self._space(name), "link", "set", "lo", "up")
-            _ip("-n", self._space(HUB), "link", "add", "switch", "type", "bridge")
-            _ip("-n", self._space(HUB), "addr", "add", f"{self.addresses[HUB]}/24", "dev", "switch")
-            _ip("-n", self._space(HUB), "link", "set", "switch", "up")
+                _ip("-n", self.space(name), "link", "set", "lo", "up")
+            _ip("-n", self.space(HUB), "link", "add", "switch", "type", "bridge")
+            _ip("-n", self.space(HUB), "addr", "add", f"{self.addresses[HUB]}/24", "dev", "switch")
+            _ip("-n", self.space(HUB), "link", "set", "switch", "up")
             for name, address in self.addresses.items():
                 if name != HUB:
                     self._plug(name, address)
@@ -60,13 +61,14 @@ class Hosts:
         for process in reversed(self._started):
             kill(process)
         for name in self._made:
-            subprocess.run(["ip", "netns", "del", self._space(name)], check=False, capture_output=True)
+            subprocess.run(["ip", "netns", "del", self.space(name)], check=False, capture_output=True)
 
-    def _space(self, name: str) -> str:
+    def space(self, name: str) -> str:
+        """Return the name of the host's network namespace."""
         return f"{self._prefix}{name}"
 
     def _plug(self, name: str, address: str) -> None:
-        ours, hub = self._space(name), self._space(HUB)
+        ours, hub = self.space(name), self.space(HUB)
         _ip("-n", ours, "link", "add", "cable", "type", "veth", "peer", "name", f"to-{name}", "netns", hub)
         _ip("-n", hub, "link", "set", f"to-{name}", "master", "switch", "up")
         _ip("-n", ours, "addr", "add", f"{address}/24", "dev", "cable")
@@ -74,11 +76,11 @@ class Hosts:
 
     def cut_off(self, name: str) -> None:
         """Unplug the host's cable: packets in flight are lost, and nobody is notified."""
-        _ip("-n", self._space(HUB), "link", "set", f"to-{name}", "down")
+        _ip("-n", self.space(HUB), "link", "set", f"to-{name}", "down")
 
     def heal(self, name: str) -> None:
         """Plug it in again."""
-        _ip("-n", self._space(HUB), "link", "set", f"to-{name}", "up")
+        _ip("-n", self.space(HUB), "link", "set", f"to-{name}", "up")
 
     def start(
         self, name: str, command: Sequence[str], variables: Mapping[str, str], log: Path
@@ -86,7 +88,7 @@ class Hosts:
         """Start a program on a host; its output goes to a file."""
         with log.open("ab") as output:
             process = subprocess.Popen(
-                ["ip", "netns", "exec", self._space(name), *command],
+                ["ip", "netns", "exec", self.space(name), *command],
                 env=dict(variables),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -99,7 +101,7 @@ class Hosts:
     def run(self, name: str, command: Sequence[str], variables: Mapping[str, str], timeout: float = 60) -> str:
         """Run a program on a host until it ends; return its output. Raises CalledProcessError."""
         done = subprocess.run(
-            ["ip", "netns", "exec", self._space(name), *command],
+            ["ip", "netns", "exec", self.space(name), *command],
             env=dict(variables),
             check=False,
             capture_output=True,
@@ -110,7 +112,17 @@ class Hosts:
         return done.stdout
 
 
-def kill(process: "subprocess.Popen[bytes]") -> None:
+class Program(Protocol):
+    """What a subprocess.Popen and a forked run have in common."""
+
+    pid: int
+
+    def wait(self, timeout: float | None = None) -> int:
+        """See subprocess.Popen."""
+        ...
+
+
+def kill(process: Program) -> None:
     """Kill a program and all its children, like a power failure of a host."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)

@@ -8,9 +8,11 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 from urllib.parse import parse_qs, urlsplit
 from uuid import uuid4
 
@@ -19,10 +21,13 @@ import orjson
 import psycopg
 
 from campaign_pipeline.adapters.embedded import EmbeddedServer
+from campaign_pipeline.defs.resources import LanguageModelResource, QueueDatabase
+from campaign_pipeline.defs.schedules import process_campaign_queue_every_minute
 from campaign_pipeline.sandbox import Behaviour
 from campaign_pipeline.sandbox.server import Addresses
 from campaign_pipeline_tests.crash.harness import variables
-from campaign_pipeline_tests.distributed.hosts import HUB, Hosts, kill
+from campaign_pipeline_tests.distributed.forked_run import ForkedRun
+from campaign_pipeline_tests.distributed.hosts import HUB, Hosts, Program, kill
 from campaign_pipeline_tests.factories import World
 
 CHECKOUT = Path(__file__).parents[2]
@@ -41,19 +46,6 @@ compute_logs:
   module: dagster._core.storage.noop_compute_log_manager
   class: NoOpComputeLogManager
 telemetry: {{enabled: false}}
-"""
-
-_TICK = """
-import dagster as dg
-from datetime import datetime, timezone
-from campaign_pipeline.defs.resources import LanguageModelResource, QueueDatabase
-from campaign_pipeline.defs.schedules import process_campaign_queue_every_minute as schedule
-with dg.DagsterInstance.get() as instance, dg.build_schedule_context(
-    instance=instance, scheduled_execution_time=datetime.now(timezone.utc),
-    resources={"database": QueueDatabase(), "language_model": LanguageModelResource()},
-) as context:
-    data = schedule.evaluate_tick(context)
-    print("launches a run" if data.run_requests else data.skip_message)
 """
 
 _BUCKET = """
@@ -79,6 +71,7 @@ class Site:
         self._kind = broker
         self._socket, self._storage = socket, f"postgresql+psycopg2://postgres@/{storage}?host={socket}"
         self._record = folder / "record.jsonl"
+        self._runs: list[ForkedRun] = []
         self._base = variables(
             f"postgresql://postgres@{hub}:5432/{urlsplit(world.url).path.lstrip('/')}",
             self.provider,
@@ -228,7 +221,7 @@ for port in {ports!r}:
     def _is_ready(self, host: str) -> bool:
         return "ready." in (self.folder / f"worker-{host}.log").read_text(errors="replace")
 
-    def start_run(self, *, shard_size: int, concurrency: int, batch_size: int = 1000) -> "subprocess.Popen[bytes]":
+    def start_run(self, *, shard_size: int, concurrency: int, batch_size: int = 1000) -> ForkedRun:
         """One run of the queue, its process on the hub."""
         config: dict[str, Any] = {
             "fetch_message_batch": {"config": {"batch_size": batch_size}},
@@ -237,13 +230,29 @@ for port in {ports!r}:
         }
         path = self.folder / f"run-{uuid4().hex[:8]}.json"
         path.write_bytes(orjson.dumps({"ops": config}))
-        command = [sys.executable, "-m", "dagster", "job", "execute", "-m", "campaign_pipeline.definitions"]
-        command += ["-j", "process_campaign_queue", "-c", str(path)]
-        return self._on_hub(command, "runs")
+        run = ForkedRun(self.hosts.space(HUB), path, self.environment(HUB), self.folder / "runs.log")
+        self._runs.append(run)
+        return run
 
     def tick(self) -> str:
         """Return what the schedule would do now."""
-        return self.hosts.run(HUB, [sys.executable, "-c", _TICK], self.environment(HUB), timeout=120).strip()
+        with (
+            patch.dict(os.environ, variables(self.world.url, self.provider)),
+            self._instance() as instance,
+            dg.build_schedule_context(
+                instance=instance,
+                scheduled_execution_time=datetime.now(UTC),
+                resources={"database": QueueDatabase(), "language_model": LanguageModelResource()},
+            ) as context,
+        ):
+            data = process_campaign_queue_every_minute.evaluate_tick(context)
+        return "launches a run" if data.run_requests else str(data.skip_message)
+
+    def end_runs(self) -> None:
+        """Kill what is left of the runs."""
+        for run in self._runs:
+            if run.poll() is None:
+                kill(run)
 
     def runs(self) -> dict[str, str]:
         """Return run -> status, the newest first."""
@@ -289,7 +298,7 @@ def wait_until(condition: Callable[[], bool], what: str, seconds: float = 120) -
         time.sleep(0.05)
 
 
-def ended(process: "subprocess.Popen[bytes]", seconds: float = 150) -> int:
+def ended(process: Program, seconds: float = 150) -> int:
     """Return the exit code of a program that is expected to end."""
     return process.wait(timeout=seconds)
 
@@ -311,6 +320,8 @@ def site(
                 yield made
             except (AssertionError, subprocess.TimeoutExpired) as error:
                 raise AssertionError(f"{error}\n{made.logs()}") from None
+            finally:
+                made.end_runs()
     finally:
         _administer(server, f"DROP DATABASE IF EXISTS {storage} WITH (FORCE)")
         shutil.rmtree(folder, ignore_errors=True)

@@ -7,7 +7,7 @@ import pytest
 
 from campaign_pipeline.adapters.embedded import EmbeddedServer
 from campaign_pipeline.sandbox import Behaviour, Kind, Latency
-from campaign_pipeline_tests.crash.harness import many_messages, open_messages, violations
+from campaign_pipeline_tests.crash.harness import STEP, many_messages, open_messages, violations
 from campaign_pipeline_tests.distributed.hosts import kill
 from campaign_pipeline_tests.distributed.site import ended, site, wait_until
 from campaign_pipeline_tests.factories import World
@@ -24,7 +24,7 @@ def test_hosts_share_a_queue_and_the_death_of_one_or_of_a_run_neither_loses_nor_
     many_messages(world, MESSAGES, runs=2)
     with site(server, world, BEHAVIOUR, ("one", "two")) as hosts:
         workers = {name: hosts.start_worker(name) for name in ("one", "two")}
-        run = hosts.start_run(shard_size=10, concurrency=2)
+        run = hosts.start_run(shard_size=20, concurrency=2)
         hosts.wait_for_workers("one", "two")
 
         # A worker's host is cut off in the middle, then dies: the other one takes its shards over.
@@ -32,7 +32,8 @@ def test_hosts_share_a_queue_and_the_death_of_one_or_of_a_run_neither_loses_nor_
         hosts.hosts.cut_off("two")
         kill(workers["two"])
         assert ended(run) == 0
-        assert open_messages(world) == 0
+        # A request that was lost with the cable may have arrived: its message waits until a look-up can tell.
+        assert open_messages(world) == in_doubt(world)
         assert list(hosts.runs().values()) == ["SUCCESS"]
 
         # A run is terminated: requests in flight end and are recorded, the rest goes back.
@@ -53,20 +54,24 @@ def test_hosts_share_a_queue_and_the_death_of_one_or_of_a_run_neither_loses_nor_
         hosts.start_worker("two")
         assert hosts.tick() == "launches a run"
         before = hosts.sent()
-        run = hosts.start_run(shard_size=40, concurrency=2)
+        run = hosts.start_run(shard_size=40, concurrency=3)
 
         # A worker's process dies: its messages are free at once, not when its leases expire, and the run continues.
         wait_until(lambda: hosts.sent() >= before + 10, "some of the third job is sent")
         owner = world.value("SELECT max(lease_owner) FROM campaign_messages WHERE status = 'sending'")
         os.kill(int(owner.partition(":")[2]), signal.SIGKILL)
-        until = world.value("SELECT max(lease_expires_at) FROM campaign_messages WHERE lease_owner = %s", owner)
+        world.do(
+            "UPDATE campaign_messages SET lease_expires_at = lease_expires_at + interval '1 hour'"
+            " WHERE lease_owner = %s AND campaign_pipeline.campaign_is_leased(status)",
+            owner,
+        )
         wait_until(lambda: holds(world, owner) == 0, "nothing is held by a process that died")
-        assert world.value("SELECT campaign_pipeline.campaign_now()") < until
 
         # A worker is shut down: it waits for no shard to be done, and what is left of its shards goes back.
         workers["one"].send_signal(signal.SIGTERM)
         assert ended(workers["one"], 60) == 0
         ended(run)
+        world.move_clock(STEP)  # past the time after which a look-up proves absence
         assert ended(hosts.start_run(shard_size=40, concurrency=10)) == 0
         assert open_messages(world) == 0
         assert violations(world, hosts.record()) == []
@@ -77,6 +82,12 @@ def leased(world: World) -> int:
     count: int = world.value(
         "SELECT count(*) FROM campaign_messages WHERE status IN ('queued', 'generating', 'sending')"
     )
+    return count
+
+
+def in_doubt(world: World) -> int:
+    """Count the messages with a part that may have been sent."""
+    count: int = world.value("SELECT count(DISTINCT message_id) FROM campaign_message_parts WHERE status = 'unknown'")
     return count
 
 

@@ -61,7 +61,7 @@ def test_hosts_share_a_queue_and_the_death_of_one_or_of_a_run_neither_loses_nor_
         owner = world.value("SELECT max(lease_owner) FROM campaign_messages WHERE status = 'sending'")
         os.kill(int(owner.partition(":")[2]), signal.SIGKILL)
         world.do(
-            "UPDATE campaign_messages SET lease_expires_at = lease_expires_at + interval '1 hour'"
+            "UPDATE campaign_messages SET lease_expires_at = lease_expires_at + interval '5 minutes'"
             " WHERE lease_owner = %s AND campaign_pipeline.campaign_is_leased(status)",
             owner,
         )

@@ -53,6 +53,7 @@ def _execute(namespace: str, config: str, variables: dict[str, str], log: str) -
     output = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     os.dup2(output, 1)
     os.dup2(output, 2)
+    assert "campaign_pipeline.defs.executor" not in sys.modules, "it was imported with another process's settings"
     os.environ.clear()
     os.environ.update(variables)
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -21,8 +21,6 @@ import orjson
 import psycopg
 
 from campaign_pipeline.adapters.embedded import EmbeddedServer
-from campaign_pipeline.defs.resources import LanguageModelResource, QueueDatabase
-from campaign_pipeline.defs.schedules import process_campaign_queue_every_minute
 from campaign_pipeline.sandbox import Behaviour
 from campaign_pipeline.sandbox.server import Addresses
 from campaign_pipeline_tests.crash.harness import variables
@@ -236,6 +234,10 @@ for port in {ports!r}:
 
     def tick(self) -> str:
         """Return what the schedule would do now."""
+        # Not at the top: a forked run imports this module before it has its own settings.
+        from campaign_pipeline.defs.resources import LanguageModelResource, QueueDatabase
+        from campaign_pipeline.defs.schedules import process_campaign_queue_every_minute
+
         with (
             patch.dict(os.environ, variables(self.world.url, self.provider)),
             self._instance() as instance,

@@ -2,11 +2,16 @@
 
 Produces the figures of docs/scale.md. Dagster's own storage is on another server, so that only the queue's writes
 count. Everything else runs on this machine too, so the throughput is the machine's, and a lower bound for the database.
+
+With `--processor`: the processor time of a message instead, in one process that claims and sends without Dagster.
 """
 
 import argparse
+import contextlib
+import os
 import threading
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -16,6 +21,10 @@ from rich.table import Table
 
 from benchmarks.ours import JobSpec, run_against
 from benchmarks.world import Bench, fill
+from campaign_pipeline.adapters.postgres import BatchOptions, Queue
+from campaign_pipeline.core.model import BatchSettings, split_batch
+from campaign_pipeline.defs.resources import ProvidersResource
+from campaign_pipeline.defs.shard import deliver, run_async
 from campaign_pipeline.sandbox import Behaviour, Kind, Latency, SandboxProcess
 
 LATENCIES = {Kind.GENERATION: Latency(0.07, 0.5), Kind.SEND: Latency(0.02, 0.5)}
@@ -100,12 +109,72 @@ def measure(queue: Bench, dagster: Bench, sandbox: SandboxProcess, processes: in
     return Measured(processes, messages / max(run.shard_seconds), connections.most, **costs)
 
 
+def _seconds(pid: int) -> float:
+    """Return the processor time of a process and of its children, ended ones included."""
+    ticks = 0
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+            if int(folder.name) == pid:
+                ticks += sum(map(int, fields[11:15]))
+            elif int(fields[1]) == pid:
+                ticks += sum(map(int, fields[11:13]))
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _sandbox_pid(sandbox: SandboxProcess) -> int:
+    record_file = str(sandbox.record_file).encode()
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            if record_file in (folder / "cmdline").read_bytes().split(b"\0"):
+                return int(folder.name)
+    raise LookupError("The sandbox has no process.")
+
+
+async def _send_all(url: str, messages: int, concurrency: int) -> None:
+    """Claim and send one batch, as the steps of a run do."""
+    queue = Queue(url)
+    batch = await queue.claim_batch(BatchOptions(messages, "scale"))
+    rows = [row.to_row() for row in batch.rows]
+    contexts = await queue.get_lead_contexts(*([row[name] for row in rows] for name in ("lead_id", "workspace_id")))
+    shared = ([*{row[name] for row in rows}] for name in ("config_id", "workspace_id", "inbox_id"))
+    settings = BatchSettings.from_json(await queue.get_batch_settings(*shared))
+    plain = [{**row, "lead_id": str(row["lead_id"])} for row in contexts]
+    (shard,) = split_batch(batch.rows, messages)
+    report = await deliver(url, shard, plain, settings, ProvidersResource(), concurrency, "scale")
+    assert report.sent == messages, report
+
+
+def processor_time(queue: Bench, sandbox: SandboxProcess, messages: int, concurrency: int) -> dict[str, float]:
+    """Return the processor milliseconds per message: of the worker, of PostgreSQL and of the mock providers."""
+    server = int((queue.server.data / "postmaster.pid").read_text().split()[0])
+    pids = {"worker": os.getpid(), "PostgreSQL": server, "mock providers": _sandbox_pid(sandbox)}
+    with queue.database("scale") as url:
+        fill(url, messages)
+        os.environ.update(queue.environment(url, sandbox))
+        before = {name: _seconds(pid) for name, pid in pids.items()}
+        # The children of this process are the server and the sandbox: only its own time counts.
+        before["worker"] = sum(os.times()[:2])
+        run_async(_send_all(url, messages, concurrency))
+        after = {name: _seconds(pid) for name, pid in pids.items()} | {"worker": sum(os.times()[:2])}
+    return {name: (after[name] - before[name]) * 1000 / messages for name in pids}
+
+
 def main() -> None:
     """Measure, and print a table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scale", description=__doc__)
     parser.add_argument("--messages", type=int, default=2000, help="in all, of each run (default: %(default)s)")
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--processor", action="store_true", help="measure processor time, with 50 in flight")
     options = parser.parse_args()
+    if options.processor:
+        table = Table("milliseconds per message", "worker", "PostgreSQL", "mock providers")
+        with Bench() as queue, SandboxProcess(Behaviour(latencies=LATENCIES)) as sandbox:
+            for number in range(1, 4):
+                costs = processor_time(queue, sandbox, options.messages, 50)
+                table.add_row(f"run {number}", *(f"{cost:.2f}" for cost in costs.values()))
+        Console(width=140).print(table)
+        return
     table = Table("processes", "messages/s", "connections", "WAL bytes", "full pages", "commits", "updates", "in place",
                   "row changes", "dead rows", "growth in bytes")  # fmt: skip
     with Bench() as queue, Bench() as dagster, SandboxProcess(Behaviour(latencies=LATENCIES)) as sandbox:

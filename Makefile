@@ -62,7 +62,7 @@ crash-test: $(READY) ## Kill and suspend processes at random, and verify all inv
 distributed-test: $(READY) redis iproute2 faketime ## The same on several hosts: network, workers, clocks, broker, store (DISTRIBUTED="--messages 5000 --deaths 60 --seed 7")
 	$(BIN)/python -m campaign_pipeline_tests.distributed.campaign $(DISTRIBUTED)
 
-bench: $(READY) ## Compare with Celery, procrastinate and others; writes RESULTS.md and README's figures (about an hour)
+bench: $(READY) ## Compare with Celery, procrastinate and others; writes RESULTS.md and README's figures (about 40 minutes)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,bench]' -c constraints.txt
 	$(BIN)/python -m benchmarks $(BENCH)
 

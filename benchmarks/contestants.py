@@ -15,7 +15,7 @@ from pathlib import Path
 import psycopg
 
 from benchmarks.world import Bench, make_dagster_home
-from campaign_pipeline.sandbox import SandboxProcess
+from campaign_pipeline.sandbox import Behaviour, SandboxProcess
 
 ROOT = Path(__file__).parents[1]
 
@@ -23,6 +23,7 @@ BEFORE = "062a458"
 """The commit before batches looked ahead of planned times."""
 
 _LOOK_EVERY = 0.02  # seconds: a process's last work may go unmeasured for this long
+_LOOK_AT_SERVER_EVERY = 0.5  # seconds: a code server lives on, and looking costs processor time beside it
 
 
 @dataclass(frozen=True)
@@ -50,28 +51,31 @@ class Contestant:
 
 
 @contextlib.contextmanager
-def empty_location(bench: Bench, sandbox: SandboxProcess) -> Iterator[Contestant]:
+def empty_location(bench: Bench) -> Iterator[Contestant]:
     """Yield a code location with sensors and a schedule that do nothing: what remains is Dagster's own work."""
-    with _contestant(bench, sandbox, "empty", ROOT) as contestant:
+    with _contestant(bench, Behaviour(), "empty", ROOT) as contestant:
         yield replace(contestant, code="benchmarks.empty_location")
 
 
 @contextlib.contextmanager
-def contestants(bench: Bench, sandbox: SandboxProcess) -> Iterator[list[Contestant]]:
-    """Yield the code of `BEFORE` and this code, each with empty databases that it created itself."""
+def contestants(bench: Bench, behaviour: Behaviour) -> Iterator[list[Contestant]]:
+    """Yield the code of `BEFORE` and this code, each with its own sandbox and empty databases that it created itself.
+
+    Both sandboxes have the same seed, so both contestants meet the same latencies, also at the same time.
+    """
     with tempfile.TemporaryDirectory(prefix="bench-code-") as folder, contextlib.ExitStack() as stack:
         before = Path(folder, "before")
         before.mkdir()
         archive = subprocess.run(["git", "archive", BEFORE], cwd=ROOT, check=True, capture_output=True).stdout
         subprocess.run(["tar", "-x", "-C", str(before)], input=archive, check=True)
         yield [
-            stack.enter_context(_contestant(bench, sandbox, BEFORE, before)),
-            stack.enter_context(_contestant(bench, sandbox, "this", ROOT)),
+            stack.enter_context(_contestant(bench, behaviour, BEFORE, before)),
+            stack.enter_context(_contestant(bench, behaviour, "this", ROOT)),
         ]
 
 
 @contextlib.contextmanager
-def _contestant(bench: Bench, sandbox: SandboxProcess, name: str, root: Path) -> Iterator[Contestant]:
+def _contestant(bench: Bench, behaviour: Behaviour, name: str, root: Path) -> Iterator[Contestant]:
     names = [f"bench_{what}_{name}" for what in ("queue", "dagster")]
     with psycopg.connect(bench.server.url("postgres"), autocommit=True) as admin:
         for each in names:
@@ -81,30 +85,32 @@ def _contestant(bench: Bench, sandbox: SandboxProcess, name: str, root: Path) ->
     home = bench.home / name
     home.mkdir(exist_ok=True)
     dagster_home = make_dagster_home(home, storage)
-    variables = bench.environment(queue, sandbox) | {
-        "PYTHONPATH": str(root),
-        "CAMPAIGN_HOME": str(home),
-        "CAMPAIGN_OUTPUTS": str(home / "outputs"),
-        "CAMPAIGN_SCHEDULES": "on",
-        "DAGSTER_HOME": str(dagster_home),
-    }
-    contestant = Contestant(name, root, queue, storage, variables)
-    upgrade = contestant.start("python", "-m", "campaign_pipeline", "db", "upgrade", log=home / "upgrade.log")
-    if upgrade.wait(120):
-        raise RuntimeError(f"{name} could not make its database: {(home / 'upgrade.log').read_text()[-1000:]}")
-    try:
-        yield contestant
-    finally:
-        with psycopg.connect(bench.server.url("postgres"), autocommit=True) as admin:
-            for each in names:
-                admin.execute(f"DROP DATABASE {each} WITH (FORCE)")
+    with SandboxProcess(behaviour) as sandbox:
+        variables = bench.environment(queue, sandbox) | {
+            "PYTHONPATH": str(root),
+            "CAMPAIGN_HOME": str(home),
+            "CAMPAIGN_OUTPUTS": str(home / "outputs"),
+            "CAMPAIGN_SCHEDULES": "on",
+            "DAGSTER_HOME": str(dagster_home),
+        }
+        contestant = Contestant(name, root, queue, storage, variables)
+        upgrade = contestant.start("python", "-m", "campaign_pipeline", "db", "upgrade", log=home / "upgrade.log")
+        if upgrade.wait(120):
+            raise RuntimeError(f"{name} could not make its database: {(home / 'upgrade.log').read_text()[-1000:]}")
+        try:
+            yield contestant
+        finally:
+            with psycopg.connect(bench.server.url("postgres"), autocommit=True) as admin:
+                for each in names:
+                    admin.execute(f"DROP DATABASE {each} WITH (FORCE)")
 
 
 class ProcessTime:
     """The processor time of all processes of a session; a context manager."""
 
-    def __init__(self, session: int) -> None:
+    def __init__(self, session: int, look_every: float = _LOOK_EVERY) -> None:
         self._session = session
+        self._look_every = look_every
         self._seconds: dict[int, float] = {}
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -123,7 +129,7 @@ class ProcessTime:
 
     def _watch(self) -> None:
         tick = os.sysconf("SC_CLK_TCK")
-        while not self._stopped.wait(_LOOK_EVERY):
+        while not self._stopped.wait(self._look_every):
             for folder in Path("/proc").glob("[0-9]*"):
                 with contextlib.suppress(OSError, ValueError, IndexError):
                     fields = (folder / "stat").read_text().rpartition(")")[2].split()
@@ -147,7 +153,7 @@ def working_by_itself(contestant: Contestant) -> Iterator[ProcessTime]:
         daemon = stack.enter_context(
             _ended_after(contestant.start("dagster-daemon", "run", "-w", str(workspace), log=log))
         )
-        time_used = stack.enter_context(ProcessTime(server.pid))
+        time_used = stack.enter_context(ProcessTime(server.pid, _LOOK_AT_SERVER_EVERY))
         _wait_for_a_tick(contestant, daemon, log)
         yield time_used
 

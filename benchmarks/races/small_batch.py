@@ -15,7 +15,7 @@ from benchmarks.contestants import BEFORE, Contestant, ProcessTime, contestants,
 from benchmarks.report import Plot, Result
 from benchmarks.world import Bench, Options, count_statuses, fill, medians
 from campaign_pipeline.defs.schedules import SMALL_BATCH
-from campaign_pipeline.sandbox import SandboxProcess
+from campaign_pipeline.sandbox import Behaviour
 
 MESSAGES, INBOXES = 4, 3
 RUNS_A_DAY = 1440
@@ -39,7 +39,7 @@ def race(bench: Bench, options: Options, result: Result) -> None:
 
 def _once(bench: Bench) -> dict[str, float]:
     figures: dict[str, float] = {}
-    with SandboxProcess() as sandbox, contestants(bench, sandbox) as both:
+    with contestants(bench, Behaviour()) as both:
         for contestant in both:
             config = {} if contestant.name == BEFORE else SMALL_BATCH
             fill(contestant.url, 2 * MESSAGES, inboxes=INBOXES)

@@ -253,6 +253,15 @@ def test_a_group_reads_its_own_messages_and_not_all_that_are_leased(crowded: Cro
         assert messages_read(crowded) - before < 7 * 2 * 12 * len(group)
 
 
+def test_a_claim_reads_the_messages_that_it_takes_and_not_all_that_are_due(crowded: Crowded) -> None:
+    # A connection that has claimed some times plans for any parameters. 1,000 messages are due.
+    with crowded.connection.transaction(force_rollback=True):
+        crowded.do("SET LOCAL plan_cache_mode = force_generic_plan")
+        before = messages_read(crowded)
+        claim(crowded)
+        assert messages_read(crowded) - before <= 3 * 100
+
+
 def test_housekeeping_reads_no_lease_that_lives(crowded: Crowded) -> None:
     # Analyzed while nothing was leased, so that all indexes of leased messages look equal to the planner.
     holder = crowded.holder

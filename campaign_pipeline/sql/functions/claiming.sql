@@ -7,6 +7,9 @@
 -- Rows are updated by ctid, which cannot change while this transaction has them locked: a second look-up by id would
 -- search the largest index twice more per row, for the update and for its result. benchmarks/RESULTS.md has the cost
 -- of a claim by size.
+-- The condition on p_probes is a CASE: for `p_probes IS NULL OR …` a plan for any parameters, which a connection uses
+-- from the sixth claim on, expects one message per run, and so reads and sorts all due messages of every run: 42,000
+-- heap pages for a claim of 400 out of 41,000 due, instead of 400.
 -- p_ahead_seconds: also claims messages planned within this time. Their shard waits for the planned time. Retries
 -- (next_attempt_at) are not claimed early.
 -- An earlier version returned only ids, and claimed nothing ahead; neither a result nor a signature can be replaced.
@@ -54,7 +57,7 @@ BEGIN
                   AND m.status = 'pending'
                   AND campaign_pipeline.campaign_due_at(m) <= horizon
                   AND (m.next_attempt_at IS NULL OR m.next_attempt_at <= campaign_pipeline.campaign_now())
-                  AND (p_probes IS NULL OR m.id = ANY (p_probes))
+                  AND CASE WHEN p_probes IS NULL THEN true ELSE m.id = ANY (p_probes) END
                   AND (m.inbox_id IS NULL
                        OR NOT campaign_pipeline.campaign_waits_for_its_inbox(m.id, m.run_id, m.inbox_id))
                 ORDER BY campaign_pipeline.campaign_due_at(m)

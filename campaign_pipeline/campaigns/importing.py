@@ -53,14 +53,16 @@ def import_leads(
             rows = connection.execute(statement("list_known_emails"), {"workspace_id": workspace_id}).fetchall()
             known |= {row["email"] for row in rows}
         imported = Imported(0, funnel=place.funnel, column=place.column)
-        added: list[tuple[UUID, Lead]] = []
+        new: list[Lead] = []
         for lead, line in zip(leads, lines, strict=True):
             address = canonical_address(lead.phone) if lead.phone else lead.custom_fields["Email"].strip().lower()
             if address in known:
                 imported.known.append(line)
             else:
                 known.add(address)
-                added.append((uuid4(), lead))
+                new.append(lead)
+        ids = connection.execute(statement("make_ids"), {"count": len(new)}).fetchall()
+        added = [(row["id"], lead) for row, lead in zip(ids, new, strict=True)]
         _write_leads(connection, workspace_id, place, added)
         _write_custom_values(connection, _custom_fields(connection, workspace_id, added), added)
         imported.added = len(added)

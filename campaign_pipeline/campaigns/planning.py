@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime, time, timedelta
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID
 from zoneinfo import ZoneInfo
 
 import psycopg
@@ -148,12 +148,8 @@ def _plan(connection: psycopg.Connection[DictRow], campaign: Mapping[str, Any], 
     if not plan.times:
         return Planned(name, day, str(window.zone), known, run["name"] if run else None, **result)
 
-    run_id = known if run is not None else uuid4()
     run_name = run["name"] if run is not None else f"{name} {day}"
-    if run is None:
-        connection.execute(
-            statement("insert_planned_run"), {"id": run_id, "config_id": campaign["id"], "name": run_name, "day": day}
-        )
+    run_id = known if run is not None else rows("insert_planned_run", name=run_name)[0]["id"]
     lead_ids = picked["lead_ids"][: len(plan.times)]
     messages = {"run_id": run_id, "lead_ids": lead_ids, "times": list(plan.times)}
     connection.execute(statement("insert_planned_messages"), messages)

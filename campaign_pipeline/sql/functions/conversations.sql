@@ -60,9 +60,9 @@ BEGIN
                                           status, campaign_run_id, unread_count, total_messages, created_at, updated_at)
         -- One per lead, even if two of its messages begin in this statement.
         SELECT DISTINCT ON (workspace_id, COALESCE(lead_id, id))
-               gen_random_uuid(), workspace_id, message_inbox_id, lead_id, COALESCE(NULLIF(contact_name, ''), address),
-               address, channel, 'waiting', run_id, 0, 0, campaign_pipeline.campaign_now(),
-               campaign_pipeline.campaign_now()
+               campaign_pipeline.campaign_new_id(), workspace_id, message_inbox_id, lead_id,
+               COALESCE(NULLIF(contact_name, ''), address), address, channel, 'waiting', run_id, 0, 0,
+               campaign_pipeline.campaign_now(), campaign_pipeline.campaign_now()
         FROM item
         ORDER BY workspace_id, COALESCE(lead_id, id)
         RETURNING id, workspace_id, lead_id, contact_phone
@@ -146,10 +146,11 @@ BEGIN
         LEFT JOIN public.campaign_messages m ON m.id = i.id
         JOIN public.conversations v ON v.id = COALESCE(p.conversation_id, m.conversation_id)
     ), shown AS (
-        INSERT INTO public.messages (conversation_id, content_type, message_type, text_content, provider_message_id,
-                                     is_read, created_at)
-        SELECT conversation_id, 'text', 'sent', text, provider_message_id, true, sent_at FROM part
-        WHERE written IS NOT TRUE ORDER BY part_no
+        INSERT INTO public.messages (id, conversation_id, content_type, message_type, text_content,
+                                     provider_message_id, is_read, created_at)
+        SELECT campaign_pipeline.campaign_new_id(), conversation_id, 'text', 'sent', text, provider_message_id, true,
+               sent_at
+        FROM part WHERE written IS NOT TRUE ORDER BY part_no
     ), newest AS (
         SELECT DISTINCT ON (conversation_id) *,
                count(*) FILTER (WHERE written IS NOT TRUE) OVER (PARTITION BY conversation_id) AS rows

@@ -52,8 +52,8 @@ BEGIN
         WHERE l.id = t.lead_id
         RETURNING l.id, t.before, l.column_id AS after
     )
-    INSERT INTO public.lead_activities (lead_id, activity_type, description, created_at)
-    SELECT moved.id, 'column_change',
+    INSERT INTO public.lead_activities (id, lead_id, activity_type, description, created_at)
+    SELECT campaign_pipeline.campaign_new_id(), moved.id, 'column_change',
            format('Campanha enviada: movido de "%s" para "%s".', COALESCE(k.title, '?'), COALESCE(n.title, '?')),
            campaign_pipeline.campaign_now()
     FROM moved

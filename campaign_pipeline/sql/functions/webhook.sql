@@ -117,17 +117,19 @@ BEGIN
     IF NOT FOUND THEN
         INSERT INTO public.conversations AS v (id, workspace_id, inbox_id, contact_name, contact_phone, channel, status,
                                                unread_count, total_messages, created_at, updated_at)
-        VALUES (gen_random_uuid(), home, inbox, COALESCE(NULLIF(p_body ->> 'name', ''), number), number, 'whatsapp',
-                'waiting', 0, 0, campaign_pipeline.campaign_now(), campaign_pipeline.campaign_now())
+        VALUES (campaign_pipeline.campaign_new_id(), home, inbox, COALESCE(NULLIF(p_body ->> 'name', ''), number),
+                number, 'whatsapp', 'waiting', 0, 0, campaign_pipeline.campaign_now(),
+                campaign_pipeline.campaign_now())
         RETURNING v.id, v.lead_id INTO talk;
     END IF;
     IF EXISTS (SELECT 1 FROM public.messages t WHERE t.conversation_id = talk.id
                AND t.provider_message_id = p_body ->> 'id') THEN
         RETURN jsonb_build_object('verdict', 'known', 'lead_id', talk.lead_id);
     END IF;
-    INSERT INTO public.messages (conversation_id, content_type, message_type, text_content, provider_message_id,
+    INSERT INTO public.messages (id, conversation_id, content_type, message_type, text_content, provider_message_id,
                                  is_read, created_at)
-    VALUES (talk.id, 'text', 'received', p_body ->> 'text', p_body ->> 'id', false, written);
+    VALUES (campaign_pipeline.campaign_new_id(), talk.id, 'text', 'received', p_body ->> 'text', p_body ->> 'id', false,
+            written);
     UPDATE public.conversations v
     SET last_message = p_body ->> 'text', last_message_at = greatest(v.last_message_at, written),
         unread_count = COALESCE(v.unread_count, 0) + 1, total_messages = COALESCE(v.total_messages, 0) + 1,

@@ -170,6 +170,10 @@ SET (name, weekdays, holidays, lead_tags, review, review_first)
     = ROW (EXCLUDED.name, EXCLUDED.weekdays, EXCLUDED.holidays, EXCLUDED.lead_tags, EXCLUDED.review,
            EXCLUDED.review_first);
 
+-- name: make_ids
+-- New ids for leads, in order.
+SELECT campaign_pipeline.campaign_new_id() AS id FROM generate_series(1, %(count)s);
+
 -- name: list_known_numbers
 -- The numbers of a workspace's leads, canonicalised.
 SELECT DISTINCT campaign_pipeline.campaign_canonical_address(l.phone) AS number
@@ -296,14 +300,18 @@ SELECT (SELECT count(*) FROM judged j WHERE j.refused IS NULL) AS free,
 -- name: insert_planned_run
 -- The run of a campaign's day.
 INSERT INTO public.campaign_runs (id, config_id, name, status, run_date, started_at, leads_total)
-VALUES (%(id)s, %(config_id)s, %(name)s, 'running', %(day)s, campaign_pipeline.campaign_now(), 0);
+VALUES (campaign_pipeline.campaign_new_id(), %(config_id)s, %(name)s, 'running', %(day)s,
+        campaign_pipeline.campaign_now(), 0)
+RETURNING id;
 
 -- name: insert_planned_messages
--- One message per lead, with its due time.
-INSERT INTO public.campaign_messages (run_id, lead_id, phone_number, scheduled_at)
-SELECT %(run_id)s, l.id, l.phone, p.due
-FROM unnest(%(lead_ids)s::uuid[], %(times)s::timestamptz[]) AS p (lead_id, due)
-JOIN public.leads l ON l.id = p.lead_id;
+-- One message per lead, with its due time. In this order, so that messages that are claimed together lie together.
+INSERT INTO public.campaign_messages (id, run_id, lead_id, phone_number, scheduled_at)
+SELECT campaign_pipeline.campaign_new_id(), %(run_id)s, d.lead_id, d.phone, d.due
+FROM (SELECT p.lead_id, l.phone, p.due
+      FROM unnest(%(lead_ids)s::uuid[], %(times)s::timestamptz[]) AS p (lead_id, due)
+      JOIN public.leads l ON l.id = p.lead_id
+      ORDER BY p.due, p.lead_id) d;
 
 -- name: note_planned_run
 -- Link the day to its run, and add to its number of leads.
@@ -393,8 +401,10 @@ SELECT count(*) AS decided FROM campaign_pipeline.campaign_reviews v WHERE v.run
 WITH decided AS (
     SELECT d.message_id FROM campaign_pipeline.campaign_decide_reviews(%(items)s, %(by)s) AS d (message_id)
 ), logged AS (
-    INSERT INTO public.campaign_logs (run_id, step_number, step_name, level, message, lead_id, message_id, created_at)
-    SELECT m.run_id, 0, 'review', 'info', format('%%s: %%s%%s.', %(by)s::text, i.decision,
+    INSERT INTO public.campaign_logs (id, run_id, step_number, step_name, level, message, lead_id, message_id,
+                                      created_at)
+    SELECT campaign_pipeline.campaign_new_id(), m.run_id, 0, 'review', 'info',
+           format('%%s: %%s%%s.', %(by)s::text, i.decision,
                CASE WHEN i.text IS NOT NULL THEN ' with another text' ELSE '' END),
            (SELECT l.id FROM public.leads l WHERE l.id = m.lead_id), m.id, campaign_pipeline.campaign_now()
     FROM decided JOIN public.campaign_messages m ON m.id = decided.message_id

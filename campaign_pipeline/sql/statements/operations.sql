@@ -171,7 +171,7 @@ WITH workspace AS (
     FROM public.campaign_configs c JOIN workspace w ON c.workspace_id = w.id
     ORDER BY random() LIMIT 1
 ), models AS (
-    SELECT first.*, gen_random_uuid() AS copy_id, row_number() OVER (ORDER BY random()) AS place,
+    SELECT first.*, campaign_pipeline.campaign_new_id() AS copy_id, row_number() OVER (ORDER BY random()) AS place,
            '+55 11 9' || lpad(floor(random() * 1e8)::integer::text, 8, '0') AS copy_phone
     FROM (SELECT l.* FROM public.leads l JOIN workspace w ON l.workspace_id = w.id ORDER BY l.created_at, l.id
           LIMIT 60) first
@@ -193,8 +193,9 @@ WITH workspace AS (
     WHERE EXISTS (SELECT FROM models)
     RETURNING id
 ), added AS (
-    INSERT INTO public.campaign_messages (run_id, lead_id, phone_number, scheduled_at)
-    SELECT run.id, m.copy_id, m.copy_phone, campaign_pipeline.campaign_now() + m.place * interval '4 seconds'
+    INSERT INTO public.campaign_messages (id, run_id, lead_id, phone_number, scheduled_at)
+    SELECT campaign_pipeline.campaign_new_id(), run.id, m.copy_id, m.copy_phone,
+           campaign_pipeline.campaign_now() + m.place * interval '4 seconds'
            FROM models m CROSS JOIN run
     RETURNING run_id
 )

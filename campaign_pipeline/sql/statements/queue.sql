@@ -513,9 +513,10 @@ SELECT (SELECT p.provider_message_id FROM campaign_pipeline.campaign_message_par
 -- name: write_logs
 -- Write log lines in bulk. The CRM may have deleted the run meanwhile (then there is no log to write to), or the lead
 -- or the message (then the line is written without it).
-INSERT INTO public.campaign_logs (run_id, step_number, step_name, level, message, details, lead_id, message_id,
+INSERT INTO public.campaign_logs (id, run_id, step_number, step_name, level, message, details, lead_id, message_id,
                                   created_at)
-SELECT r.id, COALESCE(l.step_number, 0), l.step_name, l.level, l.message, l.details,
+SELECT campaign_pipeline.campaign_new_id(), r.id, COALESCE(l.step_number, 0), l.step_name, l.level, l.message,
+       l.details,
        (SELECT x.id FROM public.leads x WHERE x.id = l.lead_id),
        (SELECT x.id FROM public.campaign_messages x WHERE x.id = l.message_id), campaign_pipeline.campaign_now()
 FROM jsonb_to_recordset(%(lines)s) AS l (run_id uuid, step_number integer, step_name text, level text, message text,

@@ -205,7 +205,9 @@ def main() -> int:
     console = Console()
     console.print(f"{plan}  (the seed repeats it)")
     with (
-        own_server(Path(tempfile.gettempdir()) / "campaign_crash_test") as server,
+        # A folder of its own: two campaigns at once would restart each other's server and mix their functions.
+        tempfile.TemporaryDirectory(prefix="campaign-crash-") as folder,
+        own_server(Path(folder)) as server,
         own_database(server) as url,
         World(url) as world,
         Progress(console=console) as progress,

@@ -37,7 +37,9 @@ _HIDDEN: Final = re.compile(
 )
 _CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f]")
 # Square brackets and braces too: a model that repeats "Loja [Matriz]" would seem to have left a placeholder.
-_NEUTRAL: Final = str.maketrans("<>＜＞﹤﹥[]{}［］｛｝`", "‹›‹›‹›()()()()'")
+_ACTIVE: Final = "<>＜＞﹤﹥[]{}［］｛｝`"
+_NEUTRAL: Final = str.maketrans(_ACTIVE, "‹›‹›‹›()()()()'")
+_HAS_ACTIVE: Final = re.compile(f"[{re.escape(_ACTIVE)}]")  # a third of the time of a translation that changes nothing
 _NOTHING: Final = frozenset(
     {
         "None",
@@ -120,8 +122,9 @@ class LeadContext:
         ]
         shown = [(label, _tidy(value, VALUE_CHARS)) for label, value in lines]
         # Sanitised again, so that a context that was not built by `from_row` is safe too.
-        shown += [(_tidy(name, NAME_CHARS), _tidy(value, BUSINESS_CHARS)) for name, value in self.custom_fields]
-        return "\n".join(f"{label}: {value}".translate(_NEUTRAL) for label, value in shown if value)
+        shown += [(_tidy_name(name), _tidy(value, BUSINESS_CHARS)) for name, value in self.custom_fields]
+        text = "\n".join(f"{label}: {value}" for label, value in shown if value)
+        return text.translate(_NEUTRAL) if _HAS_ACTIVE.search(text) else text
 
 
 def in_order(custom_fields: object) -> list[dict[str, Any]]:

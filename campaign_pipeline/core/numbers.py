@@ -8,6 +8,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final
 
 from campaign_pipeline.core.address import InvalidAddress, alternatives, normalize_phone
@@ -48,8 +49,14 @@ class NumberNote:
 
 def phones_among(fields: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
     """The values of custom fields (`name`, `value`) that are named like a phone number, in their order."""
-    named = (field for field in fields if _PHONE_FIELD.search(_plain(str(field.get("name") or ""))))
+    named = (field for field in fields if _names_a_phone(str(field.get("name") or "")))
     return tuple(str(field["value"]) for field in named if field.get("value"))
+
+
+@lru_cache(maxsize=1024)
+def _names_a_phone(name: str) -> bool:
+    """Return whether a field is named like a phone number. Cached: names repeat for every lead."""
+    return _PHONE_FIELD.search(_plain(name)) is not None
 
 
 def candidate_numbers(first: str, others: Sequence[str]) -> tuple[str, ...]:

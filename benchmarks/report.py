@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-_PACKAGES = ("dagster", "psycopg", "aiohttp", "uvloop", "celery", "redis", "procrastinate")
+_PACKAGES = ("dagster", "psycopg", "httpx", "aiohttp", "uvloop", "celery", "redis", "procrastinate")
 _WORDS = {True: "met", False: "NOT met", None: ""}
 
 

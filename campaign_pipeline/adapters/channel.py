@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, TypeVar
 
+import httpx
+
 from campaign_pipeline.adapters.answers import NOTHING_HEARD, Heard, Row, known, no_answer, unrecognised
-from campaign_pipeline.adapters.http import MAX_ANSWER_BYTES, Answer, HttpClient, NoAnswer, at, get, post
+from campaign_pipeline.adapters.http import MAX_ANSWER_BYTES, Answer, NoAnswer, at, get, post
 from campaign_pipeline.core.ports import (
     Attempt,
     ChannelTraits,
@@ -91,7 +93,7 @@ class HttpChannel(ABC):
 
     def __init__(
         self,
-        client: HttpClient,
+        client: httpx.AsyncBaseTransport,
         base_url: str,
         headers: Mapping[str, str],
         send_timeout: float,

@@ -11,11 +11,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import httpx
+
 from campaign_pipeline.adapters.answers import known
 from campaign_pipeline.adapters.channel import HttpChannel, Request
 from campaign_pipeline.adapters.cloud_api_answers import ANSWERS, PAIR_RATE, STATES, rows_of
 from campaign_pipeline.adapters.connection import endpoint
-from campaign_pipeline.adapters.http import Answer, HttpClient, at, text_at
+from campaign_pipeline.adapters.http import Answer, at, text_at
 from campaign_pipeline.adapters.inbox_connection import InboxConnection
 from campaign_pipeline.core.address import business_scoped_id
 from campaign_pipeline.core.ports import (
@@ -56,7 +58,7 @@ class CloudApi(HttpChannel):
 
     def __init__(
         self,
-        client: HttpClient,
+        client: httpx.AsyncBaseTransport,
         base_url: str,
         phone_number_id: str,
         token: str,
@@ -128,7 +130,7 @@ def _template(envelope: Envelope) -> dict[str, Any]:
 
 
 def from_connection(
-    client: HttpClient, connection: InboxConnection, variables: Mapping[str, str], send_timeout: float
+    client: httpx.AsyncBaseTransport, connection: InboxConnection, variables: Mapping[str, str], send_timeout: float
 ) -> CloudApi:
     """Build the channel of an inbox from its instance row, else from CLOUD_API_URL, _VERSION and _TOKEN.
 

@@ -9,10 +9,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import quote
 
+import httpx
+
 from campaign_pipeline.adapters.channel import Page, Request
 from campaign_pipeline.adapters.connection import endpoint
 from campaign_pipeline.adapters.evolution_answers import ANSWERS, STATE_ANSWERS, heard
-from campaign_pipeline.adapters.http import HttpClient, at, text_at
+from campaign_pipeline.adapters.http import at, text_at
 from campaign_pipeline.adapters.inbox_connection import InboxConnection
 from campaign_pipeline.adapters.whatsapp_web import WebChannel, account_name
 from campaign_pipeline.core.address import alternatives
@@ -52,7 +54,7 @@ class Evolution(WebChannel):
     exists_field = "exists"
 
     def __init__(
-        self, client: HttpClient, base_url: str, instance: str, api_key: str, send_timeout: float = 30.0
+        self, client: httpx.AsyncBaseTransport, base_url: str, instance: str, api_key: str, send_timeout: float = 30.0
     ) -> None:
         self._instance = quote(instance, safe="")
         self.numbers_path = f"/chat/whatsappNumbers/{self._instance}"
@@ -136,7 +138,7 @@ def _says(record: Any, text: str) -> bool:
 
 
 def from_connection(
-    client: HttpClient, connection: InboxConnection, variables: Mapping[str, str], send_timeout: float
+    client: httpx.AsyncBaseTransport, connection: InboxConnection, variables: Mapping[str, str], send_timeout: float
 ) -> Evolution:
     """Build the channel of an inbox from its instance row, else from EVOLUTION_API_URL and EVOLUTION_API_KEY.
 

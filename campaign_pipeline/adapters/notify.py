@@ -8,8 +8,8 @@ from typing import Any
 from urllib.parse import SplitResult, unquote, urlsplit
 
 import aiosmtplib
+import httpx
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_fixed
-from yarl import URL
 
 from campaign_pipeline.adapters.environment import NotifierSettings
 from campaign_pipeline.adapters.hosts import HostRefused, Hosts
@@ -63,17 +63,16 @@ class Notifier:
         answer = asyncio.run(self._ask_webhook(self._settings.webhook_url, body))
         if isinstance(answer, NoAnswer):
             raise _NotTold(f"CAMPAIGN_NOTIFY_WEBHOOK {_why(answer)}.")
-        if not 200 <= answer.status < 300:
+        if not httpx.codes.is_success(answer.status):
             raise _NotTold(f"CAMPAIGN_NOTIFY_WEBHOOK answered with status {answer.status}.")
 
     @staticmethod
     async def _ask_webhook(url: str, body: Mapping[str, Any]) -> Answer | NoAnswer:
-        place, headers = URL(url), {}
-        if place.user or place.password:  # the person's own, for a proxy before the webhook
-            own = f"{place.user or ''}:{place.password or ''}"
-            headers["Authorization"] = f"Basic {b64encode(own.encode()).decode()}"
+        place, headers = httpx.URL(url), {}
+        if place.userinfo:  # the person's own, for a proxy before the webhook
+            headers["Authorization"] = "Basic " + b64encode(f"{place.username}:{place.password}".encode()).decode()
         async with http_client(connections=1) as client:
-            return await post(client, str(place.with_user(None)), body, headers, _PATIENCE)
+            return await post(client, str(place.copy_with(username="", password="")), body, headers, _PATIENCE)
 
     def _mail(self, notice: Notice) -> None:
         url = urlsplit(self._settings.smtp_url or "")

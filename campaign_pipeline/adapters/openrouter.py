@@ -6,11 +6,12 @@ decides, then the HTTP status; never the message's text.
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from http import HTTPStatus
 from typing import Any
 
+import httpx
+
 from campaign_pipeline.adapters.answers import kept
-from campaign_pipeline.adapters.http import Answer, HttpClient, NoAnswer, at, get, post
+from campaign_pipeline.adapters.http import Answer, NoAnswer, at, get, post
 from campaign_pipeline.core.ports import (
     UNRECOGNISED,
     Completion,
@@ -89,7 +90,7 @@ class OpenRouter:
 
     def __init__(
         self,
-        client: HttpClient,
+        client: httpx.AsyncBaseTransport,
         base_url: str,
         api_key: str | None,
         own_keys: Mapping[str, str] | None = None,
@@ -124,7 +125,9 @@ class OpenRouter:
         return _of_workspace(outcome) if own else outcome
 
 
-async def check_key(client: HttpClient, base_url: str, key: str, named: str, timeout: float) -> Failure | float | None:
+async def check_key(
+    client: httpx.AsyncBaseTransport, base_url: str, key: str, named: str, timeout: float
+) -> Failure | float | None:
     """Ask whether OpenRouter accepts a key, without a generation. Returns its remaining budget in US dollars.
 
     None: it has no limit of its own. `named`: the key's name in a sentence.
@@ -204,7 +207,7 @@ def read_answer(answer: Answer | NoAnswer) -> Completion | Failure:
             return Systemic("address_refused", answer.reason, Scope.PROVIDER)
         return Transient("no_answer", answer.reason)
     error = at(answer.body, "error") or at(answer.body, "choices", 0, "error")
-    if answer.status != HTTPStatus.OK or error or at(answer.body, "choices", 0, "finish_reason") == "error":
+    if answer.status != httpx.codes.OK or error or at(answer.body, "choices", 0, "finish_reason") == "error":
         return _failure(answer, error if isinstance(error, dict) else {})
     return _completion(answer)
 
@@ -218,7 +221,7 @@ def _of_workspace(outcome: Completion | Failure) -> Completion | Failure:
 
 
 def _failure(answer: Answer, error: dict[str, Any]) -> Failure:
-    status = _inner_status(error.get("code")) if answer.status == HTTPStatus.OK else answer.status
+    status = _inner_status(error.get("code")) if answer.status == httpx.codes.OK else answer.status
     error_type = at(error, "metadata", "error_type")
     retry_after, came = answer.retry_after, kept(answer)
     hint = at(error, "availability", "retry_after")
@@ -227,7 +230,7 @@ def _failure(answer: Answer, error: dict[str, Any]) -> Failure:
 
     if at(error, "availability", "code") == "model_not_found":
         return Systemic("model_not_found", _sentence("model_not_found", status), Scope.MODEL, retry_after, answer=came)
-    if status == HTTPStatus.FORBIDDEN and _moderated(error):
+    if status == httpx.codes.FORBIDDEN and _moderated(error):
         return Permanent("moderated", _sentence("moderated", status), came)
     kind, scope, our_code = _classify(status, error_type, error)
     reason = _sentence(our_code, status)
@@ -246,10 +249,10 @@ def _classify(status: int, error_type: Any, error: dict[str, Any]) -> tuple[str,
         return (*ERROR_TYPES[error_type], error_type)
     if at(error, "availability", "retryable") is True and STATUSES.get(status, ("",))[0] != THROTTLED:
         return TRANSIENT, Scope.MESSAGE, "temporarily_unavailable"
-    if 300 <= status < 400:
+    if httpx.codes.is_redirect(status):
         return "systemic", Scope.PROVIDER, "redirected"
     # Anything else: a server error (5xx) or an unexpected answer; neither reached a lead.
-    code = UNRECOGNISED if 400 <= status < 500 else f"http_{status}"
+    code = UNRECOGNISED if httpx.codes.is_client_error(status) else f"http_{status}"
     return STATUSES.get(status, (TRANSIENT, Scope.MESSAGE, code))
 
 
@@ -257,7 +260,7 @@ def _inner_status(code: Any) -> int:
     """Return the status inside a 200: a number, or its text."""
     if isinstance(code, str) and code.isascii() and code.isdigit():
         code = int(code[:6])
-    return code if isinstance(code, int) and not isinstance(code, bool) else HTTPStatus.OK
+    return code if isinstance(code, int) and not isinstance(code, bool) else httpx.codes.OK
 
 
 def _moderated(error: dict[str, Any]) -> bool:

@@ -26,9 +26,9 @@ from urllib.parse import quote, unquote, urlsplit
 from uuid import UUID, uuid5
 
 import aiosmtplib
+import httpx
 
 from campaign_pipeline.adapters.hosts import HostRefused, Hosts
-from campaign_pipeline.adapters.http import HttpClient
 from campaign_pipeline.adapters.inbox_connection import InboxConnection
 from campaign_pipeline.adapters.redaction import hide_text, redact
 from campaign_pipeline.adapters.smtp_replies import Stage, classify
@@ -425,7 +425,7 @@ _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 def from_connection(
-    client: HttpClient, connection: InboxConnection, variables: Mapping[str, str], send_timeout: float
+    client: httpx.AsyncBaseTransport, connection: InboxConnection, variables: Mapping[str, str], send_timeout: float
 ) -> Smtp:
     """Build the channel of an inbox from its instance row; the SMTP_* variables supply what the row omits.
 

@@ -9,10 +9,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import httpx
+
 from campaign_pipeline.adapters.answers import Heard, statements, texts
 from campaign_pipeline.adapters.channel import HttpChannel, Request
 from campaign_pipeline.adapters.connection import environment_endpoint
-from campaign_pipeline.adapters.http import Answer, HttpClient, at, text_at
+from campaign_pipeline.adapters.http import Answer, at, text_at
 from campaign_pipeline.adapters.inbox_connection import InboxConnection
 from campaign_pipeline.adapters.supabase_answers import ANSWERS, FUNCTION
 from campaign_pipeline.adapters.whatsapp_web import CONNECTING, DISCONNECTED
@@ -58,7 +60,7 @@ class InternalSend(HttpChannel):
 
     def __init__(
         self,
-        client: HttpClient,
+        client: httpx.AsyncBaseTransport,
         base_url: str,
         service_key: str,
         status: str | None,
@@ -128,7 +130,7 @@ def _first_text(body: Any, paths: tuple[tuple[str, ...], ...]) -> str | None:
 
 
 def from_connection(
-    client: HttpClient, connection: InboxConnection, variables: Mapping[str, str], send_timeout: float
+    client: httpx.AsyncBaseTransport, connection: InboxConnection, variables: Mapping[str, str], send_timeout: float
 ) -> InternalSend:
     """Build the channel of an inbox from SUPABASE_URL and SUPABASE_SERVICE_ROLE_KEY.
 

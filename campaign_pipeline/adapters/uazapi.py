@@ -9,10 +9,12 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import httpx
+
 from campaign_pipeline.adapters.answers import Heard, statements
 from campaign_pipeline.adapters.channel import Page, Request
 from campaign_pipeline.adapters.connection import endpoint
-from campaign_pipeline.adapters.http import Answer, HttpClient, at, text_at
+from campaign_pipeline.adapters.http import Answer, at, text_at
 from campaign_pipeline.adapters.inbox_connection import InboxConnection
 from campaign_pipeline.adapters.uazapi_answers import ANSWERS, STATE_ANSWERS
 from campaign_pipeline.adapters.whatsapp_web import WebChannel
@@ -55,7 +57,7 @@ class Uazapi(WebChannel):
     exists_field = "isInWhatsapp"
     numbers_path = "/chat/check"
 
-    def __init__(self, client: HttpClient, base_url: str, token: str, send_timeout: float = 30.0) -> None:
+    def __init__(self, client: httpx.AsyncBaseTransport, base_url: str, token: str, send_timeout: float = 30.0) -> None:
         super().__init__(client, base_url, {"token": token}, send_timeout, "/instance/status")
 
     def request(self, envelope: Envelope) -> Request:
@@ -132,7 +134,7 @@ def _absent(foreign: bool) -> Absent:
 
 
 def from_connection(
-    client: HttpClient, connection: InboxConnection, variables: Mapping[str, str], send_timeout: float
+    client: httpx.AsyncBaseTransport, connection: InboxConnection, variables: Mapping[str, str], send_timeout: float
 ) -> Uazapi:
     """Build the channel of an inbox from its instance row, else from UAZAPI_API_URL and UAZAPI_TOKEN.
 

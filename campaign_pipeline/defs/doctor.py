@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 
 import dagster as dg
+import httpx
 import orjson
 from dagster import DagsterInstance, DagsterRunStatus, RunsFilter
 
@@ -17,7 +18,7 @@ from campaign_pipeline.adapters.connection import model_url
 from campaign_pipeline.adapters.crm import Finding, State
 from campaign_pipeline.adapters.database import queue_url
 from campaign_pipeline.adapters.environment import Environment, OperationsSettings, SettingError
-from campaign_pipeline.adapters.http import HttpClient, http_client
+from campaign_pipeline.adapters.http import http_client
 from campaign_pipeline.adapters.openrouter import OWN_KEY, SHARED_KEY, check_key
 from campaign_pipeline.adapters.operator import Operator
 from campaign_pipeline.adapters.postgres import Queue
@@ -110,7 +111,7 @@ async def provider_findings(environment: Environment) -> list[Finding]:
     return keys + found
 
 
-async def _key(client: HttpClient, base: str, key: str | None, named: str, *, needed: bool) -> Finding:
+async def _key(client: httpx.AsyncBaseTransport, base: str, key: str | None, named: str, *, needed: bool) -> Finding:
     if key is None:
         state = State.STOPS if needed else State.LOOK
         return Finding("model key", state, f"{named} is not set", "Set it in the environment of the Dagster processes.")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import dagster as dg
+import httpx
 from pydantic import Field
 
 from campaign_pipeline.adapters import cloud_api, evolution, supabase, uazapi
@@ -14,7 +15,7 @@ from campaign_pipeline.adapters.connection import model_url, variables_of
 from campaign_pipeline.adapters.database import queue_url
 from campaign_pipeline.adapters.environment import DeliverySettings, Environment
 from campaign_pipeline.adapters.hosts import Hosts
-from campaign_pipeline.adapters.http import HttpClient, at, http_client
+from campaign_pipeline.adapters.http import at, http_client
 from campaign_pipeline.adapters.inbox_connection import InboxConnection
 from campaign_pipeline.adapters.openrouter import OpenRouter
 from campaign_pipeline.adapters.postgres import Queue
@@ -23,15 +24,17 @@ from campaign_pipeline.core.ports import LanguageModel, MessageChannel
 from campaign_pipeline.core.results import RetryPolicy
 from campaign_pipeline.core.shard_context import DeliveryPolicy
 
-ChannelBuilder: TypeAlias = Callable[[HttpClient, InboxConnection, Mapping[str, str], float], MessageChannel]
+ChannelBuilder: TypeAlias = Callable[
+    [httpx.AsyncBaseTransport, InboxConnection, Mapping[str, str], float], MessageChannel
+]
 
 
 def _smtp(
-    client: HttpClient, connection: InboxConnection, variables: Mapping[str, str], timeout: float
+    transport: httpx.AsyncBaseTransport, connection: InboxConnection, variables: Mapping[str, str], timeout: float
 ) -> MessageChannel:
     from campaign_pipeline.adapters import smtp  # its library is loaded only if there is a mailbox
 
-    return smtp.from_connection(client, connection, variables, timeout)
+    return smtp.from_connection(transport, connection, variables, timeout)
 
 
 CHANNELS: dict[str, ChannelBuilder] = {
@@ -114,7 +117,7 @@ class ProvidersResource(dg.ConfigurableResource[Any]):
 
 
 def channel_of(
-    client: HttpClient,
+    client: httpx.AsyncBaseTransport,
     connection: InboxConnection | None,
     environment: Environment,
     send_timeout: float,

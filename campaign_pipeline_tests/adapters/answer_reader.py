@@ -11,7 +11,9 @@ import time
 from itertools import pairwise
 from typing import Any
 
-from campaign_pipeline.adapters.http import HttpClient, NoAnswer, http_client, post
+import httpx
+
+from campaign_pipeline.adapters.http import NoAnswer, http_client, post
 
 KEY = "a-key-of-no-account"
 
@@ -26,7 +28,7 @@ async def main(base: str, *kinds: str) -> None:
     print(json.dumps(told))  # noqa: T201 (what the test reads)
 
 
-async def measure(client: HttpClient, url: str) -> dict[str, Any]:
+async def measure(client: httpx.AsyncBaseTransport, url: str) -> dict[str, Any]:
     """Ask four times at once."""
     beats: list[float] = []
 

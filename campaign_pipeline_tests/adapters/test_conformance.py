@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import httpx
 import orjson
 import pytest
 from hypothesis import given
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 
 from campaign_pipeline.adapters import cloud_api, evolution, supabase, uazapi
 from campaign_pipeline.adapters.answers import Row
-from campaign_pipeline.adapters.http import Answer, HttpClient, NoAnswer, http_client
+from campaign_pipeline.adapters.http import Answer, NoAnswer, http_client
 from campaign_pipeline.adapters.inbox_connection import InboxConnection
 from campaign_pipeline.core.ports import (
     UNRECOGNISED,
@@ -72,7 +73,7 @@ class Channel:
     """One adapter with its test data."""
 
     name: str  # also of its file in answers/, and of its provider in the sandbox
-    build: Callable[[HttpClient, InboxConnection, Mapping[str, str], float], MessageChannel]
+    build: Callable[[httpx.AsyncBaseTransport, InboxConnection, Mapping[str, str], float], MessageChannel]
     read: Callable[[Answer | NoAnswer], Outcome]
     table: Sequence[Row]
     instance: str  # the sandbox's name of our inbox
@@ -86,7 +87,7 @@ class Channel:
         """Its answers, each with the expected class."""
         return samples(f"{self.name}.json")
 
-    def connect(self, client: HttpClient, base_url: str, send_timeout: float = 5.0) -> MessageChannel:
+    def connect(self, client: httpx.AsyncBaseTransport, base_url: str, send_timeout: float = 5.0) -> MessageChannel:
         """Return its channel, with keys, constructed like the pipeline does."""
         connection = InboxConnection(
             name="loja",

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import aiohappyeyeballs
+import httpx
 import pytest
-from yarl import URL
 
 from campaign_pipeline.adapters.connection import model_url
 from campaign_pipeline.adapters.environment import PROVIDER_PREFIXES, Environment, NotifierSettings, SettingError
@@ -118,7 +118,7 @@ def variables_of(kind: str) -> tuple[str, ...]:
 
 
 def address_for(kind: str, address: str) -> str:
-    return URL(address).host or "" if kind == "smtp" else address
+    return httpx.URL(address).host if kind == "smtp" else address
 
 
 async def try_everything(channel: MessageChannel) -> list[Any]:
@@ -210,7 +210,7 @@ def test_no_adapter_that_was_built_without_a_question_connects_either(
 @pytest.mark.parametrize("address", [ELSEWHERE[0], ELSEWHERE[-1]])
 def test_no_notice_leaves(sandboxed: pytest.MonkeyPatch, wire: Wire, address: str) -> None:
     settings = NotifierSettings(
-        webhook_url=f"{address}/hook-SECRET", email="ops@example.com", smtp_url=f"smtp://{URL(address).host}:25"
+        webhook_url=f"{address}/hook-SECRET", email="ops@example.com", smtp_url=f"smtp://{httpx.URL(address).host}:25"
     )
     webhook, mail = Notifier(settings, lambda _: None).tell(Notice("Title", ["A line."]))
     assert webhook == "CAMPAIGN_NOTIFY_WEBHOOK names a host that may not be reached."

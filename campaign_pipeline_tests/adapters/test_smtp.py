@@ -16,11 +16,11 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
-from campaign_pipeline.adapters.http import http_client
 from campaign_pipeline.adapters.inbox_connection import InboxConnection
 from campaign_pipeline.adapters.smtp import Mailbox, Smtp, compose, from_connection, message_id
 from campaign_pipeline.adapters.smtp_replies import RULES, Stage, classify, rule_of
@@ -58,7 +58,7 @@ MAILBOX = Mailbox(
     unsubscribe_mailto="mailto:sair@acme.example?subject={message_id}",
 )
 SAMPLES = samples("smtp.json")
-CLIENT = http_client(connections=1)  # for HTTP: of no use here
+CLIENT = httpx.AsyncBaseTransport()  # for HTTP: of no use here
 Use = Callable[[Smtp], Awaitable[Any]]
 
 

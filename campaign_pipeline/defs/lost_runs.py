@@ -102,7 +102,7 @@ def lost_run_cleanup(context: dg.SensorEvaluationContext) -> dg.SkipReason:
         context.instance.report_run_failed(
             run,
             "The process of this run is gone: it holds no message under a live lease, and has shown no sign of life "
-            "for minutes. Nothing is lost: what it held is due again, and the next batch takes it up where it stood. "
+            "for minutes. What it held is due again, and the next batch takes it up where it stood. "
             "What it printed last is in its compute logs, if its machine still has them.",
         )
     if not lost:

@@ -160,7 +160,8 @@ def main() -> int:
         f"{options.messages} messages, {options.deaths} deaths, {options.broker}, seed {options.seed} (it repeats them)"
     )
     with (
-        own_server(Path(tempfile.mkdtemp(prefix="campaign_distributed_"))) as server,
+        tempfile.TemporaryDirectory(prefix="campaign_distributed_") as home,
+        own_server(Path(home)) as server,
         own_database(server) as url,
         World(url) as world,
         site(server, world, Behaviour(seed=options.seed, latencies=LATENCIES), WORKERS, options.broker) as made,

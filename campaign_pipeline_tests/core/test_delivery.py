@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from campaign_pipeline.core.model import ShardReport, SplitterSettings
 from campaign_pipeline.core.ports import (
+    MAY_HAVE_NO_RECORD,
     BeginPart,
     Completion,
     Envelope,
@@ -402,6 +403,14 @@ def test_a_look_up_proves_no_absence_before_the_lease_of_the_dead_worker_has_lon
     queue.messages["m0000"].status, queue.messages["m0000"].token = "queued", 1
     work(queue, channel=channel)
     assert queue.parts() == [["planned"]], "it surely was not sent, and may be tried again"
+
+
+@pytest.mark.parametrize("code", sorted(MAY_HAVE_NO_RECORD))
+def test_a_message_that_waits_for_its_look_up_keeps_the_code_that_decides_what_an_absence_proves(code: str) -> None:
+    queue, channel = Queue.of(1), Channel(answers=lambda _: Unknown(code, "r"), accepts=lambda *_: False)
+    work(queue, channel=channel)
+    assert (queue.messages["m0000"].status, queue.messages["m0000"].code) == ("pending", code)
+    assert queue.parts() == [["unknown"]]
 
 
 def test_a_message_whose_worker_died_is_delivered_alone_and_last() -> None:

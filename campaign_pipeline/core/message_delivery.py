@@ -214,7 +214,7 @@ class MessageDelivery:
         await self._shared.admission.model_worked(message)
         self._subject, self._template = draft.subject, draft.template
         self._ledger.text |= {"text": draft.text, "parts": texts, "subject": draft.subject, "template": draft.template}
-        self._ledger.text |= writer.pop_bill(message)
+        self._ledger.text |= writer.book.pop_bill(message)
         self.parts = [Part(number, text) for number, text in enumerate(texts, start=1)]
 
     def _in_service_window(self) -> bool:

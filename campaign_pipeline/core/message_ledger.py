@@ -8,6 +8,7 @@ from collections.abc import Coroutine, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from campaign_pipeline.core.answer_book import lost_call
 from campaign_pipeline.core.model import ErrorClass, LeasedMessage, MessageStatus, PartStatus
 from campaign_pipeline.core.parts import Part, recorded
 from campaign_pipeline.core.ports import (
@@ -22,7 +23,6 @@ from campaign_pipeline.core.ports import (
 )
 from campaign_pipeline.core.results import LEASE_LOST, MESSAGE_GONE, Fail, Lost, Result, Sent
 from campaign_pipeline.core.shard_context import ShardContext
-from campaign_pipeline.core.text_writer import lost_call
 
 T = TypeVar("T")
 
@@ -169,7 +169,7 @@ class MessageLedger:
         The cost of its requests is booked however the message ended, because spending limits count it. If the lease is
         lost, only the cost is booked: the message's new holder writes its own text.
         """
-        text, self.text = self.text | self._shared.writer.pop_bill(self._message), {}
+        text, self.text = self.text | self._shared.writer.book.pop_bill(self._message), {}
         if isinstance(result, Lost):
             calls: tuple[ModelCall, ...] = text.get("calls", ())
             if cost := text.get("ai_cost_usd"):

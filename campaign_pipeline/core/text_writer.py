@@ -4,13 +4,12 @@ A shard's writer knows what to ask and which answers may be sent. `core.admissio
 called now; the message requests that (`ModelAccess`).
 """
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeGuard
-from uuid import uuid4
+from typing import Any, Protocol
 
 from campaign_pipeline.core.admission import Admission, WaitingPolicy
+from campaign_pipeline.core.answer_book import AnswerBook, is_truncated
 from campaign_pipeline.core.campaign_log import CampaignLog
 from campaign_pipeline.core.generation import (
     EMAIL_SCHEMA,
@@ -39,14 +38,12 @@ from campaign_pipeline.core.ports import (
     Completion,
     Failure,
     LanguageModel,
-    ModelCall,
     Permanent,
     Prompt,
     Scope,
     Systemic,
     Template,
     Throttled,
-    Transient,
 )
 from campaign_pipeline.core.results import Ended, GiveBack
 from campaign_pipeline.core.runs import NO_MODEL, NO_MODEL_REASON
@@ -58,7 +55,7 @@ from campaign_pipeline.core.splitting import (
     split_text,
 )
 from campaign_pipeline.core.text_checks import Known
-from campaign_pipeline.core.text_cleaning import Markup, plain_characters
+from campaign_pipeline.core.text_cleaning import Markup
 from campaign_pipeline.core.text_rules import TextProblem
 from campaign_pipeline.core.token_budget import (
     REASONING_ROOM,
@@ -81,27 +78,6 @@ SPLIT_SCHEMA: Mapping[str, Any] = {
 """Schema of the model's answer when it proposes a split."""
 
 NO_AGENT = AgentProfile()
-
-LONGEST_KEPT_ANSWER = 20_000
-"""Characters of a refused answer that are stored."""
-
-MODEL_REFUSES = "model_refuses_requests"
-"""A model that rejects all our requests: its settings or ours are wrong, not a message."""
-
-FIRST_REFUSALS = 3
-"""Three rejections with no success mean that the model or the account is misconfigured, not a message."""
-
-MODEL_UNFIT = "model_unfit"
-"""A model whose answers never contain a usable text, whatever the message: another model must be chosen."""
-
-TEXTS_REFUSED = "texts_refused"
-"""A run whose texts break the rules again and again: its instructions ask for what may not be sent."""
-
-MOST_REFUSED_IN_A_ROW = 5
-"""So many refused answers in a row are no coincidence."""
-
-MODEL_RULES: frozenset[str] = frozenset({"reasoning", "control_tokens", "truncated", "empty", "malformed"})
-"""Rules that a model breaks whatever the prompt; the others depend on a campaign's instructions."""
 
 SPLIT_TIMEOUT_SECONDS = 20.0
 """A slower split is abandoned: the local splitter needs no time."""
@@ -186,24 +162,8 @@ class TextWriter:
         self._admission = admission
         self._log = log
         self._warned: set[str] = set()  # campaigns with a logged warning about their settings
-        self._refusals: Counter[str] = Counter()  # by model: invalid requests before any good one
-        self._good_models: set[str] = set()
         self._without_schema: set[str] = set()  # models that reject structured output
-        self._refused_in_a_row: Counter[str] = Counter(  # by model or run: refused answers since the last good one
-            {name: record.refused_in_a_row for name, record in settings.text_records.items()}
-        )
-        self._reasoning_models = {name for name, record in settings.text_records.items() if record.reasons}
-        self._costs: dict[str, float] = {}  # by message: US dollars since pop_bill
-        self._calls: dict[str, list[ModelCall]] = {}  # by message: since pop_bill
-
-    def pop_bill(self, message: LeasedMessage) -> dict[str, Any]:
-        """Return the fields of BeginPart that book the requests for a message since the last call of this method.
-
-        They are the cost of its text and split, and the calls that are stored on their own; none if nothing was
-        requested, or if the provider does not report its charge.
-        """
-        cost, calls = self._costs.pop(message.id, None), self._calls.pop(message.id, None)
-        return ({} if cost is None else {"ai_cost_usd": cost}) | ({"calls": tuple(calls)} if calls else {})
+        self.book = AnswerBook(settings, admission)
 
     async def write(self, message: LeasedMessage, lead: Lead | None, access: ModelAccess, *, free_text: bool) -> Draft:
         """Return the message's text: the stored one, else one written now (and paid for once).
@@ -226,8 +186,10 @@ class TextWriter:
         try:
             draft, changed = self._read(message, lead, template, completion)
         except TextProblem as problem:
-            raise NotWritten(self._refuse(message, model, completion, problem.code, str(problem)), model) from problem
-        self._accept(message, model, completion, changed)
+            raise NotWritten(
+                self.book.refuse(message, model, completion, problem.code, str(problem)), model
+            ) from problem
+        self.book.accept(message, model, completion, changed)
         return replace(draft, completion=completion, milliseconds=milliseconds, asked_model=model)
 
     def _template(self, message: LeasedMessage) -> TemplateSettings:
@@ -323,7 +285,7 @@ class TextWriter:
         """Return a model's complete answer, and its duration in milliseconds. Raises NotWritten."""
         system, user, shape = self._question(message, lead, template)
         agent, policy = self._agent(message).settings, self._policy
-        budget = first_budget(model, policy.max_tokens, agent, learned=model in self._reasoning_models)
+        budget = first_budget(model, policy.max_tokens, agent, learned=self.book.reasons(model))
         prompt = Prompt(
             model,
             system,
@@ -345,99 +307,22 @@ class TextWriter:
             answer = await self._complete(message, prompt, access)
             if isinstance(answer, Completion):
                 self._without_schema.add(model)
-        if _is_truncated(answer) and agent.max_tokens is None:
+        if is_truncated(answer) and agent.max_tokens is None:
             # Retry once with more room: the same room would only cost again.
-            self._keep_call(message, model, answer, "truncated")
+            self.book.keep_call(message, model, answer, "truncated")
             if was_reasoning(answer):
-                self._reasoning_models.add(model)
+                self.book.note_reasoning(model)
             budget = larger_budget(budget, policy.max_tokens, answer)
             larger = replace(prompt, max_tokens=budget.max_tokens, timeout=self._timeout(budget))
             answer = await self._complete(message, larger, access)
         if isinstance(answer, Completion) and answer.failure is None:
             return answer, round(1000 * (self._clock.monotonic() - started))
-        raise NotWritten(await self._failure(message, model, answer), model)
+        raise NotWritten(await self.book.failure(message, model, answer), model)
 
     def _timeout(self, budget: TokenBudget) -> float:
         """Return the timeout of a request in seconds; doubled if the model may reason."""
         seconds = self._policy.generation_timeout_seconds
         return 2 * seconds if budget.max_tokens > REASONING_ROOM else seconds
-
-    async def _failure(self, message: LeasedMessage, model: str, answer: Completion | Failure) -> Failure:
-        """Return what a missing or incomplete answer means for a message."""
-        if not isinstance(answer, Completion):
-            if isinstance(answer, Permanent) and answer.code == "invalid_request":
-                return await self._judge_refusal(answer, model)
-            return answer
-        failure = answer.failure
-        assert failure is not None
-        if failure.code not in MODEL_RULES:  # withheld by a filter: that is about this prompt
-            self._keep_call(message, model, answer, failure.code)
-            return failure
-        if not _is_truncated(answer):
-            return self._refuse(message, model, answer, failure.code, failure.reason)
-        self._keep_call(message, model, answer, failure.code)
-        if was_reasoning(answer):
-            self._reasoning_models.add(model)
-            reason = (
-                f"The model {model} spent all its tokens on reasoning and wrote no text; choose another in ai_agents, "
-                "or set max_tokens or reasoning_effort in ai_agents.behavior_config."
-            )
-            return Systemic(MODEL_UNFIT, reason, Scope.MODEL)
-        return self._judge_rule(message, model, failure.code, failure.reason, asked_twice=True)
-
-    # Costs of answers, and statistics of models ----------------------------------------------------------------------
-
-    def _accept(self, message: LeasedMessage, model: str, completion: Completion, changed: tuple[str, ...]) -> None:
-        """Book a good answer; the cost of its text is stored with the text."""
-        self._good_models.add(model)
-        self._refused_in_a_row[model] = self._refused_in_a_row[message.run_id] = 0
-        self._add_cost(message, completion)
-        if changed or completion.used_cache:
-            self._calls.setdefault(message.id, []).append(_call(completion, "text", model, changed=changed))
-
-    def _refuse(self, message: LeasedMessage, model: str, completion: Completion, rule: str, reason: str) -> Failure:
-        """Book an answer that may not be sent, and decide what it means for its message."""
-        self._keep_call(message, model, completion, rule)
-        return self._judge_rule(message, model, rule, reason, asked_twice=rule in message.refused_rules)
-
-    def _judge_rule(
-        self, message: LeasedMessage, model: str, rule: str, reason: str, *, asked_twice: bool
-    ) -> Systemic | Permanent | Transient:
-        """Decide about a broken rule: a second break ends the message; many in a row pause their model or run."""
-        about_model = rule in MODEL_RULES
-        cause = model if about_model else message.run_id
-        self._refused_in_a_row[cause] += 1
-        times = self._refused_in_a_row[cause]
-        if times >= MOST_REFUSED_IN_A_ROW:
-            last = f"{times} answers in a row could not be sent, the last by the rule {rule}: {reason}"
-            if about_model:
-                why = f"The model {model} is not fit for these texts: {last} Choose another in ai_agents."
-                return Systemic(MODEL_UNFIT, why, Scope.MODEL)
-            why = f"The texts of this run are refused: {last} Look at the campaign's instructions."
-            return Systemic(TEXTS_REFUSED, why, Scope.RUN)
-        if asked_twice:
-            return Permanent(rule, f"{reason} It was so twice; see campaign_pipeline.campaign_model_calls.")
-        return Transient(rule, reason)
-
-    def _keep_call(
-        self, message: LeasedMessage, model: str, completion: Completion, rule: str, purpose: str = "text"
-    ) -> None:
-        call = _call(completion, purpose, model, rule=rule)
-        self._calls.setdefault(message.id, []).append(call)
-
-    def _add_cost(self, message: LeasedMessage, completion: Completion) -> None:
-        if completion.cost is not None:
-            self._costs[message.id] = self._costs.get(message.id, 0.0) + completion.cost
-
-    async def _judge_refusal(self, refusal: Permanent, model: str) -> Permanent | Systemic:
-        """Return Systemic once a model rejected FIRST_REFUSALS requests with no success: then it is not the message."""
-        if model in self._good_models:
-            return refusal
-        self._refusals[model] += 1
-        if self._refusals[model] < FIRST_REFUSALS and not await self._admission.model_is_paused(model, MODEL_REFUSES):
-            return refusal
-        reason = f"{refusal.reason} The model {model} has refused every request so far; check ai_agents."
-        return Systemic(MODEL_REFUSES, reason, Scope.MODEL)
 
     async def _complete(self, message: LeasedMessage, prompt: Prompt, access: ModelAccess) -> Completion | Failure:
         """Call the model, with admission before each request; wait out short throttles."""
@@ -493,9 +378,9 @@ class TextWriter:
         accepted = accept_proposal(text, proposal, max_parts, max_chars) if proposal else None
         if isinstance(answer, Completion):
             if accepted is None:
-                self._keep_call(message, model, answer, "split_not_usable", "split")
+                self.book.keep_call(message, model, answer, "split_not_usable", "split")
             else:
-                self._add_cost(message, answer)
+                self.book.add_cost(message, answer)
         if accepted is None:
             note = "The model's split was not usable or changed the text; it was split locally."
             self._log(message, "split", "warning", note)
@@ -516,39 +401,3 @@ class TextWriter:
 def _refuses_parameters(answer: Completion | Failure) -> bool:
     """Return whether a request may have been refused because of its schema or its limit on reasoning."""
     return isinstance(answer, Systemic | Permanent) and answer.code in {"model_unavailable", "invalid_request"}
-
-
-def _is_truncated(answer: Completion | Failure) -> TypeGuard[Completion]:
-    return isinstance(answer, Completion) and answer.failure is not None and answer.failure.code == "truncated"
-
-
-LOST_TEXT = "lease_lost"
-"""Rule of a paid text that could not be stored because its lease was lost meanwhile. The text itself is fine."""
-
-
-def lost_call(model: str | None, cost_usd: float) -> ModelCall:
-    """Record what the text of a lost message cost, its split included."""
-    return ModelCall(f"local-{uuid4()}", "text", model or "", 0, 0, 0, cost_usd, rule=LOST_TEXT)
-
-
-def _call(
-    completion: Completion, purpose: str, model: str, rule: str | None = None, changed: tuple[str, ...] = ()
-) -> ModelCall:
-    """Record an answer. It is quoted only if it was refused, as far as the database can hold it."""
-    return ModelCall(
-        completion.generation_id or f"local-{uuid4()}",
-        purpose,
-        model,
-        completion.prompt_tokens,
-        completion.completion_tokens,
-        completion.reasoning_tokens,
-        completion.cost,
-        rule,
-        rule in MODEL_RULES,
-        rule == "truncated" and was_reasoning(completion),
-        changed,
-        None if rule is None else plain_characters(completion.text)[:LONGEST_KEPT_ANSWER],
-        completion.cached_tokens,
-        completion.cache_write_tokens,
-        completion.cache_saved_usd,
-    )

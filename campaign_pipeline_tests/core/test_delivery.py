@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from campaign_pipeline.core.model import ShardReport, SplitterSettings
 from campaign_pipeline.core.ports import (
     MAY_HAVE_NO_RECORD,
+    UNRECOGNISED,
     BeginPart,
     Completion,
     Envelope,
@@ -431,6 +432,14 @@ def test_a_message_whose_worker_died_is_delivered_alone_and_last() -> None:
 
 def once(failure: Failure) -> "itertools.chain[Failure | None]":
     return itertools.chain([failure], itertools.repeat(None))
+
+
+def test_a_text_in_between_clears_the_unrecognised_answers_of_its_model() -> None:
+    unrecognised: list[Failure | None] = [Transient(UNRECOGNISED, "r")] * 4  # the fifth in a row pauses the model
+    answers = iter([*unrecognised, None, *unrecognised])
+    queue = Queue.of(9)
+    report = work(queue, 1, model=Model(answers=lambda _: next(answers)))
+    assert (report.sent, queue.pauses) == (1, {})
 
 
 def test_no_message_asks_a_throttled_model_before_its_time() -> None:

@@ -193,7 +193,7 @@ def _recount_open_runs(connection: "psycopg.Connection[TupleRow]") -> None:
 
     Each run is locked in its own short transaction. Ended runs are history: the CRM deletes their messages.
     """
-    for (run_id,) in connection.execute(sql.statement("list_miscounted_runs")).fetchall():
+    for run_id, *_ in connection.execute(sql.statement("find_wrong_counters")).fetchall():
         connection.execute(sql.statement("recount_run"), {"run_id": run_id})
 
 

@@ -124,6 +124,7 @@ refresh_overview = dg.define_asset_job(
     description="Refresh the tables of the inboxes and of the forecast.",
 )
 
+# A schedule, not AutomationCondition.on_cron: the sensor of those conditions would evaluate every asset twice a minute.
 refresh_overview_hourly = hourly(
     refresh_overview.name, 10, "Every hour: refreshes the tables of the inboxes and of the forecast."
 )

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from campaign_pipeline.core.phone_reading import NotANumber, read_phone
-from campaign_pipeline.leads.model import BUSINESS_FIELDS, LeadsFileError
+from campaign_pipeline.core.texts import BUSINESS_FIELDS
+from campaign_pipeline.leads.model import LeadsFileError
 from campaign_pipeline.leads.values import filled, fold, shown
 from campaign_pipeline.leads.vocabulary import (
     BUSINESS,

@@ -3,23 +3,6 @@
 from dataclasses import dataclass, field
 from decimal import Decimal
 
-BUSINESS_FIELDS = (
-    "Categoria",
-    "CNAE Principal",
-    "Porte da Empresa",
-    "Razão Social",
-    "Rating",
-    "Avaliações",
-    "Endereço",
-    "Cidade/UF",
-    "Website Principal",
-    "Email",
-    "WHOIS Responsável",
-    "Capital Social",
-    "Data Abertura",
-)
-"""The CRM's custom fields about a lead's company, in the order in which a context shows them."""
-
 PRIORITIES = ("low", "medium", "high")
 
 

@@ -21,6 +21,7 @@ from campaign_pipeline.core.ports import (
     Envelope,
     Failure,
     LookUp,
+    NotReady,
     NumberCheck,
     NumberExists,
     Outcome,
@@ -427,6 +428,21 @@ def test_a_message_whose_worker_died_is_delivered_alone_and_last() -> None:
     assert queue.statuses() == ["sent"] * 6
 
 
+def test_a_message_whose_worker_died_is_not_marked_as_begun_before_its_turn() -> None:
+    queue, asked = Queue.of(2), dict[str, float]()
+    queue.messages["m0001"].worker_deaths = 1
+
+    def note(_: str, message: str) -> str:
+        asked.setdefault(message, now())
+        return "go"
+
+    async def run() -> None:
+        await shard_of(Store(queue, verdicts=note), Model(seconds=lambda _: 3.0), Channel(seconds=lambda _: 2.0)).run(1)
+
+    in_no_time(run())
+    assert asked == {"m0000": 0.0, "m0001": 5.0}
+
+
 # Throttles ------------------------------------------------------------------------------------------------------------
 
 
@@ -558,6 +574,44 @@ def test_a_throttle_of_others_is_waited_out_and_a_pause_of_others_is_heeded() ->
     report = work(paused, channel=silent)
     assert (silent.asked, report.returned) == ([], 2)
     assert {message.code for message in paused.messages.values()} == {"inbox_disconnected"}
+
+
+def test_a_pause_of_others_is_asked_for_once() -> None:
+    queue = Queue.of(20, text=TEXT)
+    queue.pauses[Scope.INBOX, "inbox"] = (20.0, Systemic("inbox_disconnected", "It is closed.", Scope.INBOX))
+    store = Store(queue)
+
+    async def run() -> None:
+        await shard_of(store, Model(), Channel()).run(1)
+
+    in_no_time(run())
+    assert store.asked == 1, "the others know"
+
+
+def test_an_inbox_that_says_it_is_throttled_is_not_asked_to_send_before() -> None:
+    channel = Channel(refusal=SLOW_DOWN)
+    work(Queue.of(2), channel=channel)
+    assert min(when for when, _ in channel.asked) >= 10.0
+
+
+def test_a_stop_ends_the_wait_for_an_inbox_that_connects() -> None:
+    class Connecting(Channel):
+        questions = 0
+
+        async def check_connection(self) -> Failure | NotReady | None:  # type: ignore[override]
+            self.questions += 1
+            return NotReady("connecting", "It connects.", 5.0) if self.questions < 50 else None
+
+    channel, queue = Connecting(), Queue.of(2)
+
+    async def run() -> None:
+        delivery = shard_of(Store(queue), Model(), channel)
+        asyncio.get_running_loop().call_later(7.0, delivery.stop, "Terminated.")
+        await delivery.run(1)
+        assert now() == 7.0
+
+    in_no_time(run())
+    assert (channel.questions, queue.statuses()) == (3, ["pending"] * 2)
 
 
 # Windows --------------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from campaign_pipeline_tests.sql.holder import (
     message,
     part_states,
     parts,
+    rows,
     run_statement,
     wait_until_blocked,
 )
@@ -128,6 +129,27 @@ def test_no_attempt_follows_an_outcome_that_forbids_it(world: World, due: UUID, 
     holder.settle(due, part_no=1, attempt_no=1, outcome=outcome)
     assert holder.begin(due, attempt_no=2) == "lost"
     assert part_states(world, due) == [(outcome, 1)]
+
+
+def test_the_attempt_of_another_holder_is_not_taken_for_ones_own(world: World, due: UUID) -> None:
+    holder = holding(world, due)
+    holder.begin_new(due)
+    world.do("UPDATE campaign_message_parts SET attempt_token = gen_random_uuid()")
+    assert holder.begin_new(due) == "lost"
+
+
+def test_an_approval_to_send_again_holds_for_one_attempt(world: World, due: UUID) -> None:
+    holder = holding(world, due)
+    holder.begin_new(due)
+    unknown = {"part_no": 1, "outcome": "unknown", "code": "no_answer", "reason": "No answer."}
+    holder.settle(due, attempt_no=1, status="failed", error_class="unknown", **unknown)
+    assert rows(world, "requeue_failed", ids=[due], resend_unknown=True) == [{"id": due}]
+    again = holding(world, due)
+    assert world.value("SELECT resend_approved_at IS NOT NULL FROM campaign_message_parts")
+    again.settle(due, part_no=1, attempt_no=1, outcome="planned")
+    assert again.begin(due, attempt_no=2) == "go"
+    again.settle(due, attempt_no=2, **unknown)
+    assert world.value("SELECT resend_approved_at FROM campaign_message_parts") is None
 
 
 def test_a_sent_part_is_never_attempted_again(world: World, due: UUID) -> None:

@@ -229,6 +229,12 @@ def test_without_the_lease_a_caller_can_neither_move_a_message_nor_call_its_part
     assert (message(world, due), part_states(world, due)) == (before, [("attempting", 1)])
 
 
+def test_who_reports_an_end_that_another_holder_recorded_did_not_move_the_message(world: World, due: UUID) -> None:
+    holder = begun(world, due)
+    assert holder.settle(due, status="failed", part_no=1, attempt_no=1, outcome="failed")["moved"]
+    assert Holder(world).settle(due, status="failed") == {"applied": False, "moved": False, "final": "failed"}
+
+
 def test_a_late_word_on_an_earlier_attempt_says_nothing_of_the_one_under_way(world: World, due: UUID) -> None:
     holder = begun(world, due)
     holder.settle(due, part_no=1, attempt_no=1, outcome="planned", code="refused")

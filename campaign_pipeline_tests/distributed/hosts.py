@@ -61,7 +61,15 @@ class Hosts:
         for process in reversed(self._started):
             kill(process)
         for name in self._made:
+            self._kill_rest(name)
             subprocess.run(["ip", "netns", "del", self.space(name)], check=False, capture_output=True)
+
+    def _kill_rest(self, name: str) -> None:
+        """Kill the programs of a host that left their process group, as RabbitMQ does."""
+        pids = subprocess.run(["ip", "netns", "pids", self.space(name)], check=False, capture_output=True).stdout
+        for pid in map(int, pids.split()):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     def space(self, name: str) -> str:
         """Return the name of the host's network namespace."""

@@ -31,7 +31,7 @@ from campaign_pipeline.defs.report import (
     describe_runs,
     describe_shard,
     materialize_runs,
-    tell_of_shard,
+    tell_of_shards,
     told_when_stopped,
 )
 from campaign_pipeline.defs.reruns import ended_runs_before, lease_owner, step_owner
@@ -114,10 +114,11 @@ def fetch_message_batch(
             max_wait_seconds=settings.max_inline_wait_seconds,
             ahead=timedelta(seconds=ahead),
         )
-        _settle_status_events(context, database.url())
-        _settle_webhook_events(context, database.url())
-        batch = run_async(database.queue().claim_batch(options))
-        _tag_with_batch(context, database.url(), batch)
+        url = database.url()
+        _settle_status_events(context, url)
+        _settle_webhook_events(context, url)
+        batch = run_async(Queue(url).claim_batch(options))
+        _tag_with_batch(context, url, batch)
     rows = [row.to_row() for row in batch.rows]
     if ahead:
         describe_batch(context, batch, size, "whole_batch", {"dagster/row_count": len(rows)})
@@ -316,9 +317,10 @@ def _close(
 ) -> Generator[dg.AssetCheckEvaluation, None, tuple[list[dict[str, Any]], BatchOutcome]]:
     """Finish a batch and close runs; return the closed runs and the outcome of the batch."""
     with plain_failures():
-        outcome = _settle_batch(context, database.url(), shard_reports, batch)
-        closed = run_async(database.queue().close_runs())
-        runs = run_async(Reports(database.url()).runs_at_work([row["id"] for row in closed]))
+        url = database.url()
+        outcome = _settle_batch(context, url, shard_reports, batch)
+        closed = run_async(Queue(url).close_runs())
+        runs = run_async(Reports(url).runs_at_work([row["id"] for row in closed]))
     if shard_reports or closed or batch:  # an empty batch each minute would only fill Dagster's event log
         materialize_runs(context, runs, closed, outcome)
     if batch:
@@ -349,14 +351,14 @@ def send_batch(
     shards = split_batch([ClaimedMessage.from_row(row) for row in whole_batch], len(whole_batch) or 1)
     workers: list[ShardWorker] = []
     with plain_failures(), told_when_stopped(context, workers):
+        url = database.url()
         ended = ended_runs_before(context)
         if context.retry_number:
             ended.append(lease_owner(context.run_id))
         if whole_batch and ended:
-            run_async(Batches(database.url()).end_leases([row["message_id"] for row in whole_batch], ended))
-        reports = run_async(_send_side_by_side(context, database, providers, whole_batch, shards, concurrency, workers))
-    for report in reports:
-        tell_of_shard(context, report)
+            run_async(Batches(url).end_leases([row["message_id"] for row in whole_batch], ended))
+        reports = run_async(_send_side_by_side(context, url, providers, whole_batch, shards, concurrency, workers))
+    tell_of_shards(context, reports)
     fail_if_run_ended(next((report.stopped_by for report in reports if report.stopped_by), None))
     rows = [report.to_json() for report in reports]
     closed, outcome = yield from _close(context, database, rows, whole_batch)
@@ -366,7 +368,7 @@ def send_batch(
 
 async def _send_side_by_side(
     context: dg.OpExecutionContext,
-    database: QueueDatabase,
+    url: str,
     providers: ProvidersResource,
     rows: Sequence[Mapping[str, Any]],
     shards: Sequence[Shard],
@@ -375,9 +377,9 @@ async def _send_side_by_side(
 ) -> list[ShardReport]:
     if not shards:
         return []
-    contexts, settings = await _read_contexts(database.queue(), rows)
+    contexts, settings = await _read_contexts(Queue(url), rows)
     return await deliver_side_by_side(
-        database.url(),
+        url,
         shards,
         contexts,
         BatchSettings.from_json(settings),

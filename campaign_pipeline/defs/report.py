@@ -114,7 +114,7 @@ def _until(wait: RunWait) -> str:
 
 def describe_shard(context: dg.OpExecutionContext, report: ShardReport) -> None:
     """Report the outcome of a shard; messages that were not sent as a table by kind, with a few message ids."""
-    kinds = tell_of_shard(context, report)
+    kinds = tell_of_shards(context, [report])
     row = report.to_json()
     metadata: dict[str, Any] = {
         "sent": report.sent,
@@ -139,12 +139,26 @@ def describe_shard(context: dg.OpExecutionContext, report: ShardReport) -> None:
     context.add_output_metadata(metadata, output_name="shard_report")
 
 
-def tell_of_shard(context: dg.OpExecutionContext, report: ShardReport) -> list[dict[str, str | int]]:
-    """Log the outcome of a shard; return the messages that were not sent, by kind."""
-    context.log.info(
+def tell_of_shards(context: dg.OpExecutionContext, reports: Sequence[ShardReport]) -> list[dict[str, str | int]]:
+    """Log the outcome of shards; return the messages that were not sent, by kind.
+
+    The counts are one entry of the log, since Dagster stores each entry in its own transaction.
+    """
+    if reports:
+        context.log.info("\n".join(_counts(report) for report in reports))
+    return [kind for report in reports for kind in _tell_details(context, report)]
+
+
+def _counts(report: ShardReport) -> str:
+    text = (
         f"{report.inbox}: {report.claimed} messages; {report.sent} sent, {report.failed} failed, "
         f"{report.skipped} skipped, {report.returned} returned to the queue, in {report.seconds:.1f} s."
     )
+    return text if report.reasons or not report.sent else f"{text} Everything that was taken over went out."
+
+
+def _tell_details(context: dg.OpExecutionContext, report: ShardReport) -> list[dict[str, str | int]]:
+    """Log what a shard's counts do not say; return the messages that were not sent, by kind."""
     for why, count in report.left.items():
         context.log.info(f"{count} messages of this shard were left alone: {why.replace('_', ' ')}.")
     for shape, count in report.unrecognised_answers.items():
@@ -157,8 +171,6 @@ def tell_of_shard(context: dg.OpExecutionContext, report: ShardReport) -> list[d
             f"{kind['messages']} {kind['what']} ({kind['code']}): {kind['why']} Next: {kind['what next']}. "
             f"Messages: {kind['message ids']}."
         )
-    if report.sent and not kinds:
-        context.log.info("Everything that was taken over went out.")
     return kinds
 
 

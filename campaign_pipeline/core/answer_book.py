@@ -4,7 +4,7 @@ from collections import Counter
 from typing import Any, TypeGuard
 from uuid import uuid4
 
-from campaign_pipeline.core.admission import Admission
+from campaign_pipeline.core.circuits import Circuits
 from campaign_pipeline.core.model import BatchSettings, LeasedMessage
 from campaign_pipeline.core.ports import (
     Completion,
@@ -43,8 +43,8 @@ MODEL_RULES: frozenset[str] = frozenset({"reasoning", "control_tokens", "truncat
 class AnswerBook:
     """Books the answers of one shard, and judges those that cannot be sent."""
 
-    def __init__(self, settings: BatchSettings, admission: Admission) -> None:
-        self._admission = admission
+    def __init__(self, settings: BatchSettings, circuits: Circuits) -> None:
+        self._circuits = circuits
         self._refusals: Counter[str] = Counter()  # by model: invalid requests before any good one
         self._good_models: set[str] = set()
         self._refused_in_a_row: Counter[str] = Counter(  # by model or run: refused answers since the last good one
@@ -143,7 +143,7 @@ class AnswerBook:
         if model in self._good_models:
             return refusal
         self._refusals[model] += 1
-        if self._refusals[model] < FIRST_REFUSALS and not await self._admission.model_is_paused(model, MODEL_REFUSES):
+        if self._refusals[model] < FIRST_REFUSALS and not await self._circuits.model_is_paused(model, MODEL_REFUSES):
             return refusal
         reason = f"{refusal.reason} The model {model} has refused every request so far; check ai_agents."
         return Systemic(MODEL_REFUSES, reason, Scope.MODEL)

@@ -177,7 +177,7 @@ class MessageDelivery:
             return GiveBack("window_closed", "The campaign's sending window closed before its turn came.")
         if state := shared.admission.not_ready:
             return GiveBack(state.code, state.reason)
-        if failure := shared.admission.open_circuit_for(message, needs_model=self.needs_model):
+        if failure := shared.circuits.open_for(message, needs_model=self.needs_model):
             return GiveBack(failure.code, failure.reason, ErrorClass.SYSTEMIC)
         return None
 
@@ -211,7 +211,7 @@ class MessageDelivery:
         except NotWritten as problem:
             self._model_answer = self._without_personal_data(problem.failure).answer
             raise await self._failed(problem.failure, problem.model) from problem
-        await self._shared.admission.model_worked(message)
+        await self._shared.circuits.model_worked(message)
         self._subject, self._template = draft.subject, draft.template
         self._ledger.text |= {"text": draft.text, "parts": texts, "subject": draft.subject, "template": draft.template}
         self._ledger.text |= writer.book.pop_bill(message)
@@ -395,8 +395,8 @@ class MessageDelivery:
         self._ledger.note_outcome(self._without_personal_data(outcome), milliseconds)
         if not isinstance(outcome, Accepted) and outcome.code == UNRECOGNISED:
             shared.report.unrecognised_answers[outcome.reason] += 1
-            if broken := await shared.admission.note_unrecognised(self.message):
-                await shared.admission.open_circuit(self.message, broken)
+            if broken := await shared.circuits.note_unrecognised(self.message):
+                await shared.circuits.open(self.message, broken)
         return outcome
 
     def _without_personal_data(self, outcome: OutcomeT) -> OutcomeT:
@@ -415,7 +415,7 @@ class MessageDelivery:
 
     async def _wait_for_slower_pace(self, part: Part, failure: Throttled, tries_left: int) -> None:
         """Slow the scope down; return to try again if the wait is short. Raises Ended."""
-        seconds = await self._shared.admission.open_circuit(self.message, failure)
+        seconds = await self._shared.circuits.open(self.message, failure)
         if not tries_left or seconds > self._shared.policy.max_inline_wait_seconds:
             raise await self._failed(failure)
         await self._ledger.record(part, PartStatus.PLANNED, failure.code, failure.reason)
@@ -497,7 +497,7 @@ class MessageDelivery:
 
     async def try_acquire_model(self, model: str) -> bool:
         """See text_writer.ModelAccess. Raises Ended where the lease is lost."""
-        if self._shared.stop.reason or not self._shared.admission.model_is_available(self.message, model):
+        if self._shared.stop.reason or not self._shared.circuits.model_is_available(self.message, model):
             return False
         verdict = await self._shared.store.start_generating(self.id)
         if verdict == Verdict.LOST:
@@ -539,11 +539,11 @@ class MessageDelivery:
         """Return the end that the retry policy chooses. A systemic failure opens the circuit for everybody."""
         shared = self._shared
         if isinstance(failure, Systemic) and failure.by_words:
-            failure = await shared.admission.confirmed(self.message, failure, shared.channel.check_connection)
+            failure = await shared.circuits.confirmed(self.message, failure, shared.channel.check_connection)
         elif failure.code == UNRECOGNISED and model is not None:
-            failure = await shared.admission.note_unrecognised(self.message, model) or failure
+            failure = await shared.circuits.note_unrecognised(self.message, model) or failure
         if isinstance(failure, Systemic):
-            await shared.admission.open_circuit(self.message, failure, model)
+            await shared.circuits.open(self.message, failure, model)
         campaign = shared.settings.campaigns.get(self.message.config_id)
         retry = shared.policy.retry.with_delays(campaign.retry_delays_minutes if campaign else None)
         return Ended(retry.decide(failure, self.message.retry_count, shared.chance))

@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 
 from campaign_pipeline.core.admission import Admission, StopSignal
 from campaign_pipeline.core.campaign_log import CampaignLog
+from campaign_pipeline.core.circuits import Circuits
 from campaign_pipeline.core.lease_keeper import LeaseKeeper
 from campaign_pipeline.core.model import BatchSettings, Lead, LeasedMessage, ShardReport
 from campaign_pipeline.core.phone_numbers import NumberDirectory
@@ -92,6 +93,7 @@ class ShardContext:
     stop: StopSignal
     leases: LeaseKeeper
     admission: Admission
+    circuits: Circuits
     numbers: NumberDirectory
     writer: TextWriter
     log: CampaignLog

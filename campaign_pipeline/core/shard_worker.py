@@ -11,6 +11,7 @@ from datetime import datetime
 
 from campaign_pipeline.core.admission import Admission, StopSignal
 from campaign_pipeline.core.campaign_log import CampaignLog
+from campaign_pipeline.core.circuits import Circuits
 from campaign_pipeline.core.lease_keeper import Heartbeat, LeaseKeeper
 from campaign_pipeline.core.message_delivery import MessageDelivery
 from campaign_pipeline.core.model import BatchSettings, Lead, LeasedMessage, Shard, ShardReport
@@ -78,7 +79,9 @@ class ShardWorker:
 
     def _context(self) -> ShardContext:
         log = CampaignLog(self.store.log)
-        admission = Admission(self.settings, self.policy, self.store, self.clock, self.chance, self._stop, log)
+        unrecognised = self.policy.most_unrecognised_answers
+        circuits = Circuits(self.settings, self.store, self.clock, log, unrecognised)
+        admission = Admission(self.settings, self.policy, self.store, circuits, self.clock, self.chance, self._stop)
         leased_at = self.clock.monotonic() if self.leased_at is None else self.leased_at
         return ShardContext(
             inbox_id=self.shard.inbox_id,
@@ -95,6 +98,7 @@ class ShardWorker:
             stop=self._stop,
             leases=LeaseKeeper(self.messages, self.clock, self.policy.lease_seconds, leased_at, log),
             admission=admission,
+            circuits=circuits,
             numbers=NumberDirectory(self.store, self.channel, log),
             writer=TextWriter(
                 self.model,
@@ -103,7 +107,7 @@ class ShardWorker:
                 self.policy,
                 self.clock,
                 self.report,
-                admission,
+                circuits,
                 log,
             ),
             log=log,
@@ -187,7 +191,7 @@ class ShardWorker:
             # It reconnects: no circuit is opened, and no pace changes.
             self._shared.admission.not_ready = refusal
         elif isinstance(refusal, Systemic | Throttled):
-            await self._shared.admission.open_circuit(self.messages[0], refusal)
+            await self._shared.circuits.open(self.messages[0], refusal)
 
     async def _connection_state(self) -> Failure | NotReady | None:
         """Return what keeps the inbox from sending, after it had a short time to connect."""

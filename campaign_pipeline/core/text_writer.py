@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from campaign_pipeline.core.admission import Admission, WaitingPolicy
+from campaign_pipeline.core.admission import WaitingPolicy
 from campaign_pipeline.core.answer_book import AnswerBook, is_truncated
 from campaign_pipeline.core.campaign_log import CampaignLog
+from campaign_pipeline.core.circuits import Circuits
 from campaign_pipeline.core.generation import (
     EMAIL_SCHEMA,
     check_subject,
@@ -150,7 +151,7 @@ class TextWriter:
         policy: WritingPolicy,
         clock: Clock,
         report: ShardReport,  # costs are counted here
-        admission: Admission,
+        circuits: Circuits,
         log: CampaignLog,
     ) -> None:
         self._model = model
@@ -159,11 +160,11 @@ class TextWriter:
         self._policy = policy
         self._clock = clock
         self._report = report
-        self._admission = admission
+        self._circuits = circuits
         self._log = log
         self._warned: set[str] = set()  # campaigns with a logged warning about their settings
         self._without_schema: set[str] = set()  # models that reject structured output
-        self.book = AnswerBook(settings, admission)
+        self.book = AnswerBook(settings, circuits)
 
     async def write(self, message: LeasedMessage, lead: Lead | None, access: ModelAccess, *, free_text: bool) -> Draft:
         """Return the message's text: the stored one, else one written now (and paid for once).
@@ -331,7 +332,7 @@ class TextWriter:
             answer = await self._ask_model(prompt)
             if not isinstance(answer, Throttled):
                 break
-            if await self._admission.open_circuit(message, answer, prompt.model) > self._policy.max_inline_wait_seconds:
+            if await self._circuits.open(message, answer, prompt.model) > self._policy.max_inline_wait_seconds:
                 break
         return answer
 
@@ -394,7 +395,7 @@ class TextWriter:
             return None
         answer = await self._ask_model(prompt)
         if isinstance(answer, Systemic | Throttled):
-            await self._admission.open_circuit(message, answer, prompt.model)
+            await self._circuits.open(message, answer, prompt.model)
         return answer
 
 

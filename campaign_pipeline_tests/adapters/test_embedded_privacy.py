@@ -36,6 +36,13 @@ def place() -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.fixture
+def programs_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let other users run the programs that root's server runs: this checkout may not be theirs to read."""
+    programs = embedded._programs(embedded.NEWEST, embedded._Owner.of(Path("/nowhere")))
+    monkeypatch.setattr(embedded, "_programs", lambda *_: programs)
+
+
 def as_user(uid: int, work: Callable[[], Any]) -> Any:
     """Do something as another user, in a child; return its result, or the name of its error."""
     read, write = os.pipe()
@@ -134,6 +141,7 @@ def test_another_user_cannot_connect_even_where_the_folders_are_open(place: Path
 
 
 @as_root
+@pytest.mark.usefixtures("programs_for_all")
 def test_it_runs_as_its_users_own_where_that_is_not_root_and_two_users_have_one_each(place: Path, made: Path) -> None:
     def use() -> Any:
         server = started(place / str(os.geteuid()))
@@ -186,6 +194,7 @@ def test_an_earlier_versions_folder_is_secured_and_keeps_its_data(place: Path, m
 
 
 @as_root
+@pytest.mark.usefixtures("programs_for_all")
 def test_another_users_folder_is_refused_and_root_leaves_it_to_its_owner(place: Path, made: Path) -> None:
     home = with_data(place / "home", made, NOBODY)
     assert "belongs to the user with the id 65534" in as_user(OTHER, lambda: started(home).leave())

@@ -480,7 +480,7 @@ def test_a_window_that_is_closed_says_until_when(
     result = run_job(instance, IN_PROCESS)
     log = log_of(instance, result)
     assert "Claimed nothing: no message is due, except in waiting runs." in log
-    assert re.search(r"waits \(window_closed\): .* It is checked again from \d{4}-\d\d-\d\d \d\d:\d\d UTC\.", log)
+    assert re.search(r"waits \(window_closed\): .* It is checked again from [0-9: -]+ \(America/Sao_Paulo\)\.", log)
 
 
 def test_an_empty_batch_leaves_the_runs_as_they_are_shown(

@@ -234,7 +234,7 @@ def test_runs_of_a_host_without_power_are_ended_with_a_reason_and_stop_no_schedu
         assert ended_run is not None
         assert ended_run.status == DagsterRunStatus.FAILURE
     (told,) = instance.all_logs(lost[0].run_id, of_type=dg.DagsterEventType.RUN_FAILURE)
-    assert "Nothing is lost" in str(told.dagster_event and told.dagster_event.message)
+    assert "the next batch takes it up where it stood" in str(told.dagster_event and told.dagster_event.message)
     assert clean_up.tick() == "No run is at work."
 
 

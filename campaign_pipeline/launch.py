@@ -251,12 +251,19 @@ def outside_findings(dagster_home: Path, variables: Mapping[str, str]) -> list[d
 
 @contextlib.contextmanager
 def interrupted_by_signals() -> Iterator[None]:
-    """Let SIGHUP and SIGTERM end this process like Ctrl-C: with KeyboardInterrupt."""
+    """Let SIGHUP and SIGTERM end this process like Ctrl-C: with KeyboardInterrupt.
+
+    SIGHUP stays ignored if it is (`nohup`). SIGINT does not: shells ignore it for what they start in the background;
+    Dagster's processes would inherit that, and have to be killed.
+    """
 
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, interrupt) for number in numbers}
     try:
         yield
     finally:

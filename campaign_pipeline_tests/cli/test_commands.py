@@ -353,6 +353,17 @@ def test_a_second_dev_on_one_home_is_refused_and_names_the_first(
     assert f"(process {os.getpid()}, http://127.0.0.1:3456). Stop it" in sentence(result)
 
 
+def test_what_a_shell_starts_in_the_background_can_still_be_interrupted() -> None:
+    child = "import signal as s; print(*(s.getsignal(n) is s.SIG_IGN for n in (s.SIGINT, s.SIGHUP)))"
+    code = (
+        "import subprocess, sys\nfrom campaign_pipeline.launch import interrupted_by_signals\n"
+        f"with interrupted_by_signals(): subprocess.run([sys.executable, '-c', {child!r}])"
+    )
+    in_background = f"trap '' INT HUP; exec {sys.executable} -c \"$0\""  # as `nohup … &` in a script
+    done = subprocess.run(["sh", "-c", in_background, code], capture_output=True, check=True, text=True)
+    assert done.stdout == "False True\n"
+
+
 def test_dev_serves_the_job_with_something_to_send_and_leaves_nothing_running() -> None:
     home = Path(tempfile.mkdtemp(prefix="campaign-dev-"))
     port = free_port()

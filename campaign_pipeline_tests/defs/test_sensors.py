@@ -92,12 +92,16 @@ def watch(instance: DagsterInstance) -> Watch:
 
 
 def test_overdue_messages_are_reported_once_and_their_end_once(world: World, webhook: Webhook, watch: Watch) -> None:
+    def notices() -> list[dict[str, Any]]:
+        """Without the day's summary, which is sent if the moved clock passes 18:00."""
+        return [told for told in webhook.told if not told["title"].startswith("Campaigns on")]
+
     run = world.run(name="Natal")
     world.due_message(run)
     assert watch.tick() == "All is well."
     world.move_clock(timedelta(minutes=20))
     assert watch.tick() == "Told: 1 new, 0 over, 1 in all."
-    (told,) = webhook.told
+    (told,) = notices()
     assert told["title"] == "Overdue, 1 message waiting"
     assert told["lines"][0] == "Messages are overdue by more than 15 minutes in an open window."
     assert "Waiting: 1 message of Natal. Nothing is lost." in told["lines"][1]
@@ -106,14 +110,14 @@ def test_overdue_messages_are_reported_once_and_their_end_once(world: World, web
     assert watch.tick() == "1 concerns, all told before."
     world.move_clock(timedelta(hours=4, minutes=21))
     assert watch.tick() == "Told: 1 new, 0 over, 1 in all."
-    assert ", 4 hours. Waiting: 2 messages of Natal." in webhook.told[1]["lines"][1]
+    assert ", 4 hours. Waiting: 2 messages of Natal." in notices()[1]["lines"][1]
     world.do("UPDATE campaign_messages SET status = 'sent', sent_at = campaign_now()")
     assert watch.tick() == "Told: 0 new, 1 over, 0 in all."
-    assert webhook.told[2]["title"] == "Over: Overdue, 2 messages waiting"
-    assert "It lasted 4 hours" in webhook.told[2]["lines"][0]
-    assert "The affected campaigns have sent 2 messages since it began." in webhook.told[2]["lines"][0]
+    assert notices()[2]["title"] == "Over: Overdue, 2 messages waiting"
+    assert "It lasted 4 hours" in notices()[2]["lines"][0]
+    assert "The affected campaigns have sent 2 messages since it began." in notices()[2]["lines"][0]
     assert watch.tick() == "All is well."
-    assert len(webhook.told) == 3
+    assert len(notices()) == 3
 
 
 def test_a_tick_keeps_the_first_day_that_has_data_for_the_next_loading(

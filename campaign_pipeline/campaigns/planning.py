@@ -17,6 +17,7 @@ from psycopg.types.json import Jsonb
 
 from campaign_pipeline.adapters.queue_connection import connect_rows
 from campaign_pipeline.campaigns.finding import find_campaign
+from campaign_pipeline.core.notices import counted
 from campaign_pipeline.core.planning import REASONS, CampaignDay, InboxDay, QuietHours, plan_day
 from campaign_pipeline.core.window import DEFAULT_ZONE, SendingWindow
 from campaign_pipeline.sql import statement
@@ -80,11 +81,6 @@ class Planned:
             f"{self.campaign}: {counted(self.planned, 'message is', 'messages are')} due on {self.day}, from "
             f"{first:%H:%M} to {last:%H:%M} ({self.zone}), in run {self.run}."
         )
-
-
-def counted(count: int, one: str, more: str) -> str:
-    """Format a count with its noun and verb: `1 lead was`, `2 leads were`."""
-    return f"{count:,} {one if count == 1 else more}"
 
 
 def plan_campaign(url: str, name: str, day: date | None = None, *, dry_run: bool = False) -> Planned:

@@ -97,7 +97,7 @@ def import_(
     """
     from campaign_pipeline.campaigns.finding import NotFound
     from campaign_pipeline.campaigns.importing import import_leads
-    from campaign_pipeline.campaigns.planning import counted
+    from campaign_pipeline.core.notices import counted
     from campaign_pipeline.leads.reading import read_leads
     from campaign_pipeline.leads.report import show_reading
 

@@ -131,6 +131,10 @@ def _show_result(console: Console, result: JobResult, url: str) -> None:
     """Print the result of the batch, and the runs that wait."""
     from rich.text import Text
 
+    from campaign_pipeline.core.notices import counted
+
+    closed = int(result.totals.get("runs_closed", 0))
+
     def whole(name: str) -> str:
         return f"{int(result.totals.get(name, 0)):,}"
 
@@ -138,7 +142,7 @@ def _show_result(console: Console, result: JobResult, url: str) -> None:
         console.print(
             f"Run {result.run_id}: {whole('messages')} claimed, {whole('sent')} sent, {whole('failed')} failed, "
             f"{whole('skipped')} skipped, {whole('returned')} returned to the queue; "
-            f"{whole('runs_closed')} campaign runs closed; {whole('tokens')} tokens, "
+            f"{counted(closed, 'campaign run', 'campaign runs')} closed; {whole('tokens')} tokens, "
             f"US$ {result.totals.get('cost_usd', 0):.4f}.",
             highlight=False,
             soft_wrap=True,

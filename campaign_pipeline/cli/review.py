@@ -32,7 +32,7 @@ def preview(run: str, count: int, keep: bool, as_json: bool, personal: bool) -> 
     Uses the real prompt, model and checks; shows text, parts, cost and warnings. RUN is the name or id of a run or of
     its campaign.
     """
-    from campaign_pipeline.campaigns.planning import counted
+    from campaign_pipeline.core.notices import counted
     from campaign_pipeline.defs.trial import TrialFailed
     from campaign_pipeline.defs.trial import preview as write
 
@@ -129,7 +129,7 @@ def review(
 
 
 def _list(rows: Sequence[dict[str, Any]], *, as_json: bool, personal: bool) -> None:
-    from campaign_pipeline.campaigns.planning import counted
+    from campaign_pipeline.core.notices import counted
 
     shown = [_row(row, personal=personal) for row in rows]
     if as_json:

@@ -12,12 +12,7 @@ from typing import Protocol, TypeAlias
 from campaign_pipeline.core.circuits import Circuits
 from campaign_pipeline.core.claim_budget import REASONS
 from campaign_pipeline.core.model import BatchSettings, ErrorClass, LeasedMessage
-from campaign_pipeline.core.ports import (
-    Clock,
-    DeliveryStore,
-    NotReady,
-    Verdict,
-)
+from campaign_pipeline.core.ports import Clock, DeliveryStore, NotReady, Verdict
 from campaign_pipeline.core.results import GiveBack, Result
 
 Ask: TypeAlias = Callable[[], Awaitable[Verdict]]

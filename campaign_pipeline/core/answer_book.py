@@ -6,15 +6,7 @@ from uuid import uuid4
 
 from campaign_pipeline.core.circuits import Circuits
 from campaign_pipeline.core.model import BatchSettings, LeasedMessage
-from campaign_pipeline.core.ports import (
-    Completion,
-    Failure,
-    ModelCall,
-    Permanent,
-    Scope,
-    Systemic,
-    Transient,
-)
+from campaign_pipeline.core.ports import Completion, Failure, ModelCall, Permanent, Scope, Systemic, Transient
 from campaign_pipeline.core.text_cleaning import plain_characters
 from campaign_pipeline.core.token_budget import was_reasoning
 

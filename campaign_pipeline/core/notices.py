@@ -103,9 +103,14 @@ def _at(instant: datetime, zone: tzinfo) -> str:
     return f"{instant.astimezone(zone):%Y-%m-%d %H:%M} ({zone})"
 
 
+def counted(count: int, one: str, more: str) -> str:
+    """Format a count with its noun and verb: `1 lead was`, `2 leads were`."""
+    return f"{count:,} {one if count == 1 else more}"
+
+
 def messages(count: int) -> str:
     """Format a number of messages."""
-    return "1 message" if count == 1 else f"{count} messages"
+    return counted(count, "message", "messages")
 
 
 def listed(names: Sequence[str]) -> str:

@@ -16,6 +16,7 @@ from campaign_pipeline.adapters.postgres import Batch
 from campaign_pipeline.core.batch_outcome import BatchOutcome, needs_person
 from campaign_pipeline.core.model import ErrorClass, ShardReport
 from campaign_pipeline.core.next_steps import next_step, step_of_wait
+from campaign_pipeline.core.notices import counted
 from campaign_pipeline.core.runs import RunWait
 from campaign_pipeline.core.shard_worker import ShardWorker
 from campaign_pipeline.defs.days import at
@@ -236,7 +237,7 @@ def describe_runs(
         totals.update({key: report[key] for key in ("sent", "failed", "skipped", "returned", "tokens")})
     context.log.info(
         f"The batch: {totals['sent']} sent, {totals['failed']} failed, {totals['skipped']} skipped, "
-        f"{totals['returned']} returned; {len(closed)} runs closed."
+        f"{totals['returned']} returned; {counted(len(closed), 'run', 'runs')} closed."
     )
     for run in closed[:SHOWN_RUNS]:
         context.log.info(

@@ -14,7 +14,7 @@ from campaign_pipeline.adapters.environment import Environment, OperationsSettin
 from campaign_pipeline.adapters.first_day import keep_first_day
 from campaign_pipeline.adapters.notices import Notices
 from campaign_pipeline.adapters.schema import DatabaseUnusable
-from campaign_pipeline.core.notices import Concern, Standing
+from campaign_pipeline.core.notices import Concern, Standing, counted
 from campaign_pipeline.core.ports import StoreUnavailable
 from campaign_pipeline.core.upkeep import OVERDUE
 from campaign_pipeline.defs.days import at, days
@@ -128,7 +128,7 @@ def _leave_time_to_catch_up(
 
 
 def _standing(concerns: dict[str, Concern]) -> str:
-    return f"{len(concerns)} concerns, all told before." if concerns else "All is well."
+    return f"Told before: {counted(len(concerns), 'concern', 'concerns')}." if concerns else "All is well."
 
 
 def _tell_unreadable(desk: Desk, state: dict[str, Any], reason: str, readable: float | None) -> str:

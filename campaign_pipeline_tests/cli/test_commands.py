@@ -196,7 +196,7 @@ def test_process_sends_due_messages_and_counts_them(
         result = call("process", *options)
         assert len(sandbox.record(kind="send", accepted=True)) == 5
     assert result.exit_code == 0, result.output
-    assert "6 claimed, 5 sent, 1 failed, 0 skipped, 0 returned to the queue; 1 campaign runs closed" in result.stdout
+    assert "6 claimed, 5 sent, 1 failed, 0 skipped, 0 returned to the queue; 1 campaign run closed" in result.stdout
     assert world.value("SELECT count(*) FROM campaign_messages WHERE status = 'sent'") == 5
     assert world.wrong_counters() == []
 

@@ -107,7 +107,7 @@ def test_overdue_messages_are_reported_once_and_their_end_once(world: World, web
     assert "Waiting: 1 message of Natal. Nothing is lost." in told["lines"][1]
     assert "process_campaign_queue_every_minute is on" in told["lines"][2]
     world.due_message(run)
-    assert watch.tick() == "1 concerns, all told before."
+    assert watch.tick() == "Told before: 1 concern."
     world.move_clock(timedelta(hours=4, minutes=21))
     assert watch.tick() == "Told: 1 new, 0 over, 1 in all."
     assert ", 4 hours. Waiting: 2 messages of Natal." in notices()[1]["lines"][1]
@@ -158,7 +158,7 @@ def test_one_inbox_that_is_down_is_one_notice_that_names_it_and_all_the_campaign
     assert told["lines"][2] == "What to do: connect the inbox's instance; it then continues automatically."
     assert told["links"] == {"Runs": "https://dagster.example.com/assets/campaign_runs"}
     world.move_clock(timedelta(minutes=40))
-    assert watch.tick() == "1 concerns, all told before."
+    assert watch.tick() == "Told before: 1 concern."
     # Messages that became late because of it have the same cause while they may be catching up.
     world.do("UPDATE instances SET status = 'connected'")
     assert watch.tick() == "Told: 0 new, 1 over, 0 in all."
@@ -235,7 +235,7 @@ def test_more_unknown_outcomes_are_news_and_fewer_are_not(world: World, webhook:
     assert webhook.told[0]["title"] == "Unknown outcome"
     assert webhook.told[0]["lines"][0].startswith("2 messages may have gone out and nobody knows")
     world.do("DELETE FROM campaign_messages WHERE id IN (SELECT id FROM campaign_messages LIMIT 1)")
-    assert watch.tick() == "1 concerns, all told before."
+    assert watch.tick() == "Told before: 1 concern."
     unknown()
     assert watch.tick().startswith("Told: 1 new")
 

@@ -220,10 +220,9 @@ def parse_variables(raw: str, count: int, known: Known = NOTHING_KNOWN) -> tuple
 def _variable(value: object, number: int, known: Known) -> str:
     if not isinstance(value, str):
         raise TextProblem("malformed", f"The model's answer has no variable {number} of the template.")
-    line = unwrapped(" ".join(_one_line(value).split()))
-    if is_blank(line):
+    line = _line(unwrapped(" ".join(_one_line(value).split())))
+    if is_blank(line):  # looked at last: a value may consist of markup only
         raise TextProblem("empty", f"The model left variable {number} of the template empty.")
-    line = _line(line)
     check(line, known)
     if len(line) <= LONGEST_VARIABLE:
         return line

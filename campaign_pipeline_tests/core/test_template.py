@@ -60,6 +60,8 @@ def test_variables_are_read_in_their_order_as_one_line_each(raw: str) -> None:
         ('["Ana", "Vi que"]', "malformed"),
         ('{"variavel_1": "Ana", "variavel_2": "Vi', "malformed"),
         ('{"variavel_1": "Ana", "variavel_2": " \\n "}', "empty"),
+        ('{"variavel_1": "Ana", "variavel_2": ">"}', "empty"),
+        ('{"variavel_1": "Ana", "variavel_2": "Assunto: "}', "empty"),
         ('{"variavel_1": "[Nome]", "variavel_2": "x"}', "placeholder"),
         ('{"variavel_1": "{{nome}}", "variavel_2": "x"}', "placeholder"),
     ],

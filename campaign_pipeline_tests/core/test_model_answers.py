@@ -126,7 +126,8 @@ def test_plain_text_has_no_markup_of_whatsapp() -> None:
 # Contacts ---------------------------------------------------------------------------------------------------------
 
 
-mobiles = st.builds("{}{}9{:08d}".format, st.integers(1, 9), st.integers(1, 9), st.integers(10_000_000, 99_999_999))
+# Without 99999-9999, which stands for a number that was not filled in.
+mobiles = st.builds("{}{}9{:08d}".format, st.integers(1, 9), st.integers(1, 9), st.integers(10_000_000, 99_999_998))
 
 
 @given(mobiles, st.sampled_from(range(6)), st.sampled_from(range(6)))

@@ -123,29 +123,34 @@ class Admission:
         self._prefetch = _VerdictPrefetch(store.start_generating, clock)
         self._next: LeasedMessage | None = None
         self._turn_locks: dict[str, asyncio.Lock] = {}  # by campaign: only the holder asks for a turn
-        self._turn_held: dict[str, asyncio.Lock] = {}  # by message: the lock that it holds
         self._turn_reason: str | None = None  # why a message waits for its turn now
 
     async def acquire(self, applicant: Applicant, ask: Ask) -> Admitted | Deferred | Refused:
         """Ask the store until it answers GO or a final refusal; wait inline if the wait is short."""
-        waits = 0
-        while waits < self._policy.max_inline_waits:
-            if deferred := await self._wait_for_throttle(applicant):
-                return deferred
-            if result := applicant.stop_if_not_started():
-                return Deferred(result)
-            match await ask():
-                case Verdict.GO:
-                    return Admitted()
-                case Verdict.PACED:
-                    deferred = await self._wait_for_turn(applicant)
-                case Verdict.SCOPE_PAUSED:
-                    waits += 1
-                    deferred = await self._adopt_pauses(applicant)
-                case verdict:
-                    return Refused(verdict)
-            if deferred:
-                return deferred
+        waits, turn_lock = 0, None
+        try:
+            while waits < self._policy.max_inline_waits:
+                if deferred := await self._wait_for_throttle(applicant):
+                    return deferred
+                if result := applicant.stop_if_not_started():
+                    return Deferred(result)
+                match await ask():
+                    case Verdict.GO:
+                        return Admitted()
+                    case Verdict.PACED:
+                        # Only one message per campaign asks on: the others would ask for the same turn.
+                        turn_lock = turn_lock or await self._lock_turn(applicant.message.config_id)
+                        deferred = await self._wait_for_turn(applicant)
+                    case Verdict.SCOPE_PAUSED:
+                        waits += 1
+                        deferred = await self._adopt_pauses(applicant)
+                    case verdict:
+                        return Refused(verdict)
+                if deferred:
+                    return deferred
+        finally:
+            if turn_lock:
+                turn_lock.release()
         reason = "Slowed down too often; it goes on with the next batch."
         return Deferred(GiveBack("scope_paused", reason, delay_seconds=SLOWED_DOWN_SECONDS))
 
@@ -153,11 +158,6 @@ class Admission:
     def slowed_by(self) -> str | None:
         """Say in a sentence why messages wait here now; None if none does."""
         return self._circuits.throttled_by or self._turn_reason or self._circuits.slowed_by
-
-    def release_turn(self, message_id: str) -> None:
-        """Let the next message of the campaign ask for a turn, if this message was the one that asks."""
-        if lock := self._turn_held.pop(message_id, None):
-            lock.release()
 
     # The model's verdicts -------------------------------------------------------------------------------------------
 
@@ -204,17 +204,18 @@ class Admission:
         )
         return Deferred(result) if result else None
 
+    async def _lock_turn(self, config_id: str) -> asyncio.Lock:
+        """Return the lock of a campaign's turn once it is acquired."""
+        lock = self._turn_locks.setdefault(config_id, asyncio.Lock())
+        await lock.acquire()
+        return lock
+
     async def _wait_for_turn(self, applicant: Applicant) -> Deferred | None:
         """Wait until the paces of the inbox and the campaign admit a message.
 
-        Only one message per campaign asks: the others would ask for the same turn. It asks every second, because
-        settings may change, the clock may be moved, and another worker may take the turn.
+        It asks every second, because settings may change, the clock may be moved, and another worker may take the turn.
         """
         message = applicant.message
-        if message.id not in self._turn_held:
-            lock = self._turn_locks.setdefault(message.config_id, asyncio.Lock())
-            await lock.acquire()
-            self._turn_held[message.id] = lock
         while True:
             if result := applicant.stop_if_waiting():
                 return Deferred(result)

@@ -10,9 +10,10 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from campaign_pipeline.core.address import InvalidAddress, business_scoped_id, normalize_email
-from campaign_pipeline.core.admission import Admitted, Ask, Deferred, Refused
+from campaign_pipeline.core.admission import Admitted, Deferred, Refused
 from campaign_pipeline.core.message_ledger import MessageLedger
 from campaign_pipeline.core.model import ErrorClass, LeasedMessage, PartStatus
+from campaign_pipeline.core.model_bill import ModelBill
 from campaign_pipeline.core.numbers import NOT_ON_WHATSAPP
 from campaign_pipeline.core.parts import Departure, Part
 from campaign_pipeline.core.personal_data import personal_values, without_values
@@ -214,7 +215,7 @@ class MessageDelivery:
         await self._shared.circuits.model_worked(message)
         self._subject, self._template = draft.subject, draft.template
         self._ledger.text |= {"text": draft.text, "parts": texts, "subject": draft.subject, "template": draft.template}
-        self._ledger.text |= writer.book.pop_bill(message)
+        self._ledger.text |= self.bill.pop()
         self.parts = [Part(number, text) for number, text in enumerate(texts, start=1)]
 
     def _in_service_window(self) -> bool:
@@ -345,25 +346,21 @@ class MessageDelivery:
             contact_name=self.lead.context.client_name if self.lead else None,
         )
 
+        asked_at, begun = 0.0, Begun(Verdict.NOT_DUE)
+
         async def ask() -> Verdict:
-            while True:
-                asked_at = self._shared.clock.monotonic()
-                begun = await self._ledger.begin(part, begin)
-                if begun.verdict != Verdict.NOT_DUE:
-                    break
-                # The database's clock decides: the message was replanned, or our clocks differ.
-                self._shared.admission.release_turn(self.id)
-                await self._sleep_without_slot(begun.turn.seconds if begun.turn else 0.0)
-                self._check_preconditions()
-            if begun.verdict == Verdict.GO:
-                self._conversation_id = begun.conversation_id
-                self._send_deadline = asked_at + self._seconds_to_send(begun)
+            nonlocal asked_at, begun
+            asked_at = self._shared.clock.monotonic()
+            begun = await self._ledger.begin(part, begin)
             return begun.verdict
 
-        try:
-            await self._admit(ask)
-        finally:
-            self._shared.admission.release_turn(self.id)
+        while (answer := await self._shared.admission.acquire(self, ask)) == Refused(Verdict.NOT_DUE):
+            # The database's clock decides: the message was replanned, or our clocks differ.
+            await self._sleep_without_slot(begun.turn.seconds if begun.turn else 0.0)
+            self._check_preconditions()
+        self._require_admission(answer)
+        self._conversation_id = begun.conversation_id
+        self._send_deadline = asked_at + self._seconds_to_send(begun)
         part.status = PartStatus.ATTEMPTING
         part.interrupted = part.resend_approved = False  # these were facts about an earlier attempt
         part.attempted_at = part.may_have_left_until = self._shared.time.now().timestamp()
@@ -491,9 +488,15 @@ class MessageDelivery:
 
     # Admission ------------------------------------------------------------------------------------------------------
 
+    @property
+    def bill(self) -> ModelBill:
+        """See text_writer.ModelAccess."""
+        return self._ledger.bill
+
     async def acquire_model(self) -> None:
         """See text_writer.ModelAccess. Raises Ended."""
-        await self._admit(lambda: self._shared.admission.ask_for_model(self.id))
+        admission = self._shared.admission
+        self._require_admission(await admission.acquire(self, lambda: admission.ask_for_model(self.id)))
 
     async def try_acquire_model(self, model: str) -> bool:
         """See text_writer.ModelAccess. Raises Ended where the lease is lost."""
@@ -504,9 +507,9 @@ class MessageDelivery:
             raise Ended(LEASE_LOST)
         return verdict == Verdict.GO and self._shared.leases.holds(self.id)  # else the part's intent finds out why
 
-    async def _admit(self, ask: Ask) -> None:
-        """Return when the message may make its request. Raises Ended."""
-        match await self._shared.admission.acquire(self, ask):
+    def _require_admission(self, answer: Admitted | Deferred | Refused) -> None:
+        """Return if the message may make its request. Raises Ended."""
+        match answer:
             case Deferred(result):
                 raise Ended(result)
             case Refused(verdict):

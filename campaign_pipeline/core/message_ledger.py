@@ -8,8 +8,8 @@ from collections.abc import Coroutine, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from campaign_pipeline.core.answer_book import lost_call
 from campaign_pipeline.core.model import ErrorClass, LeasedMessage, MessageStatus, PartStatus
+from campaign_pipeline.core.model_bill import ModelBill, lost_call
 from campaign_pipeline.core.parts import Part, recorded
 from campaign_pipeline.core.ports import (
     BeginPart,
@@ -36,6 +36,7 @@ class MessageLedger:
         self._shared = shared
         self._commit: asyncio.Task[Any] | None = None
         self.text: dict[str, Any] = {}  # of BeginPart: to be committed with the first attempt, or with the end
+        self.bill = ModelBill()
         # The settlement of the attempt under way if nothing more happened to it.
         self.attempt: Settlement | None = None
 
@@ -169,7 +170,7 @@ class MessageLedger:
         The cost of its requests is booked however the message ended, because spending limits count it. If the lease is
         lost, only the cost is booked: the message's new holder writes its own text.
         """
-        text, self.text = self.text | self._shared.writer.book.pop_bill(self._message), {}
+        text, self.text = self.text | self.bill.pop(), {}
         if isinstance(result, Lost):
             calls: tuple[ModelCall, ...] = text.get("calls", ())
             if cost := text.get("ai_cost_usd"):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from campaign_pipeline.core.admission import WaitingPolicy
-from campaign_pipeline.core.answer_book import AnswerBook, is_truncated
+from campaign_pipeline.core.answer_judge import AnswerJudge
 from campaign_pipeline.core.campaign_log import CampaignLog
 from campaign_pipeline.core.circuits import Circuits
 from campaign_pipeline.core.generation import (
@@ -33,6 +33,7 @@ from campaign_pipeline.core.model import (
     ShardReport,
     TemplateSettings,
 )
+from campaign_pipeline.core.model_bill import ModelBill, is_truncated
 from campaign_pipeline.core.ports import (
     ChannelTraits,
     Clock,
@@ -131,6 +132,11 @@ class NotWritten(Exception):
 class ModelAccess(Protocol):
     """A message's access to the model. Either method may raise `results.Ended`."""
 
+    @property
+    def bill(self) -> ModelBill:
+        """What its requests cost."""
+        ...
+
     async def acquire_model(self) -> None:
         """Return when the model may be called for this message."""
         ...
@@ -164,7 +170,7 @@ class TextWriter:
         self._log = log
         self._warned: set[str] = set()  # campaigns with a logged warning about their settings
         self._without_schema: set[str] = set()  # models that reject structured output
-        self.book = AnswerBook(settings, circuits)
+        self._judge = AnswerJudge(settings, circuits)
 
     async def write(self, message: LeasedMessage, lead: Lead | None, access: ModelAccess, *, free_text: bool) -> Draft:
         """Return the message's text: the stored one, else one written now (and paid for once).
@@ -187,10 +193,9 @@ class TextWriter:
         try:
             draft, changed = self._read(message, lead, template, completion)
         except TextProblem as problem:
-            raise NotWritten(
-                self.book.refuse(message, model, completion, problem.code, str(problem)), model
-            ) from problem
-        self.book.accept(message, model, completion, changed)
+            failure = self._judge.refuse(message, access.bill, model, completion, problem.code, str(problem))
+            raise NotWritten(failure, model) from problem
+        self._judge.accept(message, access.bill, model, completion, changed)
         return replace(draft, completion=completion, milliseconds=milliseconds, asked_model=model)
 
     def _template(self, message: LeasedMessage) -> TemplateSettings:
@@ -286,7 +291,7 @@ class TextWriter:
         """Return a model's complete answer, and its duration in milliseconds. Raises NotWritten."""
         system, user, shape = self._question(message, lead, template)
         agent, policy = self._agent(message).settings, self._policy
-        budget = first_budget(model, policy.max_tokens, agent, learned=self.book.reasons(model))
+        budget = first_budget(model, policy.max_tokens, agent, learned=self._judge.reasons(model))
         prompt = Prompt(
             model,
             system,
@@ -310,15 +315,15 @@ class TextWriter:
                 self._without_schema.add(model)
         if is_truncated(answer) and agent.max_tokens is None:
             # Retry once with more room: the same room would only cost again.
-            self.book.keep_call(message, model, answer, "truncated")
+            access.bill.keep_refused(model, answer, "truncated")
             if was_reasoning(answer):
-                self.book.note_reasoning(model)
+                self._judge.note_reasoning(model)
             budget = larger_budget(budget, policy.max_tokens, answer)
             larger = replace(prompt, max_tokens=budget.max_tokens, timeout=self._timeout(budget))
             answer = await self._complete(message, larger, access)
         if isinstance(answer, Completion) and answer.failure is None:
             return answer, round(1000 * (self._clock.monotonic() - started))
-        raise NotWritten(await self.book.failure(message, model, answer), model)
+        raise NotWritten(await self._judge.failure(message, access.bill, model, answer), model)
 
     def _timeout(self, budget: TokenBudget) -> float:
         """Return the timeout of a request in seconds; doubled if the model may reason."""
@@ -379,9 +384,9 @@ class TextWriter:
         accepted = accept_proposal(text, proposal, max_parts, max_chars) if proposal else None
         if isinstance(answer, Completion):
             if accepted is None:
-                self.book.keep_call(message, model, answer, "split_not_usable", "split")
+                access.bill.keep_refused(model, answer, "split_not_usable", "split")
             else:
-                self.book.add_cost(message, answer)
+                access.bill.add_cost(answer)
         if accepted is None:
             note = "The model's split was not usable or changed the text; it was split locally."
             self._log(message, "split", "warning", note)

@@ -413,15 +413,16 @@ def _inbox_limits(row: Mapping[str, Any]) -> Limits:
     gap = float(row["gap_seconds"] or 0) * (1 + float(row["jitter"] or 0) / 2)
     if row["pause_after"]:
         gap += float(row["pause_seconds"]) / row["pause_after"]
-    quiet = [time.fromisoformat(row[name]) if row[name] else None for name in ("quiet_from", "quiet_until")]
+    zone, hours = ZoneInfo(row["zone"]), None
+    if row["quiet_from"]:
+        hours = SendingWindow(time.fromisoformat(row["quiet_until"]), time.fromisoformat(row["quiet_from"]), zone)
     return Limits(
-        zone=ZoneInfo(row["zone"]),
+        zone=zone,
         gap_seconds=gap,
         hourly_limit=row["hourly_limit"],
         day_limits=row["day_limits"],
         day_count=row["day_count"] or 0,
-        quiet_from=quiet[0],
-        quiet_until=quiet[1],
+        hours=hours,
         free_at=row["free_at"],
     )
 

@@ -18,7 +18,7 @@ from psycopg.types.json import Jsonb
 from campaign_pipeline.adapters.queue_connection import connect_rows
 from campaign_pipeline.campaigns.finding import find_campaign
 from campaign_pipeline.core.notices import counted
-from campaign_pipeline.core.planning import REASONS, CampaignDay, InboxDay, QuietHours, plan_day
+from campaign_pipeline.core.planning import REASONS, CampaignDay, InboxDay, plan_day
 from campaign_pipeline.core.window import DEFAULT_ZONE, SendingWindow
 from campaign_pipeline.sql import statement
 
@@ -163,15 +163,15 @@ def _plan(connection: psycopg.Connection[DictRow], campaign: Mapping[str, Any], 
 def _inbox_day(row: Mapping[str, Any]) -> InboxDay:
     """Return the inbox's rate limit; without one there is no limit."""
     limit, gap = row["inbox_limit"], row["min_gap_seconds"] or 0.0
-    quiet = None
+    hours = None
     if row["quiet_from"] is not None:
-        quiet = QuietHours(row["quiet_from"], row["quiet_until"], ZoneInfo(row["timezone"] or DEFAULT_ZONE))
+        hours = SendingWindow(row["quiet_until"], row["quiet_from"], ZoneInfo(row["timezone"] or DEFAULT_ZONE))
     return InboxDay(
         gap_seconds=gap * (1 + (row["jitter"] or 0.0)),
         hourly_limit=row["hourly_limit"],
         left=None if limit is None else limit - row["inbox_used"] - len(row["taken"]),
         pause_after=row["pause_after"],
         pause_seconds=row["pause_seconds"] or 0.0,
-        quiet=quiet,
+        hours=hours,
         taken=tuple(row["taken"]),
     )

@@ -8,7 +8,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, time, timedelta
+from datetime import datetime, timedelta
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
@@ -29,8 +29,7 @@ class Limits:
     hourly_limit: int | None = None
     day_limits: Sequence[int | None] = ()  # for today and the days after it; the last one holds on
     day_count: int = 0  # how much of today's limit is used
-    quiet_from: time | None = None
-    quiet_until: time | None = None
+    hours: SendingWindow | None = None  # outside its quiet hours; None: always
     free_at: datetime | None = None  # nothing is sent before this
 
 
@@ -71,11 +70,6 @@ class _Budget:
         self._limits = limits
         self._today = now.astimezone(limits.zone).date()
         self._used = defaultdict(int, {0: limits.day_count})
-        self._open = (
-            SendingWindow(limits.quiet_until, limits.quiet_from, limits.zone)
-            if limits.quiet_from is not None and limits.quiet_until is not None
-            else None
-        )
 
     def _day(self, hour: datetime) -> int:
         return (hour.astimezone(self._limits.zone).date() - self._today).days
@@ -84,7 +78,7 @@ class _Budget:
         """Return how many messages may begin in this hour, or in the rest of it."""
         limits = self._limits
         start = max(start, limits.free_at) if limits.free_at else start
-        seconds = (self._open.open_time_between(start, end) if self._open else end - start).total_seconds()
+        seconds = (limits.hours.open_time_between(start, end) if limits.hours else end - start).total_seconds()
         if seconds <= 0:
             return 0
         most = math.inf if limits.gap_seconds <= 0 else max(1, math.floor(seconds / limits.gap_seconds))

@@ -9,33 +9,12 @@ planned again another day.
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import date, datetime, time, timedelta
-from zoneinfo import ZoneInfo
+from datetime import date, datetime, timedelta
 
 from campaign_pipeline.core.window import SendingWindow
 
 SEND_SECONDS = 10.0
 """Duration of a message, from its turn to the provider's answer: a pace counts from the answer."""
-
-
-@dataclass(frozen=True)
-class QuietHours:
-    """Local times between which an inbox begins no message; over midnight if the end is earlier than the start."""
-
-    start: time
-    end: time
-    zone: ZoneInfo
-
-    def over_at(self, instant: datetime) -> datetime:
-        """Return the instant, or the end of the quiet hours that contain it."""
-        local = instant.astimezone(self.zone)
-        clock = local.time()
-        over_midnight = self.start > self.end
-        quiet = (clock >= self.start or clock < self.end) if over_midnight else self.start <= clock < self.end
-        if not quiet:
-            return instant
-        day = local.date() + timedelta(days=1 if over_midnight and clock >= self.start else 0)
-        return max(instant, datetime.combine(day, self.end, self.zone).astimezone(instant.tzinfo))
 
 
 @dataclass(frozen=True)
@@ -47,7 +26,7 @@ class InboxDay:
     left: int | None = None  # of its daily or warm-up limit; None: no limit
     pause_after: int | None = None  # messages, after which it rests …
     pause_seconds: float = 0.0  # … for this long
-    quiet: QuietHours | None = None
+    hours: SendingWindow | None = None  # outside its quiet hours; None: always
     taken: Sequence[datetime] = ()  # when its other messages of the day are due, in order
 
     @property
@@ -136,7 +115,7 @@ def _free(instant: datetime, inbox: InboxDay) -> datetime:
     """Return the first instant from this one on that is not quiet, nor too near to another message of the inbox."""
     spacing = inbox.spacing
     while True:
-        found = inbox.quiet.over_at(instant) if inbox.quiet else instant
+        found = inbox.hours.next_opening(instant) if inbox.hours else instant
         if spacing:
             near = bisect_right(inbox.taken, found - spacing)
             if near < len(inbox.taken) and inbox.taken[near] < found + spacing:

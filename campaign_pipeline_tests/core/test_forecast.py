@@ -50,7 +50,7 @@ def test_a_daily_limit_leaves_the_rest_to_the_next_day_and_counts_earlier_use() 
 
 
 def test_quiet_hours_send_nothing() -> None:
-    quiet = Limits(ZONE, quiet_from=time(9), quiet_until=time(11))
+    quiet = Limits(ZONE, hours=SendingWindow(time(11), time(9), ZONE))
     assert hours(forecast(NOW, [plan(5)], {INBOX: quiet}, {}))[:3] == [(9, 0, 5), (10, 0, 5), (11, 5, 0)]
 
 

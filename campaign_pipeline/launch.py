@@ -27,11 +27,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from campaign_pipeline.adapters.dagster_home import CODE_LOCATION
 from campaign_pipeline.adapters.queue_connection import connect
+from campaign_pipeline.sql import statement
 
 if TYPE_CHECKING:
     import dagster as dg
 
 JOB = "process_campaign_queue"
+LAUNCH_TAG = "campaign/launch"
+"""Tag of a run that the command line started: by its value, the run is found once Dagster has created it."""
+
+RUN_FILE, RESULT_FILE = "run_id", "result.json"
+"""Files in which the child tells its parent the run's id, and its result."""
+
 STOP_PATIENCE = 60.0
 """Seconds for parts in flight to get their answers before a stopping run is killed."""
 
@@ -64,7 +71,7 @@ class JobConfig:
 class JobResult:
     """The outcome of a run."""
 
-    run_id: str
+    run_id: str | None  # None: it ended before Dagster created the run
     succeeded: bool
     failures: tuple[str, ...] = ()  # a sentence per failed step, or for the run
     totals: Mapping[str, float] = field(default_factory=dict)  # messages, sent, failed, …
@@ -75,8 +82,8 @@ class JobProcess:
 
     def __init__(self, config: JobConfig, dagster_home: Path, log_folder: Path, variables: Mapping[str, str]) -> None:
         """Start the job. `variables` is its whole environment, except DAGSTER_HOME."""
-        self.run_id = str(uuid4())
-        self.log_file = log_folder / f"{self.run_id}.log"
+        self._launch_id = str(uuid4())
+        self.log_file = log_folder / f"{self._launch_id}.log"
         self._config = config
         self._variables = {**variables, "DAGSTER_HOME": str(dagster_home), "DAGSTER_DISABLE_TELEMETRY": "1"}
         self._folder: tempfile.TemporaryDirectory[str] | None = None
@@ -85,8 +92,8 @@ class JobProcess:
     def __enter__(self) -> "JobProcess":
         self.log_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._folder = tempfile.TemporaryDirectory(prefix="campaign-run-")
-        command = [sys.executable, "-m", "campaign_pipeline.launch", self.run_id]
-        command += [orjson.dumps(self._config.to_run_config()).decode(), str(self._result_file)]
+        command = [sys.executable, "-m", "campaign_pipeline.launch", self._launch_id]
+        command += [orjson.dumps(self._config.to_run_config()).decode(), self._folder.name]
         with self.log_file.open("wb") as log:
             self._child = subprocess.Popen(  # noqa: S603 (this module, without a shell)
                 command,
@@ -108,9 +115,13 @@ class JobProcess:
                 self._folder.cleanup()
 
     @property
-    def _result_file(self) -> Path:
+    def run_id(self) -> str | None:
+        """Return the id of the run; None until Dagster has created it."""
         assert self._folder is not None
-        return Path(self._folder.name, "result.json")
+        try:
+            return Path(self._folder.name, RUN_FILE).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return None
 
     @property
     def pid(self) -> int:
@@ -124,13 +135,14 @@ class JobProcess:
         if self._child.poll() is None:
             return None
         try:
-            raw = orjson.loads(self._result_file.read_bytes())
+            assert self._folder is not None
+            raw = orjson.loads(Path(self._folder.name, RESULT_FILE).read_bytes())
         except (FileNotFoundError, orjson.JSONDecodeError):
             why = (
                 f"Dagster's process ended with status {self._child.returncode} before the run did; see {self.log_file}."
             )
             return JobResult(self.run_id, False, (why,))
-        return JobResult(self.run_id, raw["succeeded"], tuple(raw["failures"]), raw["totals"])
+        return JobResult(raw["run_id"], raw["succeeded"], tuple(raw["failures"]), raw["totals"])
 
     def stop(self) -> None:
         """Stop in an orderly way: parts in flight get their answers, other messages return to the queue.
@@ -157,24 +169,19 @@ class JobProcess:
 class _Batch:
     """The messages that a run claimed, found by their leases: one index probe per look, whatever the queue's length."""
 
-    def __init__(self, url: str, run_id: str) -> None:
+    def __init__(self, url: str) -> None:
         self._url = url
-        self._owner = _lease_owner(run_id)
         self._seen: set[UUID] = set()
         self._done = 0
         self._connection: psycopg.Connection | None = None
 
-    def look(self) -> tuple[int, int]:
+    def look(self, run_id: str) -> tuple[int, int]:
         """Return how many messages the run has finished, and how many it claimed in all."""
         # While the database is unavailable, the bar stands still; whether the run can continue is up to the run.
         with contextlib.suppress(psycopg.Error):
             if self._connection is None or self._connection.closed:
                 self._connection = connect(self._url, autocommit=True)
-            rows = self._connection.execute(
-                "SELECT id FROM public.campaign_messages "
-                "WHERE status IN ('queued', 'generating', 'sending') AND starts_with(lease_owner, %s)",
-                [self._owner],
-            )
+            rows = self._connection.execute(statement("list_leased_by_run"), {"owner": _lease_owner(run_id)})
             held = {row[0] for row in rows}
             self._seen |= held
             self._done = len(self._seen) - len(held)
@@ -196,7 +203,7 @@ def follow(job: JobProcess, url: str, console: Console) -> JobResult:
     An interrupt stops the run in an orderly way and returns its messages to the queue; then it is raised
     again.
     """
-    batch = _Batch(url, job.run_id)
+    batch = _Batch(url)
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -207,9 +214,10 @@ def follow(job: JobProcess, url: str, console: Console) -> JobResult:
     try:
         with Progress(*columns, console=console, transient=not console.is_terminal) as progress:
             task = progress.add_task("Starting Dagster", total=None)
-            total = 0
+            done, total = 0, 0
             while (result := job.result()) is None:
-                done, total = batch.look()
+                if job.run_id is not None:
+                    done, total = batch.look(job.run_id)
                 if total:
                     progress.update(task, description="Writing and sending", completed=done, total=total)
                 time.sleep(_LOOK_EVERY)
@@ -220,7 +228,8 @@ def follow(job: JobProcess, url: str, console: Console) -> JobResult:
     except KeyboardInterrupt:
         console.print("Stopping: what is being sent is finished, the rest goes back to the queue …")
         job.stop()
-        release_leases(url, job.run_id)
+        if job.run_id is not None:
+            release_leases(url, job.run_id)
         raise
     finally:
         batch.close()
@@ -229,12 +238,7 @@ def follow(job: JobProcess, url: str, console: Console) -> JobResult:
 def release_leases(url: str, run_id: str) -> None:
     """Return a run's messages now instead of when their leases expire. Only for a run that has certainly ended."""
     with connect(url) as connection:
-        connection.execute(
-            "UPDATE public.campaign_messages SET lease_expires_at = campaign_pipeline.campaign_now() "
-            "WHERE status IN ('queued', 'generating', 'sending') AND starts_with(lease_owner, %s)",
-            [_lease_owner(run_id)],
-        )
-        connection.execute("SELECT FROM campaign_pipeline.campaign_recover_leases()")
+        connection.execute(statement("end_leases_of_run"), {"owner": _lease_owner(run_id)})
 
 
 def outside_findings(dagster_home: Path, variables: Mapping[str, str]) -> list[dict[str, str]]:
@@ -289,7 +293,7 @@ class _Stopper:
     """Waits until the parent closes our standard input, then interrupts the run."""
 
     def __init__(self) -> None:
-        self.stopped = threading.Event()
+        self._stopped = False
         self._cancel: Callable[[], None] | None = None
         self._lock = threading.Lock()
         threading.Thread(target=self._wait, daemon=True).start()
@@ -298,7 +302,7 @@ class _Stopper:
         """Return whether to begin at all; from now on, a stop calls `cancel`."""
         with self._lock:
             self._cancel = cancel
-            return not self.stopped.is_set()
+            return not self._stopped
 
     def finished(self) -> None:
         """The run has ended: nothing is left to interrupt."""
@@ -310,49 +314,53 @@ class _Stopper:
         while os.read(0, 1024):
             pass
         with self._lock:
-            self.stopped.set()
+            self._stopped = True
             if self._cancel is not None:
                 self._cancel()
 
 
-def _execute(run_id: str, run_config: Mapping[str, Any], stopper: _Stopper) -> JobResult:
+def _execute(launch_id: str, run_config: Mapping[str, Any], run_file: Path, stopper: _Stopper) -> JobResult:
     import dagster as dg
 
     from campaign_pipeline.definitions import main_job
 
-    job = dg.reconstructable(main_job)
     with dg.DagsterInstance.get() as instance:
-        run = instance.create_run_for_job(
-            job_def=job.get_definition(),
-            run_id=run_id,
-            run_config=run_config,
-            # On the job's own page in the UI, too, not only in the list of all runs.
-            tags={".dagster/repository": f"__repository__@{CODE_LOCATION}"},
-            job_code_origin=job.get_python_origin(),
-        )
+        created = _CreatedRun(instance, launch_id)
 
         def cancel() -> None:
-            instance.report_run_canceling(run)
+            instance.report_run_canceling(created.wait())
             os.kill(os.getpid(), signal.SIGINT)
 
         if not stopper.may_begin(cancel):
-            instance.report_run_canceled(run)
-            return JobResult(run_id, False, ("The run was stopped before it began.",))
-        events = _events_of(job, run, instance)
+            return JobResult(None, False, ("The run was stopped before it began.",))
+        threading.Thread(target=created.write_id, args=(run_file,), daemon=True).start()
+        # On the job's own page in the UI, too, not only in the list of all runs.
+        tags = {".dagster/repository": f"__repository__@{CODE_LOCATION}", LAUNCH_TAG: launch_id}
+        result = dg.execute_job(dg.reconstructable(main_job), instance, run_config, tags)
         stopper.finished()
-        succeeded = any(event.event_type == dg.DagsterEventType.RUN_SUCCESS for event in events)
-        return JobResult(run_id, succeeded, tuple(_failures(events)), _totals(events))
+        events = result.all_events
+        return JobResult(result.run_id, result.success, tuple(_failures(events)), _totals(events))
 
 
-def _events_of(job: Any, run: "dg.DagsterRun", instance: "dg.DagsterInstance") -> "Sequence[dg.DagsterEvent]":
-    """Execute a run that was created, and return its events.
+class _CreatedRun:
+    """The run that `dagster.execute_job` creates; it returns the id only when the run has ended."""
 
-    This is the one private name of Dagster in this module. `dagster.execute_job` does the same, but creates the
-    run itself, with an id that is unknown until the run ends: the parent needs it to show and release its messages.
-    """
-    from dagster._core.execution.api import execute_run
+    def __init__(self, instance: "dg.DagsterInstance", launch_id: str) -> None:
+        self._instance = instance
+        self._launch_id = launch_id
 
-    return execute_run(job, run, instance).all_events
+    def wait(self) -> "dg.DagsterRun":
+        """Return the run as soon as Dagster has created it."""
+        import dagster as dg
+
+        wanted = dg.RunsFilter(tags={LAUNCH_TAG: self._launch_id})
+        while not (records := self._instance.get_run_records(wanted, limit=1)):
+            time.sleep(_LOOK_EVERY)
+        return records[0].dagster_run
+
+    def write_id(self, file: Path) -> None:
+        """Write the run's id into a file for the parent, as soon as there is one."""
+        _write_whole(file, self.wait().run_id.encode())
 
 
 def _failures(events: "Sequence[dg.DagsterEvent]") -> Iterator[str]:
@@ -385,15 +393,20 @@ def _totals(events: "Sequence[dg.DagsterEvent]") -> dict[str, float]:
     return totals
 
 
-def _run_child(run_id: str, run_config: str, result_file: str) -> None:
-    stopper = _Stopper()
+def _run_child(launch_id: str, run_config: str, folder: str) -> None:
+    stopper, run_file = _Stopper(), Path(folder, RUN_FILE)
     try:
-        result = _execute(run_id, orjson.loads(run_config), stopper)
+        result = _execute(launch_id, orjson.loads(run_config), run_file, stopper)
     except KeyboardInterrupt:
-        result = JobResult(run_id, False, ("The run was stopped.",))
-    draft = Path(f"{result_file}.part")
-    draft.write_bytes(orjson.dumps(asdict(result)))
-    draft.replace(result_file)
+        result = JobResult(None, False, ("The run was stopped.",))
+    _write_whole(Path(folder, RESULT_FILE), orjson.dumps(asdict(result)))
+
+
+def _write_whole(file: Path, content: bytes) -> None:
+    """Write a file that its reader sees whole or not at all."""
+    draft = file.with_suffix(".part")
+    draft.write_bytes(content)
+    draft.replace(file)
 
 
 if __name__ == "__main__":

@@ -140,6 +140,8 @@ def _show(console: Console, url: str, world: World, result: JobResult) -> None:
     console.print(sample_panels(read_samples(url, runs)))
     for failure in result.failures:
         console.print(Text(failure, style="red"))
+    if result.run_id is None:
+        return
     console.print()
     console.print(
         f"The same run in Dagster's UI: [bold]{dev_command()}[/bold], then open\n"

@@ -70,6 +70,17 @@ def test_the_leases_of_a_process_that_died_are_its_own_and_not_those_of_a_twin(w
     assert (message(world, dead)["status"], message(world, living)["status"]) == ("pending", "queued")
 
 
+def test_a_run_that_ended_gives_back_what_all_its_steps_hold_and_nothing_of_another(world: World) -> None:
+    first, second, other = world.due_messages(world.run(), 3)
+    holding(world, first, second, other)
+    for owner, message_id in (("run 1234", first), ("run 1234 inbox_1", second), ("run 12345 inbox_1", other)):
+        world.do("UPDATE campaign_messages SET lease_owner = %s WHERE id = %s", owner, message_id)
+    assert {row["id"] for row in rows(world, "list_leased_by_run", owner="run 1234")} == {first, second}
+    rows(world, "end_leases_of_run", owner="run 1234")
+    assert [message(world, each)["status"] for each in (first, second, other)] == ["pending", "pending", "queued"]
+    assert rows(world, "list_leased_by_run", owner="run 1234") == []
+
+
 # Expiry ---------------------------------------------------------------------------------------------------------------
 
 

@@ -199,6 +199,8 @@ STEPS: dict[str, Callable[[Crowded], object]] = {
     "status_events": status_events,
     "reply": lambda world: world.do("SELECT campaign_stop_after_reply(%s)", [uuid4()]),
     "end_leases": lambda world: rows(world, "end_leases_of", owner="run 1a2b3c4d inbox_1 host:7"),
+    "end_leases_of_run": lambda world: rows(world, "end_leases_of_run", owner="run 1a2b3c4d"),
+    "list_leased_by_run": lambda world: rows(world, "list_leased_by_run", owner="run 1a2b3c4d"),
     "close": lambda world: rows(world, "close_runs"),
     "pauses": lambda world: run_statement(world, "drop_spent_throttles"),
 }

@@ -12,6 +12,20 @@ FROM campaign_pipeline.campaign_end_leases(
           WHERE campaign_pipeline.campaign_is_leased_indexed(m.status) AND m.lease_owner = %(owner)s),
     ARRAY[%(owner)s]);
 
+-- name: end_leases_of_run
+-- Give back all messages of a run that has certainly ended, whichever of its steps held them.
+SELECT FROM campaign_pipeline.campaign_end_leases(
+    ARRAY(SELECT m.id FROM public.campaign_messages m
+          WHERE campaign_pipeline.campaign_is_leased_indexed(m.status)
+              AND (m.lease_owner = %(owner)s OR starts_with(m.lease_owner, %(owner)s || ' '))),
+    ARRAY[%(owner)s]);
+
+-- name: list_leased_by_run
+-- The messages that a run holds, whichever of its steps holds them.
+SELECT m.id FROM public.campaign_messages m
+WHERE campaign_pipeline.campaign_is_leased_indexed(m.status)
+    AND (m.lease_owner = %(owner)s OR starts_with(m.lease_owner, %(owner)s || ' '));
+
 -- name: count_batch
 -- Count the messages of a batch by their present state.
 SELECT count(*) FILTER (WHERE m.status IN ('sent', 'replied')) AS sent,

@@ -587,7 +587,7 @@ class ShardStore:
         ids = [UUID(message.id) for message in messages]
         inbox_id = UUID(self._shard.inbox_id)
         rows = await self._all("read_last_heard", ids=ids, inbox_id=inbox_id, hours=math.ceil(hours))
-        last = {str(row["message_id"]): float(row["heard_at"]) for row in rows}
+        last = {str(row["message_id"]): float(row["last_inbound_at"]) for row in rows}
         return [replace(message, last_inbound_at=last.get(message.id)) for message in messages]
 
     async def start_generating(self, message_id: str) -> Verdict:

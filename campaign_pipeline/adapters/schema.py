@@ -72,6 +72,8 @@ def upgrade_alone(url: str, say: Callable[[str], None] = lambda _: None) -> str:
             for trigger in triggers:
                 if not (detached and trigger.table.startswith("public.")):
                     _ensure_trigger(steps, trigger)
+            for statement in sql.AFTER_TRIGGERS:
+                steps.run(statement)
             if not detached:
                 _recount_open_runs(steps.connection)
     except sqlalchemy.exc.DBAPIError as error:

@@ -17,7 +17,7 @@ SCHEMA = "campaign_pipeline"
 VERSION_TABLE = "campaign_pipeline_version"
 """Alembic's version table, in that schema; its name differs from the CRM's own."""
 
-HEAD = "0025"
+HEAD = "0026"
 """The schema revision that this code needs; a test compares it with the migrations folder."""
 
 STATEMENT_FILES = (
@@ -157,6 +157,10 @@ BEFORE_MIGRATIONS = (
     END $$;""",  # noqa: S608 (constants)
 )
 """Objects that must exist before alembic reads a database's revision."""
+
+AFTER_TRIGGERS = (f"DROP FUNCTION IF EXISTS {SCHEMA}.campaign_heard_consent(text);",)
+"""Functions that only the previous version's triggers call. They are dropped last: a write of the CRM that is in such a
+trigger while the functions are replaced must not fail."""
 
 MIGRATION_PATH = f"{SCHEMA}, public"
 """The search_path of the migrations: objects without a schema are created in ours, never in public, and those that an

@@ -179,6 +179,21 @@ def installed_in_public(empty_url: str) -> Iterator[World]:
         yield world
 
 
+def test_the_triggers_of_0025_get_their_new_names(empty_url: str, database_url: str) -> None:
+    upgrade(empty_url)
+    with World(empty_url) as world:
+        world.do("ALTER TRIGGER campaign_process_reply ON messages RENAME TO campaign_hear_reply")
+        for table in ("campaign_configs", "campaign_inbox_pace"):
+            world.do(f"ALTER TRIGGER campaign_recheck_paced_runs ON {table} RENAME TO campaign_notice_pace")
+        world.do("ALTER FUNCTION campaign_process_reply() RENAME TO campaign_hear_reply")
+        world.do("ALTER FUNCTION campaign_recheck_paced_runs() RENAME TO campaign_notice_pace")
+        world.do("ALTER FUNCTION campaign_match_keyword(text) RENAME TO campaign_heard_consent")
+        world.do(f"UPDATE {sql.SCHEMA}.{sql.VERSION_TABLE} SET version_num = '0025'")
+    assert shape(empty_url) != shape(database_url)
+    assert upgrade(empty_url) == sql.HEAD
+    assert shape(empty_url) == shape(database_url)
+
+
 def test_an_installation_in_public_is_carried_over(installed_in_public: World, database_url: str) -> None:
     world = installed_in_public
     kept = {

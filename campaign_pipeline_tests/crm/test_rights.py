@@ -54,8 +54,8 @@ TRIGGERS = {
     ("campaign_runs", "campaign_note_reopening"),
     ("campaign_runs", "campaign_note_resume"),
     ("campaign_runs", "campaign_refuse_early_end"),
-    ("campaign_configs", "campaign_notice_pace"),
-    ("messages", "campaign_hear_reply"),
+    ("campaign_configs", "campaign_recheck_paced_runs"),
+    ("messages", "campaign_process_reply"),
 }
 """What an upgrade puts on the CRM's tables. Each costs the CRM something: a new one needs a reason."""
 

@@ -65,6 +65,6 @@ def test_a_pace_of_half_an_hour_holds_while_the_sessions_clocks_go_back(odd_sess
 
 
 def test_an_upgrade_works_in_such_sessions(odd_sessions: World) -> None:
-    odd_sessions.do("DROP TRIGGER campaign_hear_reply ON messages")
+    odd_sessions.do("DROP TRIGGER campaign_process_reply ON messages")
     assert schema.upgrade(odd_sessions.url) == schema.head_revision()
-    assert odd_sessions.value("SELECT count(*) FROM pg_trigger WHERE tgname = 'campaign_hear_reply'") == 1
+    assert odd_sessions.value("SELECT count(*) FROM pg_trigger WHERE tgname = 'campaign_process_reply'") == 1

@@ -478,17 +478,17 @@ NO_OPT_OUTS = [
 
 @pytest.mark.parametrize("text", OPT_OUTS)
 def test_these_replies_opt_out(world: World, text: str) -> None:
-    assert (world.value("SELECT campaign_heard_consent(%s)", text) or {}).get("meaning") == "opt_out"
+    assert (world.value("SELECT campaign_match_keyword(%s)", text) or {}).get("meaning") == "opt_out"
 
 
 @pytest.mark.parametrize("text", NO_OPT_OUTS)
 def test_these_replies_do_not(world: World, text: str) -> None:
-    assert world.value("SELECT campaign_heard_consent(%s)", text) is None
+    assert world.value("SELECT campaign_match_keyword(%s)", text) is None
 
 
 @pytest.mark.parametrize("text", ["VOLTAR", "start", "Quero voltar", "Voltar a receber", "reativar, por favor"])
 def test_these_replies_opt_in(world: World, text: str) -> None:
-    assert world.value("SELECT campaign_heard_consent(%s)", text)["meaning"] == "opt_in"
+    assert world.value("SELECT campaign_match_keyword(%s)", text)["meaning"] == "opt_in"
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -502,7 +502,7 @@ def test_case_and_punctuation_around_a_keyword_do_not_matter(
     world: World, word: str, before: str, after: str, upper: list[bool]
 ) -> None:
     shouted = "".join(char.upper() if up else char for char, up in zip(word, upper, strict=False))
-    assert world.value("SELECT campaign_heard_consent(%s)", before + shouted + after)["phrase"] == word
+    assert world.value("SELECT campaign_match_keyword(%s)", before + shouted + after)["phrase"] == word
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -516,7 +516,7 @@ def test_no_reply_breaks_whoever_inserts_it(world: World, text: str) -> None:
     "around", ["não vou {} de comprar", "acho que vou {} mais tarde", "hoje {} não dá", "você vai {}"]
 )
 def test_a_keyword_in_the_middle_of_a_sentence_is_none(world: World, word: str, around: str) -> None:
-    assert world.value("SELECT campaign_heard_consent(%s)", around.format(word)) is None
+    assert world.value("SELECT campaign_match_keyword(%s)", around.format(word)) is None
 
 
 def test_an_operator_adds_a_keyword_with_a_row(world: World, workspace: UUID, lead: UUID) -> None:

@@ -31,9 +31,9 @@ def test_triggers_are_distinguished_from_functions() -> None:
     assert "CREATE OR REPLACE TRIGGER" not in functions
     assert {(trigger.name, trigger.table) for trigger in triggers} >= {
         ("campaign_count_updated", "public.campaign_messages"),
-        ("campaign_hear_reply", "public.messages"),
+        ("campaign_process_reply", "public.messages"),
         ("campaign_note_resume", "public.campaign_runs"),
-        ("campaign_notice_pace", "campaign_pipeline.campaign_inbox_pace"),
+        ("campaign_recheck_paced_runs", "campaign_pipeline.campaign_inbox_pace"),
     }
 
 

@@ -15,7 +15,7 @@ END $$;
 -- The meaning of a reply: {meaning, phrase} of an opt-out or opt-in, or null. The whole reply or its first clause must
 -- be the phrase, apart from courtesies; only after phrases marked `open_end` may anything follow. So SAIR, "Parar, por
 -- favor!" and "Não quero mais receber isso" match, "não vou parar de comprar" does not.
-CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_heard_consent(p_text text) RETURNS jsonb
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_match_keyword(p_text text) RETURNS jsonb
     LANGUAGE plpgsql STABLE AS $$
 DECLARE
     whole text := campaign_pipeline.campaign_without_courtesy(campaign_pipeline.campaign_plain_words(p_text));
@@ -55,10 +55,10 @@ END $$;
 -- An opt-out suppresses its lead and number in its workspace and channel; an opt-in lifts what a keyword suppressed
 -- there, and nothing that a person or a provider suppressed. Runs in the transaction that inserts the reply, with the
 -- rights of this function's owner: the CRM's own user needs none on these tables.
-CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_hear_reply() RETURNS trigger LANGUAGE plpgsql
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_process_reply() RETURNS trigger LANGUAGE plpgsql
 SECURITY DEFINER SET search_path = pg_catalog, campaign_pipeline, pg_temp AS $$
 DECLARE
-    heard jsonb := campaign_pipeline.campaign_heard_consent(NEW.text_content);
+    heard jsonb := campaign_pipeline.campaign_match_keyword(NEW.text_content);
     talk  record;
 BEGIN
     IF heard IS NULL THEN
@@ -92,6 +92,6 @@ BEGIN
 END $$;
 
 -- Cheap for all others: what goes out, and what is longer than any "stop", never enters the function.
-CREATE OR REPLACE TRIGGER campaign_hear_reply AFTER INSERT ON public.messages
+CREATE OR REPLACE TRIGGER campaign_process_reply AFTER INSERT ON public.messages
     FOR EACH ROW WHEN (NEW.message_type IN ('received', 'incoming') AND length(NEW.text_content) <= 400)
-    EXECUTE FUNCTION campaign_pipeline.campaign_hear_reply();
+    EXECUTE FUNCTION campaign_pipeline.campaign_process_reply();

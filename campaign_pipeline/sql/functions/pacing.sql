@@ -207,6 +207,7 @@ DECLARE
     turn    record;
     pace    record;
     again   boolean;
+    lateness double precision;  -- after which a request comes too near to the next one
     grace   double precision;
     rests   boolean;
 BEGIN
@@ -249,7 +250,8 @@ BEGIN
             IF pace.gap_seconds > 0 THEN
                 -- A request that leaves late comes too near to the next: a quarter of the gap is what nobody notices.
                 -- At least the time of a commit on a busy database, at most a slow but living connection's.
-                grace := least(grace, least(5, greatest(0.25, pace.gap_seconds / 4)));
+                lateness := least(5, greatest(0.25, pace.gap_seconds / 4));
+                grace := least(grace, lateness);
             END IF;
             CONTINUE WHEN again;
             IF pace.last_at <= now_ - make_interval(secs => pace.pause_seconds) THEN
@@ -262,7 +264,7 @@ BEGIN
                     pace.gap_seconds * (1 + CASE WHEN turn.begun THEN 0 ELSE pace.jitter * random() END)))),
                 next_code = CASE WHEN rests THEN 'resting' WHEN turn.begun THEN s.next_code ELSE 'paced' END,
                 held_until = CASE WHEN pace.gap_seconds > 0 THEN now_ + make_interval(secs =>
-                    pace.gap_seconds + least(5, greatest(0.25, pace.gap_seconds / 4))) ELSE '-infinity' END,
+                    pace.gap_seconds + lateness) ELSE '-infinity' END,
                 floor_message_id = one.id,
                 last_at = now_,
                 day = pace.day,
@@ -386,7 +388,7 @@ BEGIN
 END $$;
 
 -- Any change of a pace, by any tool, has the runs that wait for it checked again at once.
-CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_notice_pace() RETURNS trigger LANGUAGE plpgsql
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_recheck_paced_runs() RETURNS trigger LANGUAGE plpgsql
 SECURITY DEFINER SET search_path = pg_catalog, campaign_pipeline, pg_temp AS $$
 DECLARE
     changed jsonb := CASE TG_OP WHEN 'DELETE' THEN to_jsonb(OLD) ELSE to_jsonb(NEW) END;
@@ -400,11 +402,12 @@ BEGIN
                ELSE COALESCE(r.active_inbox_id, c.inbox_id) = (changed ->> 'inbox_id')::uuid END;
     RETURN NULL;
 END $$;
-CREATE OR REPLACE TRIGGER campaign_notice_pace AFTER INSERT OR UPDATE OR DELETE ON campaign_pipeline.campaign_inbox_pace
-    FOR EACH ROW EXECUTE FUNCTION campaign_pipeline.campaign_notice_pace();
+CREATE OR REPLACE TRIGGER campaign_recheck_paced_runs
+    AFTER INSERT OR UPDATE OR DELETE ON campaign_pipeline.campaign_inbox_pace
+    FOR EACH ROW EXECUTE FUNCTION campaign_pipeline.campaign_recheck_paced_runs();
 -- Of whatever column: enforce_pace is not there yet when migration 0008 makes this for the first time.
-CREATE OR REPLACE TRIGGER campaign_notice_pace AFTER UPDATE ON public.campaign_configs
-    FOR EACH ROW EXECUTE FUNCTION campaign_pipeline.campaign_notice_pace();
+CREATE OR REPLACE TRIGGER campaign_recheck_paced_runs AFTER UPDATE ON public.campaign_configs
+    FOR EACH ROW EXECUTE FUNCTION campaign_pipeline.campaign_recheck_paced_runs();
 
 -- Fallback inboxes ---------------------------------------------------------------------------------------------------
 

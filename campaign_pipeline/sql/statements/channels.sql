@@ -2,7 +2,7 @@
 
 -- name: read_last_heard
 -- When the lead of each message last wrote to this inbox, if within some hours.
-SELECT m.id AS message_id, EXTRACT(epoch FROM heard.at) AS heard_at
+SELECT m.id AS message_id, EXTRACT(epoch FROM heard.at) AS last_inbound_at
 FROM public.campaign_messages m
 CROSS JOIN LATERAL (
     SELECT max(v.created_at) AS at FROM public.conversations c JOIN public.messages v ON v.conversation_id = c.id

@@ -1,1 +1,1 @@
-"""Benchmarks against other ways of doing the same work: `python -m benchmarks`."""
+"""Benchmarks against Celery, procrastinate, a bare asyncio loop and the replaced system: `python -m benchmarks`."""

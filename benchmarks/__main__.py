@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _options(arguments: Sequence[str] | None) -> Options:
     usual = Options()
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks", description="Benchmarks this project against other ways of doing the same work."
+        prog="python -m benchmarks", description="Benchmarks this project against Celery, procrastinate and bare loops."
     )
     parser.add_argument(
         "--short",

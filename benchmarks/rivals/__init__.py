@@ -1,1 +1,1 @@
-"""Other ways of doing the same work: the two requests of a message, without this project's guarantees."""
+"""The programs that this project is compared with: they make the two requests of a message, without its guarantees."""

@@ -53,14 +53,14 @@ _SHORTEST_ECHO = 6
 
 
 @dataclass(frozen=True)
-class Heard:
+class Contents:
     """The contents of an answer, read from the fields that its provider names."""
 
     statements: tuple[str, ...] = ()
     facts: frozenset[str] = frozenset()  # what the adapter found in fields of the body, in its table's words
 
 
-NOTHING_HEARD = Heard()
+NO_CONTENTS = Contents()
 
 
 @dataclass(frozen=True)
@@ -71,18 +71,18 @@ class Row:
     code: str  # stable, machine-readable
     sentence: str  # for the operator
     status: Container[int] | None = None  # HTTP
-    fact: str | None = None  # see Heard
+    fact: str | None = None  # see Contents
     says: str | None = None  # a pattern that matches one whole statement, ignoring case
     scope: Scope = Scope.INBOX
     retry_after: float | None = None  # seconds, if the provider gives no hint
     attempts: int | None = None  # see core.ports.Transient
 
-    def matches(self, status: int, heard: Heard) -> bool:
+    def matches(self, status: int, contents: Contents) -> bool:
         """Return whether an answer is of this kind."""
         return (
             (self.status is None or status in self.status)
-            and (self.fact is None or self.fact in heard.facts)
-            and (self.says is None or any(self._is_said(statement) for statement in heard.statements))
+            and (self.fact is None or self.fact in contents.facts)
+            and (self.says is None or any(self._is_said(statement) for statement in contents.statements))
         )
 
     def _is_said(self, statement: str) -> bool:
@@ -102,14 +102,14 @@ def tells_nothing(server: str, status: Container[int]) -> Row:
     return Row(Unknown, "http_{status}", sentence, status=status)
 
 
-def first_row(table: Sequence[Row], status: int, heard: Heard = NOTHING_HEARD) -> Row | None:
+def first_row(table: Sequence[Row], status: int, contents: Contents = NO_CONTENTS) -> Row | None:
     """Return the first matching row, or None."""
-    return next((row for row in table if row.matches(status, heard)), None)
+    return next((row for row in table if row.matches(status, contents)), None)
 
 
-def known(table: Sequence[Row], answer: Answer, heard: Heard = NOTHING_HEARD) -> Outcome | None:
+def known(table: Sequence[Row], answer: Answer, contents: Contents = NO_CONTENTS) -> Outcome | None:
     """Return the outcome by the first matching row, or None."""
-    row = first_row(table, answer.status, heard)
+    row = first_row(table, answer.status, contents)
     if row is None:
         return None
     code = row.code.format(status=answer.status)
@@ -127,9 +127,9 @@ def known(table: Sequence[Row], answer: Answer, heard: Heard = NOTHING_HEARD) ->
     return Permanent(code, reason, came) if row.outcome is Permanent else Unknown(code, reason, came)
 
 
-def failure(table: Sequence[Row], answer: Answer, heard: Heard = NOTHING_HEARD) -> Failure | None:
+def failure(table: Sequence[Row], answer: Answer, contents: Contents = NO_CONTENTS) -> Failure | None:
     """Return the outcome, like `known`, of a table without a row that means `sent`."""
-    outcome = known(table, answer, heard)
+    outcome = known(table, answer, contents)
     assert not isinstance(outcome, Sent)
     return outcome
 
@@ -152,7 +152,7 @@ def no_answer(answer: NoAnswer) -> Transient | Unknown | Systemic:
     """Return the outcome if no answer came: retry if nothing left, unless the address is refused."""
     if answer.refused:
         return Systemic("address_refused", answer.reason, Scope.INBOX)
-    return Unknown("no_answer", answer.reason) if answer.left else Transient("unreachable", answer.reason)
+    return Unknown("no_answer", answer.reason) if answer.may_have_left else Transient("unreachable", answer.reason)
 
 
 def statements(pieces: Iterable[Any], envelope: Envelope | None, prefix: str | None = None) -> tuple[str, ...]:

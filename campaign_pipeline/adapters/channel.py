@@ -12,7 +12,7 @@ from typing import Any, ClassVar, TypeVar
 
 import httpx
 
-from campaign_pipeline.adapters.answers import NOTHING_HEARD, Heard, Row, known, no_answer, unrecognised
+from campaign_pipeline.adapters.answers import NO_CONTENTS, Contents, Row, known, no_answer, unrecognised
 from campaign_pipeline.adapters.http import MAX_ANSWER_BYTES, Answer, NoAnswer, at, get, post
 from campaign_pipeline.core.ports import (
     Attempt,
@@ -83,9 +83,9 @@ class HttpChannel(ABC):
         """Read a success; None if it has no message id."""
 
     @classmethod
-    def heard(cls, answer: Answer, envelope: Envelope | None) -> Heard:
+    def contents(cls, answer: Answer, envelope: Envelope | None) -> Contents:
         """Read from a failure what the table needs."""
-        return NOTHING_HEARD
+        return NO_CONTENTS
 
     @abstractmethod
     async def find_accepted(self, attempt: Attempt) -> LookUpAnswer:
@@ -134,7 +134,7 @@ class HttpChannel(ABC):
     @classmethod
     def refused(cls, answer: Answer, envelope: Envelope | None = None) -> Outcome | None:
         """Return the outcome of a failure by the table; None if no row matches."""
-        return known(cls.answers, answer, cls.heard(answer, envelope))
+        return known(cls.answers, answer, cls.contents(answer, envelope))
 
     async def check_connection(self) -> Failure | NotReady | None:
         """Query the state of the inbox. If the answer is unclear, nothing is held back: sending will tell."""

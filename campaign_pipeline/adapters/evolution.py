@@ -13,7 +13,7 @@ import httpx
 
 from campaign_pipeline.adapters.channel import Page, Request
 from campaign_pipeline.adapters.connection import endpoint
-from campaign_pipeline.adapters.evolution_answers import ANSWERS, STATE_ANSWERS, heard
+from campaign_pipeline.adapters.evolution_answers import ANSWERS, STATE_ANSWERS, contents
 from campaign_pipeline.adapters.http import at, text_at
 from campaign_pipeline.adapters.inbox_connection import InboxConnection
 from campaign_pipeline.adapters.whatsapp_web import WebChannel, account_name
@@ -47,7 +47,7 @@ class Evolution(WebChannel):
     traits = ChannelTraits(name="evolution", max_part_chars=4096, look_up=LookUp.SEARCH, number_check=True)
     answers = ANSWERS
     success = frozenset({200, 201})
-    heard = staticmethod(heard)
+    contents = staticmethod(contents)
     state_field = ("instance", "state")
     states = WebChannel.states_of("close")
     state_answers = STATE_ANSWERS

@@ -6,7 +6,7 @@ tells them apart.
 
 import re
 
-from campaign_pipeline.adapters.answers import Heard, Row, redirected, statements, tells_nothing
+from campaign_pipeline.adapters.answers import Contents, Row, redirected, statements, tells_nothing
 from campaign_pipeline.adapters.http import Answer, at
 from campaign_pipeline.adapters.whatsapp_web import in_words, no_account, timed_out, too_fast
 from campaign_pipeline.core.ports import NOT_STORED, Envelope, Permanent, Sent, Systemic, Unknown
@@ -71,7 +71,7 @@ STATE_ANSWERS: tuple[Row, ...] = (
 """To the query for an instance's state."""
 
 
-def heard(answer: Answer, envelope: Envelope | None) -> Heard:
+def contents(answer: Answer, envelope: Envelope | None) -> Contents:
     """Read `response.message`: a text, or a list of texts, objects, and lists of validation errors."""
     said = at(answer.body, "response", "message")
     pieces = said if isinstance(said, list) else [said]
@@ -84,4 +84,4 @@ def heard(answer: Answer, envelope: Envelope | None) -> Heard:
     if any(isinstance(piece, str) and re.fullmatch(_SAYS_NO_INSTANCE, piece) for piece in pieces):
         facts.add("no_instance")
     worded = [at(piece, "message") if isinstance(piece, dict) else piece for piece in pieces]
-    return Heard(statements(worded, envelope), facts=frozenset(facts))
+    return Contents(statements(worded, envelope), facts=frozenset(facts))

@@ -107,7 +107,7 @@ class Answer:
 class NoAnswer:
     """No readable answer came."""
 
-    left: bool  # whether the request may have reached the provider
+    may_have_left: bool  # whether the request may have reached the provider
     reason: str
     refused: bool = False  # whether the address is forbidden: time does not help, only a person
 
@@ -169,7 +169,9 @@ async def post(
     finally:
         _GATE.reset(token)
     if gate.closed and isinstance(answer, NoAnswer):
-        return NoAnswer(left=False, reason="It was too late to make the request, so nothing of it was written.")
+        return NoAnswer(
+            may_have_left=False, reason="It was too late to make the request, so nothing of it was written."
+        )
     return answer
 
 
@@ -192,7 +194,7 @@ async def _request(
     secrets = _secrets(headers)
     if secrets is None:
         # Checked here and not by the client, whose error would quote the header.
-        return NoAnswer(left=False, reason="A key has characters that no HTTP header can bear.")
+        return NoAnswer(may_have_left=False, reason="A key has characters that no HTTP header can bear.")
     connect = min(10.0, timeout)
     try:
         request = httpx.Request(
@@ -203,7 +205,7 @@ async def _request(
             extensions={"timeout": {"connect": connect, "read": timeout, "write": timeout, "pool": None}},
         )
     except (httpx.InvalidURL, ValueError) as error:
-        return NoAnswer(left=False, reason=f"{redact(url)} is no usable URL: {redact(str(error))}.")
+        return NoAnswer(may_have_left=False, reason=f"{redact(url)} is no usable URL: {redact(str(error))}.")
     try:
         # The transport's own limit applies to each piece of an answer; a trickling answer must end too.
         async with asyncio.timeout(connect + timeout):
@@ -211,7 +213,7 @@ async def _request(
         raw = hide(raw, secrets)  # once, here: no body that quotes our key goes any further
         body = parse_json(raw)
     except _Unreadable as error:
-        return NoAnswer(left=True, reason=f"{_host(request)} answered {method} with {error}.")
+        return NoAnswer(may_have_left=True, reason=f"{_host(request)} answered {method} with {error}.")
     except (httpx.HTTPError, aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
         return _no_answer(error, request, timeout)
     return Answer(response.status_code, body, raw, _retry_after(response))
@@ -272,15 +274,19 @@ def _secrets(headers: Mapping[str, str]) -> list[bytes] | None:
 def _no_answer(error: Exception, request: httpx.Request, timeout: float) -> NoAnswer:
     refused = next((cause for cause in _causes(error) if isinstance(cause, HostRefused)), None)
     if refused is not None:
-        return NoAnswer(left=False, reason=f"{refused}.", refused=True)
+        return NoAnswer(may_have_left=False, reason=f"{refused}.", refused=True)
     beneath = error.__cause__ if isinstance(error.__cause__, Exception) else error
     host = _host(request)
     detail = redact(str(beneath)) or type(beneath).__name__
     if isinstance(error, httpx.UnsupportedProtocol) or isinstance(beneath, _NOTHING_LEFT):
-        return NoAnswer(left=False, reason=f"{host} cannot be reached: {detail}.")
+        return NoAnswer(may_have_left=False, reason=f"{host} cannot be reached: {detail}.")
     if isinstance(beneath, (TimeoutError, asyncio.TimeoutError)):
-        return NoAnswer(left=True, reason=f"{host} did not answer {request.method} within {timeout:g} seconds.")
-    return NoAnswer(left=True, reason=f"The connection to {host} was lost after {request.method} was sent: {detail}.")
+        return NoAnswer(
+            may_have_left=True, reason=f"{host} did not answer {request.method} within {timeout:g} seconds."
+        )
+    return NoAnswer(
+        may_have_left=True, reason=f"The connection to {host} was lost after {request.method} was sent: {detail}."
+    )
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

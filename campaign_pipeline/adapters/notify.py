@@ -115,4 +115,4 @@ def _why(answer: NoAnswer) -> str:
     """Return the failure without the address, which may contain a secret."""
     if answer.refused:
         return "names a host that may not be reached"
-    return "gave no answer that can be read" if answer.left else "could not be reached"
+    return "gave no answer that can be read" if answer.may_have_left else "could not be reached"

@@ -586,7 +586,7 @@ class ShardStore:
         """Return the messages with the time when their leads last wrote to this inbox, if within some hours."""
         ids = [UUID(message.id) for message in messages]
         inbox_id = UUID(self._shard.inbox_id)
-        rows = await self._all("read_last_heard", ids=ids, inbox_id=inbox_id, hours=math.ceil(hours))
+        rows = await self._all("read_last_inbound", ids=ids, inbox_id=inbox_id, hours=math.ceil(hours))
         last = {str(row["message_id"]): float(row["last_inbound_at"]) for row in rows}
         return [replace(message, last_inbound_at=last.get(message.id)) for message in messages]
 

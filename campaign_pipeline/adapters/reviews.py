@@ -61,7 +61,7 @@ class Reviews(Statements):
     async def with_last_inbound(self, messages: Sequence[LeasedMessage], hours: float) -> list[LeasedMessage]:
         """Return the messages with the time when their leads last wrote to the inbox, if within some hours."""
         ids, inbox_id = [UUID(message.id) for message in messages], UUID(messages[0].inbox_id)
-        rows = await self._all("read_last_heard", ids=ids, inbox_id=inbox_id, hours=ceil(hours))
+        rows = await self._all("read_last_inbound", ids=ids, inbox_id=inbox_id, hours=ceil(hours))
         last = {str(row["message_id"]): float(row["last_inbound_at"]) for row in rows}
         return [replace(message, last_inbound_at=last.get(message.id)) for message in messages]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 
-from campaign_pipeline.adapters.answers import Heard, statements, texts
+from campaign_pipeline.adapters.answers import Contents, statements, texts
 from campaign_pipeline.adapters.channel import HttpChannel, Request
 from campaign_pipeline.adapters.connection import environment_endpoint
 from campaign_pipeline.adapters.http import Answer, at, text_at
@@ -108,13 +108,13 @@ class InternalSend(HttpChannel):
         return outcome
 
     @classmethod
-    def heard(cls, answer: Answer, envelope: Envelope | None) -> Heard:
+    def contents(cls, answer: Answer, envelope: Envelope | None) -> Contents:
         """Read `error` and `message`, and the provider's own answer in `details`."""
         details = at(answer.body, "details")
         said = [at(answer.body, "error"), at(answer.body, "message"), *texts(details)]
         listed = at(details, "response", "message")
         missing = any(at(piece, "exists") is False for piece in (listed if isinstance(listed, list) else [listed]))
-        return Heard(statements(said, envelope, _WRAPPED), facts=frozenset({"no_account"} if missing else ()))
+        return Contents(statements(said, envelope, _WRAPPED), facts=frozenset({"no_account"} if missing else ()))
 
     async def find_accepted(self, attempt: Attempt) -> LookUpAnswer:
         """Search the CRM's conversation for this text since the attempt began, excluding other parts' messages."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 
-from campaign_pipeline.adapters.answers import Heard, statements
+from campaign_pipeline.adapters.answers import Contents, statements
 from campaign_pipeline.adapters.channel import Page, Request
 from campaign_pipeline.adapters.connection import endpoint
 from campaign_pipeline.adapters.http import Answer, at, text_at
@@ -81,12 +81,12 @@ class Uazapi(WebChannel):
         return Sent(provider_id, kept, text_at(body, "chatid")) if provider_id else None
 
     @classmethod
-    def heard(cls, answer: Answer, envelope: Envelope | None) -> Heard:
+    def contents(cls, answer: Answer, envelope: Envelope | None) -> Contents:
         """Read `error`, or `message` if there is none."""
         said = at(answer.body, "error")
         said = said if isinstance(said, str) else at(answer.body, "message")
         missing = isinstance(said, str) and re.fullmatch(_NO_INSTANCE, said, re.IGNORECASE)
-        return Heard(statements([said], envelope, _WRAPPED), facts=frozenset({"no_instance"} if missing else ()))
+        return Contents(statements([said], envelope, _WRAPPED), facts=frozenset({"no_instance"} if missing else ()))
 
     async def find_accepted(self, attempt: Attempt) -> LookUpAnswer:
         """Look the part up by its tracking id."""

@@ -28,11 +28,11 @@ class Unconfigured:
         self._refusal = Systemic(code, reason, Scope.INBOX)
 
     async def check_connection(self) -> Failure | None:
-        """Refuse, so that no text is generated for an inbox that cannot send."""
+        """Return why, so that no text is generated for an inbox that cannot send."""
         return self._refusal
 
     async def send(self, envelope: Envelope) -> Outcome:
-        """Refuse."""
+        """Return why the inbox cannot send."""
         return self._refusal
 
     async def find_accepted(self, attempt: Attempt) -> LookUpAnswer:

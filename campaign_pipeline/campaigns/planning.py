@@ -133,11 +133,11 @@ def _plan(connection: psycopg.Connection[DictRow], campaign: Mapping[str, Any], 
 
     looked = rows("look_at_campaign_day", since=since, until=until)[0]
     limit = campaign["daily_limit"]
-    left = None if limit is None else max(0, limit - looked["used"])
-    most = MOST_MESSAGES if left is None else left
+    remaining = None if limit is None else max(0, limit - looked["used"])
+    most = MOST_MESSAGES if remaining is None else remaining
     picked = rows("pick_leads", until=until, most=most)[0]
     wanted = CampaignDay(
-        *(window, day, looked["now"], float(campaign["interval_seconds"] or 0), left, looked["last_due"])
+        *(window, day, looked["now"], float(campaign["interval_seconds"] or 0), remaining, looked["last_due"])
     )
     plan = plan_day(wanted, _inbox_day(looked), picked["free"])
     result: dict[str, Any] = {"left_out": plan.left_out, "refused": picked["refused"], "review": campaign["review"]}
@@ -169,7 +169,7 @@ def _inbox_day(row: Mapping[str, Any]) -> InboxDay:
     return InboxDay(
         gap_seconds=gap * (1 + (row["jitter"] or 0.0)),
         hourly_limit=row["hourly_limit"],
-        left=None if limit is None else limit - row["inbox_used"] - len(row["taken"]),
+        remaining=None if limit is None else limit - row["inbox_used"] - len(row["taken"]),
         pause_after=row["pause_after"],
         pause_seconds=row["pause_seconds"] or 0.0,
         hours=hours,

@@ -74,7 +74,7 @@ class _Budget:
     def _day(self, hour: datetime) -> int:
         return (hour.astimezone(self._limits.zone).date() - self._today).days
 
-    def left(self, start: datetime, end: datetime) -> float:
+    def remaining(self, start: datetime, end: datetime) -> float:
         """Return how many messages may begin in this hour, or in the rest of it."""
         limits = self._limits
         start = max(start, limits.free_at) if limits.free_at else start
@@ -141,7 +141,7 @@ def _share(
     campaigns: Mapping[UUID, _Budget],
 ) -> dict[UUID, int]:
     """Return how many messages each run sends in an hour through one inbox; an unused share goes to the other runs."""
-    budget = inbox.left(start, end) if inbox else math.inf
+    budget = inbox.remaining(start, end) if inbox else math.inf
     sent: dict[UUID, int] = {}
     ordered = sorted(runs, key=lambda run: backlog[run.run_id])
     for place, run in enumerate(ordered):
@@ -149,7 +149,7 @@ def _share(
         campaign = campaigns.get(run.config_id)
         most: float = backlog[run.run_id] if opened else 0
         if campaign:
-            most = min(most, campaign.left(end - opened, end))
+            most = min(most, campaign.remaining(end - opened, end))
         fair = budget if math.isinf(budget) else budget // (len(ordered) - place)
         sent[run.run_id] = int(min(most, fair))
         budget -= sent[run.run_id]

@@ -23,7 +23,7 @@ class InboxDay:
 
     gap_seconds: float = 0.0  # between any two messages, jitter included
     hourly_limit: int | None = None
-    left: int | None = None  # of its daily or warm-up limit; None: no limit
+    remaining: int | None = None  # of its daily or warm-up limit; None: no limit
     pause_after: int | None = None  # messages, after which it rests …
     pause_seconds: float = 0.0  # … for this long
     hours: SendingWindow | None = None  # outside its quiet hours; None: always
@@ -45,7 +45,7 @@ class CampaignDay:
     day: date  # in the zone of the window
     now: datetime
     interval_seconds: float = 0.0
-    left: int | None = None  # of its daily limit; None: no limit
+    remaining: int | None = None  # of its daily limit; None: no limit
     last_due: datetime | None = None  # its last message that is already planned for the day
 
 
@@ -80,10 +80,10 @@ def plan_day(campaign: CampaignDay, inbox: InboxDay, wanted: int) -> DayPlan:
         return DayPlan(left_out={WINDOW_CLOSED: wanted})
     left_out: dict[str, int] = {}
     count = wanted
-    for reason, left in ((DAILY_LIMIT, campaign.left), (INBOX_LIMIT, inbox.left)):
-        if left is not None and count > max(0, left):
-            left_out[reason] = count - max(0, left)
-            count = max(0, left)
+    for reason, remaining in ((DAILY_LIMIT, campaign.remaining), (INBOX_LIMIT, inbox.remaining)):
+        if remaining is not None and count > max(0, remaining):
+            left_out[reason] = count - max(0, remaining)
+            count = max(0, remaining)
     times = _times(campaign, inbox, max(opening[0], campaign.now), opening[1], count)
     if len(times) < count:
         left_out[DAY_TOO_SHORT] = count - len(times)

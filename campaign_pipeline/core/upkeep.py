@@ -65,15 +65,15 @@ class QueueLook:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class LaunchDecision:
     """Whether to launch a run, and the sentence that says why, or why not."""
 
-    work: bool
-    why: str
+    launch: bool
+    reason: str
     unpaced: Sequence[UUID] = ()  # runs whose due messages may all be claimed at once
 
 
-def judge_queue(look: QueueLook, max_age: timedelta, zone: ZoneInfo) -> Verdict:
+def decide_launch(look: QueueLook, max_age: timedelta, zone: ZoneInfo) -> LaunchDecision:
     """Decide whether a run of process_campaign_queue has anything to do now.
 
     It has nothing to do while all due messages wait for a window or a person. One run is launched whenever such a wait
@@ -87,11 +87,11 @@ def judge_queue(look: QueueLook, max_age: timedelta, zone: ZoneInfo) -> Verdict:
     reasons = list(_reasons(look, states, written))
     if reasons:
         unpaced = [s.run_id for s in states if s.has_due and s.wait is None and not s.pace_held]
-        return Verdict(True, "; ".join(reasons), unpaced)
+        return LaunchDecision(True, "; ".join(reasons), unpaced)
     held = [state for state in states if state.has_due and state.wait]
     if held:
-        return Verdict(False, _held_sentence(held, names))
-    return Verdict(False, _idle_sentence(look, zone))
+        return LaunchDecision(False, _held_sentence(held, names))
+    return LaunchDecision(False, _idle_sentence(look, zone))
 
 
 def _idle_sentence(look: QueueLook, zone: ZoneInfo) -> str:
@@ -186,7 +186,7 @@ def find_concerns(
     for key, members in held.items():
         yield _concern(key, members, overdue)
     if unknown:
-        text = f"{unknown} messages may have gone out and nobody knows: failed with class unknown."
+        text = f"{unknown} messages have an unknown delivery status: they failed with class unknown."
         step = 'look at their chats; to send them again, launch retry_failed_messages with error_classes ["unknown"]'
         yield Concern(UNKNOWN, text, step, size=unknown)
 

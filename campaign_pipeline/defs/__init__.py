@@ -1,4 +1,4 @@
-"""Orchestration: the only rooms, with `definitions`, that import dagster."""
+"""Orchestration: the only package, with `definitions` and `launch`, that imports dagster."""
 
 import gc
 

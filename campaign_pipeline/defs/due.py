@@ -29,7 +29,7 @@ from campaign_pipeline.defs.schedules import (
     DRAINING_SINCE,
     SMALL_BATCH,
     WHY,
-    look_and_judge,
+    look_and_decide,
     process_campaign_queue_every_minute,
     runs_at_work,
     schedule_is_on,
@@ -110,16 +110,16 @@ def _request(
     """Return a run for due messages, or why none is launched."""
     if not schedule_is_on(instance):
         return _SWITCHED_OFF
-    look, verdict, run_config = look_and_judge(database)
-    if not verdict.work:
-        return verdict.why
+    look, decision, run_config = look_and_decide(database)
+    if not decision.launch:
+        return decision.reason
     at_work = runs_at_work(instance, database)
     obstacle = why_no_model(look, language_model) or at_work.obstacle or _why_too_soon(instance, look.now)
     if obstacle:
-        return f"There is work ({verdict.why}), but: {obstacle}"
+        return f"There is work ({decision.reason}), but: {obstacle}"
     if run_config is SMALL_BATCH:
         run_config = _small_batch(look.now, at_work.room)
-    return dg.RunRequest(run_config=run_config, tags={WHY: verdict.why, DRAINING_SINCE: look.now.isoformat()})
+    return dg.RunRequest(run_config=run_config, tags={WHY: decision.reason, DRAINING_SINCE: look.now.isoformat()})
 
 
 def _small_batch(now: datetime, room: int) -> dict[str, Any]:

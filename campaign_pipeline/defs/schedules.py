@@ -28,7 +28,7 @@ from dagster import DagsterInstance, DagsterRunStatus, RunsFilter
 from campaign_pipeline.adapters.environment import BusinessDays, DeliverySettings, OperationsSettings
 from campaign_pipeline.adapters.operations import Operations
 from campaign_pipeline.adapters.schema import Detached
-from campaign_pipeline.core.upkeep import AHEAD, QueueLook, Verdict, judge_queue
+from campaign_pipeline.core.upkeep import AHEAD, LaunchDecision, QueueLook, decide_launch
 from campaign_pipeline.defs.assets import message_batch
 from campaign_pipeline.defs.executor import IN_PROCESS
 from campaign_pipeline.defs.jobs import clean_up_old_data, process_campaign_queue, retry_failed_messages
@@ -60,15 +60,15 @@ MOST_TO_LOOK_AHEAD = 100
 """Due messages above which a batch is split into shards and does not look ahead."""
 
 
-def look_and_judge(database: QueueDatabase) -> tuple[QueueLook, Verdict, dict[str, Any]]:
+def look_and_decide(database: QueueDatabase) -> tuple[QueueLook, LaunchDecision, dict[str, Any]]:
     """Return the state of the queue, whether a run should be launched, and its config."""
     zone = ZoneInfo(BusinessDays.from_environment().timezone)
     with Operations(database.url()) as operations:
         look = operations.look()
-        verdict = judge_queue(look, DeliverySettings.from_environment().max_age, zone)
-        due = operations.backlog(dict.fromkeys(verdict.unpaced, look.now)) if look.is_due else {}
+        decision = decide_launch(look, DeliverySettings.from_environment().max_age, zone)
+        due = operations.backlog(dict.fromkeys(decision.unpaced, look.now)) if look.is_due else {}
     messages = sum(backlog.messages for backlog in due.values())
-    return look, verdict, SMALL_BATCH if messages <= MOST_TO_LOOK_AHEAD else _large_batch(messages)
+    return look, decision, SMALL_BATCH if messages <= MOST_TO_LOOK_AHEAD else _large_batch(messages)
 
 
 def _large_batch(due: int) -> dict[str, Any]:
@@ -134,19 +134,19 @@ def process_campaign_queue_every_minute(
 ) -> dg.RunRequest | dg.SkipReason:
     """Launch a run if it would find something to do."""
     try:
-        look, verdict, run_config = look_and_judge(database)
+        look, decision, run_config = look_and_decide(database)
     except Detached as error:
         return dg.SkipReason(str(error))
-    if not verdict.work:
-        return dg.SkipReason(verdict.why)
+    if not decision.launch:
+        return dg.SkipReason(decision.reason)
     obstacle = why_no_model(look, language_model) or why_occupied(context.instance, database)
     if obstacle:
-        return dg.SkipReason(f"There is work ({verdict.why}), but: {obstacle}")
+        return dg.SkipReason(f"There is work ({decision.reason}), but: {obstacle}")
     return dg.RunRequest(
         # Keyed by the tick's minute: a tick that is evaluated twice launches one run.
         run_key=context.scheduled_execution_time.isoformat(),
         run_config=run_config,
-        tags={WHY: verdict.why, DRAINING_SINCE: look.now.isoformat()},
+        tags={WHY: decision.reason, DRAINING_SINCE: look.now.isoformat()},
     )
 
 
@@ -170,25 +170,25 @@ def _follow(run: dg.DagsterRun, instance: DagsterInstance, database: QueueDataba
     if obstacle:
         return dg.SkipReason(obstacle)
     try:
-        look, verdict, run_config = look_and_judge(database)
+        look, decision, run_config = look_and_decide(database)
     except Detached as error:
         return dg.SkipReason(str(error))
     since = datetime.fromisoformat(run.tags[DRAINING_SINCE]) if DRAINING_SINCE in run.tags else look.now
     minutes = OperationsSettings.from_environment().drain_minutes
     if look.now - since >= timedelta(minutes=minutes):
         return dg.SkipReason(f"CAMPAIGN_DRAIN_MINUTES ({minutes:g}) are over: the schedule's next tick continues.")
-    if not verdict.work:
-        return dg.SkipReason(verdict.why)
+    if not decision.launch:
+        return dg.SkipReason(decision.reason)
     if not look.is_due:
-        return dg.SkipReason(f"No message is due; the rest ({verdict.why}) is for the schedule's next tick.")
+        return dg.SkipReason(f"No message is due; the rest ({decision.reason}) is for the schedule's next tick.")
     occupied = why_occupied(instance, database)
     if occupied:
-        return dg.SkipReason(f"There is work ({verdict.why}), but: {occupied}")
+        return dg.SkipReason(f"There is work ({decision.reason}), but: {occupied}")
     back_fill = run.run_id if _is_back_fill(run) else run.tags.get(BACK_FILL)
     return dg.RunRequest(
         run_key=f"after {run.run_id}",
         run_config=run_config,
-        tags={WHY: verdict.why, DRAINING_SINCE: since.isoformat(), **({BACK_FILL: back_fill} if back_fill else {})},
+        tags={WHY: decision.reason, DRAINING_SINCE: since.isoformat(), **({BACK_FILL: back_fill} if back_fill else {})},
     )
 
 

@@ -43,7 +43,7 @@ async def measure(client: httpx.AsyncBaseTransport, url: str) -> dict[str, Any]:
     heart.cancel()
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
-        "left": [isinstance(answer, NoAnswer) and answer.left for answer in answers],
+        "left": [isinstance(answer, NoAnswer) and answer.may_have_left for answer in answers],
         "told": [answer.reason if isinstance(answer, NoAnswer) else repr(answer) for answer in answers],
         "grown_mib": (after - before) / 1024,
         "longest_stop": max((later - earlier for earlier, later in pairwise(beats)), default=0.0),

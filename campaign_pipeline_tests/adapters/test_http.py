@@ -107,7 +107,7 @@ def test_a_refused_connection_let_nothing_leave() -> None:
 
     answer = asyncio.run(run())
     assert isinstance(answer, NoAnswer)
-    assert not answer.left
+    assert not answer.may_have_left
     assert "cannot be reached" in answer.reason
 
 
@@ -119,7 +119,7 @@ def test_a_name_that_does_not_resolve_let_nothing_leave(monkeypatch: pytest.Monk
     monkeypatch.delenv("CAMPAIGN_ONLY_HOSTS")
     answer = asyncio.run(post_to("https://nowhere.invalid/x"))
     assert isinstance(answer, NoAnswer)
-    assert not answer.left
+    assert not answer.may_have_left
     assert "nowhere.invalid" in answer.reason
 
 
@@ -137,7 +137,7 @@ def test_a_server_that_speaks_no_tls_let_nothing_leave() -> None:
     answer = asyncio.run(run())
     assert taken, "the connection was made"
     assert isinstance(answer, NoAnswer)
-    assert not answer.left
+    assert not answer.may_have_left
 
 
 def test_an_untrusted_certificate_lets_nothing_leave(tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_an_untrusted_certificate_lets_nothing_leave(tmp_path: Path) -> None:
 
     answer = asyncio.run(run())
     assert isinstance(answer, NoAnswer)
-    assert not answer.left
+    assert not answer.may_have_left
     assert requests == []
 
 
@@ -177,7 +177,7 @@ def test_a_handshake_that_never_ends_is_given_up_with_nothing_left() -> None:
 
     answer = asyncio.run(run())
     assert isinstance(answer, NoAnswer)
-    assert not answer.left
+    assert not answer.may_have_left
 
 
 @pytest.mark.parametrize(
@@ -186,14 +186,14 @@ def test_a_handshake_that_never_ends_is_given_up_with_nothing_left() -> None:
 def test_a_url_that_is_none_let_nothing_leave(url: str) -> None:
     answer = asyncio.run(post_to(url))
     assert isinstance(answer, NoAnswer)
-    assert not answer.left
+    assert not answer.may_have_left
 
 
 @pytest.mark.parametrize("key", ["chave-secreta-ção", "secret-key\nwith-a-line", "secret\x00key"])
 def test_a_key_that_no_header_can_bear_let_nothing_leave_and_is_not_quoted(key: str) -> None:
     answer = asyncio.run(post_to("http://127.0.0.1:9/x", headers={"apikey": key}))
     assert isinstance(answer, NoAnswer)
-    assert not answer.left
+    assert not answer.may_have_left
     assert "secret" not in answer.reason
     assert "key has characters" in answer.reason
 
@@ -209,7 +209,7 @@ def test_a_server_that_takes_the_request_and_hangs_up_may_have_it() -> None:
 
     answer = unanswered(serve)
     assert b"5511987654321" in taken[0]
-    assert answer.left
+    assert answer.may_have_left
     assert "lost after POST was sent" in answer.reason
 
 
@@ -217,7 +217,7 @@ def test_a_server_that_hangs_up_before_it_reads_may_have_it() -> None:
     async def serve(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.close()
 
-    assert unanswered(serve).left
+    assert unanswered(serve).may_have_left
 
 
 def test_a_reset_after_the_request_may_have_it() -> None:
@@ -226,7 +226,7 @@ def test_a_reset_after_the_request_may_have_it() -> None:
         transport = writer.transport
         transport.abort()
 
-    assert unanswered(serve).left
+    assert unanswered(serve).may_have_left
 
 
 def test_a_read_timeout_may_have_it_and_names_the_patience() -> None:
@@ -235,28 +235,28 @@ def test_a_read_timeout_may_have_it_and_names_the_patience() -> None:
         await reader.read(-1)
 
     answer = unanswered(serve, timeout=0.2)
-    assert answer.left
+    assert answer.may_have_left
     assert "did not answer POST within 0.2 seconds" in answer.reason
 
 
 def test_half_a_body_may_have_it() -> None:
-    assert unanswered(answering(response(b'{"key": {"id": "3EB0"}}')[:-5])).left
+    assert unanswered(answering(response(b'{"key": {"id": "3EB0"}}')[:-5])).may_have_left
 
 
 def test_half_a_chunked_body_may_have_it() -> None:
-    assert unanswered(answering(b"HTTP/1.1 201 Created\r\nTransfer-Encoding: chunked\r\n\r\n40\r\n{")).left
+    assert unanswered(answering(b"HTTP/1.1 201 Created\r\nTransfer-Encoding: chunked\r\n\r\n40\r\n{")).may_have_left
 
 
 def test_half_a_head_may_have_it() -> None:
-    assert unanswered(answering(b"HTTP/1.1 201 Crea")).left
+    assert unanswered(answering(b"HTTP/1.1 201 Crea")).may_have_left
 
 
 def test_an_answer_that_is_no_http_may_have_it() -> None:
-    assert unanswered(answering(b"SSH-2.0-OpenSSH_9.6\r\n\r\n")).left
+    assert unanswered(answering(b"SSH-2.0-OpenSSH_9.6\r\n\r\n")).may_have_left
 
 
 def test_a_body_that_is_not_compressed_as_it_says_may_have_it() -> None:
-    assert unanswered(answering(response(b"not gzip at all", "Content-Encoding: gzip"))).left
+    assert unanswered(answering(response(b"not gzip at all", "Content-Encoding: gzip"))).may_have_left
 
 
 def test_a_trickling_answer_ends_too() -> None:
@@ -272,7 +272,7 @@ def test_a_trickling_answer_ends_too() -> None:
             await dropped
 
     answer = unanswered(serve, timeout=0.2)
-    assert answer.left
+    assert answer.may_have_left
     assert "within 0.2 seconds" in answer.reason
 
 

@@ -31,7 +31,7 @@ inboxes = st.builds(
     InboxDay,
     gap_seconds=st.sampled_from([0.0, 30.0, 200.0]),
     hourly_limit=st.none() | st.integers(1, 100),
-    left=st.none() | st.integers(-2, 60),
+    remaining=st.none() | st.integers(-2, 60),
     hours=st.none() | outside_quiet_hours,
     taken=st.lists(st.integers(-60, 20 * 60).map(lambda m: NINE + m * 60 * SECOND), max_size=6).map(sorted),
 )
@@ -41,7 +41,7 @@ campaigns = st.builds(
     day=st.just(DAY),
     now=st.integers(-10 * 60, 30 * 60).map(lambda m: NINE + m * 60 * SECOND),
     interval_seconds=st.sampled_from([0.0, 60.0, 1200.0]),
-    left=st.none() | st.integers(-2, 60),
+    remaining=st.none() | st.integers(-2, 60),
     last_due=st.none() | st.just(NINE + timedelta(hours=2)),
 )
 
@@ -51,7 +51,7 @@ def test_every_plan_can_be_sent(campaign: CampaignDay, inbox: InboxDay, wanted: 
     plan = plan_day(campaign, inbox, wanted)
     assert len(plan.times) + sum(plan.left_out.values()) == wanted
     assert len(plan.times) <= min(
-        (left for left in (campaign.left, inbox.left) if left is not None), default=wanted
+        (each for each in (campaign.remaining, inbox.remaining) if each is not None), default=wanted
     ) or (not plan.times)
     for due in plan.times:
         assert campaign.window.is_open(due)
@@ -81,8 +81,8 @@ def test_a_start_within_the_window_begins_now() -> None:
 
 
 def test_leads_that_do_not_fit_are_reported_by_reason() -> None:
-    campaign = CampaignDay(OFFICE, DAY, NINE, interval_seconds=3600 - SEND_SECONDS, left=12)
-    assert plan_day(campaign, InboxDay(left=10), 20).left_out == {DAILY_LIMIT: 8, INBOX_LIMIT: 2, DAY_TOO_SHORT: 1}
+    campaign = CampaignDay(OFFICE, DAY, NINE, interval_seconds=3600 - SEND_SECONDS, remaining=12)
+    assert plan_day(campaign, InboxDay(remaining=10), 20).left_out == {DAILY_LIMIT: 8, INBOX_LIMIT: 2, DAY_TOO_SHORT: 1}
     late = CampaignDay(OFFICE, DAY, NINE + timedelta(hours=9))
     assert plan_day(late, InboxDay(), 5).left_out == {WINDOW_CLOSED: 5}
 

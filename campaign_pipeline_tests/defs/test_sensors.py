@@ -233,7 +233,7 @@ def test_more_unknown_outcomes_are_news_and_fewer_are_not(world: World, webhook:
     unknown()
     assert watch.tick().startswith("Told: 1 new")
     assert webhook.told[0]["title"] == "Unknown outcome"
-    assert webhook.told[0]["lines"][0].startswith("2 messages may have gone out and nobody knows")
+    assert webhook.told[0]["lines"][0].startswith("2 messages have an unknown delivery status")
     world.do("DELETE FROM campaign_messages WHERE id IN (SELECT id FROM campaign_messages LIMIT 1)")
     assert watch.tick() == "Told before: 1 concern."
     unknown()

@@ -152,8 +152,8 @@ def look_up(world: Crowded) -> None:
     assert found == [{"control_provider_id": None, "taken_provider_ids": [], "conversation_ids": []}]
 
 
-def hear(world: Crowded) -> None:
-    assert rows(world, "read_last_heard", ids=world.held, inbox_id=uuid4(), hours=24) == []
+def last_inbound(world: Crowded) -> None:
+    assert rows(world, "read_last_inbound", ids=world.held, inbox_id=uuid4(), hours=24) == []
 
 
 def status_events(world: Crowded) -> None:
@@ -195,7 +195,7 @@ STEPS: dict[str, Callable[[Crowded], object]] = {
     "generate": generate,
     "begin_and_settle": begin_and_settle,
     "look_up": look_up,
-    "hear": hear,
+    "last_inbound": last_inbound,
     "status_events": status_events,
     "reply": lambda world: world.do("SELECT campaign_stop_after_reply(%s)", [uuid4()]),
     "end_leases": lambda world: rows(world, "end_leases_of", owner="run 1a2b3c4d inbox_1 host:7"),

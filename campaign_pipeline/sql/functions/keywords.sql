@@ -21,14 +21,14 @@ DECLARE
     whole text := campaign_pipeline.campaign_without_courtesy(campaign_pipeline.campaign_plain_words(p_text));
     first text := campaign_pipeline.campaign_without_courtesy(campaign_pipeline.campaign_plain_words(
                       substring(p_text FROM '^[^[:alnum:]]*([^.,;!\n\r]*)[.,;!\n\r]')));
-    heard jsonb;
+    match jsonb;
 BEGIN
-    SELECT jsonb_build_object('meaning', k.meaning, 'phrase', k.phrase) INTO heard
+    SELECT jsonb_build_object('meaning', k.meaning, 'phrase', k.phrase) INTO match
     FROM campaign_pipeline.campaign_consent_keywords k
     WHERE k.meaning <> 'courtesy'
       AND (k.phrase = whole OR k.phrase = first OR (k.open_end AND starts_with(whole || ' ', k.phrase || ' ')))
     ORDER BY length(k.phrase) DESC LIMIT 1;
-    RETURN heard;
+    RETURN match;
 END $$;
 
 -- Drop courtesy words at both ends.
@@ -58,10 +58,10 @@ END $$;
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_process_reply() RETURNS trigger LANGUAGE plpgsql
 SECURITY DEFINER SET search_path = pg_catalog, campaign_pipeline, pg_temp AS $$
 DECLARE
-    heard jsonb := campaign_pipeline.campaign_match_keyword(NEW.text_content);
+    match jsonb := campaign_pipeline.campaign_match_keyword(NEW.text_content);
     talk  record;
 BEGIN
-    IF heard IS NULL THEN
+    IF match IS NULL THEN
         RETURN NULL;
     END IF;
     SELECT COALESCE(v.workspace_id, b.workspace_id, l.workspace_id) AS workspace_id,
@@ -75,18 +75,18 @@ BEGIN
     IF NOT FOUND OR (talk.lead_id IS NULL AND campaign_pipeline.campaign_canonical_address(talk.address) IS NULL) THEN
         RETURN NULL;
     END IF;
-    IF heard ->> 'meaning' = 'opt_in' THEN
+    IF match ->> 'meaning' = 'opt_in' THEN
         PERFORM campaign_pipeline.campaign_lift(talk.workspace_id, CASE WHEN talk.workspace_id IS NOT NULL
                                                 THEN talk.channel END,
                               talk.address, talk.lead_id, 'keyword', 'keyword');
     ELSIF talk.workspace_id IS NULL THEN
         -- The conversation's owner is unknown; a "stop" must still count.
         PERFORM campaign_pipeline.campaign_suppress('global', NULL, NULL, talk.address, talk.lead_id, 'keyword',
-                                                    heard ->> 'phrase');
+                                                    match ->> 'phrase');
     ELSE
         PERFORM campaign_pipeline.campaign_suppress('channel', talk.workspace_id, talk.channel, talk.address,
                                                     talk.lead_id, 'keyword',
-                                  heard ->> 'phrase');
+                                  match ->> 'phrase');
     END IF;
     RETURN NULL;
 END $$;

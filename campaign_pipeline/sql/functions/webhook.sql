@@ -23,7 +23,7 @@ DECLARE
     items    jsonb;
     verdicts jsonb := '{}';  -- event -> verdict
     one      record;
-    heard    jsonb;
+    incoming jsonb;
     leads    uuid[] := '{}';
 BEGIN
     taken := ARRAY(
@@ -58,16 +58,16 @@ BEGIN
     FOR one IN SELECT e.* FROM campaign_pipeline.campaign_webhook_events e
                WHERE e.id = ANY (taken) AND e.kind = 'message' ORDER BY e.id LOOP
         BEGIN
-            heard := campaign_pipeline.campaign_take_incoming(one.provider, one.instance, one.body);
+            incoming := campaign_pipeline.campaign_take_incoming(one.provider, one.instance, one.body);
         EXCEPTION WHEN OTHERS THEN
             IF campaign_pipeline.campaign_is_passing(SQLSTATE) THEN
                 RAISE;
             END IF;
             RAISE WARNING 'The CRM refused a message of a lead (webhook event %): %', one.id, SQLERRM;
-            heard := '{"verdict": "refused"}';
+            incoming := '{"verdict": "refused"}';
         END;
-        verdicts := verdicts || jsonb_build_object(one.id, heard ->> 'verdict');
-        leads := leads || (heard ->> 'lead_id')::uuid;
+        verdicts := verdicts || jsonb_build_object(one.id, incoming ->> 'verdict');
+        leads := leads || (incoming ->> 'lead_id')::uuid;
     END LOOP;
     PERFORM campaign_pipeline.campaign_stop_after_reply(array_remove(leads, NULL));
 

@@ -1,14 +1,14 @@
 -- Statements for providers: status events, unrecognised answers, spending.
 
--- name: read_last_heard
+-- name: read_last_inbound
 -- When the lead of each message last wrote to this inbox, if within some hours.
-SELECT m.id AS message_id, EXTRACT(epoch FROM heard.at) AS last_inbound_at
+SELECT m.id AS message_id, EXTRACT(epoch FROM inbound.at) AS last_inbound_at
 FROM public.campaign_messages m
 CROSS JOIN LATERAL (
     SELECT max(v.created_at) AS at FROM public.conversations c JOIN public.messages v ON v.conversation_id = c.id
     WHERE c.lead_id = m.lead_id AND c.inbox_id = %(inbox_id)s AND v.message_type IN ('received', 'incoming')
-      AND v.created_at > campaign_pipeline.campaign_now() - make_interval(hours => %(hours)s)) heard
-WHERE m.id = ANY (%(ids)s) AND heard.at IS NOT NULL;
+      AND v.created_at > campaign_pipeline.campaign_now() - make_interval(hours => %(hours)s)) inbound
+WHERE m.id = ANY (%(ids)s) AND inbound.at IS NOT NULL;
 
 -- name: take_status_events
 -- Lock the next status events that the CRM's webhook stored, until the commit.

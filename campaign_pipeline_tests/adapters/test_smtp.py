@@ -22,7 +22,9 @@ from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 from campaign_pipeline.adapters.inbox_connection import InboxConnection
-from campaign_pipeline.adapters.smtp import Mailbox, Smtp, compose, from_connection, message_id
+from campaign_pipeline.adapters.mail_message import compose, message_id
+from campaign_pipeline.adapters.mailbox import Mailbox
+from campaign_pipeline.adapters.smtp import Smtp, from_connection
 from campaign_pipeline.adapters.smtp_replies import RULES, Stage, classify, rule_of
 from campaign_pipeline.core.ports import (
     Attempt,

@@ -15,8 +15,9 @@ import psycopg
 
 from campaign_pipeline import sql
 from campaign_pipeline.adapters import schema
-from campaign_pipeline.adapters.crm import Finding, State, connection_finding, rights_finding, server_finding
+from campaign_pipeline.adapters.crm_check import connection_finding, rights_finding, server_finding
 from campaign_pipeline.adapters.environment import BusinessDays
+from campaign_pipeline.adapters.findings import Finding, State
 from campaign_pipeline.adapters.operator import Operator
 from campaign_pipeline.adapters.queue_connection import connect_rows
 from campaign_pipeline.core.next_steps import PASSES, REMEDIES, step_of_wait

@@ -285,3 +285,19 @@ def unusable(url: str, error: BaseException | None) -> str:
         f"The database {describe(url)} cannot be used: {reason.rstrip('.')}. CAMPAIGN_DATABASE_URL must be a "
         "postgresql:// URL of a PostgreSQL 14 or newer that answers from here."
     )
+
+
+class one_sentence:  # noqa: N801 (reads like a statement)
+    """Turn any database error into DatabaseUnusable with one sentence."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    def __enter__(self) -> None:
+        refuse_unreadable(self._url)
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, StepFailed):
+            raise DatabaseUnusable(str(error)) from None
+        if isinstance(error, psycopg.Error):
+            raise DatabaseUnusable(unusable(self._url, error)) from None

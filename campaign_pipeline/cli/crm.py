@@ -36,12 +36,13 @@ def check(as_json: bool) -> None:
 
     Exit code 1 if something blocks attach.
     """
-    from campaign_pipeline.adapters import crm as adapter
+    from campaign_pipeline.adapters.crm_check import check as examine
+    from campaign_pipeline.adapters.findings import State
 
-    findings = adapter.check(_crm_url())
+    findings = examine(_crm_url())
     columns = {"state": "", "what": "what", "found": "found", "todo": "to do"}
     output.show([finding.to_dict() for finding in findings], columns, as_json=as_json, empty="Nothing was found.")
-    sys.exit(1 if any(finding.state is adapter.State.STOPS for finding in findings) else 0)
+    sys.exit(1 if any(finding.state is State.STOPS for finding in findings) else 0)
 
 
 @crm.command()

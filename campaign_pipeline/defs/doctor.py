@@ -15,9 +15,9 @@ import orjson
 from dagster import DagsterInstance, DagsterRunStatus, RunsFilter
 
 from campaign_pipeline.adapters.connection import model_url
-from campaign_pipeline.adapters.crm import Finding, State
 from campaign_pipeline.adapters.database import queue_url
 from campaign_pipeline.adapters.environment import Environment, OperationsSettings, SettingError
+from campaign_pipeline.adapters.findings import Finding, State
 from campaign_pipeline.adapters.http import http_client
 from campaign_pipeline.adapters.openrouter import OWN_KEY, SHARED_KEY, check_key
 from campaign_pipeline.adapters.operator import Operator

@@ -8,8 +8,8 @@ from datetime import datetime, timedelta
 import dagster as dg
 from dagster import DagsterInstance, DagsterRunStatus, RunsFilter
 
-from campaign_pipeline.adapters.crm import Finding, State
 from campaign_pipeline.adapters.environment import NotifierSettings
+from campaign_pipeline.adapters.findings import Finding, State
 from campaign_pipeline.adapters.notice_formats import Notice
 from campaign_pipeline.adapters.notices import Notices
 from campaign_pipeline.adapters.notify import Notifier

@@ -8,9 +8,9 @@ import dagster as dg
 import orjson
 from dagster import DagsterInstance, DagsterRunStatus, RunsFilter
 
-from campaign_pipeline.adapters.crm import Finding, State
 from campaign_pipeline.adapters.doctor import disk_finding
 from campaign_pipeline.adapters.environment import Environment, OperationsSettings, SettingError
+from campaign_pipeline.adapters.findings import Finding, State
 from campaign_pipeline.adapters.first_day import keep_first_day
 from campaign_pipeline.adapters.notices import Notices
 from campaign_pipeline.adapters.schema import DatabaseUnusable

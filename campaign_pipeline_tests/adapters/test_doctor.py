@@ -4,8 +4,8 @@ import asyncio
 from datetime import timedelta
 from uuid import uuid4
 
-from campaign_pipeline.adapters.crm import Finding, State
 from campaign_pipeline.adapters.doctor import database_findings
+from campaign_pipeline.adapters.findings import Finding, State
 from campaign_pipeline.adapters.http import http_client
 from campaign_pipeline.adapters.openrouter import check_key
 from campaign_pipeline.adapters.operator import Operator

@@ -22,7 +22,10 @@ from benchmarks.ours import JobSpec, run_job
 from campaign_pipeline import sql
 from campaign_pipeline.adapters import crm as switch
 from campaign_pipeline.adapters import schema
-from campaign_pipeline.adapters.crm import State, additions, attach, check, detach, needed_columns
+from campaign_pipeline.adapters.crm import attach, detach
+from campaign_pipeline.adapters.crm_check import additions, check, needed_columns
+from campaign_pipeline.adapters.crm_functions import CLAIM_FUNCTION
+from campaign_pipeline.adapters.findings import Finding, State
 from campaign_pipeline.adapters.postgres import BatchOptions, Queue
 from campaign_pipeline.adapters.schema import DatabaseUnusable, Detached
 from campaign_pipeline.core.model import ClaimedMessage
@@ -46,7 +49,7 @@ def quiet(_: str) -> None:
     pass
 
 
-def by_what(findings: list[switch.Finding]) -> dict[str, switch.Finding]:
+def by_what(findings: list[Finding]) -> dict[str, Finding]:
     return {finding.what: finding for finding in findings}
 
 
@@ -440,7 +443,7 @@ def test_a_redeployed_claim_function_is_left_alone(bare_crm: Crm) -> None:
 def test_a_claim_function_of_any_shape_is_replaced_by_one_that_returns_nothing(
     bare_crm: Crm, signature: str, kind: str, body: str, nothing: int
 ) -> None:
-    name = f"public.{switch.CLAIM_FUNCTION}"
+    name = f"public.{CLAIM_FUNCTION}"
     bare_crm.do(f"DROP FUNCTION {name}")
     bare_crm.do(f"CREATE FUNCTION {signature.replace('f', name, 1)} RETURNS {kind} LANGUAGE sql AS $$ {body} $$")
     before = definitions(bare_crm)[4]

@@ -9,8 +9,8 @@ import dagster as dg
 import pytest
 from click.testing import CliRunner
 
-from campaign_pipeline.adapters.crm import State
 from campaign_pipeline.adapters.doctor import Doctor
+from campaign_pipeline.adapters.findings import State
 from campaign_pipeline.adapters.queue_connection import connect_rows
 from campaign_pipeline.adapters.reviews import Decision
 from campaign_pipeline.campaigns.finding import find_campaign

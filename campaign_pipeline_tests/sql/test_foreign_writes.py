@@ -5,7 +5,7 @@ from datetime import timedelta
 import pytest
 from psycopg.types.json import Jsonb
 
-from campaign_pipeline.adapters import crm
+from campaign_pipeline.adapters.crm_functions import list_replaceable
 from campaign_pipeline_tests.factories import World
 from campaign_pipeline_tests.sql.holder import claim_batch, claimed_ids, holding, message, part_states, rows, run_row
 
@@ -89,7 +89,7 @@ def test_a_claim_function_that_answers_in_out_parameters_can_be_replaced(
         f"CREATE FUNCTION public.get_and_lock_campaign_messages(p_batch integer, {answers}) LANGUAGE plpgsql AS "
         "'BEGIN picked := ''[1]''; END'"
     )
-    (function,) = crm._list_replaceable(world.connection)
+    (function,) = list_replaceable(world.connection)
     world.do(function.replacement)
     found = world.one("SELECT * FROM public.get_and_lock_campaign_messages(5)")
     assert tuple(found.values()) == nothing

@@ -146,7 +146,7 @@ class MemoryWatcher:
         self._thread.start()
 
     def stop(self) -> None:
-        """Look no more."""
+        """Stop looking."""
         self._stopped.set()
         self._thread.join()
 

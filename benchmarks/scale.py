@@ -21,7 +21,7 @@ from rich.table import Table
 
 from benchmarks.ours import JobSpec, run_against
 from benchmarks.world import Bench, fill
-from campaign_pipeline.adapters.postgres import BatchOptions, Queue
+from campaign_pipeline.adapters.queue import BatchOptions, Queue
 from campaign_pipeline.core.model import BatchSettings, split_batch
 from campaign_pipeline.defs.resources import ProvidersResource
 from campaign_pipeline.defs.shard import deliver, run_async

@@ -25,7 +25,7 @@ from psycopg.rows import DictRow, TupleRow, dict_row
 
 from benchmarks.report import Plot, Result
 from benchmarks.world import TOKEN, Bench, Options, Times, progress
-from campaign_pipeline.adapters.postgres import BatchOptions, Queue
+from campaign_pipeline.adapters.queue import BatchOptions, Queue
 from campaign_pipeline.sql import functions_text, statement
 
 BATCH, RUNS, CLAIMERS = 500, 200, 8

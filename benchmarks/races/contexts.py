@@ -16,7 +16,7 @@ from psycopg_pool import AsyncConnectionPool
 
 from benchmarks.report import Plot, Result
 from benchmarks.world import Bench, Options, Times, fill
-from campaign_pipeline.adapters.postgres import Queue
+from campaign_pipeline.adapters.queue import Queue
 from campaign_pipeline.sql import statement
 
 FIELDS, POOL = 20, 20

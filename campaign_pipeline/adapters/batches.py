@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from uuid import UUID
 
-from campaign_pipeline.adapters.postgres import Statements
+from campaign_pipeline.adapters.statements import Statements
 from campaign_pipeline.core.batch_outcome import BatchCounts
 
 

@@ -6,7 +6,7 @@ from uuid import UUID
 
 import psycopg
 
-from campaign_pipeline.adapters.postgres import Statements
+from campaign_pipeline.adapters.statements import Statements
 from campaign_pipeline.core.phone_reading import NotANumber, canonical_address, canonical_number, read_phone
 
 

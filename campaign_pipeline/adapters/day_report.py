@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import date, datetime
 from typing import Any
 
-from campaign_pipeline.adapters.postgres import Statements
+from campaign_pipeline.adapters.statements import Statements
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from campaign_pipeline.adapters.postgres import Statements
+from campaign_pipeline.adapters.statements import Statements
 
 RECENT_DAYS = 31
 """How far back hourly checks look; the whole past would take too long."""

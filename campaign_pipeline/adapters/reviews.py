@@ -9,7 +9,7 @@ from uuid import UUID
 
 from psycopg.types.json import Jsonb
 
-from campaign_pipeline.adapters.postgres import Statements
+from campaign_pipeline.adapters.statements import Statements
 from campaign_pipeline.core.model import LeasedMessage
 from campaign_pipeline.core.ports import BeginPart, Pause, Scope
 

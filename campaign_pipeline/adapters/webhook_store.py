@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from psycopg.types.json import Jsonb
 
 from campaign_pipeline.adapters.group_commit import GroupCommit
-from campaign_pipeline.adapters.postgres import Connection, ConnectionPool, ShardStore, Statements, borrowed
+from campaign_pipeline.adapters.statements import Connection, ConnectionPool, Statements, borrowed, connection_pool
 from campaign_pipeline.adapters.webhook_events import WebhookEvent
 
 EVENTS_A_ROUND = 200
@@ -27,7 +27,7 @@ class WebhookStore(Statements):
     async def kept_open(self) -> AsyncIterator[None]:
         """Keep connections between statements: in a burst, a new one costs more than what it stores."""
         # Opened without waiting: each call waits for an unavailable database.
-        async with ShardStore.pool(self._url, self._patience) as pool:
+        async with connection_pool(self._url, self._patience) as pool:
             self._pool = pool
             try:
                 yield

@@ -66,7 +66,7 @@ def _dry_run(batch_size: int, *, as_json: bool) -> None:
     import asyncio
 
     from campaign_pipeline.adapters.operator import Operator
-    from campaign_pipeline.adapters.postgres import BatchOptions, Queue
+    from campaign_pipeline.adapters.queue import BatchOptions, Queue
     from campaign_pipeline.core.next_steps import step_of_wait
 
     settings = DeliverySettings.from_environment()

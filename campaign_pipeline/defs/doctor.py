@@ -21,7 +21,7 @@ from campaign_pipeline.adapters.findings import Finding, State
 from campaign_pipeline.adapters.http import http_client
 from campaign_pipeline.adapters.openrouter import OWN_KEY, SHARED_KEY, check_key
 from campaign_pipeline.adapters.operator import Operator
-from campaign_pipeline.adapters.postgres import Queue
+from campaign_pipeline.adapters.queue import Queue
 from campaign_pipeline.adapters.schema import DatabaseUnusable
 from campaign_pipeline.core.ports import NotReady, StoreUnavailable
 from campaign_pipeline.defs.days import at

@@ -15,7 +15,7 @@ from campaign_pipeline.adapters.batches import Batches
 from campaign_pipeline.adapters.cloud_api_events import read_status
 from campaign_pipeline.adapters.environment import DeliverySettings, SettingError
 from campaign_pipeline.adapters.operations import Operations
-from campaign_pipeline.adapters.postgres import Batch, BatchOptions, Queue
+from campaign_pipeline.adapters.queue import Batch, BatchOptions, Queue
 from campaign_pipeline.adapters.reports import Reports
 from campaign_pipeline.adapters.schema import DatabaseUnusable
 from campaign_pipeline.adapters.status_events import settle_status_events

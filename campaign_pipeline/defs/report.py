@@ -12,7 +12,7 @@ from typing import Any
 
 import dagster as dg
 
-from campaign_pipeline.adapters.postgres import Batch
+from campaign_pipeline.adapters.queue import Batch
 from campaign_pipeline.core.batch_outcome import BatchOutcome, needs_person
 from campaign_pipeline.core.model import ErrorClass, ShardReport
 from campaign_pipeline.core.next_steps import next_step, step_of_wait

@@ -18,7 +18,7 @@ from campaign_pipeline.adapters.hosts import Hosts
 from campaign_pipeline.adapters.http import at, http_client
 from campaign_pipeline.adapters.inbox_connection import InboxConnection
 from campaign_pipeline.adapters.openrouter import OpenRouter
-from campaign_pipeline.adapters.postgres import Queue
+from campaign_pipeline.adapters.queue import Queue
 from campaign_pipeline.adapters.unconfigured import SANDBOX_ONLY, Unconfigured
 from campaign_pipeline.core.ports import LanguageModel, MessageChannel
 from campaign_pipeline.core.results import RetryPolicy

@@ -15,7 +15,9 @@ import orjson
 
 from campaign_pipeline.adapters.environment import DeliverySettings
 from campaign_pipeline.adapters.heartbeat import ThreadHeartbeat
-from campaign_pipeline.adapters.postgres import ConnectionPool, Queue, ShardStore
+from campaign_pipeline.adapters.queue import Queue
+from campaign_pipeline.adapters.shard_store import ShardStore
+from campaign_pipeline.adapters.statements import ConnectionPool, connection_pool
 from campaign_pipeline.core.address import email_among
 from campaign_pipeline.core.context import LeadContext, in_order
 from campaign_pipeline.core.model import BatchSettings, Lead, Shard, ShardReport
@@ -111,7 +113,7 @@ async def deliver_side_by_side(
 
     The first signal or reason to stop ends all of them in an orderly way. If one fails, the others first finish.
     """
-    async with _running(on_started, why_to_stop) as start, ShardStore.pool(url) as pool:
+    async with _running(on_started, why_to_stop) as start, connection_pool(url) as pool:
         deliveries = (
             _deliver(
                 *(url, shard, contexts, settings, providers, concurrency, f"{owner} {shard.key}", start, tell),

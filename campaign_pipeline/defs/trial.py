@@ -7,7 +7,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from campaign_pipeline.adapters.environment import DeliverySettings
-from campaign_pipeline.adapters.postgres import Queue
+from campaign_pipeline.adapters.queue import Queue
 from campaign_pipeline.adapters.reviews import Decision, NextMessage, Reviews, RunToReview
 from campaign_pipeline.core.context import LeadContext
 from campaign_pipeline.core.model import BatchSettings, Lead, LeasedMessage, Shard

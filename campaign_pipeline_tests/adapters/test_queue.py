@@ -5,7 +5,7 @@ from uuid import UUID
 import pytest
 
 from campaign_pipeline.adapters.embedded import EmbeddedServer
-from campaign_pipeline.adapters.postgres import BatchOptions, Queue
+from campaign_pipeline.adapters.queue import BatchOptions, Queue
 from campaign_pipeline.core.ports import StoreUnavailable
 from campaign_pipeline_tests.adapters.restarts import crash, start
 from campaign_pipeline_tests.factories import World

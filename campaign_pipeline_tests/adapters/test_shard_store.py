@@ -11,7 +11,8 @@ import psycopg
 import pytest
 
 from campaign_pipeline.adapters.embedded import EmbeddedServer
-from campaign_pipeline.adapters.postgres import BatchOptions, Queue, ShardStore
+from campaign_pipeline.adapters.queue import BatchOptions, Queue
+from campaign_pipeline.adapters.shard_store import ShardStore
 from campaign_pipeline.core.model import PartStatus, Shard, split_batch
 from campaign_pipeline.core.ports import (
     Attempt,

@@ -20,7 +20,8 @@ from typing import Any
 from campaign_pipeline.adapters.environment import DeliverySettings
 from campaign_pipeline.adapters.evolution import Evolution
 from campaign_pipeline.adapters.openrouter import OpenRouter
-from campaign_pipeline.adapters.postgres import BatchOptions, Queue, ShardStore
+from campaign_pipeline.adapters.queue import BatchOptions, Queue
+from campaign_pipeline.adapters.shard_store import ShardStore
 from campaign_pipeline.core.model import BatchSettings, split_batch
 from campaign_pipeline.core.ports import Completion, Failure, Prompt
 from campaign_pipeline.defs.resources import ProvidersResource

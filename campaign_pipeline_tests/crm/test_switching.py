@@ -26,7 +26,7 @@ from campaign_pipeline.adapters.crm import attach, detach
 from campaign_pipeline.adapters.crm_check import additions, check, needed_columns
 from campaign_pipeline.adapters.crm_functions import CLAIM_FUNCTION
 from campaign_pipeline.adapters.findings import Finding, State
-from campaign_pipeline.adapters.postgres import BatchOptions, Queue
+from campaign_pipeline.adapters.queue import BatchOptions, Queue
 from campaign_pipeline.adapters.schema import DatabaseUnusable, Detached
 from campaign_pipeline.core.model import ClaimedMessage
 from campaign_pipeline.defs.shard import run_async

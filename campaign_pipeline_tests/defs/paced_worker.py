@@ -5,7 +5,7 @@ import os
 import sys
 
 from campaign_pipeline.adapters.environment import DeliverySettings
-from campaign_pipeline.adapters.postgres import BatchOptions, Queue
+from campaign_pipeline.adapters.queue import BatchOptions, Queue
 from campaign_pipeline.core.model import BatchSettings, split_batch
 from campaign_pipeline.defs.resources import ProvidersResource
 from campaign_pipeline.defs.shard import deliver, run_async

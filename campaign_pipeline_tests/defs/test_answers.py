@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 import pytest
 
-from campaign_pipeline.adapters.postgres import Queue
+from campaign_pipeline.adapters.queue import Queue
 from campaign_pipeline.sandbox import Behaviour, Fault, InstanceState, Kind
 from campaign_pipeline_tests.adapters.mail_server import MailServer, mail_server
 from campaign_pipeline_tests.adapters.wire import Playback, response, serving

@@ -15,7 +15,7 @@ from dagster import DagsterInstance
 from dagster._core.definitions.partitions.context import partition_loading_context
 
 from campaign_pipeline.adapters.operations import FailedMessages, Operations
-from campaign_pipeline.adapters.postgres import BatchOptions, Queue
+from campaign_pipeline.adapters.queue import BatchOptions, Queue
 from campaign_pipeline.definitions import defs
 from campaign_pipeline.defs.days import days
 from campaign_pipeline.defs.shard import run_async

@@ -11,7 +11,7 @@ import pytest
 from dagster import DagsterInstance, DagsterRunStatus
 
 from campaign_pipeline.adapters.operations import Operations
-from campaign_pipeline.adapters.postgres import BatchOptions, Queue
+from campaign_pipeline.adapters.queue import BatchOptions, Queue
 from campaign_pipeline.definitions import defs
 from campaign_pipeline.defs.due import NAME, next_batch_when_due
 from campaign_pipeline.defs.jobs import process_campaign_queue

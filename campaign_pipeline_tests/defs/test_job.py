@@ -21,7 +21,7 @@ import pytest
 from dagster import DagsterInstance, reconstructable
 
 from campaign_pipeline import sql
-from campaign_pipeline.adapters import postgres
+from campaign_pipeline.adapters import statements
 from campaign_pipeline.definitions import defs
 from campaign_pipeline.defs.jobs import process_campaign_queue
 from campaign_pipeline.sandbox import Behaviour, Fault, Kind, Latency, SandboxProcess
@@ -255,7 +255,7 @@ def test_the_lead_contexts_of_a_batch_are_one_statement(
         asked.append(name)
         return sql.statement(name)
 
-    monkeypatch.setattr(postgres, "statement", counted)
+    monkeypatch.setattr(statements, "statement", counted)
     world.due_messages(world.run(), 40)
     assert run_job(instance, IN_PROCESS | {"ops": {"split_into_shards": {"config": {"shard_size": 10}}}}).success
     assert asked.count("get_lead_contexts") == 1

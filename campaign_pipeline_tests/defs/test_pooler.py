@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.ours import JobRun, JobSpec, run_job
 from benchmarks.wire import DistantProxy
-from campaign_pipeline.adapters.postgres import BatchOptions, Queue
+from campaign_pipeline.adapters.queue import BatchOptions, Queue
 from campaign_pipeline.defs.shard import run_async
 from campaign_pipeline.sandbox import Behaviour, Kind, Latency, SandboxProcess
 from campaign_pipeline_tests.commands import run as run_command

@@ -3,7 +3,7 @@
 from typing import Any
 from uuid import UUID
 
-from campaign_pipeline.adapters.postgres import Queue
+from campaign_pipeline.adapters.queue import Queue
 from campaign_pipeline.sandbox import Behaviour, Fault
 from campaign_pipeline_tests.defs.test_shard import Play, Rig, inbox_of, play
 from campaign_pipeline_tests.factories import World

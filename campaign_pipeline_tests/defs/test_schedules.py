@@ -15,7 +15,7 @@ from dagster import DagsterInstance, DagsterRunStatus
 from dagster._core.events import StepMaterializationData
 
 from campaign_pipeline.adapters.operations import Operations
-from campaign_pipeline.adapters.postgres import BatchOptions, Queue
+from campaign_pipeline.adapters.queue import BatchOptions, Queue
 from campaign_pipeline.definitions import defs
 from campaign_pipeline.defs.jobs import process_campaign_queue, retry_failed_messages
 from campaign_pipeline.defs.lost_runs import lost_run_cleanup

@@ -14,9 +14,10 @@ import dagster as dg
 import psycopg
 import pytest
 
-from campaign_pipeline.adapters import postgres
+from campaign_pipeline.adapters import queue, shard_store, statements
 from campaign_pipeline.adapters.inbox_connection import InboxConnection
-from campaign_pipeline.adapters.postgres import BatchOptions, Queue, ShardStore
+from campaign_pipeline.adapters.queue import BatchOptions, Queue
+from campaign_pipeline.adapters.shard_store import ShardStore
 from campaign_pipeline.core.model import BatchSettings, Shard, ShardReport, split_batch
 from campaign_pipeline.core.ports import (
     Attempt,
@@ -1618,7 +1619,7 @@ class Trouble:
 
     def watch(self, monkeypatch: pytest.MonkeyPatch) -> "Trouble":
         """Record each database call that fails."""
-        patiently = postgres._patiently
+        patiently = statements.patiently
 
         async def noted(call: Callable[[], Awaitable[Any]], patience_seconds: float) -> Any:
             async def attempt() -> Any:
@@ -1630,7 +1631,8 @@ class Trouble:
 
             return await patiently(attempt, patience_seconds)
 
-        monkeypatch.setattr(postgres, "_patiently", noted)
+        for module in (queue, shard_store, statements):
+            monkeypatch.setattr(module, "patiently", noted)
         return self
 
 

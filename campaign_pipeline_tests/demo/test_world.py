@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 import psycopg
 import pytest
 
-from campaign_pipeline.adapters.postgres import BatchOptions, Queue
+from campaign_pipeline.adapters.queue import BatchOptions, Queue
 from campaign_pipeline.core.window import SendingWindow
 from campaign_pipeline.demo.leads import make_leads
 from campaign_pipeline.demo.world import CAMPAIGNS, count_waiting, holds_only_demos, make_world

@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 from psycopg.types.json import Jsonb
 
 from campaign_pipeline.adapters.operations import Operations
-from campaign_pipeline.adapters.postgres import Batch, BatchOptions, Queue
+from campaign_pipeline.adapters.queue import Batch, BatchOptions, Queue
 from campaign_pipeline.core.upkeep import QueueLook
 from campaign_pipeline.sql import statement
 from campaign_pipeline_tests.factories import World

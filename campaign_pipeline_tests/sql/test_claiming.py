@@ -11,8 +11,9 @@ import psycopg
 import pytest
 from psycopg.rows import dict_row
 
-from campaign_pipeline.adapters import postgres
-from campaign_pipeline.adapters.postgres import BatchOptions, Connection, Queue
+from campaign_pipeline.adapters import queue
+from campaign_pipeline.adapters.queue import BatchOptions, Queue
+from campaign_pipeline.adapters.statements import Connection
 from campaign_pipeline.sql import statement
 from campaign_pipeline_tests.factories import World
 from campaign_pipeline_tests.sql.holder import claim_batch, claimed_ids, insert_due, look, message, rows, run_row
@@ -20,7 +21,7 @@ from campaign_pipeline_tests.sql.holder import claim_batch, claimed_ids, insert_
 MINUTE = timedelta(minutes=1)
 
 
-def per_run(batch: postgres.Batch) -> Counter[UUID]:
+def per_run(batch: queue.Batch) -> Counter[UUID]:
     return Counter(row.run_id for row in batch.rows)
 
 
@@ -278,12 +279,12 @@ def test_a_claimer_that_falls_asleep_in_its_transaction_is_ended_by_the_server(
 
     seen: list[Any] = []
 
-    async def run(self: Any) -> postgres.Batch:
+    async def run(self: Any) -> queue.Batch:
         connection: Connection = self._connection
         seen.append(await (await connection.execute("SHOW idle_in_transaction_session_timeout")).fetchone())
-        return postgres.Batch()
+        return queue.Batch()
 
-    monkeypatch.setattr(postgres._ClaimBatch, "run", run)
+    monkeypatch.setattr(queue._ClaimBatch, "run", run)
     claim_batch(world)
     assert seen == [{"idle_in_transaction_session_timeout": "30s"}]
 

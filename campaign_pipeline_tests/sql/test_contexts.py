@@ -6,7 +6,7 @@ import orjson
 import psycopg
 import pytest
 
-from campaign_pipeline.adapters.postgres import Queue
+from campaign_pipeline.adapters.queue import Queue
 from campaign_pipeline.core.context import LeadContext, in_order
 from campaign_pipeline.core.model import BatchSettings
 from campaign_pipeline_tests.factories import World

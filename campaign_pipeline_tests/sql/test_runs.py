@@ -7,7 +7,7 @@ from zoneinfo import ZoneInfo
 import psycopg
 import pytest
 
-from campaign_pipeline.adapters.postgres import Queue
+from campaign_pipeline.adapters.queue import Queue
 from campaign_pipeline.sql import statement
 from campaign_pipeline_tests.factories import World
 from campaign_pipeline_tests.sql.holder import (

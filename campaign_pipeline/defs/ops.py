@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import dagster as dg
 import psycopg
@@ -25,7 +25,7 @@ from campaign_pipeline.core.model import BatchSettings, ClaimedMessage, Shard, S
 from campaign_pipeline.core.notices import listed
 from campaign_pipeline.core.ports import StoreUnavailable
 from campaign_pipeline.core.shard_worker import ShardWorker
-from campaign_pipeline.defs.io import Rows, table_metadata
+from campaign_pipeline.defs.io import INSTANT, Rows, arrow_table, table_metadata
 from campaign_pipeline.defs.report import (
     describe_batch,
     describe_runs,
@@ -41,10 +41,10 @@ from campaign_pipeline.defs.shard import deliver, deliver_side_by_side, run_asyn
 from campaign_pipeline.defs.stopping import fail_if_run_ended, why_to_stop
 from campaign_pipeline.defs.tags import CAMPAIGNS, MESSAGES
 
-if TYPE_CHECKING:
-    import pandas as pd
+BATCH_COLUMNS = dict.fromkeys(ClaimedMessage.__slots__, "string") | {"due_at": INSTANT, "retry_count": "int64"}
+"""Columns of the table of claimed messages, with their kinds; so are those of the contexts."""
 
-CONTEXT_COLUMNS = ("lead_id", "phone", "context")
+CONTEXT_COLUMNS = dict.fromkeys(("lead_id", "phone", "context"), "string")
 
 Number = TypeVar("Number", int, float)
 
@@ -124,7 +124,7 @@ def fetch_message_batch(
         describe_batch(context, batch, size, "whole_batch", {"dagster/row_count": len(rows)})
         yield dg.Output(rows, "whole_batch")
         return
-    table = _table(rows, ClaimedMessage.__slots__)
+    table = arrow_table(rows, BATCH_COLUMNS)
     describe_batch(context, batch, size, "message_batch", table_metadata(table))
     yield dg.Output(table, "message_batch")
 
@@ -134,12 +134,6 @@ def _tag_with_batch(context: dg.OpExecutionContext, url: str, batch: Batch) -> N
     if batch.rows:
         names = run_async(Batches(url).campaigns({row.run_id for row in batch.rows}))
         context.instance.add_run_tags(context.run_id, {CAMPAIGNS: listed(names), MESSAGES: str(len(batch.rows))})
-
-
-def _table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> "pd.DataFrame":
-    import pandas as pd  # half a second, which the many small batches save
-
-    return pd.DataFrame([{column: row[column] for column in columns} for row in rows], columns=list(columns))
 
 
 def _refuse_without_key(database: QueueDatabase, language_model: LanguageModelResource) -> None:
@@ -195,7 +189,7 @@ def fetch_lead_contexts(
     """Fetch the context of every lead of the batch in one statement, and the settings that its messages share."""
     with plain_failures():
         rows, settings = run_async(_read_contexts(database.queue(), message_batch))
-    contexts = _table(rows, CONTEXT_COLUMNS)
+    contexts = arrow_table(rows, CONTEXT_COLUMNS)
     context.log_event(dg.AssetMaterialization("lead_contexts", metadata=table_metadata(contexts)))
     return contexts, settings
 

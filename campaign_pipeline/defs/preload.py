@@ -1,4 +1,4 @@
-"""Imports what a step's process needs; the fork server of a run's steps imports this module before it forks.
+"""Imports and prepares what a step's process needs; the fork server of a run's steps imports it before it forks.
 
 No garbage is collected meanwhile: almost nothing that an import creates is garbage, and looking for it among a million
 objects takes a fifth of the time. Then all of it is frozen, so that no step's process looks at it, and copies its
@@ -8,6 +8,8 @@ memory, again (see the documentation of `gc.freeze`).
 import contextlib
 import gc
 from importlib import import_module
+
+from campaign_pipeline.sql import statements
 
 MODULES = [
     # Modules that a step's process imports besides our own code. Without them every step spends a second on imports.
@@ -33,11 +35,15 @@ MODULES = [
     "encodings.idna",
     "fsspec.implementations.chained",
     "fsspec.implementations.local",
-    "pandas.core.arrays.arrow.extension_types",
     "phonenumbers",
     "psycopg2.extras",
     "psycopg_binary",
-    "pyarrow.pandas_compat",
+    "importlib.readers",
+    "importlib.resources.readers",
+    "multiprocessing.popen_forkserver",
+    "multiprocessing.queues",
+    "multiprocessing.synchronize",
+    "pyarrow.json",
     "pyarrow.parquet",
     "sqlalchemy.dialects.postgresql.psycopg2",
     "alembic.command",
@@ -46,9 +52,18 @@ MODULES = [
     "uvloop",
 ]
 
+
+def _prepare() -> None:
+    """Do once what every step's process would do first: resolve the job, and read the SQL statements."""
+    import_module("campaign_pipeline.definitions").main_job()  # by name: no other module of defs depends on it
+    statements()
+
+
 gc.disable()
 for _module in MODULES:
     with contextlib.suppress(ImportError):
         import_module(_module)
+
+_prepare()
 gc.freeze()
 gc.enable()

@@ -304,6 +304,7 @@ async def _read_body(response: httpx.Response, most: int) -> bytes:
         raise _Unreadable(f"a body in the encoding {redact(encoding)!r}, which it was not asked for")
     inflate = None if encoding in {"", "identity"} else zlib.decompressobj(32 + zlib.MAX_WBITS)
     pieces, size, taken = [], 0, 0
+    assert isinstance(response.stream, httpx.AsyncByteStream)
     async for piece in response.stream:
         taken += len(piece)
         try:

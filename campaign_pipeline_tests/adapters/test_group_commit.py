@@ -5,7 +5,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from campaign_pipeline.adapters.group_commit import LONGEST_REST_SECONDS, NEAR_SECONDS, GroupCommit, Turns
+from campaign_pipeline.adapters.group_commit import ENOUGH, LONGEST_REST_SECONDS, NEAR_SECONDS, GroupCommit, Turns
 from campaign_pipeline_tests.core.stand_ins import in_no_time, now
 
 
@@ -237,6 +237,37 @@ async def starts_of_statements(seconds: float, came_at: Sequence[float]) -> list
 
 def test_statements_of_a_near_database_rest_twice_as_long_as_they_took_while_the_next_group_gathers() -> None:
     assert in_no_time(starts_of_statements(0.002, [0, 0.001, 0.003, 0.005, 0.1])) == [(0, 1), (0.006, 3), (0.1, 1)]
+
+
+def test_a_group_of_enough_items_does_not_rest() -> None:
+    arrivals = [0.0, *(0.0021 for _ in range(ENOUGH - 1)), 0.003, 0.004]
+    assert in_no_time(starts_of_statements(0.002, arrivals)) == [(0, 1), (0.003, ENOUGH), (0.009, 1)]
+
+
+def test_a_rest_that_other_statements_prolong_ends() -> None:
+    async def main() -> float:
+        turns, done = Turns(), asyncio.Event()
+
+        async def execute(items: Sequence[int]) -> list[int]:
+            await asyncio.sleep(0.001)
+            return list(items)
+
+        busy, rare = (GroupCommit(execute, turns=turns) for _ in range(2))
+        await busy.submit(0)
+
+        async def keep_busy() -> None:
+            while not done.is_set():
+                await asyncio.gather(*(busy.submit(n) for n in range(ENOUGH)))
+
+        work = asyncio.create_task(keep_busy())
+        started = now()
+        await rare.submit(0)
+        seconds = now() - started
+        done.set()
+        await work
+        return seconds
+
+    assert in_no_time(main()) < LONGEST_REST_SECONDS + 0.01
 
 
 def test_no_message_waits_long_for_company_after_a_slow_statement() -> None:

@@ -78,7 +78,7 @@ class LeaseKeeper:
         """Return the seconds between two renewals. One renewal may fail without the lease expiring."""
         return self._lease_seconds / 3
 
-    def has(self, message_id: str) -> bool:
+    def was_held(self, message_id: str) -> bool:
         """Return whether the message was held at the last heartbeat."""
         return message_id in self._held
 

@@ -1,4 +1,4 @@
-"""Delivers one message; `MessageDelivery._result` is its life, stage by stage.
+"""Delivers one message; `MessageDelivery._run_stages` is its life, stage by stage.
 
 Every request to a provider is preceded by a commit of its intent and followed by a commit of its outcome (I2). Every
 step asks the store, which answers GO only to the holder of the lease (I1).
@@ -105,13 +105,13 @@ class MessageDelivery:
     async def deliver(self) -> None:
         """Deliver the message and commit its result. Raises StoreUnavailable; a bug ends this message alone."""
         try:
-            await self._finish(await self._result())
+            await self._finish(await self._run_stages())
         except StoreUnavailable:
             raise
         except Exception as error:  # noqa: BLE001 (whatever fails here, the other messages go on)
             await self._finish_after_bug(error)
 
-    async def _result(self) -> Result:
+    async def _run_stages(self) -> Result:
         """Run the stages of the message in order. A stage that ends the message raises Ended."""
         try:
             for part in self._parts_in_doubt():
@@ -132,7 +132,7 @@ class MessageDelivery:
         """Give the message back, unless it has ended, because its shard ends."""
         await self._ledger.wait_for_commit()
         if not self._ended:
-            held = self._shared.leases.has(self.id)
+            held = self._shared.leases.was_held(self.id)
             await self._finish(self._ledger.given_back(Released("given_back", reason)) if held else LEASE_LOST)
 
     def release_slot(self) -> None:
@@ -150,7 +150,7 @@ class MessageDelivery:
         return [part for part in self.parts if part.status is not PartStatus.SENT]
 
     @property
-    def _begun(self) -> bool:
+    def _partly_sent(self) -> bool:
         """Return whether a part was sent already: then the message is finished despite later pauses."""
         return any(part.status is PartStatus.SENT for part in self.parts)
 
@@ -161,7 +161,7 @@ class MessageDelivery:
 
     def _check_preconditions(self) -> None:
         """Skip or give back a message that cannot be sent, before it costs anything. Raises Ended."""
-        if not self._begun and (result := self._precondition_failure()):
+        if not self._partly_sent and (result := self._precondition_failure()):
             raise Ended(result)
 
     def _precondition_failure(self) -> Result | None:
@@ -194,7 +194,7 @@ class MessageDelivery:
                 return user
             number = own_number(self.message, self.lead)
         except InvalidAddress as error:
-            raise await self._failed(Permanent(error.code, str(error))) from error
+            raise await self._ended_by(Permanent(error.code, str(error))) from error
         return await self._first_possible(number) if self._shared.checks_numbers else number
 
     def _business_scoped_id(self) -> str | None:
@@ -211,7 +211,7 @@ class MessageDelivery:
             texts = (draft.text,) if draft.template else await writer.split(message, draft.text, self)
         except NotWritten as problem:
             self._model_answer = self._without_personal_data(problem.failure).answer
-            raise await self._failed(problem.failure, problem.model) from problem
+            raise await self._ended_by(problem.failure, problem.model) from problem
         await self._shared.circuits.model_worked(message)
         self._subject, self._template = draft.subject, draft.template
         self._ledger.text |= {"text": draft.text, "parts": texts, "subject": draft.subject, "template": draft.template}
@@ -234,7 +234,7 @@ class MessageDelivery:
 
     def _seconds_until_due(self) -> float:
         """Return zero or less if it may go now. The planned time of a begun message has passed."""
-        planned = 0.0 if self._begun else self.message.due_at - self._shared.time.now().timestamp()
+        planned = 0.0 if self._partly_sent else self.message.due_at - self._shared.time.now().timestamp()
         return max(planned, self._seconds_until_opening())
 
     def _seconds_until_opening(self) -> float:
@@ -256,7 +256,7 @@ class MessageDelivery:
             await self._shared.stop.sleep(seconds)
             if self._shared.stop.reason:
                 raise Ended(Released("given_back", self._shared.stop.reason))
-            if not self._shared.leases.has(self.id):
+            if not self._shared.leases.was_held(self.id):
                 raise Ended(LEASE_LOST)
             await self._slots.take_in_turn()
         self._holds_slot = True
@@ -281,7 +281,7 @@ class MessageDelivery:
                 case Permanent(code=code) if self._is_first_contact and code == NOT_ON_WHATSAPP:
                     await self._try_next_number(part, outcome.reason)
                 case _:
-                    raise await self._failed(outcome)
+                    raise await self._ended_by(outcome)
             if part.status is PartStatus.SENT:
                 return
         reason = "Too many tries in one turn; it goes on with the next batch."
@@ -414,7 +414,7 @@ class MessageDelivery:
         """Slow the scope down; return to try again if the wait is short. Raises Ended."""
         seconds = await self._shared.circuits.open(self.message, failure)
         if not tries_left or seconds > self._shared.policy.max_inline_wait_seconds:
-            raise await self._failed(failure)
+            raise await self._ended_by(failure)
         await self._ledger.record(part, PartStatus.PLANNED, failure.code, failure.reason)
 
     async def _resolve_unknown_outcome(self, part: Part, unknown: Unknown) -> None:
@@ -446,7 +446,7 @@ class MessageDelivery:
                 await self._ledger.record(part, PartStatus.PLANNED, code, reason)
             case Transient() as failure:
                 self._ledger.note_not_sent()
-                raise await self._failed(failure)
+                raise await self._ended_by(failure)
             case Result() as result:
                 # The code of such an answer stays with the part: the next look-up must know it.
                 code = part.unknown_code or result.code
@@ -465,14 +465,14 @@ class MessageDelivery:
     @property
     def _is_first_contact(self) -> bool:
         """Return whether the number is still to be chosen: nothing was sent to it, and the provider checks numbers."""
-        return self._shared.checks_numbers and not self._begun
+        return self._shared.checks_numbers and not self._partly_sent
 
     async def _first_possible(self, number: str) -> str:
         """Return the lead's first number that is not known to have no account; keep the others for later."""
         possible = self._shared.numbers.possible(number, self.lead)
         if not possible:
             reason = "The provider said of every number of the lead, not long ago, that it has no account."
-            raise await self._failed(Permanent(NOT_ON_WHATSAPP, reason))
+            raise await self._ended_by(Permanent(NOT_ON_WHATSAPP, reason))
         self._other_numbers = deque(possible[1:])
         return possible[0]
 
@@ -480,7 +480,7 @@ class MessageDelivery:
         """Record that a number has no account; return if another number is left to try."""
         self._shared.numbers.note_missing(self.message, self._address, last=not self._other_numbers)
         if not self._other_numbers:
-            raise await self._failed(Permanent(NOT_ON_WHATSAPP, reason))
+            raise await self._ended_by(Permanent(NOT_ON_WHATSAPP, reason))
         await self._ledger.record(part, PartStatus.PLANNED, NOT_ON_WHATSAPP, reason)
         text = "The number has no account; the lead's next one is tried."
         self._shared.log(self.message, "send", "info", text, part=part.no)
@@ -513,7 +513,9 @@ class MessageDelivery:
             case Deferred(result):
                 raise Ended(result)
             case Refused(verdict):
-                raise Ended(refused(verdict, begun=self._begun, seconds_of_day_left=self._seconds_of_day_left))
+                raise Ended(
+                    refused(verdict, partly_sent=self._partly_sent, seconds_of_day_left=self._seconds_of_day_left)
+                )
             case Admitted():
                 if not self._shared.leases.holds(self.id):
                     # The database said GO; a process that has slept since then must not act on it.
@@ -524,7 +526,7 @@ class MessageDelivery:
 
     def stop_if_not_started(self) -> Result | None:
         """See admission.Applicant."""
-        if self._begun:
+        if self._partly_sent:
             return None
         if self._shared.stop.reason:
             return GiveBack("given_back", self._shared.stop.reason)
@@ -534,11 +536,11 @@ class MessageDelivery:
         """See admission.Applicant."""
         if self._shared.stop.reason:
             return GiveBack("given_back", self._shared.stop.reason)
-        return None if self._shared.leases.has(self.id) else LEASE_LOST
+        return None if self._shared.leases.was_held(self.id) else LEASE_LOST
 
     # Its end --------------------------------------------------------------------------------------------------------
 
-    async def _failed(self, failure: Failure, model: str | None = None) -> Ended:
+    async def _ended_by(self, failure: Failure, model: str | None = None) -> Ended:
         """Return the end that the retry policy chooses. A systemic failure opens the circuit for everybody."""
         shared = self._shared
         if isinstance(failure, Systemic) and failure.by_words:

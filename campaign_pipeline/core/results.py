@@ -130,8 +130,8 @@ REVIEW_DELAY = 7 * 24 * 3600.0
 """Seconds until a message that waits for review is checked again, if nobody decides."""
 
 
-def refused(verdict: Verdict, *, begun: bool, seconds_of_day_left: Callable[[], float]) -> Result:
-    """Map a refusal of the store to a result. `begun`: a part of the message was sent before."""
+def refused(verdict: Verdict, *, partly_sent: bool, seconds_of_day_left: Callable[[], float]) -> Result:
+    """Map a refusal of the store to a result. `partly_sent`: a part of the message was sent before."""
     match verdict:
         case Verdict.LOST:
             return LEASE_LOST
@@ -142,7 +142,7 @@ def refused(verdict: Verdict, *, begun: bool, seconds_of_day_left: Callable[[], 
             # The next claim skips it, or postpones it until the number has rested.
             reason = "Another message goes to the lead's number, or went to it not long ago; this one waits."
             return GiveBack(verdict, reason, delay_seconds=NUMBER_CONTACTED_DELAY)
-        case Verdict.SUPPRESSED | Verdict.FOREIGN_WORKSPACE if begun:
+        case Verdict.SUPPRESSED | Verdict.FOREIGN_WORKSPACE if partly_sent:
             # A part was sent, so `skipped` would be wrong; the rest is never sent.
             reason = f"{_NEVER[verdict]}, as was found after a part had gone out; the rest is not sent."
             return Fail(verdict, reason, ErrorClass.PERMANENT)

@@ -248,7 +248,7 @@ class ShardWorker:
     async def _deliver(self, delivery: MessageDelivery) -> None:
         try:
             # If the lease was lost while the message waited, there is nothing to deliver.
-            if self._shared.leases.has(delivery.id):
+            if self._shared.leases.was_held(delivery.id):
                 await delivery.deliver()
             else:
                 await delivery.release("")

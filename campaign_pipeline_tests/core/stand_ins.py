@@ -143,6 +143,7 @@ class StoredPart:
     address: str | None = None
     lease_ended_at: float | None = None
     resend_approved: bool = False
+    error_code: str | None = None
 
 
 @dataclass
@@ -463,6 +464,7 @@ def leased(stored: StoredMessage) -> LeasedMessage:
             None if part.attempted_at is None else NOON.timestamp() + part.attempted_at,
             None if part.lease_ended_at is None else NOON.timestamp() + part.lease_ended_at,
             part.address,
+            error_code=part.error_code,
             resend_approved=part.resend_approved,
         )
         for no, part in enumerate(stored.parts, start=1)

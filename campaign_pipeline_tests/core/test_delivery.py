@@ -415,6 +415,29 @@ def test_a_message_that_waits_for_its_look_up_keeps_the_code_that_decides_what_a
     assert queue.parts() == [["unknown"]]
 
 
+@pytest.mark.parametrize("code", sorted(MAY_HAVE_NO_RECORD))
+def test_a_part_is_not_sent_again_if_its_stored_code_says_that_an_absence_proves_nothing(code: str) -> None:
+    part = StoredPart("Olá!", "unknown", 1, attempted_at=-3600.0, error_code=code)
+    queue, channel = Queue.of(1, text="x", parts=[part]), Channel()
+    work(queue, channel=channel)
+    message = queue.messages["m0000"]
+    assert (message.status, message.error_class, message.code) == ("failed", "unknown", code)
+    assert channel.asked == []
+
+
+@pytest.mark.parametrize(("model", "seconds"), [("vendor/model", 30.0), ("openai/gpt-5", 60.0)])
+def test_a_model_that_reasons_gets_twice_the_time(model: str, seconds: float) -> None:
+    timeouts: list[float] = []
+    writer = Model(answers=lambda prompt: timeouts.append(prompt.timeout))
+
+    async def run() -> None:
+        known = replace(settings(), models={"workspace": model})
+        await shard_of(Store(Queue.of(1)), writer, Channel(), batch_settings=known).run(1)
+
+    in_no_time(run())
+    assert timeouts == [seconds]
+
+
 def test_a_message_whose_worker_died_is_delivered_alone_and_last() -> None:
     queue = Queue.of(6)
     queue.messages["m0000"].worker_deaths = queue.messages["m0003"].worker_deaths = 1

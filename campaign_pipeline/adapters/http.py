@@ -23,8 +23,8 @@ from typing import Any
 
 import aiohttp
 import httpx
-import yarl
 import orjson
+import yarl
 from aiohttp.abc import AbstractStreamWriter
 
 from campaign_pipeline.adapters.hosts import GuardedConnector, HostRefused, Hosts

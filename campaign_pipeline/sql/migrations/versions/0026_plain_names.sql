@@ -36,3 +36,9 @@ BEGIN
         ALTER FUNCTION campaign_pipeline.campaign_notice_pace() RENAME TO campaign_recheck_paced_runs;
     END IF;
 END $$;
+
+COMMENT ON COLUMN campaign_pipeline.campaign_lead_days.lead_id IS 'The lead that has had its message of the day.';
+COMMENT ON COLUMN campaign_pipeline.campaign_erasures.erased_at IS 'When the data of the person was erased.';
+COMMENT ON COLUMN campaign_pipeline.campaign_replaced_functions.replaced_at IS 'When the attach replaced the function.';
+COMMENT ON COLUMN campaign_pipeline.campaign_manual_pauses.since IS 'When the person paused it.';
+COMMENT ON COLUMN campaign_pipeline.campaign_reviews.decided_at IS 'When the person approved or rejected the text.';

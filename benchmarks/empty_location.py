@@ -1,8 +1,12 @@
-"""A code location as large as ours in what Dagster does for it each minute, whose sensors and schedule do nothing."""
+"""A code location as large as ours in what Dagster does for it each minute, whose sensors and schedule do nothing.
+
+Dagster's daemon evaluates each sensor, and asks for each job, every minute.
+"""
 
 import dagster as dg
 
-SENSORS = 5
+SENSORS, JOBS = 5, 16
+"""As many as ours; a test compares them."""
 
 
 @dg.op
@@ -10,16 +14,21 @@ def nothing() -> None:
     """Do nothing."""
 
 
-@dg.job
-def empty_job() -> None:
-    """Do nothing."""
-    nothing()
+def _job(number: int) -> dg.JobDefinition:
+    @dg.job(name=f"job_{number}")
+    def empty_job() -> None:
+        nothing()
+
+    return empty_job
+
+
+_jobs = [_job(number) for number in range(JOBS)]
 
 
 def _sensor(number: int) -> dg.SensorDefinition:
     @dg.sensor(
         name=f"sensor_{number}",
-        job=empty_job,
+        job=_jobs[0],
         minimum_interval_seconds=60,
         default_status=dg.DefaultSensorStatus.RUNNING,
     )
@@ -29,10 +38,10 @@ def _sensor(number: int) -> dg.SensorDefinition:
     return sensor
 
 
-@dg.schedule(job=empty_job, cron_schedule="* * * * *", default_status=dg.DefaultScheduleStatus.RUNNING)
+@dg.schedule(job=_jobs[0], cron_schedule="* * * * *", default_status=dg.DefaultScheduleStatus.RUNNING)
 def every_minute() -> dg.SkipReason:
     """Launch nothing."""
     return dg.SkipReason("Nothing to do.")
 
 
-defs = dg.Definitions(jobs=[empty_job], sensors=[_sensor(n) for n in range(SENSORS)], schedules=[every_minute])
+defs = dg.Definitions(jobs=_jobs, sensors=[_sensor(n) for n in range(SENSORS)], schedules=[every_minute])

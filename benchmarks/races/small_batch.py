@@ -28,11 +28,12 @@ def race(bench: Bench, options: Options, result: Result) -> None:
     for name in (BEFORE, "this"):
         result.tell(f"processor time, {name}", figures[f"time {name}"], "s")
         result.tell(f"a day of small batches, {name}", figures[f"size {name}"] * RUNS_A_DAY / 2**20, "MB")
-    time, size = (figures[f"{what} this"] / figures[f"{what} {BEFORE}"] for what in ("time", "size"))
+    time, size, rows = (figures[f"{what} this"] / figures[f"{what} {BEFORE}"] for what in ("time", "size", "rows"))
     result.judge("processor time, this / before", time, "×", most=SHARE_OF_TIME)
     result.tell(f"Dagster events, {BEFORE}", figures[f"events {BEFORE}"], digits=0)
     result.judge("Dagster events, this", figures["events this"], digits=0, most=MOST_EVENTS)
-    result.judge("storage of a day, this / before", size, "×", most=SHARE_OF_STORAGE)
+    result.judge("bytes of a day, this / before", size, "×", most=SHARE_OF_STORAGE)
+    result.judge("rows of a day, this / before", rows, "×", most=SHARE_OF_STORAGE)
     seconds = {f"{name} ({words})": figures[f"time {name}"] for name, words in ((BEFORE, "before"), ("this", "now"))}
     result.plots.append(Plot("one run with 4 messages: processor time", "seconds", seconds))
 
@@ -56,6 +57,7 @@ def _once(bench: Bench) -> dict[str, float]:
             figures[f"time {contestant.name}"] = _run(contestant, config)
             grown = stored(contestant) - before
             figures |= {f"events {contestant.name}": grown.events, f"size {contestant.name}": grown.size}
+            figures[f"rows {contestant.name}"] = grown.rows
             if count_statuses(contestant.url) != {"sent": 2 * MESSAGES}:
                 raise AssertionError(f"{contestant.name} did not send all: {count_statuses(contestant.url)}")
     return figures

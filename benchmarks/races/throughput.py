@@ -28,7 +28,7 @@ from campaign_pipeline.sandbox import Behaviour, SandboxProcess
 SHARDS = 4
 IN_FLIGHT = 100  # of every contestant, in all its processes together
 LARGEST_BATCH = 10_000
-LEAST_RATE, LEAST_RATIO, MOST_TIMES_BARE = 400.0, 5.0, 5.0
+LEAST_RATE, LEAST_RATIO, MOST_TIMES_BARE = 1000.0, 5.0, 3.5
 CELERY = ("Celery with Redis", "Celery with Redis, gevent")
 
 QUEUES: Mapping[str, tuple[Callable[[Field, int], float], Callable[[], str | None]]] = {

@@ -55,8 +55,8 @@ def from_variable(name: str) -> dg.EnvVar | None:
 class QueueDatabase(dg.ConfigurableResource[Any]):
     """The queue's PostgreSQL: CAMPAIGN_DATABASE_URL, else the embedded one under CAMPAIGN_HOME.
 
-    Sensors that mostly find nothing to do create their resources themselves. For a resource parameter, Dagster opens
-    its instance at each evaluation: six connections to its storage, and 10 ms of processor time.
+    Sensors and schedules that mostly find nothing to do create their resources themselves. For a resource parameter,
+    Dagster opens its instance at each evaluation: six connections to its storage, and 10 ms of processor time.
     """
 
     address: str | None = Field(default=None, description="A postgresql:// URL; unset: as the environment says.")

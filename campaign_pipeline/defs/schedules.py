@@ -129,10 +129,9 @@ def why_no_model(look: QueueLook, language_model: LanguageModelResource) -> str 
     default_status=dg.DefaultScheduleStatus.RUNNING if _settings.schedules_on else dg.DefaultScheduleStatus.STOPPED,
     description="Every minute: launches a run if there is work; otherwise records what it waits for.",
 )
-def process_campaign_queue_every_minute(
-    context: dg.ScheduleEvaluationContext, database: QueueDatabase, language_model: LanguageModelResource
-) -> dg.RunRequest | dg.SkipReason:
+def process_campaign_queue_every_minute(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
     """Launch a run if it would find something to do."""
+    database, language_model = QueueDatabase(), LanguageModelResource()
     try:
         look, decision, run_config = look_and_decide(database)
     except Detached as error:

@@ -1,4 +1,4 @@
-"""The cost of an idle queue: sensors that find nothing to do do not open Dagster's instance."""
+"""The cost of an idle queue: sensors and a schedule that find nothing to do do not open Dagster's instance."""
 
 from pathlib import Path
 from unittest.mock import patch
@@ -7,7 +7,10 @@ import dagster as dg
 import pytest
 from dagster import DagsterInstance
 
+from benchmarks import empty_location
+from campaign_pipeline.definitions import defs
 from campaign_pipeline.defs.due import next_batch_when_due
+from campaign_pipeline.defs.schedules import process_campaign_queue_every_minute
 from campaign_pipeline.defs.sensors import backlog_notifications
 from campaign_pipeline_tests.factories import World
 
@@ -26,3 +29,21 @@ def test_an_evaluation_that_finds_nothing_to_do_does_not_open_dagsters_instance(
         dg.build_sensor_context(instance_ref=reference) as context,
     ):
         assert sensor.evaluate_tick(context).skip_message
+
+
+def test_a_tick_of_the_schedule_that_finds_nothing_to_do_does_not_open_dagsters_instance(
+    world: World, environment: pytest.MonkeyPatch
+) -> None:
+    assert world.url
+    environment.setenv("OPENROUTER_API_KEY", "sk-or-test-key-of-no-account")
+    schedule = defs.get_repository_def().get_schedule_def(process_campaign_queue_every_minute.name)
+    assert schedule.required_resource_keys == set()  # Dagster opens its instance for a resource
+    with patch.object(DagsterInstance, "get", side_effect=AssertionError("opened")):
+        assert schedule.evaluate_tick(dg.build_schedule_context()).skip_message
+
+
+def test_the_race_compares_with_as_many_jobs_and_sensors_as_the_pipeline_has() -> None:
+    repository = defs.get_repository_def()
+    running = [each for each in repository.sensor_defs if each.default_status == dg.DefaultSensorStatus.RUNNING]
+    assert len(running) == empty_location.SENSORS
+    assert len(repository.get_all_jobs()) == empty_location.JOBS

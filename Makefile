@@ -1,4 +1,4 @@
-# Each target installs what it needs, except Python 3.11 to 3.13. `make` alone lists the targets.
+# Each target installs what it needs, except Python 3.11 to 3.14. `make` alone lists the targets.
 .DEFAULT_GOAL := help
 .PHONY: help install demo dev test test-waiting test-rest test-newest test-fast crash-test distributed-test bench lint format clean chromium pgbouncer redis iproute2 faketime
 
@@ -84,7 +84,7 @@ clean: ## Remove the virtual environments and caches; the data under .campaign s
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v <= (3, 13) or sys.exit("Python 3.11 to 3.13 is needed, but $(PYTHON) is %d.%d; name another: make PYTHON=python3.12" % v)'
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v <= (3, 14) or sys.exit("Python 3.11 to 3.14 is needed, but $(PYTHON) is %d.%d; name another: make PYTHON=python3.12" % v)'
 	@$(BIN)/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
 	@echo "Installing into $(VENV), once"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt

@@ -165,7 +165,7 @@ def _ended_after(process: "subprocess.Popen[bytes]") -> Iterator["subprocess.Pop
     finally:
         process.terminate()
         try:
-            process.wait(90)
+            process.wait(15)
         except subprocess.TimeoutExpired:
             process.kill()
 

@@ -14,20 +14,17 @@ class RunFailed(RuntimeError):
     """A run failed, so there is nothing to measure."""
 
 
-def main(spec_json: str, result_file: str) -> None:
-    """Run the job as often as `{"run_config": ..., "runs": ...}` says, and write Dagster's records of each run."""
+def main(run_config: str, result_file: str) -> None:
+    """Run the job, and write Dagster's records of the run."""
     import dagster as dg
     from dagster._core.definitions.reconstruct import ReconstructableRepository
 
-    spec = json.loads(spec_json)
     # Like `dagster job execute -m`: the job is found by its module, which the fork server preloads.
     repository = ReconstructableRepository.for_module("campaign_pipeline.definitions", "defs", str(Path.cwd()))
     job = repository.get_reconstructable_job("process_campaign_queue")
     with dg.DagsterInstance.get() as instance:
-        runs = [
-            measure(dg.execute_job(job, instance, run_config=spec["run_config"]), instance) for _ in range(spec["runs"])
-        ]
-    Path(result_file).write_text(json.dumps(runs), encoding="utf-8")
+        run = measure(dg.execute_job(job, instance, run_config=json.loads(run_config)), instance)
+    Path(result_file).write_text(json.dumps(run), encoding="utf-8")
 
 
 def measure(result: Any, instance: Any) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,12 +31,11 @@ class JobSpec:
     shard_size: int = 1000
     in_process: bool = False
     max_concurrent: int = 4  # steps at once
-    runs: int = 1  # one after another in one process: a batch holds at most 10,000 messages
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return Dagster's run config and the number of runs, for the job's process."""
+    def to_run_config(self) -> dict[str, Any]:
+        """Return Dagster's run config."""
         executor: dict[str, Any] = {"multiprocess": {"max_concurrent": self.max_concurrent}}
-        run_config = {
+        return {
             "execution": {"config": {"in_process": {}} if self.in_process else executor},
             "ops": {
                 "fetch_message_batch": {"config": {"batch_size": self.batch_size}},
@@ -43,25 +43,24 @@ class JobSpec:
                 "send_shard": {"config": {"concurrency": self.concurrency}},
             },
         }
-        return {"run_config": run_config, "runs": self.runs}
 
 
 @dataclass
 class JobRun:
-    """One or more runs of the job, one after another."""
+    """A run of the job."""
 
     started: float  # seconds since the epoch, as Dagster recorded them
     ended: float
     events: int
     sent: int
     shard_seconds: list[float]  # of each shard, as its report says
-    step_seconds: dict[str, float]  # of the last run
-    step_pids: dict[str, int]  # of the last run; empty in process
+    step_seconds: dict[str, float]
+    step_pids: dict[str, int]  # empty in process
     peak_mb: dict[str, float] = field(default_factory=dict)  # step -> peak resident memory, if measured
 
     @property
     def seconds(self) -> float:
-        """From the first run's start to the last run's success."""
+        """From the run's start to its success."""
         return self.ended - self.started
 
     def shard_peak_mb(self) -> float:
@@ -84,7 +83,7 @@ def run_job(
         log = Path(folder, "job.log")
         with log.open("wb") as output:
             child = subprocess.Popen(
-                [sys.executable, "-m", "benchmarks.job", orjson.dumps(spec.to_dict()).decode(), str(result)],
+                [sys.executable, "-m", "benchmarks.job", orjson.dumps(spec.to_run_config()).decode(), str(result)],
                 env=env,
                 stdout=output,
                 stderr=output,
@@ -102,7 +101,7 @@ def run_job(
                 watcher.stop()
         if child.returncode != 0 or not result.exists():
             raise JobFailed(f"The job ended with status {child.returncode}: {log.read_text(errors='replace')[-3000:]}")
-        run = JobRun(**_total(orjson.loads(result.read_bytes())))
+        run = JobRun(**orjson.loads(result.read_bytes()))
     if watcher is not None:
         run.peak_mb = {step: watcher.peaks[pid] for step, pid in run.step_pids.items() if pid in watcher.peaks}
     return run
@@ -114,22 +113,25 @@ def run_against(
     """Run the job after resetting the sandbox, and make sure that it did all the work, once."""
     sandbox.reset()
     run = run_job(variables, spec, **more)
-    twice = sandbox.summary()["accepted_twice"]
-    if run.sent != expected or twice:
-        raise JobFailed(f"{run.sent} of {expected} messages were sent, {len(twice)} of them twice.")
+    _check([run], sandbox, expected)
     return run
 
 
-def _total(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    return {
-        "started": runs[0]["started"],
-        "ended": runs[-1]["ended"],
-        "events": sum(run["events"] for run in runs),
-        "sent": sum(run["sent"] for run in runs),
-        "shard_seconds": [seconds for run in runs for seconds in run["shard_seconds"]],
-        "step_seconds": runs[-1]["step_seconds"],
-        "step_pids": runs[-1]["step_pids"],
-    }
+def run_at_once(
+    variables: Mapping[str, str], spec: JobSpec, sandbox: SandboxProcess, expected: int, runs: int
+) -> float:
+    """Run the job several times at once, like `run_against`; return the seconds from first start to last end."""
+    sandbox.reset()
+    with ThreadPoolExecutor(runs) as threads:
+        done = list(threads.map(lambda _: run_job(variables, spec), range(runs)))
+    _check(done, sandbox, expected)
+    return max(run.ended for run in done) - min(run.started for run in done)
+
+
+def _check(runs: Sequence[JobRun], sandbox: SandboxProcess, expected: int) -> None:
+    sent, twice = sum(run.sent for run in runs), sandbox.summary()["accepted_twice"]
+    if sent != expected or twice:
+        raise JobFailed(f"{sent} of {expected} messages were sent, {len(twice)} of them twice.")
 
 
 class MemoryWatcher:

@@ -1,7 +1,8 @@
 """20,000 messages, providers that answer at once.
 
 20,000 messages to providers that answer at once. The figure is messages per second, end to end, on two cores that
-also run the sandbox and PostgreSQL. This project runs as whole Dagster runs with all guarantees, start-up included.
+also run the sandbox and PostgreSQL. This project runs as whole Dagster runs with all guarantees, start-up included; a
+batch holds at most 10,000 messages, so two runs work at once, as they do in production.
 The procrastinate workers and the Celery workers (Redis; pool `threads` and pool `gevent`) make the same two requests
 and one status write per message with the same number in flight. The bare aiohttp loop makes the two requests and
 nothing else. Rivals are timed from their first request to their last write, without their start-up.
@@ -11,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 
-from benchmarks.ours import JobSpec, run_against
+from benchmarks.ours import JobSpec, run_at_once
 from benchmarks.report import Plot, Result
 from benchmarks.rivals.bare_loop import run_in_processes
 from benchmarks.rivals.letters import Letters, read_letters
@@ -26,7 +27,7 @@ from benchmarks.world import Bench, Options, count_statuses, fill, medians
 from campaign_pipeline.sandbox import Behaviour, SandboxProcess
 
 SHARDS = 4
-IN_FLIGHT = 100  # of every contestant, in all its processes together
+IN_FLIGHT = 200  # of every contestant, in all its processes together
 LARGEST_BATCH = 10_000
 LEAST_RATE, LEAST_RATIO, MOST_TIMES_BARE = 1000.0, 5.0, 3.5
 CELERY = ("Celery with Redis", "Celery with Redis, gevent")
@@ -65,11 +66,7 @@ def race(bench: Bench, options: Options, result: Result) -> None:
         f"{IN_FLIGHT} requests are in flight in total, {IN_FLIGHT // 2} per process where there are two. This project "
         f"and the bare loops sent {count:,} messages, the queues {few:,}."
     )
-    if count > LARGEST_BATCH:
-        result.notes.append(
-            f"A batch holds at most {LARGEST_BATCH:,} messages, so this project runs several, one after the other in "
-            "one process, timed from the start of the first to the end of the last."
-        )
+    result.notes.append("This project is timed from the start of its first run to the end of its last one.")
     result.notes.append(
         "The queues keep no ledger, lease, counters or conversation: they make one status write and guarantee nothing "
         "after a crash. They are tuned: prompts and texts are prepared before the start, connections are kept open."
@@ -94,13 +91,12 @@ def _ours(bench: Bench, count: int) -> dict[str, float]:
                     IN_FLIGHT // processes,
                     batch_size=LARGEST_BATCH,
                     shard_size=5000,
-                    max_concurrent=processes,
-                    runs=runs,
+                    max_concurrent=processes // runs,
                 )
-                run = run_against(bench.environment(url, sandbox), spec, sandbox, count)
+                seconds = run_at_once(bench.environment(url, sandbox), spec, sandbox, count, runs)
                 if count_statuses(url) != {"sent": count}:
                     raise AssertionError("Not every message is sent.")
-            rates[f"this project: {processes} processes"] = count / run.seconds
+            rates[f"this project: {processes} processes"] = count / seconds
     return rates
 
 

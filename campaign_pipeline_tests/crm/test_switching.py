@@ -750,7 +750,7 @@ def test_attached_and_detached_twice_with_messages_in_flight_nothing_is_sent_twi
 
 
 def _run_to_its_end(variables: dict[str, str]) -> None:
-    spec = orjson.dumps(JobSpec(4, in_process=True).to_dict()).decode()
+    spec = orjson.dumps(JobSpec(4, in_process=True).to_run_config()).decode()
     # Its later steps find the pipeline detached, which fails the run with that reason.
     subprocess.run(
         [sys.executable, "-m", "benchmarks.job", spec, "/dev/null"], env=variables, capture_output=True, check=False

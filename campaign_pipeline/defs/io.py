@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, overload
 import dagster as dg
 import fsspec
 import orjson
+from upath import UPath
 
 from campaign_pipeline.adapters.environment import Environment
 
@@ -65,10 +66,6 @@ class PrivateFiles:
     def path(self, *parts: str) -> str:
         """Return a path below the folder."""
         return "/".join((self._root.rstrip("/"), *parts))
-
-    def address(self, path: str) -> str:
-        """Return where a person finds a path: with its protocol, unless it is on the local disk."""
-        return path if self._local else str(self._fs.unstrip_protocol(path))
 
     def write(self, path: str, content: bytes) -> None:
         """Write a whole file; on a local disk nobody sees a partial file, and other users cannot read it."""
@@ -272,49 +269,16 @@ def _instants(column: "pa.ChunkedArray") -> list[datetime | None]:
     return [None if count is None else _EPOCH + timedelta(microseconds=count) for count in counts]
 
 
-class _PrivateIOManager(dg.IOManager):
-    """Stores outputs under CAMPAIGN_OUTPUTS, at Dagster's paths: by run and step, or by asset key and partition.
-
-    Not a UPathIOManager, which also writes a line to the event log for each file: 4 ms each, and a batch has a dozen.
-    """
-
-    extension: str
+class _PrivateIOManager(dg.UPathIOManager):
+    """Stores outputs under CAMPAIGN_OUTPUTS, at Dagster's paths: by run and step, or by asset key."""
 
     def __init__(self) -> None:
-        self._files = PrivateFiles(Environment.read().outputs_path)
+        base = Environment.read().outputs_path
+        self._files = PrivateFiles(base)
+        super().__init__(base_path=UPath(base))
 
-    def handle_output(self, context: dg.OutputContext, obj: Any) -> None:
-        """Write one output; its event has the path."""
-        path = self._path(context.get_asset_identifier() if context.has_asset_key else context.get_identifier())
-        self._files.write(path, self.to_bytes(obj))
-        context.add_output_metadata({"path": dg.MetadataValue.path(self._files.address(path)), **self.describe(obj)})
-
-    def load_input(self, context: dg.InputContext) -> Any:
-        """Read one output, or several partitions of an asset as a dict."""
-        if not context.has_asset_key:
-            return self._load(context, context.get_identifier())
-        if not context.has_asset_partitions:
-            return self._load(context, context.asset_key.path)
-        loaded = {key: self._load(context, [*context.asset_key.path, key]) for key in context.asset_partition_keys}
-        return next(iter(loaded.values())) if len(loaded) == 1 else loaded
-
-    def to_bytes(self, obj: Any) -> bytes:
-        """Return the content of an output's file."""
-        raise NotImplementedError
-
-    def from_bytes(self, content: bytes, wanted: Any) -> Any:
-        """Return the output of a file's content; `wanted` is the annotation of the input."""
-        raise NotImplementedError
-
-    def describe(self, obj: Any) -> dict[str, Any]:
-        """Return metadata of an output."""
-        return {}
-
-    def _load(self, context: dg.InputContext, identifier: Sequence[str]) -> Any:
-        return self.from_bytes(self._files.read(self._path(identifier)), context.dagster_type.typing_type)
-
-    def _path(self, identifier: Sequence[str]) -> str:
-        return self._files.path(*identifier) + self.extension
+    def make_directory(self, path: UPath) -> None:
+        """Do nothing: PrivateFiles creates each folder with its mode."""
 
 
 class TableIOManager(_PrivateIOManager):
@@ -325,27 +289,28 @@ class TableIOManager(_PrivateIOManager):
 
     extension = ".parquet"
 
-    def to_bytes(self, obj: "pa.Table | pd.DataFrame") -> bytes:
-        """Return the content of a table's file."""
+    def dump_to_path(self, context: dg.OutputContext, obj: "pa.Table | pd.DataFrame", path: UPath) -> None:
+        """Write one table."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         table = obj if isinstance(obj, pa.Table) else pa.Table.from_pandas(obj, preserve_index=False)
         buffer = io.BytesIO()
         pq.write_table(table, buffer, row_group_size=ROWS_PER_GROUP)
-        return buffer.getvalue()
+        self._files.write(path.path, buffer.getvalue())
 
-    def from_bytes(self, content: bytes, wanted: Any) -> Any:
-        """Return a file's table, as rows or as a DataFrame."""
+    def load_from_path(self, context: dg.InputContext, path: UPath) -> Any:
+        """Read one table, as rows or as a DataFrame."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
+        content, wanted = self._files.read(path.path), context.dagster_type.typing_type
         if wanted is Rows:
             return Rows(content)
         table = pq.ParquetFile(pa.BufferReader(content)).read()  # not read_table, which imports much for one file
         return table.to_pandas() if getattr(wanted, "__name__", "") == "DataFrame" else _rows(table)
 
-    def describe(self, obj: "pa.Table | pd.DataFrame") -> dict[str, Any]:
+    def get_metadata(self, context: dg.OutputContext, obj: "pa.Table | pd.DataFrame") -> dict[str, Any]:
         """Return rows and columns for Dagster's catalogue."""
         return table_metadata(obj)
 
@@ -355,13 +320,13 @@ class HandleIOManager(_PrivateIOManager):
 
     extension = ".json"
 
-    def to_bytes(self, obj: Mapping[str, Any] | None) -> bytes:
-        """Return the content of a handle's file."""
-        return orjson.dumps(obj, default=str)
+    def dump_to_path(self, context: dg.OutputContext, obj: Mapping[str, Any] | None, path: UPath) -> None:
+        """Write one handle."""
+        self._files.write(path.path, orjson.dumps(obj, default=str))
 
-    def from_bytes(self, content: bytes, wanted: Any) -> Any:
-        """Return the handle of a file."""
-        return orjson.loads(content)
+    def load_from_path(self, context: dg.InputContext, path: UPath) -> Any:
+        """Read one handle."""
+        return orjson.loads(self._files.read(path.path))
 
 
 @dg.io_manager(description="Tables of steps: private Parquet files under CAMPAIGN_OUTPUTS.")

@@ -395,9 +395,9 @@ def _keep_plans(connection: psycopg.Connection[DictRow], runs: list[UUID], folde
     pick_share = pick_share.replace("horizon", "campaign_pipeline.campaign_now()")
     every_run = "unnest(%(runs)s::uuid[]) AS r (run_id)"
     claim = f"SELECT d.place FROM {every_run} CROSS JOIN LATERAL ({pick_share}) d LIMIT {BATCH}"  # noqa: S608
-    statements = {
+    statements: dict[str, tuple[str, dict[str, Any]]] = {
         "claim_messages": (claim, {"runs": runs}),
-        "list_running_runs": (statement("list_running_runs"), {}),
+        "list_running_runs": (statement("list_running_runs"), {"run_id": None}),
         "look_at_queue": (statement("look_at_queue"), {}),
         **{name.replace(" ", "_"): each for name, each in _statements(connection, runs).items()},
     }

@@ -116,7 +116,7 @@ class Operations:
         look = QueueLook(**self._all("look_at_queue")[0])
         if not look.is_due_soon:
             return look
-        runs = tuple(map(RunningRun.from_row, self._all("list_running_runs")))
+        runs = tuple(map(RunningRun.from_row, self._all("list_running_runs", run_id=None)))
         return replace(look, runs=runs, pauses=tuple(map(OpenPause.from_row, self._all("look_at_pauses"))))
 
     def is_due_within(self, seconds: float) -> bool:

@@ -93,7 +93,7 @@ class Operator(Operations):
         return {state.run_id: state.with_noted_pace_wait(now) for state in states}
 
     def _running_runs(self) -> list[RunningRun]:
-        return [RunningRun.from_row(row) for row in self._all("list_running_runs")]
+        return [RunningRun.from_row(row) for row in self._all("list_running_runs", run_id=None)]
 
     def _open_pauses(self) -> list[OpenPause]:
         return [OpenPause.from_row(row) for row in self._all("look_at_pauses")]
@@ -232,7 +232,7 @@ class Operator(Operations):
     def due_by_run(self) -> list[tuple[Named, int]]:
         """Return the running runs with due messages, and the number of messages, up to 10,000 each."""
         now = self.now()
-        runs = {row["run_id"]: row["name"] or "unnamed" for row in self._all("list_running_runs")}
+        runs = {row["run_id"]: row["name"] or "unnamed" for row in self._all("list_running_runs", run_id=None)}
         backlog = self.backlog(dict.fromkeys(runs, now))
         return [(Named(run, name), backlog[run].messages) for run, name in runs.items() if run in backlog]
 

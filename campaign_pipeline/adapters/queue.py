@@ -138,7 +138,7 @@ class _ClaimBatch:
         await self._connection.execute(statement("release_spending_limits"))
         await self._connection.execute(statement("drop_recovered_paces"))
         pauses = [OpenPause.from_row(row) for row in await self._all("list_pauses")]
-        runs = [RunningRun.from_row(row) for row in await self._all("list_running_runs")]
+        runs = [RunningRun.from_row(row) for row in await self._all("list_running_runs", run_id=None)]
         states = [judge_run(run, pauses, options.max_age, options.ahead) for run in runs]
         await self._spread([state for state in states if state.resumed])
         open_states = [state for state in states if state.wait is None]

@@ -47,7 +47,11 @@ from campaign_pipeline.core.ports import (
     Verdict,
 )
 from campaign_pipeline.core.results import Result, finished_as
+from campaign_pipeline.core.runs import RunningRun, RunWait, why_held
 from campaign_pipeline.sql import statement
+
+FRESH_SECONDS = 1.0
+"""How long what was read of pauses and of the CRM's settings is used again."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,7 @@ class ShardStore:
         self._lines: list[LogLine] = []
         self._notes: dict[str, list[NumberNote]] = {}  # by provider
         self._pauses: tuple[float, list[Pause]] = (float("-inf"), [])
+        self._held: dict[str, tuple[float, RunWait | None]] = {}  # run -> when it was read, and what holds it
         turns = Turns()
         # At most one item per message in a group: a set-based statement would apply only one of two.
         self._beginning = GroupCommit[dict[str, Any], Begun](self._begin_group, key=itemgetter("id"), turns=turns)
@@ -202,6 +207,23 @@ class ShardStore:
         item["calls"] = [asdict(call) for call in begin.calls]
         return await self._beginning.submit(item)
 
+    async def why_held(self, run_id: str) -> RunWait | None:
+        """See DeliveryStore."""
+        now = asyncio.get_running_loop().time()
+        read_at, wait = self._held.get(run_id, (float("-inf"), None))
+        if now - read_at > FRESH_SECONDS:
+            rows = await self._all("list_running_runs", run_id=UUID(run_id))
+            # One that no longer runs is refused by its status.
+            wait = why_held(RunningRun.from_row(rows[0]), UUID(self._shard.inbox_id)) if rows else None
+            self._held[run_id] = (now, wait)
+        return wait
+
+    async def planned_times(self, message_ids: Sequence[str]) -> Mapping[str, float]:
+        """See DeliveryStore."""
+        ids = [UUID(message_id) for message_id in message_ids]
+        rows = await self._all("read_planned_times", ids=ids, token=self._token)
+        return {str(row["id"]): row["due_at"].timestamp() for row in rows}
+
     async def keep_text(self, begin: BeginPart) -> None:
         """See DeliveryStore."""
         await self.begin_part(replace(begin, part_no=0))
@@ -251,7 +273,7 @@ class ShardStore:
     async def pauses(self) -> Sequence[Pause]:
         """See DeliveryStore."""
         now = asyncio.get_running_loop().time()
-        if now - self._pauses[0] > 1.0:
+        if now - self._pauses[0] > FRESH_SECONDS:
             rows = await self._all("read_pauses")
             found = [
                 Pause(

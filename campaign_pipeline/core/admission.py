@@ -89,9 +89,11 @@ class StopSignal:
         self.reason = self.reason or reason
         self._event.set()
 
-    async def sleep(self, seconds: float) -> None:
-        """Sleep until the time is over or the shard stops."""
+    async def sleep(self, seconds: float, alarm: asyncio.Event | None = None) -> None:
+        """Sleep until the time is over, the shard stops, or the alarm is set."""
         waits = [asyncio.ensure_future(self._clock.sleep(seconds)), asyncio.ensure_future(self._event.wait())]
+        if alarm is not None:
+            waits.append(asyncio.ensure_future(alarm.wait()))
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         finally:

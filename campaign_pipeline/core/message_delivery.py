@@ -4,6 +4,7 @@ Every request to a provider is preceded by a commit of its intent and followed b
 step asks the store, which answers GO only to the holder of the lease (I1).
 """
 
+import asyncio
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import replace
@@ -57,6 +58,7 @@ from campaign_pipeline.core.results import (
     count_result,
     refused,
 )
+from campaign_pipeline.core.runs import SETTINGS_CHANGED
 from campaign_pipeline.core.shard_context import ShardContext
 from campaign_pipeline.core.slots import Slots
 from campaign_pipeline.core.text_writer import NotWritten
@@ -97,6 +99,8 @@ class MessageDelivery:
         self._conversation_id: str | None = None
         self._send_deadline = 0.0  # on the shard's clock: no request may be made later
         self._model_answer: Mapping[str, Any] = {}  # the model provider's answer when it gave no text
+        self._due_at = message.due_at
+        self._alarm: asyncio.Event | None = None  # while it sleeps
         self._is_early = True  # its planned time, or its window's opening, may be in the future
         self._ended = False
 
@@ -170,7 +174,7 @@ class MessageDelivery:
             return Skip("lead_deleted", "The lead was deleted before this message was sent.")
         if message.config_id not in shared.settings.campaigns or message.inbox_id != shared.inbox_id:
             reason = "The campaign or its inbox was exchanged after this batch was read; the next batch reads it anew."
-            return GiveBack("settings_changed", reason)
+            return GiveBack(SETTINGS_CHANGED, reason)
         window = shared.hours.of(message.config_id)
         if isinstance(window, InvalidWindow):
             return GiveBack("invalid_window", str(window))
@@ -227,14 +231,33 @@ class MessageDelivery:
         """Wait for its planned time and its window's opening, if it was claimed ahead of them."""
         while (seconds := self._seconds_until_due()) > 0:
             await self._sleep_without_slot(seconds)
-            self._check_preconditions()
+            await self._check_again()
         if self._is_early:
             self._is_early = False
             self._check_preconditions()
 
+    async def _check_again(self) -> None:
+        """Give back a message whose campaign, window or inbox changed while it waited. Raises Ended."""
+        if not self._partly_sent and (wait := await self._shared.store.why_held(self.message.run_id)):
+            raise Ended(GiveBack(wait.code, wait.reason))
+        self._check_preconditions()
+
+    @property
+    def is_asleep(self) -> bool:
+        """Return whether it waits for its planned time, or for its window's opening."""
+        return self._alarm is not None
+
+    def note_plan(self, due_at: float | None) -> None:
+        """Wake up if its planned time (in seconds since the epoch) has changed; None: it is not ours any more."""
+        if due_at is None:
+            self._shared.leases.drop(self.id)
+        if self._alarm is not None and due_at != self._due_at:
+            self._alarm.set()
+        self._due_at = self._due_at if due_at is None else due_at
+
     def _seconds_until_due(self) -> float:
         """Return zero or less if it may go now. The planned time of a begun message has passed."""
-        planned = 0.0 if self._partly_sent else self.message.due_at - self._shared.time.now().timestamp()
+        planned = 0.0 if self._partly_sent else self._due_at - self._shared.time.now().timestamp()
         return max(planned, self._seconds_until_opening())
 
     def _seconds_until_opening(self) -> float:
@@ -253,7 +276,9 @@ class MessageDelivery:
         await self._ledger.store_text(self._address)
         self._holds_slot = False
         with self._slots.asleep():
-            await self._shared.stop.sleep(seconds)
+            self._alarm = asyncio.Event()
+            await self._shared.stop.sleep(seconds, self._alarm)
+            self._alarm = None
             if self._shared.stop.reason:
                 raise Ended(Released("given_back", self._shared.stop.reason))
             if not self._shared.leases.was_held(self.id):
@@ -357,7 +382,7 @@ class MessageDelivery:
         while (answer := await self._shared.admission.acquire(self, ask)) == Refused(Verdict.NOT_DUE):
             # The database's clock decides: the message was replanned, or our clocks differ.
             await self._sleep_without_slot(begun.turn.seconds if begun.turn else 0.0)
-            self._check_preconditions()
+            await self._check_again()
         self._require_admission(answer)
         self._conversation_id = begun.conversation_id
         self._send_deadline = asked_at + self._seconds_to_send(begun)

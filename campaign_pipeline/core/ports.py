@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import Any, Protocol, TypeAlias
 
 from campaign_pipeline.core.numbers import KnownNumber, NumberNote
+from campaign_pipeline.core.runs import RunWait
 
 
 class Scope(StrEnum):
@@ -536,6 +537,14 @@ class DeliveryStore(Protocol):
 
     async def begin_part(self, begin: BeginPart) -> Begun:
         """Commit the text and the intent to send a part."""
+        ...
+
+    async def why_held(self, run_id: str) -> RunWait | None:
+        """Return what in the CRM's settings, at most one second old, holds a run's written texts; None if nothing."""
+        ...
+
+    async def planned_times(self, message_ids: Sequence[str]) -> Mapping[str, float]:
+        """Return when messages that this shard holds are due now, in seconds since the epoch."""
         ...
 
     async def keep_text(self, begin: BeginPart) -> None:

@@ -17,6 +17,11 @@ DEFAULT_SPREAD_SECONDS = 600.0
 
 WINDOW_CLOSED = "window_closed"
 
+SETTINGS_CHANGED = "settings_changed"
+
+CLOCKS_DIFFER = timedelta(seconds=1)
+"""By how much a worker that waits for a window's opening may wake too early by the database's clock."""
+
 SLOWED_DOWN = "slowed_down"
 """The wait for a throttle that ends soon: not a pause, so the messages then go on at once, not spread."""
 
@@ -187,13 +192,10 @@ def judge_run(
     held_since: datetime | None = run.pace_held_since
     covering = [pause for pause in pauses if _covers(pause, run)]
     waits = list(_configuration_waits(run))
-    window: SendingWindow | None = None
-    try:
-        window = SendingWindow.parse(
-            *(run.start_time, run.end_time, run.timezone, run.frequency, run.weekdays, run.holidays)
-        )
-    except InvalidWindow as error:
-        waits.append(RunWait(run.run_id, "invalid_window", str(error)))
+    found = _window_of(run)
+    window = found if isinstance(found, SendingWindow) else None
+    if isinstance(found, RunWait):
+        waits.append(found)
     only_paused = not waits and bool(covering) and window is not None and window.is_open(now)
     pause_waits = [_pause_wait(run.run_id, pause) for pause in covering]
     waits += [wait for wait in pause_waits if wait.code != SLOWED_DOWN]
@@ -206,9 +208,7 @@ def judge_run(
     # Messages that wait only for the opening are claimed ahead of it, like planned ones. Overdue ones are not spread
     # yet.
     if window and opening > now + (timedelta(0) if was_held or to_be_spread else ahead):
-        local = opening.astimezone(window.zone)
-        text = f"The sending window is closed; it opens at {local:%Y-%m-%d %H:%M} ({window.zone})."
-        waits.append(RunWait(run.run_id, WINDOW_CLOSED, text, opening))
+        waits.append(_window_wait(run.run_id, window, opening))
     wait = waits[0] if waits else None
     # Messages that our own pace delays do not become too old by it.
     aging_until = now if held_since is None else min(now, held_since)
@@ -234,21 +234,59 @@ def judge_run(
     )
 
 
+def why_held(run: RunningRun, inbox_id: UUID) -> RunWait | None:
+    """Return what in the CRM's settings keeps written texts of a run from being sent through this inbox now.
+
+    A missing model keeps no text that is written. The database answers for pauses with the verdict on each message.
+    """
+    ways = [run, *(_through(run, fallback) for fallback in run.fallbacks)]
+    way = next((each for each in ways if each.inbox_id == inbox_id), None)
+    if way is None:
+        return RunWait(run.run_id, SETTINGS_CHANGED, "The campaign uses another inbox now; the next batch takes that.")
+    waits = [wait for wait in _configuration_waits(way) if wait.code != NO_MODEL]
+    if waits:
+        return waits[0]
+    window = _window_of(run)
+    if isinstance(window, RunWait):
+        return window
+    opening = window.next_opening(run.now)
+    return _window_wait(run.run_id, window, opening) if opening > run.now + CLOCKS_DIFFER else None
+
+
+def _window_of(run: RunningRun) -> SendingWindow | RunWait:
+    try:
+        return SendingWindow.parse(
+            *(run.start_time, run.end_time, run.timezone, run.frequency, run.weekdays, run.holidays)
+        )
+    except InvalidWindow as error:
+        return RunWait(run.run_id, "invalid_window", str(error))
+
+
+def _window_wait(run_id: UUID, window: SendingWindow, opening: datetime) -> RunWait:
+    local = opening.astimezone(window.zone)
+    text = f"The sending window is closed; it opens at {local:%Y-%m-%d %H:%M} ({window.zone})."
+    return RunWait(run_id, WINDOW_CLOSED, text, opening)
+
+
 def _route(run: RunningRun, pauses: Sequence[OpenPause]) -> RunningRun:
     """Return the run with its own inbox or, while that is down, with its first healthy fallback."""
     if _is_well(run, pauses):
         return run
     for fallback in run.fallbacks:
-        detour = replace(
-            run,
-            inbox_id=fallback.inbox_id,
-            instance_id=fallback.instance_id,
-            instance_status=fallback.instance_status,
-            instance_name=fallback.instance_name,
-        )
+        detour = _through(run, fallback)
         if _is_well(detour, pauses):
             return detour
     return run
+
+
+def _through(run: RunningRun, fallback: Fallback) -> RunningRun:
+    return replace(
+        run,
+        inbox_id=fallback.inbox_id,
+        instance_id=fallback.instance_id,
+        instance_status=fallback.instance_status,
+        instance_name=fallback.instance_name,
+    )
 
 
 def _is_well(run: RunningRun, pauses: Sequence[OpenPause]) -> bool:

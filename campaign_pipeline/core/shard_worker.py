@@ -33,6 +33,9 @@ from campaign_pipeline.core.text_writer import TextWriter
 
 TERMINATED = "The run was terminated."
 
+PLANS_SECONDS = 5.0
+"""How often the planned times of sleeping messages are read: one that is moved forward waits no longer than this."""
+
 MANY_SUSPECTS = 50
 """Messages with a dead worker, of which one is delivered at a time."""
 
@@ -120,7 +123,7 @@ class ShardWorker:
         Raises StoreUnavailable if the database stays unavailable: the leases then expire.
         """
         self.heartbeat.start(self._shared.leases.beat)
-        upkeep = asyncio.create_task(self._keep_up())
+        upkeep, plans = asyncio.create_task(self._keep_up()), asyncio.create_task(self._follow_plans())
         deliveries: asyncio.Task[None] | None = None
         try:
             await self._check_connection()
@@ -137,7 +140,7 @@ class ShardWorker:
             self._at_work.clear()  # nothing can be given back: the leases expire
             raise
         finally:
-            background = [task for task in (upkeep, deliveries) if task is not None]
+            background = [task for task in (upkeep, plans, deliveries) if task is not None]
             for task in background:
                 task.cancel()
             await asyncio.gather(*background, self._shared.admission.cancel_prefetch(), return_exceptions=True)
@@ -176,6 +179,19 @@ class ShardWorker:
             self._shared.leases.note_alive()
             with contextlib.suppress(StoreUnavailable):  # retried at the next beat
                 await self.store.flush()
+
+    async def _follow_plans(self) -> None:
+        """Wake sleeping messages that were planned for another time, deleted, or taken over."""
+        while True:
+            await self.clock.sleep(PLANS_SECONDS)
+            asleep = [delivery for delivery in self._at_work.values() if delivery.is_asleep]
+            if not asleep:
+                continue
+            with contextlib.suppress(StoreUnavailable):  # at the planned time everything is asked again
+                times = await self.store.planned_times([delivery.id for delivery in asleep])
+                for delivery in asleep:
+                    if delivery.is_asleep:
+                        delivery.note_plan(times.get(delivery.id))
 
     async def _check_connection(self) -> None:
         """Check the inbox once for the whole shard, before texts are generated for an inbox that cannot send."""

@@ -37,6 +37,7 @@ from campaign_pipeline.core.ports import (
     Turn,
     Verdict,
 )
+from campaign_pipeline.core.runs import RunWait
 
 Row = TypeVar("Row", bound=Mapping[str, Any])
 
@@ -73,6 +74,14 @@ class TrialStore:
         """See DeliveryStore."""
         self._note(begin)
         return Begun(Verdict.GO)
+
+    async def why_held(self, run_id: str) -> RunWait | None:
+        """Nothing: it is a person who sends."""
+        return None
+
+    async def planned_times(self, message_ids: Sequence[str]) -> dict[str, float]:
+        """None: nothing is planned."""
+        return {}
 
     async def keep_text(self, begin: BeginPart) -> None:
         """See DeliveryStore."""

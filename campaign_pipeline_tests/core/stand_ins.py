@@ -52,6 +52,7 @@ from campaign_pipeline.core.ports import (
     Turn,
     Verdict,
 )
+from campaign_pipeline.core.runs import RunWait
 from campaign_pipeline.core.shard_context import DeliveryPolicy
 from campaign_pipeline.core.shard_worker import ShardWorker
 
@@ -200,6 +201,7 @@ class Store:
     token: int = 1
     commit_seconds: float = 0.0
     verdicts: Callable[[str, str], str] = lambda _, __: "go"  # step and message -> verdict
+    holding: Callable[[], RunWait | None] = lambda: None  # what in the CRM's settings holds every run
     renewing: Callable[[], None] = lambda: None  # may raise
     beginning: Callable[[BeginPart], None] = lambda _: None  # after the commit; may raise
     renewals: list[float] = field(default_factory=list)
@@ -256,6 +258,16 @@ class Store:
             part.address, message.status = begin.address, "sending"
         self.beginning(begin)
         return Begun(verdict, "conversation", grace_seconds=self.queue.grace if self.queue.gap else None)
+
+    async def why_held(self, run_id: str) -> RunWait | None:
+        """Return the configured wait."""
+        await asyncio.sleep(self.commit_seconds)
+        return self.holding()
+
+    async def planned_times(self, message_ids: Sequence[str]) -> dict[str, float]:
+        """Return the due times of held messages."""
+        held = [message for message_id in message_ids if (message := self._held(message_id))]
+        return {message.id: NOON.timestamp() + message.due for message in held}
 
     async def keep_text(self, begin: BeginPart) -> None:
         """Store a text."""

@@ -1,9 +1,13 @@
 """Messages that a shard holds before their planned time, on a simulated clock."""
 
+import asyncio
+from uuid import UUID
+
 import pytest
 
 from campaign_pipeline.core.model import ShardReport
-from campaign_pipeline.core.shard_worker import ShardWorker
+from campaign_pipeline.core.runs import RunWait
+from campaign_pipeline.core.shard_worker import PLANS_SECONDS, ShardWorker
 from campaign_pipeline_tests.core.stand_ins import (
     Channel,
     Model,
@@ -12,6 +16,7 @@ from campaign_pipeline_tests.core.stand_ins import (
     StoredMessage,
     StoredPart,
     in_no_time,
+    now,
     settings,
     shard_of,
 )
@@ -75,6 +80,47 @@ def test_a_message_replanned_while_it_waits_is_not_sent_at_its_old_time() -> Non
     assert channel.asked == [(90.0, "m0000:1")]
     assert queue.statuses() == ["sent", "pending"]
     assert report.reasons == {"returned: not_due": 1}
+
+
+@pytest.mark.parametrize("moved_at", [7.0, 200.0])
+def test_a_message_that_is_moved_forward_while_it_waits_waits_at_most_five_seconds_more(moved_at: float) -> None:
+    queue, channel = planned(280.0, 290.0), Channel()
+
+    async def run() -> ShardReport:
+        worker = asyncio.create_task(shard_of(Store(queue), Model(), channel).run(5))
+        await asyncio.sleep(moved_at)
+        queue.messages["m0000"].due = moved_at
+        return await worker
+
+    assert in_no_time(run()).sent == 2
+    (moved, _), rest = channel.asked
+    assert moved_at < moved <= moved_at + PLANS_SECONDS
+    assert rest == (290.0, "m0001:1")
+
+
+def test_a_message_that_is_moved_to_another_day_or_deleted_ends_no_later_than_five_seconds_after() -> None:
+    queue, channel = planned(280.0, 290.0), Channel()
+
+    async def run() -> ShardReport:
+        worker = asyncio.create_task(shard_of(Store(queue), Model(), channel).run(5))
+        await asyncio.sleep(12.0)
+        queue.messages["m0000"].due = 4000.0
+        queue.messages["m0001"].token = None
+        return await worker
+
+    report = in_no_time(run())
+    assert channel.asked == []
+    assert report.reasons == {"returned: not_due": 1, "left: lease_lost": 1}
+    assert report.seconds <= 12.0 + PLANS_SECONDS
+
+
+def test_what_holds_a_campaign_by_now_gives_its_waiting_messages_back_with_their_texts() -> None:
+    queue, channel = planned(0.0, 30.0), Channel()
+    switched_off = RunWait(UUID(int=1), "campaign_inactive", "The campaign is switched off.")
+    report = work(Store(queue, holding=lambda: switched_off if now() >= 30.0 else None), Model(), channel)
+    assert queue.statuses() == ["sent", "pending"]
+    assert report.reasons == {"returned: campaign_inactive": 1}
+    assert queue.messages["m0001"].parts, "the text that was paid for is kept"
 
 
 @pytest.mark.parametrize("anew", [False, True], ids=["as planned", "planned anew"])

@@ -6,7 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from campaign_pipeline.core.runs import DEFAULT_INTERVAL_SECONDS, OpenPause, RunningRun, RunState, judge_run
+from campaign_pipeline.core.runs import (
+    DEFAULT_INTERVAL_SECONDS,
+    OpenPause,
+    RunningRun,
+    RunState,
+    judge_run,
+    why_held,
+)
 
 RUN, INBOX, WORKSPACE = (UUID(int=number) for number in (1, 2, 3))
 NOON = datetime(2026, 3, 3, 15, tzinfo=UTC)  # 12:00 in São Paulo, a Tuesday
@@ -308,3 +315,40 @@ def test_every_row_that_a_crm_may_hold_gets_a_verdict(changes: dict[str, Any], p
         assert not state.may_probe(set())
     assert state.interval_seconds > 0
     assert state.too_old_before <= NOON - MAX_AGE
+
+
+# What holds a written text at its planned time ------------------------------------------------------------------------
+
+
+def held(inbox: UUID = INBOX, **changes: Any) -> str | None:
+    wait = why_held(RunningRun.from_row(row(**changes)), inbox)
+    return wait.code if wait else None
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, None),
+        ({"is_active": False}, "campaign_inactive"),
+        ({"instance_status": "disconnected"}, "inbox_disconnected"),
+        ({"instance_id": None}, "inbox_without_instance"),
+        ({"inbox_id": UUID(int=5)}, "settings_changed"),
+        ({"start_time": "13:00:00"}, "window_closed"),
+        ({"end_time": "11:59:00"}, "window_closed"),
+        ({"start_time": "12:00:01"}, None),  # the worker woke for the opening; by its clock it is open
+        ({"timezone": "Mars/Base"}, "invalid_window"),
+        ({"model": None}, None),  # the text is written
+    ],
+)
+def test_a_written_text_is_held_by_what_the_settings_say_at_its_planned_time(
+    changes: dict[str, Any], expected: str | None
+) -> None:
+    assert held(**changes) == expected
+
+
+def test_a_text_for_a_fallback_inbox_goes_through_it_as_long_as_that_is_a_connected_fallback() -> None:
+    other, down = UUID(OTHER["inbox_id"]), {**OTHER, "instance_status": "disconnected"}
+    assert held(other, fallbacks=[OTHER], instance_status="disconnected") is None
+    assert held(other, fallbacks=[OTHER]) is None, "its own inbox is back; the detour does no harm"
+    assert held(other, fallbacks=[down]) == "inbox_disconnected"
+    assert held(other) == "settings_changed", "it is no fallback any more"

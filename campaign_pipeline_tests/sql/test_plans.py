@@ -185,7 +185,7 @@ def spread(world: Crowded) -> None:
 STEPS: dict[str, Callable[[Crowded], object]] = {
     "recover": recover,
     "cancelled": lambda world: rows(world, "settle_cancelled_runs"),
-    "runs": lambda world: rows(world, "list_running_runs"),
+    "runs": lambda world: rows(world, "list_running_runs", run_id=None),
     "look": lambda world: rows(world, "look_at_queue"),
     "expire": lambda world: rows(world, "expire_old_messages", **cutoffs(world)),
     "spread": spread,

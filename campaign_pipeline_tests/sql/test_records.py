@@ -31,7 +31,7 @@ CLAIM = {
         # `now` is read once for all; `last_inbound_at` comes from a statement of its own, where a channel needs it.
         ("read_leased_messages", {"ids": [], "token": uuid4()}, LeasedMessage, {"now", "last_inbound_at"}),
         ("get_inbox_connection", {"inbox_id": uuid4()}, InboxConnection, set()),
-        ("list_running_runs", {}, RunningRun, set()),
+        ("list_running_runs", {"run_id": None}, RunningRun, set()),
         ("list_pauses", {}, OpenPause, set()),
         ("look_at_pauses", {}, OpenPause, {"tried_message_ids"}),  # only a claim chooses probes
     ],

@@ -157,7 +157,7 @@ def test_no_statement_returns_the_key_or_the_name_of_another_workspaces_instance
     CROSSINGS["instance"](world, a, b)
     world.do("UPDATE instances SET status = 'close' WHERE id = %s", b.instance)
     assert rows(world, "get_inbox_connection", inbox_id=a.inbox) == []
-    listed = {row["run_id"]: row for row in rows(world, "list_running_runs")}
+    listed = {row["run_id"]: row for row in rows(world, "list_running_runs", run_id=None)}
     assert (listed[a.run]["instance_name"], listed[a.run]["instance_status"]) == (None, "connected")
     assert listed[b.run]["instance_name"] == "instance_of_B"
 

@@ -5,8 +5,9 @@
 SELECT message_id, run_id, was, owner FROM campaign_pipeline.campaign_recover_leases();
 
 -- name: list_running_runs
--- Every running run with the data that decides whether it may be sent now. One row per run, an index probe each. Times
--- of day are read as text: PostgreSQL accepts '24:00', Python does not, and one campaign's must not stop all.
+-- Every running run, or one of them, with the data that decides whether it may be sent now. One row per run, an index
+-- probe each. Times of day are read as text: PostgreSQL accepts '24:00', Python does not, and one campaign's must not
+-- stop all.
 SELECT r.id AS run_id, r.name, r.wait_code, r.wait_reason, r.wait_until, r.resumed_at,
        campaign_pipeline.campaign_now() AS now,
        c.id AS config_id, c.workspace_id, c.inbox_id, c.is_active, c.start_time::text AS start_time,
@@ -56,7 +57,7 @@ LEFT JOIN LATERAL (
       AND campaign_pipeline.campaign_due_at(m)
           <= campaign_pipeline.campaign_now() + interval '5 minutes'
     ORDER BY campaign_pipeline.campaign_due_at(m) LIMIT 1) planned ON true
-WHERE r.status = 'running'
+WHERE r.status = 'running' AND (%(run_id)s::uuid IS NULL OR r.id = %(run_id)s)
 ORDER BY r.id;
 
 -- name: list_pauses
@@ -400,6 +401,12 @@ JOIN public.campaign_runs r ON r.id = m.run_id
 JOIN public.campaign_configs c ON c.id = r.config_id
 WHERE m.id = ANY (%(ids)s) AND m.lease_token = %(token)s AND campaign_pipeline.campaign_is_leased(m.status)
 ORDER BY campaign_pipeline.campaign_due_at(m), m.id;
+
+-- name: read_planned_times
+-- When messages that a shard holds are due now: the CRM may have moved them.
+SELECT m.id, greatest(campaign_pipeline.campaign_due_at(m), '1970-01-01Z') AS due_at
+FROM public.campaign_messages m
+WHERE m.id = ANY (%(ids)s) AND m.lease_token = %(token)s AND campaign_pipeline.campaign_is_leased(m.status);
 
 -- name: read_finished_messages
 -- The messages of a shard that an earlier worker of it finished, and how.

@@ -3,6 +3,7 @@
 import gc
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import closing
@@ -24,6 +25,11 @@ from campaign_pipeline_tests.guard import ONLY_THIS_MACHINE, stay_on_this_machin
 from campaign_pipeline_tests.pooler import Pooler, folder_for_all, run_pooler
 
 stay_on_this_machine()
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell ignores it for what a script starts in the background. Dagster treats SIGTERM like it, and then nothing
+    # ends the processes that copy a run's output.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Not the day that a developer's own folder keeps: the code location's days are fixed when it is imported.
 os.environ.setdefault("CAMPAIGN_FIRST_DAY", "2025-01-01")

@@ -1,5 +1,6 @@
 """The cost of an idle queue: sensors and a schedule that find nothing to do do not open Dagster's instance."""
 
+from datetime import UTC, datetime, time
 from pathlib import Path
 from unittest.mock import patch
 
@@ -20,6 +21,8 @@ def test_an_evaluation_that_finds_nothing_to_do_does_not_open_dagsters_instance(
     world: World, environment: pytest.MonkeyPatch, tmp_path: Path, sensor: dg.SensorDefinition
 ) -> None:
     world.run()
+    morning = datetime.combine(datetime.now(UTC), time(12), UTC)
+    world.move_clock(morning - datetime.now(UTC))  # from 18:00 in Sao Paulo on, a summary is due
     environment.setenv("OPENROUTER_API_KEY", "sk-or-test-key-of-no-account")
     overrides = {"telemetry": {"enabled": False}}  # without threads, next_batch_when_due looks once
     with DagsterInstance.local_temp(str(tmp_path), overrides=overrides) as instance:

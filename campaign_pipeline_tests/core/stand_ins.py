@@ -200,6 +200,7 @@ class Store:
     queue: Queue
     token: int = 1
     commit_seconds: float = 0.0
+    start: datetime = NOON  # at second 0 of the simulated clock
     verdicts: Callable[[str, str], str] = lambda _, __: "go"  # step and message -> verdict
     holding: Callable[[], RunWait | None] = lambda: None  # what in the CRM's settings holds every run
     renewing: Callable[[], None] = lambda: None  # may raise
@@ -267,7 +268,7 @@ class Store:
     async def planned_times(self, message_ids: Sequence[str]) -> dict[str, float]:
         """Return the due times of held messages."""
         held = [message for message_id in message_ids if (message := self._held(message_id))]
-        return {message.id: NOON.timestamp() + message.due for message in held}
+        return {message.id: self.start.timestamp() + message.due for message in held}
 
     async def keep_text(self, begin: BeginPart) -> None:
         """Store a text."""
@@ -465,7 +466,7 @@ def settings(splitter: SplitterSettings | None = None, **columns: Any) -> BatchS
     )
 
 
-def leased(stored: StoredMessage) -> LeasedMessage:
+def leased(stored: StoredMessage, start: datetime = NOON) -> LeasedMessage:
     """A row as a shard reads it."""
     parts = [
         PartRecord(
@@ -493,7 +494,7 @@ def leased(stored: StoredMessage) -> LeasedMessage:
         stored.retry_count,
         tuple(parts),
         worker_deaths=stored.worker_deaths,
-        due_at=NOON.timestamp() + stored.due,
+        due_at=start.timestamp() + stored.due,
     )
 
 
@@ -507,11 +508,11 @@ def shard_of(
     lead: Lead = ANA,
 ) -> ShardWorker:
     """A shard over all rows of its store."""
-    held = [leased(message) for message in store.queue.messages.values() if message.token == store.token]
+    held = [leased(message, store.start) for message in store.queue.messages.values() if message.token == store.token]
     return ShardWorker(
         shard=Shard("shard", "inbox", "batch", tuple(message.id for message in held)),
         messages=held,
-        started_at=NOON + timedelta(seconds=now()),
+        started_at=store.start + timedelta(seconds=now()),
         settings=batch_settings or settings(),
         leads={"lead": lead},
         store=store,

@@ -1,6 +1,7 @@
 """Messages that a shard holds before their planned time, on a simulated clock."""
 
 import asyncio
+from datetime import datetime
 from uuid import UUID
 
 import pytest
@@ -151,3 +152,31 @@ def test_messages_that_wait_for_a_window_are_sent_when_it_opens_and_not_before()
     report = in_no_time(run())
     assert [when for when, _ in channel.asked] == [60.0, 60.0, 75.0]
     assert report.sent == 3
+
+
+SPRING, AUTUMN = "2026-03-08T06:59:00+00:00", "2026-11-01T05:59:00+00:00"
+"""A minute before New York's clocks go forward from 02:00 to 03:00, and back from 02:00 to 01:00."""
+
+
+@pytest.mark.parametrize(
+    ("start", "window", "sent_at"),
+    [
+        (SPRING, ("03:00", "18:00"), {0: 60.0, 90: 90.0}),
+        (SPRING, ("02:30", "18:00"), {0: 60.0, 90: 90.0}),  # its opening is skipped
+        (SPRING, ("00:00", "02:00"), {0: 0.0}),  # the one planned for 90 s later is after the end
+        (AUTUMN, ("00:00", "02:00"), {0: 0.0, 90: 90.0}),  # the second 01:00 is before the end
+        (AUTUMN, ("01:30", "18:00"), {0: 0.0, 90: 90.0}),  # it has opened, and does not close at the second 01:00
+    ],
+)
+def test_planned_times_and_windows_hold_while_the_clocks_change(
+    start: str, window: tuple[str, str], sent_at: dict[int, float]
+) -> None:
+    queue, channel = planned(0.0, 90.0), Channel()
+    hours = settings(start_time=window[0], end_time=window[1], timezone="America/New_York")
+
+    async def run() -> ShardReport:
+        store = Store(queue, start=datetime.fromisoformat(start))
+        return await shard_of(store, Model(), channel, batch_settings=hours).run(5)
+
+    in_no_time(run())
+    assert {queue.messages[key.split(":")[0]].due: when for when, key in channel.asked} == sent_at

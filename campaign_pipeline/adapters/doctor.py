@@ -185,7 +185,7 @@ class Doctor(Operator):
     def waits(self, max_age: timedelta) -> Iterator[Finding]:
         """Report waiting runs: one finding per cause."""
         runs: dict[tuple[str, str], list[str]] = {}
-        names = {row["run_id"]: row["name"] for row in self._all("list_running_runs", run_id=None)}
+        names = {run.run_id: run.name for run in self._running_runs()}
         held = False  # by a person, as pauses_by_hand reports
         for state in self.states(max_age).values():
             if state.wait is not None and state.wait.code == "paused_by_person":

@@ -116,8 +116,13 @@ class Operations:
         look = QueueLook(**self._all("look_at_queue")[0])
         if not look.is_due_soon:
             return look
-        runs = tuple(map(RunningRun.from_row, self._all("list_running_runs", run_id=None)))
-        return replace(look, runs=runs, pauses=tuple(map(OpenPause.from_row, self._all("look_at_pauses"))))
+        return replace(look, runs=self._running_runs(), pauses=self._open_pauses())
+
+    def _running_runs(self) -> tuple[RunningRun, ...]:
+        return tuple(map(RunningRun.from_row, self._all("list_running_runs", run_id=None)))
+
+    def _open_pauses(self) -> tuple[OpenPause, ...]:
+        return tuple(map(OpenPause.from_row, self._all("look_at_pauses")))
 
     def is_due_within(self, seconds: float) -> bool:
         """Return whether a message may be due within some seconds, by one cheap statement; `look` answers exactly."""

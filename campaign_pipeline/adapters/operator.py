@@ -20,8 +20,6 @@ from campaign_pipeline.core.runs import (
     CONNECTING,
     SLOWED_DOWN,
     WINDOW_CLOSED,
-    OpenPause,
-    RunningRun,
     RunState,
     judge_run,
 )
@@ -91,12 +89,6 @@ class Operator(Operations):
         now, pauses = self.now(), self._open_pauses()
         states = (judge_run(run, pauses, max_age) for run in self._running_runs())
         return {state.run_id: state.with_noted_pace_wait(now) for state in states}
-
-    def _running_runs(self) -> list[RunningRun]:
-        return [RunningRun.from_row(row) for row in self._all("list_running_runs", run_id=None)]
-
-    def _open_pauses(self) -> list[OpenPause]:
-        return [OpenPause.from_row(row) for row in self._all("look_at_pauses")]
 
     def runs(
         self, max_age: timedelta, statuses: Sequence[str] | None = None, run_id: UUID | None = None, shown: int = 20
@@ -232,7 +224,7 @@ class Operator(Operations):
     def due_by_run(self) -> list[tuple[Named, int]]:
         """Return the running runs with due messages, and the number of messages, up to 10,000 each."""
         now = self.now()
-        runs = {row["run_id"]: row["name"] or "unnamed" for row in self._all("list_running_runs", run_id=None)}
+        runs = {run.run_id: run.name or "unnamed" for run in self._running_runs()}
         backlog = self.backlog(dict.fromkeys(runs, now))
         return [(Named(run, name), backlog[run].messages) for run, name in runs.items() if run in backlog]
 

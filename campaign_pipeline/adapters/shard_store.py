@@ -46,7 +46,7 @@ from campaign_pipeline.core.ports import (
     Turn,
     Verdict,
 )
-from campaign_pipeline.core.results import Result, finished_as
+from campaign_pipeline.core.results import FinishedMessage, Result
 from campaign_pipeline.core.runs import RunningRun, RunWait, why_held
 from campaign_pipeline.sql import statement
 
@@ -183,7 +183,7 @@ class ShardStore:
     async def finished(self, message_ids: Sequence[str]) -> list[tuple[str, Result]]:
         """Return which of these messages are finished, with their results from the ledger, whoever delivered them."""
         rows = await self._all("read_finished_messages", ids=[UUID(message_id) for message_id in message_ids])
-        return [(str(row["id"]), finished_as(row)) for row in rows]
+        return [(str(message.id), message.result) for message in (FinishedMessage(**row) for row in rows)]
 
     async def with_last_inbound(self, messages: Sequence[LeasedMessage], hours: float) -> list[LeasedMessage]:
         """Return the messages with the time when their leads last wrote to this inbox, if within some hours."""

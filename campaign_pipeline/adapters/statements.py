@@ -115,3 +115,6 @@ class Statements:
                 return await (await connection.execute(statement(name), parameters)).fetchall()
 
         return await patiently(call, self._patience)
+
+    async def _records(self, record: type[T], name: str, **parameters: Any) -> list[T]:
+        return [record(**row) for row in await self._all(name, **parameters)]

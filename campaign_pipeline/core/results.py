@@ -3,9 +3,10 @@
 A result is a value; `MessageDelivery._finish` alone commits, counts and logs it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
+from uuid import UUID
 
 from campaign_pipeline.core.model import ErrorClass, MessageStatus, ShardReport
 from campaign_pipeline.core.ports import (
@@ -158,11 +159,22 @@ def refused(verdict: Verdict, *, partly_sent: bool, seconds_of_day_left: Callabl
             return GiveBack(verdict, f"The run is {verdict.removeprefix('run_')}.")
 
 
-def finished_as(row: Mapping[str, Any]) -> Result:
-    """Return the result of a finished message from its row (statement `read_finished_messages`)."""
-    kinds: dict[str, type[Result]] = {"failed": Fail, "skipped": Skip}
-    error_class = ErrorClass(row["error_class"]) if row["error_class"] else None
-    return kinds.get(row["status"], Sent)(row["code"], row["reason"], error_class)
+@dataclass(frozen=True)
+class FinishedMessage:
+    """A message that an earlier worker of the shard finished: a row of `read_finished_messages`."""
+
+    id: UUID
+    status: str
+    error_class: str | None
+    code: str
+    reason: str
+
+    @property
+    def result(self) -> Result:
+        """Return what it became, and why."""
+        kinds: dict[str, type[Result]] = {"failed": Fail, "skipped": Skip}
+        error_class = ErrorClass(self.error_class) if self.error_class else None
+        return kinds.get(self.status, Sent)(self.code, self.reason, error_class)
 
 
 def count_result(report: ShardReport, result: Result, message_id: str) -> None:

@@ -4,7 +4,8 @@
 report is made here, from the database alone, so any day can be materialized again at any time.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import date, timedelta
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
@@ -12,7 +13,7 @@ from zoneinfo import ZoneInfo
 import dagster as dg
 
 from campaign_pipeline.adapters.day_report import DayReport
-from campaign_pipeline.adapters.reports import Reports
+from campaign_pipeline.adapters.reports import CampaignDay, Reports, RuleCount
 from campaign_pipeline.defs.day_tables import day_tables
 from campaign_pipeline.defs.days import DAY_FORMAT, days
 from campaign_pipeline.defs.io import markdown_table
@@ -97,15 +98,13 @@ def campaign_report(context: dg.AssetExecutionContext, database: QueueDatabase) 
         text_rules = run_async(reports.text_rules(window.start, window.end))
         details = run_async(DayReport(database.url()).read(date.fromisoformat(day), window.start, window.end))
     context.log.info(_in_a_sentence(day, total, len(campaigns)))
-    table = pd.DataFrame(
-        [{**row, "campaign_id": str(row["campaign_id"])} for row in campaigns], columns=["campaign_id", *COLUMNS[1:]]
-    )
+    table = pd.DataFrame([asdict(row) | {"campaign_id": str(row.campaign_id)} for row in campaigns], columns=COLUMNS)
     table.insert(0, "day", day)
     return dg.MaterializeResult(
         value=table,
         metadata={
             # What an operator looks for comes first; the UI keeps this order.
-            "next_step": next_step(day, total),
+            "next_step": _next_step(day, total),
             # Two tables: one with all columns would be wider than the page, and cut off every row.
             "campaigns": dg.MetadataValue.md(markdown_table(_outcomes(campaigns))),
             **day_tables(details, str(days.timezone)),
@@ -117,52 +116,52 @@ def campaign_report(context: dg.AssetExecutionContext, database: QueueDatabase) 
     )
 
 
-def _figures(total: Mapping[str, Any]) -> dict[str, int | float]:
+def _figures(total: CampaignDay) -> dict[str, int | float]:
     """Return the figures that the UI plots over the days; unmeasured times are left out, not plotted as zero."""
-    counts: dict[str, int | float] = {name: int(total[name]) for name in COUNTS}
-    counts |= {name: round(float(total[name]), 6) for name in COSTS}
-    measured = {name: total[name] for name in (*TIMES, "messages_per_minute") if total[name] is not None}
-    return counts | {name: round(float(value), 3) for name, value in measured.items()}
+    counts: dict[str, int | float] = {name: getattr(total, name) for name in COUNTS}
+    counts |= {name: round(getattr(total, name), 6) for name in COSTS}
+    times = {name: getattr(total, name) for name in (*TIMES, "messages_per_minute")}
+    return counts | {name: round(value, 3) for name, value in times.items() if value is not None}
 
 
-def _outcomes(campaigns: Sequence[Mapping[str, Any]]) -> "pd.DataFrame":
+def _outcomes(campaigns: Sequence[CampaignDay]) -> "pd.DataFrame":
     """Tabulate the outcomes of each campaign's messages for people; the file has every figure."""
     import pandas as pd
 
     return pd.DataFrame(
         [
             {
-                "campaign": row["campaign"],
-                "due": row["due"],
-                "sent": row["sent"],
+                "campaign": row.campaign,
+                "due": row.due,
+                "sent": row.sent,
                 # Without receipts the columns are empty: not every provider sends them.
-                "delivered": f"{row['delivered']} ({row['read']} read)" if row["receipts"] else "not known",
-                "replied": row["replied"],
-                "failed": row["failed"],
-                "to send again": row["failed_exhausted"],
-                "unknown": row["failed_unknown"],
-                "skipped": row["skipped"],
-                "waiting": row["waiting"],
+                "delivered": f"{row.delivered} ({row.read} read)" if row.receipts else "not known",
+                "replied": row.replied,
+                "failed": row.failed,
+                "to send again": row.failed_exhausted,
+                "unknown": row.failed_unknown,
+                "skipped": row.skipped,
+                "waiting": row.waiting,
             }
             for row in campaigns
         ]
     )
 
 
-def _costs_and_times(campaigns: Sequence[Mapping[str, Any]]) -> "pd.DataFrame":
+def _costs_and_times(campaigns: Sequence[CampaignDay]) -> "pd.DataFrame":
     """Tabulate the cost and the times of each campaign."""
     import pandas as pd
 
     return pd.DataFrame(
         [
             {
-                "campaign": row["campaign"],
-                "tokens (cached)": _with(f"{row['tokens']:,}", row["cached_tokens"], "{:,}"),
-                "US$ (saved by caching)": _with(f"{row['cost_usd']:.4f}", row["cache_saved_usd"], "{:.4f}"),
+                "campaign": row.campaign,
+                "tokens (cached)": _with(f"{row.tokens:,}", row.cached_tokens, "{:,}"),
+                "US$ (saved by caching)": _with(f"{row.cost_usd:.4f}", row.cache_saved_usd, "{:.4f}"),
                 "writing (p95)": _times(row, "generation"),
                 "sending (p95)": _times(row, "send"),
                 "due until sent (p95)": _times(row, "wait"),
-                "a minute": "" if row["messages_per_minute"] is None else f"{row['messages_per_minute']:.1f}",
+                "a minute": "" if row.messages_per_minute is None else f"{row.messages_per_minute:.1f}",
             }
             for row in campaigns
         ]
@@ -174,18 +173,18 @@ def _with(figure: str, of_cache: float, form: str) -> str:
     return f"{figure} ({form.format(of_cache)})" if of_cache else figure
 
 
-def _text_rules(campaigns: Sequence[Mapping[str, Any]], rules: Sequence[Mapping[str, Any]]) -> "pd.DataFrame":
+def _text_rules(campaigns: Sequence[CampaignDay], rules: Sequence[RuleCount]) -> "pd.DataFrame":
     """Tabulate how many texts of each campaign a rule changed or refused."""
     import pandas as pd
 
-    names = {row["campaign_id"]: row["campaign"] for row in campaigns}
+    names = {row.campaign_id: row.campaign for row in campaigns}
     return pd.DataFrame(
         [
             {
-                "campaign": names.get(row["campaign_id"], str(row["campaign_id"])),
-                "rule": row["rule"],
-                "texts": f"{row['texts']:,} {row['what']}",
-                "US$ of refused ones": f"{row['cost_usd']:.4f}",
+                "campaign": names.get(row.campaign_id, str(row.campaign_id)),
+                "rule": row.rule,
+                "texts": f"{row.texts:,} {row.what}",
+                "US$ of refused ones": f"{row.cost_usd:.4f}",
             }
             for row in rules
         ],
@@ -193,41 +192,44 @@ def _text_rules(campaigns: Sequence[Mapping[str, Any]], rules: Sequence[Mapping[
     )
 
 
-def _failed(row: Mapping[str, Any]) -> str:
-    classes = {name: row[f"failed_{name}"] for name in ("permanent", "exhausted", "unknown", "other")}
+def _failed(row: CampaignDay) -> str:
+    classes = {name: getattr(row, f"failed_{name}") for name in ("permanent", "exhausted", "unknown", "other")}
     named = ", ".join(f"{count} {name}" for name, count in classes.items() if count)
-    return f"{row['failed']} ({named})" if named else str(row["failed"])
+    return f"{row.failed} ({named})" if named else str(row.failed)
 
 
-def _times(row: Mapping[str, Any], stage: str) -> str:
+def _times(row: CampaignDay, stage: str) -> str:
     """Format median and 95th percentile of a stage."""
-    median, p95 = row[f"median_{stage}_s"], row[f"p95_{stage}_s"]
+    median, p95 = getattr(row, f"median_{stage}_s"), getattr(row, f"p95_{stage}_s")
     return "" if median is None else f"{in_words(median)} ({in_words(p95)})"
 
 
-def _in_a_sentence(day: str, total: Mapping[str, Any], campaigns: int) -> str:
+def _in_a_sentence(day: str, total: CampaignDay, campaigns: int) -> str:
     return (
-        f"{day}: {total['due']} messages of {campaigns} campaigns were due; {total['sent']} sent "
-        f"({total['replied']} answered), failed {_failed(total)}, {total['skipped']} skipped, "
-        f"{total['waiting']} waiting; US$ {total['cost_usd']:.4f}. {next_step(day, total)}"
+        f"{day}: {total.due} messages of {campaigns} campaigns were due; {total.sent} sent "
+        f"({total.replied} answered), failed {_failed(total)}, {total.skipped} skipped, "
+        f"{total.waiting} waiting; US$ {total.cost_usd:.4f}. {_next_step(day, total)}"
     )
 
 
-def next_step(day: str, total: Mapping[str, Any]) -> str:
-    """Say what to do about a day's failures."""
+def _next_step(day: str, total: CampaignDay) -> str:
+    refused = total.failed_permanent + total.failed_other
+    return next_step(day, exhausted=total.failed_exhausted, unknown=total.failed_unknown, refused=refused)
+
+
+def next_step(day: str, *, exhausted: int, unknown: int, refused: int) -> str:
+    """Say what to do about a day's failed messages, given how many failed in which way."""
     steps = []
-    if total["failed_exhausted"]:
+    if exhausted:
         steps.append(
-            f"{total['failed_exhausted']} failed for a temporary reason: launch retry_failed_messages for {day} to "
-            "send them again."
+            f"{exhausted} failed for a temporary reason: launch retry_failed_messages for {day} to send them again."
         )
-    if total["failed_unknown"]:
+    if unknown:
         steps.append(
-            f"{total['failed_unknown']} may have gone out: look at the chats; retry_failed_messages sends them again "
+            f"{unknown} may have gone out: look at the chats; retry_failed_messages sends them again "
             'only with error_classes ["unknown"].'
         )
-    if total["failed_permanent"] or total["failed_other"]:
-        refused = total["failed_permanent"] + total["failed_other"]
+    if refused:
         steps.append(f"{refused} were refused for good: campaign_messages.error_message says why of each.")
     return " ".join(steps) or "Nothing to do."
 

@@ -3,7 +3,7 @@
 import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import dagster as dg
 
@@ -34,19 +34,17 @@ def counters_equal_recount(database: QueueDatabase) -> dg.AssetCheckResult:
         rows = run_async(Reports(database.url()).wrong_counters())
     table = [
         {
-            "run": str(row["run_id"]),
-            "says": _counts(row, "leads_success", "leads_failed", "leads_skipped"),
-            "recount": _counts(row, "success", "failed", "skipped"),
+            "run": str(row.run_id),
+            "says": _counts(row.leads_success, row.leads_failed, row.leads_skipped),
+            "recount": _counts(row.success, row.failed, row.skipped),
         }
         for row in rows
     ]
     return _result(table, len(rows), ERROR, "runs have counters that differ from a recount of their messages.")
 
 
-def _counts(row: Mapping[str, Any], *columns: str) -> str:
-    return ", ".join(
-        f"{row[column]} {word}" for column, word in zip(columns, ("sent", "failed", "skipped"), strict=True)
-    )
+def _counts(sent: int, failed: int, skipped: int) -> str:
+    return f"{sent} sent, {failed} failed, {skipped} skipped"
 
 
 @dg.asset_check(
@@ -62,11 +60,11 @@ def leases_are_taken_back(database: QueueDatabase) -> dg.AssetCheckResult:
         rows = run_async(Reports(database.url()).forgotten_leases(lease))
     table = [
         {
-            "message": str(row["message_id"]),
-            "run": str(row["run_id"]),
-            "status": row["status"],
-            "held by": row["lease_owner"] or "",
-            "until": at(row["lease_expires_at"]),
+            "message": str(row.message_id),
+            "run": str(row.run_id),
+            "status": row.status,
+            "held by": row.lease_owner or "",
+            "until": at(row.lease_expires_at),
         }
         for row in rows
     ]
@@ -83,7 +81,7 @@ def provider_ids_are_unique(database: QueueDatabase) -> dg.AssetCheckResult:
     with plain_failures():
         rows = run_async(Reports(database.url()).doubled_provider_ids())
     # The id itself may contain a number (`…@s.whatsapp.net`); the message ids are enough to look it up.
-    table = [{"inbox": str(row["inbox_id"]), "messages": _ids(row["message_ids"])} for row in rows]
+    table = [{"inbox": str(row.inbox_id), "messages": _ids(row.message_ids)} for row in rows]
     return _result(table, _of_all(rows), ERROR, "provider ids stand on more than one part of an inbox.")
 
 
@@ -96,7 +94,7 @@ def rows_stay_in_their_workspace(database: QueueDatabase) -> dg.AssetCheckResult
     """Find references between workspaces."""
     with plain_failures():
         rows = run_async(Reports(database.url()).foreign_rows())
-    table = [{"what": row["kind"], "id": str(row["id"]), "why": row["sentence"]} for row in rows]
+    table = [{"what": row.kind, "id": str(row.id), "why": row.sentence} for row in rows]
     return _result(table, _of_all(rows), ERROR, "rows are connected with rows of another workspace.")
 
 
@@ -111,10 +109,10 @@ def outcomes_are_known(database: QueueDatabase) -> dg.AssetCheckResult:
         rows = run_async(Reports(database.url()).unknown_outcomes())
     table = [
         {
-            "message": str(row["message_id"]),
-            "run": str(row["run_id"]),
-            "code": row["error_code"] or "",
-            "ended": at(row["finished_at"]) if row["finished_at"] else "",
+            "message": str(row.message_id),
+            "run": str(row.run_id),
+            "code": row.error_code or "",
+            "ended": at(row.finished_at) if row.finished_at else "",
         }
         for row in rows
     ]
@@ -136,18 +134,16 @@ def accepted_messages_arrive(database: QueueDatabase) -> dg.AssetCheckResult:
         rows = run_async(Reports(database.url()).undelivered())
     table = [
         {
-            "inbox": str(row["inbox_id"]),
-            "accepted": row["accepted"],
-            "delivered": row["delivered"],
-            "failed after acceptance": row["failed_later"],
-            "never delivered": row["never_delivered"] if row["receipts"] else "not known: no receipts come in",
+            "inbox": str(row.inbox_id),
+            "accepted": row.accepted,
+            "delivered": row.delivered,
+            "failed after acceptance": row.failed_later,
+            "never delivered": row.never_delivered if row.receipts else "not known: no receipts come in",
         }
         for row in rows
     ]
     bad = [
-        row
-        for row in rows
-        if row["receipts"] and row["accepted"] - row["delivered"] > LARGEST_UNDELIVERED_SHARE * row["accepted"]
+        row for row in rows if row.receipts and row.accepted - row.delivered > LARGEST_UNDELIVERED_SHARE * row.accepted
     ]
     what = "inboxes have many messages that were accepted and never delivered."
     return _result(table, len(bad), WARN, what)
@@ -164,7 +160,7 @@ def no_day_to_back_fill(database: QueueDatabase) -> dg.AssetCheckResult:
         rows = run_async(Reports(database.url()).failed_by_day(str(days.timezone)))
     by_day: dict[str, dict[str, int]] = defaultdict(dict)
     for row in rows:
-        by_day[row["day"]][row["error_class"]] = row["messages"]
+        by_day[row.day][row.error_class] = row.messages
     again = {day: sum(n for name, n in classes.items() if name in SENT_AGAIN) for day, classes in by_day.items()}
     table = [
         {
@@ -199,7 +195,12 @@ with warnings.catch_warnings():
         return dg.AssetCheckResult(
             passed=not failed["failed_exhausted"],
             severity=WARN,
-            description=next_step(context.partition_key, failed),
+            description=next_step(
+                context.partition_key,
+                exhausted=failed["failed_exhausted"],
+                unknown=failed["failed_unknown"],
+                refused=failed["failed_permanent"] + failed["failed_other"],
+            ),
             metadata=failed,
         )
 
@@ -215,16 +216,16 @@ def nobody_else_sends(database: QueueDatabase) -> dg.AssetCheckResult:
         rows = run_async(Reports(database.url()).foreign_changes())
     table = [
         {
-            "became": row["became"],
-            "messages": row["messages"],
-            "by role": row["by_role"] or "",
-            "application": row["application"] or "",
-            "last": at(row["last_at"]),
-            "for example": _ids(row["examples"]),
+            "became": row.became,
+            "messages": row.messages,
+            "by role": row.by_role or "",
+            "application": row.application or "",
+            "last": at(row.last_at),
+            "for example": _ids(row.examples),
         }
         for row in rows
     ]
-    count = sum(row["messages"] for row in rows)
+    count = sum(row.messages for row in rows)
     return _result(table, count, WARN, "messages were taken or finished by somebody else.")
 
 
@@ -232,8 +233,15 @@ def _ids(values: Iterable[Any]) -> str:
     return ", ".join(str(value) for value in values)
 
 
-def _of_all(rows: Sequence[Mapping[str, Any]]) -> int:
-    return rows[0]["of_all"] if rows else 0
+class _Counted(Protocol):
+    """A row of a statement that shows some rows and counts all."""
+
+    @property
+    def of_all(self) -> int: ...
+
+
+def _of_all(rows: Sequence[_Counted]) -> int:
+    return rows[0].of_all if rows else 0
 
 
 def _result(

@@ -6,7 +6,7 @@ from zoneinfo import ZoneInfo
 
 import dagster as dg
 
-from campaign_pipeline.adapters.day_report import DayDetails
+from campaign_pipeline.adapters.day_report import DayDetails, InboxDay, Spending, Unsent, WaitingRun
 from campaign_pipeline.core.next_steps import next_step, step_of_wait
 from campaign_pipeline.defs.io import markdown_table
 
@@ -31,43 +31,43 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     return markdown_table(pd.DataFrame(rows[:SHOWN_ROWS])) + more
 
 
-def _failure(row: Mapping[str, Any]) -> dict[str, Any]:
+def _failure(row: Unsent) -> dict[str, Any]:
     return {
-        "messages": row["messages"],
-        "what": row["status"] + (f" ({row['error_class']})" if row["error_class"] else ""),
-        "code": row["code"],
-        "what next": next_step(row["status"], row["error_class"], row["code"]),
+        "messages": row.messages,
+        "what": row.status + (f" ({row.error_class})" if row.error_class else ""),
+        "code": row.code,
+        "what next": next_step(row.status, row.error_class, row.code),
     }
 
 
-def _wait(row: Mapping[str, Any]) -> dict[str, Any]:
-    code, why = row["wait_code"], row["wait_reason"]
-    if row["status"] == "paused":
+def _wait(row: WaitingRun) -> dict[str, Any]:
+    code, why = row.wait_code, row.wait_reason
+    if row.status == "paused":
         code, why = "run_paused", "The run is paused."
     return {
-        "campaign": row["campaign"],
-        "messages": row["messages"],
+        "campaign": row.campaign,
+        "messages": row.messages,
         "waits for": f"{code}: {why}" if code else "its turn",
         "what next": step_of_wait(code) if code else "nothing: the next batch takes it",
     }
 
 
-def _inbox(row: Mapping[str, Any], zone: ZoneInfo) -> dict[str, Any]:
-    first, last = (f"{at.astimezone(zone):%H:%M}" if at else "" for at in (row["first_at"], row["last_at"]))
+def _inbox(row: InboxDay, zone: ZoneInfo) -> dict[str, Any]:
+    first, last = (f"{at.astimezone(zone):%H:%M}" if at else "" for at in (row.first_at, row.last_at))
     return {
-        "inbox": row["inbox"] + (f" ({row['instance']})" if row["instance"] else ""),
-        "sent": row["sent"],
-        "failed": row["failed"],
-        "skipped": row["skipped"],
+        "inbox": row.inbox + (f" ({row.instance})" if row.instance else ""),
+        "sent": row.sent,
+        "failed": row.failed,
+        "skipped": row.skipped,
         "from, to": f"{first}, {last}" if first else "",
     }
 
 
-def _spending(row: Mapping[str, Any]) -> dict[str, Any]:
-    share = row["spent_usd"] / row["limit_usd"] if row["limit_usd"] else 1.0
+def _spending(row: Spending) -> dict[str, Any]:
+    share = row.spent_usd / row.limit_usd if row.limit_usd else 1.0
     return {
-        "of": f"{row['scope']} {row['name']}",
-        "US$": f"{row['spent_usd']:.4f}",
-        "limit": f"{row['limit_usd']:.2f}",
+        "of": f"{row.scope} {row.name}",
+        "US$": f"{row.spent_usd:.4f}",
+        "limit": f"{row.limit_usd:.2f}",
         "used": f"{share:.0%}",
     }

@@ -3,7 +3,9 @@
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from campaign_pipeline.adapters.reports import CampaignDay
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,8 +21,8 @@ _TICKS = (0.001, 0.01, 0.1, 1.0, 10.0, 60.0, 600.0, 3600.0, 36000.0, 360000.0)  
 _UNITS = ((3600.0, "h"), (60.0, "min"), (1.0, "s"))
 
 
-def day_picture(day: str, total: Mapping[str, Any]) -> str:
-    """Plot a day's last row of `report_campaign_day` as a PNG in Markdown, about 10 kB, for Dagster's UI.
+def day_picture(day: str, total: CampaignDay) -> str:
+    """Plot a day's total as a PNG in Markdown, about 10 kB, for Dagster's UI.
 
     It contains only counts and times, neither names nor ids.
     """
@@ -35,7 +37,7 @@ def day_picture(day: str, total: Mapping[str, Any]) -> str:
     figure = Figure(figsize=(9, 3.1), dpi=100, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-    _draw_hours(left, day, total["by_hour"])
+    _draw_hours(left, day, total.by_hour or {})
     _draw_stages(right, total)
     drawn, small = io.BytesIO(), io.BytesIO()
     figure.savefig(drawn, format="png")
@@ -67,13 +69,13 @@ def _draw_hours(axes: "Axes", day: str, by_hour: Mapping[str, Sequence[int]]) ->
         axes.text(0.5, 0.5, "nothing ended on this day", transform=axes.transAxes, ha="center", color=_INK)
 
 
-def _draw_stages(axes: "Axes", total: Mapping[str, Any]) -> None:
+def _draw_stages(axes: "Axes", total: CampaignDay) -> None:
     _plain_axes(axes)
     axes.set_title("Duration: median (dot) to 95th percentile", loc="left", fontsize=10, color=_INK)
     times = [
-        (name, total[f"median_{stage}_s"], total[f"p95_{stage}_s"])
+        (name, getattr(total, f"median_{stage}_s"), getattr(total, f"p95_{stage}_s"))
         for stage, name in reversed(STAGES.items())
-        if total[f"p95_{stage}_s"] is not None
+        if getattr(total, f"p95_{stage}_s") is not None
     ]
     if not times:
         axes.set_axis_off()

@@ -13,6 +13,7 @@ from typing import Any
 import dagster as dg
 
 from campaign_pipeline.adapters.queue import Batch
+from campaign_pipeline.adapters.reports import RunAtWork
 from campaign_pipeline.core.batch_outcome import BatchOutcome, needs_person
 from campaign_pipeline.core.model import ErrorClass, ShardReport
 from campaign_pipeline.core.next_steps import next_step, step_of_wait
@@ -252,32 +253,32 @@ def describe_runs(
 
 def materialize_runs(
     context: dg.OpExecutionContext,
-    runs: Sequence[Mapping[str, Any]],
+    runs: Sequence[RunAtWork],
     closed: Sequence[Mapping[str, Any]],
     outcome: BatchOutcome,
 ) -> None:
     """Materialize `campaign_runs` with figures to plot over time and a table of the runs."""
     closed_now = {str(run["id"]) for run in closed}
-    waiting = [run for run in runs if run["wait_code"]]
-    shown = sorted(runs, key=lambda run: (str(run["run_id"]) not in closed_now, -run["leads_failed"]))[:SHOWN_RUNS]
+    waiting = [run for run in runs if run.wait_code]
+    shown = sorted(runs, key=lambda run: (str(run.run_id) not in closed_now, -run.leads_failed))[:SHOWN_RUNS]
     figures = {
-        "running": sum(run["status"] == "running" for run in runs),
+        "running": sum(run.status == "running" for run in runs),
         "waiting": len(waiting),
         "closed": len(closed),
-        "sent": sum(run["leads_success"] for run in runs),
-        "failed": sum(run["leads_failed"] for run in runs),
-        "skipped": sum(run["leads_skipped"] for run in runs),
+        "sent": sum(run.leads_success for run in runs),
+        "failed": sum(run.leads_failed for run in runs),
+        "skipped": sum(run.leads_skipped for run in runs),
     }
-    table = [
+    table: list[dict[str, str | int]] = [
         {
-            "run": str(run["run_id"]),
-            "campaign": run["campaign"],
-            "status": f"{run['status']}, just now" if str(run["run_id"]) in closed_now else run["status"],
-            "of": run["leads_total"],
-            "sent": run["leads_success"],
-            "failed": run["leads_failed"],
-            "skipped": run["leads_skipped"],
-            "waits for": f"{run['wait_code']}: {run['wait_reason']}" if run["wait_code"] else "",
+            "run": str(run.run_id),
+            "campaign": run.campaign,
+            "status": f"{run.status}, just now" if str(run.run_id) in closed_now else run.status,
+            "of": run.leads_total,
+            "sent": run.leads_success,
+            "failed": run.leads_failed,
+            "skipped": run.leads_skipped,
+            "waits for": f"{run.wait_code}: {run.wait_reason}" if run.wait_code else "",
         }
         for run in shown
     ]

@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,9 @@ import pytest
 from dagster import AssetCheckKey, AssetKey, DagsterInstance
 from PIL import Image
 
+from campaign_pipeline.adapters.reports import CampaignDay
 from campaign_pipeline.definitions import defs
-from campaign_pipeline.defs.assets import refresh_campaign_report_hourly
+from campaign_pipeline.defs.assets import TIMES, refresh_campaign_report_hourly
 from campaign_pipeline.defs.checks import CHECKS
 from campaign_pipeline.defs.days import days
 from campaign_pipeline.defs.io import markdown_table
@@ -32,7 +34,6 @@ from campaign_pipeline_tests.factories import World
 ZONE = ZoneInfo("America/Sao_Paulo")
 DAY = "2026-03-10"
 NOON = datetime(2026, 3, 10, 12, tzinfo=ZONE)
-NOTHING = {f"{figure}_{stage}_s": None for figure in ("median", "p95") for stage in ("generation", "send", "wait")}
 
 
 @pytest.fixture
@@ -509,16 +510,18 @@ def test_a_time_has_a_fitting_unit(seconds: float, words: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "total",
+    ("seconds", "by_hour"),
     [
-        NOTHING | {"by_hour": {}},
-        NOTHING | {"by_hour": {"9": [0, 0, 1]}},
-        dict.fromkeys(NOTHING, 0.0) | {"by_hour": {"0": [1, 0, 0]}},
-        dict.fromkeys(NOTHING, 1e6) | {"by_hour": {str(hour): [10**6, 1, 0] for hour in range(24)}},
+        (None, {}),
+        (None, {"9": [0, 0, 1]}),
+        (0.0, {"0": [1, 0, 0]}),
+        (1e6, {str(hour): [10**6, 1, 0] for hour in range(24)}),
     ],
     ids=["nothing", "only skipped", "no time at all", "very much"],
 )
-def test_any_day_can_be_drawn(total: dict[str, Any]) -> None:
+def test_any_day_can_be_drawn(seconds: float | None, by_hour: dict[str, list[int]]) -> None:
+    counts: dict[str, Any] = dict.fromkeys((field.name for field in fields(CampaignDay)), 0)
+    total = CampaignDay(**counts | dict.fromkeys(TIMES, seconds) | {"by_hour": by_hour})
     picture = Image.open(io.BytesIO(base64.b64decode(day_picture(DAY, total).partition("base64,")[2][:-1])))
     assert picture.size == (900, 310)
     assert len(picture.convert("RGB").getcolors() or []) > 3  # not blank

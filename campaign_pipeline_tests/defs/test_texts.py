@@ -69,8 +69,9 @@ def test_savings_of_a_cached_prompt_are_stored_with_the_call_and_reported(world:
         start, end = now - timedelta(hours=1), now + timedelta(hours=1)
         of_campaign, total = await reports.campaign_day(start, end, "UTC")
         for row in (of_campaign, total):
-            assert (row["cached_tokens"], row["cache_saved_usd"]) == (180, pytest.approx(0.004))
-            assert row["cost_usd"] == pytest.approx(2 * COST)
+            assert row.cached_tokens == 180
+            assert row.cache_saved_usd == pytest.approx(0.004)
+            assert row.cost_usd == pytest.approx(2 * COST)
         assert await reports.text_rules(start, end) == []
 
     play(scenario)
@@ -305,7 +306,7 @@ def test_a_day_says_how_many_texts_each_rule_changed_and_refused(world: World, p
         start = world.value("SELECT campaign_now() - interval '1 day'")
         end = world.value("SELECT campaign_now() + interval '1 day'")
         rows = await Reports(world.url).text_rules(start, end)
-        assert [(row["campaign_id"], row["rule"], row["what"], row["texts"]) for row in rows] == [
+        assert [(row.campaign_id, row.rule, row.what, row.texts) for row in rows] == [
             (config, "markdown_converted", "changed", 2),
             (config, "empty_value", "refused", 1),
             (config, "preamble_cut", "changed", 1),

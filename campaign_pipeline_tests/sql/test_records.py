@@ -1,12 +1,28 @@
 """Records built from rows have exactly the columns of their statements."""
 
 from dataclasses import fields
+from datetime import UTC, date, datetime
 from uuid import uuid4
 
 import pytest
 
+from campaign_pipeline.adapters.day_report import InboxDay, Spending, Unsent, WaitingRun
 from campaign_pipeline.adapters.inbox_connection import InboxConnection
+from campaign_pipeline.adapters.reports import (
+    CampaignDay,
+    DoubledProviderId,
+    FailedOnDay,
+    ForeignChange,
+    ForeignRow,
+    ForgottenLease,
+    RuleCount,
+    RunAtWork,
+    Undelivered,
+    UnknownOutcome,
+    WrongCounters,
+)
 from campaign_pipeline.core.model import ClaimedMessage, LeasedMessage, PartRecord
+from campaign_pipeline.core.results import FinishedMessage
 from campaign_pipeline.core.runs import OpenPause, RunningRun
 from campaign_pipeline.sql import statement
 from campaign_pipeline_tests.factories import World
@@ -22,6 +38,7 @@ CLAIM = {
     "tried_ids": None,
     "ahead_seconds": 0.0,
 }
+DAY = {"day_start": datetime(2026, 1, 1, tzinfo=UTC), "day_end": datetime(2026, 1, 2, tzinfo=UTC)}
 
 
 @pytest.mark.parametrize(
@@ -34,6 +51,22 @@ CLAIM = {
         ("list_running_runs", {"run_id": None}, RunningRun, set()),
         ("list_pauses", {}, OpenPause, set()),
         ("look_at_pauses", {}, OpenPause, {"tried_message_ids"}),  # only a claim chooses probes
+        ("read_finished_messages", {"ids": []}, FinishedMessage, set()),
+        ("list_runs_at_work", {"closed": []}, RunAtWork, set()),
+        ("report_campaign_day", DAY | {"timezone": "UTC"}, CampaignDay, set()),
+        ("count_text_rules", DAY, RuleCount, set()),
+        ("count_failed_by_day", {"timezone": "UTC", "days": 1}, FailedOnDay, set()),
+        ("find_wrong_counters", {}, WrongCounters, set()),
+        ("find_forgotten_leases", {"lease_seconds": 1.0, "shown": 1}, ForgottenLease, set()),
+        ("find_doubled_provider_ids", {"days": 1, "shown": 1}, DoubledProviderId, set()),
+        ("find_foreign_rows", {"days": 1, "shown": 1}, ForeignRow, set()),
+        ("count_undelivered", {"days": 1}, Undelivered, set()),
+        ("count_foreign_changes", {"days": 1}, ForeignChange, set()),
+        ("find_unknown_outcomes", {"shown": 1}, UnknownOutcome, set()),
+        ("report_failures", DAY, Unsent, set()),
+        ("report_inboxes", DAY, InboxDay, set()),
+        ("report_spending", {"day": date(2026, 1, 1)}, Spending, set()),
+        ("report_waits", DAY, WaitingRun, set()),
     ],
 )
 def test_a_record_has_the_columns_of_its_statement(

@@ -84,7 +84,7 @@ def _contestant(bench: Bench, behaviour: Behaviour, name: str, root: Path) -> It
     queue, storage = (bench.server.url(each) for each in names)
     home = bench.home / name
     home.mkdir(exist_ok=True)
-    dagster_home = make_dagster_home(home, storage)
+    dagster_home = _own_dagster_home(root, home, storage)
     with SandboxProcess(behaviour) as sandbox:
         variables = bench.environment(queue, sandbox) | {
             "PYTHONPATH": str(root),
@@ -103,6 +103,23 @@ def _contestant(bench: Bench, behaviour: Behaviour, name: str, root: Path) -> It
             with psycopg.connect(bench.server.url("postgres"), autocommit=True) as admin:
                 for each in names:
                     admin.execute(f"DROP DATABASE {each} WITH (FORCE)")
+
+
+_WRITE_HOME = """
+import sys
+from pathlib import Path
+from campaign_pipeline.adapters.dagster_home import write_dagster_home
+write_dagster_home(Path(sys.argv[1]), sys.argv[2])
+"""
+
+
+def _own_dagster_home(root: Path, home: Path, storage: str) -> Path:
+    """Write Dagster's settings as the code in `root` ships them; its storage has its tables."""
+    dagster_home = make_dagster_home(home, storage)
+    url = storage.replace("postgresql://", "postgresql+psycopg2://", 1)
+    variables = os.environ | {"PYTHONPATH": str(root)}
+    subprocess.run([sys.executable, "-c", _WRITE_HOME, str(home), url], cwd=root, env=variables, check=True)
+    return dagster_home
 
 
 class ProcessTime:

@@ -17,6 +17,11 @@ storage:
   postgres:
     postgres_url: {storage_url}
     should_autocreate_tables: {create_tables}
+compute_logs:
+  module: dagster._core.storage.noop_compute_log_manager
+  class: NoOpComputeLogManager
+python_logs:
+  python_log_level: INFO
 concurrency:
   runs:
     max_concurrent_runs: 4

@@ -55,7 +55,6 @@ def test_the_shipped_settings_make_an_instance_that_keeps_runs_in_postgresql(
     monkeypatch.setenv("DAGSTER_PG_DB", parts.path.lstrip("/"))
     monkeypatch.setenv("DAGSTER_PG_USERNAME", "postgres")
     monkeypatch.setenv("DAGSTER_PG_PASSWORD", "none")
-    monkeypatch.setenv("DAGSTER_COMPUTE_LOGS", str(tmp_path / "logs"))
     with DagsterInstance.from_config(str(tmp_path)) as instance:
         run = instance.create_run_for_job(defs.resolve_job_def("process_campaign_queue"))
         # A NOTIFY with a bound parameter, which fails if SQLAlchemy's default driver is psycopg 3.
@@ -90,7 +89,7 @@ def top_level_keys(text: str) -> set[str]:
 def test_both_settings_name_the_same_topics() -> None:
     shipped = top_level_keys((CHECKOUT / "deploy" / "dagster.yaml").read_text(encoding="utf-8"))
     written = top_level_keys(dagster_home._DAGSTER_YAML)
-    assert written == shipped - {"compute_logs"}
+    assert written == shipped
 
 
 def test_every_job_says_what_kind_of_work_it_is() -> None:

@@ -176,10 +176,10 @@ class Doctor(Operator):
 
     def pauses_by_hand(self) -> Finding:
         """Report what a person paused."""
-        paused = [row for row in self.pauses() if row["paused_by"]]
+        paused = [pause for pause in self.pauses() if pause.paused_by]
         if not paused:
             return Finding("pauses by hand", State.FINE, "nobody paused anything")
-        text = " ".join(row["reason"] for row in paused[:SHOWN])
+        text = " ".join(pause.reason for pause in paused[:SHOWN])
         return Finding("pauses by hand", State.STOPS, text, "Resume what may go on.")
 
     def waits(self, max_age: timedelta) -> Iterator[Finding]:

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 from uuid import UUID
 
 import psycopg
@@ -15,6 +15,8 @@ from campaign_pipeline.core.ports import StoreUnavailable
 from campaign_pipeline.core.runs import OpenPause, RunningRun
 from campaign_pipeline.core.upkeep import Backlog, QueueLook
 from campaign_pipeline.sql import statement
+
+T = TypeVar("T")
 
 REQUEUE_BATCH = 2000
 """Messages requeued per transaction: their runs stay locked for a fraction of a second."""
@@ -105,6 +107,9 @@ class Operations:
 
     def _all(self, name: str, **parameters: Any) -> list[dict[str, Any]]:
         return self._run(name, **parameters).fetchall()
+
+    def _records(self, record: type[T], name: str, **parameters: Any) -> list[T]:
+        return [record(**row) for row in self._all(name, **parameters)]
 
     def now(self) -> datetime:
         """Return the database's time."""

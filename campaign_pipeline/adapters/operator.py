@@ -6,16 +6,15 @@ Ids may be given as a unique prefix; runs, inboxes and workspaces also by name.
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime, time, timedelta, tzinfo
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta, tzinfo
 from typing import Any
 from uuid import UUID
-from zoneinfo import ZoneInfo
 
 from campaign_pipeline.adapters.operations import FailedMessages, Operations, requeue
 from campaign_pipeline.core.claim_budget import CODES as PACE_CODES
-from campaign_pipeline.core.forecast import HORIZON_HOURS, Forecast, Limits, RunPlan, forecast
-from campaign_pipeline.core.overview import Story
+from campaign_pipeline.core.forecast import HORIZON_HOURS, Forecast, RunPlan, forecast
+from campaign_pipeline.core.overview import CampaignPace, InboxOverview, PauseOverview, RunOverview
 from campaign_pipeline.core.runs import (
     CONNECTING,
     SLOWED_DOWN,
@@ -23,6 +22,7 @@ from campaign_pipeline.core.runs import (
     RunState,
     judge_run,
 )
+from campaign_pipeline.core.story import LogLine, RuledText, Story, ToldMessage, ToldPart
 from campaign_pipeline.core.window import InvalidWindow, SendingWindow
 
 _FEWEST_DIGITS = 4
@@ -92,25 +92,19 @@ class Operator(Operations):
 
     def runs(
         self, max_age: timedelta, statuses: Sequence[str] | None = None, run_id: UUID | None = None, shown: int = 20
-    ) -> list[dict[str, Any]]:
+    ) -> list[RunOverview]:
         """List campaign runs: progress, pace, why each waits, and when the forecast expects its end."""
-        rows = self._all(
-            "overview_runs", run_id=run_id, statuses=None if statuses is None else list(statuses), shown=shown
-        )
+        wanted = None if statuses is None else list(statuses)
+        runs = self._records(RunOverview, "overview_runs", run_id=run_id, statuses=wanted, shown=shown)
         states = self.states(max_age)
-        finished = self.forecast(max_age).finished_at if any(row["run_id"] in states for row in rows) else {}
-        for row in rows:
-            state = states.get(row["run_id"])
-            wait = state.wait if state else None
-            row["wait_code"] = wait.code if wait else None
-            row["wait_reason"] = wait.reason if wait else None
-            row["wait_until"] = wait.until if wait else None
-            row["finished_at"] = row["completed_at"] or finished.get(row["run_id"])
-        return rows
+        finished = self.forecast(max_age).finished_at if any(run.run_id in states for run in runs) else {}
+        waits = {run_id: state.wait for run_id, state in states.items() if state.wait}
+        return [run.at_present(waits.get(run.run_id), finished.get(run.run_id)) for run in runs]
 
-    def progress(self, run_id: UUID) -> list[dict[str, Any]]:
-        """Return the counts of one run; empty if it was deleted."""
-        return self._all("overview_runs", run_id=run_id, statuses=None, shown=1)
+    def progress(self, run_id: UUID) -> RunOverview | None:
+        """Return the counts of one run; None if it was deleted."""
+        runs = self._records(RunOverview, "overview_runs", run_id=run_id, statuses=None, shown=1)
+        return runs[0] if runs else None
 
     def messages(
         self,
@@ -144,38 +138,30 @@ class Operator(Operations):
 
     def story(self, message_id: UUID, max_age: timedelta, zone: tzinfo) -> Story:
         """Return everything about a message, its sentences with times in `zone`. Raises OperatorError if deleted."""
-        found = self._all("story_of_message", message_id=message_id)
+        found = self._records(ToldMessage, "story_of_message", message_id=message_id)
         if not found:
             raise OperatorError(f"There is no message {message_id}.")
-        state = self.states(max_age).get(found[0]["run_id"]) if found[0]["status"] == "pending" else None
+        state = self.states(max_age).get(found[0].run_id) if found[0].status == "pending" else None
         return Story(
             message=found[0],
-            parts=self._all("story_of_parts", message_id=message_id),
-            log=self._all("story_of_log", message_id=message_id),
-            model_calls=self._all("story_of_model_calls", message_id=message_id),
+            parts=self._records(ToldPart, "story_of_parts", message_id=message_id),
+            log=self._records(LogLine, "story_of_log", message_id=message_id),
+            model_calls=self._records(RuledText, "story_of_model_calls", message_id=message_id),
             wait=state.wait if state else None,
             zone=zone,
         )
 
-    def inboxes(self) -> list[dict[str, Any]]:
+    def inboxes(self) -> list[InboxOverview]:
         """List the inboxes of all campaigns: connection, pace, today's counts, warm-up, and why each is paused."""
         pauses = self.pauses()
-        rows = self._all("overview_inboxes")
-        for row in rows:
-            mine = [
-                pause
-                for pause in pauses
-                if pause["scope"] == "all" or (pause["scope"], pause["scope_id"]) == ("inbox", str(row["inbox_id"]))
-            ]
-            row["pauses"] = [pause["reason"] for pause in mine]
-        return rows
+        return [
+            replace(inbox, pauses=[pause.reason for pause in pauses if pause.covers_inbox(inbox.inbox_id)])
+            for inbox in self._records(InboxOverview, "overview_inboxes")
+        ]
 
-    def pauses(self) -> list[dict[str, Any]]:
-        """List all pauses, automatic and manual; `lift` accepts the column `pause`."""
-        rows = self._all("overview_pauses")
-        for row in rows:
-            row["pause"] = row["scope"] if row["scope"] == "all" else f"{row['scope']}:{row['scope_id']}"
-        return rows
+    def pauses(self) -> list[PauseOverview]:
+        """List all pauses, automatic and manual."""
+        return self._records(PauseOverview, "overview_pauses")
 
     def forecast(self, max_age: timedelta, hours: int = HORIZON_HOURS) -> Forecast:
         """Forecast what the running runs will send, by inbox and hour."""
@@ -205,12 +191,9 @@ class Operator(Operations):
                     held=state.wait is not None and state.wait.code not in _PASSING_WAITS,
                 )
             )
-        inboxes = {row["inbox_id"]: _inbox_limits(row) for row in self._all("overview_inboxes")}
-        campaigns = {
-            row["config_id"]: _campaign_limits(row)
-            for row in self._all("forecast_campaigns")
-            if row["gap_seconds"] or row["daily_limit"] is not None
-        }
+        inboxes = {inbox.inbox_id: inbox.limits for inbox in self._records(InboxOverview, "overview_inboxes")}
+        paces = self._records(CampaignPace, "forecast_campaigns")
+        campaigns = {pace.config_id: limits for pace in paces if (limits := pace.limits)}
         return forecast(now, plans, inboxes, campaigns, hours)
 
     def describe_claim(self, claimed: Sequence[tuple[UUID, UUID | None]]) -> list[dict[str, Any]]:
@@ -289,20 +272,18 @@ class Operator(Operations):
 
     def lift(self, pause: str, by: str) -> Done:
         """Close the circuit of an automatic pause. Raises OperatorError if there is none, or the pause is manual."""
-        found = [row for row in self.pauses() if row["pause"].startswith(pause) or row["name"] == pause]
+        found = [each for each in self.pauses() if each.pause.startswith(pause) or each.name == pause]
         if not found:
             raise OperatorError(f"There is no pause {pause!r}; `campaign-pipeline pauses` lists them.")
         if len(found) > 1:
-            names = ", ".join(row["pause"] for row in found)
+            names = ", ".join(each.pause for each in found)
             raise OperatorError(f"{pause!r} is not the only pause of its kind: {names}.")
-        row = found[0]
-        if row["paused_by"]:
-            raise OperatorError(f"{row['paused_by']} paused this by hand: use `campaign-pipeline resume`.")
-        whom = f"{row['scope']} {row['name'] or row['scope_id']}"
-        self._all(
-            "lift_pause", scope=row["scope"], scope_id=row["scope_id"], by=by, log=f"{by} lifted the pause of {whom}."
-        )
-        text = f"The pause of the {whom} ({row['code']}) is lifted: what waited for it goes on with the next batch."
+        one = found[0]
+        if one.paused_by:
+            raise OperatorError(f"{one.paused_by} paused this by hand: use `campaign-pipeline resume`.")
+        whom = f"{one.scope} {one.name or one.scope_id}"
+        self._all("lift_pause", scope=one.scope, scope_id=one.scope_id, by=by, log=f"{by} lifted the pause of {whom}.")
+        text = f"The pause of the {whom} ({one.code}) is lifted: what waited for it goes on with the next batch."
         return Done(True, text, "Where the cause is still there, the next message opens it again.")
 
     def retry(self, ids: Sequence[UUID], by: str, *, resend_unknown: bool = False) -> Done:
@@ -358,8 +339,8 @@ class Operator(Operations):
         return rows[0] if rows else None
 
     def _unchanged(self, run: Named, needed: str) -> Done:
-        row = next(iter(self.progress(run.id)), None)
-        status = row["status"] if row else "gone"
+        now = self.progress(run.id)
+        status = now.status if now else "gone"
         return Done(False, f"Nothing changed: the run {run.name} is {status}, not {needed}.")
 
 
@@ -399,30 +380,3 @@ def _no_retry(row: Mapping[str, Any], *, resend_unknown: bool) -> str | None:
     if row["error_class"] == "unknown" and not resend_unknown:
         return "it may have gone out; look at the chat, and add --resend-unknown if it did not arrive"
     return None
-
-
-def _inbox_limits(row: Mapping[str, Any]) -> Limits:
-    gap = float(row["gap_seconds"] or 0) * (1 + float(row["jitter"] or 0) / 2)
-    if row["pause_after"]:
-        gap += float(row["pause_seconds"]) / row["pause_after"]
-    zone, hours = ZoneInfo(row["zone"]), None
-    if row["quiet_from"]:
-        hours = SendingWindow(time.fromisoformat(row["quiet_until"]), time.fromisoformat(row["quiet_from"]), zone)
-    return Limits(
-        zone=zone,
-        gap_seconds=gap,
-        hourly_limit=row["hourly_limit"],
-        day_limits=row["day_limits"],
-        day_count=row["day_count"] or 0,
-        hours=hours,
-        free_at=row["free_at"],
-    )
-
-
-def _campaign_limits(row: Mapping[str, Any]) -> Limits:
-    return Limits(
-        zone=ZoneInfo(row["zone"]),
-        gap_seconds=float(row["gap_seconds"] or 0),
-        day_limits=(row["daily_limit"],),
-        day_count=row["day_count"] or 0,
-    )

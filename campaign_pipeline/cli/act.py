@@ -101,8 +101,10 @@ def cancel(run: str, reason: str | None, by: str, yes: bool, as_json: bool) -> N
     with operator() as desk:
         found = desk.find("run", run)
         if not yes:
-            (row,) = desk.progress(found.id)
-            click.confirm(f"Cancel the run {found.name}? {row['pending']:,} messages are waiting.", abort=True)
+            now = desk.progress(found.id)
+            click.confirm(
+                f"Cancel the run {found.name}? {now.pending if now else 0:,} messages are waiting.", abort=True
+            )
         done = desk.cancel_run(found, by, reason)
     _say(done, as_json=as_json)
 

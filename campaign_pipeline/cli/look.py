@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -15,6 +16,7 @@ from campaign_pipeline.cli.queue import queue_url
 
 if TYPE_CHECKING:
     from campaign_pipeline.adapters.operator import Operator
+    from campaign_pipeline.core.overview import InboxOverview, PauseOverview
 
 STATUSES = ("pending", "queued", "generating", "sending", "sent", "replied", "failed", "skipped")
 RUN_STATUSES = ("running", "paused", "completed", "failed", "cancelled")
@@ -41,10 +43,8 @@ def runs(run: str | None, statuses: tuple[str, ...], limit: int, as_json: bool) 
     max_age = DeliverySettings.from_environment().max_age
     with operator() as desk:
         run_id = desk.find("run", run).id if run else None
-        rows = desk.runs(max_age, statuses or None, run_id, limit)
-    for row in rows:
-        row["waiting"] = row["pending"] + row["leased"]
-        row["why"] = row["wait_reason"]
+        found = desk.runs(max_age, statuses or None, run_id, limit)
+    rows = [{**asdict(each), "waiting": each.pending + each.leased, "why": each.wait_reason} for each in found]
     columns = {"run_id": "id", "name": "run", "status": "status", "inbox": "inbox", "total": "leads", "sent": "sent"}
     columns |= {"failed": "failed", "skipped": "skipped", "waiting": "waiting", "sent_last_hour": "last hour"}
     columns |= {"finished_at": "ends", "why": "why it waits"}
@@ -194,11 +194,16 @@ def inboxes(as_json: bool) -> None:
     `today` is the number sent today and the daily limit, warm-up included; `hour` is the same for the last 60 minutes.
     """
     with operator() as desk:
-        rows = desk.inboxes()
-    for row in rows:
-        row["today"] = _of(row["sent_today"], row["daily_limit"])
-        row["hour"] = _of(row["hour_count"], row["hourly_limit"]) if row["hourly_limit"] is not None else None
-        row["pace"] = _pace(row)
+        found = desk.inboxes()
+    rows = [
+        {
+            **asdict(inbox),
+            "today": _of(inbox.sent_today, inbox.daily_limit),
+            "hour": _of(inbox.hour_count, inbox.hourly_limit) if inbox.hourly_limit is not None else None,
+            "pace": _pace(inbox),
+        }
+        for inbox in found
+    ]
     columns = {"inbox_id": "id", "name": "inbox", "workspace": "workspace", "provider": "provider"}
     columns |= {"connection": "connection", "pace": "pace", "today": "today", "hour": "hour"}
     columns |= {"warm_up_day": "warm-up day", "failed_today": "failed today", "waiting": "waiting"}
@@ -210,13 +215,13 @@ def _of(count: int, limit: int | None) -> str:
     return f"{count:,}" if limit is None else f"{count:,} of {limit:,}"
 
 
-def _pace(row: dict[str, Any]) -> str:
+def _pace(inbox: InboxOverview) -> str:
     """Describe the pace: the gap in seconds, rests and the slow-down."""
-    if not row["gap_seconds"]:
+    if not inbox.gap_seconds:
         return "none"
-    slower = f", {row['slow_factor']:g} times slower" if row["slow_factor"] > 1 else ""
-    rests = f", rests {row['pause_seconds']:g} s after {row['pause_after']}" if row["pause_after"] else ""
-    return f"{row['gap_seconds']:g} s{rests}{slower}"
+    slower = f", {inbox.slow_factor:g} times slower" if inbox.slow_factor > 1 else ""
+    rests = f", rests {inbox.pause_seconds:g} s after {inbox.pause_after}" if inbox.pause_after else ""
+    return f"{inbox.gap_seconds:g} s{rests}{slower}"
 
 
 @click.command()
@@ -228,12 +233,16 @@ def pauses(as_json: bool) -> None:
     person made.
     """
     with operator() as desk:
-        rows = desk.pauses()
-    for row in rows:
-        row["short"] = row["pause"] if row["scope"] == "model" else row["pause"][: len(row["scope"]) + 9]
+        found = desk.pauses()
+    rows = [{**asdict(each), "pause": each.pause, "short": _short(each)} for each in found]
     columns = {"short": "pause", "name": "name", "kind": "kind", "code": "code", "since": "since"}
     columns |= {"until": "tried again", "paused_by": "by", "reason": "reason"}
     output.show(rows, columns, as_json=as_json, empty="Nothing is paused.")
+
+
+def _short(pause: PauseOverview) -> str:
+    """Shorten the id of a pause's scope; the name of a model stays whole."""
+    return pause.pause if pause.scope == "model" else pause.pause[: len(pause.scope) + 9]
 
 
 @click.command()
@@ -248,7 +257,7 @@ def forecast(days: int, as_json: bool) -> None:
     `campaign-pipeline runs` shows them.
     """
     with operator() as desk:
-        names = {row["inbox_id"]: row["name"] for row in desk.inboxes()}
+        names = {inbox.inbox_id: inbox.name for inbox in desk.inboxes()}
         laid_out = desk.forecast(DeliverySettings.from_environment().max_age)
     last = datetime.now(output.zone()).date() + timedelta(days=days - 1)
     rows = [

@@ -1,15 +1,16 @@
-"""Rows and messages for the operator: masked rows, and a message's history in sentences."""
+"""Runs, inboxes and pauses for the operator, and the masks of personal data."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime, tzinfo
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, time
+from typing import Any, Self
+from uuid import UUID
+from zoneinfo import ZoneInfo
 
 from campaign_pipeline.core.address import masked
-from campaign_pipeline.core.next_steps import next_step, step_of_wait
-from campaign_pipeline.core.ports import Verdict
+from campaign_pipeline.core.forecast import Limits
 from campaign_pipeline.core.runs import RunWait
-from campaign_pipeline.core.states import LEASED
+from campaign_pipeline.core.window import SendingWindow
 
 _TEXTS = ("text", "subject", "answer_of_model")
 _RAW = ("provider_response",)
@@ -34,154 +35,137 @@ def mask(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Story:
-    """One message: its fields, its history, the reason for its status, and the next step."""
+class RunOverview:
+    """A campaign run with progress and pace: a row of `overview_runs`, and the forecast of its end."""
 
-    message: Mapping[str, Any]  # a row of story_of_message
-    parts: Sequence[Mapping[str, Any]]  # of story_of_parts
-    log: Sequence[Mapping[str, Any]]  # of story_of_log
-    model_calls: Sequence[Mapping[str, Any]]  # of story_of_model_calls
-    wait: RunWait | None  # why its run waits
-    zone: tzinfo  # of the operator's times
+    run_id: UUID
+    name: str
+    status: str
+    workspace: str | None
+    config_id: UUID | None
+    inbox_id: UUID | None
+    inbox: str | None
+    started_at: datetime | None
+    completed_at: datetime | None
+    total: int
+    sent: int
+    failed: int
+    skipped: int
+    pending: int
+    leased: int
+    next_due: datetime | None
+    sent_last_hour: int
+    wait_code: str | None  # None: it does not wait
+    wait_reason: str | None
+    wait_until: datetime | None
+    finished_at: datetime | None = None  # when it ended, or is expected to
+
+    def at_present(self, wait: RunWait | None, expected_end: datetime | None) -> Self:
+        """Return it with its present wait in place of that at the last claim, and with its end."""
+        return replace(
+            self,
+            wait_code=wait.code if wait else None,
+            wait_reason=wait.reason if wait else None,
+            wait_until=wait.until if wait else None,
+            finished_at=self.completed_at or expected_end,
+        )
+
+
+@dataclass(frozen=True)
+class InboxOverview:
+    """An inbox of a campaign: a row of `overview_inboxes`, and why it is paused."""
+
+    inbox_id: UUID
+    name: str | None
+    workspace: str | None
+    instance: str | None
+    provider: str | None
+    connection: str
+    last_connected_at: datetime | None
+    gap_seconds: float | None  # slow-down included, without jitter
+    jitter: float | None
+    slow_factor: float
+    pause_after: int | None  # a rest of `pause_seconds` after so many messages
+    pause_seconds: float | None
+    hourly_limit: int | None
+    hour_count: int
+    daily_limit: int | None
+    day_count: int | None
+    quiet_from: str | None
+    quiet_until: str | None
+    zone: str
+    warm_up_day: int | None
+    day_limits: Sequence[int | None]  # of today and the 13 days after it; None: no limit
+    free_at: datetime | None  # None: now, or never
+    wait_code: str | None
+    sent_today: int
+    failed_today: int
+    waiting: int
+    pauses: Sequence[str] = ()  # their reasons
 
     @property
-    def summary(self) -> str:
-        """Say what happened to it, in one or two sentences."""
-        m = self.message
-        match m["status"]:
-            case "sent":
-                through = m["inbox"] or "an inbox that is gone"
-                return f"Sent at {self._at(m['sent_at'])} through {through}.{self._delivery()}"
-            case "replied":
-                return f"Sent at {self._at(m['sent_at'])}, and the lead replied at {self._at(m['replied_at'])}."
-            case "failed" if m["error_class"] == "unknown":
-                return f"Failed at {self._at(m['finished_at'])}; it may have been sent. {_sentence(m['reason'])}"
-            case "failed" | "skipped" as status:
-                out = sum(part["status"] == "sent" for part in self.parts)
-                begun = f" {out} of its {len(self.parts)} parts had been sent before." if out else ""
-                return f"{status.capitalize()} at {self._at(m['finished_at'])}. {_sentence(m['reason'])}{begun}"
-            case status if status in LEASED:
-                return (
-                    f"In progress ({status}): leased by {m['lease_owner'] or 'an unknown worker'} "
-                    f"until {self._at(m['lease_expires_at'])}, unless the lease is renewed."
-                )
-        return self._waiting()
+    def limits(self) -> Limits:
+        """Return how fast it may send."""
+        gap = (self.gap_seconds or 0.0) * (1 + (self.jitter or 0.0) / 2)
+        if self.pause_after:
+            gap += (self.pause_seconds or 0.0) / self.pause_after
+        zone, hours = ZoneInfo(self.zone), None
+        if self.quiet_from and self.quiet_until:
+            hours = SendingWindow(time.fromisoformat(self.quiet_until), time.fromisoformat(self.quiet_from), zone)
+        return Limits(
+            zone=zone,
+            gap_seconds=gap,
+            hourly_limit=self.hourly_limit,
+            day_limits=self.day_limits,
+            day_count=self.day_count or 0,
+            hours=hours,
+            free_at=self.free_at,
+        )
 
-    def _waiting(self) -> str:
-        m = self.message
-        if m["run_status"] != "running":
-            return f"Waits: its run {m['run']} is {m['run_status']}."
-        if self.wait is not None:
-            coming = self.wait.until is not None and self.wait.until > m["now"]
-            until = f" (until {self._at(self.wait.until)})" if coming else ""
-            return f"Waits with its whole run: {_sentence(self.wait.reason)}{until}"
-        if m["due_at"] is None:
-            return "Waits without a due time."
-        if m["error_code"] == Verdict.AWAITING_REVIEW:
-            return "Waits for a person to approve its text, or the first texts of its run."
-        if m["due_at"] > m["now"]:
-            why = f" {_sentence(m['reason'])}" if m["reason"] else ""
-            return f"Waits until it is due at {self._at(m['due_at'])}.{why}"
-        return f"Due since {self._at(m['due_at'])}: the next batch claims it."
 
-    def _delivery(self) -> str:
-        failed = next((part for part in self.parts if part["delivery_status"] == "failed"), None)
-        if failed:
-            return f" The provider later reported that part {failed['part_no']} was not delivered."
-        stages = {part["delivery_status"] for part in self.parts}
-        if stages == {"read"}:
-            return " It was read."
-        return " It was delivered." if stages and stages <= {"read", "delivered"} else ""
+@dataclass(frozen=True)
+class CampaignPace:
+    """The pace of a campaign with a running run: a row of `forecast_campaigns`."""
+
+    config_id: UUID
+    gap_seconds: float | None
+    daily_limit: int | None
+    day_count: int | None
+    zone: str | None
 
     @property
-    def next_step(self) -> str:
-        """Say what to do."""
-        m = self.message
-        command = f"campaign-pipeline retry {m['message_id']}"
-        if m["suppressed"] and m["status"] not in {"sent", "replied"}:
-            return "Nothing: the lead or its address is suppressed. See `campaign-pipeline consent list`."
-        match m["status"]:
-            case "sent" | "replied":
-                return "Nothing to do."
-            case "failed" if m["error_class"] == "unknown":
-                return (
-                    "Look at the chat. If nothing arrived, "
-                    f"`{command} --resend-unknown` sends it again; a part that did arrive would arrive twice."
-                )
-            case "failed":
-                step = next_step("failed", m["error_class"] or "", m["error_code"] or "")
-                return _sentence(step) + ("" if step.startswith("nothing") else f" To send it again: `{command}`.")
-            case "skipped":
-                return _sentence(next_step("skipped", m["error_class"] or "", m["error_code"] or ""))
-        if m["run_status"] == "paused":
-            return f"`campaign-pipeline resume {m['run_id']}` resumes its run."
-        if self.wait is not None:
-            return _sentence(step_of_wait(self.wait.code))
-        if m["due_at"] is not None and m["due_at"] > m["now"] and m["error_code"]:
-            return _sentence(next_step("returned", m["error_class"] or "", m["error_code"]))
-        return "Nothing to do: it continues automatically."
-
-    def _at(self, instant: datetime | None) -> str:
-        return f"{instant.astimezone(self.zone):%Y-%m-%d %H:%M:%S}" if instant else "an unknown time"
-
-    def attempts(self) -> list[dict[str, Any]]:
-        """Return all attempts to send a part, and all look-ups, by time."""
-        return sorted((attempt for part in self.parts for attempt in _attempts(part)), key=lambda each: each["at"])
-
-    def to_dict(self, *, personal: bool) -> dict[str, Any]:
-        """Return everything, for `--json` and for an output."""
-
-        def shown(row: Mapping[str, Any]) -> dict[str, Any]:
-            return dict(row) if personal else mask(row)
-
-        calls = [
-            {("answer_of_model" if name == "answer" else name): value for name, value in call.items()}
-            for call in self.model_calls
-        ]
-        return {
-            **shown(self.message),
-            "summary": self.summary,
-            "next_step": self.next_step,
-            "waits_because": None if self.wait is None else self.wait.reason,
-            "parts": [shown({key: part[key] for key in part if key != "history"}) for part in self.parts],
-            "attempts": self.attempts(),
-            "model_calls": [shown(call) for call in calls],
-            "log": [dict(line) for line in self.log],
-        }
+    def limits(self) -> Limits | None:
+        """Return how fast it may send; None: as fast as its inboxes."""
+        if self.zone is None or not (self.gap_seconds or self.daily_limit is not None):
+            return None
+        return Limits(
+            zone=ZoneInfo(self.zone),
+            gap_seconds=self.gap_seconds or 0.0,
+            day_limits=(self.daily_limit,),
+            day_count=self.day_count or 0,
+        )
 
 
-def _attempts(part: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    history = part["history"] or []
-    for entry in history:
-        at = entry["at"] if entry["looked_up"] else entry["started"] or entry["at"]
-        yield {
-            "at": datetime.fromisoformat(at),
-            "part_no": part["part_no"],
-            "what": "looked up" if entry["looked_up"] else "sent",
-            "inbox": part["inbox"],
-            "outcome": _OUTCOMES.get(entry["outcome"], entry["outcome"]),
-            "code": entry["code"],
-            "answer": entry["reason"],
-        }
-    in_flight = part["status"] == "attempting"
-    if in_flight or (part["status"] == "sent" and all(entry["outcome"] != "sent" for entry in history)):
-        yield {
-            "at": part["attempted_at"] or part["sent_at"],
-            "part_no": part["part_no"],
-            "what": "sent",
-            "inbox": part["inbox"],
-            "outcome": "no answer yet" if in_flight else "accepted",
-            "code": None,
-            "answer": None if in_flight else part["provider_message_id"],
-        }
+@dataclass(frozen=True)
+class PauseOverview:
+    """A scope that is paused or slowed down: a row of `overview_pauses`."""
 
+    scope: str
+    scope_id: str
+    name: str | None
+    kind: str
+    code: str
+    reason: str
+    since: datetime
+    until: datetime | None  # None: unknown
+    failures: int
+    paused_by: str | None  # None: the pipeline
 
-_OUTCOMES = {"planned": "not sent", "sent": "accepted", "failed": "refused"}
-"""The outcome of an attempt, by the part's state."""
+    @property
+    def pause(self) -> str:
+        """Return the pause's name, which `lift` accepts."""
+        return self.scope if self.scope == "all" else f"{self.scope}:{self.scope_id}"
 
-
-def _sentence(text: str | None) -> str:
-    text = (text or "").strip()
-    if not text:
-        return ""
-    return text[0].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
+    def covers_inbox(self, inbox_id: UUID) -> bool:
+        """Return whether it is a pause of this inbox or of all sending."""
+        return self.scope == "all" or (self.scope, self.scope_id) == ("inbox", str(inbox_id))

@@ -23,6 +23,7 @@ from campaign_pipeline.adapters.openrouter import OWN_KEY, SHARED_KEY, check_key
 from campaign_pipeline.adapters.operator import Operator
 from campaign_pipeline.adapters.queue import Queue
 from campaign_pipeline.adapters.schema import DatabaseUnusable
+from campaign_pipeline.core.overview import InboxOverview
 from campaign_pipeline.core.ports import NotReady, StoreUnavailable
 from campaign_pipeline.defs.days import at
 from campaign_pipeline.defs.resources import channel_of
@@ -88,22 +89,22 @@ async def provider_findings(environment: Environment) -> list[Finding]:
         base = model_url(environment)
         own: dict[str, str] = {}
 
-        async def inbox(row: "dict[str, object]") -> Finding:
+        async def inbox(row: InboxOverview) -> Finding:
             async with slots:
-                connection = await queue.get_inbox_connection(str(row["inbox_id"]))
+                connection = await queue.get_inbox_connection(str(row.inbox_id))
                 if connection and connection.openrouter_api_key:
-                    own[str(row["workspace"])] = connection.openrouter_api_key
+                    own[str(row.workspace)] = connection.openrouter_api_key
                 channel = channel_of(client, connection, environment, PATIENCE)
                 try:
                     failure = await asyncio.wait_for(channel.check_connection(), PATIENCE)
                 except TimeoutError:
                     text = f"the provider did not answer within {PATIENCE:g} seconds"
-                    return Finding(f"inbox {row['name']}", State.STOPS, text, "See whether its server is up.")
+                    return Finding(f"inbox {row.name}", State.STOPS, text, "See whether its server is up.")
             if failure is None:
-                return Finding(f"inbox {row['name']}", State.FINE, "can send")
+                return Finding(f"inbox {row.name}", State.FINE, "can send")
             # A connecting inbox can send shortly; a sample inbox is for the sandbox.
             passing = isinstance(failure, NotReady) or failure.code == "made_up"
-            return Finding(f"inbox {row['name']}", State.LOOK if passing else State.STOPS, failure.reason)
+            return Finding(f"inbox {row.name}", State.LOOK if passing else State.STOPS, failure.reason)
 
         found = list(await asyncio.gather(*(inbox(row) for row in inboxes)))
         keys = [await _key(client, base, environment.openrouter_api_key, SHARED_KEY, needed=not own)]

@@ -16,7 +16,8 @@ from pydantic import Field
 
 from campaign_pipeline.adapters.environment import DeliverySettings
 from campaign_pipeline.adapters.operator import Done, Named, Operator, OperatorError
-from campaign_pipeline.core.overview import Story
+from campaign_pipeline.core.overview import InboxOverview
+from campaign_pipeline.core.story import Story
 from campaign_pipeline.defs.days import ZONE, hourly
 from campaign_pipeline.defs.io import markdown_table
 from campaign_pipeline.defs.ops import plain_failures
@@ -47,10 +48,10 @@ def inbox_health(context: dg.AssetExecutionContext, database: QueueDatabase) -> 
     """Each inbox of the campaigns: connection, pace, today's count and limits, warm-up, pauses."""
     with _desk(database) as desk:
         inboxes = desk.inboxes()
-    broken = [row for row in inboxes if row["connection"] != "connected" or row["pauses"]]
+    broken = [row for row in inboxes if row.connection != "connected" or row.pauses]
     for row in broken:
-        why = " ".join(row["pauses"]) or f"it is {row['connection']}"
-        context.log.warning(f"The inbox {row['name']} of {row['workspace']} sends nothing: {why}")
+        why = " ".join(row.pauses) or f"it is {row.connection}"
+        context.log.warning(f"The inbox {row.name} of {row.workspace} sends nothing: {why}")
     import pandas as pd  # only these tables need it
 
     table = pd.DataFrame([_inbox(row) for row in inboxes])
@@ -64,19 +65,19 @@ def inbox_health(context: dg.AssetExecutionContext, database: QueueDatabase) -> 
     )
 
 
-def _inbox(row: Mapping[str, Any]) -> dict[str, Any]:
+def _inbox(row: InboxOverview) -> dict[str, Any]:
     return {
-        "inbox": row["name"],
-        "workspace": row["workspace"],
-        "provider": row["provider"],
-        "connection": row["connection"],
-        "seconds between messages": row["gap_seconds"] or 0.0,
-        "sent today": row["sent_today"],
-        "daily limit": row["daily_limit"],
-        "warm-up day": row["warm_up_day"],
-        "failed today": row["failed_today"],
-        "waiting": row["waiting"],
-        "paused because": " ".join(row["pauses"]),
+        "inbox": row.name,
+        "workspace": row.workspace,
+        "provider": row.provider,
+        "connection": row.connection,
+        "seconds between messages": row.gap_seconds or 0.0,
+        "sent today": row.sent_today,
+        "daily limit": row.daily_limit,
+        "warm-up day": row.warm_up_day,
+        "failed today": row.failed_today,
+        "waiting": row.waiting,
+        "paused because": " ".join(row.pauses),
     }
 
 
@@ -84,7 +85,7 @@ def _inbox(row: Mapping[str, Any]) -> dict[str, Any]:
 def forecast(context: dg.AssetExecutionContext, database: QueueDatabase) -> dg.MaterializeResult[Any]:
     """The messages of the next two days by hour and inbox, with the current windows and limits."""
     with _desk(database) as desk:
-        names = {row["inbox_id"]: row["name"] for row in desk.inboxes()}
+        names = {inbox.inbox_id: inbox.name for inbox in desk.inboxes()}
         laid_out = desk.forecast(DeliverySettings.from_environment().max_age, FORECAST_HOURS)
     import pandas as pd  # only these tables need it
 

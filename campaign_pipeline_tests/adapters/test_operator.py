@@ -151,4 +151,4 @@ def test_the_forecast_is_that_of_the_running_runs(world: World) -> None:
         (slot,) = desk.forecast(HOUR).slots
         (row,) = desk.runs(HOUR)
     assert (slot.messages, slot.waiting) == (3, 0)
-    assert row["finished_at"] is not None
+    assert row.finished_at is not None

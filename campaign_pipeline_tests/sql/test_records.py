@@ -22,8 +22,10 @@ from campaign_pipeline.adapters.reports import (
     WrongCounters,
 )
 from campaign_pipeline.core.model import ClaimedMessage, LeasedMessage, PartRecord
+from campaign_pipeline.core.overview import CampaignPace, InboxOverview, PauseOverview, RunOverview
 from campaign_pipeline.core.results import FinishedMessage
 from campaign_pipeline.core.runs import OpenPause, RunningRun
+from campaign_pipeline.core.story import LogLine, RuledText, ToldMessage, ToldPart
 from campaign_pipeline.sql import statement
 from campaign_pipeline_tests.factories import World
 from campaign_pipeline_tests.sql.holder import holding, rows
@@ -67,6 +69,14 @@ DAY = {"day_start": datetime(2026, 1, 1, tzinfo=UTC), "day_end": datetime(2026, 
         ("report_inboxes", DAY, InboxDay, set()),
         ("report_spending", {"day": date(2026, 1, 1)}, Spending, set()),
         ("report_waits", DAY, WaitingRun, set()),
+        ("overview_runs", {"run_id": None, "statuses": None, "shown": 1}, RunOverview, {"finished_at"}),  # forecast
+        ("overview_inboxes", {}, InboxOverview, {"pauses"}),  # rows of overview_pauses
+        ("overview_pauses", {}, PauseOverview, set()),
+        ("forecast_campaigns", {}, CampaignPace, set()),
+        ("story_of_message", {"message_id": uuid4()}, ToldMessage, set()),
+        ("story_of_parts", {"message_id": uuid4()}, ToldPart, set()),
+        ("story_of_log", {"message_id": uuid4()}, LogLine, set()),
+        ("story_of_model_calls", {"message_id": uuid4()}, RuledText, set()),
     ],
 )
 def test_a_record_has_the_columns_of_its_statement(

@@ -22,8 +22,8 @@ ROOT = Path(__file__).parents[1]
 BEFORE = "062a458"
 """The commit before batches looked ahead of planned times."""
 
-_LOOK_EVERY = 0.02  # seconds: a process's last work may go unmeasured for this long
-_LOOK_AT_SERVER_EVERY = 0.5  # seconds: a code server lives on, and looking costs processor time beside it
+_LOOK_EVERY = 0.02  # seconds; the end of a process may go unmeasured for so long
+_LOOK_AT_SERVER_EVERY = 0.5  # seconds: a code server lives long, and each look takes processor time from it
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ class ProcessTime:
 def working_by_itself(contestant: Contestant) -> Iterator[ProcessTime]:
     """Run Dagster's daemon and a code server as in production, with the schedule on; yield after a tick.
 
-    The time is the code server's. A daemon that starts one itself loads the code anew every minute.
+    The processor time is the code server's. It runs separately: a daemon that starts it reloads the code every minute.
     """
     home = Path(contestant.variables["DAGSTER_HOME"])
     log, workspace, socket = home / "daemon.log", home / "server.yaml", home / "server.sock"

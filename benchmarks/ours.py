@@ -135,9 +135,9 @@ def _check(runs: Sequence[JobRun], sandbox: SandboxProcess, expected: int) -> No
 
 
 class MemoryWatcher:
-    """Looks at the peak resident memory of all descendants of a process for as long as it lives.
+    """Samples the peak resident memory of all descendants of a process until `stop`.
 
-    The kernel keeps the peak itself; a process inherits at its fork what its parent had mapped just then.
+    The kernel records each peak; that of a forked process begins with the memory that its parent had mapped.
     """
 
     def __init__(self, root: int) -> None:

@@ -14,7 +14,7 @@ SHOWN: Mapping[str, str] = {
     "round trips a one-part message, 5 in flight": "database round trips per message",
     "claim of 500, 10,000,000 rows": "claim of 500 messages out of ten million",
 }
-"""The README's words for figures of RESULTS.md, by the name that a race gives each."""
+"""The README's wording of figures of RESULTS.md, by their names there."""
 
 
 def figures(results: str) -> str:
@@ -27,7 +27,7 @@ def figures(results: str) -> str:
 
 
 def written_figures(readme: str) -> str:
-    """Return the block that a README has."""
+    """Return the block of a README's text."""
     return readme.partition(BEGIN)[2].partition(END)[0].strip()
 
 

@@ -1,4 +1,4 @@
-"""The common ground of all races: their own PostgreSQL, a CRM filled by a few statements, and the theoretical limit."""
+"""What all races share: a PostgreSQL server, a generated CRM, the theoretical limit, and clocks."""
 
 import contextlib
 import os
@@ -95,7 +95,7 @@ class Bench:
     def environment(self, url: str, sandbox: SandboxProcess) -> dict[str, str]:
         """Return the variables of a process that works a queue against a sandbox, without real keys.
 
-        Compiled modules are kept, as those of an installed package are.
+        Python writes compiled modules, as for an installed package.
         """
         ours = ("CAMPAIGN_", "OPENROUTER_", "EVOLUTION_", "UAZAPI_", "DAGSTER_", "PYTHONDONTWRITEBYTECODE")
         kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
@@ -209,7 +209,7 @@ class Drawn:
     twice: int  # messages that were sent more than once: must be 0
 
     def limit(self, in_flight: int) -> float:
-        """Return the least seconds in which anybody can finish with so many in flight."""
+        """Return the theoretical minimum, in seconds, with so many requests in flight."""
         return self.seconds / in_flight
 
 
@@ -233,7 +233,7 @@ def read_drawn(sandbox: SandboxProcess, behaviour: Behaviour) -> Drawn:
 
 
 def progress(text: str) -> None:
-    """Print a line to stderr, for whoever waits for a long race."""
+    """Print a line of progress to stderr: some races take minutes."""
     print(f"  {time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
@@ -255,12 +255,12 @@ class Times:
 
     @property
     def median(self) -> float:
-        """The median."""
+        """Return the median in seconds."""
         return statistics.median(self.seconds)
 
     @property
     def ms(self) -> float:
-        """The median in milliseconds."""
+        """Return the median in milliseconds."""
         return 1000 * self.median
 
 

@@ -41,7 +41,7 @@ def _runner(module: ModuleType) -> Callable[[Bench, Options], Result]:
 RACES: Mapping[str, Callable[[Bench, Options], Result]] = {
     module.__name__.rpartition(".")[2]: _runner(module) for module in _MODULES
 }
-"""In the order in which they run."""
+"""The races in the order in which they run."""
 
 NOT_SHORT = ("small_batch", "punctual", "idle")
 """Races against an older commit, in real time. A short run skips them: they need git history and take minutes."""

@@ -37,7 +37,7 @@ QUEUES: Mapping[str, tuple[Callable[[Field, int], float], Callable[[], str | Non
     CELERY[0]: (partial(race_celery, pool="threads"), missing_celery),
     CELERY[1]: (partial(race_celery, pool="gevent"), missing_celery),
 }
-"""Rivals that are queues: how each is run, and what it lacks."""
+"""The rival queues: how to run each, and which of its requirements is missing."""
 
 
 def race(bench: Bench, options: Options, result: Result) -> None:

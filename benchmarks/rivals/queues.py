@@ -18,7 +18,7 @@ from campaign_pipeline.sandbox import SandboxProcess
 
 @dataclass(frozen=True)
 class Field:
-    """What every rival works on."""
+    """The queue database, the letters and the sandbox of a rival's run."""
 
     url: str  # its own database
     letters: Letters
@@ -28,12 +28,12 @@ class Field:
 
 
 def missing_procrastinate() -> str | None:
-    """Return what procrastinate lacks, or None."""
+    """Return which requirement of procrastinate is missing here, or None."""
     return None if find_spec("procrastinate") else "procrastinate is not installed (extra `bench`)"
 
 
 def missing_celery() -> str | None:
-    """Return what Celery lacks, or None."""
+    """Return which requirement of Celery is missing here, or None."""
     if any(find_spec(module) is None for module in ("celery", "redis", "gevent")):
         return "celery, redis and gevent are not installed (extra `bench`)"
     return None if shutil.which("redis-server") else "redis-server is not installed"

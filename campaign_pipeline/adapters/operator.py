@@ -74,7 +74,7 @@ class Operator(Operations):
             raise OperatorError(f"There is no {kind} {text!r}: give an id or the beginning of one{named}.")
         if len(rows) > 1:
             several = ", ".join(f"{row['name'] or 'unnamed'} ({row['id']})" for row in rows)
-            raise OperatorError(f"{text!r} is not the only {kind} of its kind: {several}. Give more of the id.")
+            raise OperatorError(f"{text!r} matches more than one {kind}: {several}. Give more of the id.")
         return Named(rows[0]["id"], rows[0]["name"] or str(rows[0]["id"])[:8])
 
     def find_leads(self, text: str, shown: int = 50) -> list[dict[str, Any]]:
@@ -220,7 +220,7 @@ class Operator(Operations):
             return self._unchanged(run, "running")
         return Done(
             True,
-            f"The run {run.name} is paused: what is in flight ends, nothing more of it begins.",
+            f"The run {run.name} is paused. Requests in flight are finished; no further message is started.",
             f"To undo it: campaign-pipeline resume {_short(run)}.",
         )
 
@@ -230,7 +230,7 @@ class Operator(Operations):
             return self._unchanged(run, "paused")
         return Done(
             True,
-            f"The run {run.name} goes on with the next batch; what became overdue is spread.",
+            f"The run {run.name} continues with the next batch. Overdue messages are spread over time.",
             f"To undo it: campaign-pipeline pause {_short(run)}.",
         )
 
@@ -244,9 +244,9 @@ class Operator(Operations):
         self._all("close_runs")
         return Done(
             True,
-            f"The run {run.name} is cancelled. Messages that waited and were ended: {skipped:,}. What is in flight "
-            "ends by itself.",
-            "It cannot be undone: messages that were skipped are not sent any more.",
+            f"The run {run.name} is cancelled. Waiting messages that were skipped: {skipped:,}. Requests in flight "
+            "are finished.",
+            "It cannot be undone: skipped messages are never sent.",
         )
 
     def pause(self, scope: str, target: Named | None, by: str, reason: str | None = None) -> Done:
@@ -258,7 +258,7 @@ class Operator(Operations):
         )
         if not row["changed"]:
             return Done(False, f"{row['paused_by']} has paused {what} already.", f"To undo it: {undo}.")
-        text = f"{what[0].upper()}{what[1:]} is paused: requests in flight end, nothing more begins."
+        text = f"{what[0].upper()}{what[1:]} is paused. Requests in flight are finished; no further message is started."
         return Done(True, text, f"To undo it: {undo}.")
 
     def resume(self, scope: str, target: Named | None, by: str) -> Done:
@@ -266,8 +266,8 @@ class Operator(Operations):
         what, _, key = _spoken(scope, target)
         again = f"campaign-pipeline pause {_flag(scope, target)}"
         if not self._all("resume_by_hand", scope=scope, scope_id=key, by=by, log=f"{by} resumed {what}."):
-            return Done(False, f"Nobody had paused {what}. Other pauses: campaign-pipeline pauses.")
-        text = f"{what[0].upper()}{what[1:]} goes on with the next batch; what became overdue is spread."
+            return Done(False, f"Nobody has paused {what}. To list all pauses: campaign-pipeline pauses.")
+        text = f"{what[0].upper()}{what[1:]} continues with the next batch. Overdue messages are spread over time."
         return Done(True, text, f"To undo it: {again}.")
 
     def lift(self, pause: str, by: str) -> Done:
@@ -277,14 +277,14 @@ class Operator(Operations):
             raise OperatorError(f"There is no pause {pause!r}; `campaign-pipeline pauses` lists them.")
         if len(found) > 1:
             names = ", ".join(each.pause for each in found)
-            raise OperatorError(f"{pause!r} is not the only pause of its kind: {names}.")
+            raise OperatorError(f"{pause!r} matches more than one pause: {names}. Give more of one.")
         one = found[0]
         if one.paused_by:
             raise OperatorError(f"{one.paused_by} paused this by hand: use `campaign-pipeline resume`.")
         whom = f"{one.scope} {one.name or one.scope_id}"
         self._all("lift_pause", scope=one.scope, scope_id=one.scope_id, by=by, log=f"{by} lifted the pause of {whom}.")
-        text = f"The pause of the {whom} ({one.code}) is lifted: what waited for it goes on with the next batch."
-        return Done(True, text, "Where the cause is still there, the next message opens it again.")
+        text = f"The pause of the {whom} ({one.code}) is lifted. The waiting messages continue with the next batch."
+        return Done(True, text, "If the cause persists, the next message opens the circuit again.")
 
     def retry(self, ids: Sequence[UUID], by: str, *, resend_unknown: bool = False) -> Done:
         """Send failed messages again; sent parts stay sent.
@@ -301,7 +301,7 @@ class Operator(Operations):
                 wanted.append(row)
         back = requeue(self._all, [row["id"] for row in wanted], resend_unknown=resend_unknown)
         self._log_retry({row["id"]: row["run_id"] for row in wanted if row["id"] in back}, by)
-        others = "".join(f" {count:,} left: {why}." for why, count in sorted(left.items()))
+        others = "".join(f" {count:,} not sent again: {why}." for why, count in sorted(left.items()))
         if not back:
             raise OperatorError(f"No message can be sent again.{others}")
         noun = "message is" if len(back) == 1 else "messages are"
@@ -374,9 +374,9 @@ def _told(sentence: str, undo: str) -> str:
 def _no_retry(row: Mapping[str, Any], *, resend_unknown: bool) -> str | None:
     """Return why a message cannot be sent again."""
     if row["status"] != "failed":
-        return f"not failed, but {row['status']}"
+        return f"the status is {row['status']}, not failed"
     if row["run_status"] in {"cancelled", "failed"}:
         return f"its run is {row['run_status']}"
     if row["error_class"] == "unknown" and not resend_unknown:
-        return "it may have gone out; look at the chat, and add --resend-unknown if it did not arrive"
+        return "it may have been sent; look at the chat, and add --resend-unknown if it did not arrive"
     return None

@@ -15,7 +15,7 @@ from campaign_pipeline.cli.output import console, show, show_json
 from campaign_pipeline.cli.queue import queue_url
 
 LONGEST_CELL = 80
-"""Most characters of a setting in the table of changes."""
+"""Longest setting, in characters, that the table of changes shows whole."""
 
 
 @click.command()

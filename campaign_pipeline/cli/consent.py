@@ -63,7 +63,7 @@ def suppress(everywhere: bool, reason: str, **whom: Any) -> None:
     from campaign_pipeline.adapters.consent import Whom
 
     if whom["lead_id"] is None and whom["address"] is None:
-        raise click.UsageError("Say who is meant, with --lead or --address.")
+        raise click.UsageError("Give --lead or --address.")
     if everywhere and (whom["workspace_id"] or whom["channel"]):
         raise click.UsageError("--everywhere cannot be combined with --workspace or --channel.")
     if whom["lead_id"] is None and whom["workspace_id"] is None and not everywhere:
@@ -83,7 +83,7 @@ def lift(by: str, **whom: Any) -> None:
     from campaign_pipeline.adapters.consent import Whom
 
     if whom["lead_id"] is None and whom["address"] is None:
-        raise click.UsageError("Say who is meant, with --lead or --address.")
+        raise click.UsageError("Give --lead or --address.")
     lifted = _ask_consent(lambda consent: consent.lift(Whom(**whom), by))
     click.echo(f"{lifted} {'suppression was' if lifted == 1 else 'suppressions were'} lifted.")
 
@@ -120,7 +120,7 @@ def export(lead_id: UUID, output: Path | None) -> None:
     """Export all data stored about a lead as one JSON document: fields, messages, conversations, suppressions, logs."""
     document, _ = _ask_consent(lambda consent: consent.export(lead_id))
     if document is None:
-        raise Trouble(f"Nothing is stored of a lead {lead_id}.")
+        raise Trouble(f"Nothing is stored about lead {lead_id}.")
     if output is None:
         click.echo(document)
         return
@@ -153,7 +153,7 @@ def erase(lead_id: UUID, by: str, yes: bool) -> None:
     # Step outputs may still hold data of a lead that the CRM has deleted.
     files = PrivateFiles(Environment.read().outputs_path).forget_lead(str(lead_id))
     if document is None and not files:
-        raise Trouble(f"Nothing is stored of a lead {lead_id}.")
+        raise Trouble(f"Nothing is stored about lead {lead_id}.")
     click.echo(f"{files:,} output files were rewritten or deleted.")
 
 

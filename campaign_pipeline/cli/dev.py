@@ -34,7 +34,7 @@ _CODE_SERVER_PATIENCE = 90.0
 """Seconds for the code server to come back. Dagster restarts it, which is slow on a busy machine."""
 
 _QUICK_TO_STOP = {"DAGSTER_GRPC_SHUTDOWN_GRACE_PERIOD": "2"}
-"""Seconds that a stopping code server gives the sensor `next_batch_when_due`, which may wait for 25."""
+"""Seconds that a stopping code server waits for the sensor `next_batch_when_due`, which may take 25."""
 
 _STOP_PATIENCE = 60.0  # seconds for Dagster's processes and their runs to end
 
@@ -186,11 +186,11 @@ class _Ui:
         self.url = f"http://127.0.0.1:{port}"
 
     def answers(self) -> bool:
-        """Whether it is up."""
+        """Return whether it answers."""
         return self._ask("/server_info") is not None
 
     def code_server_is_away(self) -> bool:
-        """Whether it reports that the code server is unreachable. Code that cannot be loaded does not count."""
+        """Return whether it reports that the code server is unreachable. Code that cannot be loaded does not count."""
         query = "{workspaceOrError{...on Workspace{locationEntries{locationOrLoadError{...on PythonError{message}}}}}}"
         told = self._ask("/graphql", {"query": query})
         return told is not None and "UserCodeUnreachable" in told

@@ -51,7 +51,7 @@ def doctor(as_json: bool) -> None:
     stops = sum(row["state"] == "stops" for row in rows)
     if not as_json:
         look = sum(row["state"] == "look" for row in rows)
-        click.echo(f"Stop messages from being sent: {stops}. Worth a look: {look}.")
+        click.echo(f"Problems that stop sending: {stops}. Warnings: {look}.")
     sys.exit(1 if stops else 0)
 
 

@@ -100,12 +100,12 @@ def messages(
     columns |= {"at": "ended, or due", "inbox": "inbox", "reason_code": "reason", "reason": "details"}
     for row in rows:
         waits = row["status"] == "pending" and row["reason_code"] == Verdict.AWAITING_REVIEW
-        row["at"] = None if waits else row["finished_at"] or row["due_at"]  # until then it is only asked again
+        row["at"] = None if waits else row["finished_at"] or row["due_at"]  # its due time is only the next look
     output.show(rows, columns, as_json=as_json, empty=_no_messages(leads, personal=personal))
 
 
 def _no_messages(leads: list[dict[str, Any]] | None, *, personal: bool) -> str:
-    """Say why nothing is shown: no such lead, or a lead without messages, and whether it is suppressed."""
+    """Say why nothing is shown: no such lead, or no message of these leads, and whether they are suppressed."""
     from campaign_pipeline.core.overview import mask
 
     if leads is None:

@@ -72,7 +72,7 @@ def show(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], *, as_js
 
 
 def table_of(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], title: str | None = None) -> Any:
-    """A rich table: numbers to the right, times short, in `zone`; empty columns are left out."""
+    """Build a rich table: numbers to the right, short times in `zone`, no empty columns."""
     from rich.table import Table
     from rich.text import Text
 
@@ -81,7 +81,7 @@ def table_of(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], titl
     for field, heading in filled.items():
         numbers = all(isinstance(row.get(field), int | float | Decimal | None) for row in rows)
         widest = max(len(cell(row.get(field))) for row in rows)
-        # On a narrow terminal what is long wraps; an id stays whole.
+        # On a narrow terminal long cells wrap, but ids do not.
         table.add_column(
             heading,
             justify="right" if numbers else "left",
@@ -104,7 +104,7 @@ def zone() -> ZoneInfo:
 
 
 def say_zone(rows: Sequence[Mapping[str, Any]], fields: Iterable[str]) -> None:
-    """Name the zone below a table that shows times."""
+    """Print the time zone below a table that shows times."""
     if any(isinstance(row.get(field), datetime) for row in rows for field in fields):
         click.echo(f"Times are in {zone()}.")
 
@@ -115,7 +115,7 @@ def show_json(value: Any) -> None:
 
 
 def cell(value: Any) -> str:
-    """A value as a person reads it in a table."""
+    """Format a value for a table."""
     if value is None:
         return ""
     if isinstance(value, bool):
@@ -134,7 +134,7 @@ def cell(value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """What JSON has no word for: times in ISO 8601, ids as text, amounts as numbers, durations in seconds."""
+    """Convert what JSON cannot represent: times to ISO 8601, ids to text, amounts to numbers, durations to seconds."""
     if isinstance(value, datetime | date):
         return value.isoformat()
     if isinstance(value, UUID):

@@ -42,7 +42,7 @@ def test_a_unique_prefix_or_name_finds_its_object(world: World) -> None:
         with pytest.raises(OperatorError, match="There is no inbox 'nowhere'"):
             desk.find("inbox", "nowhere")
         world.run(name="Primeiro contato")
-        with pytest.raises(OperatorError, match="not the only run"):
+        with pytest.raises(OperatorError, match="more than one run"):
             desk.find("run", "Primeiro contato")
 
 
@@ -93,7 +93,7 @@ def test_a_run_is_paused_resumed_and_cancelled_and_the_log_says_by_whom(world: W
         assert f"resume {str(run)[:8]}" in desk.pause_run(hoje, "ana", "wrong text").undo
         assert not desk.pause_run(hoje, "ana").changed
         assert desk.resume_run(hoje, "rui").changed
-        assert "were ended: 2" in desk.cancel_run(hoje, "ana").text
+        assert "were skipped: 2" in desk.cancel_run(hoje, "ana").text
         assert not desk.resume_run(hoje, "ana").changed
     assert world.value("SELECT status FROM campaign_runs") == "cancelled"
     assert world.value("SELECT count(*) FROM campaign_messages WHERE status = 'skipped'") == 2
@@ -109,10 +109,10 @@ def test_a_run_is_paused_resumed_and_cancelled_and_the_log_says_by_whom(world: W
 def test_a_message_that_may_have_been_sent_is_resent_only_on_explicit_request(world: World) -> None:
     due = in_doubt(world, world.run())
     with Operator(world.url) as desk:
-        with pytest.raises(OperatorError, match="it may have gone out"):
+        with pytest.raises(OperatorError, match="it may have been sent"):
             desk.retry([due], "ana")
         assert desk.retry([due], "ana", resend_unknown=True).changed
-        with pytest.raises(OperatorError, match="not failed, but pending"):
+        with pytest.raises(OperatorError, match="the status is pending, not failed"):
             desk.retry([due], "ana", resend_unknown=True)
     parts = world.all(
         "SELECT status, resend_approved_at IS NOT NULL AS approved FROM campaign_message_parts ORDER BY 1"

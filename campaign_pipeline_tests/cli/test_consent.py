@@ -76,8 +76,8 @@ def test_wrong_usage_is_reported_in_one_sentence(world: World, arguments: list[s
     [
         (["suppress", "--lead", str(uuid4()), "--reason", "x"], "needs a workspace"),
         (["suppress", "--address", "nobody", "--everywhere", "--reason", "x"], "is neither a phone number nor"),
-        (["export", str(uuid4())], "Nothing is stored of a lead"),
-        (["erase", str(uuid4()), "--yes"], "Nothing is stored of a lead"),
+        (["export", str(uuid4())], "Nothing is stored about lead"),
+        (["erase", str(uuid4()), "--yes"], "Nothing is stored about lead"),
     ],
 )
 def test_an_impossible_request_is_refused_in_one_sentence(world: World, arguments: list[str], told: str) -> None:

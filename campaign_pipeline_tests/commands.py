@@ -50,10 +50,16 @@ def wait_until(what: Callable[[], bool], seconds: float = 60.0) -> None:
 
 def processes_of(home: Path) -> list[str]:
     """Return command lines of living processes that use this home: by their arguments, or by where they write."""
-    return [command for environment, command in _processes() if str(home) in environment or str(home) in command]
+    return [command for _, command in numbered_processes_of(home)]
 
 
-def _processes() -> Iterator[tuple[str, str]]:
+def numbered_processes_of(home: Path) -> list[tuple[int, str]]:
+    """Return the same with their process ids."""
+    name = str(home)
+    return [(pid, command) for pid, environment, command in _processes() if name in environment or name in command]
+
+
+def _processes() -> Iterator[tuple[int, str, str]]:
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             environment = (folder / "environ").read_bytes().decode(errors="replace")
@@ -61,4 +67,4 @@ def _processes() -> Iterator[tuple[str, str]]:
         except OSError:  # it ended meanwhile, or belongs to another user
             continue
         if command:  # a zombie has none
-            yield environment, command
+            yield int(folder.name), environment, command

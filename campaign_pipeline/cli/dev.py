@@ -31,7 +31,9 @@ DEV_LEADS = 60
 _LOOK_EVERY = 0.2  # seconds between checks until the UI is up
 _WATCH_EVERY = 5.0  # seconds between checks afterwards
 _CODE_SERVER_PATIENCE = 90.0
-"""Seconds for the code server to come back. Dagster restarts it, which is slow on a busy machine."""
+"""Seconds for the code server to come back. `dagster dev` starts it again only when it is asked to."""
+
+_RELOAD_PATIENCE = 60.0  # seconds for one start of the code server
 
 _QUICK_TO_STOP = {"DAGSTER_GRPC_SHUTDOWN_GRACE_PERIOD": "2"}
 """Seconds that a stopping code server waits for the sensor `next_batch_when_due`, which may take 25."""
@@ -189,17 +191,25 @@ class _Ui:
         """Return whether it answers."""
         return self._ask("/server_info") is not None
 
-    def code_server_is_away(self) -> bool:
-        """Return whether it reports that the code server is unreachable. Code that cannot be loaded does not count."""
+    def code_server_is_away(self) -> bool | None:
+        """Return whether it reports that the code server is unreachable; None if it does not answer.
+
+        Code that cannot be loaded does not count.
+        """
         query = "{workspaceOrError{...on Workspace{locationEntries{locationOrLoadError{...on PythonError{message}}}}}}"
         told = self._ask("/graphql", {"query": query})
-        return told is not None and "UserCodeUnreachable" in told
+        return None if told is None else "UserCodeUnreachable" in told
 
-    def _ask(self, path: str, body: dict[str, str] | None = None) -> str | None:
+    def restart_code_server(self) -> None:
+        """Ask it to start the code server again, as its button Reload does; return when that is done or has failed."""
+        reload = 'mutation{reloadRepositoryLocation(repositoryLocationName:"campaign_pipeline"){__typename}}'
+        self._ask("/graphql", {"query": reload}, _RELOAD_PATIENCE)
+
+    def _ask(self, path: str, body: dict[str, str] | None = None, patience: float = 5.0) -> str | None:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})  # noqa: S310
         try:
-            with urllib.request.urlopen(request, timeout=5) as answer:  # noqa: S310 (our own web server)
+            with urllib.request.urlopen(request, timeout=patience) as answer:  # noqa: S310 (our own web server)
                 return str(answer.read().decode(errors="replace"))
         except OSError:
             return None
@@ -229,14 +239,23 @@ class _Dagster:
             self._wait(_LOOK_EVERY)
 
     def watch(self) -> None:
-        """Wait until interrupted. Raises Trouble if Dagster ends, or if its code server does not come back."""
+        """Wait until interrupted; start the code server again when it ends, for example for lack of memory.
+
+        Raises Trouble if Dagster ends, or if its code server does not come back.
+        """
         away_since: float | None = None
         while True:
             self._wait(_WATCH_EVERY)
-            if not self._ui.code_server_is_away():
+            is_away = self._ui.code_server_is_away()
+            if is_away is False and away_since is not None:
                 away_since = None
+                click.echo("Dagster's code server is up again.", err=True)
+            if not is_away:
                 continue
-            away_since = away_since or time.monotonic()
+            if away_since is None:
+                away_since = time.monotonic()
+                click.echo("Dagster's code server ended; it is started again. Runs go on meanwhile.", err=True)
+            self._ui.restart_code_server()
             if time.monotonic() - away_since > _CODE_SERVER_PATIENCE:
                 raise Trouble(
                     f"Dagster's code server ended and did not come back within {_CODE_SERVER_PATIENCE:g} seconds. "

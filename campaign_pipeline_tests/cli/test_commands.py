@@ -22,7 +22,7 @@ from campaign_pipeline.adapters.operations import DEMO
 from campaign_pipeline.cli import cli
 from campaign_pipeline.cli.dev import one_dev_alone
 from campaign_pipeline.sandbox import Behaviour, Kind, Latency, SandboxProcess
-from campaign_pipeline_tests.commands import processes_of, run, start, wait_until
+from campaign_pipeline_tests.commands import numbered_processes_of, processes_of, run, start, wait_until
 from campaign_pipeline_tests.databases import Databases
 from campaign_pipeline_tests.factories import World
 
@@ -381,6 +381,9 @@ def test_dev_serves_the_job_with_something_to_send_and_leaves_nothing_running() 
         except (urllib.error.URLError, ConnectionError, TimeoutError):
             return False
 
+    def code_server() -> int | None:
+        return next((pid for pid, command in numbered_processes_of(home) if " api grpc " in command), None)
+
     def ended() -> bool:
         runs = 'runsOrError(filter: {pipelineName: "%s"}){... on Runs{results{status}}}'
         sending = str(ask(port, "{" + runs % "process_campaign_queue" + "}"))
@@ -389,7 +392,10 @@ def test_dev_serves_the_job_with_something_to_send_and_leaves_nothing_running() 
 
     try:
         wait_until(answers, 90)
-        assert "LaunchRunSuccess" in str(ask(port, launch))
+        killed = code_server()
+        assert killed is not None
+        os.kill(killed, signal.SIGKILL)  # as the kernel does for lack of memory
+        wait_until(lambda: code_server() not in {None, killed} and "LaunchRunSuccess" in str(ask(port, launch)), 90)
         # The schedules launch the others automatically, at the next full minute.
         wait_until(ended, 180)
     finally:
@@ -397,6 +403,8 @@ def test_dev_serves_the_job_with_something_to_send_and_leaves_nothing_running() 
         said, _ = dev.communicate(timeout=120)
     assert dev.returncode == 0, said
     assert "60 sample messages are due now" in " ".join(said.split())
+    assert "Dagster's code server ended; it is started again" in said
+    assert said.count("Dagster's code server is up again.") == 1
     # Dagster itself reports a sensor's tick that Ctrl-C interrupts, after that.
     assert "Traceback" not in said.partition("Stopping Dagster")[0]
     wait_until(lambda: processes_of(home) == [])

@@ -2,7 +2,6 @@
 
 import asyncio
 import threading
-import time
 from collections.abc import Sequence
 
 from campaign_pipeline.adapters.heartbeat import ThreadHeartbeat
@@ -15,13 +14,20 @@ MESSAGE = LeasedMessage("m", "run", "config", "workspace", "inbox", None, None, 
 
 
 class Clock:
-    """Real time; see `core.ports.Clock`."""
+    """Passes with so many sleeps, then stands still: a busy machine makes no renewal late. See `core.ports.Clock`."""
+
+    def __init__(self, sleeps: int) -> None:
+        self._now = 0.0
+        self._left = sleeps
 
     def monotonic(self) -> float:
-        return time.monotonic()
+        return self._now
 
     async def sleep(self, seconds: float) -> None:
-        await asyncio.sleep(seconds)
+        if not self._left:
+            await asyncio.Event().wait()
+        self._left -= 1
+        self._now += seconds
 
 
 class Renewals:
@@ -41,13 +47,13 @@ class Renewals:
         return set(message_ids)
 
 
-def keeper(lease_seconds: float) -> LeaseKeeper:
-    clock = Clock()
-    return LeaseKeeper([MESSAGE], clock, lease_seconds, clock.monotonic(), CampaignLog(lambda _: None))
+def keeper(beats: int) -> LeaseKeeper:
+    clock = Clock(beats)
+    return LeaseKeeper([MESSAGE], clock, 120.0, clock.monotonic(), CampaignLog(lambda _: None))
 
 
 def test_leases_are_renewed_while_a_message_blocks_the_event_loop() -> None:
-    leases, renewals = keeper(0.3), Renewals(4)
+    leases, renewals = keeper(beats=4), Renewals(4)
 
     async def main() -> None:
         heartbeat = ThreadHeartbeat(renewals)
@@ -63,7 +69,7 @@ def test_leases_are_renewed_while_a_message_blocks_the_event_loop() -> None:
 def test_a_heartbeat_that_is_stopped_at_once_leaves_no_thread() -> None:
     async def main() -> None:
         heartbeat = ThreadHeartbeat(Renewals(1))
-        heartbeat.start(keeper(100.0).beat)
+        heartbeat.start(keeper(beats=0).beat)
         await heartbeat.stop()
 
     asyncio.run(main())

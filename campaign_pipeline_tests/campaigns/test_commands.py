@@ -1,7 +1,7 @@
 """From a list to a campaign, as an operator does it; and the daily planning job."""
 
 import json
-from datetime import datetime, timedelta
+from datetime import datetime, time, timedelta
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
@@ -60,14 +60,18 @@ def test_the_daily_job_plans_each_campaign_and_says_what_keeps_one(
 ) -> None:
     environment.setenv("CAMPAIGN_OUTPUTS", str(tmp_path / "outputs"))
     campaign(world, leads=2)
-    world.move_clock(timedelta())  # partitions go by the machine's clock
+    # Partitions go by the machine's clock: yesterday is the last one that surely exists. At noon half of it is left.
+    now = datetime.now(ZoneInfo("America/Sao_Paulo"))
+    noon = datetime.combine(now.date() - timedelta(days=1), time(12), now.tzinfo)
+    world.move_clock(noon - now)
     world.do("UPDATE campaign_configs SET timezone = 'America/Sao_Paulo'")
     broken = world.campaign(is_active=True, timezone="Mars/Olympus")
     world.insert("campaign_settings", config_id=broken, name="Marte")
-    day = datetime.now(ZoneInfo("America/Sao_Paulo")).date().isoformat()
     resources = {"database": QueueDatabase(), "handles": private_handles}
     with DagsterInstance.local_temp(str(tmp_path), overrides={"telemetry": {"enabled": False}}) as instance:
-        result = plan_campaign_runs.execute_in_process(partition_key=day, instance=instance, resources=resources)
+        result = plan_campaign_runs.execute_in_process(
+            partition_key=noon.date().isoformat(), instance=instance, resources=resources
+        )
         assert result.success
         (event,) = result.get_step_success_events()
         outputs = [each for each in result.all_events if each.event_type_value == "STEP_OUTPUT"]

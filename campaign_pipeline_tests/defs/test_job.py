@@ -295,8 +295,10 @@ def slow_sandbox(sandbox: SandboxProcess) -> SandboxProcess:
 def test_a_terminated_run_gives_back_what_it_did_not_send(
     world: World, slow_sandbox: SandboxProcess, outputs: Path, tmp_path: Path
 ) -> None:
-    world.due_messages(world.run(), 200)
-    run = dagster_run(world.url, tmp_path / "dagster")
+    world.due_messages(world.run(), 600)  # 9 s for 20 at a time: some are left whenever the signal arrives
+    config = tmp_path / "config.yaml"
+    config.write_text("ops: {split_into_shards: {config: {shard_size: 600}}}\n")
+    run = dagster_run(world.url, tmp_path / "dagster", "-c", str(config))
     wait_for_sends(slow_sandbox, 20, run)
     run.send_signal(signal.SIGTERM)  # its own process alone, as the kubelet tells a pod's: that one tells its steps
     run.communicate(timeout=60)

@@ -7,7 +7,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -129,14 +129,14 @@ def test_a_tick_keeps_the_first_day_that_has_data_for_the_next_loading(
 
 
 def test_hours_in_which_the_window_is_closed_make_nothing_overdue(world: World, webhook: Webhook, watch: Watch) -> None:
-    hour = world.value("SELECT extract(hour FROM campaign_now() AT TIME ZONE 'UTC')::int")
-    config = world.campaign(start_time=f"{(hour + 2) % 24:02}:00", end_time=f"{(hour + 4) % 24:02}:00", timezone="UTC")
+    until_eight: timedelta = datetime(2027, 3, 1, 8, tzinfo=UTC) - world.value("SELECT now()")
+    world.move_clock(until_eight)
+    config = world.campaign(start_time="10:00", end_time="12:00", timezone="UTC")
     world.due_message(world.run(config), scheduled_at=world.value("SELECT campaign_now() - interval '2 hours'"))
     assert watch.tick() == "All is well."
-    seconds = world.value("SELECT 3600 - extract(epoch FROM campaign_now())::int %% 3600")
-    world.move_clock(timedelta(hours=1, seconds=seconds + 5 * 60))  # open for five minutes
+    world.move_clock(until_eight + timedelta(hours=2, minutes=5))  # open for five minutes
     assert watch.tick() == "All is well."
-    world.move_clock(timedelta(hours=1, seconds=seconds + 20 * 60))
+    world.move_clock(until_eight + timedelta(hours=2, minutes=20))
     assert watch.tick() == "Told: 1 new, 0 over, 1 in all."
 
 

@@ -127,6 +127,8 @@ WRITE = re.compile(
 STEPS = {
     # functions that are steps of those that the table names
     **dict.fromkeys(("campaign_write_intents", "campaign_note_intents"), "campaign_begin_parts"),
+    "campaign_fail_reported": "campaign_apply_status_events",
+    "campaign_end_erased": "campaign_erase_lead",
     **dict.fromkeys(
         ("campaign_settle_parts", "campaign_complete_messages", "campaign_end_held", "campaign_note_incomplete"),
         "campaign_settle",

@@ -9,9 +9,6 @@ CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_apply_status_events(p_even
 RETURNS TABLE (event_id bigint, verdict text) LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 #variable_conflict use_column
-DECLARE
-    number integer;
-    failed uuid[];
 BEGIN
     -- Runs first, messages second, each in the order of their ids, as in campaign_settle.
     PERFORM 1 FROM public.campaign_runs r
@@ -21,6 +18,32 @@ BEGIN
     PERFORM 1 FROM public.campaign_messages m
     WHERE m.id IN (SELECT e.id FROM jsonb_to_recordset(p_events) AS e (id uuid)) ORDER BY m.id FOR UPDATE;
 
+    PERFORM campaign_pipeline.campaign_note_deliveries(p_events);
+    PERFORM campaign_pipeline.campaign_settle_reported(p_events);
+    PERFORM campaign_pipeline.campaign_fail_reported(p_events);
+
+    -- A failure that means "never again" (an opt-out) applies to all campaigns, whatever happened to this part.
+    PERFORM campaign_pipeline.campaign_suppress_by_answer(e.id, e.code)
+    FROM (SELECT DISTINCT f.id, f.code
+          FROM jsonb_to_recordset(p_events) AS f (id uuid, status text, code text)
+          JOIN campaign_pipeline.campaign_suppressing_codes k ON k.code = f.code
+          WHERE f.status = 'failed' ORDER BY f.id, f.code) e;
+
+    RETURN QUERY
+    SELECT e.event_id,
+           CASE WHEN p.message_id IS NULL THEN 'no_part'
+                WHEN e.status = 'failed' AND (p.status = 'attempting' OR (
+                     p.status = 'unknown' AND campaign_pipeline.campaign_is_leased(m.status))) THEN 'later'
+                ELSE 'settled' END
+    FROM jsonb_to_recordset(p_events) AS e (event_id bigint, id uuid, part_no integer, status text)
+    LEFT JOIN public.campaign_messages m ON m.id = e.id
+    LEFT JOIN campaign_pipeline.campaign_message_parts p ON p.message_id = e.id AND p.part_no = e.part_no;
+END $$;
+
+-- Step of campaign_apply_status_events: give each part its latest delivery status.
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_note_deliveries(p_events jsonb) RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
     UPDATE campaign_pipeline.campaign_message_parts p
     SET delivery_status = last.status, delivery_code = last.code, delivery_at = to_timestamp(last.at)
     FROM (SELECT DISTINCT ON (e.id, e.part_no) e.*, campaign_pipeline.campaign_delivery_stage(e.status) AS stage
@@ -28,7 +51,14 @@ BEGIN
           ORDER BY e.id, e.part_no, campaign_pipeline.campaign_delivery_stage(e.status) DESC, e.at) last
     WHERE p.message_id = last.id AND p.part_no = last.part_no
       AND last.stage > campaign_pipeline.campaign_delivery_stage(p.delivery_status);
+END $$;
 
+-- Step of campaign_apply_status_events: settle the parts that an event proves to be sent.
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_settle_reported(p_events jsonb) RETURNS void
+LANGUAGE plpgsql AS $$
+DECLARE
+    number integer;
+BEGIN
     -- One item per message and call, as campaign_settle requires.
     FOR number IN
         SELECT DISTINCT e.part_no FROM jsonb_to_recordset(p_events) AS e (part_no integer, status text)
@@ -44,7 +74,15 @@ BEGIN
               ORDER BY e.id) o
         HAVING count(*) > 0;
     END LOOP;
+END $$;
 
+-- Step of campaign_apply_status_events: fail the parts of unknown outcome that an event reports as refused, and their
+-- messages if no other part is in doubt.
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_fail_reported(p_events jsonb) RETURNS void
+LANGUAGE plpgsql AS $$
+DECLARE
+    failed uuid[];
+BEGIN
     WITH refused AS (
         UPDATE campaign_pipeline.campaign_message_parts p
         SET status = 'failed', error_class = f.error_class, error_code = f.code, error_message = f.reason,
@@ -77,30 +115,6 @@ BEGIN
       AND (m.status = 'pending' OR (m.status = 'failed' AND m.error_class = 'unknown'))
       AND NOT EXISTS (SELECT 1 FROM campaign_pipeline.campaign_message_parts o
                       WHERE o.message_id = m.id AND o.status IN ('unknown', 'attempting'));
-
-    -- A refusal that means "never again" applies to all campaigns, though the provider accepted the part at first.
-    PERFORM campaign_pipeline.campaign_suppress_by_answer(e.id, e.code)
-    FROM jsonb_to_recordset(p_events) AS e (id uuid, status text, code text)
-    JOIN campaign_pipeline.campaign_suppressing_codes k ON k.code = e.code
-    WHERE e.status = 'failed';
-
-    -- A failure that means "never again" (an opt-out) applies to all campaigns, whatever happened to this part.
-    PERFORM campaign_pipeline.campaign_suppress_by_answer(e.id, e.code)
-    FROM (SELECT DISTINCT e.id, e.code
-          FROM jsonb_to_recordset(p_events) AS e (id uuid, part_no integer, status text, code text)
-          JOIN campaign_pipeline.campaign_message_parts p ON p.message_id = e.id AND p.part_no = e.part_no
-          JOIN campaign_pipeline.campaign_suppressing_codes k ON k.code = e.code
-          WHERE e.status = 'failed' ORDER BY e.id, e.code) e;
-
-    RETURN QUERY
-    SELECT e.event_id,
-           CASE WHEN p.message_id IS NULL THEN 'no_part'
-                WHEN e.status = 'failed' AND (p.status = 'attempting' OR (
-                     p.status = 'unknown' AND campaign_pipeline.campaign_is_leased(m.status))) THEN 'later'
-                ELSE 'settled' END
-    FROM jsonb_to_recordset(p_events) AS e (event_id bigint, id uuid, part_no integer, status text)
-    LEFT JOIN public.campaign_messages m ON m.id = e.id
-    LEFT JOIN campaign_pipeline.campaign_message_parts p ON p.message_id = e.id AND p.part_no = e.part_no;
 END $$;
 
 -- The stage of a delivery. A later `sent` does not undo a failure, but a later `delivered` does.

@@ -128,22 +128,10 @@ BEGIN
         LIMIT 200  -- otherwise the CRM's own statements would wait too long for their rows
         FOR UPDATE OF m SKIP LOCKED
     LOOP
-        SELECT count(*) AS pieces, COALESCE(sum(length(s.piece)), 0) AS length, min(s.created_at) AS at,
-               (array_agg(s.conversation_id ORDER BY s.created_at DESC))[1] AS conversation_id,
-               (array_agg(s.provider_message_id ORDER BY s.created_at DESC))[1] AS provider_message_id
-        INTO chat
-        FROM (SELECT DISTINCT ON (x.piece) x.*
-              FROM (SELECT t.conversation_id, t.provider_message_id, t.created_at,
-                           campaign_pipeline.campaign_squeezed(t.text_content) AS piece
-                    FROM public.conversations v JOIN public.messages t ON t.conversation_id = v.id
-                    WHERE (v.id = left_over.conversation_id
-                           OR (v.workspace_id = left_over.workspace_id AND v.lead_id = left_over.lead_id)
-                           OR (v.workspace_id = left_over.workspace_id AND v.contact_phone IN (
-                               left_over.phone_normalized, '+' || left_over.phone_normalized, left_over.phone_number)))
-                      AND t.message_type NOT IN ('received', 'incoming', 'delete')
-                      AND t.created_at >= left_over.since - interval '2 seconds') x
-              WHERE x.piece <> '' AND position(x.piece IN left_over.squeezed) > 0
-              ORDER BY x.piece, x.created_at) s;
+        SELECT c.* INTO chat FROM campaign_pipeline.campaign_found_in_chat(
+            left_over.squeezed, left_over.conversation_id, left_over.workspace_id, left_over.lead_id,
+            ARRAY[left_over.phone_normalized, '+' || left_over.phone_normalized, left_over.phone_number],
+            left_over.since - interval '2 seconds') c;
 
         said := CASE
             WHEN left_over.squeezed = '' AND left_over.status = 'sending' THEN 'unknown'
@@ -199,6 +187,31 @@ BEGIN
         verdict := said;
         RETURN NEXT;
     END LOOP;
+END $$;
+
+-- Step of campaign_settle_old_processor: the pieces of a text that the lead's chat has since an instant, their length,
+-- the time of the first one, and the conversation and provider's id of the last one.
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_found_in_chat(
+    p_squeezed text, p_conversation uuid, p_workspace uuid, p_lead uuid, p_numbers text[], p_since timestamptz,
+    OUT pieces bigint, OUT length bigint, OUT at timestamptz, OUT conversation_id uuid, OUT provider_message_id text
+) LANGUAGE plpgsql STABLE AS $$
+#variable_conflict use_column
+BEGIN
+    SELECT count(*), COALESCE(sum(length(s.piece)), 0), min(s.created_at),
+           (array_agg(s.conversation_id ORDER BY s.created_at DESC))[1],
+           (array_agg(s.provider_message_id ORDER BY s.created_at DESC))[1]
+    INTO pieces, length, at, conversation_id, provider_message_id
+    FROM (SELECT DISTINCT ON (x.piece) x.*
+          FROM (SELECT t.conversation_id, t.provider_message_id, t.created_at,
+                       campaign_pipeline.campaign_squeezed(t.text_content) AS piece
+                FROM public.conversations v JOIN public.messages t ON t.conversation_id = v.id
+                WHERE (v.id = p_conversation
+                       OR (v.workspace_id = p_workspace AND v.lead_id = p_lead)
+                       OR (v.workspace_id = p_workspace AND v.contact_phone = ANY (p_numbers)))
+                  AND t.message_type NOT IN ('received', 'incoming', 'delete')
+                  AND t.created_at >= p_since) x
+          WHERE x.piece <> '' AND position(x.piece IN p_squeezed) > 0
+          ORDER BY x.piece, x.created_at) s;
 END $$;
 
 -- Going back ---------------------------------------------------------------------------------------------------------

@@ -195,9 +195,20 @@ BEGIN
     GET DIAGNOSTICS n = ROW_COUNT;
     counts := counts || jsonb_build_object('campaign_suppressions', n);
 
+    PERFORM campaign_pipeline.campaign_end_erased(own_messages);
+    counts := counts || campaign_pipeline.campaign_erase_rows(p_lead, own_messages, addresses, talks);
+
+    INSERT INTO campaign_pipeline.campaign_erasures (lead_id, workspace_id, erased_at, erased_by, counts)
+    VALUES (p_lead, workspace, campaign_pipeline.campaign_now(), p_by, counts);
+    RETURN counts;
+END $$;
+
+-- Step of campaign_erase_lead: end the messages that wait or are leased.
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_end_erased(p_messages uuid[]) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
     -- Runs in the order of their ids, as everywhere: ending messages changes their counters.
     PERFORM 1 FROM public.campaign_runs r
-    WHERE r.id IN (SELECT m.run_id FROM public.campaign_messages m WHERE m.id = ANY (own_messages))
+    WHERE r.id IN (SELECT m.run_id FROM public.campaign_messages m WHERE m.id = ANY (p_messages))
         ORDER BY r.id FOR NO KEY UPDATE;
     UPDATE public.campaign_messages m
     SET status = CASE WHEN o.unknown OR o.out THEN 'failed' ELSE 'skipped' END,
@@ -208,18 +219,27 @@ BEGIN
                          AND p.status IN ('attempting', 'unknown')) AS unknown,
                  EXISTS (SELECT 1 FROM campaign_pipeline.campaign_message_parts p WHERE p.message_id = x.id
                          AND p.status = 'sent') AS out
-          FROM unnest(own_messages) AS x (id)) o
+          FROM unnest(p_messages) AS x (id)) o
     WHERE m.id = o.id AND (m.status = 'pending' OR campaign_pipeline.campaign_is_leased(m.status));
 
     UPDATE campaign_pipeline.campaign_message_parts p
     SET status = 'unknown', error_class = 'unknown'
-    WHERE p.message_id = ANY (own_messages) AND p.status = 'attempting';
+    WHERE p.message_id = ANY (p_messages) AND p.status = 'attempting';
+END $$;
 
-    counts := counts || jsonb_build_object(
-        'campaign_messages', campaign_pipeline.campaign_blank('public.campaign_messages', 'id', own_messages,
+-- Step of campaign_erase_lead: blank or delete the rows about the person. Returns how many, by table.
+CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_erase_rows(
+    p_lead uuid, p_messages uuid[], p_addresses text[], p_talks uuid[]
+) RETURNS jsonb LANGUAGE plpgsql AS $$
+DECLARE
+    counts jsonb;
+    n      integer;
+BEGIN
+    counts := jsonb_build_object(
+        'campaign_messages', campaign_pipeline.campaign_blank('public.campaign_messages', 'id', p_messages,
             '{status,error_class,error_code,ai_model,lease_owner}'),
         'campaign_message_parts',
-            campaign_pipeline.campaign_blank('campaign_pipeline.campaign_message_parts', 'message_id', own_messages,
+            campaign_pipeline.campaign_blank('campaign_pipeline.campaign_message_parts', 'message_id', p_messages,
             '{status,error_class,error_code,idempotency_key,delivery_status,delivery_code}'),
         'lead_activities',
             campaign_pipeline.campaign_blank('public.lead_activities', 'lead_id', ARRAY[p_lead], '{activity_type}'),
@@ -228,12 +248,12 @@ BEGIN
             '{id,purpose,model,rule,changed}'),
         'campaign_logs',
             campaign_pipeline.campaign_blank('public.campaign_logs', 'id',
-                                             campaign_pipeline.campaign_logs_of_lead(p_lead, own_messages),
+                                             campaign_pipeline.campaign_logs_of_lead(p_lead, p_messages),
                                                  '{step_name,level}'),
         'messages',
-            campaign_pipeline.campaign_blank('public.messages', 'conversation_id', talks,
+            campaign_pipeline.campaign_blank('public.messages', 'conversation_id', p_talks,
                                              '{content_type,message_type,sent_by}'),
-        'conversations', campaign_pipeline.campaign_blank('public.conversations', 'id', talks, '{channel,status}'),
+        'conversations', campaign_pipeline.campaign_blank('public.conversations', 'id', p_talks, '{channel,status}'),
         'leads', campaign_pipeline.campaign_blank('public.leads', 'id', ARRAY[p_lead], '{status,priority}'));
     -- Figures and flags of the person; the ids of funnel and column stay for the CRM's own totals.
     UPDATE public.leads l SET deal_value = NULL, whatsapp_valid = NULL WHERE l.id = p_lead;
@@ -242,18 +262,15 @@ BEGIN
     counts := counts || jsonb_build_object('lead_custom_values', n);
     -- Meta's events contain the recipient; there is no index for this, and settled events are deleted soon.
     DELETE FROM campaign_pipeline.campaign_status_events e
-    WHERE e.payload ->> 'recipient_id' = ANY (addresses)
-       OR split_part(e.payload ->> 'biz_opaque_callback_data', ':', 1) = ANY (own_messages::text[]);
+    WHERE e.payload ->> 'recipient_id' = ANY (p_addresses)
+       OR split_part(e.payload ->> 'biz_opaque_callback_data', ':', 1) = ANY (p_messages::text[]);
     GET DIAGNOSTICS n = ROW_COUNT;
     counts := counts || jsonb_build_object('campaign_status_events', n);
-    DELETE FROM campaign_pipeline.campaign_number_contacts k WHERE k.number = ANY (addresses);
+    DELETE FROM campaign_pipeline.campaign_number_contacts k WHERE k.number = ANY (p_addresses);
     GET DIAGNOSTICS n = ROW_COUNT;
     counts := counts || jsonb_build_object('campaign_number_contacts', n);
-    DELETE FROM campaign_pipeline.campaign_number_checks k WHERE k.number = ANY (addresses);
+    DELETE FROM campaign_pipeline.campaign_number_checks k WHERE k.number = ANY (p_addresses);
     GET DIAGNOSTICS n = ROW_COUNT;
     counts := counts || jsonb_build_object('campaign_number_checks', n);
-
-    INSERT INTO campaign_pipeline.campaign_erasures (lead_id, workspace_id, erased_at, erased_by, counts)
-    VALUES (p_lead, workspace, campaign_pipeline.campaign_now(), p_by, counts);
     RETURN counts;
 END $$;

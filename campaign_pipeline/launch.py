@@ -32,7 +32,6 @@ from campaign_pipeline.sql import statement
 if TYPE_CHECKING:
     import dagster as dg
 
-JOB = "process_campaign_queue"
 LAUNCH_TAG = "campaign/launch"
 """Tag of a run that the command line started: by its value, the run is found once Dagster has created it."""
 

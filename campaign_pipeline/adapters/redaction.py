@@ -33,18 +33,12 @@ _KEY = re.compile(
 )
 _EMAIL = re.compile(r"[^\s<>\"'(),:;]{1,64}@[\w.-]{1,255}")
 _NUMBER = re.compile(r"[+(]{0,2}\d(?:[ ().+-]{0,2}\d){4,}")
-_PHONE = re.compile(r"\d{8,}")
 
 
 def redact(text: str) -> str:
     """Cut an outside text, and remove what looks like a key and characters that no log can hold."""
     clean = "".join(char if char.isprintable() else " " for char in text)
     return _KEY.sub(lambda found: f"{found[1] or found[2] or ''}***", clean)[:MAX_KEPT_CHARS].strip()
-
-
-def redact_phones(text: str) -> str:
-    """Also remove long numbers, for texts that people read: reasons, logs."""
-    return _PHONE.sub(lambda found: f"{found[0][:4]}***", redact(text))
 
 
 def redact_people(text: str) -> str:

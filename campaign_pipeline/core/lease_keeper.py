@@ -1,6 +1,5 @@
 """The leases of one shard: renewed by a heartbeat, checked before every request."""
 
-import asyncio
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Protocol, TypeAlias
 
@@ -29,22 +28,6 @@ class Heartbeat(Protocol):
     async def stop(self) -> None:
         """Stop it, and wait until it has ended."""
         ...
-
-
-class LoopHeartbeat:
-    """A heartbeat in the event loop of its caller."""
-
-    def __init__(self, store: LeaseStore) -> None:
-        self._store = store
-
-    def start(self, beat: Beat) -> None:
-        """See Heartbeat."""
-        self._task = asyncio.create_task(beat(self._store))
-
-    async def stop(self) -> None:
-        """See Heartbeat."""
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
 
 
 class LeaseKeeper:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from campaign_pipeline.adapters import http
 from campaign_pipeline.adapters.http import Answer, NoAnswer, at, http_client
-from campaign_pipeline.adapters.redaction import MAX_KEPT_CHARS, hide_text, redact, redact_phones
+from campaign_pipeline.adapters.redaction import MAX_KEPT_CHARS, hide_text, redact
 from campaign_pipeline_tests.adapters.wire import Serve, answering, read_request, response, serving
 
 KEY = "sk-or-v1-0123456789abcdef"
@@ -457,10 +457,6 @@ def test_redacting_never_fails_cuts_and_leaves_one_line(text: str) -> None:
     assert len(clean) <= MAX_KEPT_CHARS
     assert "\x00" not in clean
     assert "\n" not in clean
-
-
-def test_long_numbers_are_taken_out_of_texts_for_people() -> None:
-    assert redact_phones("5511987654321@s.whatsapp.net, code 429") == "5511***@s.whatsapp.net, code 429"
 
 
 # Retry-After ----------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 from campaign_pipeline.core.context import LeadContext
-from campaign_pipeline.core.lease_keeper import LoopHeartbeat
+from campaign_pipeline.core.lease_keeper import Beat
 from campaign_pipeline.core.model import (
     BatchSettings,
     CampaignSettings,
@@ -34,6 +34,7 @@ from campaign_pipeline.core.ports import (
     Failure,
     FailureStreak,
     Found,
+    LeaseStore,
     LogLine,
     LookUp,
     LookUpAnswer,
@@ -370,6 +371,22 @@ class Store:
 
 
 # Model and channel ----------------------------------------------------------------------------------------------------
+
+
+class LoopHeartbeat:
+    """A heartbeat in the event loop of its caller."""
+
+    def __init__(self, store: LeaseStore) -> None:
+        self._store = store
+
+    def start(self, beat: Beat) -> None:
+        """See core.lease_keeper.Heartbeat."""
+        self._task = asyncio.create_task(beat(self._store))
+
+    async def stop(self) -> None:
+        """See core.lease_keeper.Heartbeat."""
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
 
 
 @dataclass

@@ -361,22 +361,12 @@ class MessageDelivery:
         """Commit text and intent; return only if the request may leave."""
         part.attempts += 1
         part.address, part.inbox_id = self._address, self._shared.inbox_id
-        begin = BeginPart(
-            self.id,
-            part.no,
-            part.attempts,
-            address=self._address,
-            channel=self._shared.channel_kind,
-            local_day=self._shared.hours.local_day(self.message, self._shared.time.now()),
-            contact_name=self.lead.context.client_name if self.lead else None,
-        )
-
         asked_at, begun = 0.0, Begun(Verdict.NOT_DUE)
 
         async def ask() -> Verdict:
             nonlocal asked_at, begun
             asked_at = self._shared.clock.monotonic()
-            begun = await self._ledger.begin(part, begin)
+            begun = await self._ledger.begin(part, self._intent(part))
             return begun.verdict
 
         while (answer := await self._shared.admission.acquire(self, ask)) == Refused(Verdict.NOT_DUE):
@@ -389,6 +379,18 @@ class MessageDelivery:
         part.status = PartStatus.ATTEMPTING
         part.interrupted = part.resend_approved = False  # these were facts about an earlier attempt
         part.attempted_at = part.may_have_left_until = self._shared.time.now().timestamp()
+
+    def _intent(self, part: Part) -> BeginPart:
+        """Return what is committed before a part's request, by today's date: a message may wait past midnight."""
+        return BeginPart(
+            self.id,
+            part.no,
+            part.attempts,
+            address=self._address,
+            channel=self._shared.channel_kind,
+            local_day=self._shared.hours.local_day(self.message, self._shared.time.now()),
+            contact_name=self.lead.context.client_name if self.lead else None,
+        )
 
     async def _request(self, part: Part) -> Outcome:
         """Make the request, and note its outcome for the ledger."""

@@ -1,7 +1,8 @@
 """Messages that a shard holds before their planned time, on a simulated clock."""
 
 import asyncio
-from datetime import datetime
+from dataclasses import replace
+from datetime import UTC, datetime
 from uuid import UUID
 
 import pytest
@@ -81,6 +82,21 @@ def test_a_message_replanned_while_it_waits_is_not_sent_at_its_old_time() -> Non
     assert channel.asked == [(90.0, "m0000:1")]
     assert queue.statuses() == ["sent", "pending"]
     assert report.reasons == {"returned: not_due": 1}
+
+
+def test_a_message_whose_turn_comes_after_midnight_counts_as_a_message_of_the_new_day() -> None:
+    queue, days = planned(1.0), list[str | None]()
+    minute_to_midnight = datetime(2026, 11, 24, 2, 59, tzinfo=UTC)
+    store = Store(queue, start=minute_to_midnight, beginning=lambda begin: days.append(begin.local_day))
+
+    async def run() -> ShardReport:
+        one_a_day = replace(settings(), one_a_day=frozenset({"workspace"}))
+        worker = shard_of(store, Model(), Channel(), batch_settings=one_a_day)
+        queue.messages["m0000"].due = 90.0  # the store says so only when the message asks to go
+        return await worker.run(1)
+
+    assert in_no_time(run()).sent == 1
+    assert days == ["2026-11-24"]
 
 
 @pytest.mark.parametrize("moved_at", [7.0, 200.0])

@@ -47,6 +47,7 @@ from campaign_pipeline.core.ports import Sent as Accepted
 from campaign_pipeline.core.results import (
     ALL_PARTS_SENT,
     ALREADY_SENT,
+    LEAD_DELETED,
     LEASE_LOST,
     Ended,
     GiveBack,
@@ -54,7 +55,6 @@ from campaign_pipeline.core.results import (
     Released,
     Result,
     Sent,
-    Skip,
     count_result,
     refused,
 )
@@ -171,7 +171,7 @@ class MessageDelivery:
     def _precondition_failure(self) -> Result | None:
         message, shared = self.message, self._shared
         if self.lead is None:
-            return Skip("lead_deleted", "The lead was deleted before this message was sent.")
+            return LEAD_DELETED
         if message.config_id not in shared.settings.campaigns or message.inbox_id != shared.inbox_id:
             reason = "The campaign or its inbox was exchanged after this batch was read; the next batch reads it anew."
             return GiveBack(SETTINGS_CHANGED, reason)

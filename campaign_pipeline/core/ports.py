@@ -437,6 +437,7 @@ class Verdict(StrEnum):
     PACED = "paced"  # its turn has not come
     SUPPRESSED = "suppressed"  # its lead or address must not be contacted
     FOREIGN_WORKSPACE = "foreign_workspace"  # it references a row of another workspace than its campaign's
+    LEAD_DELETED = "lead_deleted"
     CONTACTED_TODAY = "contacted_today"  # its lead gets one message a day and has had it
     NUMBER_CONTACTED = "number_contacted"  # another message went to its number recently
     AWAITING_REVIEW = "awaiting_review"  # a person must first approve its text, or others of its run

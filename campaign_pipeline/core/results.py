@@ -113,6 +113,7 @@ class Ended(Exception):
 
 ALL_PARTS_SENT = Sent("sent", "Sent.")
 ALREADY_SENT = Skip("already_sent", "All parts of this message were sent before; it was put back in the queue by hand.")
+LEAD_DELETED = Skip("lead_deleted", "The lead was deleted before this message was sent.")
 LEASE_LOST = Lost("lease_lost", "The lease was lost before this message was finished; its new holder goes on with it.")
 MESSAGE_GONE = Lost("message_gone", "The message was deleted while it was worked; what was sent of it is recorded.")
 
@@ -136,6 +137,8 @@ def refused(verdict: Verdict, *, partly_sent: bool, seconds_of_day_left: Callabl
     match verdict:
         case Verdict.LOST:
             return LEASE_LOST
+        case Verdict.LEAD_DELETED:
+            return LEAD_DELETED
         case Verdict.CONTACTED_TODAY:
             reason = "The lead gets one message a day and has today's; this one waits for the next day."
             return GiveBack(verdict, reason, delay_seconds=seconds_of_day_left())

@@ -27,7 +27,7 @@ from campaign_pipeline.core.ports import (
 )
 from campaign_pipeline_tests.adapters.restarts import crash, start
 from campaign_pipeline_tests.factories import World
-from campaign_pipeline_tests.sql.holder import PHONE, message, part_states, parts
+from campaign_pipeline_tests.sql.holder import PHONE, insert_due, message, part_states, parts
 
 Work = Callable[[ShardStore, list[str]], Awaitable[None]]
 
@@ -241,10 +241,7 @@ def test_changes_of_a_message_are_stored_in_order(world: World, due: list[UUID])
 
 def test_a_thousand_at_once_are_settled_each_once(world: World) -> None:
     run = world.run()
-    world.do(
-        "INSERT INTO campaign_messages (run_id, scheduled_at) SELECT %s, campaign_now() FROM generate_series(1, 1000)",
-        run,
-    )
+    insert_due(world, run, 1000)
 
     async def work(store: ShardStore, ids: list[str]) -> None:
         begun = await asyncio.gather(*(store.begin_part(begin(i)) for i in ids))

@@ -47,6 +47,7 @@ CHANGES = {
         "SELECT campaign_suppress('global', NULL, NULL, phone, NULL, 'by_hand', NULL) FROM leads WHERE id = %(lead)s",
         ("skipped", "suppressed"),
     ),
+    "its lead is deleted": ("DELETE FROM leads WHERE id = %(lead)s", ("skipped", "lead_deleted")),
     "its lead answers": ("SELECT campaign_stop_after_reply(ARRAY[%(lead)s::uuid])", ("skipped", "lead_replied")),
     "it is planned for tomorrow": (
         "UPDATE campaign_messages SET scheduled_at = scheduled_at + interval '1 day' WHERE id = %(message)s",

@@ -191,6 +191,19 @@ def test_a_finalize_by_a_total_that_is_too_small_ends_no_run_and_deletes_no_mess
     assert message(crm, due)["status"] == "sending"
 
 
+def test_a_message_that_waits_with_its_text_ends_with_its_lead(crm: Crm, run: UUID) -> None:
+    due = first(crm, run)
+    holder = holding(crm, due)
+    crm.do("UPDATE campaign_messages SET scheduled_at = scheduled_at + interval '1 hour' WHERE id = %s", due)
+    assert holder.start_generating(due) == "go"
+    assert holder.begin_new(due, *PARTS) == "not_due"
+    crm.do("DELETE FROM leads WHERE id = %s", message(crm, due)["lead_id"])
+    assert crm.all("SELECT * FROM campaign_messages WHERE id = %s", due) == [], "by the CRM's foreign key"
+    assert holder.renew([due]) == set()
+    assert holder.begin(due) == "lost"
+    assert [part["status"] for part in parts(crm, due)] == ["planned", "planned"]
+
+
 @pytest.mark.parametrize("how", ["cancel", "delete the message", "delete the run"])
 def test_a_part_in_flight_is_recorded_although_its_message_is_deleted(crm: Crm, run: UUID, how: str) -> None:
     due = first(crm, run)

@@ -46,15 +46,18 @@ def claimed_ids(batch: Batch) -> set[UUID]:
 
 
 def insert_due(world: World, run: UUID, count: int, age: timedelta = timedelta(minutes=1), **columns: Any) -> None:
-    """Many due messages without leads, in one statement; the first one is the oldest."""
+    """Many due messages to leads of no workspace, in one statement; the first one is the oldest."""
     names = "".join(f", {name}" for name in columns)
+    lead = "" if "lead_id" in columns else ", lead_id"
     world.do(
-        f"INSERT INTO campaign_messages (run_id, scheduled_at{names}) "
-        f"SELECT %s, campaign_now() - %s + n * interval '1 ms'{', %s' * len(columns)} FROM generate_series(1, %s) n",
+        "WITH made AS (INSERT INTO leads (client_name) SELECT 'Ana' FROM generate_series(1, %s) RETURNING id)"
+        f"INSERT INTO campaign_messages (run_id, scheduled_at{names}{lead}) "
+        f"SELECT %s, campaign_now() - %s + row_number() OVER () * interval '1 ms'{', %s' * len(columns)}"
+        f"{lead and ', id'} FROM made",
+        count,
         run,
         age,
         *columns.values(),
-        count,
     )
 
 

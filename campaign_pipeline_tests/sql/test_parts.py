@@ -210,6 +210,18 @@ def test_a_run_that_is_stopped_stops_its_messages_after_the_part_in_flight(
     assert part_states(world, due) == [("sent", 1), ("planned", 0)]
 
 
+def test_a_message_whose_lead_was_deleted_is_not_begun_and_not_written(world: World, run: UUID) -> None:
+    new, written, begun = world.due_messages(run, 3)
+    holder = holding(world, new, written, begun)
+    holder.begin_new(begun, "Um", "Dois")
+    holder.sent(begun)
+    world.do("DELETE FROM leads")
+    assert holder.start_generating(new) == "lead_deleted"
+    assert holder.begin_new(written) == "lead_deleted"
+    assert part_states(world, written) == [("planned", 0)], "paid for, so kept"
+    assert holder.begin(begun, part_no=2) == "go", "half a message is worse than a late stop"
+
+
 @pytest.mark.parametrize("kind", ["systemic", "throttled"])
 @pytest.mark.parametrize("scope", ["inbox", "run", "workspace", "model", "provider"])
 def test_a_paused_scope_stops_the_requests_that_need_it(

@@ -37,6 +37,7 @@ class Crowded(World):
             self.runs,
             RUNS,
         )
+        self.do("INSERT INTO leads (id) SELECT lead_id FROM campaign_messages WHERE status = 'pending'")
         self.do("INSERT INTO campaign_messages (run_id) SELECT %s FROM generate_series(1, 20)", cancelled)
         self.do(
             """INSERT INTO campaign_message_parts
@@ -290,7 +291,11 @@ def test_statistics_from_before_a_busy_hour_send_no_group_through_all_messages(w
     # planner still takes their partial indexes for empty.
     run = world.run()
     world.do("ALTER TABLE campaign_messages SET (autovacuum_enabled = false)")
-    world.do("INSERT INTO campaign_messages (run_id, scheduled_at) SELECT %s, now() FROM generate_series(1, 6000)", run)
+    world.do(
+        "WITH made AS (INSERT INTO leads (client_name) SELECT 'Ana' FROM generate_series(1, 6000) RETURNING id)"
+        "INSERT INTO campaign_messages (run_id, lead_id, scheduled_at) SELECT %s, id, now() FROM made",
+        run,
+    )
     world.do("VACUUM ANALYZE campaign_messages")
     ids = [row["id"] for row in world.all("SELECT id FROM campaign_messages")]
     holder = Holder(world)

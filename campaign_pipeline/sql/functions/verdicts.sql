@@ -50,6 +50,8 @@ BEGIN
                     OR NOT campaign_pipeline.campaign_is_leased(m.status)
                     OR m.lease_expires_at <= campaign_pipeline.campaign_now() THEN 'lost'
                WHEN i.id = ANY (strange) THEN 'foreign_workspace'
+               -- Where the CRM's foreign key does not delete the message with its lead.
+               WHEN l.id IS NULL AND NOT ledger.begun THEN 'lead_deleted'
                WHEN r.status <> 'running' THEN 'run_' || r.status
                -- Like a run that people paused: nothing more of a message, even if it has begun.
                WHEN i.id = ANY (stopped) THEN 'paused_by_person'
@@ -66,6 +68,7 @@ BEGIN
     LEFT JOIN public.campaign_messages m ON m.id = i.id
     LEFT JOIN public.campaign_runs r ON r.id = m.run_id
     LEFT JOIN public.campaign_configs c ON c.id = r.config_id
+    LEFT JOIN public.leads l ON l.id = m.lead_id
     -- An aggregate, evaluated per message; EXISTS may read the whole ledger once per call.
     CROSS JOIN LATERAL (
         SELECT COALESCE(bool_or(p.status = 'sent'), false) AS begun, count(*) > 0 AS has_parts

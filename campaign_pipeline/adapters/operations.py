@@ -130,7 +130,10 @@ class Operations:
         return tuple(map(OpenPause.from_row, self._all("look_at_pauses")))
 
     def is_due_within(self, seconds: float) -> bool:
-        """Return whether a message may be due within some seconds, by one cheap statement; `look` answers exactly."""
+        """Return whether a message may be due within some seconds, or lost its worker, by one cheap statement.
+
+        `look` answers exactly.
+        """
         return bool(self._all("is_due_soon", seconds=seconds)[0]["yes"])
 
     def holders(self) -> Holders:

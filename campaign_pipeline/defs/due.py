@@ -1,5 +1,7 @@
 """The sensor `next_batch_when_due`: it launches a run within seconds of something becoming due unplanned.
 
+A message whose worker died becomes due again when its lease expires, unless another process took it over before.
+
 An evaluation waits in the code server, and asks the database every second whether something is due. One question is one
 short statement; one tick of Dagster's costs a hundred times more, and a row. Dagster allows an evaluation a minute, and
 a code server that stops waits for it; so each ends after less than half a minute, and the next begins within seconds.

@@ -15,7 +15,7 @@ from campaign_pipeline.adapters.queue import BatchOptions, Queue
 from campaign_pipeline.definitions import defs
 from campaign_pipeline.defs.due import NAME, next_batch_when_due
 from campaign_pipeline.defs.jobs import process_campaign_queue
-from campaign_pipeline.defs.schedules import DRAINING_SINCE
+from campaign_pipeline.defs.schedules import DRAINING_SINCE, WHY
 from campaign_pipeline.defs.shard import run_async
 from campaign_pipeline.defs.tags import MESSAGES
 from campaign_pipeline_tests.factories import World
@@ -94,6 +94,20 @@ def test_a_message_planned_at_short_notice_gets_its_run_before_its_time(
     assert evaluate(instance) == "Nothing became due that was not claimed ahead."
     world.move_clock(timedelta(seconds=13))
     assert isinstance(evaluate(instance), dg.RunRequest)
+
+
+def test_messages_whose_worker_died_get_a_run_when_their_leases_have_expired(
+    world: World, instance: DagsterInstance
+) -> None:
+    world.due_messages(world.run(), 3)
+    assert len(run_async(Queue(world.url).claim_batch(BatchOptions(batch_size=10, owner="test"))).rows) == 3
+    assert evaluate(instance) == "Nothing became due that was not claimed ahead.", "somebody may be at work"
+    world.move_clock(timedelta(seconds=125))
+    pauses = Pauses()
+    request = evaluate(instance, pauses)
+    assert isinstance(request, dg.RunRequest)
+    assert request.tags[WHY] == "a process stopped renewing its leases"
+    assert pauses.seconds == 0, "at the first question"
 
 
 def test_one_tick_waits_for_part_of_the_minute_that_dagster_gives_it_and_not_at_all_without_threads(

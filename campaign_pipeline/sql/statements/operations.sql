@@ -44,8 +44,9 @@ FROM (
     WHERE r.status = 'running') due;
 
 -- name: is_due_soon
--- Whether a message is due, or planned within some time, in a run that nothing holds; by the index of due messages.
--- Asked every second; the minute's tick decides what holds a run, and records when that ends.
+-- Whether a message is due, or planned within some time, in a run that nothing holds, or was left by its worker; by the
+-- indexes of due messages and of leases. Asked every second; the minute's tick decides what holds a run, and records
+-- when that ends.
 SELECT EXISTS (
     SELECT FROM public.campaign_runs r
     CROSS JOIN LATERAL (
@@ -57,7 +58,9 @@ SELECT EXISTS (
           AND (m.next_attempt_at IS NULL
                OR campaign_pipeline.campaign_due_at(m) <= campaign_pipeline.campaign_now())
         ORDER BY campaign_pipeline.campaign_due_at(m) LIMIT 1) first
-    WHERE r.status = 'running' AND (r.wait_code IS NULL OR r.wait_until <= campaign_pipeline.campaign_now())) AS yes;
+    WHERE r.status = 'running' AND (r.wait_code IS NULL OR r.wait_until <= campaign_pipeline.campaign_now()))
+OR EXISTS (SELECT FROM public.campaign_messages m WHERE campaign_pipeline.campaign_is_leased_indexed(m.status)
+           AND m.lease_expires_at <= campaign_pipeline.campaign_now()) AS yes;
 
 -- name: list_holders
 -- The holders of messages under a live lease, by the index of leased messages; the last presence of each run's process;

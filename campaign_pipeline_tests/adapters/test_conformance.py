@@ -134,7 +134,7 @@ CHANNELS = (
             "missing": (Systemic, "instance_missing"),
         },
         success=201,
-        delay=0.6,
+        delay=2.0,
     ),
     Channel(
         "uazapi",
@@ -164,7 +164,7 @@ CHANNELS = (
             "close": (Systemic, "inbox_disconnected"),
             "missing": (Systemic, "instance_missing"),
         },
-        delay=0.6,
+        delay=2.0,
     ),
     Channel(
         "cloud_api",
@@ -481,7 +481,7 @@ def test_the_servers_own_delay_extends_the_timeout(channel: Channel) -> None:
         return await adapter.send(envelope)
 
     behaviour = Behaviour() if types else Behaviour(latencies={Kind.SEND: Latency(channel.delay)})
-    assert isinstance(with_sandbox(channel, use, behaviour, send_timeout=0.4), Sent)
+    assert isinstance(with_sandbox(channel, use, behaviour, send_timeout=0.9 * channel.delay), Sent)
 
 
 # Keys -----------------------------------------------------------------------------------------------------------------

@@ -92,9 +92,9 @@ def test_the_name_of_an_instance_cannot_leave_its_place_in_the_path() -> None:
 
 def test_the_typing_time_is_added_to_the_time_out() -> None:
     async def use(channel: Evolution, sandbox: Sandbox) -> Outcome:
-        return await channel.send(Envelope("m-1", 1, "Olá, Ana!", "5511987654321", delay_ms=600))
+        return await channel.send(Envelope("m-1", 1, "Olá, Ana!", "5511987654321", delay_ms=2000))
 
-    assert isinstance(with_sandbox(use, send_timeout=0.4), Sent)
+    assert isinstance(with_sandbox(use, send_timeout=1.8), Sent)
 
 
 def test_a_number_that_cannot_be_reached_let_nothing_leave() -> None:

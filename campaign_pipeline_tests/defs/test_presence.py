@@ -105,13 +105,15 @@ def broker(port: int) -> Iterator[None]:
 
 
 def test_a_brokers_data_loss_is_noticed_and_its_absence_waited_out() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    url = f"redis://127.0.0.1:{port}/0"
-    memory = BrokerMemory(CelerySettings(url, url))
-    with broker(port):
+    with socket.socket() as reserved:  # while it is bound, the system gives its port to nobody who asks for a free one
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        reserved.bind(("127.0.0.1", 0))
+        port = reserved.getsockname()[1]
+        url = f"redis://127.0.0.1:{port}/0"
+        memory = BrokerMemory(CelerySettings(url, url))
+        with broker(port):
+            assert memory.why_lost() is None
+            assert memory.why_lost() is None
         assert memory.why_lost() is None
-        assert memory.why_lost() is None
-    assert memory.why_lost() is None
-    with broker(port):
-        assert "The broker restarted without the steps" in str(memory.why_lost())
+        with broker(port):
+            assert "The broker restarted without the steps" in str(memory.why_lost())

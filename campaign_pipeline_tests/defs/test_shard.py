@@ -179,7 +179,7 @@ class Rig:
                 on_started,
                 why_to_stop=why_to_stop,
             )
-            reports.append(await asyncio.wait_for(sending, 30))
+            reports.append(await asyncio.wait_for(sending, 120))
         return reports
 
     async def batch(self, watch: Watch | None = None, concurrency: int = 5) -> list[ShardReport]:

@@ -85,6 +85,17 @@ def test_a_waiting_message_tells_why_its_run_waits(world: World) -> None:
     assert story.next_step == "Connect the inbox's instance; it then continues automatically."
 
 
+@pytest.mark.parametrize("moment", ["infinity", "-infinity", "12000-01-01 00:00:00+00", "0044-03-15 00:00:00+00 BC"])
+def test_a_message_with_a_planned_time_that_python_cannot_hold_is_shown_without_it(world: World, moment: str) -> None:
+    run = world.run()
+    due = world.due_message(run)
+    world.do("UPDATE campaign_messages SET scheduled_at = %s::timestamptz WHERE id = %s", moment, due)
+    with Operator(world.url) as desk:
+        assert [row["due_at"] for row in desk.messages(run_id=run)] == [None]
+        assert desk.story(due, HOUR, UTC).summary == "Waits without a due time."
+        assert len(desk.runs(HOUR)) == 1
+
+
 def test_a_run_is_paused_resumed_and_cancelled_and_the_log_says_by_whom(world: World) -> None:
     run = world.run(name="Hoje")
     world.due_messages(run, 2)

@@ -505,3 +505,16 @@ def test_nothing_may_be_sent_before_the_planned_time_and_the_text_is_kept_meanwh
     assert part_states(world, planned) == [("planned", 0)]
     world.move_clock(timedelta(seconds=61))
     assert holder.begin(planned) == "go"
+
+
+@pytest.mark.parametrize("moment", ["infinity", "9999-12-31 23:59:59+00", "12000-01-01 00:00:00+00"])
+def test_a_held_message_that_is_moved_to_never_can_be_read_and_is_not_due(world: World, run: UUID, moment: str) -> None:
+    moved, other = world.due_message(run), world.due_message(run)
+    holder = holding(world, moved, other)
+    world.do("UPDATE campaign_messages SET scheduled_at = %s::timestamptz WHERE id = %s", moment, moved)
+    for statement in ("read_leased_messages", "read_planned_times"):
+        times = {row["id"]: row["due_at"] for row in rows(world, statement, ids=[moved, other], token=holder.token)}
+        assert times[moved].year == 9999, statement
+    answers = holder.begin_all({"id": each, "text": "Oi", "parts": ["Oi"]} for each in (moved, other))
+    assert (answers[moved]["verdict"], answers[other]["verdict"]) == ("not_due", "go")
+    assert answers[moved]["wait_seconds"] == timedelta(days=7).total_seconds()

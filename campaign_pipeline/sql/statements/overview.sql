@@ -36,7 +36,8 @@ LIMIT %(shown)s;
 SELECT m.id AS message_id, m.run_id, COALESCE(NULLIF(r.name, ''), 'unnamed') AS run, m.lead_id,
        l.client_name AS lead, COALESCE(m.address, m.phone_number, l.phone) AS address, m.status, m.error_class,
        m.error_code AS reason_code, COALESCE(m.error_message, m.last_error) AS reason,
-       CASE WHEN isfinite(at.due) THEN at.due END AS due_at, m.finished_at, b.name AS inbox, m.retry_count
+       CASE WHEN at.due BETWEEN '1970-01-01Z' AND '9999-01-01Z' THEN at.due END AS due_at, m.finished_at,
+       b.name AS inbox, m.retry_count
 FROM public.campaign_messages m
 JOIN public.campaign_runs r ON r.id = m.run_id
 LEFT JOIN public.campaign_configs c ON c.id = r.config_id
@@ -102,7 +103,7 @@ SELECT m.id AS message_id, m.status, m.run_id, COALESCE(NULLIF(r.name, ''), 'unn
        m.lead_id, l.client_name AS lead, COALESCE(m.address, m.phone_number, l.phone) AS address,
        m.subject, m.generated_message AS text, m.ai_model AS model, m.ai_tokens_used AS tokens,
        m.ai_cost_usd AS cost_usd, m.created_at, m.queued_at, m.sent_at, m.replied_at, m.finished_at,
-       CASE WHEN isfinite(campaign_pipeline.campaign_due_at(m))
+       CASE WHEN campaign_pipeline.campaign_due_at(m) BETWEEN '1970-01-01Z' AND '9999-01-01Z'
             THEN campaign_pipeline.campaign_due_at(m) END AS due_at,
        m.retry_count, m.requeued_at, m.error_class, m.error_code,
        COALESCE(m.error_message, m.last_error) AS reason,

@@ -384,7 +384,7 @@ FROM campaign_pipeline.campaign_take_over(%(ids)s, %(batch_token)s, %(token)s, %
 SELECT m.id, m.run_id, r.config_id, c.workspace_id, COALESCE(m.inbox_id, c.inbox_id) AS inbox_id, m.lead_id,
        m.phone_number, m.generated_message AS text,
        m.subject, m.template, m.retry_count,
-       greatest(campaign_pipeline.campaign_due_at(m), '1970-01-01Z') AS due_at,
+       least(greatest(campaign_pipeline.campaign_due_at(m), '1970-01-01Z'), '9999-01-01Z') AS due_at,
        (SELECT array_agg(DISTINCT k.rule) FROM campaign_pipeline.campaign_model_calls k
         WHERE k.message_id = m.id AND k.purpose = 'text' AND k.rule IS NOT NULL) AS refused_rules,
        campaign_pipeline.campaign_now() AS now,
@@ -404,7 +404,7 @@ ORDER BY campaign_pipeline.campaign_due_at(m), m.id;
 
 -- name: read_planned_times
 -- When messages that a shard holds are due now: the CRM may have moved them.
-SELECT m.id, greatest(campaign_pipeline.campaign_due_at(m), '1970-01-01Z') AS due_at
+SELECT m.id, least(greatest(campaign_pipeline.campaign_due_at(m), '1970-01-01Z'), '9999-01-01Z') AS due_at
 FROM public.campaign_messages m
 WHERE m.id = ANY (%(ids)s) AND m.lease_token = %(token)s AND campaign_pipeline.campaign_is_leased(m.status);
 

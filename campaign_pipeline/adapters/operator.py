@@ -14,7 +14,15 @@ from uuid import UUID
 from campaign_pipeline.adapters.operations import FailedMessages, Operations, requeue
 from campaign_pipeline.core.claim_budget import CODES as PACE_CODES
 from campaign_pipeline.core.forecast import HORIZON_HOURS, Forecast, RunPlan, forecast
-from campaign_pipeline.core.overview import CampaignPace, InboxOverview, PauseOverview, RunOverview
+from campaign_pipeline.core.overview import (
+    CampaignPace,
+    ClaimedShare,
+    FoundLead,
+    FoundMessage,
+    InboxOverview,
+    PauseOverview,
+    RunOverview,
+)
 from campaign_pipeline.core.runs import (
     CONNECTING,
     SLOWED_DOWN,
@@ -77,10 +85,10 @@ class Operator(Operations):
             raise OperatorError(f"{text!r} matches more than one {kind}: {several}. Give more of the id.")
         return Named(rows[0]["id"], rows[0]["name"] or str(rows[0]["id"])[:8])
 
-    def find_leads(self, text: str, shown: int = 50) -> list[dict[str, Any]]:
+    def find_leads(self, text: str, shown: int = 50) -> list[FoundLead]:
         """Find leads by an id, its beginning, or a part of their name or company."""
         low, high = _bounds(text)
-        return self._all("find_leads", low=low, high=high, called=text, shown=shown)
+        return self._records(FoundLead, "find_leads", low=low, high=high, called=text, shown=shown)
 
     # Looking --------------------------------------------------------------------------------------------------------
 
@@ -116,7 +124,7 @@ class Operator(Operations):
         phone: str | None = None,
         since: datetime | None = None,
         shown: int = 50,
-    ) -> list[dict[str, Any]]:
+    ) -> list[FoundMessage]:
         """List the messages that match all criteria (`since`: within a day from then), the newest first.
 
         Raises OperatorError for a number with too few digits.
@@ -124,7 +132,8 @@ class Operator(Operations):
         digits = None if phone is None else re.sub(r"\D", "", phone)[-_COMPARED_DIGITS:]
         if digits is not None and len(digits) < _FEWEST_DIGITS:
             raise OperatorError(f"The phone number has {len(digits)} digits, but at least its last four are needed.")
-        return self._all(
+        return self._records(
+            FoundMessage,
             "find_messages",
             run_id=run_id,
             statuses=list(statuses) if statuses else None,
@@ -196,13 +205,10 @@ class Operator(Operations):
         campaigns = {pace.config_id: limits for pace in paces if (limits := pace.limits)}
         return forecast(now, plans, inboxes, campaigns, hours)
 
-    def describe_claim(self, claimed: Sequence[tuple[UUID, UUID | None]]) -> list[dict[str, Any]]:
-        """Describe a claim of these messages (with their inboxes) by run and inbox: names, texts to write, their cost.
-
-        `usd_a_text` is the average cost of the campaign's texts in the last week; None if none was written.
-        """
+    def describe_claim(self, claimed: Sequence[tuple[UUID, UUID | None]]) -> list[ClaimedShare]:
+        """Describe a claim of these messages (with their inboxes) by run and inbox: texts to write, and their cost."""
         ids, inboxes = [message for message, _ in claimed], [inbox for _, inbox in claimed]
-        return self._all("describe_claim", ids=ids, inbox_ids=inboxes)
+        return self._records(ClaimedShare, "describe_claim", ids=ids, inbox_ids=inboxes)
 
     def due_by_run(self) -> list[tuple[Named, int]]:
         """Return the running runs with due messages, and the number of messages, up to 10,000 each."""

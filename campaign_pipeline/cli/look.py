@@ -16,7 +16,7 @@ from campaign_pipeline.cli.queue import queue_url
 
 if TYPE_CHECKING:
     from campaign_pipeline.adapters.operator import Operator
-    from campaign_pipeline.core.overview import InboxOverview, PauseOverview
+    from campaign_pipeline.core.overview import FoundLead, InboxOverview, PauseOverview
 
 STATUSES = ("pending", "queued", "generating", "sending", "sent", "replied", "failed", "skipped")
 RUN_STATUSES = ("running", "paused", "completed", "failed", "cancelled")
@@ -86,16 +86,16 @@ def messages(
 
     with operator() as desk:
         leads = desk.find_leads(lead) if lead else None
-        rows = desk.messages(
+        found = desk.messages(
             run_id=desk.find("run", run).id if run else None,
             statuses=statuses or None,
             reason=reason,
-            lead_ids=None if leads is None else [found["lead_id"] for found in leads],
+            lead_ids=None if leads is None else [each.lead_id for each in leads],
             phone=phone,
             since=beginning_of(day) if day else None,
             shown=limit,
         )
-    rows = rows if personal else [mask(row) for row in rows]
+    rows = [asdict(each) if personal else mask(asdict(each)) for each in found]
     columns = {"message_id": "id", "lead": "lead", "address": "to", "run": "run", "status": "status"}
     columns |= {"at": "ended, or due", "inbox": "inbox", "reason_code": "reason", "reason": "details"}
     for row in rows:
@@ -104,7 +104,7 @@ def messages(
     output.show(rows, columns, as_json=as_json, empty=_no_messages(leads, personal=personal))
 
 
-def _no_messages(leads: list[dict[str, Any]] | None, *, personal: bool) -> str:
+def _no_messages(leads: list[FoundLead] | None, *, personal: bool) -> str:
     """Say why nothing is shown: no such lead, or no message of these leads, and whether they are suppressed."""
     from campaign_pipeline.core.overview import mask
 
@@ -114,14 +114,14 @@ def _no_messages(leads: list[dict[str, Any]] | None, *, personal: bool) -> str:
         return "No lead found."
     lines = []
     for lead in leads:
-        shown = lead if personal else mask(lead)
-        suppressed = f"; suppressed: {lead['suppressed_because']}" if lead["suppressed_because"] else ""
+        shown = asdict(lead) if personal else mask(asdict(lead))
+        suppressed = f"; suppressed: {lead.suppressed_because}" if lead.suppressed_because else ""
         had = (
-            f"{lead['messages']:,} campaign messages, none of which matches"
-            if lead["messages"]
+            f"{lead.messages:,} campaign messages, none of which matches"
+            if lead.messages
             else "no campaign message, because it is in no run"
         )
-        lines.append(f"{shown['lead'] or 'A lead without a name'} ({lead['lead_id']}): {had}{suppressed}.")
+        lines.append(f"{shown['lead'] or 'A lead without a name'} ({lead.lead_id}): {had}{suppressed}.")
     return "\n".join(lines)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -81,10 +82,9 @@ def _dry_run(batch_size: int, *, as_json: bool) -> None:
     batch = asyncio.run(Queue(url).try_claim(options))
     waits = {wait.run_id: wait for wait in batch.waits}
     with Operator(url) as desk:
-        claimed = desk.describe_claim([(row.message_id, row.inbox_id) for row in batch.rows])
+        shares = desk.describe_claim([(row.message_id, row.inbox_id) for row in batch.rows])
         due = desk.due_by_run()
-    for row in claimed:
-        row["usd"] = None if row["usd_a_text"] is None else row["to_write"] * float(row["usd_a_text"])
+    claimed = [{**asdict(share), "usd": share.usd} for share in shares]
     taken = Counter(row.run_id for row in batch.rows)
     kept = [
         {

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, time
+from decimal import Decimal
 from typing import Any, Self
 from uuid import UUID
 from zoneinfo import ZoneInfo
@@ -69,6 +70,55 @@ class RunOverview:
             wait_until=wait.until if wait else None,
             finished_at=self.completed_at or expected_end,
         )
+
+
+@dataclass(frozen=True)
+class FoundLead:
+    """A lead, its messages, and whether it is suppressed: a row of `find_leads`."""
+
+    lead_id: UUID
+    lead: str | None
+    address: str | None
+    messages: int
+    suppressed_because: str | None  # None: it is not
+
+
+@dataclass(frozen=True)
+class FoundMessage:
+    """A message that matches a search: a row of `find_messages`."""
+
+    message_id: UUID
+    run_id: UUID
+    run: str
+    lead_id: UUID | None
+    lead: str | None
+    address: str | None
+    status: str
+    error_class: str | None
+    reason_code: str | None
+    reason: str | None
+    due_at: datetime | None  # None: never
+    finished_at: datetime | None
+    inbox: str | None
+    retry_count: int
+
+
+@dataclass(frozen=True)
+class ClaimedShare:
+    """What a claim takes of one run for one inbox: a row of `describe_claim`."""
+
+    run_id: UUID
+    run: str
+    inbox_id: UUID | None
+    inbox: str | None
+    messages: int
+    to_write: int  # messages without a text
+    usd_a_text: Decimal | None  # average of the campaign's texts in the last week; None: it wrote none
+
+    @property
+    def usd(self) -> float | None:
+        """Return the expected cost of the texts."""
+        return None if self.usd_a_text is None else self.to_write * float(self.usd_a_text)
 
 
 @dataclass(frozen=True)

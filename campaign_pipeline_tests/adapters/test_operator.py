@@ -1,5 +1,6 @@
 """An operator's reads and actions: found by prefix and name, told as a story, changed within the invariants."""
 
+from dataclasses import asdict
 from datetime import UTC, timedelta
 from uuid import UUID, uuid4
 
@@ -52,13 +53,14 @@ def test_messages_are_found_by_all_that_is_given(world: World) -> None:
     maria = world.lead(workspace, client_name="Maria Prado", phone="+55 (11) 98765-4321")
     wanted, _ = world.due_message(run, maria), world.due_message(run)
     with Operator(world.url) as desk:
-        leads = [row["lead_id"] for row in desk.find_leads("maria")]
+        leads = [row.lead_id for row in desk.find_leads("maria")]
         for filters in ({"lead_ids": leads}, {"phone": "8765 4321"}, {"lead_ids": leads, "statuses": ["pending"]}):
-            assert [row["message_id"] for row in desk.messages(**filters)] == [wanted]
+            assert [row.message_id for row in desk.messages(**filters)] == [wanted]
         assert desk.messages(lead_ids=leads, statuses=["sent"]) == []
         assert desk.messages(run_id=uuid4()) == []
         (row,) = desk.messages(lead_ids=leads)
-    assert (mask(row)["lead"], "Maria" in str(mask(row)), "98765" in str(mask(row))) == ("M. P.", False, False)
+    masked = mask(asdict(row))
+    assert (masked["lead"], "Maria" in str(masked), "98765" in str(masked)) == ("M. P.", False, False)
 
 
 def test_a_story_tells_each_attempt_and_who_may_act(world: World) -> None:
@@ -91,7 +93,7 @@ def test_a_message_with_a_planned_time_that_python_cannot_hold_is_shown_without_
     due = world.due_message(run)
     world.do("UPDATE campaign_messages SET scheduled_at = %s::timestamptz WHERE id = %s", moment, due)
     with Operator(world.url) as desk:
-        assert [row["due_at"] for row in desk.messages(run_id=run)] == [None]
+        assert [row.due_at for row in desk.messages(run_id=run)] == [None]
         assert desk.story(due, HOUR, UTC).summary == "Waits without a due time."
         assert len(desk.runs(HOUR)) == 1
 

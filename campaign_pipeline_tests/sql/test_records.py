@@ -22,7 +22,15 @@ from campaign_pipeline.adapters.reports import (
     WrongCounters,
 )
 from campaign_pipeline.core.model import ClaimedMessage, LeasedMessage, PartRecord
-from campaign_pipeline.core.overview import CampaignPace, InboxOverview, PauseOverview, RunOverview
+from campaign_pipeline.core.overview import (
+    CampaignPace,
+    ClaimedShare,
+    FoundLead,
+    FoundMessage,
+    InboxOverview,
+    PauseOverview,
+    RunOverview,
+)
 from campaign_pipeline.core.results import FinishedMessage
 from campaign_pipeline.core.runs import OpenPause, RunningRun
 from campaign_pipeline.core.story import LogLine, RuledText, ToldMessage, ToldPart
@@ -40,6 +48,7 @@ CLAIM = {
     "tried_ids": None,
     "ahead_seconds": 0.0,
 }
+SEARCH = ("run_id", "statuses", "reason", "lead_ids", "digits", "since", "until")
 DAY = {"day_start": datetime(2026, 1, 1, tzinfo=UTC), "day_end": datetime(2026, 1, 2, tzinfo=UTC)}
 
 
@@ -72,6 +81,9 @@ DAY = {"day_start": datetime(2026, 1, 1, tzinfo=UTC), "day_end": datetime(2026, 
         ("overview_runs", {"run_id": None, "statuses": None, "shown": 1}, RunOverview, {"finished_at"}),  # forecast
         ("overview_inboxes", {}, InboxOverview, {"pauses"}),  # rows of overview_pauses
         ("overview_pauses", {}, PauseOverview, set()),
+        ("find_leads", {"low": None, "high": None, "called": "x", "shown": 1}, FoundLead, set()),
+        ("find_messages", dict.fromkeys(SEARCH) | {"shown": 1}, FoundMessage, set()),
+        ("describe_claim", {"ids": [], "inbox_ids": []}, ClaimedShare, set()),
         ("forecast_campaigns", {}, CampaignPace, set()),
         ("story_of_message", {"message_id": uuid4()}, ToldMessage, set()),
         ("story_of_parts", {"message_id": uuid4()}, ToldPart, set()),

@@ -26,14 +26,15 @@ def named_in_code() -> Iterator[str]:
         if path.name == "embedded.py":
             continue  # its `_run` runs programs
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+            if isinstance(node, ast.Call) and node.args:
                 called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-                if called in {"statement", "_all", "_do", "_run", "rows", "_rows"}:
-                    yield str(node.args[0].value)
-            elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "_giving_way":
-                name = node.args[1]  # after the connection
-                assert isinstance(name, ast.Constant)
-                yield str(name.value)
+                first = node.args[0]
+                if called in {"statement", "_all", "_do", "_run", "rows", "_rows"} and isinstance(first, ast.Constant):
+                    yield str(first.value)
+                elif called in {"_giving_way", "_records"}:
+                    second = node.args[1]  # after the connection, or the record
+                    assert isinstance(second, ast.Constant)
+                    yield str(second.value)
 
 
 def test_the_server_understands_every_statement(world: World) -> None:

@@ -90,7 +90,7 @@ BEGIN
     SELECT i.id, v.verdict, COALESCE(i.conversation_id, (talks ->> i.id::text)::uuid),
            CASE WHEN v.verdict = 'not_due' THEN (
                     SELECT EXTRACT(epoch FROM least(  -- an infinite time cannot be subtracted
-                        campaign_pipeline.campaign_due_at(m), campaign_pipeline.campaign_now() + interval '7 days')
+                        campaign_pipeline.campaign_due_at(m), campaign_pipeline.campaign_now() + interval '168 hours')
                         - campaign_pipeline.campaign_now())
                     FROM public.campaign_messages m WHERE m.id = i.id)::double precision
                 ELSE (slots -> i.id::text ->> 'wait')::double precision END,

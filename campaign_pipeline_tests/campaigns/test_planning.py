@@ -7,6 +7,7 @@ from uuid import UUID
 
 import pytest
 
+from campaign_pipeline.adapters.operator import Operator
 from campaign_pipeline.campaigns.planning import CannotPlan, Planned, plan_campaign
 from campaign_pipeline_tests.factories import World
 
@@ -142,6 +143,17 @@ def test_campaigns_of_one_inbox_share_its_pace_and_its_daily_limit(world: World)
     planned = plan_campaign(world.url, str(other))
     assert (planned.planned, planned.left_out) == (1, {"inbox_daily_limit": 1})
     assert due_in(world, planned) == [timedelta(seconds=120)]
+
+
+def test_quiet_hours_may_end_at_24_00_which_python_does_not_know(world: World) -> None:
+    config = campaign(world, leads=2, min_interval_seconds=50)
+    inbox = world.value("SELECT inbox_id FROM campaign_configs WHERE id = %s", config)
+    world.insert("campaign_inbox_pace", inbox_id=inbox, quiet_from="22:00", quiet_until="08:00", timezone="UTC")
+    world.do("UPDATE campaign_inbox_pace SET quiet_until = '24:00'")
+    assert plan_campaign(world.url, "Hoje").planned == 2
+    with Operator(world.url) as desk:
+        assert [(each.quiet_from, each.quiet_until) for each in desk.inboxes()] == [("22:00:00", "00:00:00")]
+        assert sum(slot.messages for slot in desk.forecast(timedelta(hours=8)).slots) == 2
 
 
 def test_a_campaign_that_is_not_active_is_not_planned(world: World) -> None:

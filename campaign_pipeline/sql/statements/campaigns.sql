@@ -51,7 +51,8 @@ WHERE id = %(id)s;
 SELECT b.id, b.name, i.id AS instance_id, i.provider_type, i.name AS instance, i.provider_config,
        i.instance_token IS NOT NULL OR i.api_key IS NOT NULL AS has_own_key,
        p.inbox_id IS NOT NULL AS has_pace, p.min_gap_seconds, p.jitter, p.hourly_limit, p.daily_limit, p.warm_up_from,
-       p.pause_after, p.pause_seconds, p.quiet_from, p.quiet_until, p.timezone
+       p.pause_after, p.pause_seconds, p.timezone,
+       p.quiet_from + interval '0' AS quiet_from, p.quiet_until + interval '0' AS quiet_until  -- 24:00 as 00:00
 FROM public.inboxes b
 LEFT JOIN LATERAL (
     SELECT i.* FROM public.inbox_instances x JOIN public.instances i ON i.id = x.instance_id
@@ -226,8 +227,8 @@ SELECT campaign_pipeline.campaign_now() AS now,
        (SELECT max(m.scheduled_at) FROM public.campaign_runs r JOIN public.campaign_messages m ON m.run_id = r.id
         WHERE r.config_id = %(config_id)s AND m.status NOT IN ('failed', 'skipped')
           AND m.scheduled_at >= %(since)s AND m.scheduled_at < %(until)s) AS last_due,
-       p.min_gap_seconds, p.jitter, p.hourly_limit, p.pause_after, p.pause_seconds, p.quiet_from, p.quiet_until,
-       p.timezone,
+       p.min_gap_seconds, p.jitter, p.hourly_limit, p.pause_after, p.pause_seconds, p.timezone,
+       p.quiet_from + interval '0' AS quiet_from, p.quiet_until + interval '0' AS quiet_until,  -- 24:00 as 00:00
        least(p.daily_limit, CASE WHEN p.warm_up_from IS NOT NULL THEN (
            SELECT w.daily_limit FROM campaign_pipeline.campaign_warm_up_ramp w
            WHERE w.from_day <= greatest(1, %(day)s - p.warm_up_from + 1) ORDER BY w.from_day DESC LIMIT 1) END)

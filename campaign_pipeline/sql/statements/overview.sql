@@ -149,7 +149,8 @@ ORDER BY k.called_at, k.id;
 
 -- name: overview_inboxes
 -- The inboxes of campaigns, with their connection, pace, today's counts and warm-up. `day_limits`: the daily
--- limit of today and of each of the 13 days after it, warm-up included (null: none).
+-- limit of today and of each of the 13 days after it, warm-up included (null: none). A sum with an interval turns
+-- 24:00, which Python does not know, into 00:00.
 WITH used AS (
     SELECT b.*, zone.name AS zone, (campaign_pipeline.campaign_now() AT TIME ZONE zone.name)::date AS today,
            p.min_gap_seconds, p.daily_limit AS wished_daily_limit, p.warm_up_from, p.quiet_from, p.quiet_until
@@ -174,7 +175,8 @@ SELECT used.id AS inbox_id, used.name, w.name AS workspace, i.name AS instance, 
        COALESCE(i.status, 'no instance') AS connection, i.last_connected_at,
        pace.gap_seconds, pace.jitter, pace.slow_factor, pace.pause_after, pace.pause_seconds,
        pace.hourly_limit, COALESCE(pace.hour_count, 0) AS hour_count, pace.daily_limit, pace.day_count,
-       used.quiet_from::text AS quiet_from, used.quiet_until::text AS quiet_until, used.zone,
+       (used.quiet_from + interval '0')::text AS quiet_from, (used.quiet_until + interval '0')::text AS quiet_until,
+       used.zone,
        CASE WHEN used.warm_up_from IS NOT NULL THEN used.today - used.warm_up_from + 1 END AS warm_up_day,
        ARRAY(SELECT least(used.wished_daily_limit, (
                         SELECT ramp.daily_limit FROM campaign_pipeline.campaign_warm_up_ramp ramp

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -34,6 +35,10 @@ _CODE_SERVER_PATIENCE = 90.0
 """Seconds for the code server to come back. `dagster dev` starts it again only when it is asked to."""
 
 _RELOAD_PATIENCE = 60.0  # seconds for one start of the code server
+
+_DAEMON_PATIENCE = 120.0  # seconds without a heartbeat; each part of the daemon has one every 30
+
+_HEARTBEAT = re.compile(r'"lastHeartbeatTime": *([0-9.]+)')
 
 _QUICK_TO_STOP = {"DAGSTER_GRPC_SHUTDOWN_GRACE_PERIOD": "2"}
 """Seconds that a stopping code server waits for the sensor `next_batch_when_due`, which may take 25."""
@@ -181,7 +186,7 @@ def _fill_empty_queue(console: Console, url: str) -> None:
     )
 
 
-class _Ui:
+class Ui:
     """Dagster's web server."""
 
     def __init__(self, port: int) -> None:
@@ -205,6 +210,12 @@ class _Ui:
         reload = 'mutation{reloadRepositoryLocation(repositoryLocationName:"campaign_pipeline"){__typename}}'
         self._ask("/graphql", {"query": reload}, _RELOAD_PATIENCE)
 
+    def last_heartbeat(self) -> float | None:
+        """Return when a part of the daemon last reported, in epoch seconds; None if none has, or if it is not told."""
+        told = self._ask("/graphql", {"query": "{instance{daemonHealth{allDaemonStatuses{lastHeartbeatTime}}}}"})
+        times = [float(at) for at in _HEARTBEAT.findall(told or "")]
+        return max(times, default=None)
+
     def _ask(self, path: str, body: dict[str, str] | None = None, patience: float = 5.0) -> str | None:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})  # noqa: S310
@@ -213,6 +224,53 @@ class _Ui:
                 return str(answer.read().decode(errors="replace"))
         except OSError:
             return None
+
+
+class Watch:
+    """Notices that Dagster's code server ended, or that its daemon stopped working, while `dagster dev` runs on."""
+
+    def __init__(self, ui: Ui, log_file: Path) -> None:
+        self._ui = ui
+        self._log_file = log_file
+        self._away_since: float | None = None
+        self._heartbeat: float | None = None
+        self._heard_at = 0.0  # when the last heartbeat was new
+
+    def look(self) -> None:
+        """Start the code server again if it ended, for example for lack of memory.
+
+        Raises Trouble if it does not come back, or if the daemon does not work any more.
+        """
+        self._look_at_code_server()
+        self._look_at_daemon()
+
+    def _look_at_code_server(self) -> None:
+        is_away = self._ui.code_server_is_away()
+        if is_away is False and self._away_since is not None:
+            self._away_since = None
+            click.echo("Dagster's code server is up again.", err=True)
+        if not is_away:
+            return
+        if self._away_since is None:
+            self._away_since = time.monotonic()
+            click.echo("Dagster's code server ended; it is started again. Runs go on meanwhile.", err=True)
+        self._ui.restart_code_server()
+        if time.monotonic() - self._away_since > _CODE_SERVER_PATIENCE:
+            raise Trouble(
+                f"Dagster's code server ended and did not come back within {_CODE_SERVER_PATIENCE:g} seconds. "
+                f"Nothing can be launched: start `dev` again. Dagster's log: {self._log_file}"
+            )
+
+    def _look_at_daemon(self) -> None:
+        """Under `dagster dev`, a daemon that got SIGTERM stops working, and then waits for `dagster dev` to end."""
+        heartbeat, now = self._ui.last_heartbeat(), time.monotonic()
+        if heartbeat is None or heartbeat != self._heartbeat:
+            self._heartbeat, self._heard_at = heartbeat, now
+        elif now - self._heard_at > _DAEMON_PATIENCE:
+            raise Trouble(
+                f"Dagster's daemon has not worked for {_DAEMON_PATIENCE:g} seconds. "
+                f"Nothing is launched: start `dev` again. Dagster's log: {self._log_file}"
+            )
 
 
 class _Dagster:
@@ -231,7 +289,7 @@ class _Dagster:
                 start_new_session=True,
             )
         self._log_file = log_file
-        self._ui = _Ui(port)
+        self._ui = Ui(port)
 
     def wait_until_up(self) -> None:
         """Return when the UI answers. Raises Trouble if Dagster ends first."""
@@ -239,28 +297,11 @@ class _Dagster:
             self._wait(_LOOK_EVERY)
 
     def watch(self) -> None:
-        """Wait until interrupted; start the code server again when it ends, for example for lack of memory.
-
-        Raises Trouble if Dagster ends, or if its code server does not come back.
-        """
-        away_since: float | None = None
+        """Wait until interrupted. Raises Trouble if Dagster ends, or stops working."""
+        watch = Watch(self._ui, self._log_file)
         while True:
             self._wait(_WATCH_EVERY)
-            is_away = self._ui.code_server_is_away()
-            if is_away is False and away_since is not None:
-                away_since = None
-                click.echo("Dagster's code server is up again.", err=True)
-            if not is_away:
-                continue
-            if away_since is None:
-                away_since = time.monotonic()
-                click.echo("Dagster's code server ended; it is started again. Runs go on meanwhile.", err=True)
-            self._ui.restart_code_server()
-            if time.monotonic() - away_since > _CODE_SERVER_PATIENCE:
-                raise Trouble(
-                    f"Dagster's code server ended and did not come back within {_CODE_SERVER_PATIENCE:g} seconds. "
-                    f"Nothing can be launched: start `dev` again. Dagster's log: {self._log_file}"
-                )
+            watch.look()
 
     def _wait(self, seconds: float) -> None:
         try:

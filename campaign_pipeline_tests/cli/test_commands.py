@@ -5,10 +5,13 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from unittest.mock import Mock, patch
 
 import click
 import orjson
@@ -20,7 +23,8 @@ from campaign_pipeline import sql
 from campaign_pipeline.adapters.embedded import EmbeddedServer
 from campaign_pipeline.adapters.operations import DEMO
 from campaign_pipeline.cli import cli
-from campaign_pipeline.cli.dev import one_dev_alone
+from campaign_pipeline.cli.dev import Ui, Watch, one_dev_alone
+from campaign_pipeline.cli.errors import Trouble
 from campaign_pipeline.sandbox import Behaviour, Kind, Latency, SandboxProcess
 from campaign_pipeline_tests.commands import numbered_processes_of, processes_of, run, start, wait_until
 from campaign_pipeline_tests.databases import Databases
@@ -420,6 +424,30 @@ def test_dev_serves_the_job_with_something_to_send_and_leaves_nothing_running() 
         assert world.value("SELECT count(*) FROM campaign_messages") > 60
     server.leave()
     shutil.rmtree(home)
+
+
+def test_dev_ends_when_the_daemon_has_no_heartbeat_though_its_process_lives() -> None:
+    beats = [b"null", b"1000.5", b"1030.5", b"1030.5", b"1030.5"]  # of one part; another reported long ago
+
+    class Answers(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked = self.rfile.read(int(self.headers["Content-Length"]))
+            beat = beats.pop(0) if b"lastHeartbeatTime" in asked else b"null"
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b'{"data": [{"lastHeartbeatTime": 7.5}, {"lastHeartbeatTime": %s}]}' % beat)
+
+    with HTTPServer(("127.0.0.1", 0), Answers) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        watch = Watch(Ui(server.server_port), Path("dagster-dev.log"))
+        with patch("campaign_pipeline.cli.dev.time", Mock()) as clock:
+            for seconds in (0.0, 100.0, 200.0, 310.0):  # a new heartbeat ends a silence, however long the looks took
+                clock.monotonic.return_value = seconds
+                watch.look()
+            clock.monotonic.return_value = 325.0
+            with pytest.raises(Trouble, match=r"daemon has not worked for 120 seconds\. Nothing is launched"):
+                watch.look()
+        server.shutdown()
 
 
 def test_dev_keeps_messages_of_a_named_database_out_of_a_sandbox(world: World) -> None:

@@ -15,6 +15,7 @@ from campaign_pipeline.core.ports import Envelope, Prompt
 from campaign_pipeline.defs import io
 from campaign_pipeline.defs.io import PrivateFiles, UnreachableFilesError
 from campaign_pipeline_tests.defs.test_shard import FIRST, SECOND, TWO_PARTS, Play, Rig, Watch, inbox_of, play
+from campaign_pipeline_tests.defs.test_spending import local_noon
 from campaign_pipeline_tests.factories import World
 
 __all__ = ["play"]  # the fixture
@@ -128,6 +129,8 @@ def test_four_leads_with_one_number_get_one_message(world: World, play: Play) ->
 
 
 def test_of_two_campaigns_one_writes_to_a_lead_today_and_the_other_tomorrow(world: World, play: Play) -> None:
+    noon = local_noon(world, "America/Sao_Paulo")  # no midnight passes between the batch and the question for it
+    world.move_clock(noon)
     workspace, inbox, run = inbox_of(world)
     world.do("UPDATE workspaces SET one_message_per_lead_per_day = true WHERE id = %s", workspace)
     other = world.run(world.campaign(workspace, inbox))
@@ -137,6 +140,7 @@ def test_of_two_campaigns_one_writes_to_a_lead_today_and_the_other_tomorrow(worl
             world.due_message(one, lead, generated_message=f"Olá! Aqui é a campanha {one}, para {lead}.")
 
     async def scenario(rig: Rig) -> None:
+        rig.later_by = noon
         await rig.batch()
         assert rig.statuses() == Counter(sent=3, pending=3)
         waiting = [row for row in world.messages() if row["status"] == "pending"]

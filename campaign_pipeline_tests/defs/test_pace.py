@@ -15,6 +15,7 @@ import pytest
 from campaign_pipeline.sandbox import SandboxProcess
 from campaign_pipeline_tests.crash.harness import variables, violations
 from campaign_pipeline_tests.defs.test_shard import Play, Rig, play
+from campaign_pipeline_tests.defs.test_spending import local_noon
 from campaign_pipeline_tests.factories import World
 
 WORKER = "campaign_pipeline_tests.defs.paced_worker"
@@ -198,11 +199,14 @@ def test_a_throttled_inbox_goes_slower_and_recovers(world: World, play: Play) ->
 
 
 def test_unsent_messages_use_up_no_limit(world: World, play: Play) -> None:
+    noon = local_noon(world, "America/Sao_Paulo")  # all three batches on one day
+    world.move_clock(noon)
     inbox = paced(world, 3, daily_limit=2)
     missing = world.value("SELECT phone FROM leads ORDER BY phone LIMIT 1")
     digits = "".join(character for character in missing if character.isdigit())
 
     async def scenario(rig: Rig) -> None:
+        rig.later_by = noon
         for _ in range(3):
             await rig.batch()
             rig.later(seconds=10)

@@ -159,6 +159,17 @@ def test_every_variable_of_the_compose_file_is_in_the_example() -> None:
     assert needed <= set(example)
 
 
+def test_a_stopped_code_location_stops_its_runs_in_order_and_a_killed_one_is_started_again() -> None:
+    code = COMPOSE["services"]["code"]
+    assert (code["init"], code["environment"]["TINI_KILL_PROCESS_GROUP"]) == (True, "1"), "else its runs get no signal"
+    assert set(code["environment"]) > set(COMPOSE["x-pipeline"]["environment"])
+    dockerfile = (DEPLOY / "compose" / "Dockerfile").read_text(encoding="utf-8")
+    documented = (CHECKOUT / "docs" / "deploying.md").read_text(encoding="utf-8")
+    # `code-server start` lives on when the server that it started is killed.
+    assert '\nCMD ["dagster", "api", "grpc", ' in dockerfile
+    assert "\n   dagster api grpc --host" in documented
+
+
 def test_the_image_is_built_with_extras_that_exist_and_the_tested_versions() -> None:
     dockerfile = (DEPLOY / "compose" / "Dockerfile").read_text(encoding="utf-8")
     (named,) = re.findall(r"^ARG EXTRAS=([a-z0-9,]+)$", dockerfile, re.MULTILINE)

@@ -30,7 +30,7 @@ from campaign_pipeline.core.runs import (
     RunState,
     judge_run,
 )
-from campaign_pipeline.core.story import LogLine, RuledText, Story, ToldMessage, ToldPart
+from campaign_pipeline.core.story import RuledText, Story, ToldLine, ToldMessage, ToldPart
 from campaign_pipeline.core.window import InvalidWindow, SendingWindow
 
 _FEWEST_DIGITS = 4
@@ -154,7 +154,7 @@ class Operator(Operations):
         return Story(
             message=found[0],
             parts=self._records(ToldPart, "story_of_parts", message_id=message_id),
-            log=self._records(LogLine, "story_of_log", message_id=message_id),
+            log=self._records(ToldLine, "story_of_log", message_id=message_id),
             model_calls=self._records(RuledText, "story_of_model_calls", message_id=message_id),
             wait=state.wait if state else None,
             zone=zone,

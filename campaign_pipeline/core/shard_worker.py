@@ -1,11 +1,10 @@
 """Delivers one shard: concurrency, leases, orderly stop."""
 
 import asyncio
-import contextlib
 import random
 import statistics
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -123,7 +122,8 @@ class ShardWorker:
         Raises StoreUnavailable if the database stays unavailable: the leases then expire.
         """
         self.heartbeat.start(self._shared.leases.beat)
-        upkeep, plans = asyncio.create_task(self._keep_up()), asyncio.create_task(self._follow_plans())
+        upkeep = asyncio.create_task(self._repeat(self._shared.leases.beat_seconds, self._keep_up))
+        plans = asyncio.create_task(self._repeat(PLANS_SECONDS, self._follow_plans))
         deliveries: asyncio.Task[None] | None = None
         try:
             await self._check_connection()
@@ -172,26 +172,35 @@ class ShardWorker:
         known = [f"{statistics.median(ms) / 1000:.1f} s a {stage}" for stage, ms in stages.items() if ms]
         return f"Nothing slows it down: {', '.join(known)}." if known else "No answer has arrived yet."
 
+    async def _repeat(self, seconds: float, task: Callable[[], Awaitable[None]]) -> None:
+        """Do something at intervals beside the deliveries. One failure does not end it: nobody would notice."""
+        while True:
+            await self.clock.sleep(seconds)
+            try:
+                await task()
+            except StoreUnavailable:
+                pass  # the next time does it
+            except Exception as error:  # noqa: BLE001
+                text = f"{type(error).__name__} in {task.__name__}; this is a bug of the pipeline."
+                self._shared.log(self.messages[0], "prepare", "warning", text)
+
     async def _keep_up(self) -> None:
         """Record that this event loop is alive, and write the log."""
-        while True:
-            await self.clock.sleep(self._shared.leases.beat_seconds)
-            self._shared.leases.note_alive()
-            with contextlib.suppress(StoreUnavailable):  # retried at the next beat
-                await self.store.flush()
+        self._shared.leases.note_alive()
+        await self.store.flush()
 
     async def _follow_plans(self) -> None:
-        """Wake sleeping messages that were planned for another time, deleted, or taken over."""
-        while True:
-            await self.clock.sleep(PLANS_SECONDS)
-            asleep = [delivery for delivery in self._at_work.values() if delivery.is_asleep]
-            if not asleep:
-                continue
-            with contextlib.suppress(StoreUnavailable):  # at the planned time everything is asked again
-                times = await self.store.planned_times([delivery.id for delivery in asleep])
-                for delivery in asleep:
-                    if delivery.is_asleep:
-                        delivery.note_plan(times.get(delivery.id))
+        """Wake sleeping messages that were planned for another time, deleted, or taken over.
+
+        Without it they would notice at their old time, when everything is asked again.
+        """
+        asleep = [delivery for delivery in self._at_work.values() if delivery.is_asleep]
+        if not asleep:
+            return
+        times = await self.store.planned_times([delivery.id for delivery in asleep])
+        for delivery in asleep:
+            if delivery.is_asleep:
+                delivery.note_plan(times.get(delivery.id))
 
     async def _check_connection(self) -> None:
         """Check the inbox once for the whole shard, before texts are generated for an inbox that cannot send."""

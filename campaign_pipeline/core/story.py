@@ -79,7 +79,7 @@ class ToldPart:
 
 
 @dataclass(frozen=True)
-class LogLine:
+class ToldLine:
     """A line of the campaign's log about the message: a row of `story_of_log`."""
 
     at: datetime
@@ -107,7 +107,7 @@ class Story:
 
     message: ToldMessage
     parts: Sequence[ToldPart]
-    log: Sequence[LogLine]
+    log: Sequence[ToldLine]
     model_calls: Sequence[RuledText]
     wait: RunWait | None  # why its run waits
     zone: tzinfo  # of the operator's times

@@ -1,6 +1,7 @@
 """Messages that a shard holds before their planned time, on a simulated clock."""
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from uuid import UUID
@@ -97,6 +98,27 @@ def test_a_message_whose_turn_comes_after_midnight_counts_as_a_message_of_the_ne
 
     assert in_no_time(run()).sent == 1
     assert days == ["2026-11-24"]
+
+
+def test_one_failure_to_read_the_plans_is_told_and_not_the_last_look_at_them() -> None:
+    queue, channel = planned(280.0), Channel()
+    store = Store(queue)
+    read = store.planned_times
+
+    async def fail(message_ids: Sequence[str]) -> dict[str, float]:
+        store.planned_times = read  # type: ignore[method-assign]
+        raise OverflowError
+
+    async def run() -> ShardReport:
+        store.planned_times = fail  # type: ignore[method-assign]
+        worker = asyncio.create_task(shard_of(store, Model(), channel).run(5))
+        await asyncio.sleep(20)
+        queue.messages["m0000"].due = 20.0
+        return await worker
+
+    assert in_no_time(run()).sent == 1
+    assert channel.asked[0][0] <= 20 + PLANS_SECONDS
+    assert "OverflowError in _follow_plans; this is a bug of the pipeline." in [line["message"] for line in queue.log]
 
 
 @pytest.mark.parametrize("moved_at", [7.0, 200.0])

@@ -33,7 +33,7 @@ from campaign_pipeline.core.overview import (
 )
 from campaign_pipeline.core.results import FinishedMessage
 from campaign_pipeline.core.runs import OpenPause, RunningRun
-from campaign_pipeline.core.story import LogLine, RuledText, ToldMessage, ToldPart
+from campaign_pipeline.core.story import RuledText, ToldLine, ToldMessage, ToldPart
 from campaign_pipeline.sql import statement
 from campaign_pipeline_tests.factories import World
 from campaign_pipeline_tests.sql.holder import holding, rows
@@ -87,7 +87,7 @@ DAY = {"day_start": datetime(2026, 1, 1, tzinfo=UTC), "day_end": datetime(2026, 
         ("forecast_campaigns", {}, CampaignPace, set()),
         ("story_of_message", {"message_id": uuid4()}, ToldMessage, set()),
         ("story_of_parts", {"message_id": uuid4()}, ToldPart, set()),
-        ("story_of_log", {"message_id": uuid4()}, LogLine, set()),
+        ("story_of_log", {"message_id": uuid4()}, ToldLine, set()),
         ("story_of_model_calls", {"message_id": uuid4()}, RuledText, set()),
     ],
 )

@@ -13,7 +13,7 @@ from uuid import uuid4
 import psycopg
 import pytest
 from filelock import FileLock
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from campaign_pipeline.adapters import schema
 from campaign_pipeline.adapters.embedded import EmbeddedServer, embedded_server
@@ -23,6 +23,7 @@ from campaign_pipeline_tests.databases import Databases
 from campaign_pipeline_tests.factories import World
 from campaign_pipeline_tests.guard import ONLY_THIS_MACHINE, stay_on_this_machine
 from campaign_pipeline_tests.pooler import Pooler, folder_for_all, run_pooler
+from campaign_pipeline_tests.ports import reserved_port
 
 stay_on_this_machine()
 
@@ -50,9 +51,12 @@ def keep_temporary_files_in_memory() -> None:
 
 keep_temporary_files_in_memory()
 
-# How long an example takes is the machine's business. `make test-fast` takes the profile `few`.
-settings.register_profile("all", deadline=None, max_examples=120)
-settings.register_profile("few", deadline=None, max_examples=20)
+# How long an example takes is the machine's business. The examples are the same each time, so that a test fails because
+# of a change; `search` is for looking for new ones. `make test-fast` takes the profile `few`.
+SLOW_IS_NO_FAULT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("all", SLOW_IS_NO_FAULT, derandomize=True, max_examples=120)
+settings.register_profile("few", SLOW_IS_NO_FAULT, derandomize=True, max_examples=20)
+settings.register_profile("search", SLOW_IS_NO_FAULT, max_examples=2000, print_blob=True)
 settings.load_profile("all")
 
 TEMPLATE = "campaign_template"
@@ -96,6 +100,13 @@ def database_url(server: EmbeddedServer, databases: Databases) -> Iterator[str]:
     """The test's own database, with the schema and no rows."""
     with databases.create(TEMPLATE) as name:
         yield server.url(name)
+
+
+@pytest.fixture
+def free_port() -> Iterator[int]:
+    """A port that no other test gets."""
+    with reserved_port() as port:
+        yield port
 
 
 @pytest.fixture(scope="session")

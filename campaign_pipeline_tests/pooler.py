@@ -15,6 +15,8 @@ from urllib.parse import parse_qs, urlsplit
 import psycopg
 import pytest
 
+from campaign_pipeline_tests.ports import reserved_port
+
 USERS = ("postgres", "crm_owner", "authenticator")
 PGBOUNCER = os.environ.get("PGBOUNCER", "/usr/sbin/pgbouncer")
 _CONFIG = """
@@ -71,24 +73,22 @@ def run_pooler(database_url: str, folder: Path, pool_size: int = 8, more: str = 
     if not Path(PGBOUNCER).exists():
         pytest.fail(f"There is no {PGBOUNCER}: install Debian's package pgbouncer, or name it in PGBOUNCER.")
     (server,) = parse_qs(urlsplit(database_url).query)["host"]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    file = folder / "pgbouncer.ini"
-    file.write_text(_CONFIG.format(server=server, port=port, folder=folder, pool_size=pool_size, more=more))
-    (folder / "users.txt").write_text("".join(f'"{user}" ""\n' for user in USERS))
-    command = [PGBOUNCER, "-q", str(file)]
-    if os.geteuid() == 0:  # which it refuses to run as; the server's folder is open to the server's own user
-        user = Path(server).owner()
-        for path in (folder, *folder.iterdir()):
-            shutil.chown(path, user)
-        command[1:1] = ["-u", user]
-    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
-        try:
-            _wait_for(port, process)
-            yield Pooler(port)
-        finally:
-            process.kill()
+    with reserved_port() as port:
+        file = folder / "pgbouncer.ini"
+        file.write_text(_CONFIG.format(server=server, port=port, folder=folder, pool_size=pool_size, more=more))
+        (folder / "users.txt").write_text("".join(f'"{user}" ""\n' for user in USERS))
+        command = [PGBOUNCER, "-q", str(file)]
+        if os.geteuid() == 0:  # which it refuses to run as; the server's folder is open to the server's own user
+            user = Path(server).owner()
+            for path in (folder, *folder.iterdir()):
+                shutil.chown(path, user)
+            command[1:1] = ["-u", user]
+        with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
+            try:
+                _wait_for(port, process)
+                yield Pooler(port)
+            finally:
+                process.kill()
 
 
 def _wait_for(port: int, process: "subprocess.Popen[bytes]") -> None:

@@ -87,9 +87,9 @@ def redis_server() -> Iterator[str]:
     program = shutil.which("redis-server")
     assert program is not None
     with socket.socket() as probe, tempfile.TemporaryDirectory(prefix="bench-redis-") as folder:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as Redis does: both may be bound to one port
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-        probe.close()
         server = subprocess.Popen(
             [program, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", folder],
             stdout=subprocess.DEVNULL,

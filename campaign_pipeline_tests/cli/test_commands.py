@@ -317,12 +317,6 @@ def test_sandbox_lists_its_faults() -> None:
 JOBS = "{repositoriesOrError{...on RepositoryConnection{nodes{jobs{name}}}}}"
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def ask(port: int, query: str) -> dict[str, object]:
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}/graphql",
@@ -341,18 +335,20 @@ def test_dev_refuses_a_port_that_is_taken(environment: pytest.MonkeyPatch, tmp_p
     assert sentence(result).endswith("Choose another with --port.")
 
 
-def test_dev_does_not_send_the_users_own_messages_to_a_sandbox(world: World, environment: pytest.MonkeyPatch) -> None:
+def test_dev_does_not_send_the_users_own_messages_to_a_sandbox(
+    world: World, environment: pytest.MonkeyPatch, free_port: int
+) -> None:
     world.due_message(world.run())
-    result = call("dev", "--sandbox", "--port", str(free_port()))
+    result = call("dev", "--sandbox", "--port", str(free_port))
     assert result.exit_code == 2
     assert sentence(result).startswith("The database holds 1 waiting messages of your own workspaces, and a sandbox")
 
 
 def test_a_second_dev_on_one_home_is_refused_and_names_the_first(
-    environment: pytest.MonkeyPatch, tmp_path: Path
+    environment: pytest.MonkeyPatch, tmp_path: Path, free_port: int
 ) -> None:
     with one_dev_alone(tmp_path / "home", 3456):
-        result = call("dev", "--port", str(free_port()))
+        result = call("dev", "--port", str(free_port))
     assert result.exit_code == 2
     assert f"(process {os.getpid()}, http://127.0.0.1:3456). Stop it" in sentence(result)
 
@@ -368,9 +364,9 @@ def test_what_a_shell_starts_in_the_background_can_still_be_interrupted() -> Non
     assert done.stdout == "False True\n"
 
 
-def test_dev_serves_the_job_with_something_to_send_and_leaves_nothing_running() -> None:
+def test_dev_serves_the_job_with_something_to_send_and_leaves_nothing_running(free_port: int) -> None:
     home = Path(tempfile.mkdtemp(prefix="campaign-dev-"))
-    port = free_port()
+    port = free_port
     dev = start(home, "dev", "--port", str(port))
     launch = """mutation { launchRun(executionParams: {mode: "default", runConfigData: "{}", selector: {
         jobName: "process_campaign_queue", repositoryName: "__repository__",
@@ -450,10 +446,10 @@ def test_dev_ends_when_the_daemon_has_no_heartbeat_though_its_process_lives() ->
         server.shutdown()
 
 
-def test_dev_keeps_messages_of_a_named_database_out_of_a_sandbox(world: World) -> None:
+def test_dev_keeps_messages_of_a_named_database_out_of_a_sandbox(world: World, free_port: int) -> None:
     world.due_message(world.run())
     home = Path(tempfile.mkdtemp(prefix="campaign-dev-"))
-    dev = start(home, "dev", "--port", str(free_port()), CAMPAIGN_DATABASE_URL=world.url)
+    dev = start(home, "dev", "--port", str(free_port), CAMPAIGN_DATABASE_URL=world.url)
     assert dev.stdout is not None
     first = dev.stdout.readline()
     os.kill(dev.pid, signal.SIGINT)
@@ -465,14 +461,14 @@ def test_dev_keeps_messages_of_a_named_database_out_of_a_sandbox(world: World) -
 
 
 def test_dev_and_its_schedule_send_a_queue_behind_a_pooler_in_transaction_mode(
-    world: World, pooled_url: str, tmp_path: Path
+    world: World, pooled_url: str, tmp_path: Path, free_port: int
 ) -> None:
     home = tmp_path / "home"
     world.due_messages(world.run(), 3)
     world.do("UPDATE workspaces SET settings = jsonb_build_object('made_by', %s::text)", DEMO)
     dev = start(
         home,
-        *("dev", "--sandbox", "--port", str(free_port())),
+        *("dev", "--sandbox", "--port", str(free_port)),
         CAMPAIGN_DATABASE_URL=pooled_url,
         CAMPAIGN_SCHEDULES="on",
     )

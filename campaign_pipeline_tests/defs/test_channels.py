@@ -340,7 +340,11 @@ def test_a_failure_ends_an_unknown_message_with_its_class(world: World) -> None:
 STAGES = {"sent": 1, "failed": 2, "delivered": 3, "read": 4}
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=25,
+    deadline=None,
+    suppress_health_check=[*settings().suppress_health_check, HealthCheck.function_scoped_fixture],
+)
 @given(data=st.data())
 def test_events_in_any_order_and_number_leave_the_same_and_never_resurrect(world: World, data: st.DataObject) -> None:
     statuses = data.draw(st.lists(st.sampled_from(list(STAGES)), min_size=1, max_size=5), label="statuses")

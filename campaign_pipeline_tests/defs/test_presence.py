@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import threading
 import time
@@ -104,16 +103,12 @@ def broker(port: int) -> Iterator[None]:
         process.wait()
 
 
-def test_a_brokers_data_loss_is_noticed_and_its_absence_waited_out() -> None:
-    with socket.socket() as reserved:  # while it is bound, the system gives its port to nobody who asks for a free one
-        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        reserved.bind(("127.0.0.1", 0))
-        port = reserved.getsockname()[1]
-        url = f"redis://127.0.0.1:{port}/0"
-        memory = BrokerMemory(CelerySettings(url, url))
-        with broker(port):
-            assert memory.why_lost() is None
-            assert memory.why_lost() is None
+def test_a_brokers_data_loss_is_noticed_and_its_absence_waited_out(free_port: int) -> None:
+    url = f"redis://127.0.0.1:{free_port}/0"
+    memory = BrokerMemory(CelerySettings(url, url))
+    with broker(free_port):
         assert memory.why_lost() is None
-        with broker(port):
-            assert "The broker restarted without the steps" in str(memory.why_lost())
+        assert memory.why_lost() is None
+    assert memory.why_lost() is None
+    with broker(free_port):
+        assert "The broker restarted without the steps" in str(memory.why_lost())

@@ -3,7 +3,6 @@
 import email
 import email.policy
 import os
-import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +27,7 @@ from campaign_pipeline.defs.days import at, days
 from campaign_pipeline.defs.resources import QueueDatabase
 from campaign_pipeline.defs.sensors import backlog_notifications, run_failure_notifications
 from campaign_pipeline_tests.factories import World
+from campaign_pipeline_tests.ports import reserved_port
 
 
 class Webhook:
@@ -429,14 +429,13 @@ class Mailbox:
 @contextmanager
 def mail_server() -> Iterator[tuple[Mailbox, str]]:
     mailbox = Mailbox()
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    controller = Controller(mailbox, hostname="127.0.0.1", port=port)
-    controller.start()
-    try:
-        yield mailbox, f"smtp://127.0.0.1:{port}"
-    finally:
-        controller.stop()
+    with reserved_port() as port:
+        controller = Controller(mailbox, hostname="127.0.0.1", port=port)
+        controller.start()
+        try:
+            yield mailbox, f"smtp://127.0.0.1:{port}"
+        finally:
+            controller.stop()
 
 
 def test_a_notice_by_e_mail_has_its_headline_as_subject() -> None:

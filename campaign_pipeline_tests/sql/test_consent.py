@@ -138,7 +138,10 @@ spellings = (
 )
 
 
-@settings(max_examples=settings().max_examples // 5, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=settings().max_examples // 5,
+    suppress_health_check=[*settings().suppress_health_check, HealthCheck.function_scoped_fixture],
+)
 @given(st.lists(spellings, min_size=100, max_size=250))
 def test_the_database_spells_every_address_as_the_core_does(world: World, written: list[str]) -> None:
     found = world.all(
@@ -491,7 +494,7 @@ def test_these_replies_opt_in(world: World, text: str) -> None:
     assert world.value("SELECT campaign_match_keyword(%s)", text)["meaning"] == "opt_in"
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[*settings().suppress_health_check, HealthCheck.function_scoped_fixture])
 @given(
     word=st.sampled_from(["sair", "parar", "stop", "cancelar", "descadastrar"]),
     before=st.text(st.sampled_from(" *_~\"'¡🙏\n"), max_size=4),
@@ -505,7 +508,7 @@ def test_case_and_punctuation_around_a_keyword_do_not_matter(
     assert world.value("SELECT campaign_match_keyword(%s)", before + shouted + after)["phrase"] == word
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[*settings().suppress_health_check, HealthCheck.function_scoped_fixture])
 @given(text=st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=400))
 def test_no_reply_breaks_whoever_inserts_it(world: World, text: str) -> None:
     reply(world, talk(world, None), text)

@@ -112,7 +112,7 @@ def test_counters_equal_a_recount_whatever_anybody_does(world: World) -> None:
 @settings(
     max_examples=settings().max_examples // 4,
     derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    suppress_health_check=[*settings().suppress_health_check, HealthCheck.function_scoped_fixture],
 )
 @given(
     ends=st.lists(

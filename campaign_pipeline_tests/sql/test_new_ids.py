@@ -26,7 +26,11 @@ def made_at(made: UUID) -> datetime:
 
 
 @given(count=st.integers(1, 3000))
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=20,
+    deadline=None,
+    suppress_health_check=[*settings().suppress_health_check, HealthCheck.function_scoped_fixture],
+)
 def test_ids_are_unique_and_each_is_at_or_after_the_time_of_the_one_before(world: World, count: int) -> None:
     made = new_ids(world, count)
     assert len(set(made)) == count

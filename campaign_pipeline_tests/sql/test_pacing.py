@@ -109,7 +109,14 @@ Make = Callable[..., Inbox]
 
 @pytest.fixture
 def inbox(world: World) -> Make:
-    return lambda **pace: Inbox(world, **pace)
+    """Makes an inbox at noon, so that no hour and no day ends while a test counts in it."""
+
+    def make(**pace: Any) -> Inbox:
+        made = Inbox(world, **pace)
+        made.at(2026, 3, 3, 12, 1)
+        return made
+
+    return make
 
 
 # Gaps -----------------------------------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """The CRM's real database, rebuilt from its own published files, and what others do to it.
 
 `files/` is loaded as it is, but for one name: the embedded server's superuser is called `postgres`, so the role that
-owns the CRM, called so on Supabase and no superuser there, is `crm_owner` here.
+owns the CRM, called so on Supabase and no superuser there, is `crm_owner` here. The campaign's window ends a second
+later than in its rows, at 24:00, so that it is open whenever the tests run.
 """
 
 import os
@@ -57,6 +58,7 @@ def load_crm(url: str) -> None:
     with psycopg.connect(url_as(url, OWNER), autocommit=True) as owner:
         owner.execute(text_of("schema.sql").encode())
         owner.execute(text_of("rows.sql").encode())
+        owner.execute("UPDATE public.campaign_configs SET end_time = '24:00' WHERE end_time = '23:59:59'")
 
 
 class Crm(World):

@@ -437,7 +437,7 @@ class Verdict(StrEnum):
     PACED = "paced"  # its turn has not come
     SUPPRESSED = "suppressed"  # its lead or address must not be contacted
     FOREIGN_WORKSPACE = "foreign_workspace"  # it references a row of another workspace than its campaign's
-    LEAD_DELETED = "lead_deleted"
+    LEAD_DELETED = "lead_deleted"  # nobody is left to send it to
     CONTACTED_TODAY = "contacted_today"  # its lead gets one message a day and has had it
     NUMBER_CONTACTED = "number_contacted"  # another message went to its number recently
     AWAITING_REVIEW = "awaiting_review"  # a person must first approve its text, or others of its run
@@ -446,6 +446,15 @@ class Verdict(StrEnum):
     RUN_COMPLETED = "run_completed"
     RUN_FAILED = "run_failed"
     RUN_CANCELLED = "run_cancelled"
+
+    @classmethod
+    def _missing_(cls, value: object) -> "Verdict":
+        """Return LOST for a word of a newer schema, beside which code of an earlier version works during an upgrade.
+
+        So the message is left alone, and newer code takes it over when its lease expires. An error would also leave
+        the other messages of its statement, whose requests may leave, with an unknown outcome.
+        """
+        return cls.LOST
 
 
 @dataclass(frozen=True)

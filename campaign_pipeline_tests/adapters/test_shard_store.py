@@ -254,6 +254,18 @@ def test_a_thousand_at_once_are_settled_each_once(world: World) -> None:
     assert world.value("SELECT count(DISTINCT provider_message_id) FROM campaign_message_parts") == 1000
 
 
+def test_a_verdict_of_a_newer_schema_stops_its_message_and_not_its_neighbours(world: World, due: list[UUID]) -> None:
+    function = world.value("SELECT pg_get_functiondef('campaign_verdicts'::regproc)")
+    world.do(function.replace("'lead_deleted'", "'verdict_of_tomorrow'").replace("%", "%%"))
+
+    async def work(store: ShardStore, ids: list[str]) -> None:
+        world.do("DELETE FROM leads USING campaign_messages m WHERE m.lead_id = leads.id AND m.id = %s", UUID(ids[1]))
+        begun = await asyncio.gather(*(store.begin_part(begin(i)) for i in ids))
+        assert [answer.verdict for answer in begun] == ["go", "lost", "go", "go", "go"]
+
+    with_store(world.url, work)
+
+
 # Pauses, look-ups, logs -----------------------------------------------------------------------------------------------
 
 

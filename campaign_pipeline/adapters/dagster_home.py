@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import psycopg
@@ -87,7 +88,14 @@ def write_dagster_home(home: Path, storage_url: str) -> Path:
     )
     _write(folder / "dagster.yaml", text)
     _write(folder / "workspace.yaml", _WORKSPACE_YAML.format(location=CODE_LOCATION))
+    _delete_old_step_logs(folder)
     return folder
+
+
+def _delete_old_step_logs(folder: Path) -> None:
+    """Delete what steps printed under earlier settings: personal data, which no clean-up reaches any more."""
+    for logs in folder.glob("storage/*/compute_logs"):
+        shutil.rmtree(logs, ignore_errors=True)
 
 
 def _has_tables(storage_url: str) -> bool:

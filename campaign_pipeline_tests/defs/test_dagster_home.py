@@ -74,6 +74,17 @@ def test_the_settings_of_one_person_make_an_instance_with_limits_too(storage_url
         assert instance.run_monitoring_enabled
 
 
+def test_what_steps_printed_under_earlier_settings_is_deleted(storage_url: str, tmp_path: Path) -> None:
+    home = write_dagster_home(tmp_path, storage_url)
+    logs, other = home / "storage" / "a-run" / "compute_logs", home / "storage" / "a-run" / "a-step" / "result"
+    for file in (logs / "send_shard.err", other):
+        file.parent.mkdir(parents=True)
+        file.touch()
+    write_dagster_home(tmp_path, storage_url)
+    assert not logs.exists()
+    assert other.exists()
+
+
 def test_dagster_looks_for_its_tables_until_they_exist(storage_url: str, tmp_path: Path) -> None:
     for create in ("true", "false"):
         home = write_dagster_home(tmp_path, storage_url)

@@ -15,9 +15,12 @@ CODE_LOCATION = "campaign_pipeline"
 _DAGSTER_YAML = """\
 # Written by campaign-pipeline at every start. For settings of your own, make another folder and set DAGSTER_HOME.
 storage:
-  postgres:
-    postgres_url: {storage_url}
-    should_autocreate_tables: {create_tables}
+  custom:
+    module: campaign_pipeline.defs.dagster_storage
+    class: KeptConnections
+    config:
+      postgres_url: {storage_url}
+      should_autocreate_tables: {create_tables}
 compute_logs:
   module: dagster._core.storage.noop_compute_log_manager
   class: NoOpComputeLogManager

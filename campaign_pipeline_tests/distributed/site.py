@@ -38,8 +38,11 @@ LEASE_SECONDS, VISIBILITY_SECONDS = 6, 8
 
 _DAGSTER_YAML = """\
 storage:
-  postgres:
-    postgres_url: {{env: DAGSTER_STORAGE_URL}}
+  custom:
+    module: campaign_pipeline.defs.dagster_storage
+    class: KeptConnections
+    config:
+      postgres_url: {{env: DAGSTER_STORAGE_URL}}
 compute_logs:
   module: dagster._core.storage.noop_compute_log_manager
   class: NoOpComputeLogManager

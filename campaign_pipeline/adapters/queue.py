@@ -298,7 +298,7 @@ class _ClaimBatch:
                 tried_ids=tried,
                 ahead_seconds=options.ahead.total_seconds(),
             )
-            rows = await self._without_refused([ClaimedMessage.from_row(row) for row in claimed])
+            rows = await self._without_refused([ClaimedMessage(**row) for row in claimed])
             if rows or not claimed:
                 return rows
         return []

@@ -3,11 +3,11 @@
 import re
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Self
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from campaign_pipeline.core.context import LeadContext
@@ -287,7 +287,7 @@ class BatchSettings:
 
 @dataclass(frozen=True, slots=True)
 class ClaimedMessage:
-    """One message of a batch; a row of `claim_messages` and of the output `message_batch`."""
+    """One message of a batch; a row of `claim_messages`, and in the output `message_batch` with ids as strings."""
 
     message_id: UUID
     run_id: UUID
@@ -299,20 +299,18 @@ class ClaimedMessage:
     due_at: datetime
     retry_count: int
 
-    @classmethod
-    def from_row(cls, row: Mapping[str, Any]) -> Self:
-        """Build from the statement, or from the output, in which ids are strings."""
-        ids = {name: _uuid(row[name]) for name in cls.__slots__[:7]}
-        return cls(**ids, due_at=row["due_at"], retry_count=int(row["retry_count"]))
-
     def to_row(self) -> dict[str, Any]:
         """Return the row for the output."""
         values = ((name, getattr(self, name)) for name in self.__slots__)
         return {name: str(value) if isinstance(value, UUID) else value for name, value in values}
 
 
-def _uuid(value: UUID | str | None) -> Any:
-    return UUID(value) if isinstance(value, str) else value
+class ShardMember(NamedTuple):
+    """What a shard needs to know of a claimed message, as the output `message_batch` has it."""
+
+    message_id: str
+    inbox_id: str
+    lease_token: str
 
 
 @dataclass(frozen=True)
@@ -326,7 +324,7 @@ class Shard:
 
     def to_json(self) -> dict[str, Any]:
         """Return the step's output."""
-        return asdict(self)
+        return dict(vars(self))  # `asdict` would copy thousands of ids one by one
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> "Shard":
@@ -405,9 +403,9 @@ def summarize(values: Sequence[int]) -> dict[str, int]:
     }
 
 
-def split_batch(messages: Sequence[ClaimedMessage], shard_size: int) -> list[Shard]:
+def split_batch(messages: Iterable[ClaimedMessage | ShardMember], shard_size: int) -> list[Shard]:
     """Group the messages of a batch by inbox, then cut by `shard_size`; messages keep their order."""
-    by_inbox: dict[str, list[ClaimedMessage]] = {}
+    by_inbox: dict[str, list[ClaimedMessage | ShardMember]] = {}
     for message in messages:
         by_inbox.setdefault(str(message.inbox_id), []).append(message)
     names = _short_names(list(by_inbox))

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
+from operator import attrgetter
 from typing import Any, TypeVar
 
 import dagster as dg
@@ -21,11 +22,11 @@ from campaign_pipeline.adapters.schema import DatabaseUnusable
 from campaign_pipeline.adapters.status_events import settle_status_events
 from campaign_pipeline.adapters.webhook_store import WebhookStore
 from campaign_pipeline.core.batch_outcome import BatchCounts, BatchOutcome, batch_outcome
-from campaign_pipeline.core.model import BatchSettings, ClaimedMessage, Shard, ShardReport, split_batch
+from campaign_pipeline.core.model import BatchSettings, ClaimedMessage, Shard, ShardMember, ShardReport, split_batch
 from campaign_pipeline.core.notices import listed
 from campaign_pipeline.core.ports import StoreUnavailable
 from campaign_pipeline.core.shard_worker import ShardWorker
-from campaign_pipeline.defs.io import INSTANT, Rows, arrow_table, table_metadata
+from campaign_pipeline.defs.io import INSTANT, Rows, arrow_table, column, table_metadata
 from campaign_pipeline.defs.report import (
     describe_batch,
     describe_runs,
@@ -119,12 +120,12 @@ def fetch_message_batch(
         _settle_webhook_events(context, url)
         batch = run_async(Queue(url).claim_batch(options))
         _tag_with_batch(context, url, batch)
-    rows = [row.to_row() for row in batch.rows]
     if ahead:
+        rows = [row.to_row() for row in batch.rows]
         describe_batch(context, batch, size, "whole_batch", {"dagster/row_count": len(rows)})
         yield dg.Output(rows, "whole_batch")
         return
-    table = arrow_table(rows, BATCH_COLUMNS)
+    table = arrow_table({name: map(attrgetter(name), batch.rows) for name in BATCH_COLUMNS}, BATCH_COLUMNS)
     describe_batch(context, batch, size, "message_batch", table_metadata(table))
     yield dg.Output(table, "message_batch")
 
@@ -184,12 +185,12 @@ def _plain(value: Any) -> Any:
     }
 )
 def fetch_lead_contexts(
-    context: dg.OpExecutionContext, database: QueueDatabase, message_batch: list[Any]
+    context: dg.OpExecutionContext, database: QueueDatabase, message_batch: Rows
 ) -> tuple[Any, dict[str, Any]]:
     """Fetch the context of every lead of the batch in one statement, and the settings that its messages share."""
     with plain_failures():
         rows, settings = run_async(_read_contexts(database.queue(), message_batch))
-    contexts = arrow_table(rows, CONTEXT_COLUMNS)
+    contexts = arrow_table({name: column(rows, name) for name in CONTEXT_COLUMNS}, CONTEXT_COLUMNS)
     context.log_event(dg.AssetMaterialization("lead_contexts", metadata=table_metadata(contexts)))
     return contexts, settings
 
@@ -198,16 +199,16 @@ async def _read_contexts(
     queue: Queue, messages: Sequence[Mapping[str, Any]]
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Read the CRM's data of some messages' leads, in their order, and what the messages share."""
-    asked = list(dict.fromkeys((row["lead_id"], row["workspace_id"]) for row in messages if row["lead_id"]))
+    pairs = dict.fromkeys(zip(column(messages, "lead_id"), column(messages, "workspace_id"), strict=True))
+    asked = [(lead, workspace) for lead, workspace in pairs if lead]
     leads, workspaces = [lead for lead, _ in asked], [workspace for _, workspace in asked]
-    found = {str(row["lead_id"]): row for row in await queue.get_lead_contexts(leads, workspaces)}
+    found = {row["lead_id"]: row for row in await queue.get_lead_contexts(leads, workspaces)}
     rows = [found[lead] for lead in dict.fromkeys(leads) if lead in found]
     shared = (
-        list(dict.fromkeys(row[column] for row in messages if row[column]))
-        for column in ("config_id", "workspace_id", "inbox_id")
+        [each for each in dict.fromkeys(column(messages, name)) if each]
+        for name in ("config_id", "workspace_id", "inbox_id")
     )
-    settings = await queue.get_batch_settings(*shared)
-    return [{column: _plain(row[column]) for column in CONTEXT_COLUMNS} for row in rows], settings
+    return rows, await queue.get_batch_settings(*shared)
 
 
 class SplitIntoShardsConfig(dg.Config):
@@ -221,13 +222,15 @@ class SplitIntoShardsConfig(dg.Config):
 
 
 @dg.op(out=dg.DynamicOut(io_manager_key="handles", description="The messages of one inbox for one step."))
-def split_into_shards(
-    config: SplitIntoShardsConfig, message_batch: list[Any]
-) -> Iterator[dg.DynamicOutput[dict[str, Any]]]:
+def split_into_shards(config: SplitIntoShardsConfig, message_batch: Rows) -> Iterator[dg.DynamicOutput[dict[str, Any]]]:
     """Split the batch into shards, by inbox and then by size."""
-    messages = [ClaimedMessage.from_row(row) for row in message_batch]
-    for shard in split_batch(messages, _within("shard_size", config.shard_size, 1, 10_000)):
+    size = _within("shard_size", config.shard_size, 1, 10_000)
+    for shard in split_batch(_members(message_batch), size):
         yield dg.DynamicOutput(shard.to_json(), mapping_key=shard.key)
+
+
+def _members(messages: Sequence[Mapping[str, Any]]) -> Iterator[ShardMember]:
+    return map(ShardMember, *(column(messages, name) for name in ShardMember._fields))
 
 
 class SendShardConfig(dg.Config):
@@ -290,7 +293,7 @@ def _take_back_from_ended_steps(context: dg.OpExecutionContext, url: str, shard:
 
 @dg.op(out={"closed_runs": dg.Out(io_manager_key="handles", description="The runs that this batch closed.")})
 def close_completed_runs(
-    context: dg.OpExecutionContext, database: QueueDatabase, shard_reports: list[Any], message_batch: list[Any]
+    context: dg.OpExecutionContext, database: QueueDatabase, shard_reports: list[Any], message_batch: Rows
 ) -> Iterator[dg.AssetCheckEvaluation | dg.Output[list[dict[str, Any]]]]:
     """Close each completed run exactly once, and report the outcome of the batch.
 
@@ -342,7 +345,7 @@ def send_batch(
     of the batch is on the materialization of `campaign_runs`.
     """
     concurrency = _within("concurrency", config.concurrency, 1, 500)
-    shards = split_batch([ClaimedMessage.from_row(row) for row in whole_batch], len(whole_batch) or 1)
+    shards = split_batch(_members(whole_batch), len(whole_batch) or 1)
     workers: list[ShardWorker] = []
     with plain_failures(), told_when_stopped(context, workers):
         url = database.url()
@@ -350,7 +353,7 @@ def send_batch(
         if context.retry_number:
             ended.append(lease_owner(context.run_id))
         if whole_batch and ended:
-            run_async(Batches(url).end_leases([row["message_id"] for row in whole_batch], ended))
+            run_async(Batches(url).end_leases(column(whole_batch, "message_id"), ended))
         reports = run_async(_send_side_by_side(context, url, providers, whole_batch, shards, concurrency, workers))
     tell_of_shards(context, reports)
     fail_if_run_ended(next((report.stopped_by for report in reports if report.stopped_by), None))
@@ -387,12 +390,15 @@ async def _send_side_by_side(
 
 
 def _settle_batch(
-    context: dg.OpExecutionContext, url: str, shard_reports: Sequence[Mapping[str, Any]], rows: Sequence[Any]
+    context: dg.OpExecutionContext,
+    url: str,
+    shard_reports: Sequence[Mapping[str, Any]],
+    rows: Sequence[Mapping[str, Any]],
 ) -> BatchOutcome:
     """Give back what ended steps still hold of the batch, and count the outcome."""
     if not rows:
         return batch_outcome(0, BatchCounts(), 0, ())
-    ids, batches = [row["message_id"] for row in rows], Batches(url)
+    ids, batches = column(rows, "message_id"), Batches(url)
     # All shards of this run have ended, or this step would not run.
     ended = [lease_owner(context.run_id), *ended_runs_before(context)]
     taken_back = run_async(batches.end_leases(ids, ended))

@@ -21,7 +21,7 @@ from campaign_pipeline.core.notices import counted
 from campaign_pipeline.core.runs import RunWait
 from campaign_pipeline.core.shard_worker import ShardWorker
 from campaign_pipeline.defs.days import at
-from campaign_pipeline.defs.io import preview
+from campaign_pipeline.defs.io import PREVIEW_ROWS, preview
 
 BATCH = "batch"
 """Metadata of the materialization of `campaign_runs`: the outcome of the batch, see `BatchOutcome`."""
@@ -41,7 +41,7 @@ def describe_batch(
     `shape`: its rows and columns, under Dagster's names.
     """
     size = {"messages": len(batch.rows), "batch_size": batch_size}
-    rows = preview([row.to_row() for row in batch.rows])
+    rows = preview([row.to_row() for row in batch.rows[:PREVIEW_ROWS]])
     context.log_event(dg.AssetMaterialization("message_batch", metadata={**shape, **size, "preview": rows}))
     runs, inboxes = ({getattr(row, key) for row in batch.rows} for key in ("run_id", "inbox_id"))
     if batch.rows:

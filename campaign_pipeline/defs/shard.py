@@ -24,7 +24,7 @@ from campaign_pipeline.core.model import BatchSettings, Lead, Shard, ShardReport
 from campaign_pipeline.core.numbers import phones_among
 from campaign_pipeline.core.results import count_result
 from campaign_pipeline.core.shard_worker import TERMINATED, ShardWorker
-from campaign_pipeline.defs.io import Rows
+from campaign_pipeline.defs.io import column
 from campaign_pipeline.defs.resources import ProvidersResource, delivery_policy
 from campaign_pipeline.defs.stopping import stopped_by_questions
 
@@ -208,8 +208,7 @@ class _Leads(Mapping[str, Lead]):
 
     def __init__(self, contexts: Sequence[Mapping[str, Any]]) -> None:
         self._contexts = contexts
-        ids = contexts.column("lead_id") if isinstance(contexts, Rows) else [row["lead_id"] for row in contexts]
-        self._places = {lead_id: place for place, lead_id in enumerate(ids)}
+        self._places = {lead_id: place for place, lead_id in enumerate(column(contexts, "lead_id"))}
 
     def __getitem__(self, lead_id: str) -> Lead:
         return lead_of(self._contexts[self._places[lead_id]])

@@ -3,10 +3,11 @@
 from datetime import UTC, datetime
 from uuid import UUID
 
+import orjson
 from hypothesis import given
 from hypothesis import strategies as st
 
-from campaign_pipeline.core.model import ClaimedMessage, Shard, split_batch
+from campaign_pipeline.core.model import ClaimedMessage, Shard, ShardMember, split_batch
 
 VENDAS = "23fec326-36e2-0884-16a6-a5029338c980"
 ITS_NEIGHBOUR = "23fec326-36e3-0884-16a6-a5029338c980"
@@ -52,6 +53,12 @@ def test_every_message_is_in_one_shard_and_every_shard_has_a_name_of_its_own(inb
     assert sorted(number for shard in shards for number in numbers(shard)) == list(range(len(inboxes)))
 
 
-def test_a_claimed_message_survives_the_output_that_carries_it() -> None:
-    (message,) = claimed(VENDAS)
-    assert ClaimedMessage.from_row(message.to_row()) == message
+def test_a_batch_is_split_in_the_same_way_after_the_output_that_carries_it() -> None:
+    messages = claimed(OTHER, VENDAS, OTHER)
+    carried = [ShardMember(*(message.to_row()[name] for name in ShardMember._fields)) for message in messages]
+    assert split_batch(carried, 2) == split_batch(messages, 2)
+
+
+def test_a_shard_survives_the_output_that_carries_it() -> None:
+    (shard,) = split_batch(claimed(VENDAS, VENDAS), 2)
+    assert Shard.from_json(orjson.loads(orjson.dumps(shard.to_json()))) == shard

@@ -25,10 +25,18 @@ AnyRow = TypeVar("AnyRow")
 
 
 class _UtcText(psycopg_datetime.TimestamptzLoader):
-    """Loads a time in UTC, whatever the session's time zone."""
+    """Loads a time in UTC, whatever the session's time zone.
+
+    Python's own reader takes an eighth of the time of psycopg's, which reads what it does not know: a large batch has
+    two times per message.
+    """
 
     def load(self, data: Any) -> datetime:
-        return super().load(data).astimezone(UTC)
+        try:
+            time = datetime.fromisoformat(str(data, "ascii"))
+        except ValueError:  # a year after 9999 or before Christ, infinity: psycopg raises with the reason
+            time = super().load(data)
+        return time.astimezone(UTC)
 
 
 class _UtcBinary(psycopg_datetime.TimestamptzBinaryLoader):

@@ -3,6 +3,7 @@
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import psycopg
@@ -12,7 +13,7 @@ from benchmarks.wire import DistantProxy
 from campaign_pipeline.adapters import schema
 from campaign_pipeline.adapters.embedded import EmbeddedServer
 from campaign_pipeline.adapters.operations import Operations
-from campaign_pipeline.adapters.queue_connection import connect, is_pooled
+from campaign_pipeline.adapters.queue_connection import connect, connect_rows, is_pooled
 from campaign_pipeline.adapters.schema import DatabaseUnusable
 from campaign_pipeline_tests.factories import World
 from campaign_pipeline_tests.pooler import folder_for_all, refuses_session_state, run_pooler
@@ -31,6 +32,27 @@ def test_a_tick_leaves_no_setting_behind_on_the_connections_that_others_share(wo
     with connect(pooled_url, autocommit=True) as other:
         found = {other.execute("SELECT current_setting('statement_timeout')").fetchone() for _ in range(10)}
     assert found == {("0",)}
+
+
+@pytest.mark.parametrize("zone", ["UTC", "America/Sao_Paulo", "Asia/Kolkata", "Africa/Monrovia"])
+def test_times_of_all_years_arrive_in_utc_from_sessions_of_any_zone(database_url: str, zone: str) -> None:
+    with connect_rows(database_url) as connection:
+        connection.execute("SELECT set_config('timezone', %s, false)", [zone])
+        found = connection.execute(
+            "SELECT t.at, (EXTRACT(epoch FROM t.at) * 1000000)::bigint AS microseconds FROM (SELECT"
+            # Until 1972, offsets have seconds.
+            " timestamptz '0002-01-01 00:00:00.5Z' + g * interval '1000 days 01:02:03.004005' AS at"
+            " FROM generate_series(0, 3600) AS g) t"
+        ).fetchall()
+    epoch = datetime(1970, 1, 1, tzinfo=UTC)
+    assert [row["at"] for row in found] == [epoch + timedelta(microseconds=row["microseconds"]) for row in found]
+    assert {row["at"].tzinfo for row in found} == {UTC}
+
+
+@pytest.mark.parametrize("written", ["infinity", "0044-03-15 BC", "10000-01-01"])
+def test_a_time_that_python_cannot_hold_is_refused(database_url: str, written: str) -> None:
+    with connect_rows(database_url) as connection, pytest.raises(psycopg.DataError):
+        connection.execute("SELECT %s::timestamptz", [written]).fetchone()
 
 
 # TLS ------------------------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from uuid import UUID
 
-from campaign_pipeline.adapters.statements import Statements
+from campaign_pipeline.adapters.statements import Statements, id_array
 from campaign_pipeline.core.batch_outcome import BatchCounts
 
 
@@ -16,7 +16,7 @@ class Batches(Statements):
         Owners are named as in `lease_owner`; `run 1a2b3c4d` means all steps of that run. Expired leases are given back
         too, whoever held them.
         """
-        rows = await self._all("end_leases", ids=[UUID(each) for each in message_ids], owners=list(owners))
+        rows = await self._all("end_leases", ids=id_array(message_ids), owners=list(owners))
         held: dict[str, int] = {}
         for row in rows:
             held[row["owner"] or "unknown"] = held.get(row["owner"] or "unknown", 0) + 1
@@ -24,7 +24,7 @@ class Batches(Statements):
 
     async def count(self, message_ids: Sequence[str]) -> BatchCounts:
         """Count the messages by state."""
-        (row,) = await self._all("count_batch", ids=[UUID(each) for each in message_ids])
+        (row,) = await self._all("count_batch", ids=id_array(message_ids))
         return BatchCounts(**row)
 
     async def campaigns(self, run_ids: Iterable[UUID]) -> list[str]:

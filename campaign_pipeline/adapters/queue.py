@@ -9,7 +9,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from campaign_pipeline.adapters.inbox_connection import InboxConnection
-from campaign_pipeline.adapters.statements import Connection, Statements, patiently
+from campaign_pipeline.adapters.statements import Connection, Statements, id_array, patiently
 from campaign_pipeline.core.claim_budget import Budget, Pace
 from campaign_pipeline.core.claim_budget import Scope as PaceScope
 from campaign_pipeline.core.model import ClaimedMessage
@@ -84,7 +84,7 @@ class Queue(Statements):
 
         Each lead is paired with its requesting workspace, in the same order; another workspace's lead is omitted.
         """
-        return await self._all("get_lead_contexts", lead_ids=list(lead_ids), workspace_ids=list(workspace_ids))
+        return await self._all("get_lead_contexts", lead_ids=id_array(lead_ids), workspace_ids=id_array(workspace_ids))
 
     async def get_batch_settings(
         self, config_ids: Sequence[str], workspace_ids: Sequence[str], inbox_ids: Sequence[str]
@@ -305,13 +305,13 @@ class _ClaimBatch:
 
     async def _without_refused(self, claimed: list[ClaimedMessage]) -> list[ClaimedMessage]:
         """End claimed messages that may never be sent, and postpone those that may not be sent now."""
-        rows = await self._all("skip_refused_messages", message_ids=[row.message_id for row in claimed])
+        rows = await self._all("skip_refused_messages", message_ids=id_array(row.message_id for row in claimed))
         skipped = {row["id"]: row["code"] for row in rows}
         foreign = sum(code == Verdict.FOREIGN_WORKSPACE for code in skipped.values())
         self._batch.foreign += foreign
         self._batch.suppressed += len(skipped) - foreign
         left = [row for row in claimed if row.message_id not in skipped]
-        held = await self._all("hold_contacted_messages", message_ids=[row.message_id for row in left])
+        held = await self._all("hold_contacted_messages", message_ids=id_array(row.message_id for row in left))
         self._batch.contacted += len(held)
         put_off = {row["id"] for row in held}
         return [row for row in left if row.message_id not in put_off]

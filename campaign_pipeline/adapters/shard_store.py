@@ -25,6 +25,7 @@ from campaign_pipeline.adapters.statements import (
     Statements,
     borrowed,
     connection_pool,
+    id_array,
     json_items,
     patiently,
 )
@@ -79,7 +80,7 @@ class LeaseRenewals(Statements):
 
     async def renew(self, message_ids: Sequence[str]) -> set[str]:
         """See LeaseStore."""
-        ids = [UUID(message_id) for message_id in message_ids]
+        ids = id_array(message_ids)
         rows = await self._all("renew_leases", ids=ids, token=self._token, lease_seconds=self._lease_seconds)
         return {str(row["id"]) for row in rows}
 
@@ -158,10 +159,9 @@ class ShardStore:
 
         Returns the messages that are now ours, why others were left (message -> verdict), and the database's time.
         """
-        ids = [UUID(message_id) for message_id in self._shard.message_ids]
         verdicts = await self._all(
             "take_over_messages",
-            ids=ids,
+            ids=id_array(self._shard.message_ids),
             batch_token=UUID(self._shard.batch_token),
             token=self._token,
             owner=self._owner,
@@ -169,25 +169,26 @@ class ShardStore:
         )
         verdict_of = {row["message_id"]: row["verdict"] for row in verdicts}
         # In the shard's order, which is by due time.
-        taken = [message_id for message_id in ids if verdict_of[message_id] == "taken"]
-        left = {str(message_id): verdict for message_id, verdict in verdict_of.items() if verdict != "taken"}
+        taken = [message_id for message_id in self._shard.message_ids if verdict_of[message_id] == "taken"]
+        left = {message_id: verdict for message_id, verdict in verdict_of.items() if verdict != "taken"}
         messages: list[LeasedMessage] = []
         now: datetime | None = None
         # In thousands: all rows of a large shard at once would be its largest use of memory.
         for first in range(0, len(taken), 1000):
-            rows = await self._all("read_leased_messages", ids=taken[first : first + 1000], token=self._token)
+            ids = id_array(taken[first : first + 1000])
+            rows = await self._all("read_leased_messages", ids=ids, token=self._token)
             now = now or (rows[0]["now"] if rows else None)
             messages += [LeasedMessage.from_row(row) for row in rows]
         return messages, left, now
 
     async def finished(self, message_ids: Sequence[str]) -> list[tuple[str, Result]]:
         """Return which of these messages are finished, with their results from the ledger, whoever delivered them."""
-        rows = await self._all("read_finished_messages", ids=[UUID(message_id) for message_id in message_ids])
+        rows = await self._all("read_finished_messages", ids=id_array(message_ids))
         return [(str(message.id), message.result) for message in (FinishedMessage(**row) for row in rows)]
 
     async def with_last_inbound(self, messages: Sequence[LeasedMessage], hours: float) -> list[LeasedMessage]:
         """Return the messages with the time when their leads last wrote to this inbox, if within some hours."""
-        ids = [UUID(message.id) for message in messages]
+        ids = id_array(message.id for message in messages)
         inbox_id = UUID(self._shard.inbox_id)
         rows = await self._all("read_last_inbound", ids=ids, inbox_id=inbox_id, hours=math.ceil(hours))
         last = {str(row["message_id"]): float(row["last_inbound_at"]) for row in rows}
@@ -220,7 +221,7 @@ class ShardStore:
 
     async def planned_times(self, message_ids: Sequence[str]) -> Mapping[str, float]:
         """See DeliveryStore."""
-        ids = [UUID(message_id) for message_id in message_ids]
+        ids = id_array(message_ids)
         rows = await self._all("read_planned_times", ids=ids, token=self._token)
         return {str(row["id"]): row["due_at"].timestamp() for row in rows}
 

@@ -89,7 +89,7 @@ class Holder:
             owner="run 1234 inbox_1",
             lease_seconds=lease_seconds,
         )
-        return {row["message_id"]: row["verdict"] for row in taken}
+        return {UUID(row["message_id"]): row["verdict"] for row in taken}
 
     def renew(self, messages: Iterable[UUID], lease_seconds: float = 120.0) -> set[UUID]:
         """What is still held."""

@@ -392,7 +392,7 @@ def test_only_what_is_held_is_read_with_its_ledger_in_order(world: World) -> Non
     holding(world, others)
     holder.begin(mine, part_no=0, text="Um Dois", parts=["Um", "Dois"])
     (read,) = rows(world, "read_leased_messages", ids=[mine, others], token=holder.token)
-    assert (read["id"], read["text"]) == (mine, "Um Dois")
+    assert (read["id"], read["text"]) == (str(mine), "Um Dois")
     assert [(part["part_no"], part["text"], part["status"]) for part in read["parts"]] == [
         (1, "Um", "planned"),
         (2, "Dois", "planned"),

@@ -752,7 +752,7 @@ def test_a_pause_of_the_inbox_that_is_used_stops_a_message_and_one_of_the_other_
     assert batch.token is not None
     holder.take_over([first, second], UUID(batch.token))
     (read, _) = rows(detour.world, "read_leased_messages", ids=[first, second], token=holder.token)
-    assert read["inbox_id"] == detour.second
+    assert read["inbox_id"] == str(detour.second)
     detour.pause(detour.first)
     assert holder.begin_new(first, inbox_id=detour.second) == "go"
     detour.pause(detour.second)

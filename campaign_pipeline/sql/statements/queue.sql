@@ -376,13 +376,14 @@ LIMIT 1;
 
 -- name: take_over_messages
 -- Put the messages of a shard under the shard's own lease; see campaign_take_over.
-SELECT t.message_id, t.verdict
+SELECT t.message_id::text AS message_id, t.verdict
 FROM campaign_pipeline.campaign_take_over(%(ids)s, %(batch_token)s, %(token)s, %(owner)s, %(lease_seconds)s) t;
 
 -- name: read_leased_messages
 -- What a shard delivers: the messages that it holds, with their stored text and ledger.
-SELECT m.id, m.run_id, r.config_id, c.workspace_id, COALESCE(m.inbox_id, c.inbox_id) AS inbox_id, m.lead_id,
-       m.phone_number, m.generated_message AS text,
+SELECT m.id::text AS id, m.run_id::text AS run_id, r.config_id::text AS config_id,
+       c.workspace_id::text AS workspace_id, COALESCE(m.inbox_id, c.inbox_id)::text AS inbox_id,
+       m.lead_id::text AS lead_id, m.phone_number, m.generated_message AS text,
        m.subject, m.template, m.retry_count,
        least(greatest(campaign_pipeline.campaign_due_at(m), '1970-01-01Z'), '9999-01-01Z') AS due_at,
        (SELECT array_agg(DISTINCT k.rule) FROM campaign_pipeline.campaign_model_calls k

@@ -107,15 +107,15 @@ class LeasedMessage:
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> "LeasedMessage":
-        """Build from the statement `read_leased_messages`."""
+        """Build from `read_leased_messages`, or from `list_next_messages`, whose ids are UUID objects."""
         return cls(
-            id=row["id"],
+            id=str(row["id"]),
             # One string for all messages that share it; a shard may hold ten thousand.
-            run_id=sys.intern(row["run_id"]),
-            config_id=sys.intern(row["config_id"]),
-            workspace_id=sys.intern(row["workspace_id"]),
-            inbox_id=sys.intern(row["inbox_id"]),
-            lead_id=row["lead_id"],
+            run_id=sys.intern(str(row["run_id"])),
+            config_id=sys.intern(str(row["config_id"])),
+            workspace_id=sys.intern(str(row["workspace_id"])),
+            inbox_id=sys.intern(str(row["inbox_id"])),
+            lead_id=None if row["lead_id"] is None else str(row["lead_id"]),
             phone_number=row["phone_number"],
             text=row["text"],
             retry_count=int(row["retry_count"]),

@@ -15,7 +15,7 @@ from typing import Any
 import psycopg
 from psycopg.types.json import Jsonb
 
-from campaign_pipeline.adapters.queue_connection import connect_async
+from campaign_pipeline.adapters.statements import Lender, lender_of
 from campaign_pipeline.core.ports import StatusEvent
 from campaign_pipeline.sql import statement
 
@@ -23,14 +23,14 @@ EVENTS_A_ROUND = 1000
 """Events per transaction: their messages stay locked during it."""
 
 
-async def settle_status_events(url: str, read: Callable[[Any], StatusEvent | None]) -> Counter[str]:
+async def settle_status_events(database: str | Lender, read: Callable[[Any], StatusEvent | None]) -> Counter[str]:
     """Settle every stored event; return how many ended how. `later` ones are tried again in a minute.
 
     Safe to call from several processes at once, and to interrupt anywhere: an event is settled in the transaction that
     applies it, and applying it twice changes nothing. Raises psycopg.Error if the database refuses.
     """
     verdicts = Counter[str]()
-    async with await connect_async(url) as connection:
+    async with lender_of(database)() as connection:
         while True:
             async with connection.transaction():
                 settled = await _settle_round(connection, read)

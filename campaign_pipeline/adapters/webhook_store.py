@@ -4,11 +4,12 @@ import asyncio
 import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 
 from psycopg.types.json import Jsonb
 
 from campaign_pipeline.adapters.group_commit import GroupCommit
-from campaign_pipeline.adapters.statements import Connection, ConnectionPool, Statements, borrowed, connection_pool
+from campaign_pipeline.adapters.statements import Lender, Statements, borrowed, connection_pool, lender_of
 from campaign_pipeline.adapters.webhook_events import WebhookEvent
 
 EVENTS_A_ROUND = 200
@@ -18,27 +19,21 @@ EVENTS_A_ROUND = 200
 class WebhookStore(Statements):
     """Stores events, and applies stored ones."""
 
-    def __init__(self, url: str, patience_seconds: float = 10.0) -> None:
-        super().__init__(url, patience_seconds)
+    def __init__(self, url: str, patience_seconds: float = 10.0, connection: Lender | None = None) -> None:
+        super().__init__(connection or url, patience_seconds)
+        self._url = url
         self._storing = GroupCommit[WebhookEvent, None](self._store_group, size=500)
-        self._pool: ConnectionPool | None = None
 
     @contextlib.asynccontextmanager
     async def kept_open(self) -> AsyncIterator[None]:
         """Keep connections between statements: in a burst, a new one costs more than what it stores."""
         # Opened without waiting: each call waits for an unavailable database.
         async with connection_pool(self._url, self._patience) as pool:
-            self._pool = pool
+            self._connection = partial(borrowed, pool)
             try:
                 yield
             finally:
-                self._pool = None
-
-    @contextlib.asynccontextmanager
-    async def _connection(self) -> AsyncIterator[Connection]:
-        kept = super()._connection() if self._pool is None else borrowed(self._pool)
-        async with kept as connection:
-            yield connection
+                self._connection = lender_of(self._url)
 
     async def store(self, events: Sequence[WebhookEvent]) -> None:
         """Return when the events are committed. Raises StoreUnavailable."""

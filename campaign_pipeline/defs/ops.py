@@ -1,7 +1,6 @@
 """The steps of a batch. Each does one thing to the queue through a resource, which guards the invariants."""
 
 import contextlib
-from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
@@ -17,8 +16,9 @@ from campaign_pipeline.adapters.cloud_api_events import read_status
 from campaign_pipeline.adapters.environment import DeliverySettings, SettingError
 from campaign_pipeline.adapters.operations import Operations
 from campaign_pipeline.adapters.queue import Batch, BatchOptions, Queue
-from campaign_pipeline.adapters.reports import Reports
+from campaign_pipeline.adapters.reports import Reports, RunAtWork
 from campaign_pipeline.adapters.schema import DatabaseUnusable
+from campaign_pipeline.adapters.statements import Lender, kept_connection
 from campaign_pipeline.adapters.status_events import settle_status_events
 from campaign_pipeline.adapters.webhook_store import WebhookStore
 from campaign_pipeline.core.batch_outcome import BatchCounts, BatchOutcome, batch_outcome
@@ -115,11 +115,12 @@ def fetch_message_batch(
             max_wait_seconds=settings.max_inline_wait_seconds,
             ahead=timedelta(seconds=ahead),
         )
-        url = database.url()
-        _settle_status_events(context, url)
-        _settle_webhook_events(context, url)
-        batch = run_async(Queue(url).claim_batch(options))
-        _tag_with_batch(context, url, batch)
+        batch, campaigns = run_async(_claim(context, database.url(), options))
+        if batch.rows:
+            # What a person looks for in the list of runs.
+            context.instance.add_run_tags(
+                context.run_id, {CAMPAIGNS: listed(campaigns), MESSAGES: str(len(batch.rows))}
+            )
     if ahead:
         rows = [row.to_row() for row in batch.rows]
         describe_batch(context, batch, size, "whole_batch", {"dagster/row_count": len(rows)})
@@ -130,11 +131,14 @@ def fetch_message_batch(
     yield dg.Output(table, "message_batch")
 
 
-def _tag_with_batch(context: dg.OpExecutionContext, url: str, batch: Batch) -> None:
-    """Tag the run with what a person looks for in the list of runs: its campaigns, and how many messages."""
-    if batch.rows:
-        names = run_async(Batches(url).campaigns({row.run_id for row in batch.rows}))
-        context.instance.add_run_tags(context.run_id, {CAMPAIGNS: listed(names), MESSAGES: str(len(batch.rows))})
+async def _claim(context: dg.OpExecutionContext, url: str, options: BatchOptions) -> tuple[Batch, list[str]]:
+    """Apply events that wait, and claim a batch; return it with the names of its campaign runs."""
+    async with kept_connection(url) as connection:
+        await _settle_status_events(context, connection)
+        await _settle_webhook_events(context, WebhookStore(url, connection=connection))
+        batch = await Queue(connection).claim_batch(options)
+        runs = {row.run_id for row in batch.rows}
+        return batch, await Batches(connection).campaigns(runs) if runs else []
 
 
 def _refuse_without_key(database: QueueDatabase, language_model: LanguageModelResource) -> None:
@@ -145,10 +149,10 @@ def _refuse_without_key(database: QueueDatabase, language_model: LanguageModelRe
             raise dg.Failure(description=f"{missing} Nothing was claimed.", allow_retries=False)
 
 
-def _settle_status_events(context: dg.OpExecutionContext, url: str) -> None:
+async def _settle_status_events(context: dg.OpExecutionContext, connection: Lender) -> None:
     """Apply Meta's status events of earlier parts to the ledger first; a failure here stops no message."""
     try:
-        verdicts = run_async(settle_status_events(url, read_status))
+        verdicts = await settle_status_events(connection, read_status)
     except psycopg.Error as error:
         context.log.warning(f"{type(error).__name__} while status events were settled; they wait for the next batch.")
         return
@@ -156,21 +160,16 @@ def _settle_status_events(context: dg.OpExecutionContext, url: str) -> None:
         context.log.info(f"Status events of the Cloud API: {', '.join(f'{n} {v}' for v, n in verdicts.items())}.")
 
 
-def _settle_webhook_events(context: dg.OpExecutionContext, url: str) -> None:
+async def _settle_webhook_events(context: dg.OpExecutionContext, events: WebhookStore) -> None:
     """Apply the events that our own webhook stored and could not apply before it ended."""
     try:
-        verdicts = run_async(_settle_and_drop(WebhookStore(url)))
+        verdicts = await events.settle()
+        await events.drop_old()
     except (psycopg.Error, StoreUnavailable) as error:
         context.log.warning(f"{type(error).__name__} while webhook events were settled; they wait for the next batch.")
         return
     if verdicts:
         context.log.info(f"Events of the webhook: {', '.join(f'{n} {v}' for v, n in verdicts.items())}.")
-
-
-async def _settle_and_drop(events: WebhookStore) -> Counter[str]:
-    verdicts = await events.settle()
-    await events.drop_old()
-    return verdicts
 
 
 def _plain(value: Any) -> Any:
@@ -189,26 +188,28 @@ def fetch_lead_contexts(
 ) -> tuple[Any, dict[str, Any]]:
     """Fetch the context of every lead of the batch in one statement, and the settings that its messages share."""
     with plain_failures():
-        rows, settings = run_async(_read_contexts(database.queue(), message_batch))
+        rows, settings = run_async(_read_contexts(database.url(), message_batch))
     contexts = arrow_table({name: column(rows, name) for name in CONTEXT_COLUMNS}, CONTEXT_COLUMNS)
     context.log_event(dg.AssetMaterialization("lead_contexts", metadata=table_metadata(contexts)))
     return contexts, settings
 
 
 async def _read_contexts(
-    queue: Queue, messages: Sequence[Mapping[str, Any]]
+    url: str, messages: Sequence[Mapping[str, Any]]
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Read the CRM's data of some messages' leads, in their order, and what the messages share."""
     pairs = dict.fromkeys(zip(column(messages, "lead_id"), column(messages, "workspace_id"), strict=True))
     asked = [(lead, workspace) for lead, workspace in pairs if lead]
     leads, workspaces = [lead for lead, _ in asked], [workspace for _, workspace in asked]
-    found = {row["lead_id"]: row for row in await queue.get_lead_contexts(leads, workspaces)}
-    rows = [found[lead] for lead in dict.fromkeys(leads) if lead in found]
     shared = (
         [each for each in dict.fromkeys(column(messages, name)) if each]
         for name in ("config_id", "workspace_id", "inbox_id")
     )
-    return rows, await queue.get_batch_settings(*shared)
+    async with kept_connection(url) as connection:
+        queue = Queue(connection)
+        found = {row["lead_id"]: row for row in await queue.get_lead_contexts(leads, workspaces)}
+        settings = await queue.get_batch_settings(*shared)
+    return [found[lead] for lead in dict.fromkeys(leads) if lead in found], settings
 
 
 class SplitIntoShardsConfig(dg.Config):
@@ -314,10 +315,7 @@ def _close(
 ) -> Generator[dg.AssetCheckEvaluation, None, tuple[list[dict[str, Any]], BatchOutcome]]:
     """Finish a batch and close runs; return the closed runs and the outcome of the batch."""
     with plain_failures():
-        url = database.url()
-        outcome = _settle_batch(context, url, shard_reports, batch)
-        closed = run_async(Queue(url).close_runs())
-        runs = run_async(Reports(url).runs_at_work([row["id"] for row in closed]))
+        outcome, closed, runs = run_async(_finish(context, database.url(), shard_reports, batch))
     if shard_reports or closed or batch:  # an empty batch each minute would only fill Dagster's event log
         materialize_runs(context, runs, closed, outcome)
     if batch:
@@ -374,7 +372,7 @@ async def _send_side_by_side(
 ) -> list[ShardReport]:
     if not shards:
         return []
-    contexts, settings = await _read_contexts(Queue(url), rows)
+    contexts, settings = await _read_contexts(url, rows)
     return await deliver_side_by_side(
         url,
         shards,
@@ -389,18 +387,31 @@ async def _send_side_by_side(
     )
 
 
-def _settle_batch(
+async def _finish(
     context: dg.OpExecutionContext,
     url: str,
+    shard_reports: Sequence[Mapping[str, Any]],
+    batch: Sequence[Mapping[str, Any]],
+) -> tuple[BatchOutcome, list[dict[str, Any]], list[RunAtWork]]:
+    """Give back what is left of a batch, and close runs; return the outcome, the closed runs, and those at work."""
+    async with kept_connection(url) as connection:
+        outcome = await _settle_batch(context, Batches(connection), shard_reports, batch)
+        closed = await Queue(connection).close_runs()
+        return outcome, closed, await Reports(connection).runs_at_work([row["id"] for row in closed])
+
+
+async def _settle_batch(
+    context: dg.OpExecutionContext,
+    batches: Batches,
     shard_reports: Sequence[Mapping[str, Any]],
     rows: Sequence[Mapping[str, Any]],
 ) -> BatchOutcome:
     """Give back what ended steps still hold of the batch, and count the outcome."""
     if not rows:
         return batch_outcome(0, BatchCounts(), 0, ())
-    ids, batches = column(rows, "message_id"), Batches(url)
+    ids = column(rows, "message_id")
     # All shards of this run have ended, or this step would not run.
     ended = [lease_owner(context.run_id), *ended_runs_before(context)]
-    taken_back = run_async(batches.end_leases(ids, ended))
+    taken_back = await batches.end_leases(ids, ended)
     given_back = sum(count for owner, count in taken_back.items() if owner.startswith(tuple(ended)))
-    return batch_outcome(len(ids), run_async(batches.count(ids)), given_back, shard_reports)
+    return batch_outcome(len(ids), await batches.count(ids), given_back, shard_reports)

@@ -18,7 +18,6 @@ from campaign_pipeline.adapters.hosts import Hosts
 from campaign_pipeline.adapters.http import at, http_client
 from campaign_pipeline.adapters.inbox_connection import InboxConnection
 from campaign_pipeline.adapters.openrouter import OpenRouter
-from campaign_pipeline.adapters.queue import Queue
 from campaign_pipeline.adapters.unconfigured import SANDBOX_ONLY, Unconfigured
 from campaign_pipeline.core.ports import LanguageModel, MessageChannel
 from campaign_pipeline.core.results import RetryPolicy
@@ -65,10 +64,6 @@ class QueueDatabase(dg.ConfigurableResource[Any]):
         """Return its URL, reachable and with our schema. Raises SettingError or DatabaseUnusable."""
         environment = Environment.read()
         return queue_url(replace(environment, database_url=self.address.strip()) if self.address else environment)
-
-    def queue(self) -> Queue:
-        """Return the queue in this database."""
-        return Queue(self.url())
 
 
 class LanguageModelResource(dg.ConfigurableResource[Any]):

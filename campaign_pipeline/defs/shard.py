@@ -8,6 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import dagster as dg
@@ -17,7 +18,7 @@ from campaign_pipeline.adapters.environment import DeliverySettings
 from campaign_pipeline.adapters.heartbeat import ThreadHeartbeat
 from campaign_pipeline.adapters.queue import Queue
 from campaign_pipeline.adapters.shard_store import ShardStore
-from campaign_pipeline.adapters.statements import ConnectionPool, connection_pool
+from campaign_pipeline.adapters.statements import ConnectionPool, borrowed, connection_pool
 from campaign_pipeline.core.address import email_among
 from campaign_pipeline.core.context import LeadContext, in_order
 from campaign_pipeline.core.model import BatchSettings, Lead, Shard, ShardReport
@@ -91,8 +92,8 @@ async def deliver(
 
     Meanwhile `tell` gets a line every 30 seconds, in its own thread, because it may write to a database.
     """
-    async with _running(on_started, why_to_stop) as start:
-        return await _deliver(url, shard, contexts, settings, providers, concurrency, owner, start, tell)
+    async with _running(on_started, why_to_stop) as start, connection_pool(url) as pool:
+        return await _deliver(url, shard, contexts, settings, providers, concurrency, owner, start, tell, pool)
 
 
 async def deliver_side_by_side(
@@ -138,10 +139,10 @@ async def _deliver(
     owner: str,
     on_started: Callable[[ShardWorker], None],
     tell: Callable[[str], None],
-    pool: ConnectionPool | None = None,
+    pool: ConnectionPool,
 ) -> ShardReport:
     options, clock = DeliverySettings.from_environment(), ProcessClock()
-    connection = await Queue(url).get_inbox_connection(shard.inbox_id)
+    connection = await Queue(partial(borrowed, pool)).get_inbox_connection(shard.inbox_id)
     async with (
         ShardStore.open(url, shard, owner, options.lease_seconds, pool=pool) as store,
         providers.open(connection, concurrency) as outside,

@@ -24,7 +24,6 @@ from campaign_pipeline.adapters.statements import (
     ConnectionPool,
     Statements,
     borrowed,
-    connection_pool,
     id_array,
     json_items,
     patiently,
@@ -120,26 +119,24 @@ class ShardStore:
     @contextlib.asynccontextmanager
     async def open(
         cls,
+        pool: ConnectionPool,
         url: str,
         shard: Shard,
         owner: str,
         lease_seconds: float,
         patience_seconds: float = PATIENCE_SECONDS,
-        pool: ConnectionPool | None = None,
     ) -> AsyncIterator["ShardStore"]:
-        """Serve one shard, over its own or a shared pool; write the rest of its log at the end.
+        """Serve one shard over an open pool, which shards may share; write the rest of its log at the end.
 
-        `patience_seconds` is how long each call waits for an unavailable database.
+        `url` is for renewals of leases, which have connections of their own. `patience_seconds` is how long each call
+        waits for an unavailable database.
         """
-        async with contextlib.AsyncExitStack() as stack:
-            if pool is None:
-                pool = await stack.enter_async_context(connection_pool(url, patience_seconds))
-            store = cls(pool, url, shard, owner, lease_seconds, patience_seconds)
-            try:
-                yield store
-            finally:
-                with contextlib.suppress(StoreUnavailable):
-                    await store.flush()
+        store = cls(pool, url, shard, owner, lease_seconds, patience_seconds)
+        try:
+            yield store
+        finally:
+            with contextlib.suppress(StoreUnavailable):
+                await store.flush()
 
     def renewals(self) -> LeaseRenewals:
         """Return the renewer of this shard's leases, for any thread and event loop."""

@@ -173,7 +173,7 @@ async def _settle_webhook_events(context: dg.OpExecutionContext, events: Webhook
 
 
 def _plain(value: Any) -> Any:
-    """Convert ids to text: Parquet has no column of UUID objects."""
+    """Convert ids to text, as an output that is loaded again has them."""
     return str(value) if type(value).__name__ == "UUID" else value
 
 

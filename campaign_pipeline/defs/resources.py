@@ -55,7 +55,7 @@ class QueueDatabase(dg.ConfigurableResource[Any]):
     """The queue's PostgreSQL: CAMPAIGN_DATABASE_URL, else the embedded one under CAMPAIGN_HOME.
 
     Sensors and schedules that mostly find nothing to do create their resources themselves. For a resource parameter,
-    Dagster opens its instance at each evaluation: six connections to its storage, and 10 ms of processor time.
+    Dagster opens its instance at each evaluation.
     """
 
     address: str | None = Field(default=None, description="A postgresql:// URL; unset: as the environment says.")

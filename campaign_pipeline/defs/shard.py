@@ -144,7 +144,7 @@ async def _deliver(
     options, clock = DeliverySettings.from_environment(), ProcessClock()
     connection = await Queue(partial(borrowed, pool)).get_inbox_connection(shard.inbox_id)
     async with (
-        ShardStore.open(url, shard, owner, options.lease_seconds, pool=pool) as store,
+        ShardStore.open(pool, url, shard, owner, options.lease_seconds) as store,
         providers.open(connection, concurrency) as outside,
     ):
         leased_at = clock.monotonic()

@@ -13,6 +13,7 @@ import pytest
 from campaign_pipeline.adapters.embedded import EmbeddedServer
 from campaign_pipeline.adapters.queue import BatchOptions, Queue
 from campaign_pipeline.adapters.shard_store import ShardStore
+from campaign_pipeline.adapters.statements import connection_pool
 from campaign_pipeline.core.model import PartStatus, Shard, split_batch
 from campaign_pipeline.core.ports import (
     Attempt,
@@ -44,7 +45,10 @@ def with_store(url: str, work: Work, shard: Shard | None = None, **options: Any)
     shard = shard or claimed_shard(url)
 
     async def main() -> None:
-        async with ShardStore.open(url, shard, "run 1234 inbox_1", 120.0, **options) as store:
+        async with (
+            connection_pool(url, **options) as pool,
+            ShardStore.open(pool, url, shard, "run 1234 inbox_1", 120.0, **options) as store,
+        ):
             messages, _, _ = await store.take_over()
             await work(store, [message.id for message in messages])
 
@@ -108,7 +112,10 @@ def test_a_take_over_reads_stored_rows_and_counts_the_others(world: World, due: 
     )
 
     async def main() -> None:
-        async with ShardStore.open(world.url, shard, "owner", 120.0) as store:
+        async with (
+            connection_pool(world.url) as pool,
+            ShardStore.open(pool, world.url, shard, "owner", 120.0) as store,
+        ):
             messages, left, now = await store.take_over()
             assert left == {str(due[0]): "finished", str(due[1]): "deleted"}
             assert now is not None
@@ -119,7 +126,10 @@ def test_a_take_over_reads_stored_rows_and_counts_the_others(world: World, due: 
             (part,) = by_id[due[2]].parts
             assert (part.status, part.attempts) == (PartStatus.UNKNOWN, 3)
             assert (by_id[due[3]].text, by_id[due[3]].parts, by_id[due[3]].begun) == (None, (), False)
-        async with ShardStore.open(world.url, shard, "another", 120.0) as second:
+        async with (
+            connection_pool(world.url) as pool,
+            ShardStore.open(pool, world.url, shard, "another", 120.0) as second,
+        ):
             taken, left, nothing = await second.take_over()
             assert (taken, nothing) == ([], None)
             assert Counter(left.values()) == {"finished": 1, "deleted": 1, "held_by_another": 3}

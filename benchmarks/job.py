@@ -16,6 +16,11 @@ class RunFailed(RuntimeError):
 
 def main(run_config: str, result_file: str) -> None:
     """Run the job, and write Dagster's records of the run."""
+    config = json.loads(run_config)
+    if "multiprocess" in config["execution"]["config"]:
+        from campaign_pipeline.defs.fork_server import start_fork_server
+
+        start_fork_server()  # as `campaign-pipeline process` does
     import dagster as dg
     from dagster._core.definitions.reconstruct import ReconstructableRepository
 
@@ -23,7 +28,7 @@ def main(run_config: str, result_file: str) -> None:
     repository = ReconstructableRepository.for_module("campaign_pipeline.definitions", "defs", str(Path.cwd()))
     job = repository.get_reconstructable_job("process_campaign_queue")
     with dg.DagsterInstance.get() as instance:
-        run = measure(dg.execute_job(job, instance, run_config=json.loads(run_config)), instance)
+        run = measure(dg.execute_job(job, instance, run_config=config), instance)
     Path(result_file).write_text(json.dumps(run), encoding="utf-8")
 
 

@@ -319,6 +319,10 @@ class _Stopper:
 
 
 def _execute(launch_id: str, run_config: Mapping[str, Any], run_file: Path, stopper: _Stopper) -> JobResult:
+    if "multiprocess" in run_config["execution"]["config"]:
+        from campaign_pipeline.defs.fork_server import start_fork_server
+
+        start_fork_server()  # first: it imports for as long as the lines below
     import dagster as dg
 
     from campaign_pipeline.definitions import main_job

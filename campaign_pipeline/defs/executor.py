@@ -5,7 +5,6 @@ fields come from the deployment: its engine, the broker, the namespace.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from multiprocessing import forkserver
 from typing import Any
 
 import dagster as dg
@@ -13,10 +12,8 @@ import dagster as dg
 from campaign_pipeline.adapters.database import hold
 from campaign_pipeline.adapters.deployment import Deployment, KubernetesSettings
 from campaign_pipeline.adapters.environment import Environment
+from campaign_pipeline.defs.fork_server import PRELOAD, start_fork_server
 from campaign_pipeline.defs.presence import PresentExecutor
-
-PRELOAD = ["campaign_pipeline.defs.preload", "dagster._core.executor.multiprocess"]
-"""Imported by the fork server in this order. Dagster would put its own module first, if it were not named."""
 
 DEPLOYMENT = Deployment.from_environment()
 """Read when the code location loads: an invalid value keeps it from loading, with its sentence."""
@@ -90,9 +87,7 @@ def _create(context: dg.InitExecutorContext, engine: str, options: Mapping[str, 
 
         assert DEPLOYMENT.k8s is not None
         return _with(k8s_job_executor, context, {**_pods(DEPLOYMENT.k8s), **options})
-    # Started at once, the fork server imports while the run's process still prepares its first step.
-    forkserver.set_forkserver_preload(PRELOAD)
-    forkserver.ensure_running()
+    start_fork_server()
     return _with(
         dg.multiprocess_executor, context, {**options, "start_method": {"forkserver": {"preload_modules": PRELOAD}}}
     )

@@ -25,6 +25,7 @@ from campaign_pipeline.adapters.operations import DEMO
 from campaign_pipeline.cli import cli
 from campaign_pipeline.cli.dev import Ui, Watch, one_dev_alone
 from campaign_pipeline.cli.errors import Trouble
+from campaign_pipeline.launch import JobConfig
 from campaign_pipeline.sandbox import Behaviour, Kind, Latency, SandboxProcess
 from campaign_pipeline_tests.commands import numbered_processes_of, processes_of, run, start, wait_until
 from campaign_pipeline_tests.databases import Databases
@@ -203,6 +204,26 @@ def test_process_sends_due_messages_and_counts_them(
     assert "6 claimed, 5 sent, 1 failed, 0 skipped, 0 returned to the queue; 1 campaign run closed" in result.stdout
     assert world.value("SELECT count(*) FROM campaign_messages WHERE status = 'sent'") == 5
     assert world.wrong_counters() == []
+
+
+@pytest.mark.parametrize(("in_process", "started"), [(False, True), (True, False)], ids=["processes", "in process"])
+def test_the_fork_server_of_steps_starts_before_dagster_is_imported(
+    tmp_path: Path, in_process: bool, started: bool
+) -> None:
+    code = (
+        "import sys\n"
+        "from multiprocessing import forkserver\n"
+        "from campaign_pipeline import launch\n"
+        "class AtDagster:\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        "        if name == 'dagster': sys.exit(f'fork server: {forkserver._forkserver._forkserver_pid is not None}')\n"
+        "sys.meta_path.insert(0, AtDagster())\n"
+        "launch._run_child('launch', *sys.argv[1:])\n"
+    )
+    config = orjson.dumps(JobConfig(in_process=in_process).to_run_config()).decode()
+    command = [sys.executable, "-c", code, config, str(tmp_path)]
+    done = subprocess.run(command, input="", capture_output=True, text=True, check=False)
+    assert done.stderr.splitlines()[-1] == f"fork server: {started}"
 
 
 def test_process_claims_no_more_than_its_batch_size(

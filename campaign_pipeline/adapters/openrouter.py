@@ -330,13 +330,13 @@ def _cache_saved(model: str, usage: Any) -> float | None:
     """
     details = at(usage, "prompt_tokens_details")
     cached, written = _count(at(details, "cached_tokens")), _count(at(details, "cache_write_tokens"))
+    if not (cached or written):
+        return None
     prices = next((prices for name, *prices in CACHE_PRICES if model.lstrip("~").startswith(name)), None)
     own_key = at(usage, "is_byok") is True
     charged = at(usage, "cost_details", "upstream_inference_cost") if own_key else at(usage, "cost")
     completion = at(usage, "cost_details", "upstream_inference_completions_cost")
-    if not (isinstance(charged, int | float) and isinstance(completion, int | float)):
-        return None
-    if prices is None or not (cached or written):
+    if prices is None or not (isinstance(charged, int | float) and isinstance(completion, int | float)):
         return None
     prompt = max(_count(at(usage, "prompt_tokens")), cached + written)
     weighted = prompt - cached - written + prices[0] * cached + prices[1] * written

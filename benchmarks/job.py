@@ -14,13 +14,13 @@ class RunFailed(RuntimeError):
     """A run failed, so there is nothing to measure."""
 
 
-def main(run_config: str, result_file: str) -> None:
+def main(run_config: str, result_file: str, started_by: str = "command") -> None:
     """Run the job, and write Dagster's records of the run."""
     config = json.loads(run_config)
-    if "multiprocess" in config["execution"]["config"]:
+    if started_by == "command" and "multiprocess" in config["execution"]["config"]:
         from campaign_pipeline.defs.fork_server import start_fork_server
 
-        start_fork_server()  # as `campaign-pipeline process` does
+        start_fork_server()  # as `campaign_pipeline.launch` does
     import dagster as dg
     from dagster._core.definitions.reconstruct import ReconstructableRepository
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 
@@ -31,6 +31,7 @@ class JobSpec:
     shard_size: int = 1000
     in_process: bool = False
     max_concurrent: int = 4  # steps at once
+    started_by: Literal["command", "daemon"] = "command"  # the command starts the fork server of steps before Dagster
 
     def to_run_config(self) -> dict[str, Any]:
         """Return Dagster's run config."""
@@ -80,10 +81,11 @@ def run_job(
         env = dict(variables)
         if preload_folder is not None:
             env["PYTHONPATH"] = f"{preload_folder}:{env['PYTHONPATH']}"
+        config = orjson.dumps(spec.to_run_config()).decode()
         log = Path(folder, "job.log")
         with log.open("wb") as output:
             child = subprocess.Popen(
-                [sys.executable, "-m", "benchmarks.job", orjson.dumps(spec.to_run_config()).decode(), str(result)],
+                [sys.executable, "-m", "benchmarks.job", config, str(result), spec.started_by],
                 env=env,
                 stdout=output,
                 stderr=output,

@@ -92,6 +92,7 @@ def _ours(bench: Bench, count: int) -> dict[str, float]:
                     batch_size=LARGEST_BATCH,
                     shard_size=5000,
                     max_concurrent=processes // runs,
+                    started_by="daemon",
                 )
                 seconds = run_at_once(bench.environment(url, sandbox), spec, sandbox, count, runs)
                 if count_statuses(url) != {"sent": count}:

@@ -17,7 +17,7 @@ SCHEMA = "campaign_pipeline"
 VERSION_TABLE = "campaign_pipeline_version"
 """Alembic's version table, in that schema; its name differs from the CRM's own."""
 
-HEAD = "0026"
+HEAD = "0027"
 """The schema revision that this code needs; a test compares it with the migrations folder."""
 
 STATEMENT_FILES = (

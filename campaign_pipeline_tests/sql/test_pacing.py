@@ -539,6 +539,7 @@ def test_an_inbox_without_a_pace_is_slowed_down_until_it_has_recovered(inbox: Ma
         {"pause_after": 3},
         {"quiet_from": "21:00"},
         {"quiet_from": "21:00", "quiet_until": "21:00"},
+        {"quiet_from": "00:00", "quiet_until": "24:00"},
     ],
 )
 def test_settings_refuse_nonsense(inbox: Make, columns: dict[str, Any]) -> None:

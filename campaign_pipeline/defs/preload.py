@@ -17,6 +17,7 @@ MODULES = [
     # ignored.
     "campaign_pipeline.definitions",
     "campaign_pipeline.adapters.smtp",
+    "campaign_pipeline.defs.dagster_storage",
     "certifi",
     "dagster._core.definitions.repository_definition.repository_data_builder",
     "dagster._core.execution.api",
@@ -24,6 +25,7 @@ MODULES = [
     "dagster._core.secrets.env_file",
     "dagster._core.storage.fs_io_manager",
     "dagster._core.storage.local_compute_log_manager",
+    "dagster._core.storage.noop_compute_log_manager",
     "dagster._core.storage.root",
     "dagster._core.storage.sqlite_storage",
     "dagster._core.system_config.composite_descent",

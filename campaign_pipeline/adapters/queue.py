@@ -69,11 +69,12 @@ class Queue(Statements):
     async def _claim(self, options: BatchOptions, *, keep: bool) -> Batch:
         async def call() -> Batch:
             async with self._connection() as connection, connection.transaction(force_rollback=not keep):
-                # A claimer that hangs or vanishes must not keep its rows locked.
+                # A claimer that hangs or vanishes must not keep its rows locked. Compiling a plan takes longer than
+                # executing it: none of these statements computes much, however high its cost is estimated.
                 # One statement: binary results, which some sessions need, allow no more.
                 await connection.execute(
                     "SELECT set_config('idle_in_transaction_session_timeout', '30s', true), "
-                    "set_config('lock_timeout', '800ms', true)"
+                    "set_config('lock_timeout', '800ms', true), set_config('jit', 'off', true)"
                 )
                 return await _ClaimBatch(connection, options).run()
 

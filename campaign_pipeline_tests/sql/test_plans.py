@@ -313,3 +313,12 @@ def test_statistics_from_before_a_busy_hour_send_no_group_through_all_messages(w
                 for message in group
             )
         assert messages_read(world) - before < len(groups) * 10 * 40
+
+
+def test_a_function_that_avoids_scans_has_no_plan_compiled(world: World) -> None:
+    # Where no index fits, the cost that is estimated for such a scan would alone be reason enough to compile.
+    wrong = world.all(
+        "SELECT proname FROM pg_proc WHERE pronamespace = 'campaign_pipeline'::regnamespace"
+        " AND 'enable_seqscan=off' = ANY (proconfig) AND NOT 'jit=off' = ANY (proconfig)"
+    )
+    assert wrong == []

@@ -132,7 +132,7 @@ END $$;
 
 -- The channel of an inbox: whatsapp unless its instance has another.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_inbox_channel(p_inbox uuid) RETURNS text LANGUAGE plpgsql STABLE
-SET enable_seqscan = off AS $$
+SET jit = off SET enable_seqscan = off AS $$
 BEGIN
     RETURN COALESCE((SELECT i.provider FROM public.inbox_instances x JOIN public.instances i ON i.id = x.instance_id
                      WHERE x.inbox_id = p_inbox AND i.provider IS NOT NULL ORDER BY i.id LIMIT 1), 'whatsapp');

@@ -7,7 +7,7 @@
 -- for a failure of a part that a worker is sending now: that worker decides first.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_apply_status_events(p_events jsonb)
 RETURNS TABLE (event_id bigint, verdict text) LANGUAGE plpgsql
-SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+SET jit = off SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 #variable_conflict use_column
 BEGIN
     -- Runs first, messages second, each in the order of their ids, as in campaign_settle.

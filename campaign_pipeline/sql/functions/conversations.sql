@@ -135,7 +135,7 @@ END $$;
 -- Insert the rows. From the ledger, because the message may be deleted; only parts begun before the ledger had a
 -- conversation column read it from the message. `sent_by` is a user of the CRM: null for texts of the AI.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_write_chat(p_parts jsonb) RETURNS void LANGUAGE plpgsql
-SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+SET jit = off SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 BEGIN
     WITH part AS (
         SELECT v.id AS conversation_id, COALESCE(p.run_id, m.run_id) AS run_id,

@@ -106,7 +106,7 @@ $$;
 -- p_ids NULL: all. Two hundred per call; call again for the rest.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_settle_old_processor(p_ids uuid[] DEFAULT NULL)
 RETURNS TABLE (message_id uuid, verdict text) LANGUAGE plpgsql
-SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+SET jit = off SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 #variable_conflict use_column
 DECLARE
     left_over record;

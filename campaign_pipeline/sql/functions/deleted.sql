@@ -4,7 +4,7 @@
 -- so that no other run contacts them as new, and the run's log, if the run still exists, says what was done.
 -- p_changed: the messages with a part that was settled just now.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_end_deleted(p_gone uuid[], p_changed uuid[]) RETURNS void
-LANGUAGE plpgsql SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+LANGUAGE plpgsql SET jit = off SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 DECLARE
     settled uuid[] := ARRAY(SELECT g.id FROM unnest(p_gone) AS g (id) WHERE g.id = ANY (p_changed));
 BEGIN

@@ -26,7 +26,7 @@ END $$;
 
 -- Make the moves, from the ledger, as in campaign_write_chat.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_write_moves(p_ids uuid[]) RETURNS void LANGUAGE plpgsql
-SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+SET jit = off SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 BEGIN
     -- Row by row of its arguments (LIMIT): a plan made while the ledger was small would read all of it.
     WITH contacted AS MATERIALIZED (

@@ -44,7 +44,7 @@ END $$;
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_renew_leases(
     p_ids uuid[], p_token uuid, p_lease_seconds double precision
 ) RETURNS SETOF uuid LANGUAGE plpgsql
-SET enable_seqscan = off SET lock_timeout = '800ms' AS $$
+SET jit = off SET enable_seqscan = off SET lock_timeout = '800ms' AS $$
 BEGIN
     RETURN QUERY
     UPDATE public.campaign_messages m

@@ -75,7 +75,7 @@ END $$;
 -- is open. Never one of which a part may have been sent.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_hold_contacted(p_ids uuid[])
 RETURNS TABLE (message_id uuid, skipped boolean) LANGUAGE plpgsql
-SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+SET jit = off SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 BEGIN
     RETURN QUERY
     WITH claimed AS MATERIALIZED (

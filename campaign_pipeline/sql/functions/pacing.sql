@@ -286,7 +286,7 @@ END $$;
 
 -- Lock the rows of some paces, creating missing ones, always in the same order. p_wanted: [{inbox, campaign}].
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_lock_paces(p_wanted jsonb) RETURNS void LANGUAGE plpgsql
-SET enable_seqscan = off SET enable_hashjoin = off AS $$
+SET jit = off SET enable_seqscan = off SET enable_hashjoin = off AS $$
 BEGIN
     INSERT INTO campaign_pipeline.campaign_pace_state (scope, scope_id)
     SELECT DISTINCT s.scope, s.id

@@ -14,8 +14,8 @@
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_begin_parts(p_items jsonb)
 RETURNS TABLE (message_id uuid, verdict text, conversation_id uuid,
                wait_seconds double precision, wait_code text, grace_seconds double precision) LANGUAGE plpgsql
-SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan
-SET lock_timeout = '800ms' AS $$
+SET jit = off SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+SET plan_cache_mode = force_generic_plan SET lock_timeout = '800ms' AS $$
 #variable_conflict use_column
 DECLARE
     items   campaign_pipeline.campaign_intent[] := ARRAY(

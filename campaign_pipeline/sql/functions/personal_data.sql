@@ -3,7 +3,7 @@
 -- Every spelling of a lead's address that the pipeline's and the CRM's tables may contain.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_addresses_of_lead(p_lead uuid) RETURNS text[]
     LANGUAGE plpgsql STABLE
-SET enable_seqscan = off AS $$
+SET jit = off SET enable_seqscan = off AS $$
 DECLARE
     found text[];
 BEGIN
@@ -35,7 +35,7 @@ END $$;
 -- The conversations of a lead: its own, and those of its number in its workspace that belong to no other lead.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_conversations_of_lead(p_lead uuid) RETURNS uuid[]
     LANGUAGE plpgsql STABLE
-SET enable_seqscan = off AS $$
+SET jit = off SET enable_seqscan = off AS $$
 BEGIN
     RETURN ARRAY(
         SELECT v.id FROM public.conversations v WHERE v.lead_id = p_lead
@@ -47,7 +47,7 @@ END $$;
 
 -- Everything stored of a lead, as one JSON document for the person who requests it; null for an unknown lead.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_export_lead(p_lead uuid) RETURNS jsonb LANGUAGE plpgsql STABLE
-SET enable_seqscan = off AS $$
+SET jit = off SET enable_seqscan = off AS $$
 DECLARE
     addresses     text[] := campaign_pipeline.campaign_addresses_of_lead(p_lead);
     conversations uuid[] := campaign_pipeline.campaign_conversations_of_lead(p_lead);
@@ -108,7 +108,7 @@ END $$;
 -- The log lines about a lead: those with its id, and those with only the id of one of its messages.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_logs_of_lead(p_lead uuid, p_messages uuid[]) RETURNS uuid[]
     LANGUAGE plpgsql STABLE
-SET enable_seqscan = off AS $$
+SET jit = off SET enable_seqscan = off AS $$
 BEGIN
     RETURN ARRAY(
         SELECT g.id FROM public.campaign_logs g WHERE g.lead_id = p_lead
@@ -123,7 +123,7 @@ END $$;
 -- too.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_blank(p_table regclass, p_key text, p_ids uuid[], p_keep text[])
     RETURNS integer
-LANGUAGE plpgsql SET enable_seqscan = off AS $$
+LANGUAGE plpgsql SET jit = off SET enable_seqscan = off AS $$
 DECLARE
     changes text;
     blanked integer := 0;
@@ -150,7 +150,7 @@ END $$;
 -- addresses stay as hashes, which suppress the person in the workspace in case it is imported again. Returns rows by
 -- table. Idempotent. Raises an exception while a part to the lead is in flight, whose answer would bring data back.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_erase_lead(p_lead uuid, p_by text) RETURNS jsonb LANGUAGE plpgsql
-SET enable_seqscan = off AS $$
+SET jit = off SET enable_seqscan = off AS $$
 DECLARE
     workspace uuid;
     own_messages uuid[];

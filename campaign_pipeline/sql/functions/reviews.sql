@@ -6,7 +6,7 @@
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_awaits_review(
     p_message uuid, p_run uuid, p_config uuid, p_needs_model boolean
 ) RETURNS boolean LANGUAGE plpgsql STABLE
-SET enable_seqscan = off AS $$
+SET jit = off SET enable_seqscan = off AS $$
 DECLARE
     wish record;
 BEGIN
@@ -28,7 +28,7 @@ END $$;
 -- Store texts that were written outside a shard, for messages that have no lease and no text: these texts will be sent.
 -- Items as for campaign_begin_parts. Returns the messages whose texts were stored.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_keep_texts(p_items jsonb) RETURNS SETOF uuid LANGUAGE plpgsql
-SET enable_seqscan = off SET lock_timeout = '800ms' AS $$
+SET jit = off SET enable_seqscan = off SET lock_timeout = '800ms' AS $$
 DECLARE
     token uuid := gen_random_uuid();
     free  uuid[];
@@ -60,7 +60,7 @@ END $$;
 -- An approved text is due at its planned time, or now if that has passed; with the last decision that a run waited for,
 -- so are its other messages.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_decide_reviews(p_items jsonb, p_by text) RETURNS SETOF uuid
-LANGUAGE plpgsql SET enable_seqscan = off SET lock_timeout = '800ms' AS $$
+LANGUAGE plpgsql SET jit = off SET enable_seqscan = off SET lock_timeout = '800ms' AS $$
 DECLARE
     free uuid[];
     runs uuid[];

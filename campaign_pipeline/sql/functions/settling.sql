@@ -13,8 +13,8 @@
 -- the wanted state; `final`: its present status, null if it was deleted.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_settle(p_items jsonb)
 RETURNS TABLE (message_id uuid, applied boolean, moved boolean, final text) LANGUAGE plpgsql
-SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan
-SET lock_timeout = '800ms' AS $$
+SET jit = off SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+SET plan_cache_mode = force_generic_plan SET lock_timeout = '800ms' AS $$
 #variable_conflict use_column
 DECLARE
     ends     campaign_pipeline.campaign_end[] := ARRAY(

@@ -96,7 +96,7 @@ END $$;
 -- cost when it is first stored, and what campaign_keep_model_calls booked.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_note_spending(p_bills jsonb) RETURNS void
     LANGUAGE plpgsql
-SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+SET jit = off SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 DECLARE
     bill   record;
     before numeric;  -- a run's spending when it got its limit

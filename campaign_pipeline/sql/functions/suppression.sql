@@ -55,7 +55,7 @@ END $$;
 -- that may have been sent: its worker first resolves that part.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_suppressed_messages(p_ids uuid[]) RETURNS SETOF uuid
     LANGUAGE plpgsql
-SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+SET jit = off SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 BEGIN
     IF NOT EXISTS (SELECT 1 FROM campaign_pipeline.campaign_suppressions s WHERE s.lifted_at IS NULL) THEN
         RETURN;

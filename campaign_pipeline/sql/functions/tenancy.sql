@@ -15,7 +15,7 @@ $$;
 -- its id. What the messages of a campaign and an inbox share is looked up once for all of them.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_foreign_rows(p_ids uuid[])
 RETURNS TABLE (message_id uuid, what text, row_id uuid) LANGUAGE plpgsql STABLE
-SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+SET jit = off SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 #variable_conflict use_column
 BEGIN
     RETURN QUERY

@@ -8,6 +8,9 @@
 -- A client that holds a row longer than lock_timeout may be the CRM, which locks runs and messages in its own orders.
 -- The limit is below the server's deadlock_timeout (1 s), so that in a deadlock the CRM's statement never fails: ours
 -- gives up first, and is repeated.
+-- Before version 18, a disabled scan that is used all the same, of an empty table, adds ten billion to the estimated
+-- cost. A server that was built with LLVM then compiles the plan, anew at every call, for 20 to 60 ms. Hence jit = off
+-- wherever scans are disabled: 6,000 messages on version 15 took 13.6 s, and take 4.9 s.
 -- plan_cache_mode gives each connection one plan from the first call on; the server would otherwise plan each statement
 -- five times, and some always: one message at a time, begin_parts 2.7 -> 1.1 ms, start_generating 1.1 -> 0.65.
 
@@ -78,7 +81,7 @@ END $$;
 -- Of these messages, those that a person stopped: their inbox, their workspace, or all sending.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_stopped_by_person(p_ids uuid[]) RETURNS uuid[]
 LANGUAGE plpgsql STABLE
-SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+SET jit = off SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 BEGIN
     RETURN ARRAY(
         SELECT m.id
@@ -95,7 +98,7 @@ END $$;
 -- Of these messages, those that need a scope whose circuit is open, except its own probe.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_scope_paused(p_ids uuid[], p_needs_model boolean) RETURNS uuid[]
 LANGUAGE plpgsql STABLE
-SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+SET jit = off SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 BEGIN
     RETURN ARRAY(
         SELECT m.id
@@ -126,8 +129,8 @@ END $$;
 -- Items: {id, token}.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_start_generating(p_items jsonb)
 RETURNS TABLE (message_id uuid, verdict text) LANGUAGE plpgsql
-SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan
-SET lock_timeout = '800ms' AS $$
+SET jit = off SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+SET plan_cache_mode = force_generic_plan SET lock_timeout = '800ms' AS $$
 #variable_conflict use_column
 BEGIN
     RETURN QUERY

@@ -93,7 +93,7 @@ END $$;
 -- Add one message of a lead to the chat of its number, once, whoever brings it. The triggers on messages process an
 -- opt-out in it at once. Body: {id, from, name, text, at}. Returns {verdict, lead_id}.
 CREATE OR REPLACE FUNCTION campaign_pipeline.campaign_take_incoming(p_provider text, p_instance text, p_body jsonb)
-RETURNS jsonb LANGUAGE plpgsql SET enable_seqscan = off AS $$
+RETURNS jsonb LANGUAGE plpgsql SET jit = off SET enable_seqscan = off AS $$
 DECLARE
     inbox    uuid := campaign_pipeline.campaign_webhook_inbox(p_provider, p_instance);
     number   text := campaign_pipeline.campaign_canonical_address(p_body ->> 'from');

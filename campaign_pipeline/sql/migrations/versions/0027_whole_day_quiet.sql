@@ -3,7 +3,7 @@
 -- it is until it is changed: only its operator knows what it should be.
 
 ALTER TABLE campaign_pipeline.campaign_inbox_pace
-    DROP CONSTRAINT campaign_inbox_pace_quiet_complete,
+    DROP CONSTRAINT IF EXISTS campaign_inbox_pace_quiet_complete,
     ADD CONSTRAINT campaign_inbox_pace_quiet_complete CHECK (
         (quiet_from IS NULL) = (quiet_until IS NULL)
         AND quiet_from + interval '0' IS DISTINCT FROM COALESCE(quiet_until + interval '0', '24:00')) NOT VALID;

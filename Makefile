@@ -1,6 +1,6 @@
 # Each target installs what it needs, except Python 3.11 to 3.14. `make` alone lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help install demo dev test test-waiting test-rest test-newest test-fast crash-test distributed-test bench lint format clean chromium pgbouncer redis iproute2 faketime
+.PHONY: help install demo dev test test-waiting test-rest test-newest test-debian-postgres test-fast crash-test distributed-test bench lint format clean chromium pgbouncer redis iproute2 faketime
 
 PYTHON ?= python3
 PORT ?= 3000
@@ -37,6 +37,9 @@ test-rest: $(READY) pgbouncer
 
 test-newest: $(READY) ## Core, adapters and a whole job on the newest supported Python of this machine
 	@.ci/test-newest-python $(BIN)/python
+
+test-debian-postgres: $(READY) ## The tests of SQL and beside the CRM on Debian's PostgreSQL; installs it, if need be
+	@.ci/test-debian-postgres $(BIN)/python
 
 test-fast: $(READY) ## Core, SQL and adapters, without slow tests and with few generated examples: for the edit loop
 	$(BIN)/python -m pytest -n 3 --dist loadfile -m "not slow" --hypothesis-profile few campaign_pipeline_tests/core campaign_pipeline_tests/sql campaign_pipeline_tests/adapters

@@ -15,7 +15,7 @@ import pytest
 from filelock import FileLock
 from hypothesis import HealthCheck, settings
 
-from campaign_pipeline.adapters import schema
+from campaign_pipeline.adapters import embedded, schema
 from campaign_pipeline.adapters.embedded import EmbeddedServer, embedded_server
 from campaign_pipeline.adapters.environment import PROVIDER_PREFIXES
 from campaign_pipeline.sandbox.server import Addresses
@@ -66,6 +66,15 @@ def pytest_collection_finish() -> None:
     """Keep the garbage collector from looking at modules and tests again and again."""
     gc.collect()
     gc.freeze()
+
+
+if OTHER_POSTGRES := os.environ.get("CAMPAIGN_TEST_POSTGRES"):
+    # The folder of another PostgreSQL's programs, which replace the embedded ones: see .ci/test-debian-postgres.
+    embedded.NEWEST = int(Path(OTHER_POSTGRES).parent.name)
+    embedded.MAJORS[embedded.NEWEST] = OTHER_POSTGRES
+    embedded._programs = lambda major, owner: Path(embedded.MAJORS[major])
+    # Before version 16, no line of pg_ident.conf can name all users. The socket's folder is private.
+    embedded._HBA = ("local all all trust", "local replication all trust")
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ def start_fork_server() -> None:
 
     It imports for one and a half seconds. The executor starts it, so that it imports while the run's process prepares
     its first step. A run's process that knows its executor before Dagster is imported starts it even earlier: then both
-    import side by side. This module imports nothing for that reason.
+    import side by side. For that reason this module does not import Dagster.
     """
     forkserver.set_forkserver_preload(PRELOAD)
     forkserver.ensure_running()

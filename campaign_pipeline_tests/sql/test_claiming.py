@@ -272,8 +272,13 @@ def test_dead_leases_and_old_messages_that_another_has_locked_block_no_claimer(w
     assert (claimed_ids(batch), batch.recovered, batch.expired) == ({due}, 0, 0)
 
 
-def test_a_claimer_that_falls_asleep_in_its_transaction_is_ended_by_the_server(
-    world: World, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("idle_in_transaction_session_timeout", "30s"), ("jit", "off")],
+    ids=["the server ends a claimer that falls asleep", "the server compiles no plan"],
+)
+def test_a_claims_transaction_has_its_own_settings(
+    world: World, monkeypatch: pytest.MonkeyPatch, setting: str, value: str
 ) -> None:
     world.due_message(world.run())
 
@@ -281,12 +286,12 @@ def test_a_claimer_that_falls_asleep_in_its_transaction_is_ended_by_the_server(
 
     async def run(self: Any) -> queue.Batch:
         connection: Connection = self._connection
-        seen.append(await (await connection.execute("SHOW idle_in_transaction_session_timeout")).fetchone())
+        seen.append(await (await connection.execute("SELECT current_setting(%s) AS value", [setting])).fetchone())
         return queue.Batch()
 
     monkeypatch.setattr(queue._ClaimBatch, "run", run)
     claim_batch(world)
-    assert seen == [{"idle_in_transaction_session_timeout": "30s"}]
+    assert seen == [{"value": value}]
 
 
 # Waiting --------------------------------------------------------------------------------------------------------------

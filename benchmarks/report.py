@@ -2,6 +2,7 @@
 
 import os
 import platform
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -106,9 +107,10 @@ def describe_machine(postgres: str) -> list[str]:
         cpu = models[0] if models else cpu
     gigabytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     packages = ", ".join(f"{name} {found}" for name in _PACKAGES if (found := _version(name)))
+    python = f"{platform.python_version()} ({Path(sys.executable).resolve()})"  # how it was compiled matters, too
     return [
         f"{os.cpu_count()} cores ({cpu}), {gigabytes:.0f} GB of memory, {platform.system()} {platform.release()}",
-        f"Python {platform.python_version()}, PostgreSQL {postgres} (embedded, on the same cores), {packages}",
+        f"Python {python}, PostgreSQL {postgres} (embedded, on the same cores), {packages}",
         f"load average at the start: {os.getloadavg()[0]:.2f}",
     ]
 

@@ -47,9 +47,13 @@ class Batch:
     fallback_inboxes: dict[UUID, UUID] = field(default_factory=dict)  # runs that use a fallback inbox, and which
 
 
-_GIVE_WAY = "SET LOCAL lock_timeout = '800ms'"
-"""Below the server's deadlock_timeout of one second: in a deadlock between a transaction of ours and one of the CRM,
-ours is aborted, and repeated."""
+_OWN_SETTINGS = "SELECT set_config('lock_timeout', '800ms', true), set_config('jit', 'off', true)"
+"""Of a transaction that changes many messages. One statement: binary results, which some sessions need, allow no more.
+
+The time-out is below the server's deadlock_timeout of one second: in a deadlock between a transaction of ours and one
+of the CRM, ours is aborted, and repeated. Compiling a plan takes longer than executing it: none of these statements
+computes much, however high its cost is estimated.
+"""
 
 _REFUSED_BATCHES = 20
 """How many batches of refused messages one claim skips, so that its transaction stays short."""
@@ -69,12 +73,9 @@ class Queue(Statements):
     async def _claim(self, options: BatchOptions, *, keep: bool) -> Batch:
         async def call() -> Batch:
             async with self._connection() as connection, connection.transaction(force_rollback=not keep):
-                # A claimer that hangs or vanishes must not keep its rows locked. Compiling a plan takes longer than
-                # executing it: none of these statements computes much, however high its cost is estimated.
-                # One statement: binary results, which some sessions need, allow no more.
+                # A claimer that hangs or vanishes must not keep its rows locked.
                 await connection.execute(
-                    "SELECT set_config('idle_in_transaction_session_timeout', '30s', true), "
-                    "set_config('lock_timeout', '800ms', true), set_config('jit', 'off', true)"
+                    f"{_OWN_SETTINGS}, set_config('idle_in_transaction_session_timeout', '30s', true)"
                 )
                 return await _ClaimBatch(connection, options).run()
 
@@ -110,7 +111,7 @@ class Queue(Statements):
 
         async def call() -> list[dict[str, Any]]:
             async with self._connection() as connection, connection.transaction():
-                await connection.execute(_GIVE_WAY)
+                await connection.execute(_OWN_SETTINGS)
                 await connection.execute(statement("settle_cancelled_runs"))
                 return await (await connection.execute(statement("close_runs"))).fetchall()
 

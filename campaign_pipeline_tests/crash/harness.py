@@ -4,6 +4,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import time
 from collections import Counter
 from collections.abc import Iterable
 from datetime import timedelta
@@ -33,6 +34,9 @@ STEP = timedelta(minutes=40)
 """By how much recovery moves the clock each round: past every lease, retry delay and pause."""
 
 ROUNDS = 30
+
+CLAIMERS_END = 40.0
+"""Seconds until the server has certainly ended the transaction of a suspended claimer, which it does after 30."""
 
 SECONDS_A_MESSAGE = 0.2
 """How long a worker may take for each message that is left, on a machine that others use too."""
@@ -118,15 +122,27 @@ def recover(world: World, sandbox: SandboxProcess, moved: timedelta = timedelta(
         moved += STEP
         world.move_clock(moved)
         patience = 90 + open_messages(world) * SECONDS_A_MESSAGE
-        for helper in [start_worker(world.url, sandbox, concurrency=30, batch=1000, shard=500) for _ in range(workers)]:
-            helper.finish(patience)
+        helpers = [start_worker(world.url, sandbox, concurrency=30, batch=1000, shard=500) for _ in range(workers)]
+        claimed = sum(helper.finish(patience) for helper in helpers)
         if not open_messages(world):
             return moved
+        if not claimed:
+            _wait_for_suspended_claimers(world)
     left = world.all(
         "SELECT status, error_class, error_code, last_error, count(*) FROM campaign_messages"
         " WHERE status IN ('pending', 'queued', 'generating', 'sending') GROUP BY 1, 2, 3, 4"
     )
     raise AssertionError(f"recovery did not come to an end: {left}")
+
+
+def _wait_for_suspended_claimers(world: World) -> None:
+    """Wait for the end of their transactions, by this machine's time: until then nobody can take their messages."""
+    give_up = time.monotonic() + CLAIMERS_END
+    while time.monotonic() < give_up and world.value(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state = 'idle in transaction'"
+        " AND pid <> pg_backend_pid()"
+    ):
+        time.sleep(0.2)
 
 
 def violations(world: World, record: Iterable[dict[str, Any]]) -> list[str]:

@@ -3,7 +3,7 @@
 20,000 messages to providers that answer at once. The figure is messages per second, end to end, on two cores that
 also run the sandbox and PostgreSQL. This project runs as whole Dagster runs with all guarantees, start-up included; a
 batch holds at most 10,000 messages, so two runs work at once, as they do in production. They send their shards in two
-processes, in four, or in process: each run in its own process, one shard after another.
+processes, in four, or in process: each run in its own process, one shard after another. The fastest way is judged.
 The procrastinate workers and the Celery workers (Redis; pool `threads` and pool `gevent`) make the same two requests
 and one status write per message with the same number in flight. The bare aiohttp loop makes the two requests and
 nothing else. Rivals are timed from their first request to their last write, without their start-up.
